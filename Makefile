@@ -1,0 +1,52 @@
+# The two commands that matter: `make up` and `make test`. `make help` lists the rest.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MINUTES ?= 10
+
+.DEFAULT_GOAL := help
+.PHONY: help install up test check format demo bench lock image clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## make .venv and install everything, pinned by hash
+
+$(VENV)/.installed: requirements-dev.txt pyproject.toml
+	@echo "install: making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "install: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "install: installing the pinned packages (about half a minute the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+up: install ## start everything on this machine; Ctrl-C stops it
+	@exec $(BIN)/deprovisioner up
+
+test: install ## all tests, on embedded servers
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: install ## format, lint, types, imports, migrations
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m tests.alembic_check
+
+format: install ## rewrite the code as `check` wants it
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+demo: install ## the main job on real servers, for a person to watch (under a minute)
+	@$(BIN)/deprovisioner demo
+
+bench: install ## idle latency and drain rate
+	@$(BIN)/python -m bench
+
+lock: ## pin the dependencies anew (needs uv)
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.txt
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+
+clean: ## remove .venv and caches (not .deprovisioner: it holds data)
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

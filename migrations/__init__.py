@@ -1,0 +1,37 @@
+"""Alembic migrations of the control database, and how to run them without an ini file."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, text
+
+
+def config() -> Config:
+    """Alembic's configuration; env.py takes the database from this process's settings."""
+    made = Config()
+    made.set_main_option("script_location", str(Path(__file__).parent))
+    return made
+
+
+def upgrade(revision: str = "head") -> None:
+    """Bring the schema up to `revision`; harmless when it is there already."""
+    command.upgrade(config(), revision)
+
+
+def downgrade(revision: str) -> None:
+    """Take the schema back to `revision` (`base`: to nothing)."""
+    command.downgrade(config(), revision)
+
+
+def head() -> str | None:
+    """The newest revision this code knows."""
+    return ScriptDirectory.from_config(config()).get_current_head()
+
+
+def current(db: Connection) -> str | None:
+    """The revision the database is at; None before the first."""
+    if not inspect(db).has_table("alembic_version"):
+        return None
+    return str(db.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none())

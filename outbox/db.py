@@ -1,0 +1,82 @@
+"""The control database: one engine a process, and the two ways to use it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from outbox import settings
+from outbox.errors import SettingsError
+
+# Nothing here runs long: a statement that does is waiting for a lock or a lost server.
+STATEMENT_TIMEOUT_MS = 15_000
+# A transaction left open by a stopped process must not hold back vacuum or a row lock.
+IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
+# The API's threads (40) and a worker's hands share this; more connections than cores gain nothing.
+POOL_SIZE = 20
+
+
+def control_url() -> URL:
+    """DATABASE_URL with the one driver this project uses; SettingsError when it cannot be read."""
+    try:
+        url = make_url(settings.get().need("database_url"))
+    except ArgumentError as error:
+        raise SettingsError(f"DEPROVISIONER_DATABASE_URL: {error}") from error
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise SettingsError(f"DEPROVISIONER_DATABASE_URL must be a postgresql:// URL, not {url.drivername}://")
+    return url.set(drivername="postgresql+psycopg2")
+
+
+@lru_cache(maxsize=1)
+def engine() -> Engine:
+    """This process's engine. A process that forks must call `engine.cache_clear()` in the child."""
+    return sa.create_engine(
+        control_url(),
+        pool_size=POOL_SIZE,
+        max_overflow=0,
+        pool_timeout=10,
+        pool_use_lifo=True,
+        connect_args={
+            "application_name": "deprovisioner",
+            "connect_timeout": 5,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}"
+            f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}",
+        },
+    )
+
+
+@contextmanager
+def transaction() -> Iterator[Connection]:
+    """Everything inside commits together, or not at all."""
+    with engine().begin() as db:
+        yield db
+
+
+@contextmanager
+def statement() -> Iterator[Connection]:
+    """Each statement inside is a transaction of its own: one round trip, durable when it returns."""
+    with engine().execution_options(isolation_level="AUTOCOMMIT").connect() as db:
+        yield db
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether the control database could not be asked, or was lost while it answered."""
+    if isinstance(error, sa.exc.TimeoutError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    state: Any = getattr(error.orig, "pgcode", None)
+    # No SQLSTATE: libpq lost or never had the server. 08: connection; 57P0x: shutdown, crash,
+    # starting up; 53300: no free connection slot; 25006: a standby.
+    return error.connection_invalidated or (
+        isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
+        and (state is None or state[:2] == "08" or state in ("57P01", "57P02", "57P03", "53300", "25006"))
+    )

@@ -1,0 +1,118 @@
+"""The doorbell: a Celery message that says "there is work" and nothing else. Lost, doubled or late, it does no harm.
+
+Rung after commit, from a thread of its own, so that no request ever waits for the broker. One waiting
+message is enough: `mark` is a key with a short life, which a drain clears before its first claim, so work
+that commits after the drain looked always finds the bell unmarked.
+"""
+
+import threading
+import time
+from functools import lru_cache
+from typing import Any
+
+import redis
+from celery import Celery
+
+from outbox import settings
+from outbox.events import log
+
+QUEUE = "deprovisioner"
+DRAIN = "deprovisioner.drain"
+SWEEP = "deprovisioner.sweep"
+_MARK = "deprovisioner:rung"
+# A mark whose message was lost silences the bell for this long; the sweep looks anyway.
+MARK_MILLISECONDS = 1_000
+# How long a ring may wait for a broker that does not answer.
+TIMEOUT_SECONDS = 1.0
+
+CONFIG: dict[str, Any] = {
+    "task_ignore_result": True,
+    "task_default_queue": QUEUE,
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,
+    "task_publish_retry": False,
+    "broker_transport_options": {
+        "socket_connect_timeout": TIMEOUT_SECONDS,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+        "retry_on_timeout": False,
+    },
+}
+
+
+class Bell:
+    """Rings at most once per pause, from a daemon thread that starts with the first ring."""
+
+    def __init__(self) -> None:
+        self._wanted = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def ring(self) -> None:
+        """Ask for a ring and return at once; never raises."""
+        self._wanted.set()
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="doorbell", daemon=True)
+                    self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            if not ring_now():
+                time.sleep(TIMEOUT_SECONDS)  # a dead broker is asked once a second, not once a request
+
+
+bell = Bell()
+
+
+def ring_now() -> bool:
+    """Send the message unless one is waiting; False when the broker did not take it. Bounded, never raises."""
+    try:
+        marks = _marks()
+        if marks is not None and not marks.set(_MARK, 1, nx=True, px=MARK_MILLISECONDS):
+            return True
+        _sender().send_task(DRAIN, expires=settings.get().sweep_seconds, ignore_result=True)
+    except Exception as error:  # noqa: BLE001 - any failure of any broker means the same: the sweep will find the work
+        log.warning("doorbell_failed", error=repr(error))
+        return False
+    return True
+
+
+def answered() -> None:
+    """Clear the mark; the drain calls it before its first claim."""
+    marks = _marks()
+    if marks is None:
+        return
+    try:
+        marks.delete(_MARK)
+    except redis.RedisError as error:
+        log.warning("doorbell_mark_not_cleared", error=repr(error))
+
+
+def broker_alive() -> bool:
+    """Whether the broker takes a connection now; bounded by TIMEOUT_SECONDS."""
+    try:
+        with _sender().connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=TIMEOUT_SECONDS)
+    except Exception:  # noqa: BLE001 - every transport raises its own
+        return False
+    return True
+
+
+@lru_cache(maxsize=1)
+def _sender() -> Celery:
+    app = Celery("deprovisioner", broker=settings.get().need("broker_url"), set_as_current=False)
+    app.conf.update(CONFIG)
+    app.conf.broker_transport_options = CONFIG["broker_transport_options"] | {"socket_timeout": TIMEOUT_SECONDS}
+    return app
+
+
+@lru_cache(maxsize=1)
+def _marks() -> "redis.Redis | None":
+    url = settings.get().need("broker_url")
+    if not url.startswith(("redis://", "rediss://")):
+        return None  # another broker: every ring is a message, and a drain that finds nothing is cheap
+    return redis.Redis.from_url(url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS)

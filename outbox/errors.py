@@ -1,0 +1,118 @@
+"""Every error this project raises on purpose.
+
+DeprovisionerError
+├── SettingsError            a variable or the backends file is wrong; the message names which
+├── NotFound                 no such resource, job or token (or it is another tenant's)
+├── BadRequest               the caller's words cannot be taken
+│   ├── UnknownBackend       not in the backends file
+│   ├── UnknownKind          no backend of that kind, or not this backend's kind
+│   └── BadCursor            a cursor that no listing gave out
+├── Conflict                 well said, but the state forbids it
+│   ├── DeletionProtected    the resource is protected
+│   ├── NotActive            credentials are given out only while active
+│   ├── NoCredentials        an adopted resource: we never knew them
+│   ├── IdempotencyKeyReused the key came before, with another body
+│   ├── AlreadyManaged       that very object belongs to a living resource
+│   ├── JobNotStuck          only a stuck job can be re-driven
+│   └── FenceMismatch        the job has moved since the operator looked
+├── StartRefused             the job may not act now; nothing was done
+│   ├── ClaimLost            the fence or the lease is no longer ours
+│   ├── Busy                 another job of the resource is running
+│   └── Unwanted             the resource no longer wants this
+└── BackendError             raised by backends, handled by the runner
+    ├── Unavailable          the server cannot be reached: wait, burn no attempt
+    ├── Transient            it failed, and may work later: retry
+    └── Refused              it must not be done: stick for a person
+"""
+
+
+class DeprovisionerError(Exception):
+    """The root; its text is fit to be shown to the person who asked."""
+
+
+class SettingsError(DeprovisionerError):
+    """A setting is missing, unknown or malformed."""
+
+
+class NotFound(DeprovisionerError):
+    """Nothing under that id that the caller may see."""
+
+
+class BadRequest(DeprovisionerError):
+    """The caller's words cannot be taken."""
+
+
+class UnknownBackend(BadRequest):
+    """No backend of that name is configured."""
+
+
+class UnknownKind(BadRequest):
+    """No configured backend is of that kind."""
+
+
+class BadCursor(BadRequest):
+    """The cursor was not given out by this listing."""
+
+
+class Conflict(DeprovisionerError):
+    """The state forbids it."""
+
+
+class DeletionProtected(Conflict):
+    """The resource is protected from deletion."""
+
+
+class NotActive(Conflict):
+    """The resource is not active."""
+
+
+class NoCredentials(Conflict):
+    """There are no credentials to give."""
+
+
+class IdempotencyKeyReused(Conflict):
+    """The Idempotency-Key came before with another body."""
+
+
+class AlreadyManaged(Conflict):
+    """The object of the manifest belongs to another living resource."""
+
+
+class JobNotStuck(Conflict):
+    """Only a stuck job can be re-driven."""
+
+
+class FenceMismatch(Conflict):
+    """The job has moved since it was looked at."""
+
+
+class StartRefused(DeprovisionerError):
+    """The job may not act now."""
+
+
+class ClaimLost(StartRefused):
+    """The fence is no longer ours, or the lease has passed."""
+
+
+class Busy(StartRefused):
+    """Another job of the same resource is running."""
+
+
+class Unwanted(StartRefused):
+    """The resource's status no longer asks for this job."""
+
+
+class BackendError(DeprovisionerError):
+    """What a backend may raise."""
+
+
+class Unavailable(BackendError):
+    """The server cannot be reached."""
+
+
+class Transient(BackendError):
+    """The call failed and may work later."""
+
+
+class Refused(BackendError):
+    """The call must not be made: identity differs, the name is protected, or the server forbids it."""

@@ -1,0 +1,122 @@
+"""The birth of a resource, and what may be changed while it lives."""
+
+import datetime as dt
+import json
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from outbox import settings
+from outbox.errors import IdempotencyKeyReused, NotActive, NotFound
+from outbox.rows import Job, Json, Resource, columns, read
+
+# States are left to the columns' defaults: provisioning, pending.
+_REGISTER = text(f"""
+    WITH resource AS (
+        INSERT INTO resources (id, tenant, kind, backend, name, protected, adopted, generation, manifest,
+                               expires_at, idempotency_key, request_digest)
+        VALUES (:id, :tenant, :kind, :backend, :name, :protected, :adopted, :generation, CAST(:manifest AS jsonb),
+                :expires_at, :idempotency_key, :request_digest)
+            ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+     RETURNING *
+    ), job AS (
+        INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id)
+        SELECT 'provision', id, backend, :max_attempts, :request_id FROM resource
+     RETURNING *
+    ), noted AS (
+        INSERT INTO events (job_id, resource_id, fence, event, actor, detail)
+        SELECT id, resource_id, fence, 'enqueued', :actor, jsonb_build_object('request_id', request_id) FROM job
+    )
+    SELECT {columns(Resource, "resource")}, {columns(Job, "job")} FROM resource CROSS JOIN job""")
+
+_REGISTERED_BEFORE = text(f"""
+    SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, resource.request_digest AS request_digest
+      FROM resources AS resource
+      JOIN LATERAL (SELECT * FROM outbox WHERE resource_id = resource.id AND kind = 'provision'
+                     ORDER BY id DESC LIMIT 1) AS job ON true
+     WHERE resource.tenant = :tenant AND resource.idempotency_key = :idempotency_key""")
+
+
+@dataclass(frozen=True)
+class NewResource:
+    """What a caller asks for. `manifest` adopts an object that exists; None has one made."""
+
+    tenant: str
+    kind: str
+    backend: str
+    name: str
+    protected: bool = False
+    manifest: Json | None = None
+    expires_at: dt.datetime | None = None
+
+
+def register(
+    db: Connection,
+    new: NewResource,
+    *,
+    actor: str,
+    idempotency_key: str | None = None,
+    request_digest: str | None = None,
+) -> tuple[Resource, Job]:
+    """() -> provisioning, with its provision job, in one statement.
+
+    The same `idempotency_key` of a tenant returns what it made the first time; with another
+    `request_digest` it raises IdempotencyKeyReused.
+    """
+    adopted = new.manifest is not None
+    generation = (new.manifest or {}).get("generation") or uuid.uuid4()
+    row = db.execute(
+        _REGISTER,
+        {
+            "id": uuid.uuid4(),
+            "tenant": new.tenant,
+            "kind": new.kind,
+            "backend": new.backend,
+            "name": new.name,
+            "protected": new.protected,
+            "adopted": adopted,
+            "generation": uuid.UUID(str(generation)),
+            "manifest": None if new.manifest is None else json.dumps(new.manifest),
+            "expires_at": new.expires_at,
+            "idempotency_key": idempotency_key,
+            "request_digest": request_digest,
+            "max_attempts": settings.get().max_attempts,
+            "request_id": uuid.uuid4(),
+            "actor": actor,
+        },
+    ).one_or_none()
+    if row is None:
+        row = db.execute(_REGISTERED_BEFORE, {"tenant": new.tenant, "idempotency_key": idempotency_key}).one()
+        if row.request_digest != request_digest:
+            raise IdempotencyKeyReused(
+                f"Idempotency-Key {idempotency_key!r} came before with another body; take a new key"
+            )
+    return read(Resource, "resource", row), read(Job, "job", row)
+
+
+_PROTECT = text(f"""
+    UPDATE resources AS resource SET protected = :protected
+     WHERE id = :id AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant) AND status IN ('provisioning', 'active')
+ RETURNING {columns(Resource, "resource")}""")
+
+_FIND = text(f"""
+    SELECT {columns(Resource, "resource")}, credentials FROM resources AS resource
+     WHERE id = :id AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant)""")
+
+
+def protect(db: Connection, resource_id: uuid.UUID, *, protected: bool, tenant: str | None = None) -> Resource:
+    """Set or lift the protection from deletion. Raises NotFound, or NotActive once it is being deleted."""
+    row = db.execute(_PROTECT, {"id": resource_id, "tenant": tenant, "protected": protected}).one_or_none()
+    if row is None:
+        resource, _ = find(db, resource_id, tenant=tenant)
+        raise NotActive(f"resource {resource_id} is {resource.status}: it can no longer be protected or released")
+    return read(Resource, "resource", row)
+
+
+def find(db: Connection, resource_id: uuid.UUID, *, tenant: str | None = None) -> tuple[Resource, bytes | None]:
+    """The resource and its encrypted credentials; `tenant` None means an operator. Raises NotFound."""
+    row = db.execute(_FIND, {"id": resource_id, "tenant": tenant}).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no resource {resource_id}")
+    return read(Resource, "resource", row), None if row.credentials is None else bytes(row.credentials)

@@ -1,0 +1,114 @@
+"""Rows as frozen dataclasses. Field names are column names, so that a row's SELECT list is made from its class."""
+
+import datetime as dt
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypeVar
+
+from outbox.states import JobKind, JobState, ResourceStatus, StuckReason
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resource:
+    """The customer's thing. `manifest` is None until a worker has planned its names."""
+
+    id: uuid.UUID
+    tenant: str
+    kind: str
+    backend: str
+    name: str
+    status: ResourceStatus
+    protected: bool
+    manifest: Json | None
+    created_at: dt.datetime
+    deleted_at: dt.datetime | None
+    purged_at: dt.datetime | None
+    expires_at: dt.datetime | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of the outbox, as the outside sees it."""
+
+    id: int
+    kind: JobKind
+    state: JobState
+    stuck_reason: StuckReason | None
+    resource_id: uuid.UUID
+    backend: str
+    fence: int
+    attempts: int
+    max_attempts: int
+    available_at: dt.datetime
+    created_at: dt.datetime
+    finished_at: dt.datetime | None
+    last_error: str | None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A worker's right to act on a job, for as long as `fence` stands and the lease lives.
+
+    `started_fence` is the fence of the last attempt that may have acted, None when none has.
+    `probing` says that the backend's breaker is half-open and this job is its probe.
+    """
+
+    id: int
+    kind: JobKind
+    resource_id: uuid.UUID
+    backend: str
+    fence: int
+    attempts: int
+    max_attempts: int
+    started_fence: int | None
+    generation: uuid.UUID
+    adopted: bool
+    activated: bool
+    manifest: Json | None
+    probing: bool
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of evidence; append-only."""
+
+    id: int
+    at: dt.datetime
+    job_id: int
+    resource_id: uuid.UUID
+    fence: int
+    event: str
+    actor: str
+    reason: str | None
+    detail: Json | None
+
+
+class _Row(Protocol):
+    @property
+    def _mapping(self) -> Mapping[Any, Any]: ...
+
+
+_ENUMS = {"state": JobState, "stuck_reason": StuckReason, "status": ResourceStatus}
+
+
+def columns(cls: type, alias: str) -> str:
+    """The SELECT list of `cls` from `alias`, each column named `alias_column`."""
+    return ", ".join(f"{alias}.{f.name} AS {alias}_{f.name}" for f in fields(cls))
+
+
+def read(cls: type[T], alias: str, row: _Row) -> T:
+    """The row of `cls` out of a result that was selected with `columns(cls, alias)`."""
+    values = {f.name: row._mapping[f"{alias}_{f.name}"] for f in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{name: _typed(cls, name, value) for name, value in values.items()})
+
+
+def _typed(cls: type, name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if name == "kind" and cls is not Resource:  # a resource's kind is the backend's, any word
+        return JobKind(value)
+    return _ENUMS[name](value) if name in _ENUMS else value

@@ -1,0 +1,147 @@
+"""One frozen Settings, read once from the environment; and the backends file it points to."""
+
+import difflib
+import os
+import re
+import tomllib
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from outbox.errors import SettingsError
+
+PREFIX = "DEPROVISIONER_"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Each field is `DEPROVISIONER_<NAME>` in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    database_url: str = Field("", description="the control database, `postgresql://user:password@host:port/name`")
+    broker_url: str = Field("", description="the Celery broker, `redis://…` or `amqp://…`; carries only wake-ups")
+    backends: Path | None = Field(None, description="path of the TOML file that lists the backends")
+    credentials_key: str = Field(
+        "", description="Fernet key(s) that encrypt stored credentials, newest first, separated by commas"
+    )
+    home: Path = Field(Path(".deprovisioner"), description="where `up` keeps its servers, logs and `env`")
+    api_host: str = Field("127.0.0.1", description="the address the API listens on")
+    api_port: int = Field(8080, ge=1, le=65535, description="the port the API listens on")
+    api_url: str = Field("", description="written by `up` for scripts; the product itself does not read it")
+    operator_token: str = Field("", description="written by `up` for scripts; the product itself does not read it")
+    tenant_token: str = Field("", description="written by `up` for scripts; the product itself does not read it")
+    lease_seconds: float = Field(
+        30, ge=1, le=3600, description="how long a claim is presumed alive without a heartbeat"
+    )
+    sweep_seconds: float = Field(5, ge=0.2, le=600, description="how often every worker looks for due and lost jobs")
+    max_attempts: int = Field(10, ge=1, le=1000, description="attempts before a job is stuck; stored in the job")
+    backoff_base_seconds: float = Field(2, gt=0, le=3600, description="the first retry waits at most this")
+    backoff_max_seconds: float = Field(300, gt=0, le=86400, description="no retry waits longer than this")
+
+    def need(self, name: str) -> str:
+        """The value of a setting that has no default; SettingsError when it is not set."""
+        value = getattr(self, name)
+        if not value:
+            raise SettingsError(
+                f"{PREFIX}{name.upper()} is not set: {type(self).model_fields[name].description}. "
+                "`deprovisioner up` writes one into its home's `env` file."
+            )
+        return str(value)
+
+    @property
+    def lease(self) -> timedelta:
+        """The lease as the database takes it."""
+        return timedelta(seconds=self.lease_seconds)
+
+
+@dataclass(frozen=True)
+class BackendConfig:
+    """One table of the backends file. `dsn` stays unresolved: only a worker may read what it names."""
+
+    name: str
+    kind: str
+    dsn: str = field(repr=False)
+    concurrency: int
+    brake: str | None = None
+
+    def resolve_dsn(self) -> str:
+        """The DSN itself; SettingsError when it names a variable that is not set."""
+        if not self.dsn.startswith("env:"):
+            return self.dsn
+        variable = self.dsn.removeprefix("env:")
+        if not os.environ.get(variable):
+            raise SettingsError(
+                f"{variable} is not set: backend {self.name!r} takes its dsn from it (dsn = {self.dsn!r})"
+            )
+        return os.environ[variable]
+
+
+def load(env_file: Path | None = None) -> Settings:
+    """Settings from the environment, then from `env_file` where that exists. Raises SettingsError."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for variable in os.environ:
+        if variable.startswith(PREFIX) and variable not in known:
+            close = difflib.get_close_matches(variable, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+            raise SettingsError(f"{variable} is not a setting; {hint}")
+    try:
+        return Settings(_env_file=env_file)
+    except ValidationError as error:
+        wrong = (f"{PREFIX}{str(e['loc'][0]).upper()}={e['input']!r}: {e['msg']}" for e in error.errors())
+        raise SettingsError("; ".join(wrong)) from error
+
+
+@lru_cache(maxsize=1)
+def get() -> Settings:
+    """This process's settings, read once."""
+    return load()
+
+
+@lru_cache(maxsize=1)
+def backends() -> dict[str, BackendConfig]:
+    """The configured backends by name, read once."""
+    return read_backends(Path(get().need("backends")))
+
+
+_KEYS = {"kind", "dsn", "grace", "brake", "concurrency"}
+_BRAKE = re.compile(r"^[1-9]\d*/[1-9]\d*[smhd]$")
+
+
+def read_backends(path: Path) -> dict[str, BackendConfig]:
+    """Parse a backends file; SettingsError names the file, the backend and the key that is wrong."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("backends", {})
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{PREFIX}BACKENDS: cannot read {path}: {error}") from error
+    if not isinstance(tables, dict) or not tables:
+        raise SettingsError(f"{PREFIX}BACKENDS: {path} has no table [backends.NAME]")
+    return {name: _backend(path, name, table) for name, table in tables.items()}
+
+
+def _backend(path: Path, name: str, table: Any) -> BackendConfig:
+    def wrong(text: str) -> SettingsError:
+        return SettingsError(f"{path}: [backends.{name}]: {text}")
+
+    if not isinstance(table, dict):
+        raise wrong("must be a table")
+    if unknown := set(table) - _KEYS:
+        raise wrong(f"unknown key {sorted(unknown)[0]!r}; known: {', '.join(sorted(_KEYS))}")
+    for key in ("kind", "dsn"):
+        if not isinstance(table.get(key), str) or not table[key]:
+            raise wrong(f"{key!r} must be a string that is not empty")
+    concurrency = table.get("concurrency", 4)
+    if type(concurrency) is not int or concurrency < 1:
+        raise wrong(f"'concurrency' must be a whole number from 1, not {concurrency!r}")
+    # A delay that is promised and not kept would destroy too early: better not to start.
+    if table.get("grace", "0s") != "0s":
+        raise wrong(
+            "'grace' other than \"0s\" is not supported by this version: a restore within it does not exist yet"
+        )
+    if "brake" in table and not _BRAKE.match(str(table["brake"])):
+        raise wrong(f"'brake' must look like \"50/10m\", not {table['brake']!r}")
+    return BackendConfig(name, table["kind"], table["dsn"], concurrency, table.get("brake"))

@@ -1,0 +1,85 @@
+"""The two state machines as data: tests try every arrow, and `docs/design.md` is checked against it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ResourceStatus(StrEnum):
+    """Life of the customer's thing.
+
+    `provisioning` until the backend has it, `active` while it serves, `deleting` from the accepted
+    DELETE on, `deleted` only after the backend was seen without it.
+    """
+
+    PROVISIONING = "provisioning"
+    ACTIVE = "active"
+    DELETING = "deleting"
+    DELETED = "deleted"
+
+
+class JobState(StrEnum):
+    """Life of a row in the outbox.
+
+    `pending` waits for `available_at`; `running` is one worker's, until its lease passes; `stuck` is a
+    person's; `succeeded` and `cancelled` are final, and a trigger keeps them so.
+    """
+
+    PENDING = "pending"
+    RUNNING = "running"
+    STUCK = "stuck"
+    SUCCEEDED = "succeeded"
+    CANCELLED = "cancelled"
+
+
+class JobKind(StrEnum):
+    """What a job does to its resource."""
+
+    PROVISION = "provision"
+    DEPROVISION = "deprovision"
+    RESTORE = "restore"
+
+
+class StuckReason(StrEnum):
+    """Why only a person may move the job on."""
+
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    REFUSED = "refused"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One arrow: `source` is None where the job is born."""
+
+    name: str
+    source: JobState | None
+    target: JobState
+    guard: str
+    by: str
+
+
+TRANSITIONS = (
+    Transition("enqueue", None, JobState.PENDING, "resource is active or provisioning, not protected", "API, CLI"),
+    Transition("expire", None, JobState.PENDING, "resource is active, past expires_at, not protected", "worker"),
+    Transition("claim", JobState.PENDING, JobState.RUNNING, "due, breaker closed; SKIP LOCKED", "worker"),
+    Transition(
+        "start",
+        JobState.RUNNING,
+        JobState.RUNNING,
+        "fence; lease alive by the database's clock; resource still wants it; no other job of it running",
+        "worker",
+    ),
+    Transition("complete", JobState.RUNNING, JobState.SUCCEEDED, "fence; deprovision; absence was seen", "worker"),
+    Transition("activate", JobState.RUNNING, JobState.SUCCEEDED, "fence; provision; identity was seen", "worker"),
+    Transition("retry", JobState.RUNNING, JobState.PENDING, "fence; attempts left", "worker"),
+    Transition("defer", JobState.RUNNING, JobState.PENDING, "fence; not started under this fence", "worker"),
+    Transition("stick", JobState.RUNNING, JobState.STUCK, "fence", "worker"),
+    Transition("rollback", JobState.RUNNING, JobState.CANCELLED, "fence; provision of a created resource", "worker"),
+    Transition("sweep", JobState.RUNNING, JobState.PENDING, "lease passed; SKIP LOCKED", "worker, beat"),
+    Transition(
+        "sweep", JobState.RUNNING, JobState.STUCK, "lease passed; attempts spent; not a provision", "worker, beat"
+    ),
+    Transition("redrive", JobState.STUCK, JobState.PENDING, "fence as the operator saw it; actor, reason", "operator"),
+)
+
+FINAL = (JobState.SUCCEEDED, JobState.CANCELLED)

@@ -1,0 +1,73 @@
+"""Bearer tokens: 256 random bits, of which only the SHA-256 is kept.
+
+A slow hash would add nothing: there is no dictionary of 256-bit secrets to try.
+"""
+
+import datetime as dt
+import hashlib
+import secrets
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from outbox.errors import BadRequest, NotFound
+
+PREFIX = "dpr_"  # lets secret scanners find a leaked one
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token without its secret. `tenant` is None for the role `operator`."""
+
+    id: int
+    name: str
+    role: str
+    tenant: str | None
+    created_at: dt.datetime
+    revoked_at: dt.datetime | None
+
+
+_COLUMNS = "id, name, role, tenant, created_at, revoked_at"
+
+
+def create(db: Connection, *, role: str, tenant: str | None, name: str) -> tuple[Token, str]:
+    """A new token and its secret, which is shown this once. Raises BadRequest."""
+    if (role == "tenant") != bool(tenant):
+        raise BadRequest("a tenant's token names its tenant, an operator's names none")
+    secret = PREFIX + secrets.token_urlsafe(32)
+    row = db.execute(
+        text(f"""
+        INSERT INTO tokens (name, role, tenant, digest) VALUES (:name, :role, :tenant, :digest)
+     RETURNING {_COLUMNS}"""),
+        {"name": name, "role": role, "tenant": tenant, "digest": _digest(secret)},
+    ).one()
+    return Token(**row._mapping), secret
+
+
+def find(db: Connection, secret: str) -> Token | None:
+    """The token with that secret, unless it was revoked."""
+    row = db.execute(
+        text(f"SELECT {_COLUMNS} FROM tokens WHERE digest = :digest AND revoked_at IS NULL"),
+        {"digest": _digest(secret)},
+    ).one_or_none()
+    return None if row is None else Token(**row._mapping)
+
+
+def list_all(db: Connection) -> list[Token]:
+    """Every token, revoked ones too."""
+    return [Token(**row._mapping) for row in db.execute(text(f"SELECT {_COLUMNS} FROM tokens ORDER BY id"))]
+
+
+def revoke(db: Connection, token_id: int) -> Token:
+    """The token no longer opens anything; revoking it again changes nothing. Raises NotFound."""
+    row = db.execute(
+        text(f"UPDATE tokens SET revoked_at = COALESCE(revoked_at, now()) WHERE id = :id RETURNING {_COLUMNS}"),
+        {"id": token_id},
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no token {token_id}")
+    return Token(**row._mapping)
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()
