@@ -65,7 +65,8 @@ def register(
     `request_digest` it raises IdempotencyKeyReused.
     """
     adopted = new.manifest is not None
-    generation = (new.manifest or {}).get("generation") or uuid.uuid4()
+    generation = uuid.UUID(str((new.manifest or {}).get("generation") or uuid.uuid4()))
+    manifest = None if new.manifest is None else new.manifest | {"generation": str(generation)}
     row = db.execute(
         _REGISTER,
         {
@@ -76,8 +77,8 @@ def register(
             "name": new.name,
             "protected": new.protected,
             "adopted": adopted,
-            "generation": uuid.UUID(str(generation)),
-            "manifest": None if new.manifest is None else json.dumps(new.manifest),
+            "generation": generation,
+            "manifest": None if manifest is None else json.dumps(manifest),
             "expires_at": new.expires_at,
             "idempotency_key": idempotency_key,
             "request_digest": request_digest,

@@ -1,0 +1,30 @@
+"""The application. `deprovisioner api` serves it; any ASGI server can: `uvicorn api.app:create_app --factory`."""
+
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from api import health, jobs, problems, resources
+from api.limits import BodyLimit
+from outbox import credentials, db, events, settings
+
+
+def create_app() -> FastAPI:
+    """The application, its settings checked: a wrong one is an error now, not at the first request."""
+    events.configure()
+    db.control_url()
+    settings.backends()
+    settings.get().need("broker_url")
+    credentials.check()
+    app = FastAPI(
+        title="deprovisioner",
+        version=version("deprovisioner"),
+        description="Tears down what customers delete: exactly once, or visibly stuck.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    for routes in (resources, jobs, health):
+        app.include_router(routes.router)
+    problems.install(app)
+    app.add_middleware(BodyLimit)
+    return app

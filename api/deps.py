@@ -1,0 +1,67 @@
+"""Who calls, and how a route reaches the control database."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+from typing import Annotated, TypeVar
+
+from cachetools import TTLCache
+from fastapi import Depends, Request
+from sqlalchemy import Connection
+from tenacity import retry, retry_if_exception, stop_after_attempt
+
+from api.problems import Problem
+from outbox import db, tokens
+
+T = TypeVar("T")
+# A revoked token opens nothing after this; a request more than that costs no round trip to find out who calls.
+TOKEN_CACHE_SECONDS = 2
+_CACHE: TTLCache[str, "Caller"] = TTLCache(maxsize=10_000, ttl=TOKEN_CACHE_SECONDS)
+_CACHE_LOCK = Lock()
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who calls. `tenant` is None for an operator, who sees all tenants."""
+
+    actor: str
+    tenant: str | None
+
+
+@retry(retry=retry_if_exception(db.unreachable), stop=stop_after_attempt(3), reraise=True)
+def ask(act: Callable[[Connection], T]) -> T:
+    """Run what is safe to repeat. After a restart of the database the first try finds only dead connections."""
+    with db.statement() as session:
+        return act(session)
+
+
+def caller(request: Request) -> Caller:
+    """The bearer of the token, or 401."""
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not secret:
+        raise _unauthenticated("send `Authorization: Bearer TOKEN`; `deprovisioner token create` makes one")
+    with _CACHE_LOCK:
+        known = _CACHE.get(secret)
+    if known is None:
+        token = ask(lambda session: tokens.find(session, secret))
+        if token is None:
+            raise _unauthenticated("this token is unknown or was revoked")
+        known = Caller(actor=f"token:{token.id}:{token.name}", tenant=token.tenant)
+        with _CACHE_LOCK:
+            _CACHE[secret] = known
+    return known
+
+
+def operator(who: Annotated[Caller, Depends(caller)]) -> Caller:
+    """The bearer of an operator's token, or 403."""
+    if who.tenant is not None:
+        raise Problem(403, "forbidden", "this needs an operator's token; yours is a tenant's")
+    return who
+
+
+Anyone = Annotated[Caller, Depends(caller)]
+Operator = Annotated[Caller, Depends(operator)]
+
+
+def _unauthenticated(detail: str) -> Problem:
+    return Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": "Bearer"})

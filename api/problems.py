@@ -1,0 +1,107 @@
+"""Errors as RFC 9457 `application/problem+json`, each with a stable `code`; one table from our errors to them."""
+
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from outbox import db, errors
+from outbox.events import log
+
+# Most particular first: the first that fits is taken.
+TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
+    (errors.NotFound, 404, "not_found"),
+    (errors.UnknownBackend, 422, "unknown_backend"),
+    (errors.UnknownKind, 422, "unknown_kind"),
+    (errors.BadCursor, 422, "invalid_cursor"),
+    (errors.BadRequest, 422, "invalid_request"),
+    (errors.DeletionProtected, 409, "deletion_protected"),
+    (errors.NotActive, 409, "not_active"),
+    (errors.NoCredentials, 409, "no_credentials"),
+    (errors.IdempotencyKeyReused, 409, "idempotency_key_reused"),
+    (errors.JobNotStuck, 409, "job_not_stuck"),
+    (errors.FenceMismatch, 409, "fence_mismatch"),
+    (errors.Conflict, 409, "conflict"),
+)
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+# How long a control database that restarts usually needs.
+RETRY_AFTER_SECONDS = 2
+
+
+@dataclass
+class Problem(Exception):  # noqa: N818 - the standard's own word
+    """Raised by a dependency or route; becomes the answer. `more` are further members of the problem."""
+
+    status: int
+    code: str
+    detail: str
+    more: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def response(self) -> JSONResponse:
+        """The answer itself."""
+        body = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+        return JSONResponse(body | self.more, self.status, self.headers, media_type="application/problem+json")
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of the application answered as a problem."""
+    app.add_exception_handler(Problem, lambda _, problem: problem.response())  # type: ignore[attr-defined]
+    app.add_exception_handler(errors.DeprovisionerError, _ours)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(SQLAlchemyError, _database)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _ours(_: Request, error: Exception) -> JSONResponse:
+    for kind, status, code in TABLE:
+        if isinstance(error, kind):
+            return Problem(status, code, str(error)).response()
+    log.error("unmapped_error", error=repr(error))
+    return Problem(500, "internal_error", str(error)).response()
+
+
+def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - it was registered for no other
+    found = error.errors()
+    where = [".".join(str(part) for part in e["loc"][1:]) or str(e["loc"][0]) for e in found]
+    wrong = [{"field": field, "message": e["msg"]} for field, e in zip(where, found, strict=True)]
+    code = "invalid_request"
+    if any(e["loc"][0] == "path" for e in found):
+        code = "invalid_id"
+    elif any(e["type"] == "json_invalid" for e in found):
+        code = "invalid_json"
+    return Problem(422, code, "; ".join(f"{w['field']}: {w['message']}" for w in wrong), {"errors": wrong}).response()
+
+
+def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - it was registered for no other
+    code = _HTTP_CODES.get(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"))
+    return Problem(error.status_code, code, str(error.detail), headers=dict(error.headers or {})).response()
+
+
+def _database(request: Request, error: Exception) -> JSONResponse:
+    if not db.unreachable(error):
+        return _unexpected(request, error)
+    log.error("control_database_lost", error=repr(error))
+    detail = (
+        "the control database cannot be reached; a DELETE may be sent again safely, a POST with its Idempotency-Key"
+    )
+    return Problem(503, "database_unavailable", detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}).response()
+
+
+def _unexpected(_: Request, error: Exception) -> JSONResponse:
+    log.error("unexpected_error", error=repr(error), exc_info=error)
+    return Problem(500, "internal_error", "something failed on our side; the log of the API has it").response()

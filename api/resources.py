@@ -1,0 +1,139 @@
+"""Routes of resources."""
+
+import hashlib
+import uuid
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+
+from api.deps import Anyone, Caller, ask
+from api.schemas import (
+    ChangeResource,
+    Created,
+    CreateResource,
+    Credentials,
+    Cursor,
+    Deleted,
+    JobOut,
+    JobRef,
+    Limit,
+    ResourceId,
+    ResourceOut,
+    ResourcePage,
+    Word,
+    job_url,
+    manifest_of,
+)
+from outbox import credentials, db, jobs, queries, resources, settings
+from outbox.doorbell import bell
+from outbox.errors import BadRequest, NoCredentials, NotActive, UnknownBackend, UnknownKind
+from outbox.resources import NewResource
+from outbox.states import ResourceStatus
+
+router = APIRouter(prefix="/v1/resources", tags=["resources"])
+
+
+@router.post("", status_code=202)
+def create(body: CreateResource, who: Anyone, idempotency_key: Annotated[Word | None, Header()] = None) -> Created:
+    """Make a resource, or adopt the object that `manifest` names. Poll the job, or the resource until `active`."""
+    new = NewResource(
+        tenant=_tenant(body, who),
+        kind=body.kind,
+        backend=body.backend,
+        name=body.name,
+        protected=body.protected,
+        manifest=None if body.manifest is None else manifest_of(body.kind, body.manifest),
+        expires_at=body.expires_at,
+    )
+    _known(new)
+    digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+    # Not repeated on a lost connection: without a key, the second try could make a second resource.
+    with db.statement() as session:
+        resource, job = resources.register(
+            session, new, actor=who.actor, idempotency_key=idempotency_key, request_digest=digest
+        )
+    bell.ring()
+    return Created(resource=ResourceOut.of(resource), job=JobOut.of(job))
+
+
+@router.get("")
+def list_resources(
+    who: Anyone,
+    status: Annotated[ResourceStatus | None, Query()] = None,
+    kind: Annotated[Word | None, Query()] = None,
+    cursor: Cursor = None,
+    limit: Limit = 50,
+) -> ResourcePage:
+    """Newest first."""
+    page = ask(
+        lambda session: queries.list_resources(
+            session, tenant=who.tenant, status=status, kind=kind, cursor=cursor, limit=limit
+        )
+    )
+    return ResourcePage(items=[ResourceOut.of(row) for row in page.items], next_cursor=page.next_cursor)
+
+
+@router.get("/{resource_id}")
+def show(resource_id: ResourceId, who: Anyone) -> ResourceOut:
+    """One resource."""
+    resource, _ = ask(lambda session: resources.find(session, resource_id, tenant=who.tenant))
+    return ResourceOut.of(resource)
+
+
+@router.patch("/{resource_id}")
+def change(resource_id: ResourceId, body: ChangeResource, who: Anyone) -> ResourceOut:
+    """Protect from deletion, or lift the protection."""
+    return ResourceOut.of(
+        ask(lambda session: resources.protect(session, resource_id, protected=body.protected, tenant=who.tenant))
+    )
+
+
+@router.get("/{resource_id}/credentials")
+def show_credentials(resource_id: ResourceId, who: Anyone, response: Response) -> Credentials:
+    """How to log in, while the resource is active."""
+    resource, sealed = ask(lambda session: resources.find(session, resource_id, tenant=who.tenant))
+    if resource.status is not ResourceStatus.ACTIVE:
+        raise NotActive(f"resource {resource_id} is {resource.status}; credentials are given out while it is active")
+    if sealed is None:
+        raise NoCredentials(f"resource {resource_id} was adopted: its credentials were never known here")
+    response.headers["Cache-Control"] = "no-store"
+    return credentials.unseal(sealed)
+
+
+@router.delete("/{resource_id}", responses={202: {"model": Deleted}})
+def delete(resource_id: ResourceId, who: Anyone, response: Response) -> Deleted:
+    """Delete: 202 for the one call that did it, 200 for every other; all name the same job."""
+    request_id = uuid.uuid4()
+    done = ask(
+        lambda session: jobs.enqueue(session, resource_id, actor=who.actor, tenant=who.tenant, request_id=request_id)
+    )
+    if done.won:
+        bell.ring()
+        response.status_code = 202
+    return Deleted(
+        already_deleted=not done.won,
+        resource=ResourceOut.of(done.resource),
+        job=JobRef(id=done.job.id, state=done.job.state, url=job_url(done.job)),
+    )
+
+
+def _tenant(body: CreateResource, who: Caller) -> str:
+    if who.tenant is None:
+        if body.tenant is None:
+            raise BadRequest("tenant: an operator must say for which tenant")
+        return body.tenant
+    if body.tenant not in (None, who.tenant):
+        raise BadRequest(f"tenant: this token is {who.tenant!r}'s")
+    return who.tenant
+
+
+def _known(new: NewResource) -> None:
+    configured = settings.backends()
+    kinds = sorted({config.kind for config in configured.values()})
+    if new.kind not in kinds:
+        raise UnknownKind(f"kind {new.kind!r} is unknown; known: {', '.join(kinds)}")
+    if new.backend not in configured:
+        raise UnknownBackend(f"backend {new.backend!r} is unknown; known: {', '.join(sorted(configured))}")
+    if configured[new.backend].kind != new.kind:
+        fitting = sorted(name for name, config in configured.items() if config.kind == new.kind)
+        raise UnknownKind(f"backend {new.backend!r} is no {new.kind}; backends of that kind: {', '.join(fitting)}")

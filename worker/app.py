@@ -1,0 +1,93 @@
+"""The Celery application, and the life of a worker process.
+
+One process, `threads` pool: a message only wakes the process's hands, which do the work in threads of their
+own. More hands: a higher DEPROVISIONER_WORKER_SLOTS; more cores: more processes.
+"""
+
+import os
+import socket
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_init, worker_shutdown, worker_shutting_down
+
+from outbox import credentials, db, doorbell, events, settings
+from outbox.errors import DeprovisionerError, SettingsError
+from outbox.events import log
+from worker import backends
+from worker.hands import Hands, Served
+
+# A started teardown may end before the process does; after this its lease will pass.
+SHUTDOWN_SECONDS = 120
+
+app = Celery("deprovisioner", broker=settings.get().need("broker_url"), include=["worker.tasks"])
+app.conf.update(doorbell.CONFIG)
+app.conf.update(
+    task_acks_late=False,
+    worker_prefetch_multiplier=1,
+    worker_pool="threads",
+    worker_concurrency=2,
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    worker_hijack_root_logger=False,
+    worker_send_task_events=False,
+    beat_schedule={
+        "sweep": {
+            "task": doorbell.SWEEP,
+            "schedule": settings.get().sweep_seconds,
+            "options": {"expires": settings.get().sweep_seconds},
+        }
+    },
+)
+
+_hands: Hands | None = None
+
+
+def hands() -> Hands:
+    """This process's hands."""
+    if _hands is None:
+        raise SettingsError("no hands in this process: run the worker with the pool `threads`, which is the default")
+    return _hands
+
+
+@worker_init.connect
+def _open(**_: Any) -> None:
+    # Before the broker is reached: a worker sweeps, and so works, while the broker is dead.
+    global _hands  # noqa: PLW0603 - one a process, like the Celery application itself
+    events.configure()
+    try:
+        credentials.check()
+        configured = settings.backends()
+        protected = frozenset(name for name in (db.control_url().database,) if name)
+        served = {
+            name: Served(backends.build(config, protected=protected), config.concurrency)
+            for name, config in configured.items()
+        }
+    except DeprovisionerError as error:
+        log.error("worker_refused", error=str(error))
+        raise SystemExit(2) from error
+    for name, config in configured.items():
+        if config.brake:
+            log.warning("brake_not_enforced", backend=name, brake=config.brake)
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    current = settings.get()
+    _hands = Hands(
+        served,
+        worker=worker,
+        slots=current.worker_slots,
+        lease_seconds=current.lease_seconds,
+        sweep_seconds=current.sweep_seconds,
+    )
+    _hands.start()
+    log.info("worker_ready", actor=worker, backends=sorted(served), slots=current.worker_slots)
+
+
+@worker_shutting_down.connect
+def _close(**_: Any) -> None:
+    if _hands is not None:
+        _hands.stop()
+
+
+@worker_shutdown.connect
+def _last(**_: Any) -> None:
+    if _hands is not None and not _hands.join(SHUTDOWN_SECONDS):
+        log.warning("stopped_while_working", seconds=SHUTDOWN_SECONDS)

@@ -1,0 +1,94 @@
+"""What every kind of backend can do. One module a kind; a third party adds its own by entry point.
+
+The order of a teardown: quarantine, verify identity at the last moment, destroy, verify absence. A name
+is made at birth from the resource's UUID and stored in the manifest; a teardown never derives one.
+"""
+
+import uuid
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from outbox.errors import SettingsError
+from outbox.rows import Json
+from outbox.settings import BackendConfig
+
+ENTRY_POINTS = "deprovisioner.backends"
+
+
+@dataclass(frozen=True)
+class Absent:
+    """The object was looked for on the right server, and is not there. `seen` is the evidence."""
+
+    seen: Json
+
+
+@dataclass(frozen=True)
+class Same:
+    """The very object of the manifest is there, whole or in part."""
+
+    seen: Json
+
+
+@dataclass(frozen=True)
+class Different:
+    """The name belongs to something else, or this is another server. Never touch it."""
+
+    seen: Json
+    why: str
+
+
+Observation = Absent | Same | Different
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a birth will make: names and identity, and the secrets that open it."""
+
+    manifest: Json
+    credentials: Json
+
+
+class Backend(Protocol):
+    """One configured server. Methods raise Unavailable, Transient or Refused, and no transaction is open around them."""
+
+    # Whether `inspect` can tell after a crash if the effect took place.
+    observable: bool
+
+    def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
+        """Names, secrets and the server's identity for a new object; changes nothing on the server."""
+
+    def provision(self, manifest: Json, credentials: Json) -> Json:
+        """Make the object of a plan, or finish making it; the manifest with its identity. Safe to repeat."""
+
+    def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
+        """Verify that an existing object is the manifest's, mark it with the generation, return its full manifest."""
+
+    def inspect(self, manifest: Json) -> Observation:
+        """Look for the object; changes nothing."""
+
+    def quarantine(self, manifest: Json) -> None:
+        """Take the object out of use, reversibly: no logins, no sessions, where possible no name."""
+
+    def release(self, manifest: Json) -> None:
+        """Undo `quarantine`."""
+
+    def teardown(self, manifest: Json, fence: int) -> None:
+        """Quarantine and destroy the object and every credential to it. Safe to repeat, and to race with itself."""
+
+
+def build(config: BackendConfig, *, protected: frozenset[str]) -> Backend:
+    """The backend of a configuration. `protected`: names that are never torn down, whatever a manifest says."""
+    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if config.kind not in found:
+        raise SettingsError(
+            f"backend {config.name!r}: kind {config.kind!r} is not installed; known: {', '.join(sorted(found))}"
+        )
+    kind: Any = found[config.kind].load()
+    backend: Backend = kind(config.resolve_dsn(), protected=protected)
+    return backend
+
+
+def mark(generation: str) -> str:
+    """The words that an object carries on its server to say which birth it is of."""
+    return f"deprovisioner gen={generation}"

@@ -1,0 +1,295 @@
+"""Redis and Valkey: a resource is an ACL user and the keys under its prefix.
+
+Identity has two halves: the generation key `<prefix>gen`, which a Lua script compares before each batch of
+UNLINK, in the same breath; and a channel pattern that carries the generation on the ACL user, which the
+tenant cannot change. `deprovisioner:server` names the server, since its run id changes at every restart.
+"""
+
+import secrets
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError as RedisConnectionError,
+    MaxConnectionsError,
+    NoPermissionError,
+    RedisError,
+    TimeoutError as RedisTimeoutError,
+)
+
+from outbox.errors import Refused, Transient, Unavailable
+from outbox.rows import Json
+from worker.backends import Absent, Different, Observation, Plan, Same
+
+TIMEOUT_SECONDS = 5
+# One UNLINK of this many keys blocks the server for well under a millisecond.
+BATCH = 500
+# SCAN promises only keys that stay throughout: pass until one pass finds nothing, but not for ever.
+MAX_PASSES = 100
+NEVER = frozenset({"default"})
+SERVER_KEY = "deprovisioner:server"
+# Everything on its own keys, nothing on the server: no admin, no FLUSHALL or KEYS, no shared functions.
+COMMANDS = ("+@all", "-@admin", "-@dangerous", "-function", "-script", "+script|load", "+script|exists")
+
+# KEYS[1]: the generation key; the rest: what to unlink. ARGV: generation, its database, the keys' database.
+# -1: the generation is another's. -2: there is none, so another worker has just finished this very teardown.
+_UNLINK_IF_OURS = """
+redis.call('SELECT', ARGV[2])
+local generation = redis.call('GET', KEYS[1])
+if not generation then return -2 end
+if generation ~= ARGV[1] then return -1 end
+redis.call('SELECT', ARGV[3])
+return redis.call('UNLINK', unpack(KEYS, 2))
+"""
+
+
+class Redis:
+    """One server; `dsn` is a redis:// URL whose user may manage ACLs."""
+
+    observable = True
+
+    def __init__(self, dsn: str, *, protected: frozenset[str] = frozenset()) -> None:
+        self._dsn = dsn
+        self._protected = NEVER | protected
+
+    def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
+        """Names from the resource's UUID, whole; see the Protocol."""
+        with self._session() as server:
+            manifest = {
+                "user": f"usr_{resource_id.hex}",
+                "prefix": f"{resource_id}:",
+                "generation": str(generation),
+                "server": _server_id(server, make=True),
+            }
+            where = server.connection_pool.connection_kwargs
+        password = secrets.token_urlsafe(24)
+        host, port, database = where.get("host", "localhost"), where.get("port", 6379), where.get("db") or 0
+        credentials = {
+            "url": f"redis://{manifest['user']}:{password}@{host}:{port}/{database}",
+            "host": host,
+            "port": port,
+            "db": database,
+            "user": manifest["user"],
+            "password": password,
+            "prefix": manifest["prefix"],
+        }
+        return Plan(manifest, credentials)
+
+    def provision(self, manifest: Json, credentials: Json) -> Json:
+        """The generation key first, then the user: whoever can log in has an identity; see the Protocol."""
+        with self._session() as server:
+            self._right_server(server, manifest)
+            server.set(_generation_key(manifest), manifest["generation"], nx=True)
+            if isinstance(seen := self._judge(server, manifest), Different):
+                raise Refused(seen.why)
+            rules = ("reset", "on", f">{credentials['password']}", f"~{_escape(manifest['prefix'])}*", *COMMANDS)
+            channels = ("resetchannels", f"&{_escape(manifest['prefix'])}*", _channel(manifest))
+            server.execute_command("ACL", "SETUSER", manifest["user"], *rules, *channels)
+            _save_acl(server)
+        return manifest
+
+    def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
+        """Mark user and prefix with the generation; see the Protocol."""
+        self._allowed(manifest)
+        if not manifest["prefix"].endswith(":"):
+            raise Refused(f"prefix {manifest['prefix']!r} must end with ':', or it would match its neighbours' keys")
+        with self._session() as server:
+            full = {
+                "user": manifest["user"],
+                "prefix": manifest["prefix"],
+                "generation": str(generation),
+                "server": manifest.get("server") or _server_id(server, make=True),
+            }
+            self._right_server(server, full)
+            user = server.acl_getuser(full["user"])
+            if user is None:
+                raise Refused(f"there is no ACL user {full['user']!r} to adopt")
+            others = [c for c in user["channels"] if c.startswith("&deprovisioner:gen:") and c != _channel(full)]
+            planted = server.set(_generation_key(full), full["generation"], nx=True)
+            if others or (not planted and server.get(_generation_key(full)) != full["generation"]):
+                raise Refused(f"user {full['user']!r} or prefix {full['prefix']!r} belongs to another resource already")
+            if "&*" not in user["channels"]:
+                server.execute_command("ACL", "SETUSER", full["user"], _channel(full))
+            else:  # a pattern cannot be added to "all channels": say the same in other words
+                server.execute_command("ACL", "SETUSER", full["user"], "resetchannels", "&?*", _channel(full))
+            _save_acl(server)
+        return full
+
+    def inspect(self, manifest: Json) -> Observation:
+        """See the Protocol."""
+        with self._session() as server:
+            return self._judge(server, manifest)
+
+    def quarantine(self, manifest: Json) -> None:
+        """No login, no connection, and the change on disk; see the Protocol."""
+        self._allowed(manifest)
+        with self._session() as server:
+            self._quarantine(server, manifest)
+
+    def release(self, manifest: Json) -> None:
+        """See the Protocol."""
+        with self._session() as server:
+            if not isinstance(self._judge(server, manifest), Same):
+                raise Refused("the namespace is not the one of this resource, or no longer there")
+            server.execute_command("ACL", "SETUSER", manifest["user"], "on")
+            _save_acl(server)
+
+    def teardown(self, manifest: Json, fence: int) -> None:  # noqa: ARG002 - the generation key fences here
+        """Writers first, then keys until a clean pass, then the user, and the generation key last."""
+        self._allowed(manifest)
+        with self._session() as server:
+            if not self._quarantine(server, manifest):
+                return
+            for _ in range(MAX_PASSES):
+                if self._unlink_pass(server, manifest) == 0:
+                    break
+            else:
+                raise Transient(f"keys under {manifest['prefix']!r} keep appearing: somebody else writes them")
+            server.execute_command("ACL", "DELUSER", manifest["user"])
+            _save_acl(server)
+            self._unlink(server, manifest, self._home(server), [_generation_key(manifest).encode()])
+
+    def _judge(self, server: "redis.Redis", manifest: Json) -> Observation:
+        user = server.acl_getuser(manifest["user"])
+        generation = server.get(_generation_key(manifest))
+        found = _server_id(server, make=False)
+        evidence: Json = {
+            "server": found,
+            "user": None
+            if user is None
+            else f"{manifest['user']} {' '.join(user['flags'])} {' '.join(user['channels'])}",
+            "generation_key": generation,
+        }
+        if manifest.get("server") not in (None, found):
+            why = f"{SERVER_KEY} is {found!r}, not {manifest['server']!r}: another server, or one that lost its data"
+            return Different(evidence, why)
+        if generation not in (None, manifest["generation"]):
+            return Different(
+                evidence, f"the generation key of {manifest['prefix']!r} is {generation!r}: another resource's"
+            )
+        ours = user is not None and _channel(manifest) in user["channels"]
+        if user is not None and not ours:
+            return Different(evidence, f"user {manifest['user']!r} is not the one that was made for this resource")
+        if ours or generation is not None:
+            return Same(evidence)
+        if stray := next(self._keys(server, manifest), None):
+            return Different(evidence, f"keys under {manifest['prefix']!r} (such as {stray[1]!r}) bear no generation")
+        return Absent(evidence)
+
+    def _quarantine(self, server: "redis.Redis", manifest: Json) -> bool:
+        """False when there is nothing of the resource on the server."""
+        match self._judge(server, manifest):
+            case Different(why=why):
+                raise Refused(why)
+            case Absent():
+                return False
+            case Same():
+                pass
+        if server.acl_getuser(manifest["user"]) is not None:
+            server.execute_command("ACL", "SETUSER", manifest["user"], "off")
+            server.execute_command("CLIENT", "KILL", "USER", manifest["user"])  # `off` leaves its connections alive
+            _save_acl(server)
+            # A tenant may have removed its own generation key; the user's mark still proves that the prefix is its own.
+            server.set(_generation_key(manifest), manifest["generation"], nx=True)
+        return True
+
+    def _unlink_pass(self, server: "redis.Redis", manifest: Json) -> int:
+        """One SCAN of every database; how many keys it unlinked. Raises Refused when the generation key changed."""
+        return sum(self._unlink(server, manifest, *batch) for batch in _batches(self._keys(server, manifest)))
+
+    def _unlink(self, server: "redis.Redis", manifest: Json, database: int, keys: list[bytes]) -> int:
+        arguments = (manifest["generation"], self._home(server), database)
+        done: Any = server.eval(_UNLINK_IF_OURS, 1 + len(keys), _generation_key(manifest), *keys, *arguments)
+        if done == -1:
+            raise Refused(f"generation key {_generation_key(manifest)!r} is no longer the one of this resource")
+        return max(int(done), 0)
+
+    @staticmethod
+    def _home(server: "redis.Redis") -> int:
+        return int(server.connection_pool.connection_kwargs.get("db") or 0)
+
+    def _keys(self, server: "redis.Redis", manifest: Json) -> Iterator[tuple[int, bytes]]:
+        """Every key under the prefix but the generation key, with its database; keys are any bytes."""
+        pattern = f"{_escape(manifest['prefix'])}*"
+        home = self._home(server)
+        for name in server.info("keyspace"):
+            database = int(name.removeprefix("db"))
+            with self._session(db=database, decode_responses=False) as there:
+                for key in there.scan_iter(match=pattern, count=1000):
+                    if database != home or key != _generation_key(manifest).encode():
+                        yield database, key
+
+    def _right_server(self, server: "redis.Redis", manifest: Json) -> None:
+        found = _server_id(server, make=False)
+        if manifest.get("server") not in (None, found):
+            raise Refused(f"{SERVER_KEY} is {found!r}, not {manifest['server']!r}: the wrong server")
+
+    def _allowed(self, manifest: Json) -> None:
+        if manifest["user"] in self._protected:
+            raise Refused(f"ACL user {manifest['user']!r} is protected: it is never adopted or torn down")
+        if not manifest["prefix"]:
+            raise Refused("an empty prefix would match every key of the server")
+
+    @contextmanager
+    def _session(self, **options: Any) -> Iterator["redis.Redis"]:
+        """A client; what goes wrong on it comes out as Unavailable, Refused or Transient."""
+        server = redis.Redis.from_url(
+            self._dsn,
+            **({"decode_responses": True, "encoding_errors": "replace"} | options),
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+            client_name="deprovisioner",
+        )
+        try:
+            yield server
+        except (RedisConnectionError, RedisTimeoutError, BusyLoadingError, MaxConnectionsError) as error:
+            raise Unavailable(str(error)) from error
+        except NoPermissionError as error:
+            raise Refused(f"the server forbids it: {error}") from error
+        except RedisError as error:
+            raise Transient(str(error)) from error
+        finally:
+            server.close()
+
+
+def _batches(keys: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, list[bytes]]]:
+    """Runs of at most BATCH keys of one database."""
+    batch: list[bytes] = []
+    current = 0
+    for database, key in keys:
+        if batch and (database != current or len(batch) == BATCH):
+            yield current, batch
+            batch = []
+        current = database
+        batch.append(key)
+    if batch:
+        yield current, batch
+
+
+def _server_id(server: "redis.Redis", *, make: bool) -> str | None:
+    if make:
+        server.set(SERVER_KEY, str(uuid.uuid4()), nx=True)
+    found: Any = server.get(SERVER_KEY)
+    return None if found is None else str(found)
+
+
+def _save_acl(server: "redis.Redis") -> None:
+    """Without this, ACL LOAD or a restart would bring a deleted user back; servers with no aclfile keep users in memory."""
+    if server.config_get("aclfile").get("aclfile"):
+        server.execute_command("ACL", "SAVE")
+
+
+def _generation_key(manifest: Json) -> str:
+    return f"{manifest['prefix']}gen"
+
+
+def _channel(manifest: Json) -> str:
+    return f"&deprovisioner:gen:{manifest['generation']}"
+
+
+def _escape(prefix: str) -> str:
+    return "".join(f"\\{c}" if c in "*?[]\\" else c for c in prefix)

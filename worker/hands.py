@@ -1,0 +1,145 @@
+"""The hands of one worker process: they claim as many jobs as are free, keep the leases alive, and sweep.
+
+A doorbell only makes them look. Every job that ends makes them look again, and a sweep looks every few
+seconds whatever the broker does.
+"""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from outbox import db, jobs
+from outbox.events import log
+from outbox.rows import Claim
+from worker.backends import Backend
+from worker.runner import Run
+
+
+@dataclass(frozen=True)
+class Served:
+    """A backend this worker serves, and how many of its jobs it runs at once."""
+
+    backend: Backend
+    concurrency: int
+
+
+class Hands:
+    """At most `slots` jobs at once; `lease_seconds` and `sweep_seconds` set the two rhythms."""
+
+    def __init__(
+        self, served: Mapping[str, Served], *, worker: str, slots: int, lease_seconds: float, sweep_seconds: float
+    ) -> None:
+        self._served = dict(served)
+        self._worker = worker
+        self._slots = slots
+        self._beat_seconds = lease_seconds / 3  # one heartbeat may be lost, one late
+        self._sweep_seconds = sweep_seconds
+        self._pool = ThreadPoolExecutor(slots, thread_name_prefix="hand")
+        self._running: dict[int, Claim] = {}
+        self._claiming = threading.Lock()
+        self._more = False
+        self._stopping = threading.Event()
+        self._idle = threading.Condition()
+
+    def start(self) -> None:
+        """Begin to keep leases and to sweep."""
+        for name, task in (("heartbeat", self._keep_leases), ("sweep", self._keep_sweeping)):
+            threading.Thread(target=task, name=name, daemon=True).start()
+
+    def stop(self) -> None:
+        """Claim nothing more; what runs goes on."""
+        self._stopping.set()
+
+    def join(self, timeout: float) -> bool:
+        """Wait at most `timeout` seconds for what runs to end; whether it did."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._running, timeout)
+
+    def drain(self) -> None:
+        """There may be work: claim what the free hands can hold, and return while they work."""
+        self._fill(rung=True)
+
+    def sweep(self) -> None:
+        """Put back what dead workers held, enqueue what has expired, and look for work."""
+        with db.statement() as session:
+            expired = jobs.expire(session, actor=self._worker)
+            swept = jobs.sweep(session, actor=self._worker)
+        if expired or swept:
+            log.warning("swept", actor=self._worker, lost=swept, expired=expired)
+        self.drain()
+
+    def _fill(self, *, rung: bool) -> None:
+        with self._claiming:
+            self._more = self._more or rung
+            while self._more and not self._stopping.is_set():
+                slots = self._slots - len(self._running)
+                rooms = self._rooms(slots)
+                if not rooms:
+                    return  # all hands are full: the first to end comes by here
+                with db.statement() as session:
+                    claims = jobs.claim(session, rooms, slots=slots, worker=self._worker)
+                taken = Counter(claim.backend for claim in claims)
+                # A backend that filled its room, or has none, or was probed with one job, may have more.
+                self._more = (
+                    len(claims) == slots
+                    or len(rooms) < len(self._served)
+                    or any(taken[name] == room for name, room in rooms.items())
+                    or any(claim.probing for claim in claims)
+                )
+                for claim in claims:
+                    self._running[claim.id] = claim
+                    self._pool.submit(self._work, claim)
+                if not claims:
+                    return
+
+    def _rooms(self, slots: int) -> dict[str, int]:
+        """How many jobs of each backend there is room for, the backends in a new order each time."""
+        if slots <= 0:
+            return {}
+        held = Counter(claim.backend for claim in list(self._running.values()))
+        names = random.sample(list(self._served), len(self._served))
+        rooms = {name: min(slots, self._served[name].concurrency - held[name]) for name in names}
+        return {name: room for name, room in rooms.items() if room > 0}
+
+    def _work(self, claim: Claim) -> None:
+        try:
+            Run(claim, self._served[claim.backend].backend, worker=self._worker)()
+        except Exception:
+            log.exception("run_failed", job_id=claim.id, fence=claim.fence, actor=self._worker)
+        finally:
+            with self._idle:
+                del self._running[claim.id]
+                self._idle.notify_all()
+        self._guarded(lambda: self._fill(rung=False))
+
+    def _keep_leases(self) -> None:
+        while True:
+            time.sleep(self._beat_seconds)
+            self._guarded(self._beat)
+
+    def _beat(self) -> None:
+        claims = list(self._running.values())
+        if not claims:
+            return
+        with db.statement() as session:
+            kept = jobs.heartbeat(session, claims)
+        for claim in claims:
+            if claim.id not in kept and self._running.get(claim.id) is claim:
+                log.warning("lease_lost", job_id=claim.id, fence=claim.fence, actor=self._worker)
+
+    def _keep_sweeping(self) -> None:
+        while not self._stopping.is_set():
+            self._guarded(self.sweep)
+            # Spread, so that many workers do not look at the same moment.
+            self._stopping.wait(self._sweep_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        """A failed look is not the end of looking."""
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - whatever it was, the next sweep tries again
+            log.error("look_failed", actor=self._worker, error=repr(error), exc_info=not db.unreachable(error))

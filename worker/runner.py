@@ -1,0 +1,234 @@
+"""One job, read from top to bottom: observe, start, act, observe, record. No transaction is open across a backend call."""
+
+from collections.abc import Callable
+from typing import Any, assert_never
+
+from sqlalchemy import Connection
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from outbox import breakers, credentials, db, jobs, resources
+from outbox.errors import BackendError, Busy, ClaimLost, Refused, Unavailable, Unwanted
+from outbox.events import log
+from outbox.rows import Claim, Json
+from outbox.states import JobKind, ResourceStatus, StuckReason
+from worker.backends import Absent, Backend, Different, Same
+
+# A control database that restarts is back within this; after it the lease has passed and the sweep takes over.
+RECORD_FOR_SECONDS = 60
+# Another job of the resource is at work: look again soon.
+BUSY_DELAY_SECONDS = 1.0
+
+
+class _Exhausted(Exception):  # noqa: N818 - not an error: a decision on its way out
+    """A provision was claimed once more than it has attempts: its worker died under the last."""
+
+
+class Run:
+    """One claim, carried to its outcome."""
+
+    def __init__(self, claim: Claim, backend: Backend, *, worker: str) -> None:
+        self.claim = claim
+        self.backend = backend
+        self.worker = worker
+        self.started = False
+        self.log = log.bind(
+            job_id=claim.id,
+            fence=claim.fence,
+            resource_id=str(claim.resource_id),
+            backend=claim.backend,
+            kind=claim.kind,
+            actor=worker,
+        )
+
+    def __call__(self) -> None:
+        """Run the job; whatever happens ends in a transition, or in a lease that passes."""
+        try:
+            match self.claim.kind:
+                case JobKind.DEPROVISION:
+                    self._deprovision()
+                case JobKind.PROVISION:
+                    self._provision()
+                case JobKind.RESTORE:
+                    self._stick(StuckReason.REFUSED, "this version does not restore")
+                case never:
+                    assert_never(never)
+        except ClaimLost as error:
+            self.log.warning("claim_lost", error=str(error))
+        except Exception as error:  # noqa: BLE001 - the one place where everything ends: each must become a transition
+            if db.unreachable(error):
+                self.log.error("outcome_not_recorded", error=repr(error))  # the lease will pass, and the sweep come
+                return
+            self._fail(error)
+
+    # -- deprovision -------------------------------------------------------------------------------------------
+
+    def _deprovision(self) -> None:
+        if self.claim.manifest is None:
+            return self._complete({"never_made": True})
+        if not self.backend.observable and self.claim.started_fence is not None:
+            return self._stick(
+                StuckReason.OUTCOME_UNKNOWN, f"the attempt with fence {self.claim.started_fence} may have acted"
+            )
+        match self._inspect(self.claim.manifest):
+            case Absent(seen=seen):
+                return self._complete(self._already_gone(seen))
+            case Different(seen=seen, why=why) if self.claim.adopted and not self.claim.activated:
+                # The adoption never came to be, so nothing there is this resource's to destroy.
+                return self._complete({"never_adopted": why} | seen)
+            case Different(seen=seen, why=why):
+                return self._stick(StuckReason.REFUSED, why, seen)
+            case Same():
+                self._record(jobs.start)
+                self.started = True
+            case never:
+                assert_never(never)
+        self.backend.teardown(self.claim.manifest, self.claim.fence)
+        match self.backend.inspect(self.claim.manifest):
+            case Absent(seen=seen):
+                return self._complete(seen)
+            case Different(seen=seen, why=why):
+                return self._stick(StuckReason.REFUSED, why, seen)
+            case Same(seen=seen):
+                return self._retry(f"still there after the teardown: {seen}")
+            case never:
+                assert_never(never)
+
+    def _already_gone(self, seen: Json) -> Json:
+        if self.claim.started_fence is None:
+            return seen | {"already_gone": True}
+        return seen | {"done_by_fence": self.claim.started_fence}
+
+    def _complete(self, seen: Json) -> None:
+        try:
+            self._record(jobs.complete, seen=seen)
+        except ClaimLost:
+            self._record(jobs.note_late, news={"completed": seen})
+            raise
+        self.log.info("completed")
+
+    # -- provision ---------------------------------------------------------------------------------------------
+
+    def _provision(self) -> None:
+        if self.claim.attempts > self.claim.max_attempts:
+            raise _Exhausted("its workers died under it each time")
+        if self.claim.adopted:
+            assert self.claim.manifest is not None  # noqa: S101 - register wrote it
+            self._record(jobs.start_provision, manifest=self.claim.manifest, credentials=None)
+            self.started = True
+            manifest = self.backend.adopt(self.claim.manifest, self.claim.generation)
+        else:
+            planned, sealed = self._plan()
+            self.started = True
+            manifest = self.backend.provision(planned, credentials.unseal(sealed))
+        self._breaker_closed()
+        try:
+            self._record(jobs.activate, manifest=manifest)
+        except ClaimLost:
+            self._record(jobs.note_late, news={"provisioned": manifest})
+            self._undo_late_birth(manifest)
+            raise
+        self.log.info("activated")
+
+    def _plan(self) -> tuple[Json, bytes]:
+        plan = self.backend.plan(self.claim.resource_id, self.claim.generation)
+        self._breaker_closed()
+        sealed = credentials.seal(plan.credentials)
+        planned, stored = self._record(jobs.start_provision, manifest=plan.manifest, credentials=sealed)
+        return planned, stored
+
+    def _undo_late_birth(self, manifest: Json) -> None:
+        """We stood still while the resource was deleted and seen to be absent: what we made since then is nobody's."""
+        with db.statement() as session:
+            resource, _ = resources.find(session, self.claim.resource_id)
+        if resource.status is ResourceStatus.DELETED and not self.claim.adopted:
+            self.backend.teardown(manifest, self.claim.fence)
+            self._record(jobs.note_late, news={"undone": manifest})
+
+    # -- outcomes ----------------------------------------------------------------------------------------------
+
+    def _fail(self, error: Exception) -> None:
+        """The one table from what went wrong to what becomes of the job."""
+        text = str(error) if isinstance(error, BackendError) else f"{type(error).__name__}: {error}"
+        try:
+            match error:
+                case Unavailable():
+                    self._trip(text)
+                    if self.started:
+                        self._retry(text)
+                    else:
+                        self._record(jobs.defer, error=text)
+                        self.log.warning("deferred", error=text)
+                case Busy():
+                    self._record(jobs.defer, error=text, delay=BUSY_DELAY_SECONDS)
+                    self.log.info("deferred", error=text)
+                case Unwanted() | Refused() | _Exhausted():
+                    self._give_up(StuckReason.REFUSED if isinstance(error, Refused | Unwanted) else _SPENT, text)
+                case _ if self.started and not self.backend.observable:
+                    self._stick(StuckReason.OUTCOME_UNKNOWN, text)
+                case _:
+                    self.log.warning("failed", error=text, exc_info=not isinstance(error, BackendError))
+                    self._retry(text)
+        except ClaimLost as lost:
+            self.log.warning("claim_lost", error=str(lost))
+        except Exception as worse:
+            if not db.unreachable(worse):
+                raise
+            self.log.error("outcome_not_recorded", error=repr(worse))
+
+    def _retry(self, error: str) -> None:
+        if self.claim.attempts >= self.claim.max_attempts:
+            self._give_up(_SPENT, error)
+        else:
+            self._record(jobs.retry, error=error)
+            self.log.warning("retried", error=error)
+
+    def _give_up(self, why: StuckReason, error: str) -> None:
+        """A birth is undone the way of a DELETE; an adoption and a teardown wait for a person."""
+        if self.claim.kind is JobKind.PROVISION:
+            try:
+                self._record(jobs.rollback, error=error)
+            except ClaimLost:
+                if not self.claim.adopted:
+                    raise
+            else:
+                self.log.warning("rolled_back", error=error)
+                return
+        self._stick(why, error)
+
+    def _stick(self, why: StuckReason, error: str, seen: Json | None = None) -> None:
+        self._record(jobs.stick, why=why, error=error, seen=seen)
+        self.log.error("stuck", stuck_reason=why, error=error)
+
+    def _inspect(self, manifest: Json) -> Absent | Same | Different:
+        observed = self.backend.inspect(manifest)
+        self._breaker_closed()
+        return observed
+
+    def _breaker_closed(self) -> None:
+        if self.claim.probing:
+            self._do(lambda session: breakers.close(session, self.claim.backend))
+
+    def _trip(self, reason: str) -> None:
+        self._do(lambda session: breakers.trip(session, self.claim.backend, reason=reason))
+
+    def _record(self, transition: Callable[..., Any], **words: Any) -> Any:
+        """One transition, in its own transaction, tried until the control database takes it or its lease is long gone."""
+        return self._do(lambda session: transition(session, self.claim, worker=self.worker, **words))
+
+    def _do(self, act: Callable[[Connection], Any]) -> Any:
+        for attempt in Retrying(
+            retry=retry_if_exception(db.unreachable),
+            wait=wait_random_exponential(multiplier=0.1, max=2),
+            stop=stop_after_delay(RECORD_FOR_SECONDS),
+            before_sleep=self._control_database_lost,
+            reraise=True,
+        ):
+            with attempt, db.statement() as session:
+                return act(session)
+        raise AssertionError("tenacity returns or raises")  # pragma: no cover
+
+    def _control_database_lost(self, state: RetryCallState) -> None:
+        self.log.warning("control_database_lost", error=repr(state.outcome.exception()) if state.outcome else None)
+
+
+_SPENT = StuckReason.ATTEMPTS_EXHAUSTED

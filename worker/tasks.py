@@ -1,0 +1,17 @@
+"""What a message starts. A message carries no authority: lost, doubled or late, it only makes the hands look."""
+
+from outbox import doorbell
+from worker.app import app, hands
+
+
+@app.task(name=doorbell.DRAIN)
+def drain() -> None:
+    """The doorbell rang. The mark goes first, so that whoever commits after this look rings again."""
+    doorbell.answered()
+    hands().drain()
+
+
+@app.task(name=doorbell.SWEEP)
+def sweep() -> None:
+    """Beat's knock; every worker sweeps by itself too."""
+    hands().sweep()
