@@ -33,7 +33,7 @@ _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 RETRY_AFTER_SECONDS = 2
 
 
-@dataclass
+@dataclass(eq=False)
 class Problem(Exception):  # noqa: N818 - the standard's own word
     """Raised by a dependency or route; becomes the answer. `more` are further members of the problem."""
 

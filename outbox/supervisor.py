@@ -1,0 +1,307 @@
+"""`deprovisioner up`: everything on this machine, in order, watched, and stopped in reverse."""
+
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from outbox import credentials, embedded
+from outbox.embedded import Child
+from outbox.errors import DeprovisionerError
+from outbox.settings import PREFIX
+
+# A child that dies at once is not restarted in a tight loop.
+RESTART_PAUSE_SECONDS = 1.0
+WATCH_SECONDS = 0.2
+BACKENDS_TOML = """\
+# Written by `deprovisioner up`; yours to change. Workers read it when they start.
+[backends.pg-main]
+kind = "postgres"
+dsn = "env:PG_MAIN_DSN"
+concurrency = 4
+
+[backends.redis-main]
+kind = "redis"
+dsn = "env:REDIS_MAIN_URL"
+concurrency = 4
+"""
+
+
+class _Stop(BaseException):
+    """A signal asked us to stop; passes through everything that only catches errors."""
+
+
+class Up:
+    """One running installation in `home`.
+
+    `environment` is what the children get; the URLs already in it are taken as given, and their servers not started.
+    """
+
+    def __init__(self, home: Path, host: str, port: int, workers: int, environment: MutableMapping[str, str]) -> None:
+        self.home = home.resolve()
+        self.host = host
+        self.port = port
+        self.workers = workers
+        self.env = environment
+        self.children: list[Child] = []
+        self._kept: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Start, serve until SIGINT or SIGTERM, stop. Raises DeprovisionerError when it cannot start."""
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _only_one(self.home):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, _raise_stop)
+            try:
+                self._start()
+                self._watch()
+            except _Stop:
+                print("\nup: stopping", flush=True)
+            finally:
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)
+                self._stop()
+
+    # -- starting ----------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._forget_own_env()
+        if not embedded.port_is_free(self.host, self.port):
+            raise DeprovisionerError(
+                f"port {self.port} on {self.host} is taken by another program; choose another with --port or "
+                f"{PREFIX}API_PORT"
+            )
+        self._kept = self._read_state()
+        _say(f"home {self.home} (data, logs, tokens)")
+        self._start_servers()
+        self._complete_env()
+        self._run_once("migrations", "migrate")
+        self._make_tokens()
+        self._write_env()
+        self._spawn_ours("api", "api", self._api_ready)
+        for number in range(1, self.workers + 1):
+            self._spawn_ours(f"worker-{number}", "worker", None)
+        self._explain()
+
+    def _start_servers(self) -> None:
+        if f"{PREFIX}DATABASE_URL" not in self.env:
+            self.env[f"{PREFIX}DATABASE_URL"] = self._postgres("control", {})
+        if f"{PREFIX}BROKER_URL" not in self.env:
+            self.env[f"{PREFIX}BROKER_URL"] = self._valkey("broker", durable=False)
+        if f"{PREFIX}BACKENDS" not in self.env:
+            self.env["PG_MAIN_DSN"] = self._postgres("pg-main", {"log_statement": "ddl"})
+            self.env["REDIS_MAIN_URL"] = self._valkey("redis-main", durable=True)
+            path = self.home / "backends.toml"
+            if not path.exists():
+                path.write_text(BACKENDS_TOML)
+            self.env[f"{PREFIX}BACKENDS"] = str(path)
+
+    def _postgres(self, name: str, options: dict[str, str]) -> str:
+        port, password = self._port(name), self._keep(f"{name}.password", lambda: secrets.token_urlsafe(18))
+        dsn = embedded.postgres_dsn(port, password)
+        with _told(f"{name}: PostgreSQL on 127.0.0.1:{port}"):
+            child = embedded.postgres(self.home, name, port, password, options)
+            self._spawn(child, lambda: embedded.postgres_ready(dsn))
+        return dsn
+
+    def _valkey(self, name: str, *, durable: bool) -> str:
+        port = self._port(name)
+        url = embedded.valkey_url(port)
+        with _told(f"{name}: Valkey on 127.0.0.1:{port}"):
+            self._spawn(embedded.valkey(self.home, name, port, durable=durable), lambda: embedded.valkey_ready(url))
+        return url
+
+    def _complete_env(self) -> None:
+        self.env.setdefault(f"{PREFIX}CREDENTIALS_KEY", self._keep("credentials_key", credentials.new_key))
+        self.env[f"{PREFIX}HOME"] = str(self.home)
+        self.env[f"{PREFIX}API_HOST"] = self.host
+        self.env[f"{PREFIX}API_PORT"] = str(self.port)
+        self.env[f"{PREFIX}API_URL"] = f"http://{self.host}:{self.port}"
+
+    def _make_tokens(self) -> None:
+        for role, tenant in (("operator", None), ("tenant", "demo")):
+            self.env[f"{PREFIX}{role.upper()}_TOKEN"] = self._keep(
+                f"{role}_token", lambda r=role, t=tenant: self._token(r, t)
+            )
+
+    def _token(self, role: str, tenant: str | None) -> str:
+        words = ["--role", role, *(["--tenant", tenant] if tenant else []), "--name", "up", "--json"]
+        return str(json.loads(self._run_once(f"{role} token", "token", "create", *words))["token"])
+
+    def _run_once(self, what: str, *words: str) -> str:
+        import subprocess  # noqa: PLC0415, S404 - our own program, no shell
+
+        with _told(what):
+            done = subprocess.run(_ours(*words), env=dict(self.env), capture_output=True, text=True, check=False)  # noqa: S603
+            if done.returncode != 0:
+                raise DeprovisionerError(f"{what} failed:\n{done.stdout}{done.stderr}".rstrip())
+        return done.stdout
+
+    def _spawn_ours(self, name: str, command: str, ready: Callable[[], bool] | None) -> None:
+        with _told(name):
+            child = Child(name, _ours(command), self.home / "log" / f"{name}.log", env=self.env)
+            seen = len(child.tail(1_000_000))
+            self._spawn(child, ready or (lambda: '"worker_ready"' in child.tail(1_000_000)[seen:]))
+
+    def _spawn(self, child: Child, ready: Callable[[], bool]) -> None:
+        self.children.append(child)
+        child.spawn()
+        child.wait_until(ready)
+
+    def _api_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.env[f'{PREFIX}API_URL']}/healthz", timeout=2) as answer:  # noqa: S310
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    # -- watching and stopping ---------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        born = dict.fromkeys(range(len(self.children)), time.monotonic())
+        while True:
+            time.sleep(WATCH_SECONDS)
+            for number, child in enumerate(self.children):
+                if child.alive() or time.monotonic() - born[number] < RESTART_PAUSE_SECONDS:
+                    continue
+                status = child.process.returncode if child.process else None
+                _say(f"{child.name} ended ({_reason(status)}); starting it again (log {child.log})")
+                child.spawn()
+                born[number] = time.monotonic()
+
+    def _stop(self) -> None:
+        # Those that use the servers first, all at once; then the servers.
+        ours = [child for child in self.children if child.name == "api" or child.name.startswith("worker-")]
+        for child in ours:
+            if child.alive() and child.process:
+                child.process.send_signal(child.stop_signal)
+        for child in [*reversed(ours), *(c for c in reversed(self.children) if c not in ours)]:
+            child.stop()
+        if self.children:
+            _say("stopped")
+
+    # -- what is kept between runs -----------------------------------------------------------------------------
+
+    def _read_state(self) -> dict[str, Any]:
+        path = self.home / "state.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    def _keep(self, key: str, make: Callable[[], Any]) -> Any:
+        if key not in self._kept:
+            self._kept[key] = make()
+            _write_private(self.home / "state.json", json.dumps(self._kept, indent=2))
+        return self._kept[key]
+
+    def _port(self, name: str) -> int:
+        port = self._keep(f"{name}.port", embedded.free_port)
+        if not embedded.port_is_free("127.0.0.1", port):
+            del self._kept[f"{name}.port"]
+            port = self._keep(f"{name}.port", embedded.free_port)
+        return int(port)
+
+    def _forget_own_env(self) -> None:
+        """A shell that sourced our `env` must not make us take our own servers for somebody else's."""
+        path = self.home / "env"
+        if path.exists():
+            for name, value in read_env(path).items():
+                if self.env.get(name) == value:
+                    del self.env[name]
+
+    def _write_env(self) -> None:
+        names = ["PG_MAIN_DSN", "REDIS_MAIN_URL"]
+        names += [f"{PREFIX}{name}" for name in ("DATABASE_URL", "BROKER_URL", "BACKENDS", "CREDENTIALS_KEY")]
+        names += [f"{PREFIX}{name}" for name in ("API_URL", "OPERATOR_TOKEN", "TENANT_TOKEN")]
+        lines = (f"{name}={shlex.quote(self.env[name])}\n" for name in names if name in self.env)
+        _write_private(self.home / "env", "".join(lines))
+
+    def _explain(self) -> None:
+        token, url = self.env[f"{PREFIX}TENANT_TOKEN"], self.env[f"{PREFIX}API_URL"]
+        curl = f"curl -sS -H 'Authorization: Bearer {token}'"
+        backend = "pg-main" if "PG_MAIN_DSN" in self.env else "YOUR-BACKEND"
+        body = json.dumps({"kind": "postgres", "backend": backend, "name": "orders"})
+        print(
+            f"""
+  API             {url}
+  operator token  {self.env[f"{PREFIX}OPERATOR_TOKEN"]}
+  tenant token    {token}   (tenant "demo")
+  other shells    set -a; . {self.home / "env"}; set +a
+
+  Try, in another shell (ID is the resource's id in the first answer):
+    {curl} -H 'Content-Type: application/json' -d '{body}' {url}/v1/resources
+    {curl} {url}/v1/resources/ID/credentials
+    {curl} -X DELETE {url}/v1/resources/ID
+
+  Ctrl-C stops everything; the data stays in {self.home}.
+""",
+            flush=True,
+        )
+
+
+def read_env(path: Path) -> dict[str, str]:
+    """The `NAME=value` lines of an `env` file."""
+    words = shlex.split(path.read_text())
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def _ours(*words: str) -> list[str]:
+    return [sys.executable, "-m", "outbox.cli", *words]
+
+
+def _raise_stop(*_: object) -> None:
+    raise _Stop
+
+
+def _say(line: str) -> None:
+    print(f"up: {line}", flush=True)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    began = time.monotonic()
+    print(f"up: {what} ...", end="", flush=True)
+    try:
+        yield
+    except BaseException:
+        print(" failed", flush=True)
+        raise
+    print(f" ready in {time.monotonic() - began:.1f} s", flush=True)
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    lock: IO[str] = (home / "lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        raise DeprovisionerError(
+            f"another `deprovisioner up` (pid {lock.read().strip()}) runs on {home}; stop it, or take another --home"
+        ) from error
+    try:
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+    finally:
+        lock.close()
+
+
+def _write_private(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    partial.replace(path)
+
+
+def _reason(status: int | None) -> str:
+    return signal.Signals(-status).name if status is not None and status < 0 else f"exit status {status}"
