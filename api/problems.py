@@ -34,7 +34,7 @@ RETRY_AFTER_SECONDS = 2
 
 
 @dataclass(eq=False)
-class Problem(Exception):  # noqa: N818 - the standard's own word
+class Problem(Exception):
     """Raised by a dependency or route; becomes the answer. `more` are further members of the problem."""
 
     status: int
@@ -57,7 +57,7 @@ class Problem(Exception):  # noqa: N818 - the standard's own word
 
 def install(app: FastAPI) -> None:
     """Have every error of the application answered as a problem."""
-    app.add_exception_handler(Problem, lambda _, problem: problem.response())  # type: ignore[attr-defined]
+    app.add_exception_handler(Problem, lambda _, problem: problem.response())
     app.add_exception_handler(errors.DeprovisionerError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

@@ -57,7 +57,7 @@ _MANIFESTS: dict[str, type[BaseModel]] = {"postgres": PostgresManifest, "redis":
 
 
 def manifest_of(kind: str, manifest: Json) -> Json:
-    """The manifest as it is stored; BadRequest names the field that is wrong. Kinds of third parties check their own."""
+    """The manifest as it is stored; BadRequest names the wrong field. Third parties' kinds check their own."""
     if kind not in _MANIFESTS:
         return manifest
     try:

@@ -1,4 +1,4 @@
-"""Alembic's entry: the control database of this process, and timeouts that keep a migration from blocking the service."""
+"""Alembic's entry: this process's control database, and timeouts that keep a migration from blocking the service."""
 
 from alembic import context
 from sqlalchemy import text
@@ -14,13 +14,12 @@ MIGRATION_LOCK = 4_702_111
 
 def run() -> None:
     """Apply what was asked for, in one transaction."""
-    with db.engine().connect() as connection:
-        with connection.begin():
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
-            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
-            connection.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
-            context.configure(connection=connection, target_metadata=tables.metadata, compare_server_default=True)
-            context.run_migrations()
+    with db.transaction() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+        connection.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
+        context.configure(connection=connection, target_metadata=tables.metadata, compare_server_default=True)
+        context.run_migrations()
 
 
 run()

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from outbox import settings
-from outbox.errors import DeprovisionerError
+from outbox.errors import DeprovisionerError, SettingsError
 
 
 class _Errors(click.Group):
@@ -27,7 +27,7 @@ class _Errors(click.Group):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except settings.SettingsError as error:
+        except SettingsError as error:
             raise _Failed(str(error), code=2) from error
         except DeprovisionerError as error:
             raise _Failed(str(error)) from error
@@ -44,7 +44,7 @@ class _Errors(click.Group):
 class _Failed(click.ClickException):
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
-        self.exit_code = code
+        self.exit_code = code  # type: ignore[misc]  # click declares it for the class
 
 
 def _example(*lines: str) -> str:

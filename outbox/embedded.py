@@ -107,7 +107,7 @@ def postgres(home: Path, name: str, port: int, password: str, settings: Mapping[
         "log_timezone": "UTC",
     } | dict(settings or {})
     words = [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
-    argv = [_postgres_bin() / "postgres", "-D", data, *words]
+    argv: list[str | Path] = [_postgres_bin() / "postgres", "-D", data, *words]
     # SIGINT is PostgreSQL's "fast" shutdown: it does not wait for clients to leave.
     return Child(name, argv, home / "log" / f"{name}.log", user=account, stop_signal=signal.SIGINT)
 

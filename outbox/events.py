@@ -1,4 +1,7 @@
-"""Log lines as events: a name and fixed keys (`job_id, fence, resource_id, backend, actor`), never prose, never a secret."""
+"""Log lines as events: a name and fixed keys (`job_id, fence, resource_id, backend, actor`).
+
+Never prose, never a secret.
+"""
 
 import logging
 import sys

@@ -238,7 +238,7 @@ def start_provision(
 def _start_refused(db: Connection, claim: Claim, wanted: ResourceStatus) -> None:
     row = db.execute(
         text("""
-        SELECT outbox.fence, outbox.state, outbox.started_fence, outbox.lease_expires_at > now() AS alive, resources.status
+        SELECT outbox.fence, outbox.state, outbox.started_fence, lease_expires_at > now() AS alive, resources.status
           FROM outbox JOIN resources ON resources.id = outbox.resource_id
          WHERE outbox.id = :id"""),
         {"id": claim.id},
@@ -365,7 +365,8 @@ _ROLLBACK = text(f"""
         UPDATE outbox
            SET state = 'cancelled', claimed_by = NULL, lease_expires_at = NULL, finished_at = now(), last_error = :error
          WHERE id = :id AND fence = :fence AND state = 'running' AND kind = 'provision'
-           AND EXISTS (SELECT FROM resources WHERE id = outbox.resource_id AND (NOT adopted OR status <> 'provisioning'))
+           AND EXISTS (SELECT FROM resources
+                        WHERE id = outbox.resource_id AND (NOT adopted OR status <> 'provisioning'))
      RETURNING *
     ), noted AS ({_EVENT}
     ), resource AS (
@@ -384,7 +385,7 @@ _ROLLBACK = text(f"""
 
 
 def rollback(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
-    """running -> cancelled, for a birth that failed or is no longer wanted: what there is of it goes the way of a DELETE.
+    """running -> cancelled, for a birth that failed or is no longer wanted; what there is of it goes a DELETE's way.
 
     Raises ClaimLost.
     """
@@ -394,7 +395,7 @@ def rollback(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
 
 
 # A provision goes back to pending even when its attempts are spent: the runner rolls it back.
-_SWEEP = text(f"""
+_SWEEP = text("""
     WITH lost AS (
         SELECT id, claimed_by, kind <> 'provision' AND attempts >= max_attempts AS spent FROM outbox
          WHERE state = 'running' AND lease_expires_at < now()
@@ -473,6 +474,4 @@ def _landed(db: Connection, claim: Claim, target: JobState) -> None:
     """Return when our own write had landed and only its answer was lost; else raise ClaimLost."""
     row = db.execute(text("SELECT state, fence FROM outbox WHERE id = :id"), {"id": claim.id}).one()
     if row.fence != claim.fence or row.state != target:
-        raise ClaimLost(
-            f"job {claim.id}: the claim with fence {claim.fence} is no longer ours (now {row.fence}, {row.state})"
-        )
+        raise ClaimLost(f"job {claim.id}: fence {claim.fence} is no longer ours (now {row.state}, fence {row.fence})")

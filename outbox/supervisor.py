@@ -6,12 +6,14 @@ import os
 import secrets
 import shlex
 import signal
+import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,7 +60,7 @@ class Up:
 
     def run(self) -> None:
         """Start, serve until SIGINT or SIGTERM, stop. Raises DeprovisionerError when it cannot start."""
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o711)  # passed through by PostgreSQL's user
         with _only_one(self.home):
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, _raise_stop)
@@ -129,18 +131,15 @@ class Up:
         self.env[f"{PREFIX}API_URL"] = f"http://{self.host}:{self.port}"
 
     def _make_tokens(self) -> None:
-        for role, tenant in (("operator", None), ("tenant", "demo")):
-            self.env[f"{PREFIX}{role.upper()}_TOKEN"] = self._keep(
-                f"{role}_token", lambda r=role, t=tenant: self._token(r, t)
-            )
+        for role, words in (("operator", ()), ("tenant", ("--tenant", "demo"))):
+            make = partial(self._token, role, *words)
+            self.env[f"{PREFIX}{role.upper()}_TOKEN"] = self._keep(f"{role}_token", make)
 
-    def _token(self, role: str, tenant: str | None) -> str:
-        words = ["--role", role, *(["--tenant", tenant] if tenant else []), "--name", "up", "--json"]
-        return str(json.loads(self._run_once(f"{role} token", "token", "create", *words))["token"])
+    def _token(self, role: str, *words: str) -> str:
+        made = self._run_once(f"{role} token", "token", "create", "--role", role, *words, "--name", "up", "--json")
+        return str(json.loads(made)["token"])
 
     def _run_once(self, what: str, *words: str) -> str:
-        import subprocess  # noqa: PLC0415, S404 - our own program, no shell
-
         with _told(what):
             done = subprocess.run(_ours(*words), env=dict(self.env), capture_output=True, text=True, check=False)  # noqa: S603
             if done.returncode != 0:

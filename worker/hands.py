@@ -43,7 +43,7 @@ class Hands:
         self._claiming = threading.Lock()
         self._more = False
         self._stopping = threading.Event()
-        self._idle = threading.Condition()
+        self._idle = threading.Condition()  # also guards _running
 
     def start(self) -> None:
         """Begin to keep leases and to sweep."""
@@ -76,7 +76,7 @@ class Hands:
         with self._claiming:
             self._more = self._more or rung
             while self._more and not self._stopping.is_set():
-                slots = self._slots - len(self._running)
+                slots = self._slots - len(self._held())
                 rooms = self._rooms(slots)
                 if not rooms:
                     return  # all hands are full: the first to end comes by here
@@ -91,7 +91,8 @@ class Hands:
                     or any(claim.probing for claim in claims)
                 )
                 for claim in claims:
-                    self._running[claim.id] = claim
+                    with self._idle:
+                        self._running[claim.id] = claim
                     self._pool.submit(self._work, claim)
                 if not claims:
                     return
@@ -100,15 +101,19 @@ class Hands:
         """How many jobs of each backend there is room for, the backends in a new order each time."""
         if slots <= 0:
             return {}
-        held = Counter(claim.backend for claim in list(self._running.values()))
+        held = Counter(claim.backend for claim in self._held())
         names = random.sample(list(self._served), len(self._served))
         rooms = {name: min(slots, self._served[name].concurrency - held[name]) for name in names}
         return {name: room for name, room in rooms.items() if room > 0}
 
+    def _held(self) -> list[Claim]:
+        with self._idle:
+            return list(self._running.values())
+
     def _work(self, claim: Claim) -> None:
         try:
             Run(claim, self._served[claim.backend].backend, worker=self._worker)()
-        except Exception:
+        except Exception:  # noqa: BLE001 - a bug, or a database gone for long: the lease passes, the sweep takes over
             log.exception("run_failed", job_id=claim.id, fence=claim.fence, actor=self._worker)
         finally:
             with self._idle:
@@ -122,13 +127,13 @@ class Hands:
             self._guarded(self._beat)
 
     def _beat(self) -> None:
-        claims = list(self._running.values())
+        claims = self._held()
         if not claims:
             return
         with db.statement() as session:
             kept = jobs.heartbeat(session, claims)
         for claim in claims:
-            if claim.id not in kept and self._running.get(claim.id) is claim:
+            if claim.id not in kept and claim in self._held():
                 log.warning("lease_lost", job_id=claim.id, fence=claim.fence, actor=self._worker)
 
     def _keep_sweeping(self) -> None:

@@ -1,4 +1,7 @@
-"""One job, read from top to bottom: observe, start, act, observe, record. No transaction is open across a backend call."""
+"""One job, read from top to bottom: observe, start, act, observe, record.
+
+No transaction is open across a backend call.
+"""
 
 from collections.abc import Callable
 from typing import Any, assert_never
@@ -19,7 +22,7 @@ RECORD_FOR_SECONDS = 60
 BUSY_DELAY_SECONDS = 1.0
 
 
-class _Exhausted(Exception):  # noqa: N818 - not an error: a decision on its way out
+class _Exhausted(Exception):
     """A provision was claimed once more than it has attempts: its worker died under the last."""
 
 
@@ -212,7 +215,7 @@ class Run:
         self._do(lambda session: breakers.trip(session, self.claim.backend, reason=reason))
 
     def _record(self, transition: Callable[..., Any], **words: Any) -> Any:
-        """One transition, in its own transaction, tried until the control database takes it or its lease is long gone."""
+        """One transition, tried until the control database takes it or the lease is long gone."""
         return self._do(lambda session: transition(session, self.claim, worker=self.worker, **words))
 
     def _do(self, act: Callable[[Connection], Any]) -> Any:

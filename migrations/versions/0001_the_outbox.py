@@ -1,7 +1,7 @@
 """The outbox: tables, indexes and CHECKs, and the triggers that keep final states final and events append-only."""
 
-from alembic import op
 import sqlalchemy as sa
+from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0001"

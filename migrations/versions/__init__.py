@@ -1,0 +1,1 @@
+"""One file a revision; each suits the code before it and after it."""

@@ -50,7 +50,7 @@ class Plan:
 
 
 class Backend(Protocol):
-    """One configured server. Methods raise Unavailable, Transient or Refused, and no transaction is open around them."""
+    """One configured server. Methods raise Unavailable, Transient or Refused; no transaction is open around them."""
 
     # Whether `inspect` can tell after a crash if the effect took place.
     observable: bool

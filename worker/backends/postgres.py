@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg2
-from psycopg2 import errors, sql
-from psycopg2.extensions import connection as Connection
-from psycopg2.extensions import encrypt_password, make_dsn, parse_dsn
+from psycopg2 import errors, extensions, sql
 
 from outbox.errors import Refused, Transient, Unavailable
 from outbox.rows import Json
@@ -30,6 +28,7 @@ LOCK_TIMEOUT_MS = 10_000
 TERMINATE_TIMEOUT_MS = 5_000
 # A session may slip in between "terminate" and "rename": try again, but not for ever.
 RENAME_TRIES = 3
+Connection = extensions.connection
 NEVER = frozenset({"template0", "template1", "postgres"})
 _SESSION = {
     "connect_timeout": str(CONNECT_TIMEOUT_SECONDS),
@@ -240,7 +239,7 @@ class Postgres:
 
     def _make_role(self, session: Connection, seen: _Seen, manifest: Json, password: str) -> None:
         # Hashed here: a password in CREATE ROLE would stand in the server's log.
-        verifier = encrypt_password(password, manifest["role"], session, "scram-sha-256")
+        verifier = extensions.encrypt_password(password, manifest["role"], session, "scram-sha-256")
         if seen.role is not None:
             if not _marked(seen.role.comment, manifest):
                 raise Refused(f"role {manifest['role']!r} exists and is not of this resource")
@@ -373,9 +372,9 @@ class Postgres:
     @contextmanager
     def _session(self, database: str | None = None) -> Iterator[Connection]:
         """An autocommit connection; what goes wrong on it comes out as Unavailable, Refused or Transient."""
-        words = dict(parse_dsn(self._dsn)) | ({"dbname": database} if database else {})
+        words = dict(extensions.parse_dsn(self._dsn)) | ({"dbname": database} if database else {})
         try:
-            session = psycopg2.connect(make_dsn(**(_SESSION | words)))
+            session = psycopg2.connect(extensions.make_dsn(**(_SESSION | words)))
         except psycopg2.OperationalError as error:
             raise Unavailable(_first_line(error)) from error
         try:

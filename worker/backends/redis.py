@@ -12,14 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
-from redis.exceptions import (
-    BusyLoadingError,
-    ConnectionError as RedisConnectionError,
-    MaxConnectionsError,
-    NoPermissionError,
-    RedisError,
-    TimeoutError as RedisTimeoutError,
-)
+from redis import exceptions
 
 from outbox.errors import Refused, Transient, Unavailable
 from outbox.rows import Json
@@ -105,7 +98,7 @@ class Redis:
                 "server": manifest.get("server") or _server_id(server, make=True),
             }
             self._right_server(server, full)
-            user = server.acl_getuser(full["user"])
+            user = _acl_user(server, full["user"])
             if user is None:
                 raise Refused(f"there is no ACL user {full['user']!r} to adopt")
             others = [c for c in user["channels"] if c.startswith("&deprovisioner:gen:") and c != _channel(full)]
@@ -154,7 +147,7 @@ class Redis:
             self._unlink(server, manifest, self._home(server), [_generation_key(manifest).encode()])
 
     def _judge(self, server: "redis.Redis", manifest: Json) -> Observation:
-        user = server.acl_getuser(manifest["user"])
+        user = _acl_user(server, manifest["user"])
         generation = server.get(_generation_key(manifest))
         found = _server_id(server, make=False)
         evidence: Json = {
@@ -189,7 +182,7 @@ class Redis:
                 return False
             case Same():
                 pass
-        if server.acl_getuser(manifest["user"]) is not None:
+        if _acl_user(server, manifest["user"]) is not None:
             server.execute_command("ACL", "SETUSER", manifest["user"], "off")
             server.execute_command("CLIENT", "KILL", "USER", manifest["user"])  # `off` leaves its connections alive
             _save_acl(server)
@@ -218,7 +211,7 @@ class Redis:
         home = self._home(server)
         for name in server.info("keyspace"):
             database = int(name.removeprefix("db"))
-            with self._session(db=database, decode_responses=False) as there:
+            with self._session(database=database, decode=False) as there:
                 for key in there.scan_iter(match=pattern, count=1000):
                     if database != home or key != _generation_key(manifest).encode():
                         yield database, key
@@ -235,25 +228,29 @@ class Redis:
             raise Refused("an empty prefix would match every key of the server")
 
     @contextmanager
-    def _session(self, **options: Any) -> Iterator["redis.Redis"]:
+    def _session(self, *, database: int | None = None, decode: bool = True) -> Iterator["redis.Redis"]:
         """A client; what goes wrong on it comes out as Unavailable, Refused or Transient."""
-        server = redis.Redis.from_url(
+        pool = redis.ConnectionPool.from_url(
             self._dsn,
-            **({"decode_responses": True, "encoding_errors": "replace"} | options),
+            decode_responses=decode,
+            encoding_errors="replace",
             socket_timeout=TIMEOUT_SECONDS,
             socket_connect_timeout=TIMEOUT_SECONDS,
             client_name="deprovisioner",
         )
+        if database is not None:  # as an argument it would lose against the URL's own
+            pool.connection_kwargs["db"] = database
+        server = redis.Redis(connection_pool=pool)
         try:
             yield server
-        except (RedisConnectionError, RedisTimeoutError, BusyLoadingError, MaxConnectionsError) as error:
+        except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
             raise Unavailable(str(error)) from error
-        except NoPermissionError as error:
+        except exceptions.NoPermissionError as error:
             raise Refused(f"the server forbids it: {error}") from error
-        except RedisError as error:
+        except exceptions.RedisError as error:
             raise Transient(str(error)) from error
         finally:
-            server.close()
+            pool.disconnect()
 
 
 def _batches(keys: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, list[bytes]]]:
@@ -277,8 +274,13 @@ def _server_id(server: "redis.Redis", *, make: bool) -> str | None:
     return None if found is None else str(found)
 
 
+def _acl_user(server: "redis.Redis", name: str) -> Json | None:
+    found: Any = server.acl_getuser(name)
+    return found  # type: ignore[no-any-return]
+
+
 def _save_acl(server: "redis.Redis") -> None:
-    """Without this, ACL LOAD or a restart would bring a deleted user back; servers with no aclfile keep users in memory."""
+    """Else ACL LOAD or a restart brings a deleted user back; a server without an aclfile keeps users in memory."""
     if server.config_get("aclfile").get("aclfile"):
         server.execute_command("ACL", "SAVE")
 

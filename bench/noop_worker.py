@@ -1,0 +1,33 @@
+"""`deprovisioner worker` with one backend that tears down nothing, at once. Only the bench starts it."""
+
+from outbox.cli import main
+from outbox.rows import Json
+from outbox.settings import BackendConfig
+from worker import backends
+from worker.backends import Absent, Backend, Same
+
+
+class Noop:
+    """Remembers which generations it was told to tear down: the five verbs, without their cost."""
+
+    observable = True
+
+    def __init__(self) -> None:
+        self._gone: set[str] = set()
+
+    def inspect(self, manifest: Json) -> Same | Absent:
+        """Same until torn down, then Absent."""
+        return Absent(seen={}) if manifest["generation"] in self._gone else Same(seen={})
+
+    def teardown(self, manifest: Json, fence: int) -> None:  # noqa: ARG002 - the Protocol's
+        """Remember the generation."""
+        self._gone.add(manifest["generation"])
+
+
+def _build(_: BackendConfig, *, protected: frozenset[str]) -> Backend:  # noqa: ARG001 - the signature it replaces
+    return Noop()  # type: ignore[return-value]  # a bench makes and adopts nothing
+
+
+if __name__ == "__main__":
+    backends.build = _build
+    main(["worker"])

@@ -1,0 +1,483 @@
+"""`deprovisioner demo`: storms of DELETEs on real servers, a worker killed, and what the servers' own records say.
+
+It starts an installation of its own in a temporary home and works on it as customers do: through HTTP, and
+with the credentials it is given. The administrator's DSNs serve only to make neighbours and to read evidence.
+"""
+
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import httpx
+import psutil  # type: ignore[import-untyped]  # it ships no types
+import psycopg2
+import redis
+from psycopg2 import sql
+from psycopg2.extensions import make_dsn
+
+from outbox import embedded
+from outbox.errors import DeprovisionerError
+from outbox.settings import PREFIX
+from outbox.supervisor import read_env
+
+KINDS = {"postgres": "pg-main", "redis": "redis-main"}
+WORKERS = 2  # one to kill, one to go on
+# Short, so that what the killed worker held comes back while somebody watches.
+RHYTHM = {f"{PREFIX}LEASE_SECONDS": "5", f"{PREFIX}SWEEP_SECONDS": "1"}
+HANDS = 8  # threads for what is not the storm: enough to keep two cores busy
+ROWS = 20  # rows in each database, keys in each namespace: enough to miss one
+GUESTS = 10  # customers who are still logged in when the storm comes
+PATIENCE_SECONDS = 120  # for all births, or all teardowns; the default run needs about fifteen
+LOOK_SECONDS = 0.2
+PAGE = 200  # the most that a listing gives
+BAR = 40  # characters
+
+# With log_statement = ddl a statement is logged as it begins; when it fails, it comes once more, as STATEMENT.
+_LOGGED = re.compile(r' (LOG:  statement|STATEMENT): +(\w+) (?:DATABASE|ROLE) "([^"]+)"')
+_RECORDS = "pg-main.log; append-only file"
+
+Json = dict[str, Any]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a customer holds, and the URL that opens it. `id` is empty when it was made by hand."""
+
+    kind: str
+    names: Json
+    url: str
+    id: str = ""
+
+    @property
+    def all_names(self) -> set[str]:
+        """Every name under which any of it could still be on its server."""
+        if self.kind == "redis":
+            return {self.names["user"], self.names["prefix"]}
+        generation = self.names["generation"]
+        return {self.names["database"], self.names["role"], f"zz_new_{generation}", f"zz_del_{generation}"}
+
+    @property
+    def last_name(self) -> str:
+        """What goes last, and so once: the database under its quarantine name, or the generation key."""
+        return f"{self.names['prefix']}gen" if self.kind == "redis" else f"zz_del_{self.names['generation']}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one DELETE came to; `status` is the error's name where no answer came."""
+
+    holding: Holding
+    status: int | str
+    job: int | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. Without `promised` it is told as it is, and the other lines judge."""
+
+    what: str
+    postgres: int | None
+    redis: int | None
+    promised: int | None
+    witness: str
+
+    @property
+    def kept(self) -> bool:
+        """Whether every server says what was promised."""
+        return self.promised is None or {self.postgres, self.redis} <= {self.promised, None}
+
+
+class Demo:
+    """One demonstration: `resources` of each kind, `deletes` concurrent DELETEs of each."""
+
+    def __init__(self, resources: int, deletes: int, *, as_json: bool) -> None:
+        self.resources = resources
+        self.deletes = deletes
+        self.prose = sys.stderr if as_json else sys.stdout
+        self.as_json = as_json
+        self.began = time.monotonic()
+        self.over = threading.Event()
+
+    def run(self) -> bool:
+        """Show it; whether every promise was kept. Whatever happens, what it started is stopped."""
+        self.home = Path(tempfile.mkdtemp(prefix="deprovisioner-demo-"))
+        keep = False
+        try:
+            with self._installation():
+                findings, killed = self._story()
+            keep = not self._report(findings, killed)
+        finally:
+            if not keep:
+                shutil.rmtree(self.home, ignore_errors=True)
+        return not keep
+
+    @contextmanager
+    def _installation(self) -> Iterator[None]:
+        """An `up` of our own; nothing that the environment says about another one reaches it."""
+        self._say(f"starting PostgreSQL and Valkey servers, the API and {WORKERS} workers in {self.home}")
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)  # both end it as Ctrl-C does
+        options = ["--home", str(self.home), "--port", str(embedded.free_port()), "--workers", str(WORKERS)]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith((PREFIX, "PG", "REDIS_MAIN_URL"))}
+        argv = [sys.executable, "-m", "outbox.cli", "up", *options]
+        self.up = embedded.Child("up", argv, self.home / "log" / "up.log", env=clean | RHYTHM)
+        try:
+            self.up.spawn()
+            self.up.wait_until(lambda: "Ctrl-C stops everything" in self.up.tail())
+            env = read_env(self.home / "env")
+            self.pg_dsn, self.redis_url = env["PG_MAIN_DSN"], env["REDIS_MAIN_URL"]
+            self.valkey = redis.Redis.from_url(self.redis_url, decode_responses=True)
+            bearer = {"Authorization": f"Bearer {env[f'{PREFIX}TENANT_TOKEN']}"}
+            limits = httpx.Limits(max_connections=self.deletes + HANDS)
+            with httpx.Client(base_url=env[f"{PREFIX}API_URL"], headers=bearer, limits=limits, timeout=30) as self.http:
+                yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave servers behind
+            self.up.stop()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _story(self) -> tuple[list[Finding], Json | None]:
+        victims, neighbours = self._provision()
+        neighbours += self._make_by_hand(victims)
+        self._say(f"putting {ROWS} rows or keys into each, with the customers' own credentials")
+        _all_at_once(_fill, [*victims, *neighbours])
+        before = [_contents(neighbour) for neighbour in neighbours]
+        deluser_before = self._deluser_calls()
+        guests = [psycopg2.connect(v.url) for v in victims if v.kind == "postgres"][:GUESTS]
+        self._say(f"{self.deletes} concurrent DELETEs of each of {len(victims)}; {len(guests)} customers are logged in")
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                storm = pool.submit(self._storm, victims)
+                killed = self._watch(len(victims))
+                answers = storm.result()
+            finally:
+                self.over.set()
+        self._say("asking the servers what happened")
+        untouched = [n for n, was in zip(neighbours, before, strict=True) if was and _contents(n) == was]
+        findings = [*self._from_http(answers), *self._from_records(victims)]
+        findings += [
+            _finding("old credentials that log in", (v for v in victims if _contents(v) is not None), 0, "logging in"),
+            _finding("neighbours untouched", untouched, len(neighbours) // len(KINDS), "their own credentials"),
+            Finding("ACL DELUSER calls", None, self._deluser_calls() - deluser_before, None, "INFO commandstats"),
+        ]
+        return findings, self._autopsy(killed) if killed else None
+
+    # -- the stage ---------------------------------------------------------------------------------------------
+
+    def _provision(self) -> tuple[list[Holding], list[Holding]]:
+        """The victims, kinds in turn; and one more of each kind, which nobody will delete."""
+        wanted = [(kind, f"customer-{number}") for number in range(self.resources) for kind in KINDS]
+        wanted += [(kind, "stays") for kind in KINDS]
+        self._say(f"provisioning {self.resources} databases and {self.resources} namespaces, and one more of each")
+        ids = _all_at_once(self._create, wanted)
+        if not self._wait("active", len(ids)):
+            raise DeprovisionerError(f"not everything was provisioned within {PATIENCE_SECONDS} s; nothing to show")
+        holdings = _all_at_once(self._open, ids)
+        return holdings[: -len(KINDS)], holdings[-len(KINDS) :]
+
+    def _create(self, wanted: tuple[str, str]) -> str:
+        kind, name = wanted
+        body = {"kind": kind, "backend": KINDS[kind], "name": name}
+        return str(self.http.post("/v1/resources", json=body).raise_for_status().json()["resource"]["id"])
+
+    def _open(self, resource_id: str) -> Holding:
+        where = f"/v1/resources/{resource_id}"
+        resource = self.http.get(where).raise_for_status().json()
+        secret = self.http.get(f"{where}/credentials").raise_for_status().json()
+        return Holding(resource["kind"], resource["manifest"], secret.get("dsn") or secret["url"], resource_id)
+
+    def _make_by_hand(self, victims: list[Holding]) -> list[Holding]:
+        """Neighbours that the product never heard of: one of each kind is nearly a victim's namesake."""
+        self._say("making neighbours by hand, some under names and prefixes that begin like a victim's")
+        database, namespace = victims[:2]
+        return [
+            self._database_by_hand("billing", "billing_app"),
+            self._database_by_hand(database.names["database"][:-1], database.names["role"][:-1]),
+            self._namespace_by_hand("sessions", "sessions:"),
+            self._namespace_by_hand(namespace.names["user"][:-1], namespace.names["prefix"][:-1] + "-archive:"),
+        ]
+
+    def _database_by_hand(self, database: str, role: str) -> Holding:
+        password = secrets.token_hex(8)
+        words = {"database": sql.Identifier(database), "role": sql.Identifier(role), "password": sql.Literal(password)}
+        with closing(psycopg2.connect(self.pg_dsn)) as session:
+            session.autocommit = True
+            for statement in (
+                "CREATE ROLE {role} LOGIN PASSWORD {password}",
+                "CREATE DATABASE {database} OWNER {role}",
+            ):
+                session.cursor().execute(sql.SQL(statement).format(**words))
+        url = make_dsn(self.pg_dsn, dbname=database, user=role, password=password)
+        return Holding("postgres", {"database": database, "role": role}, url)
+
+    def _namespace_by_hand(self, user: str, prefix: str) -> Holding:
+        password = secrets.token_hex(8)
+        self.valkey.execute_command("ACL", "SETUSER", user, "on", f">{password}", f"~{prefix}*", "+@all", "-@dangerous")
+        url = httpx.URL(self.redis_url).copy_with(username=user, password=password)
+        return Holding("redis", {"user": user, "prefix": prefix}, str(url))
+
+    # -- the storm ---------------------------------------------------------------------------------------------
+
+    def _storm(self, victims: list[Holding]) -> list[Answer]:
+        """Victim after victim, all DELETEs of one released at the same moment."""
+        answers: list[Answer] = []
+        barrier = threading.Barrier(self.deletes)
+        with ThreadPoolExecutor(self.deletes) as pool:
+            for victim in victims:
+                if not self.over.is_set():
+                    answers += pool.map(self._delete, [victim] * self.deletes, [barrier] * self.deletes)
+        return answers
+
+    def _delete(self, victim: Holding, barrier: threading.Barrier) -> Answer:
+        barrier.wait()
+        try:
+            answer = self.http.delete(f"/v1/resources/{victim.id}")
+        except httpx.HTTPError as error:
+            return Answer(victim, type(error).__name__, None)
+        return Answer(victim, answer.status_code, answer.json()["job"]["id"] if answer.is_success else None)
+
+    def _watch(self, total: int) -> int | None:
+        """Follow the teardowns to their end; a third of the way, kill a worker that is inside one. Its pid."""
+        killed: list[int] = []
+
+        def kill_one(done: int) -> None:
+            if not killed and done >= total // 3 and (pid := self._worker_inside()):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+                self._say(f"killed worker {pid} with SIGKILL, inside a teardown; {done} of {total} were done")
+
+        self._wait("deleted", total, kill_one)
+        return killed[0] if killed else None
+
+    def _worker_inside(self) -> int | None:
+        """The pid of a worker, a child of our `up`, that has begun to destroy something."""
+        assert self.up.process  # noqa: S101 - it was spawned
+        ours = {p.pid for p in psutil.Process(self.up.process.pid).children() if p.cmdline()[-1:] == ["worker"]}
+        for job in self._listing("/v1/jobs", state="running", kind="deprovision", backend="pg-main"):
+            for attempt in self._attempts(job):
+                pid = int(attempt["worker"].rpartition(":")[2])
+                if attempt["started_at"] and not attempt["finished_at"] and pid in ours:
+                    return pid
+        return None
+
+    def _autopsy(self, pid: int) -> Json:
+        """What the killed worker held, and how that ended."""
+        again = [job for job in self._listing("/v1/jobs", kind="deprovision") if job["fence"] > 1]
+        attempts = [(job, attempt) for job in again for attempt in self._attempts(job)]
+        held = [(j, a) for j, a in attempts if a["outcome"] == "swept" and a["worker"].endswith(f":{pid}")]
+        return {
+            "pid": pid,
+            "held": len(held),
+            "begun": sum(attempt["started_at"] is not None for _, attempt in held),
+            "finished_by_others": sum(job["state"] == "succeeded" for job, _ in held),
+        }
+
+    def _attempts(self, job: Json) -> list[Json]:
+        told: list[Json] = self.http.get(job["url"]).raise_for_status().json()["attempt_history"]
+        return told
+
+    def _wait(self, status: str, total: int, look: Callable[[int], None] | None = None) -> bool:
+        """Show a bar until `total` resources have the status, and `look` at each step; False when patience ends."""
+        deadline, done = time.monotonic() + PATIENCE_SECONDS, 0
+        while done < total and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+            before, done = done, len(self._listing("/v1/resources", status=status))
+            self._bar(status, before, done, total)
+            if look:
+                look(done)
+        return done >= total
+
+    def _listing(self, path: str, **filters: str) -> list[Json]:
+        items: list[Json] = []
+        page: Json = {"next_cursor": ""}
+        while (cursor := page["next_cursor"]) is not None:
+            words = filters | ({"cursor": cursor} if cursor else {}) | {"limit": str(PAGE)}
+            page = self.http.get(path, params=words).raise_for_status().json()
+            items += page["items"]
+        return items
+
+    # -- the witnesses -----------------------------------------------------------------------------------------
+
+    def _from_http(self, answers: list[Answer]) -> list[Finding]:
+        """What the API answered, DELETE by DELETE."""
+        accepted = [answer for answer in answers if answer.status == 202]
+        winners = Counter(answer.holding.id for answer in accepted)
+        jobs = {answer.holding.id: answer.job for answer in accepted}
+        repeated = [a for a in answers if a.status == 200 and a.job == jobs.get(a.holding.id)]
+        each = {  # what, which DELETEs, how many of each resource's
+            "DELETEs answered": (answers, self.deletes),
+            "accepted (202)": ([a for a in accepted if winners[a.holding.id] == 1], 1),
+            "already deleted (200), same job": (repeated, self.deletes - 1),
+        }
+        return [
+            _finding(what, (a.holding for a in some), count * self.resources, "HTTP")
+            for what, (some, count) in each.items()
+        ]
+
+    def _from_records(self, victims: list[Holding]) -> list[Finding]:
+        """What the servers wrote down, and what they hold now."""
+        ended = _dropped(self.home / "log" / "pg-main.log") + _unlinked(self.home / "redis-main" / "appendonlydir")
+        deleted = {resource["id"] for resource in self._listing("/v1/resources", status="deleted")}
+        there = self._names_there()
+        times = {victim.id: ended[victim.kind, victim.last_name] for victim in victims}
+        lost = [v for v in victims if v.id not in deleted or not times[v.id] or v.all_names & there]
+        expected = {name for victim in victims for name in victim.all_names}
+        astray = Counter(kind for kind, name in ended.elements() if not {name, _prefix(name)} & expected)
+        roles = sum(ended["postgres", v.names["role"]] == 1 for v in victims if v.kind == "postgres")
+        return [
+            _finding("lost: accepted, not destroyed", lost, 0, "pg_database, pg_roles; ACL LIST, SCAN"),
+            _finding("destroyed once", (v for v in victims if times[v.id] == 1), self.resources, _RECORDS),
+            _finding("destroyed twice", (v for v in victims if times[v.id] > 1), 0, _RECORDS),
+            Finding("roles dropped once", roles, None, self.resources, "pg-main.log"),
+            Finding("anything else destroyed", astray["postgres"], astray["redis"], 0, _RECORDS),
+        ]
+
+    def _names_there(self) -> set[str]:
+        """The names of everything on both servers now: databases, roles, users, prefixes of keys."""
+        with closing(psycopg2.connect(self.pg_dsn)) as session, session.cursor() as cursor:
+            cursor.execute("SELECT datname FROM pg_database UNION ALL SELECT rolname FROM pg_roles")
+            names = {name for (name,) in cursor}
+        users = {line.split()[1] for line in self.valkey.execute_command("ACL", "LIST")}
+        return names | users | {_prefix(key) for key in self.valkey.scan_iter(count=1000)}
+
+    def _deluser_calls(self) -> int:
+        """No promise hangs on it: after a kill a teardown may rightly say it again, of a user who is gone."""
+        stats: Json = self.valkey.info("commandstats")
+        return int(stats.get("cmdstat_acl|deluser", {"calls": 0})["calls"])
+
+    # -- telling -----------------------------------------------------------------------------------------------
+
+    def _report(self, findings: list[Finding], killed: Json | None) -> bool:
+        """The table, or with `--json` the same facts; whether every promise was kept."""
+        seconds = round(time.monotonic() - self.began, 1)
+        broken = [finding.what for finding in findings if not finding.kept]
+        if self.as_json:
+            facts = {"kept": not broken, "broken": broken, "seconds": seconds, "killed_worker": killed}
+            asked = {"resources": self.resources, "deletes": self.deletes}
+            click.echo(json.dumps(facts | asked | {"findings": [asdict(finding) for finding in findings]}, indent=2))
+        row = "{:<32}{:>11}{:>11}{:>11}   {}{}".format
+        lines = [row("", "PostgreSQL", "Valkey", "promised", "seen in", "")]
+        for f in findings:
+            numbers = ("-" if number is None else number for number in (f.postgres, f.redis, f.promised))
+            lines.append(row(f.what, *numbers, f.witness, "" if f.kept else "   <- BROKEN"))
+        click.echo("\n" + "\n".join(lines), file=self.prose)
+        click.echo(f"\n{_told_of(killed)}", file=self.prose)
+        if broken:
+            click.echo(f"what there is to look at stays in {self.home}", file=self.prose)
+        verdict = f"PROMISE BROKEN: {'; '.join(broken)}" if broken else "PROMISE KEPT"
+        click.echo(f"{verdict} ({seconds} s)", file=self.prose)
+        return not broken
+
+    def _say(self, line: str) -> None:
+        clear = "\r\033[K" if self.prose.isatty() else ""
+        click.echo(f"{clear}{time.monotonic() - self.began:5.1f} s  {line}", file=self.prose)
+
+    def _bar(self, what: str, before: int, done: int, total: int) -> None:
+        """A bar that moves on a terminal; elsewhere a line for each quarter."""
+        if self.prose.isatty():
+            full = BAR * done // total
+            end = "\n" if done == total else ""
+            click.echo(f"\r         [{'#' * full:-<{BAR}}] {done}/{total} {what}{end}", file=self.prose, nl=False)
+        elif done * 4 // total > before * 4 // total:
+            self._say(f"{done} of {total} {what}")
+
+
+def _all_at_once(act: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    with ThreadPoolExecutor(HANDS) as pool:
+        return list(pool.map(act, items))
+
+
+def _fill(holding: Holding) -> None:
+    """Put data in as the customer would."""
+    if holding.kind == "redis":
+        with closing(redis.Redis.from_url(holding.url)) as client:
+            client.mset({f"{holding.names['prefix']}order:{number}": f"paid {number}" for number in range(ROWS)})
+        return
+    with closing(psycopg2.connect(holding.url)) as session, session, session.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE orders AS SELECT n AS id, 'paid ' || n AS note FROM generate_series(1, %s) n", (ROWS,)
+        )
+
+
+def _contents(holding: Holding) -> object | None:
+    """Everything in it, as the customer sees it; None when the customer can no longer log in."""
+    if holding.kind == "redis":
+        try:
+            with closing(redis.Redis.from_url(holding.url)) as client:
+                return {key: client.get(key) for key in client.scan_iter(f"{holding.names['prefix']}*", count=1000)}
+        except redis.AuthenticationError:
+            return None
+    try:
+        session = psycopg2.connect(holding.url)
+    except psycopg2.OperationalError:
+        return None
+    with closing(session), session.cursor() as cursor:
+        cursor.execute("SELECT id, note FROM orders ORDER BY id")
+        return list(cursor)
+
+
+def _dropped(log: Path) -> Counter[tuple[str, str]]:
+    """How often each database and role was dropped with success, by the server's log."""
+    ended: Counter[tuple[str, str]] = Counter()
+    for how, verb, name in _LOGGED.findall(log.read_text(errors="replace")):
+        if verb == "DROP":
+            ended["postgres", name] += -1 if how == "STATEMENT" else 1
+    return +ended
+
+
+def _unlinked(folder: Path) -> Counter[tuple[str, str]]:
+    """How often each key was removed: the server appends only commands that changed something.
+
+    Valkey rewrites the file from 64 MB on, which the demo is far from.
+    """
+    ended: Counter[tuple[str, str]] = Counter()
+    for file in folder.glob("*.incr.aof"):
+        for verb, *keys in _commands(io.BytesIO(file.read_bytes())):
+            if verb.upper() in ("DEL", "UNLINK", "FLUSHDB", "FLUSHALL"):
+                ended.update(("redis", key) for key in keys or [verb])
+    return ended
+
+
+def _commands(file: io.BytesIO) -> Iterator[list[str]]:
+    """The commands of an append-only file: `*` and a count, then as many strings, each `$` and its length first."""
+    while line := file.readline():
+        if line.startswith(b"*"):
+            lengths = (int(file.readline()[1:]) for _ in range(int(line[1:])))
+            yield [file.read(length + 2)[:-2].decode(errors="replace") for length in lengths]
+
+
+def _prefix(key: str) -> str:
+    return key[: key.find(":") + 1]
+
+
+def _finding(what: str, holdings: Iterable[Holding], promised: int, witness: str) -> Finding:
+    """A finding that counts by kind."""
+    counts: Mapping[str, int] = Counter(holding.kind for holding in holdings)
+    return Finding(what, counts.get("postgres", 0), counts.get("redis", 0), promised, witness)
+
+
+def _told_of(killed: Json | None) -> str:
+    if killed is None:
+        return "no worker was killed: the teardowns were over before one was seen at work"
+    return (
+        "worker {pid}, killed, held {held} jobs and had begun {begun}; others finished {finished_by_others} of them"
+    ).format(**killed)

@@ -1,0 +1,112 @@
+"""Rows in a wanted state, made by plain SQL: what the product would have made, without the way there."""
+
+import json
+import uuid
+
+from sqlalchemy import Connection, text
+
+from outbox import jobs
+from outbox.rows import Claim
+
+
+def a_resource(
+    db: Connection,
+    *,
+    status: str = "active",
+    tenant: str = "acme",
+    backend: str = "pg-main",
+    protected: bool = False,
+    expires: str = "NULL",
+) -> uuid.UUID:
+    id, generation = uuid.uuid4(), uuid.uuid4()
+    manifest = {"database": f"db_{id.hex}", "role": f"usr_{id.hex}", "generation": str(generation)}
+    db.execute(
+        text(f"""
+        INSERT INTO resources (id, tenant, kind, backend, name, status, protected, generation, manifest,
+                               activated_at, deleted_at, purged_at, expires_at)
+        VALUES (:id, :tenant, 'postgres', :backend, 'orders', :status, :protected, :generation, CAST(:manifest AS jsonb),
+                CASE WHEN :status <> 'provisioning' THEN now() END,
+                CASE WHEN :status IN ('deleting', 'deleted') THEN now() END,
+                CASE WHEN :status = 'deleted' THEN now() END, {expires})"""),
+        {
+            "id": id,
+            "tenant": tenant,
+            "backend": backend,
+            "status": status,
+            "protected": protected,
+            "generation": generation,
+            "manifest": json.dumps(manifest),
+        },
+    )
+    return id
+
+
+def a_job(
+    db: Connection,
+    *,
+    state: str = "pending",
+    kind: str = "deprovision",
+    status: str | None = None,
+    backend: str = "pg-main",
+    attempts: int = 0,
+    max_attempts: int = 10,
+    lease: str = "30 s",
+) -> int:
+    """A job in `state`; a running one has fence 1 or more and a lease that ends in `lease`."""
+    status = status or ("deleting" if kind == "deprovision" else "provisioning")
+    resource = a_resource(
+        db, status="deleted" if state == "succeeded" and kind == "deprovision" else status, backend=backend
+    )
+    return db.execute(
+        text("""
+        INSERT INTO outbox (kind, state, stuck_reason, resource_id, backend, fence, attempts, max_attempts,
+                            claimed_by, lease_expires_at, request_id, finished_at)
+        VALUES (:kind, :state, CASE WHEN :state = 'stuck' THEN 'refused' END, :resource, :backend,
+                greatest(:attempts, CASE WHEN :state = 'pending' THEN 0 ELSE 1 END), :attempts, :max_attempts,
+                CASE WHEN :state = 'running' THEN 'w0' END,
+                CASE WHEN :state = 'running' THEN now() + CAST(:lease AS interval) END, gen_random_uuid(),
+                CASE WHEN :state IN ('succeeded', 'cancelled') THEN now() END)
+        RETURNING id"""),
+        {
+            "kind": kind,
+            "state": state,
+            "resource": resource,
+            "backend": backend,
+            "attempts": attempts,
+            "max_attempts": max_attempts,
+            "lease": lease,
+        },
+    ).scalar_one()
+
+
+def claims(db: Connection, n: int = 1, backend: str = "pg-main", worker: str = "w1") -> list[Claim]:
+    return jobs.claim(db, {backend: n}, slots=n, worker=worker)
+
+
+def a_claim(db: Connection, **words: object) -> Claim:
+    a_job(db, **words)  # type: ignore[arg-type]
+    return claims(db)[0]
+
+
+def claim_of(db: Connection, job_id: int, *, fence: int | None = None) -> Claim:
+    """A claim of any job as a worker would hold it, whatever the job's state is."""
+    row = db.execute(
+        text("""
+        SELECT outbox.id, outbox.kind, resource_id, outbox.backend, fence, attempts, max_attempts, started_fence,
+               generation, adopted, activated_at IS NOT NULL AS activated, manifest, false AS probing
+          FROM outbox JOIN resources ON resources.id = resource_id WHERE outbox.id = :id"""),
+        {"id": job_id},
+    ).one()
+    return Claim(**{**row._mapping, **({} if fence is None else {"fence": fence})})
+
+
+def status_of(db: Connection, resource: uuid.UUID) -> str:
+    return db.execute(text("SELECT status FROM resources WHERE id = :id"), {"id": resource}).scalar_one()
+
+
+def job(db: Connection, id: int):
+    return db.execute(text("SELECT * FROM outbox WHERE id = :id"), {"id": id}).one()
+
+
+def events_of(db: Connection, id: int) -> list[str]:
+    return list(db.execute(text("SELECT event FROM events WHERE job_id = :id ORDER BY id"), {"id": id}).scalars())

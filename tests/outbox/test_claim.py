@@ -1,0 +1,202 @@
+"""Claiming: no two workers get one job, no backend makes the others wait, no backlog makes it slow."""
+
+import json
+import threading
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from outbox import breakers, jobs
+from outbox import db as database
+from tests.outbox.given import a_job, a_resource, claim_of, claims, job
+
+
+def test_concurrent_claims_share_the_jobs_and_none_twice(db: Connection) -> None:
+    wanted = {a_job(db) for _ in range(200)}
+    barrier, taken, lock = threading.Barrier(8), [], threading.Lock()
+
+    def worker(number: int) -> None:
+        with database.statement() as session:
+            barrier.wait()
+            while got := claims(session, 3, worker=f"w{number}"):
+                with lock:
+                    taken.extend((c.id, c.fence) for c in got)
+
+    threads = [threading.Thread(target=worker, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == sorted((id, 1) for id in wanted)
+
+
+def test_a_row_that_somebody_holds_is_skipped_not_waited_for(db: Connection, connect: Any) -> None:
+    first, second = a_job(db), a_job(db)
+    holder = connect()
+    holder.cursor().execute("SELECT FROM outbox WHERE id = %s FOR UPDATE", (first,))
+    assert [c.id for c in claims(db, 2)] == [second]
+    holder.rollback()
+    assert [c.id for c in claims(db, 2)] == [first]
+
+
+def test_a_claim_takes_no_more_than_its_slots_and_rooms(db: Connection) -> None:
+    for backend in ("a", "b", "c"):
+        for _ in range(10):
+            a_job(db, backend=backend)
+    got = jobs.claim(db, {"a": 2, "b": 3}, slots=4, worker="w")
+    assert [c.backend for c in got].count("a") == 2
+    assert [c.backend for c in got].count("b") == 2
+    assert jobs.claim(db, {"unknown": 5}, slots=5, worker="w") == []
+
+
+def test_jobs_that_are_not_due_stay(db: Connection) -> None:
+    a_job(db)
+    db.execute(text("UPDATE outbox SET available_at = now() + interval '1 hour'"))
+    assert claims(db) == []
+
+
+def test_a_tripped_breaker_hides_its_backend_and_then_lets_one_probe_through(db: Connection) -> None:
+    for _ in range(3):
+        a_job(db, backend="down")
+        a_job(db, backend="up")
+    breakers.trip(db, "down", reason="no route")
+    rooms = {"down": 5, "up": 5}
+    assert {c.backend for c in jobs.claim(db, rooms, slots=9, worker="w")} == {"up"}
+    db.execute(text("UPDATE breakers SET retry_at = now()"))
+    probe = jobs.claim(db, rooms, slots=9, worker="w")
+    assert [(c.backend, c.probing) for c in probe] == [("down", True)]
+    breakers.close(db, "down")
+    assert len(jobs.claim(db, rooms, slots=9, worker="w")) == 2
+
+
+def test_a_breaker_waits_longer_each_time_up_to_its_longest(db: Connection) -> None:
+    pauses = []
+    for _ in range(7):
+        breakers.trip(db, "down", reason="x")
+        breakers.trip(db, "down", reason="the same pause counts once")
+        pauses.append(
+            round(db.execute(text("SELECT extract(epoch FROM retry_at - now())::float FROM breakers")).scalar_one())
+        )
+        db.execute(text("UPDATE breakers SET retry_at = now()"))
+    assert pauses == [1, 2, 4, 8, 15, 15, 15]
+
+
+def test_a_heartbeat_keeps_only_what_is_still_ours(db: Connection) -> None:
+    for _ in range(3):
+        a_job(db)
+    mine, swept, stolen = claims(db, 3)
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
+    db.execute(text("UPDATE outbox SET fence = fence + 1 WHERE id = :id"), {"id": stolen.id})
+    jobs.defer(db, swept, worker="w", error="gone")
+    assert jobs.heartbeat(db, [mine, swept, stolen]) == {mine.id}
+    assert jobs.sweep(db, actor="w") == 1
+    assert job(db, mine.id).state == "running"
+
+
+def test_the_sweep_puts_back_what_dead_workers_held(db: Connection) -> None:
+    dead = a_job(db, state="running", attempts=1, lease="-1 s")
+    spent = a_job(db, state="running", attempts=10, max_attempts=10, lease="-1 s")
+    birth = a_job(db, state="running", kind="provision", attempts=10, max_attempts=10, lease="-1 s")
+    alive = a_job(db, state="running", attempts=1)
+    assert jobs.sweep(db, actor="w2") == 3
+    assert [job(db, id).state for id in (dead, spent, birth, alive)] == ["pending", "stuck", "pending", "running"]
+    assert job(db, spent).stuck_reason == "attempts_exhausted"
+    assert "w0" in job(db, dead).last_error
+    assert job(db, dead).attempts == 1, "the claim counts, or a job that kills its worker would loop for ever"
+
+
+def test_two_sweeps_at_once_put_each_job_back_once(db: Connection) -> None:
+    for _ in range(50):
+        a_job(db, state="running", attempts=1, lease="-1 s")
+    barrier, swept = threading.Barrier(4), []
+
+    def sweep() -> None:
+        with database.statement() as session:
+            barrier.wait()
+            swept.append(jobs.sweep(session, actor="w"))
+
+    threads = [threading.Thread(target=sweep) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(swept) == 50
+    assert db.execute(text("SELECT count(*) FROM events WHERE event = 'swept'")).scalar() == 50
+
+
+def test_the_sweep_is_bounded(db: Connection) -> None:
+    for _ in range(7):
+        a_job(db, state="running", attempts=1, lease="-1 s")
+    assert jobs.sweep(db, actor="w", batch=5) == 5
+
+
+@pytest.fixture
+def a_million(db: Connection) -> None:
+    """A dead backend with a million pending jobs, half of them not due, and one pending job of another."""
+    resource = a_resource(db, status="deleting")
+    indexes = ("outbox_one_deprovision", "outbox_pending", "outbox_of_resource", "outbox_leases")
+    made = [db.execute(text("SELECT pg_get_indexdef(CAST(:i AS regclass))"), {"i": i}).scalar_one() for i in indexes]
+    # A million rows of one resource in seconds: no foreign key checks, indexes afterwards, the unique one never.
+    for statement in (
+        "SET statement_timeout = 0; SET session_replication_role = replica",
+        *(f"DROP INDEX {index}" for index in indexes),
+        f"""INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id, available_at)
+            SELECT 'deprovision', '{resource}', CASE WHEN n % 2 = 0 THEN 'pg-main' ELSE 'dead' END, 10, '{resource}',
+                   now() + (n % 4 - 2) * interval '1 minute'
+              FROM generate_series(1, 1000000) AS n""",
+        *made[1:],
+        "ANALYZE outbox",
+        "SET session_replication_role = origin",
+    ):
+        db.execute(text(statement))
+
+
+def test_the_plans_hold_with_a_million_rows_behind_them(db: Connection, a_million: None) -> None:
+    breakers.trip(db, "dead", reason="dead")
+    asked = {"backends": ["dead", "pg-main"], "rooms": [8, 8], "slots": 8, "lease": "30 s"}
+    asked |= {"event": "claimed", "actor": "w", "reason": None, "detail": None}
+    plan = db.execute(text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {jobs._CLAIM.text}"), asked).scalar_one()
+    plan = json.loads(plan) if isinstance(plan, str) else plan
+    scans = [
+        node
+        for node in _nodes(plan[0]["Plan"])
+        if node.get("Relation Name") == "outbox" and "Scan" in node["Node Type"]
+    ]
+    by_pending = [node for node in scans if node.get("Index Name") == "outbox_pending"]
+    assert by_pending, f"the claim's own index is not used: {scans}"
+    assert all(node["Node Type"] != "Seq Scan" for node in scans)
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) <= 8 * 4
+    assert plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"] < 500
+
+    # And none of the worker's other statements reads the whole table.
+    claim = claims(db)[0]
+    asked = {"id": claim.id, "fence": claim.fence, "actor": "w", "event": "e", "reason": None, "detail": None}
+    words = {"wanted": "deleting", "batch": 100, "error": "e", "base": 1, "cap": 1, "delay": 0, "why": "refused"}
+    words |= {
+        "ids": [claim.id],
+        "fences": [claim.fence],
+        "lease": "30 s",
+        "max_attempts": 1,
+        "request_id": claim.generation,
+    }
+    words |= {"tenant": None}
+    for name in ("_START_DEPROVISION", "_COMPLETE", "_RETRY", "_DEFER", "_STICK", "_SWEEP", "_HEARTBEAT", "_EXPIRE"):
+        statement = getattr(jobs, name).text
+        plan = db.execute(text(f"EXPLAIN (FORMAT JSON) {statement}"), asked | words).scalar_one()
+        plan = json.loads(plan) if isinstance(plan, str) else plan
+        scanned = [
+            n for n in _nodes(plan[0]["Plan"]) if n["Node Type"] == "Seq Scan" and n["Relation Name"] == "outbox"
+        ]
+        assert not scanned, f"{name} reads the whole table"
+
+
+def test_a_claim_carries_what_the_runner_needs(db: Connection) -> None:
+    id = a_job(db)
+    claim = claims(db)[0]
+    assert claim == claim_of(db, id)
+    assert claim.manifest is not None
+
+
+def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", []) for node in _nodes(child))]

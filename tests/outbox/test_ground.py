@@ -1,0 +1,143 @@
+"""Settings, tokens, credentials, the doorbell: each wrong input named, nothing leaked."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, text
+
+from outbox import credentials, doorbell, embedded, resources, settings, tokens
+from outbox.errors import BadRequest, IdempotencyKeyReused, NotActive, SettingsError
+from outbox.resources import NewResource
+from tests.outbox.given import a_resource
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("DEPROVISIONER_LEASE_SECOND", "30", "did you mean DEPROVISIONER_LEASE_SECONDS"),
+        ("DEPROVISIONER_LEASE_SECONDS", "soon", "DEPROVISIONER_LEASE_SECONDS='soon'"),
+        ("DEPROVISIONER_API_PORT", "99999", "DEPROVISIONER_API_PORT"),
+        ("DEPROVISIONER_MAX_ATTEMPTS", "0", "DEPROVISIONER_MAX_ATTEMPTS"),
+        ("DEPROVISIONER_QQQ", "1", "is not a setting; known:"),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    settled: dict, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, named: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=re.escape(named)):
+        settings.load()
+
+
+def test_a_missing_setting_is_named_when_it_is_needed(settled: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEPROVISIONER_DATABASE_URL")
+    with pytest.raises(SettingsError, match="DEPROVISIONER_DATABASE_URL is not set"):
+        settings.load().need("database_url")
+
+
+@pytest.mark.parametrize(
+    ("toml", "named"),
+    [
+        ("", "no table"),
+        ("[backends.a]\nkind='postgres'", "'dsn'"),
+        ("[backends.a]\nkind='postgres'\ndsn='x'\ngrase='0s'", "unknown key 'grase'"),
+        ("[backends.a]\nkind='postgres'\ndsn='x'\ngrace='1h'", "'grace'"),
+        ("[backends.a]\nkind='postgres'\ndsn='x'\nbrake='lots'", "'brake'"),
+        ("[backends.a]\nkind='postgres'\ndsn='x'\nconcurrency=0", "'concurrency'"),
+        ("[backends.a]\nkind='postgres'\ndsn='x'\nconcurrency=true", "'concurrency'"),
+        ("backends = 3", "no table"),
+        ("[[[", "cannot read"),
+    ],
+)
+def test_a_wrong_backends_file_names_backend_and_key(tmp_path: Path, toml: str, named: str) -> None:
+    path = tmp_path / "backends.toml"
+    path.write_text(toml)
+    with pytest.raises(SettingsError, match=re.escape(named)):
+        settings.read_backends(path)
+
+
+def test_the_example_of_the_contract_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "backends.toml"
+    path.write_text(
+        '[backends.pg-main]\nkind = "postgres"\ndsn = "env:PG_X_DSN"\ngrace = "0s"\nbrake = "50/10m"\nconcurrency = 4\n'
+    )
+    config = settings.read_backends(path)["pg-main"]
+    assert (config.kind, config.concurrency, config.brake) == ("postgres", 4, "50/10m")
+    monkeypatch.delenv("PG_X_DSN", raising=False)
+    with pytest.raises(SettingsError, match="PG_X_DSN is not set"):
+        config.resolve_dsn()
+    assert "PG_X_DSN" not in repr(config), "a literal dsn holds a password, so none is ever printed"
+
+
+def test_a_token_is_kept_only_as_a_hash_and_ends_when_revoked(db: Connection) -> None:
+    made, secret = tokens.create(db, role="tenant", tenant="acme", name="ci")
+    assert tokens.find(db, secret) == made
+    stored = db.execute(text("SELECT * FROM tokens")).one()
+    assert secret.encode() not in bytes(stored.digest)
+    assert secret not in str(stored)
+    tokens.revoke(db, made.id)
+    assert tokens.find(db, secret) is None
+    assert tokens.find(db, secret + "x") is None
+    with pytest.raises(BadRequest):
+        tokens.create(db, role="operator", tenant="acme", name="x")
+
+
+def test_credentials_are_sealed_and_an_old_key_still_opens_them(settled: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    sealed = credentials.seal({"password": "s3cret"})
+    assert b"s3cret" not in sealed
+    monkeypatch.setenv(
+        "DEPROVISIONER_CREDENTIALS_KEY", f"{credentials.new_key()},{settled['DEPROVISIONER_CREDENTIALS_KEY']}"
+    )
+    settings.get.cache_clear()
+    credentials._keys.cache_clear()
+    assert credentials.unseal(sealed) == {"password": "s3cret"}
+    monkeypatch.setenv("DEPROVISIONER_CREDENTIALS_KEY", credentials.new_key())
+    settings.get.cache_clear()
+    credentials._keys.cache_clear()
+    with pytest.raises(SettingsError, match="no key"):
+        credentials.unseal(sealed)
+
+
+def test_an_idempotency_key_makes_one_resource(db: Connection) -> None:
+    new = NewResource(tenant="acme", kind="postgres", backend="pg-main", name="orders")
+    one = resources.register(db, new, actor="me", idempotency_key="k", request_digest="d")
+    assert resources.register(db, new, actor="me", idempotency_key="k", request_digest="d") == one
+    with pytest.raises(IdempotencyKeyReused):
+        resources.register(db, new, actor="me", idempotency_key="k", request_digest="other")
+    elsewhere = NewResource(tenant="globex", kind="postgres", backend="pg-main", name="orders")
+    assert resources.register(db, elsewhere, actor="me", idempotency_key="k", request_digest="d")[0].id != one[0].id
+
+
+def test_protection_can_be_lifted_until_the_delete(db: Connection) -> None:
+    resource = a_resource(db, protected=True)
+    assert not resources.protect(db, resource, protected=False).protected
+    gone = a_resource(db, status="deleting")
+    with pytest.raises(NotActive):
+        resources.protect(db, gone, protected=True)
+
+
+def test_rings_coalesce_into_one_waiting_message_until_it_is_answered(db: Connection, servers) -> None:
+    waiting = lambda: doorbell._marks().llen(doorbell.QUEUE)  # noqa: E731
+    doorbell._marks().flushdb()
+    for _ in range(20):
+        assert doorbell.ring_now()
+    assert waiting() == 1
+    doorbell.answered()
+    assert doorbell.ring_now()
+    assert waiting() == 2
+    doorbell._marks().flushdb()
+
+
+def test_a_ring_to_a_dead_broker_is_bounded_and_raises_nothing(settled: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPROVISIONER_BROKER_URL", f"redis://127.0.0.1:{embedded.free_port()}/0")
+    for cached in (settings.get, doorbell._sender, doorbell._marks):
+        cached.cache_clear()
+    began = time.monotonic()
+    assert doorbell.ring_now() is False
+    assert doorbell.broker_alive() is False
+    assert time.monotonic() - began < 4 * doorbell.TIMEOUT_SECONDS
+    began = time.monotonic()
+    doorbell.Bell().ring()
+    assert time.monotonic() - began < 0.1, "a request never waits for the broker"

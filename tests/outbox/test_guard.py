@@ -1,0 +1,120 @@
+"""The three branches of the guard: won, no-op, error."""
+
+import threading
+import uuid
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Connection, text
+
+from outbox import db as database
+from outbox import jobs
+from outbox.errors import DeletionProtected, NotFound
+from outbox.states import JobState, ResourceStatus
+from tests.outbox.given import a_resource, status_of
+
+
+def test_the_first_delete_wins_and_leaves_one_job_and_one_event(db: Connection) -> None:
+    resource = a_resource(db)
+    done = jobs.enqueue(db, resource, actor="me", reason="enough")
+    assert done.won
+    assert (done.resource.status, done.job.state) == (ResourceStatus.DELETING, JobState.PENDING)
+    assert status_of(db, resource) == "deleting"
+    assert db.execute(text("SELECT event, actor, reason, job_id FROM events")).all() == [
+        ("enqueued", "me", "enough", done.job.id)
+    ]
+
+
+def test_a_later_delete_changes_nothing_and_names_the_same_job(db: Connection) -> None:
+    resource = a_resource(db)
+    first = jobs.enqueue(db, resource, actor="me")
+    for _ in range(3):
+        again = jobs.enqueue(db, resource, actor="you")
+        assert not again.won
+        assert again.job == first.job
+    assert db.execute(text("SELECT count(*) FROM outbox")).scalar() == 1
+    assert db.execute(text("SELECT count(*) FROM events")).scalar() == 1
+
+
+def test_an_error_in_the_insert_leaves_the_status_unflipped(db: Connection) -> None:
+    resource = a_resource(db)
+    db.execute(
+        text("""CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN RAISE EXCEPTION 'the disk is full'; END $$""")
+    )
+    db.execute(text("CREATE TRIGGER broken BEFORE INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION broken()"))
+    with pytest.raises(sa.exc.DBAPIError, match="the disk is full"):
+        jobs.enqueue(db, resource, actor="me")
+    assert status_of(db, resource) == "active"
+    assert db.execute(text("SELECT count(*) FROM events")).scalar() == 0
+    db.execute(text("DROP TRIGGER broken ON outbox"))
+    assert jobs.enqueue(db, resource, actor="me").won
+
+
+def test_an_error_in_the_event_leaves_neither_flip_nor_job(db: Connection) -> None:
+    resource = a_resource(db)
+    with pytest.raises(sa.exc.IntegrityError):
+        jobs.enqueue(db, resource, actor=None)  # type: ignore[arg-type]
+    assert status_of(db, resource) == "active"
+    assert db.execute(text("SELECT count(*) FROM outbox")).scalar() == 0
+
+
+def test_a_sender_who_lost_the_answer_learns_that_it_won(db: Connection) -> None:
+    resource, request = a_resource(db), uuid.uuid4()
+    assert jobs.enqueue(db, resource, actor="me", request_id=request).won
+    assert jobs.enqueue(db, resource, actor="me", request_id=request).won
+    assert not jobs.enqueue(db, resource, actor="me").won
+
+
+def test_another_tenants_resource_does_not_exist(db: Connection) -> None:
+    resource = a_resource(db, tenant="acme")
+    with pytest.raises(NotFound):
+        jobs.enqueue(db, resource, actor="me", tenant="globex")
+    assert status_of(db, resource) == "active"
+
+
+def test_a_protected_resource_is_not_deleted(db: Connection) -> None:
+    resource = a_resource(db, protected=True)
+    with pytest.raises(DeletionProtected):
+        jobs.enqueue(db, resource, actor="me")
+    assert status_of(db, resource) == "active"
+
+
+def test_a_resource_still_provisioning_can_be_deleted(db: Connection) -> None:
+    assert jobs.enqueue(db, a_resource(db, status="provisioning"), actor="me").won
+
+
+def test_of_sixteen_at_once_one_wins_at_the_function(db: Connection) -> None:
+    resource = a_resource(db)
+    barrier, results = threading.Barrier(16), []
+
+    def delete() -> None:
+        with database.statement() as session:
+            barrier.wait()
+            results.append(jobs.enqueue(session, resource, actor="me"))
+
+    threads = [threading.Thread(target=delete) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(r.won for r in results) == [False] * 15 + [True]
+    assert len({r.job.id for r in results}) == 1
+
+
+def test_a_second_deprovision_job_is_impossible_whoever_inserts_it(db: Connection) -> None:
+    resource = a_resource(db)
+    jobs.enqueue(db, resource, actor="me")
+    with pytest.raises(sa.exc.IntegrityError, match="outbox_one_deprovision"):
+        db.execute(
+            text("""INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id)
+                    VALUES ('deprovision', :id, 'pg-main', 1, gen_random_uuid())"""),
+            {"id": resource},
+        )
+
+
+def test_a_winning_delete_is_one_round_trip(db: Connection) -> None:
+    sent = []
+    sa.event.listen(database.engine(), "before_cursor_execute", lambda *words: sent.append(words[2]))
+    jobs.enqueue(db, a_resource(db), actor="me")
+    assert len([s for s in sent if "INSERT INTO resources" not in s]) == 1

@@ -1,0 +1,266 @@
+"""Every transition from every state, on real PostgreSQL: the arrows of TRANSITIONS, and no others."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Connection, text
+
+from outbox import jobs
+from outbox.errors import ClaimLost, FenceMismatch, JobNotStuck, NotFound, StartRefused
+from outbox.rows import Claim
+from outbox.states import FINAL, TRANSITIONS, JobState, StuckReason
+from tests.outbox.given import a_claim, a_job, a_resource, claim_of, claims, events_of, job, status_of
+
+Act = Callable[[Connection, Claim], Any]
+
+# Each transition as a call on a job in any state, with the kind of job it is for.
+ACTS: dict[str, tuple[str, Act]] = {
+    "claim": ("deprovision", lambda db, c: claims(db) or _nothing()),
+    "start": ("deprovision", lambda db, c: jobs.start(db, c, worker="w")),
+    "complete": ("deprovision", lambda db, c: jobs.complete(db, c, worker="w", seen={})),
+    "activate": ("provision", lambda db, c: jobs.activate(db, c, worker="w", manifest={})),
+    "retry": ("deprovision", lambda db, c: jobs.retry(db, c, worker="w", error="e")),
+    "defer": ("deprovision", lambda db, c: jobs.defer(db, c, worker="w", error="e")),
+    "stick": ("deprovision", lambda db, c: jobs.stick(db, c, worker="w", why=StuckReason.REFUSED, error="e")),
+    "rollback": ("provision", lambda db, c: jobs.rollback(db, c, worker="w", error="e")),
+    "sweep": ("deprovision", lambda db, c: jobs.sweep(db, actor="w") or _nothing()),
+    "redrive": ("deprovision", lambda db, c: jobs.redrive(db, c.id, fence=c.fence, actor="op", reason="r")),
+}
+BIRTHS = {"enqueue", "expire"}
+
+
+def _nothing() -> None:
+    raise ClaimLost("no row fitted")
+
+
+def test_every_transition_is_tried() -> None:
+    assert set(ACTS) | BIRTHS == {t.name for t in TRANSITIONS}
+
+
+@pytest.mark.parametrize("state", JobState)
+@pytest.mark.parametrize("name", ACTS)
+def test_a_transition_moves_a_job_only_along_its_arrow(db: Connection, name: str, state: JobState) -> None:
+    kind, act = ACTS[name]
+    lease = "-1 s" if name == "sweep" else "30 s"
+    id = a_job(db, state=state, kind=kind, attempts=1, lease=lease)
+    before = job(db, id)
+    arrows = [t for t in TRANSITIONS if t.name == name and t.source == state]
+    if not arrows:
+        # A pending job looks like a retry or defer that landed before: taken as done, and nothing changes.
+        landed = {"retry": JobState.PENDING, "defer": JobState.PENDING, "stick": JobState.STUCK,
+                  "complete": JobState.SUCCEEDED, "activate": JobState.SUCCEEDED, "rollback": JobState.CANCELLED}  # fmt: skip
+        if landed.get(name) == state:
+            act(db, claim_of(db, id))
+        else:
+            with pytest.raises((StartRefused, JobNotStuck)):
+                act(db, claim_of(db, id))
+        assert job(db, id) == before
+        assert events_of(db, id) == []
+        return
+    act(db, claim_of(db, id))
+    after = job(db, id)
+    assert after.state in {t.target for t in arrows}
+    assert len(events_of(db, id)) == 1, "each change writes its event in the same transaction"
+    assert after.fence == before.fence + (name == "claim")
+
+
+@pytest.mark.parametrize("name", sorted(set(ACTS) - {"claim", "sweep", "redrive"}))
+def test_an_older_fence_moves_nothing(db: Connection, name: str) -> None:
+    kind, act = ACTS[name]
+    id = a_job(db, state="running", kind=kind, attempts=2)
+    stale = claim_of(db, id, fence=1)
+    before = job(db, id)
+    with pytest.raises(ClaimLost):
+        act(db, stale)
+    assert job(db, id) == before
+    assert events_of(db, id) == []
+
+
+def test_complete_deletes_the_resource_in_the_same_statement(db: Connection) -> None:
+    claim = a_claim(db)
+    jobs.start(db, claim, worker="w")
+    jobs.complete(db, claim, worker="w", seen={"databases": []})
+    row = db.execute(text("SELECT status, purged_at IS NOT NULL, credentials FROM resources")).one()
+    assert row == ("deleted", True, None)
+    assert events_of(db, claim.id) == ["claimed", "started", "completed"]
+
+
+def test_an_answer_that_was_lost_is_read_back_by_fence(db: Connection) -> None:
+    claim = a_claim(db)
+    for _ in range(2):
+        jobs.start(db, claim, worker="w")
+    for _ in range(2):
+        jobs.complete(db, claim, worker="w", seen={})
+    assert events_of(db, claim.id) == ["claimed", "started", "completed"]
+
+
+def test_start_refuses_a_lease_that_has_passed(db: Connection) -> None:
+    id = a_job(db, state="running", attempts=1, lease="-1 s")
+    with pytest.raises(ClaimLost):
+        jobs.start(db, claim_of(db, id), worker="w")
+    assert job(db, id).started_fence is None
+
+
+def test_start_refuses_while_another_job_of_the_resource_runs(db: Connection) -> None:
+    birth = a_claim(db, kind="provision")
+    jobs.start_provision(db, birth, worker="w", manifest={"a": 1}, credentials=b"x")
+    jobs.enqueue(db, birth.resource_id, actor="me")
+    death = claims(db)[0]
+    with pytest.raises(StartRefused, match="another job"):
+        jobs.start(db, death, worker="w")
+    jobs.activate(db, birth, worker="w", manifest={"a": 1})
+    assert status_of(db, birth.resource_id) == "deleting", "a birth does not undo a DELETE"
+    jobs.start(db, death, worker="w")
+
+
+def test_start_refuses_a_provision_whose_resource_is_being_deleted(db: Connection) -> None:
+    birth = a_claim(db, kind="provision")
+    jobs.enqueue(db, birth.resource_id, actor="me")
+    with pytest.raises(StartRefused, match="deleting"):
+        jobs.start_provision(db, birth, worker="w", manifest={}, credentials=None)
+    jobs.rollback(db, birth, worker="w", error="no longer wanted")
+    assert [r.state for r in db.execute(text("SELECT state FROM outbox ORDER BY id"))] == ["cancelled", "pending"]
+
+
+def test_what_is_about_to_be_made_is_stored_once(db: Connection) -> None:
+    claim = a_claim(db, kind="provision")
+    db.execute(text("UPDATE resources SET manifest = NULL"))
+    assert jobs.start_provision(db, claim, worker="w", manifest={"n": 1}, credentials=b"1") == ({"n": 1}, b"1")
+    jobs.retry(db, claim, worker="w", error="e")
+    db.execute(text("UPDATE outbox SET available_at = now()"))
+    again = claims(db)[0]
+    assert jobs.start_provision(db, again, worker="w", manifest={"n": 2}, credentials=b"2") == ({"n": 1}, b"1")
+
+
+def test_rollback_sends_a_failed_birth_the_way_of_a_delete(db: Connection) -> None:
+    claim = a_claim(db, kind="provision")
+    jobs.rollback(db, claim, worker="w", error="no disk")
+    assert status_of(db, claim.resource_id) == "deleting"
+    assert db.execute(text("SELECT kind, state FROM outbox ORDER BY id")).all() == [
+        ("provision", "cancelled"),
+        ("deprovision", "pending"),
+    ]
+
+
+def test_rollback_never_touches_an_adopted_resource_that_is_still_wanted(db: Connection) -> None:
+    claim = a_claim(db, kind="provision")
+    db.execute(text("UPDATE resources SET adopted = true"))
+    with pytest.raises(ClaimLost):
+        jobs.rollback(db, claim, worker="w", error="e")
+    assert status_of(db, claim.resource_id) == "provisioning"
+
+
+def test_retry_waits_with_full_jitter_under_a_cap_that_doubles(db: Connection) -> None:
+    waits: dict[int, list[float]] = {1: [], 4: [], 30: []}
+    for attempts, seen in waits.items():
+        for _ in range(60):
+            id = a_job(db, state="running", attempts=attempts, max_attempts=99)
+            jobs.retry(db, claim_of(db, id), worker="w", error="e")
+            seen.append(
+                db.execute(
+                    text("SELECT extract(epoch FROM available_at - now())::float FROM outbox WHERE id = :id"),
+                    {"id": id},
+                ).scalar_one()
+            )
+    base, cap = 0.2, 300
+    assert all(-1 < w <= base for w in waits[1])
+    assert max(waits[4]) > base
+    assert all(w <= base * 8 for w in waits[4])
+    assert all(w <= cap for w in waits[30])
+    assert max(waits[30]) > cap / 4
+    assert min(waits[30]) < cap / 2, "full jitter reaches down to nothing"
+
+
+def test_retry_refuses_when_the_attempts_are_spent(db: Connection) -> None:
+    id = a_job(db, state="running", attempts=3, max_attempts=3)
+    with pytest.raises(ClaimLost):
+        jobs.retry(db, claim_of(db, id), worker="w", error="e")
+
+
+def test_defer_gives_the_attempt_back_but_not_after_start(db: Connection) -> None:
+    claim = a_claim(db)
+    jobs.defer(db, claim, worker="w", error="down")
+    assert (job(db, claim.id).attempts, job(db, claim.id).fence) == (0, 1)
+    again = claims(db)[0]
+    jobs.start(db, again, worker="w")
+    with pytest.raises(ClaimLost):
+        jobs.defer(db, again, worker="w", error="down")
+    assert job(db, claim.id).attempts == 1
+
+
+def test_redrive_wants_the_fence_the_operator_saw(db: Connection) -> None:
+    claim = a_claim(db)
+    jobs.stick(db, claim, worker="w", why=StuckReason.REFUSED, error="e")
+    with pytest.raises(FenceMismatch):
+        jobs.redrive(db, claim.id, fence=0, actor="op", reason="r")
+    with pytest.raises(NotFound):
+        jobs.redrive(db, 10**9, fence=0, actor="op", reason="r")
+    assert jobs.redrive(db, claim.id, fence=1, actor="op", reason="r").attempts == 0
+    assert job(db, claim.id).fence == 1, "the fence is never reset"
+    with pytest.raises(JobNotStuck):
+        jobs.redrive(db, claim.id, fence=1, actor="op", reason="r")
+
+
+def test_expiry_enqueues_what_has_expired_and_nothing_else(db: Connection) -> None:
+    due = a_resource(db, expires="now() - interval '1 s'")
+    later = a_resource(db, expires="now() + interval '1 h'")
+    kept = a_resource(db, expires="now() - interval '1 s'", protected=True)
+    assert jobs.expire(db, actor="w") == 1
+    assert jobs.expire(db, actor="w") == 0
+    assert [status_of(db, r) for r in (due, later, kept)] == ["deleting", "active", "active"]
+
+
+@pytest.mark.parametrize("state", FINAL)
+def test_a_final_job_stays_final_whoever_writes(db: Connection, state: JobState) -> None:
+    id = a_job(db, state=state)
+    with pytest.raises(sa.exc.IntegrityError, match="final"):
+        db.execute(text("UPDATE outbox SET state = 'pending', finished_at = NULL WHERE id = :id"), {"id": id})
+
+
+def test_a_deleted_resource_stays_deleted_whoever_writes(db: Connection) -> None:
+    a_resource(db, status="deleted")
+    with pytest.raises(sa.exc.IntegrityError, match="final"):
+        db.execute(text("UPDATE resources SET status = 'active', purged_at = NULL, deleted_at = NULL"))
+
+
+@pytest.mark.parametrize("statement", ["UPDATE events SET actor = 'x'", "DELETE FROM events", "TRUNCATE events"])
+def test_events_are_append_only_whoever_writes(db: Connection, statement: str) -> None:
+    jobs.enqueue(db, a_resource(db), actor="me")
+    with pytest.raises(sa.exc.IntegrityError, match="append-only"):
+        db.execute(text(statement))
+
+
+def test_a_fence_never_falls_whoever_writes(db: Connection) -> None:
+    id = a_job(db, state="running", attempts=2)
+    with pytest.raises(sa.exc.IntegrityError, match="never lowered"):
+        db.execute(text("UPDATE outbox SET fence = 1, attempts = 0 WHERE id = :id"), {"id": id})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "state = 'running'",
+        "state = 'stuck'",
+        "state = 'succeeded'",
+        "stuck_reason = 'refused'",
+        "claimed_by = 'w'",
+        "attempts = 5",
+        "started_fence = 5",
+        "state = 'lost'",
+        "kind = 'other'",
+    ],
+)
+def test_checks_tie_states_to_columns(db: Connection, change: str) -> None:
+    a_job(db)
+    with pytest.raises(sa.exc.IntegrityError, match="violates check constraint"):
+        db.execute(text(f"UPDATE outbox SET {change}"))
+
+
+def test_live_rows_cannot_be_removed(db: Connection) -> None:
+    a_job(db)
+    with pytest.raises(sa.exc.IntegrityError, match="refused"):
+        db.execute(text("DELETE FROM outbox"))
+    with pytest.raises(sa.exc.IntegrityError):
+        db.execute(text("DELETE FROM resources"))

@@ -1,0 +1,220 @@
+"""What every kind of backend must do: the same tests for each, on real servers, old versions among them.
+
+A third party runs its own kind through this file by adding it to `KINDS`.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg2
+import pytest
+import redis
+
+from outbox import embedded
+from outbox.errors import Refused, Unavailable
+from tests.conftest import Servers
+from tests.witness import PgServer, RedisServer
+from worker.backends import Absent, Backend, Different, Same
+from worker.backends.postgres import Postgres
+from worker.backends.redis import Redis
+
+OLD_POSTGRES = os.environ.get("TEST_OLD_POSTGRES_DSN", "postgresql://root@127.0.0.1:5432/postgres")
+OLD_REDIS = os.environ.get("TEST_OLD_REDIS_URL", "redis://127.0.0.1:6379/9")
+
+
+@dataclass
+class Subject:
+    """A kind under test: the backend, a dead twin of it, and how a customer and a witness see it."""
+
+    backend: Backend
+    dead: Backend
+    witness: PgServer | RedisServer
+
+    def born(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        plan = self.backend.plan(uuid.uuid4(), uuid.uuid4())
+        return self.backend.provision(plan.manifest, plan.credentials), plan.credentials
+
+    def can_log_in(self, credentials: dict[str, Any]) -> bool:
+        try:
+            if "dsn" in credentials:
+                psycopg2.connect(credentials["dsn"]).close()
+            else:
+                redis.Redis.from_url(credentials["url"]).ping()
+        except (psycopg2.OperationalError, redis.AuthenticationError):
+            return False
+        return True
+
+    def put(self, credentials: dict[str, Any]) -> None:
+        if "dsn" in credentials:
+            connection = psycopg2.connect(credentials["dsn"])
+            connection.cursor().execute("CREATE TABLE t AS SELECT generate_series(1, 100) AS n")
+            connection.commit()
+            connection.close()
+        else:
+            client = redis.Redis.from_url(credentials["url"])
+            for n in range(1200):
+                client.set(f"{credentials['prefix']}k{n}", n)
+
+
+def _old_postgres() -> str:
+    try:
+        psycopg2.connect(OLD_POSTGRES, connect_timeout=2).close()
+    except psycopg2.OperationalError as error:
+        pytest.skip(f"no second PostgreSQL at {OLD_POSTGRES}: {str(error).splitlines()[0]}")
+    return OLD_POSTGRES
+
+
+def _old_redis() -> str:
+    try:
+        redis.Redis.from_url(OLD_REDIS, socket_timeout=2).ping()
+    except redis.RedisError as error:
+        pytest.skip(f"no second Redis at {OLD_REDIS}: {error}")
+    return OLD_REDIS
+
+
+@pytest.fixture(params=["postgres", "postgres-unprivileged", "postgres-old", "redis", "redis-old"])
+def subject(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Subject]:
+    nowhere = embedded.free_port()
+    match request.param:
+        case "postgres" | "postgres-unprivileged":
+            dsn = servers.pg.dsn
+            if request.param == "postgres-unprivileged":
+                servers.pg.query("DROP ROLE IF EXISTS service")
+                servers.pg.query("CREATE ROLE service LOGIN CREATEDB CREATEROLE PASSWORD 'p'")
+                dsn = dsn.replace("postgres:secret", "service:p")
+            yield Subject(Postgres(dsn), Postgres(f"postgresql://x@127.0.0.1:{nowhere}/x"), servers.pg)
+        case "postgres-old":
+            dsn = _old_postgres()
+            yield Subject(
+                Postgres(dsn), Postgres(f"postgresql://x@127.0.0.1:{nowhere}/x"), PgServer(dsn, servers.pg.log)
+            )
+        case "redis":
+            yield Subject(Redis(servers.redis.url), Redis(f"redis://127.0.0.1:{nowhere}/0"), servers.redis)
+        case "redis-old":
+            url = _old_redis()
+            yield Subject(Redis(url), Redis(f"redis://127.0.0.1:{nowhere}/0"), RedisServer(url))
+
+
+@pytest.fixture
+def trusting(request: pytest.FixtureRequest) -> bool:
+    """Whether the server lets anyone in who names a user that exists, whatever the password."""
+    return "old" in request.node.callspec.id
+
+
+def test_a_life_from_plan_to_absence(subject: Subject) -> None:
+    plan = subject.backend.plan(uuid.uuid4(), uuid.uuid4())
+    assert isinstance(subject.backend.inspect(plan.manifest), Absent), "a plan changes nothing on the server"
+    manifest = subject.backend.provision(plan.manifest, plan.credentials)
+    assert isinstance(subject.backend.inspect(manifest), Same)
+    assert subject.can_log_in(plan.credentials)
+    subject.put(plan.credentials)
+    subject.backend.teardown(manifest, 1)
+    assert isinstance(subject.backend.inspect(manifest), Absent)
+    assert not subject.witness.bears(manifest)
+    assert not subject.can_log_in(plan.credentials)
+
+
+def test_every_step_may_be_repeated(subject: Subject) -> None:
+    plan = subject.backend.plan(uuid.uuid4(), uuid.uuid4())
+    first = subject.backend.provision(plan.manifest, plan.credentials)
+    assert subject.backend.provision(plan.manifest, plan.credentials) == first
+    assert subject.can_log_in(plan.credentials)
+    for _ in range(2):
+        subject.backend.quarantine(first)
+    for _ in range(2):
+        subject.backend.teardown(first, 1)
+    assert isinstance(subject.backend.inspect(first), Absent)
+
+
+def test_quarantine_shuts_the_customer_out_and_release_lets_it_back(subject: Subject) -> None:
+    manifest, credentials = subject.born()
+    subject.put(credentials)
+    subject.backend.quarantine(manifest)
+    assert not subject.can_log_in(credentials)
+    assert isinstance(subject.backend.inspect(manifest), Same), "it is still there"
+    subject.backend.release(manifest)
+    assert subject.can_log_in(credentials)
+    subject.backend.teardown(manifest, 1)
+
+
+def test_a_session_that_is_open_does_not_hinder_the_teardown(subject: Subject) -> None:
+    manifest, credentials = subject.born()
+    if "dsn" in credentials:
+        session = psycopg2.connect(credentials["dsn"])
+        session.cursor().execute("SELECT 1")
+        subject.backend.teardown(manifest, 1)
+        with pytest.raises(psycopg2.OperationalError):
+            session.cursor().execute("SELECT 1")
+    else:
+        held = redis.Redis.from_url(credentials["url"], single_connection_client=True, retry=None)
+        held.ping()
+        subject.backend.teardown(manifest, 1)
+        with pytest.raises((redis.AuthenticationError, redis.ConnectionError)):
+            held.set(f"{manifest['prefix']}late", 1)
+    assert not subject.witness.bears(manifest)
+
+
+def test_another_generation_under_the_same_names_is_never_touched(subject: Subject) -> None:
+    manifest, credentials = subject.born()
+    stranger = manifest | {"generation": str(uuid.uuid4())}
+    assert isinstance(subject.backend.inspect(stranger), Different)
+    for act in (subject.backend.quarantine, subject.backend.release, lambda m: subject.backend.teardown(m, 1)):
+        with pytest.raises(Refused):
+            act(stranger)
+    assert subject.can_log_in(credentials)
+    subject.backend.teardown(manifest, 1)
+
+
+def test_the_wrong_server_is_refused(subject: Subject) -> None:
+    manifest, credentials = subject.born()
+    elsewhere = manifest | {"system_identifier": 1, "server": "another"}
+    assert isinstance(subject.backend.inspect(elsewhere), Different)
+    with pytest.raises(Refused):
+        subject.backend.teardown(elsewhere, 1)
+    assert subject.can_log_in(credentials)
+    subject.backend.teardown(manifest, 1)
+    gone_from = subject.backend.inspect(elsewhere)
+    assert isinstance(gone_from, Different), "absent counts only on the right server"
+
+
+def test_a_server_out_of_reach_is_unavailable_in_every_verb(subject: Subject) -> None:
+    manifest, credentials = subject.born()
+    dead = subject.dead
+    for act in (
+        lambda: dead.plan(uuid.uuid4(), uuid.uuid4()),
+        lambda: dead.provision(manifest, credentials),
+        lambda: dead.adopt(manifest, uuid.UUID(manifest["generation"])),
+        lambda: dead.inspect(manifest),
+        lambda: dead.quarantine(manifest),
+        lambda: dead.release(manifest),
+        lambda: dead.teardown(manifest, 1),
+    ):
+        with pytest.raises(Unavailable):
+            act()
+    subject.backend.teardown(manifest, 1)
+
+
+def test_a_birth_that_died_half_way_is_torn_down_too(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = subject.backend.plan(uuid.uuid4(), uuid.uuid4())
+
+    class DiedError(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise DiedError
+
+    step = "_make_database" if "dsn" in plan.credentials else None
+    with monkeypatch.context() as patch:
+        if step:
+            patch.setattr(type(subject.backend), step, die)
+        else:
+            patch.setattr("worker.backends.redis._save_acl", die)
+        with pytest.raises(DiedError):
+            subject.backend.provision(plan.manifest, plan.credentials)
+    assert subject.witness.bears(plan.manifest)
+    assert isinstance(subject.backend.inspect(plan.manifest), Same)
+    subject.backend.teardown(plan.manifest, 1)
+    assert not subject.witness.bears(plan.manifest)

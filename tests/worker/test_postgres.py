@@ -1,0 +1,245 @@
+"""PostgreSQL's own traps, each on a real server."""
+
+import threading
+import uuid
+from typing import Any
+
+import psycopg2
+import pytest
+
+from outbox.errors import Refused, Transient
+from tests.conftest import Servers
+from tests.witness import PgServer
+from worker.backends import Absent, Different, Same
+from worker.backends.postgres import Postgres
+
+
+@pytest.fixture
+def pg(servers: Servers) -> PgServer:
+    return servers.pg
+
+
+@pytest.fixture
+def backend(pg: PgServer) -> Postgres:
+    return Postgres(pg.dsn, protected=frozenset({"control_db"}))
+
+
+@pytest.fixture
+def born(backend: Postgres) -> dict[str, Any]:
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    return backend.provision(plan.manifest, plan.credentials) | {"dsn": plan.credentials["dsn"]}
+
+
+def test_names_are_whole_uuids_and_passwords_stay_out_of_the_log(backend: Postgres, pg: PgServer) -> None:
+    resource = uuid.uuid4()
+    plan = backend.plan(resource, uuid.uuid4())
+    manifest = backend.provision(plan.manifest, plan.credentials)
+    assert (manifest["database"], manifest["role"]) == (f"db_{resource.hex}", f"usr_{resource.hex}")
+    assert (
+        manifest["oid"]
+        == pg.query("SELECT oid::bigint FROM pg_database WHERE datname = %s", manifest["database"])[0][0]
+    )
+    assert plan.credentials["password"] not in pg.log.read_text()
+    backend.teardown(manifest, 1)
+
+
+def test_a_customer_cannot_enter_a_neighbours_database(backend: Postgres, born: dict[str, Any]) -> None:
+    other = backend.plan(uuid.uuid4(), uuid.uuid4())
+    neighbour = backend.provision(other.manifest, other.credentials)
+    with pytest.raises(psycopg2.OperationalError, match="permission denied"):
+        psycopg2.connect(born["dsn"].rsplit("/", 1)[0] + f"/{neighbour['database']}")
+    backend.teardown(neighbour, 1)
+    backend.teardown(born, 1)
+
+
+def test_a_database_made_again_under_the_name_is_untouched(
+    backend: Postgres, pg: PgServer, born: dict[str, Any]
+) -> None:
+    pg.query(f'DROP DATABASE "{born["database"]}"')
+    pg.query(f'CREATE DATABASE "{born["database"]}"')
+    pg.query("CREATE TABLE precious AS SELECT 42 AS n", database=born["database"])
+    assert isinstance(backend.inspect(born), Different)
+    with pytest.raises(Refused):
+        backend.teardown(born, 1)
+    assert pg.query("SELECT n FROM precious", database=born["database"]) == [(42,)]
+    assert born["role"] in pg.roles(), "nothing at all is done where identity is in doubt"
+
+
+def test_a_newcomer_that_copies_the_comment_is_still_another_oid(
+    backend: Postgres, pg: PgServer, born: dict[str, Any]
+) -> None:
+    pg.query(f'DROP DATABASE "{born["database"]}"')
+    pg.query(f'CREATE DATABASE "{born["database"]}"')
+    pg.query(f"COMMENT ON DATABASE \"{born['database']}\" IS 'deprovisioner gen={born['generation']}'")
+    with pytest.raises(Refused):
+        backend.teardown(born, 1)
+    assert born["database"] in pg.databases()
+
+
+def test_identity_is_checked_after_the_rename_and_before_its_commit(
+    backend: Postgres, pg: PgServer, born: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name changes hands between the look and the rename: the rename must be undone."""
+    honest = Postgres._end_sessions
+
+    def meanwhile(self: Postgres, *words: Any) -> None:
+        honest(self, *words)
+        if pg.query("SELECT 1 FROM pg_database WHERE oid = %s", born["oid"]):
+            pg.query(f'DROP DATABASE "{born["database"]}"')
+            pg.query(f'CREATE DATABASE "{born["database"]}"')
+
+    monkeypatch.setattr(Postgres, "_end_sessions", meanwhile)
+    with pytest.raises(Refused):
+        backend.teardown(born, 1)
+    assert born["database"] in pg.databases()
+    assert pg.query("SELECT datallowconn FROM pg_database WHERE datname = %s", born["database"]) == [(True,)]
+    assert f"zz_del_{born['generation']}" not in pg.databases()
+
+
+def test_a_role_made_again_under_the_name_is_untouched(backend: Postgres, pg: PgServer, born: dict[str, Any]) -> None:
+    pg.query(f'DROP DATABASE "{born["database"]}"')
+    pg.query(f'DROP ROLE "{born["role"]}"')
+    pg.query(f'CREATE ROLE "{born["role"]}" LOGIN')
+    with pytest.raises(Refused):
+        backend.teardown(born, 1)
+    assert born["role"] in pg.roles()
+
+
+def test_neighbours_whose_names_begin_alike_survive(backend: Postgres, pg: PgServer, born: dict[str, Any]) -> None:
+    shorter, longer = born["database"][:-4], born["database"] + "_x"
+    for name in (shorter, longer):
+        pg.query(f'CREATE DATABASE "{name}"')
+    backend.teardown(born, 1)
+    assert {shorter, longer} <= pg.databases()
+
+
+def test_an_interrupted_drop_is_finished(backend: Postgres, pg: PgServer, born: dict[str, Any]) -> None:
+    backend.quarantine(born)
+    # What a crash inside DROP DATABASE leaves behind.
+    pg.query("UPDATE pg_database SET datconnlimit = -2 WHERE oid = %s", born["oid"])
+    assert isinstance(backend.inspect(born), Same)
+    backend.teardown(born, 1)
+    assert not pg.bears(born)
+
+
+def test_prepared_transactions_are_rolled_back(backend: Postgres, pg: PgServer, born: dict[str, Any]) -> None:
+    session = psycopg2.connect(born["dsn"])
+    session.tpc_begin(session.xid(1, born["database"], "b"))
+    session.cursor().execute("CREATE TABLE t (n int)")
+    session.tpc_prepare()
+    session.close()
+    backend.teardown(born, 1)
+    assert not pg.bears(born)
+
+
+def test_a_replication_slot_does_not_keep_the_database_alive(
+    backend: Postgres, pg: PgServer, born: dict[str, Any]
+) -> None:
+    slot = f"s_{uuid.uuid4().hex}"
+    pg.query("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", slot, database=born["database"])
+    backend.teardown(born, 1)
+    assert not pg.bears(born)
+    assert pg.query("SELECT 1 FROM pg_replication_slots WHERE slot_name = %s", slot) == []
+
+
+def test_what_the_role_owns_elsewhere_is_handed_over_not_dropped(
+    backend: Postgres, pg: PgServer, born: dict[str, Any]
+) -> None:
+    neighbour = f"n_{uuid.uuid4().hex}"
+    pg.query(f'CREATE DATABASE "{neighbour}"')
+    pg.query(f'GRANT CREATE, USAGE ON SCHEMA public TO "{born["role"]}"', database=neighbour)
+    pg.query(f'SET ROLE "{born["role"]}"; CREATE TABLE shared AS SELECT 7 AS n', database=neighbour)
+    backend.teardown(born, 1)
+    assert born["role"] not in pg.roles(), "a role that survives is a working credential"
+    assert pg.query("SELECT n FROM shared", database=neighbour) == [(7,)]
+
+
+@pytest.mark.parametrize("name", ["postgres", "template0", "template1", "control_db"])
+def test_protected_names_are_refused_whatever_the_manifest_says(backend: Postgres, pg: PgServer, name: str) -> None:
+    manifest = {"database": name, "role": None, "oid": None, "generation": str(uuid.uuid4())}
+    with pytest.raises(Refused, match="protected"):
+        backend.teardown(manifest, 1)
+    with pytest.raises(Refused, match="protected"):
+        backend.adopt(manifest, uuid.uuid4())
+    with pytest.raises(Refused, match="protected"):
+        backend.quarantine(manifest)
+
+
+def test_a_database_that_somebody_renamed_is_neither_absent_nor_touched(
+    backend: Postgres, pg: PgServer, born: dict[str, Any]
+) -> None:
+    moved = f"moved_{uuid.uuid4().hex}"
+    pg.query(f'ALTER DATABASE "{born["database"]}" RENAME TO "{moved}"')
+    assert isinstance(backend.inspect(born), Different)
+    with pytest.raises(Refused, match="renamed"):
+        backend.teardown(born, 1)
+    assert moved in pg.databases()
+
+
+def test_two_workers_inside_one_object_drop_it_once(backend: Postgres, pg: PgServer, born: dict[str, Any]) -> None:
+    barrier, failures = threading.Barrier(4), []
+
+    def tear() -> None:
+        barrier.wait()
+        try:
+            backend.teardown(born, 1)
+        except (Refused, Transient) as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=tear) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert pg.drops_of(born) == 1
+    assert isinstance(backend.inspect(born), Absent)
+
+
+class TestAdoption:
+    @pytest.fixture
+    def existing(self, pg: PgServer) -> dict[str, Any]:
+        name = f"old_{uuid.uuid4().hex}"
+        pg.query(f'CREATE ROLE "{name}" LOGIN')
+        pg.query(f'CREATE DATABASE "{name}" OWNER "{name}"')
+        pg.query("CREATE TABLE kept AS SELECT 1 AS n", database=name)
+        return {"database": name, "role": name}
+
+    def test_an_existing_database_is_marked_and_can_then_be_torn_down(
+        self, backend: Postgres, pg: PgServer, existing: dict[str, Any]
+    ) -> None:
+        generation = uuid.uuid4()
+        manifest = backend.adopt(existing | {"generation": str(generation)}, generation)
+        assert isinstance(backend.inspect(manifest), Same)
+        assert backend.adopt(manifest, generation) == manifest, "adoption may be repeated"
+        backend.teardown(manifest, 1)
+        assert not pg.bears(manifest)
+
+    def test_a_comment_that_was_there_is_kept(self, backend: Postgres, pg: PgServer, existing: dict[str, Any]) -> None:
+        pg.query(f"COMMENT ON DATABASE \"{existing['database']}\" IS 'billing, ask Ann'")
+        generation = uuid.uuid4()
+        backend.adopt(existing | {"generation": str(generation)}, generation)
+        comment = pg.query(
+            "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", existing["database"]
+        )
+        assert comment == [(f"billing, ask Ann deprovisioner gen={generation}",)]
+
+    def test_what_belongs_to_another_resource_cannot_be_adopted(
+        self, backend: Postgres, existing: dict[str, Any]
+    ) -> None:
+        backend.adopt(existing | {"generation": str(uuid.uuid4())}, uuid.uuid4())
+        with pytest.raises(Refused, match="belongs to another"):
+            backend.adopt(existing | {"generation": str(uuid.uuid4())}, uuid.uuid4())
+
+    @pytest.mark.parametrize(
+        "wrong", [{"oid": 1}, {"system_identifier": 1}, {"role": "nobody_here"}, {"database": "nowhere"}]
+    )
+    def test_what_does_not_match_is_refused_and_unmarked(
+        self, backend: Postgres, pg: PgServer, existing: dict[str, Any], wrong: dict[str, Any]
+    ) -> None:
+        with pytest.raises(Refused):
+            backend.adopt(existing | wrong | {"generation": str(uuid.uuid4())}, uuid.uuid4())
+        comments = pg.query(
+            "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", existing["database"]
+        )
+        assert comments == [(None,)]

@@ -1,0 +1,181 @@
+"""Redis's own traps, each on a real server."""
+
+import threading
+import uuid
+from typing import Any
+
+import pytest
+import redis as client
+
+from outbox.errors import Refused
+from tests.conftest import Servers
+from tests.witness import RedisServer
+from worker.backends import Absent, Different, Same
+from worker.backends.redis import Redis
+
+
+@pytest.fixture
+def server(servers: Servers) -> RedisServer:
+    return servers.redis
+
+
+@pytest.fixture
+def backend(server: RedisServer) -> Redis:
+    return Redis(server.url)
+
+
+@pytest.fixture
+def born(backend: Redis) -> dict[str, Any]:
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    return backend.provision(plan.manifest, plan.credentials) | {"url": plan.credentials["url"]}
+
+
+def test_a_customer_reaches_its_own_keys_and_nothing_else(backend: Redis, born: dict[str, Any]) -> None:
+    customer = client.Redis.from_url(born["url"])
+    assert customer.set(f"{born['prefix']}a", 1)
+    assert customer.eval("return redis.call('GET', KEYS[1])", 1, f"{born['prefix']}a") == b"1"
+    for forbidden in (
+        lambda: customer.set("other", 1),
+        customer.flushall,
+        lambda: customer.keys("*"),
+        lambda: customer.config_get("*"),
+        lambda: customer.execute_command("ACL", "LIST"),
+        customer.function_flush,
+    ):
+        with pytest.raises(client.exceptions.NoPermissionError):
+            forbidden()
+    backend.teardown(born, 1)
+
+
+def test_a_foreign_generation_key_is_refused_and_its_data_untouched(
+    backend: Redis, server: RedisServer, born: dict[str, Any]
+) -> None:
+    server.client.set(f"{born['prefix']}gen", "somebody-else")
+    server.client.set(f"{born['prefix']}precious", 42)
+    assert isinstance(backend.inspect(born), Different)
+    with pytest.raises(Refused):
+        backend.teardown(born, 1)
+    assert server.client.get(f"{born['prefix']}precious") == "42"
+    assert born["user"] in server.users()
+    assert client.Redis.from_url(born["url"]).ping(), "nothing at all is done where identity is in doubt"
+
+
+def test_the_generation_is_compared_in_the_same_breath_as_each_unlink(
+    backend: Redis, server: RedisServer, born: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prefix changes hands after the look and before the first UNLINK."""
+    for n in range(50):
+        server.client.set(f"{born['prefix']}{n}", n)
+    honest = Redis._quarantine
+
+    def meanwhile(self: Redis, *words: Any) -> bool:
+        done = honest(self, *words)
+        server.client.set(f"{born['prefix']}gen", "somebody-else")
+        return done
+
+    monkeypatch.setattr(Redis, "_quarantine", meanwhile)
+    with pytest.raises(Refused):
+        backend.teardown(born, 1)
+    assert len(server.keys(born["prefix"])) == 51
+
+
+def test_glob_characters_in_an_adopted_prefix_are_only_characters(backend: Redis, server: RedisServer) -> None:
+    prefix = f"ten[ant]*?{uuid.uuid4().hex}:"
+    lookalike = f"tena-x-{prefix.rsplit('?')[1]}"
+    user = f"u_{uuid.uuid4().hex}"
+    server.client.execute_command("ACL", "SETUSER", user, "on", ">p", "~x", "+@all")
+    server.client.set(f"{prefix}a", 1)
+    server.client.set(f"{lookalike}a", 2)
+    generation = uuid.uuid4()
+    manifest = backend.adopt({"user": user, "prefix": prefix, "generation": str(generation)}, generation)
+    backend.teardown(manifest, 1)
+    assert server.client.get(f"{lookalike}a") == "2"
+    assert not server.bears(manifest)
+
+
+def test_a_neighbour_whose_prefix_begins_alike_survives(
+    backend: Redis, server: RedisServer, born: dict[str, Any]
+) -> None:
+    neighbours = [f"{born['prefix'][:-1]}x:a", born["prefix"][:-1], f"{born['prefix'][:-3]}:a"]
+    for key in neighbours:
+        server.client.set(key, 1)
+    backend.teardown(born, 1)
+    assert all(server.client.exists(key) for key in neighbours)
+
+
+def test_keys_in_other_logical_databases_go_too(backend: Redis, server: RedisServer, born: dict[str, Any]) -> None:
+    elsewhere = client.Redis.from_url(born["url"].removesuffix("/0") + "/3")
+    elsewhere.set(f"{born['prefix']}a", 1)
+    backend.teardown(born, 1)
+    assert client.Redis.from_url(server.url.removesuffix("/0") + "/3").exists(f"{born['prefix']}a") == 0
+
+
+def test_a_customer_that_removed_its_own_generation_key_is_still_torn_down(
+    backend: Redis, server: RedisServer, born: dict[str, Any]
+) -> None:
+    client.Redis.from_url(born["url"]).delete(f"{born['prefix']}gen")
+    assert isinstance(backend.inspect(born), Same), "the user's own mark proves it"
+    backend.teardown(born, 1)
+    assert not server.bears(born)
+
+
+def test_keys_without_user_or_generation_are_nobodys_to_delete(
+    backend: Redis, server: RedisServer, born: dict[str, Any]
+) -> None:
+    backend.teardown(born, 1)
+    server.client.set(f"{born['prefix']}new", 1)
+    assert isinstance(backend.inspect(born), Different)
+    with pytest.raises(Refused):
+        backend.teardown(born, 1)
+
+
+def test_a_user_made_again_under_the_name_is_untouched(
+    backend: Redis, server: RedisServer, born: dict[str, Any]
+) -> None:
+    server.client.acl_deluser(born["user"])
+    server.client.execute_command("ACL", "SETUSER", born["user"], "on", ">p", f"~{born['prefix']}*", "+@all")
+    with pytest.raises(Refused):
+        backend.teardown(born, 1)
+    assert born["user"] in server.users()
+
+
+def test_the_user_stays_gone_after_the_acl_file_is_loaded_again(
+    backend: Redis, server: RedisServer, born: dict[str, Any]
+) -> None:
+    server.client.execute_command("ACL", "LOAD")
+    assert born["user"] in server.users(), "birth was saved"
+    backend.teardown(born, 1)
+    server.client.execute_command("ACL", "LOAD")
+    assert born["user"] not in server.users(), "so was death"
+
+
+def test_default_is_never_adopted_or_torn_down(backend: Redis) -> None:
+    manifest = {"user": "default", "prefix": "x:", "generation": str(uuid.uuid4())}
+    with pytest.raises(Refused, match="protected"):
+        backend.teardown(manifest, 1)
+    with pytest.raises(Refused, match="protected"):
+        backend.adopt(manifest, uuid.uuid4())
+
+
+def test_two_workers_inside_one_namespace_both_come_to_a_good_end(
+    backend: Redis, server: RedisServer, born: dict[str, Any]
+) -> None:
+    for n in range(3000):
+        server.client.set(f"{born['prefix']}{n}", n)
+    barrier, failures = threading.Barrier(4), []
+
+    def tear() -> None:
+        barrier.wait()
+        try:
+            backend.teardown(born, 1)
+        except Exception as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=tear) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert isinstance(backend.inspect(born), Absent)
+    assert not server.bears(born)

@@ -1,0 +1,269 @@
+"""The runner's table: what was observed or went wrong, and what becomes of the job. Backends here are third parties' own."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from outbox import credentials, jobs, resources
+from outbox.errors import Refused, Transient, Unavailable
+from outbox.resources import NewResource
+from outbox.rows import Claim, Json
+from outbox.states import StuckReason
+from tests.outbox.given import a_claim, a_job, claim_of, claims, events_of, job, status_of
+from worker.backends import Absent, Different, Observation, Plan, Same
+from worker.runner import Run
+
+
+class Shelf:
+    """A backend whose server is a Python set; `inspect` and `teardown` can be told what to do."""
+
+    def __init__(
+        self, *, observable: bool = True, sees: list[Any] | None = None, does: Callable[[], None] | None = None
+    ) -> None:
+        self.observable = observable
+        self.sees = sees
+        self.does = does or (lambda: None)
+        self.torn: list[int] = []
+
+    def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
+        return Plan({"name": str(resource_id), "generation": str(generation)}, {"password": "p"})
+
+    def provision(self, manifest: Json, credentials: Json) -> Json:
+        self.does()
+        return manifest
+
+    def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
+        self.does()
+        return manifest
+
+    def inspect(self, manifest: Json) -> Observation:
+        if self.sees is not None:
+            seen = self.sees.pop(0)
+            if isinstance(seen, Exception):
+                raise seen
+            return seen
+        return Absent({}) if self.torn else Same({})
+
+    def quarantine(self, manifest: Json) -> None: ...
+
+    def release(self, manifest: Json) -> None: ...
+
+    def teardown(self, manifest: Json, fence: int) -> None:
+        self.does()
+        self.torn.append(fence)
+
+
+def fail(error: Exception) -> Callable[[], None]:
+    def raising() -> None:
+        raise error
+
+    return raising
+
+
+def run(db: Connection, backend: Shelf, **words: Any) -> Any:
+    claim = a_claim(db, **words)
+    Run(claim, backend, worker="w1")()
+    return job(db, claim.id)
+
+
+def test_the_straight_way_is_claim_start_complete(db: Connection) -> None:
+    backend = Shelf()
+    done = run(db, backend)
+    assert (done.state, backend.torn) == ("succeeded", [1])
+    assert events_of(db, done.id) == ["claimed", "started", "completed"]
+    assert status_of(db, done.resource_id) == "deleted"
+
+
+def test_what_is_absent_already_is_completed_without_a_teardown(db: Connection) -> None:
+    backend = Shelf(sees=[Absent({"looked": "yes"})])
+    done = run(db, backend)
+    assert (done.state, backend.torn) == ("succeeded", [])
+    seen = db.execute(text("SELECT detail->'seen' FROM events WHERE event = 'completed'")).scalar_one()
+    assert seen == {"looked": "yes", "already_gone": True}
+
+
+def test_what_an_earlier_attempt_did_is_said_to_be_its_doing(db: Connection) -> None:
+    claim = a_claim(db)
+    jobs.start(db, claim, worker="dead")
+    jobs.retry(db, claim, worker="dead", error="e")
+    db.execute(text("UPDATE outbox SET available_at = now()"))
+    Run(claims(db)[0], Shelf(sees=[Absent({})]), worker="w2")()
+    seen = db.execute(text("SELECT detail->'seen' FROM events WHERE event = 'completed'")).scalar_one()
+    assert seen == {"done_by_fence": 1}
+
+
+def test_what_is_different_is_stuck_and_never_started(db: Connection) -> None:
+    backend = Shelf(sees=[Different({}, "somebody else's")])
+    done = run(db, backend)
+    assert (done.state, done.stuck_reason, backend.torn) == ("stuck", "refused", [])
+    assert "somebody else's" in done.last_error
+    assert done.started_fence is None
+
+
+def test_an_unavailable_backend_defers_and_opens_its_breaker(db: Connection) -> None:
+    done = run(db, Shelf(sees=[Unavailable("no route")]))
+    assert (done.state, done.attempts) == ("pending", 0)
+    assert db.execute(text("SELECT backend, reason FROM breakers")).one() == ("pg-main", "no route")
+
+
+def test_a_backend_that_dies_inside_the_teardown_costs_an_attempt(db: Connection) -> None:
+    done = run(db, Shelf(does=fail(Unavailable("gone"))))
+    assert (done.state, done.attempts) == ("pending", 1)
+
+
+def test_a_probe_that_finds_the_backend_closes_the_breaker(db: Connection) -> None:
+    a_job(db)
+    db.execute(text("INSERT INTO breakers VALUES ('pg-main', 1, now(), now(), 'x')"))
+    Run(claims(db)[0], Shelf(), worker="w")()
+    assert db.execute(text("SELECT count(*) FROM breakers")).scalar() == 0
+
+
+@pytest.mark.parametrize("error", [Transient("busy"), ValueError("a bug")])
+def test_any_other_failure_is_retried_where_the_effect_can_be_observed(db: Connection, error: Exception) -> None:
+    done = run(db, Shelf(does=fail(error)))
+    assert (done.state, done.attempts) == ("pending", 1)
+    assert str(error) in done.last_error
+
+
+def test_a_failure_after_start_of_the_unobservable_is_a_persons(db: Connection) -> None:
+    done = run(db, Shelf(observable=False, does=fail(ValueError("?"))))
+    assert (done.state, done.stuck_reason) == ("stuck", "outcome_unknown")
+
+
+def test_the_unobservable_is_not_run_again_after_a_start(db: Connection) -> None:
+    claim = a_claim(db)
+    jobs.start(db, claim, worker="dead")
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
+    jobs.sweep(db, actor="w2")
+    backend = Shelf(observable=False)
+    Run(claims(db)[0], backend, worker="w2")()
+    assert (job(db, claim.id).stuck_reason, backend.torn) == ("outcome_unknown", [])
+
+
+def test_a_refusal_inside_the_teardown_is_stuck(db: Connection) -> None:
+    done = run(db, Shelf(does=fail(Refused("changed hands"))))
+    assert (done.state, done.stuck_reason) == ("stuck", "refused")
+
+
+def test_what_is_still_there_after_the_teardown_is_retried(db: Connection) -> None:
+    done = run(db, Shelf(sees=[Same({}), Same({})]))
+    assert done.state == "pending"
+    assert "still there" in done.last_error
+
+
+def test_the_last_attempt_that_fails_is_stuck(db: Connection) -> None:
+    a_job(db, attempts=2, max_attempts=3)
+    claim = claims(db)[0]
+    Run(claim, Shelf(does=fail(Transient("busy"))), worker="w")()
+    assert job(db, claim.id).stuck_reason == "attempts_exhausted"
+
+
+def test_late_news_is_kept_and_not_applied(db: Connection) -> None:
+    claim = a_claim(db)
+
+    def meanwhile() -> None:
+        db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
+        jobs.sweep(db, actor="w2")
+        claims(db, worker="w2")
+
+    Run(claim, Shelf(does=meanwhile), worker="w1")()
+    after = job(db, claim.id)
+    assert (after.state, after.claimed_by, after.fence) == ("running", "w2", 2)
+    assert events_of(db, claim.id) == ["claimed", "started", "swept", "claimed", "late"]
+    assert status_of(db, claim.resource_id) == "deleting"
+
+
+def a_birth(db: Connection, *, adopt: Json | None = None) -> Claim:
+    new = NewResource(tenant="acme", kind="postgres", backend="pg-main", name="orders", manifest=adopt)
+    resources.register(db, new, actor="me")
+    return claims(db)[0]
+
+
+def test_a_birth_activates_and_keeps_its_credentials_sealed(db: Connection) -> None:
+    claim = a_birth(db)
+    Run(claim, Shelf(), worker="w")()
+    resource, sealed = resources.find(db, claim.resource_id)
+    assert resource.status == "active"
+    assert sealed is not None
+    assert credentials.unseal(sealed) == {"password": "p"}
+
+
+@pytest.mark.parametrize("error", [Refused("no such right")])
+def test_a_birth_that_is_refused_is_rolled_back_at_once(db: Connection, error: Exception) -> None:
+    claim = a_birth(db)
+    Run(claim, Shelf(does=fail(error)), worker="w")()
+    assert job(db, claim.id).state == "cancelled"
+    assert status_of(db, claim.resource_id) == "deleting"
+    undo = claims(db)[0]
+    Run(undo, Shelf(), worker="w")()
+    assert status_of(db, claim.resource_id) == "deleted"
+
+
+def test_a_birth_whose_workers_die_each_time_is_rolled_back(db: Connection) -> None:
+    claim = a_birth(db)
+    db.execute(text("UPDATE outbox SET max_attempts = 1, lease_expires_at = now() - interval '1 s'"))
+    jobs.sweep(db, actor="w2")
+    Run(claims(db)[0], Shelf(does=fail(AssertionError("must not be reached"))), worker="w")()
+    assert job(db, claim.id).state == "cancelled"
+
+
+def test_a_birth_no_longer_wanted_ends_before_it_acts(db: Connection) -> None:
+    claim = a_birth(db)
+    jobs.enqueue(db, claim.resource_id, actor="me")
+    Run(claim, Shelf(does=fail(AssertionError("must not be reached"))), worker="w")()
+    assert job(db, claim.id).state == "cancelled"
+    never_made = claims(db)[0]
+    Run(never_made, Shelf(does=fail(AssertionError("must not be reached"))), worker="w")()
+    assert status_of(db, claim.resource_id) == "deleted"
+
+
+def test_a_birth_that_comes_late_undoes_itself(db: Connection) -> None:
+    """Its worker stood still; meanwhile the resource was deleted, and seen to be absent."""
+    claim = a_birth(db)
+
+    def meanwhile() -> None:
+        backend.does = lambda: None
+        db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
+        jobs.sweep(db, actor="w2")
+        jobs.enqueue(db, claim.resource_id, actor="me")
+        birth, death = claims(db, 2, worker="w2")
+        Run(birth, Shelf(), worker="w2")()
+        Run(death, Shelf(sees=[Absent({})]), worker="w2")()
+        assert status_of(db, claim.resource_id) == "deleted"
+
+    backend = Shelf(does=meanwhile)
+    Run(claim, backend, worker="w1")()
+    assert backend.torn == [claim.fence]
+    assert events_of(db, claim.id)[-2:] == ["late", "late"]
+
+
+def test_an_adoption_that_fails_waits_for_a_person_and_destroys_nothing(db: Connection) -> None:
+    claim = a_birth(db, adopt={"database": "theirs"})
+    Run(claim, Shelf(does=fail(Refused("not there"))), worker="w")()
+    assert (job(db, claim.id).state, job(db, claim.id).stuck_reason) == ("stuck", "refused")
+    assert status_of(db, claim.resource_id) == "provisioning"
+    jobs.enqueue(db, claim.resource_id, actor="me")
+    backend = Shelf(sees=[Different({}, "no mark of ours")])
+    Run(claims(db)[0], backend, worker="w")()
+    assert status_of(db, claim.resource_id) == "deleted"
+    assert backend.torn == []
+
+
+def test_an_adopted_object_of_an_active_resource_that_changed_is_stuck(db: Connection) -> None:
+    claim = a_birth(db, adopt={"database": "theirs"})
+    Run(claim, Shelf(), worker="w")()
+    jobs.enqueue(db, claim.resource_id, actor="me")
+    death = claims(db)[0]
+    Run(death, Shelf(sees=[Different({}, "another's now")]), worker="w")()
+    assert job(db, death.id).stuck_reason == StuckReason.REFUSED
+
+
+def test_a_stale_claim_does_nothing_at_all(db: Connection) -> None:
+    id = a_job(db, state="running", attempts=2)
+    backend = Shelf()
+    Run(claim_of(db, id, fence=1), backend, worker="zombie")()
+    assert backend.torn == []
+    assert events_of(db, id) == []
