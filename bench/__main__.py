@@ -78,7 +78,8 @@ def main() -> None:
     asked = parser.parse_args()
     size = QUICK if asked.quick else FULL
     size = replace(size, jobs=asked.jobs or size.jobs)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in _SIGNALS:
+        signal.signal(number, _interrupted)
     try:
         with stack() as running:
             told = _told(asked.quick)
@@ -88,6 +89,15 @@ def main() -> None:
     _print(told, table.rows())
     if asked.json:
         asked.json.write_text(json.dumps(told | {"rows": table.rows()}, indent=2) + "\n")
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _interrupted(*_: object) -> None:
+    for number in _SIGNALS:  # an impatient second Ctrl-C must not leave servers behind
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _measure(running: Stack, size: Size) -> Table:

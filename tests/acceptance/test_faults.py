@@ -1,0 +1,227 @@
+"""Workers killed, brokers dead, backends dead: eventually, once."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from outbox import embedded
+from tests.acceptance.test_main_job import create, until
+from tests.conftest import Servers
+from tests.processes import System, client
+from tests.witness import eventually
+
+LEASE, SWEEP = 3.0, 0.5  # conftest's
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_worker_killed_around_the_drop_leaves_one_drop_and_a_finished_job(
+    acme: httpx.Client, system: System, servers: Servers, tmp_path: Path, moment: str
+) -> None:
+    births = system.worker()
+    resource = until(acme, create(acme), "active")
+    births.teardown()
+    doomed = system.worker("-m", "tests.doomed_worker", DOOM_AT=f"{moment}:DROP DATABASE")
+    job = acme.delete(f"/v1/resources/{resource['id']}").json()["job"]
+    eventually(lambda: doomed.container.status == "exited", what="the worker killed itself")
+    killed = time.monotonic()
+    assert servers.pg.drops_of(resource["manifest"]) == (moment == "after")
+    system.worker()
+    until(acme, resource, "deleted", within=LEASE + SWEEP + 5)
+    assert time.monotonic() - killed < LEASE + SWEEP + 5
+    assert servers.pg.drops_of(resource["manifest"]) == 1
+    assert not servers.pg.bears(resource["manifest"])
+    story = acme.get(job["url"]).json()
+    assert story["state"] == "succeeded"
+    assert [e["event"] for e in story["events"]][:4] == ["enqueued", "claimed", "started", "swept"]
+
+
+def test_a_worker_told_to_stop_lets_its_teardown_end(acme: httpx.Client, system: System, servers: Servers) -> None:
+    births = system.worker()
+    resource = until(acme, create(acme), "active")
+    births.teardown()
+    system.worker("-m", "tests.doomed_worker", DOOM_AT="before:DROP DATABASE", DOOM_BY="SIGTERM")
+    acme.delete(f"/v1/resources/{resource['id']}")
+    until(acme, resource, "deleted", within=15)
+    eventually(lambda: system.workers[-1].container.status == "exited", what="it stopped by itself")
+    job = acme.get("/v1/jobs?kind=deprovision").json()["items"][0]
+    assert (job["fence"], job["attempts"]) == (1, 1), "nobody had to take over"
+
+
+@pytest.fixture
+def own_broker(env: dict[str, str], tmp_path: Path):
+    """A broker of this test's own, to be killed."""
+    port = embedded.free_port()
+    child = embedded.valkey(tmp_path, "broker", port, durable=False)
+    env["DEPROVISIONER_BROKER_URL"] = url = embedded.valkey_url(port)
+
+    def start() -> None:
+        child.spawn()
+        child.wait_until(lambda: embedded.valkey_ready(url))
+
+    start()
+    child.start = start  # type: ignore[attr-defined]
+    yield child
+    child.stop()
+
+
+def test_with_the_broker_dead_a_delete_is_accepted_fast_and_done_after_its_return(
+    own_broker: Any, system: System, servers: Servers, tenant: str
+) -> None:
+    with client(system.api(), tenant) as acme:
+        system.worker()
+        made = [create(acme) for _ in range(10)]
+        alive = [until(acme, resource, "active") for resource in made]
+        acme.delete("/v1/resources/00000000-0000-4000-8000-000000000000")  # warm
+        own_broker.process.kill()
+        own_broker.process.wait()
+        times = []
+        for resource in made:
+            began = time.monotonic()
+            assert acme.delete(f"/v1/resources/{resource['id']}").status_code == 202
+            times.append(time.monotonic() - began)
+        assert sorted(times)[len(times) // 2] < 0.1, times
+        own_broker.start()
+        for resource in alive:
+            until(acme, resource, "deleted", within=2 * SWEEP * 1.2 + 10)
+            assert servers.pg.drops_of(resource["manifest"]) == 1
+
+
+def test_a_worker_started_while_the_broker_is_dead_works_all_the_same(
+    own_broker: Any, system: System, servers: Servers, tenant: str
+) -> None:
+    own_broker.process.kill()
+    own_broker.process.wait()
+    with client(system.api(), tenant) as acme:
+        system.worker()
+        until(acme, create(acme), "active")
+
+
+def test_a_worker_hears_the_doorbell_again_after_the_broker_was_away(
+    own_broker: Any, system: System, tenant: str
+) -> None:
+    with client(system.api(), tenant) as acme:
+        system.worker(DEPROVISIONER_SWEEP_SECONDS="600")
+        until(acme, create(acme), "active")
+        own_broker.process.kill()
+        own_broker.process.wait()
+        own_broker.start()
+        # No sweep helps here for ten minutes: only a bell that was heard.
+        url = own_broker.argv[own_broker.argv.index("--port") + 1]
+        broker = redis.Redis(port=int(url))
+        eventually(lambda: any("brpop" in c["cmd"] for c in broker.client_list()), 30, "the worker listens again")
+        until(acme, create(acme), "active", within=20)
+
+
+def test_a_dead_backend_s_jobs_wait_without_burning_attempts_and_others_go_on(
+    env: dict[str, str], system: System, servers: Servers, tenant: str, tmp_path: Path
+) -> None:
+    port = embedded.free_port()
+    mortal = embedded.postgres(tmp_path, "mortal", port, "secret", {"fsync": "off", "log_statement": "ddl"})
+    dsn = embedded.postgres_dsn(port, "secret")
+
+    def start() -> None:
+        mortal.spawn()
+        mortal.wait_until(lambda: embedded.postgres_ready(dsn))
+
+    start()
+    try:
+        system.env["PG_MAIN_DSN"] = dsn
+        with client(system.api(), tenant) as acme:
+            system.worker()
+            databases = [until(acme, create(acme), "active") for _ in range(5)]
+            namespaces = [until(acme, create(acme, "redis"), "active") for _ in range(5)]
+            mortal.stop()
+            for resource in databases + namespaces:
+                assert acme.delete(f"/v1/resources/{resource['id']}").status_code == 202
+            for resource in namespaces:
+                until(acme, resource, "deleted", within=10)
+            waiting = acme.get("/v1/jobs?backend=pg-main&kind=deprovision").json()["items"]
+            eventually(lambda: any(j["last_error"] for j in acme.get("/v1/jobs?backend=pg-main").json()["items"]))
+            waiting = acme.get("/v1/jobs?backend=pg-main&kind=deprovision").json()["items"]
+            assert [(job["state"] in ("pending", "running")) for job in waiting] == [True] * 5
+            start()
+            for resource in databases:
+                until(acme, resource, "deleted", within=30)
+            done = acme.get("/v1/jobs?backend=pg-main&kind=deprovision").json()["items"]
+            assert [(job["state"], job["attempts"]) for job in done] == [("succeeded", 1)] * 5
+    finally:
+        mortal.stop()
+
+
+def test_the_control_database_restarts_and_everything_goes_on(
+    env: dict[str, str], system: System, servers: Servers, tenant: str
+) -> None:
+    with client(system.api(), tenant) as acme:
+        system.worker()
+        resource = until(acme, create(acme), "active")
+        name = env["DEPROVISIONER_DATABASE_URL"].rsplit("/", 1)[1]
+        servers.control.query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
+            name,
+        )
+        assert acme.delete(f"/v1/resources/{resource['id']}").status_code == 202
+        until(acme, resource, "deleted")
+        assert servers.pg.drops_of(resource["manifest"]) == 1
+
+
+def test_a_dead_control_database_is_said_and_nothing_is_half_done(
+    system: System, servers: Servers, tenant: str, env: dict[str, str]
+) -> None:
+    with client(system.api(), tenant) as acme:
+        name = env["DEPROVISIONER_DATABASE_URL"].rsplit("/", 1)[1]
+        resource = create(acme)
+        servers.control.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        servers.control.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", name)
+        answer = acme.delete(f"/v1/resources/{resource['id']}")
+        assert answer.status_code in (503, 500)
+        assert answer.json()["code"] in ("database_unavailable", "internal_error")
+        servers.control.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        assert acme.delete(f"/v1/resources/{resource['id']}").status_code == 202
+
+
+def test_a_birth_that_fails_half_way_leaves_nothing_on_the_server(
+    acme: httpx.Client, system: System, servers: Servers
+) -> None:
+    servers.pg.query("DROP ROLE IF EXISTS only_roles")
+    servers.pg.query("CREATE ROLE only_roles LOGIN CREATEROLE PASSWORD 'p'")  # may make roles, not databases
+    roles, databases = servers.pg.roles(), servers.pg.databases()
+    system.worker(PG_MAIN_DSN=servers.pg.dsn.replace("postgres:secret", "only_roles:p"))
+    resource = create(acme)
+    gone = until(acme, resource, "deleted")
+    assert gone["manifest"]["role"] is not None
+    assert f'CREATE ROLE "{gone["manifest"]["role"]}"' in servers.pg.log.read_text(), "the role had been made"
+    assert (servers.pg.roles(), servers.pg.databases()) == (roles, databases)
+    kinds = [(j["kind"], j["state"]) for j in acme.get("/v1/jobs").json()["items"]]
+    assert kinds == [("deprovision", "succeeded"), ("provision", "cancelled")]
+
+
+@pytest.mark.parametrize("kind", ["postgres", "redis"])
+def test_a_delete_while_still_provisioning_leaves_nothing_on_the_server(
+    acme: httpx.Client, system: System, servers: Servers, kind: str
+) -> None:
+    system.worker()
+    gone = []
+    for _ in range(10):  # the DELETE meets the birth at whatever moment it is in
+        resource = create(acme, kind)
+        answer = acme.delete(f"/v1/resources/{resource['id']}")
+        assert answer.status_code == 202
+        gone.append(until(acme, resource, "deleted"))
+    witness = servers.pg if kind == "postgres" else servers.redis
+    assert not any(witness.bears(resource["manifest"]) for resource in gone if resource["manifest"])
+
+
+def test_an_adopted_database_is_dropped_once(acme: httpx.Client, system: System, servers: Servers) -> None:
+    servers.pg.query("DROP DATABASE IF EXISTS legacy_orders")
+    servers.pg.query("CREATE DATABASE legacy_orders")
+    system.worker()
+    resource = until(acme, create(acme, manifest={"database": "legacy_orders"}), "active")
+    assert resource["manifest"]["oid"]
+    answer = acme.get(f"/v1/resources/{resource['id']}/credentials")
+    assert (answer.status_code, answer.json()["code"]) == (409, "no_credentials")
+    acme.delete(f"/v1/resources/{resource['id']}")
+    until(acme, resource, "deleted")
+    assert servers.pg.drops_of(resource["manifest"]) == 1

@@ -1,0 +1,220 @@
+"""Bad input: a problem+json with a stable code that names what was wrong; nothing is lost, nothing half done."""
+
+import json
+import uuid
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from sqlalchemy import Connection, text
+
+from outbox import tokens
+from tests.outbox.given import a_resource
+from tests.processes import System, client
+
+GOOD = {"kind": "postgres", "backend": "pg-main", "name": "orders"}
+NO_SUCH = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture
+def api(system: System, tenant: str) -> Iterator[httpx.Client]:
+    with client(system.api(), tenant) as made:
+        yield made
+
+
+def problem(answer: httpx.Response, status: int, code: str) -> dict:
+    body = answer.json()
+    assert (answer.status_code, body.get("code")) == (status, code), body
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert {"type", "title", "status", "detail", "code"} <= set(body)
+    assert body["status"] == status
+    return body
+
+
+def rows(db: Connection) -> tuple[int, int, int]:
+    return tuple(db.execute(text(f"SELECT count(*) FROM {t}")).scalar_one() for t in ("resources", "outbox", "events"))  # type: ignore[return-value]
+
+
+def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, operator: str) -> None:
+    """One API process, every wrong request in turn; after all of them nothing is stored."""
+    v1 = "/v1/resources"
+    for method in ("GET", "DELETE", "PATCH"):
+        body = {"json": {"protected": True}} if method == "PATCH" else {}
+        problem(api.request(method, f"{v1}/not-a-uuid", **body), 422, "invalid_id")
+        problem(api.request(method, f"{v1}/{NO_SUCH}", **body), 404, "not_found")
+        problem(api.request(method, f"{v1}/{NO_SUCH}'; DROP TABLE resources;--", **body), 422, "invalid_id")
+    problem(api.get(f"{v1}/{NO_SUCH}/credentials"), 404, "not_found")
+    problem(api.get("/v1/jobs/1"), 404, "not_found")
+    for id in ("x", "-1", "0", str(2**63), "1.5"):
+        problem(api.get(f"/v1/jobs/{id}"), 422, "invalid_id")
+
+    body = problem(api.post(v1, json=GOOD | {"backend": "pg-mian"}), 422, "unknown_backend")
+    assert "pg-main" in body["detail"]
+    assert "redis-main" in body["detail"]
+    body = problem(api.post(v1, json=GOOD | {"kind": "mysql"}), 422, "unknown_kind")
+    assert "postgres" in body["detail"]
+    body = problem(api.post(v1, json=GOOD | {"backend": "redis-main"}), 422, "unknown_kind")
+    assert "pg-main" in body["detail"]
+
+    for wrong, field in [
+        ({"name": ""}, "name"),
+        ({"name": "x" * 201}, "name"),
+        ({"name": "a\u0000b"}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": 5}, "name"),
+        ({"nmae": "typo"}, "nmae"),
+        ({"protected": "maybe"}, "protected"),
+        ({"expires_at": "tomorrow"}, "expires_at"),
+        ({"expires_at": "2030-01-01T00:00:00"}, "expires_at"),
+        ({"manifest": []}, "manifest"),
+        ({"manifest": {"oid": 1}}, "manifest.database"),
+        ({"manifest": {"database": "x", "oid": "one"}}, "manifest.oid"),
+        ({"manifest": {"database": "x" * 64}}, "manifest.database"),
+        ({"manifest": {"database": "x", "gen": 1}}, "manifest.gen"),
+        ({"manifest": {"database": "x", "generation": "g"}}, "manifest.generation"),
+        ({"tenant": "globex"}, "tenant"),
+    ]:
+        assert field in problem(api.post(v1, json=GOOD | wrong), 422, "invalid_request")["detail"]
+    redis = {"kind": "redis", "backend": "redis-main", "name": "cache"}
+    for prefix in ("", ":", "x"):
+        problem(api.post(v1, json=redis | {"manifest": {"user": "u", "prefix": prefix}}), 422, "invalid_request")
+    problem(api.post(v1, content=b"{not json", headers={"Content-Type": "application/json"}), 422, "invalid_json")
+    lone = json.dumps(GOOD).replace("orders", "\\ud800").encode()
+    problem(api.post(v1, content=lone, headers={"Content-Type": "application/json"}), 422, "invalid_request")
+    problem(api.post(v1, content=b"\xff\xfe", headers={"Content-Type": "application/json"}), 422, "invalid_json")
+    problem(api.post(v1, json=[]), 422, "invalid_request")
+    problem(api.post(v1, json=GOOD, headers={"Idempotency-Key": "x" * 201}), 422, "invalid_request")
+
+    for query in ("limit=0", "limit=201", "limit=x", "status=gone", "cursor=zzz", "cursor=W10=", "kind=%00"):
+        code = "invalid_cursor" if query.startswith("cursor") else "invalid_request"
+        problem(api.get(f"{v1}?{query}"), 422, code)
+    for query in ("state=gone", "kind=drop", "reason=x", "backend=%00"):
+        problem(api.get(f"/v1/jobs?{query}"), 422, "invalid_request")
+    problem(api.get("/v1/jobs?cursor=zzz"), 422, "invalid_cursor")
+
+    problem(api.get("/v1/nowhere"), 404, "not_found")
+    problem(api.put(v1), 405, "method_not_allowed")
+    problem(api.post("/v1/jobs/1/redrive", json={"reason": "r", "fence": 1}), 403, "forbidden")
+    who_is_it = {"Authorization": "Bearer wrong"}, {"Authorization": "Basic x"}, {"Authorization": ""}
+    for headers in who_is_it:
+        for path in (v1, f"{v1}/{NO_SUCH}", "/v1/jobs", "/v1/jobs/1"):
+            answer = api.get(path, headers=headers)
+            problem(answer, 401, "unauthenticated")
+            assert answer.headers["www-authenticate"] == "Bearer"
+    problem(
+        api.delete(f"{v1}/{NO_SUCH}", headers={"Authorization": "Bearer \xe9".encode("latin-1")}),
+        401,
+        "unauthenticated",
+    )  # type: ignore[dict-item]
+    problem(api.post(v1, json=GOOD, headers={"Authorization": f"Bearer {operator}"}), 422, "invalid_request")
+    assert rows(db) == (0, 0, 0)
+
+
+def test_ten_megabytes_of_garbage_are_refused_and_the_next_request_is_served(api: httpx.Client, db: Connection) -> None:
+    garbage = b"\x00{[" * (10 * 1024 * 1024 // 3)
+    problem(api.post("/v1/resources", content=garbage), 413, "body_too_large")
+
+    def dribble() -> Iterator[bytes]:
+        for _ in range(200):
+            yield b"x" * 51_200
+
+    problem(api.post("/v1/resources", content=dribble()), 413, "body_too_large")
+    assert api.get("/healthz").json() == {"ok": True}
+    assert rows(db) == (0, 0, 0)
+
+
+def test_another_tenants_things_do_not_exist(api: httpx.Client, db: Connection, operator: str) -> None:
+    theirs = a_resource(db, tenant="globex")
+    for answer in (
+        api.get(f"/v1/resources/{theirs}"),
+        api.get(f"/v1/resources/{theirs}/credentials"),
+        api.delete(f"/v1/resources/{theirs}"),
+        api.patch(f"/v1/resources/{theirs}", json={"protected": True}),
+    ):
+        problem(answer, 404, "not_found")
+    assert api.get("/v1/resources").json()["items"] == []
+    boss = {"Authorization": f"Bearer {operator}"}
+    job = api.delete(f"/v1/resources/{theirs}", headers=boss).json()["job"]
+    problem(api.get(job["url"]), 404, "not_found")
+    assert api.get("/v1/jobs").json()["items"] == []
+    assert api.get(job["url"], headers=boss).json()["tenant"] == "globex"
+
+
+@pytest.mark.parametrize(
+    "name", ["'; DROP TABLE resources; --", "*", "ten[ant]?\\", "%s %(x)s :name", "ä😀 \u202e", "\\x00"]
+)
+def test_names_are_only_data(api: httpx.Client, name: str) -> None:
+    made = api.post("/v1/resources", json=GOOD | {"name": name})
+    assert made.status_code == 202
+    assert api.get(f"/v1/resources/{made.json()['resource']['id']}").json()["name"] == name
+
+
+def test_a_protected_resource_answers_409_until_it_is_released(api: httpx.Client, db: Connection) -> None:
+    resource = a_resource(db, protected=True)
+    problem(api.delete(f"/v1/resources/{resource}"), 409, "deletion_protected")
+    assert api.patch(f"/v1/resources/{resource}", json={"protected": False}).json()["protected"] is False
+    assert api.delete(f"/v1/resources/{resource}").status_code == 202
+    problem(api.patch(f"/v1/resources/{resource}", json={"protected": True}), 409, "not_active")
+    problem(api.get(f"/v1/resources/{resource}/credentials"), 409, "not_active")
+
+
+def test_an_idempotency_key_answers_the_same_thing_twice_and_another_body_never(api: httpx.Client) -> None:
+    key = {"Idempotency-Key": str(uuid.uuid4())}
+    one = api.post("/v1/resources", json=GOOD, headers=key)
+    two = api.post("/v1/resources", json=GOOD, headers=key)
+    assert (one.status_code, two.status_code) == (202, 202)
+    assert one.json()["resource"]["id"] == two.json()["resource"]["id"]
+    problem(api.post("/v1/resources", json=GOOD | {"name": "x"}, headers=key), 409, "idempotency_key_reused")
+
+
+def test_a_revoked_token_opens_nothing_after_the_cache_has_forgotten_it(api: httpx.Client, db: Connection) -> None:
+    from tests.witness import eventually
+
+    made, secret = tokens.create(db, role="tenant", tenant="acme", name="short")
+    headers = {"Authorization": f"Bearer {secret}"}
+    assert api.get("/v1/resources", headers=headers).status_code == 200
+    tokens.revoke(db, made.id)
+    eventually(lambda: api.get("/v1/resources", headers=headers).status_code == 401, within=4)
+
+
+def test_listings_page_through_everything_once(api: httpx.Client, db: Connection) -> None:
+    made = {str(a_resource(db)) for _ in range(7)}
+    for id in made:
+        api.delete(f"/v1/resources/{id}")
+    for path, key in (("/v1/resources?status=deleting", "id"), ("/v1/jobs?state=pending", "resource_id")):
+        seen: list[str] = []
+        cursor = ""
+        while True:
+            page = api.get(f"{path}&limit=3{cursor}").json()
+            seen += [item[key] for item in page["items"]]
+            if page["next_cursor"] is None:
+                break
+            cursor = f"&cursor={page['next_cursor']}"
+        assert len(seen) == 7
+        assert set(seen) == made
+
+
+def test_the_contract_s_shapes(api: httpx.Client, db: Connection) -> None:
+    resource = a_resource(db)
+    shown = api.get(f"/v1/resources/{resource}").json()
+    assert (
+        list(shown)
+        == "id tenant kind backend name status protected manifest created_at deleted_at purged_at expires_at".split()
+    )
+    assert shown["created_at"].endswith("Z")
+    deleted = api.delete(f"/v1/resources/{resource}").json()
+    assert list(deleted) == ["ok", "already_deleted", "resource", "job"]
+    assert list(deleted["job"]) == ["id", "state", "url"]
+    job = api.get(deleted["job"]["url"]).json()
+    fields = "id kind state stuck_reason resource_id backend fence attempts max_attempts available_at created_at"
+    assert set(f"{fields} finished_at last_error url attempt_history events".split()) <= set(job)
+    openapi = api.get("/openapi.json").json()
+    assert {"/v1/resources", "/v1/resources/{resource_id}", "/v1/jobs/{job_id}", "/healthz"} <= set(openapi["paths"])
+
+
+def test_readiness_tells_database_schema_and_broker(api: httpx.Client, db: Connection) -> None:
+    assert api.get("/readyz").json() == {"ok": True, "database": "ok", "broker": True}
+    db.execute(text("UPDATE alembic_version SET version_num = '0000'"))
+    answer = api.get("/readyz")
+    assert answer.status_code == 503
+    assert "deprovisioner migrate" in answer.json()["database"]
