@@ -30,7 +30,7 @@ class Size:
     fleets: tuple[tuple[int, int], ...]  # (processes, slots)
 
 
-FULL = Size(rounds=3, idle=60, deletes=1600, jobs=2500, floor=3200, fleets=((1, 8), (1, 32), (2, 32)))
+FULL = Size(rounds=3, idle=60, deletes=1600, jobs=2000, floor=3200, fleets=((1, 8), (1, 32), (2, 32)))
 QUICK = Size(rounds=1, idle=30, deletes=800, jobs=800, floor=1600, fleets=((1, 8), (2, 32)))
 
 
@@ -74,7 +74,7 @@ def main() -> None:
         "--quick", action="store_true", help="one round of less, under 30 seconds: only to see that it runs"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("--jobs", type=int, metavar="N", help="how many jobs each drain gets (default 2500, quick 800)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="how many jobs each drain gets (default 2000, quick 800)")
     asked = parser.parse_args()
     size = QUICK if asked.quick else FULL
     size = replace(size, jobs=asked.jobs or size.jobs)

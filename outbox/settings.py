@@ -87,7 +87,9 @@ def load(env_file: Path | None = None) -> Settings:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for variable in os.environ:
         if variable.startswith(PREFIX) and variable not in known:
-            close = difflib.get_close_matches(variable.removeprefix(PREFIX), [n.removeprefix(PREFIX) for n in known], n=1)
+            close = difflib.get_close_matches(
+                variable.removeprefix(PREFIX), [n.removeprefix(PREFIX) for n in known], n=1, cutoff=0.5
+            )
             hint = f"did you mean {PREFIX}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
             raise SettingsError(f"{variable} is not a setting; {hint}")
     try:

@@ -1,0 +1,249 @@
+"""`deprovisioner up` as a new user meets it, and the commands beside it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import psycopg2
+import pytest
+import redis
+
+from outbox import embedded
+from outbox.supervisor import read_env
+from tests.acceptance.test_main_job import create, until
+from tests.processes import client, descendants
+from tests.witness import PgServer, eventually
+
+CLI = [sys.executable, "-m", "outbox.cli"]
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DEPROVISIONER_", "PG_MAIN", "REDIS_MAIN"))}
+    return kept | {"PYTHONUNBUFFERED": "1"} | more
+
+
+class Running:
+    """An `up` process with its home."""
+
+    def __init__(self, home: Path, port: int, **env: str) -> None:
+        self.home = home
+        self.log = home.with_name(f"{home.name}-{time.monotonic_ns()}.log")
+        with self.log.open("ab") as log:
+            self.popen = subprocess.Popen(
+                [*CLI, "up", "--home", str(home), "--port", str(port)],
+                env=clean_environment(**env),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def ready(self) -> "Running":
+        eventually(lambda: self.popen.poll() is not None or "Ctrl-C" in self.log.read_text(), 60, "up is up")
+        assert self.popen.poll() is None, self.log.read_text()
+        return self
+
+    @property
+    def env(self) -> dict[str, str]:
+        return read_env(self.home / "env")
+
+    def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*CLI, *words], env=clean_environment(**self.env), capture_output=True, text=True, timeout=60
+        )
+
+    def api(self, role: str = "TENANT") -> httpx.Client:
+        return client(self.env["DEPROVISIONER_API_URL"], self.env[f"DEPROVISIONER_{role}_TOKEN"])
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+        return self.popen.wait(60)
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    running = Running(tmp_path_factory.mktemp("up") / "home", embedded.free_port()).ready()
+    yield running
+    running.stop()
+
+
+def test_up_serves_and_writes_an_env_that_works(up: Running) -> None:
+    names = "DATABASE_URL BROKER_URL API_URL OPERATOR_TOKEN TENANT_TOKEN".split()
+    assert {f"DEPROVISIONER_{name}" for name in names} | {"PG_MAIN_DSN", "REDIS_MAIN_URL"} <= set(up.env)
+    assert (up.home / "env").stat().st_mode & 0o077 == 0, "it holds secrets"
+    sourced = subprocess.run(
+        ["sh", "-c", f". {up.home}/env && echo $DEPROVISIONER_API_URL"], capture_output=True, text=True, check=True
+    )
+    assert sourced.stdout.strip() == up.env["DEPROVISIONER_API_URL"]
+    with up.api() as api:
+        for kind in ("postgres", "redis"):
+            resource = until(api, create(api, kind), "active")
+            assert api.delete(f"/v1/resources/{resource['id']}").status_code == 202
+            until(api, resource, "deleted")
+    pg = PgServer(up.env["PG_MAIN_DSN"], up.home / "log" / "pg-main.log")
+    assert sum(pg.drops().values()) == 1, "pg-main logs what is dropped"
+    assert redis.Redis.from_url(up.env["REDIS_MAIN_URL"]).ping()
+    assert up.env["PG_MAIN_DSN"] != up.env["DEPROVISIONER_DATABASE_URL"]
+    said = up.log.read_text()
+    assert said.count("curl -sS") == 3
+    assert up.env["DEPROVISIONER_TENANT_TOKEN"] in said
+
+
+def test_the_printed_curl_lines_work(up: Running) -> None:
+    lines = [line.strip() for line in up.log.read_text().splitlines() if line.strip().startswith("curl")]
+    made = json.loads(subprocess.run(["sh", "-c", lines[0]], capture_output=True, text=True, check=True).stdout)
+    with up.api() as api:
+        until(api, made["resource"], "active")
+    for line in lines[1:]:
+        answer = subprocess.run(
+            ["sh", "-c", line.replace("/ID", f"/{made['resource']['id']}")], capture_output=True, text=True, check=True
+        )
+        assert "code" not in json.loads(answer.stdout), answer.stdout
+
+
+def test_a_second_up_on_the_same_home_is_refused(up: Running) -> None:
+    second = Running(up.home, embedded.free_port())
+    assert second.popen.wait(30) == 1
+    assert f"another `deprovisioner up` (pid {up.popen.pid}) runs on {up.home}" in second.log.read_text()
+    assert httpx.get(f"{up.env['DEPROVISIONER_API_URL']}/healthz").status_code == 200
+
+
+def test_a_taken_port_is_named_and_nothing_is_left(up: Running, tmp_path: Path) -> None:
+    port = int(up.env["DEPROVISIONER_API_URL"].rsplit(":", 1)[1])
+    second = Running(tmp_path / "other", port)
+    assert second.popen.wait(30) == 1
+    assert f"port {port} on 127.0.0.1 is taken" in second.log.read_text()
+    assert not (tmp_path / "other" / "env").exists()
+
+
+@pytest.mark.parametrize("role", ["OPERATOR", "TENANT"])
+def test_tokens_have_their_roles(up: Running, role: str) -> None:
+    with up.api(role) as api:
+        answer = api.post("/v1/jobs/1/redrive", json={"reason": "r", "fence": 0})
+        assert answer.status_code == (409 if role == "OPERATOR" else 403)
+
+
+def test_commands_speak_json_and_use_their_exit_codes(up: Running) -> None:
+    with up.api() as api:
+        resource = until(api, create(api), "active")
+    id = resource["id"]
+    deleted = up.cli("resources", "delete", id, "--reason", "ticket 811", "--json")
+    assert json.loads(deleted.stdout)["already_deleted"] is False
+    assert json.loads(up.cli("resources", "delete", id, "--json").stdout)["already_deleted"] is True
+    job = json.loads(deleted.stdout)["job"]["id"]
+    eventually(lambda: json.loads(up.cli("resources", "show", id, "--json").stdout)["status"] == "deleted")
+    story = json.loads(up.cli("jobs", "show", str(job), "--json").stdout)
+    assert (story["state"], story["events"][0]["reason"]) == ("succeeded", "ticket 811")
+    assert story["events"][0]["actor"].startswith("cli:")
+    listed = json.loads(up.cli("jobs", "list", "--state", "succeeded", "--json").stdout)
+    assert job in [item["id"] for item in listed["items"]]
+    assert id in [item["id"] for item in json.loads(up.cli("resources", "list", "--json").stdout)["items"]]
+    for table in (("jobs", "list"), ("jobs", "show", str(job)), ("resources", "list"), ("token", "list")):
+        assert up.cli(*table).returncode == 0
+    made = json.loads(up.cli("token", "create", "--role", "tenant", "--tenant", "x", "--json").stdout)
+    assert up.cli("token", "revoke", str(made["id"])).returncode == 0
+    assert made["token"] not in up.cli("token", "list", "--json").stdout
+    for words, code in [
+        (("jobs", "show", "999999"), 1),
+        (("resources", "show", "00000000-0000-4000-8000-000000000000"), 1),
+        (("jobs", "redrive", str(job), "--fence", "1", "--reason", "r"), 1),
+        (("token", "revoke", "999999"), 1),
+        (("jobs", "show", "x"), 2),
+        (("resources", "delete", "x"), 2),
+        (("token", "create", "--role", "tenant"), 2),
+        (("nonsense",), 2),
+    ]:
+        answer = up.cli(*words)
+        assert answer.returncode == code, (words, answer)
+        assert answer.stderr
+        assert "Traceback" not in answer.stderr
+
+
+def test_a_wrong_setting_is_a_usage_error_that_names_it(up: Running) -> None:
+    for words in (("jobs", "list"), ("worker",), ("api",), ("up",)):
+        answer = subprocess.run(
+            [*CLI, *words], env=clean_environment(DEPROVISIONER_LEASE="1"), capture_output=True, text=True, timeout=60
+        )
+        assert answer.returncode == 2
+        assert "DEPROVISIONER_LEASE is not a setting; did you mean DEPROVISIONER_LEASE_SECONDS?" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["up"], ["jobs"], ["jobs", "list"], ["resources", "delete"], ["token", "create"], ["demo"]]
+)
+def test_help_shows_an_example(words: list[str]) -> None:
+    answer = subprocess.run([*CLI, *words, "--help"], env=clean_environment(), capture_output=True, text=True)
+    assert answer.returncode == 0
+    assert "Example" in answer.stdout or words in (["jobs"],)
+
+
+def test_a_child_that_dies_is_started_again_and_said(up: Running) -> None:
+    (worker,) = [p for p in descendants(up.popen.pid) if p.line.endswith("outbox.cli worker")]
+    os.kill(worker.pid, signal.SIGKILL)
+    eventually(lambda: "worker-1 ended (SIGKILL); starting it again" in up.log.read_text())
+    with up.api() as api:
+        until(api, create(api), "active")
+
+
+def test_stopped_it_leaves_no_process_and_started_again_it_has_its_data(tmp_path: Path) -> None:
+    home, port = tmp_path / "home", embedded.free_port()
+    first = Running(home, port).ready()
+    with first.api() as api:
+        resource = until(api, create(api), "active")
+        login = api.get(f"/v1/resources/{resource['id']}/credentials").json()
+    connection = psycopg2.connect(login["dsn"])
+    connection.cursor().execute("CREATE TABLE t AS SELECT 7 AS n")
+    connection.commit()
+    connection.close()
+    family = [p.pid for p in descendants(first.popen.pid)]
+    assert len(family) > 5
+    assert first.stop(signal.SIGINT) == 0
+    assert not [pid for pid in family if psutil.pid_exists(pid)]
+    second = Running(home, port).ready()
+    try:
+        assert second.env == read_env(home / "env")
+        with second.api() as api:
+            assert api.get(f"/v1/resources/{resource['id']}").json()["status"] == "active"
+            again = api.get(f"/v1/resources/{resource['id']}/credentials").json()
+            with psycopg2.connect(again["dsn"]) as connection:
+                cursor = connection.cursor()
+                cursor.execute("SELECT n FROM t")
+                assert cursor.fetchone() == (7,)
+            connection.close()
+            api.delete(f"/v1/resources/{resource['id']}")
+            until(api, resource, "deleted")
+    finally:
+        assert second.stop() == 0
+
+
+def test_killed_it_takes_its_children_with_it_and_starts_again(tmp_path: Path) -> None:
+    home, port = tmp_path / "home", embedded.free_port()
+    first = Running(home, port).ready()
+    family = [p.pid for p in descendants(first.popen.pid)]
+    first.popen.kill()
+    first.popen.wait()
+    eventually(lambda: not [pid for pid in family if psutil.pid_exists(pid) and _runs(pid)], 30, "no process is left")
+    second = Running(home, port).ready()
+    assert second.stop() == 0
+
+
+def test_up_may_be_stopped_while_it_starts(tmp_path: Path) -> None:
+    for wait in (0.5, 2.0, 4.0):
+        running = Running(tmp_path / f"home{wait}", embedded.free_port())
+        time.sleep(wait)  # not for a race: any moment of the start will do
+        family = [p.pid for p in descendants(running.popen.pid)] if running.popen.poll() is None else []
+        running.stop()
+        assert not [pid for pid in family if psutil.pid_exists(pid) and _runs(pid)]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
