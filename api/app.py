@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from api import health, jobs, problems, resources
 from api.limits import BodyLimit
 from outbox import credentials, db, events, settings
+from outbox.doorbell import bell
 
 
 def create_app() -> FastAPI:
@@ -27,4 +28,5 @@ def create_app() -> FastAPI:
         app.include_router(routes.router)
     problems.install(app)
     app.add_middleware(BodyLimit)
+    bell.start()
     return app

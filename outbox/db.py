@@ -36,6 +36,8 @@ def engine() -> Engine:
     """This process's engine. A process that forks must call `engine.cache_clear()` in the child."""
     return sa.create_engine(
         control_url(),
+        # For the engine as a whole: chosen at each checkout, it would cost a round trip to set back.
+        isolation_level="AUTOCOMMIT",
         pool_size=POOL_SIZE,
         max_overflow=0,
         pool_timeout=10,
@@ -56,14 +58,14 @@ def engine() -> Engine:
 @contextmanager
 def transaction() -> Iterator[Connection]:
     """Everything inside commits together, or not at all."""
-    with engine().begin() as db:
+    with engine().execution_options(isolation_level="READ COMMITTED").begin() as db:
         yield db
 
 
 @contextmanager
 def statement() -> Iterator[Connection]:
     """Each statement inside is a transaction of its own: one round trip, durable when it returns."""
-    with engine().execution_options(isolation_level="AUTOCOMMIT").connect() as db:
+    with engine().connect() as db:
         yield db
 
 

@@ -4,10 +4,8 @@ It starts an installation of its own in a temporary home and works on it as cust
 with the credentials it is given. The administrator's DSNs serve only to make neighbours and to read evidence.
 """
 
-import io
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -15,24 +13,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import httpx
-import psutil  # type: ignore[import-untyped]  # it ships no types
+import psutil
 import psycopg2
 import redis
 from psycopg2 import sql
 from psycopg2.extensions import make_dsn
 
-from outbox import embedded
+from outbox import embedded, evidence
 from outbox.errors import DeprovisionerError
+from outbox.evidence import Answer, Finding, Holding, Servers, contents, finding
 from outbox.settings import PREFIX
 from outbox.supervisor import read_env
 
@@ -41,7 +39,6 @@ WORKERS = 2  # one to kill, one to go on
 # Short, so that what the killed worker held comes back while somebody watches.
 RHYTHM = {f"{PREFIX}LEASE_SECONDS": "5", f"{PREFIX}SWEEP_SECONDS": "1"}
 HANDS = 8  # threads for what is not the storm: enough to keep two cores busy
-ROWS = 20  # rows in each database, keys in each namespace: enough to miss one
 GUESTS = 10  # customers who are still logged in when the storm comes
 PATIENCE_SECONDS = 60  # without any progress; what a killed worker held comes back within ten
 START_SECONDS = 120  # for all of `up`: ten on an idle machine of two cores
@@ -49,61 +46,9 @@ LOOK_SECONDS = 0.2
 PAGE = 200  # the most that a listing gives
 BAR = 40  # characters
 
-# With log_statement = ddl a statement is logged as it begins; when it fails, it comes once more, as STATEMENT.
-_LOGGED = re.compile(r" (LOG:  statement|STATEMENT): +(\w+) (?:DATABASE|ROLE|USER) (?:IF EXISTS )?\"?([^\"; ]+)")
-_RECORDS = "pg-main.log; append-only file"
-
 Json = dict[str, Any]
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Holding:
-    """What a customer holds, and the URL that opens it. `id` is empty when it was made by hand."""
-
-    kind: str
-    names: Json
-    url: str
-    id: str = ""
-
-    @property
-    def all_names(self) -> set[str]:
-        """Every name under which any of it could still be on its server."""
-        if self.kind == "redis":
-            return {self.names["user"], self.names["prefix"]}
-        generation = self.names["generation"]
-        return {self.names["database"], self.names["role"], f"zz_new_{generation}", f"zz_del_{generation}"}
-
-    @property
-    def last_name(self) -> str:
-        """What goes last, and so once: the database under its quarantine name, or the generation key."""
-        return f"{self.names['prefix']}gen" if self.kind == "redis" else f"zz_del_{self.names['generation']}"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one DELETE came to; `status` is the error's name where no answer came."""
-
-    holding: Holding
-    status: int | str
-    job: int | None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report. Without `promised` it is told as it is, and the other lines judge."""
-
-    what: str
-    postgres: int | None
-    redis: int | None
-    promised: int | None
-    witness: str
-
-    @property
-    def kept(self) -> bool:
-        """Whether every server says what was promised."""
-        return self.promised is None or {self.postgres, self.redis} <= {self.promised, None}
 
 
 class Demo:
@@ -144,8 +89,9 @@ class Demo:
             self.up.spawn()
             self.up.wait_until(lambda: "Ctrl-C stops everything" in self.up.tail(), START_SECONDS)
             env = read_env(self.home / "env")
-            self.pg_dsn, self.redis_url = env["PG_MAIN_DSN"], env["REDIS_MAIN_URL"]
-            self.valkey = redis.Redis.from_url(self.redis_url, decode_responses=True)
+            self.redis_url = env["REDIS_MAIN_URL"]
+            valkey = redis.Redis.from_url(self.redis_url, decode_responses=True)
+            self.servers = Servers(self.home, env["PG_MAIN_DSN"], valkey)
             bearer = {"Authorization": f"Bearer {env[f'{PREFIX}TENANT_TOKEN']}"}
             limits = httpx.Limits(max_connections=self.deletes + HANDS)
             with httpx.Client(base_url=env[f"{PREFIX}API_URL"], headers=bearer, limits=limits, timeout=30) as self.http:
@@ -159,10 +105,10 @@ class Demo:
     def _story(self) -> tuple[list[Finding], Json | None]:
         victims, neighbours = self._provision()
         neighbours += self._make_by_hand(victims)
-        self._say(f"putting {ROWS} rows or keys into each, with the customers' own credentials")
-        _all_at_once(_fill, [*victims, *neighbours])
-        before = [_contents(neighbour) for neighbour in neighbours]
-        deluser_before = self._deluser_calls()
+        self._say(f"putting {evidence.ROWS} rows or keys into each, with the customers' own credentials")
+        _all_at_once(evidence.fill, [*victims, *neighbours])
+        before = [contents(neighbour) for neighbour in neighbours]
+        deluser_before = evidence.deluser_calls(self.servers)
         guests = [psycopg2.connect(v.url) for v in victims if v.kind == "postgres"][:GUESTS]
         self._say(f"{self.deletes} concurrent DELETEs of each of {len(victims)}; {len(guests)} customers are logged in")
         with ThreadPoolExecutor(1) as pool:
@@ -173,12 +119,22 @@ class Demo:
             finally:
                 self.over.set()
         self._say("asking the servers what happened")
-        untouched = [n for n, was in zip(neighbours, before, strict=True) if was and _contents(n) == was]
-        findings = [*self._from_http(answers), *self._from_records(victims)]
+        untouched = [n for n, was in zip(neighbours, before, strict=True) if was and contents(n) == was]
+        gone = {resource["id"] for resource in self._listing("/v1/resources", status="deleted")}
+        findings = [
+            *evidence.from_answers(answers, self.resources, self.deletes),
+            *evidence.from_records(self.servers, victims, gone),
+        ]
         findings += [
-            _finding("old credentials that log in", (v for v in victims if _contents(v) is not None), 0, "logging in"),
-            _finding("neighbours untouched", untouched, len(neighbours) // len(KINDS), "their own credentials"),
-            Finding("acl|deluser calls", None, self._deluser_calls() - deluser_before, None, "INFO commandstats"),
+            finding("old credentials that log in", (v for v in victims if contents(v) is not None), 0, "logging in"),
+            finding("neighbours untouched", untouched, len(neighbours) // len(KINDS), "their own credentials"),
+            Finding(
+                "acl|deluser calls",
+                None,
+                evidence.deluser_calls(self.servers) - deluser_before,
+                None,
+                "INFO commandstats",
+            ),
         ]
         return findings, self._autopsy(killed) if killed else None
 
@@ -220,19 +176,21 @@ class Demo:
     def _database_by_hand(self, database: str, role: str) -> Holding:
         password = secrets.token_hex(8)
         words = {"database": sql.Identifier(database), "role": sql.Identifier(role), "password": sql.Literal(password)}
-        with closing(psycopg2.connect(self.pg_dsn)) as session:
+        with closing(psycopg2.connect(self.servers.pg_dsn)) as session:
             session.autocommit = True
             for statement in (
                 "CREATE ROLE {role} LOGIN PASSWORD {password}",
                 "CREATE DATABASE {database} OWNER {role}",
             ):
                 session.cursor().execute(sql.SQL(statement).format(**words))
-        url = make_dsn(self.pg_dsn, dbname=database, user=role, password=password)
+        url = make_dsn(self.servers.pg_dsn, dbname=database, user=role, password=password)
         return Holding("postgres", {"database": database, "role": role}, url)
 
     def _namespace_by_hand(self, user: str, prefix: str) -> Holding:
         password = secrets.token_hex(8)
-        self.valkey.execute_command("ACL", "SETUSER", user, "on", f">{password}", f"~{prefix}*", "+@all", "-@dangerous")
+        self.servers.valkey.execute_command(
+            "ACL", "SETUSER", user, "on", f">{password}", f"~{prefix}*", "+@all", "-@dangerous"
+        )
         url = httpx.URL(self.redis_url).copy_with(username=user, password=password)
         return Holding("redis", {"user": user, "prefix": prefix}, str(url))
 
@@ -317,55 +275,6 @@ class Demo:
             items += page["items"]
         return items
 
-    # -- the witnesses -----------------------------------------------------------------------------------------
-
-    def _from_http(self, answers: list[Answer]) -> list[Finding]:
-        """What the API answered, DELETE by DELETE."""
-        accepted = [answer for answer in answers if answer.status == 202]
-        winners = Counter(answer.holding.id for answer in accepted)
-        jobs = {answer.holding.id: answer.job for answer in accepted}
-        repeated = [a for a in answers if a.status == 200 and a.job == jobs.get(a.holding.id)]
-        others = [a for a in answers if a.status != 202 and (a.status != 200 or a.job != jobs.get(a.holding.id))]
-        codes = ", ".join(sorted({str(answer.status) for answer in others}))
-        once = (answer.holding for answer in accepted if winners[answer.holding.id] == 1)
-        again = self.resources * (self.deletes - 1)
-        return [
-            _finding("accepted (202), one of each", once, self.resources, "HTTP"),
-            _finding("already deleted (200), same job", (a.holding for a in repeated), again, "HTTP"),
-            _finding("answered otherwise", (a.holding for a in others), 0, f"HTTP {codes}".rstrip()),
-        ]
-
-    def _from_records(self, victims: list[Holding]) -> list[Finding]:
-        """What the servers wrote down, and what they hold now."""
-        ended = _dropped(self.home / "log" / "pg-main.log") + _unlinked(self.home / "redis-main" / "appendonlydir")
-        deleted = {resource["id"] for resource in self._listing("/v1/resources", status="deleted")}
-        there = self._names_there()
-        times = {victim.id: ended[victim.kind, victim.last_name] for victim in victims}
-        lost = [v for v in victims if v.id not in deleted or not times[v.id] or v.all_names & there]
-        expected = {name for victim in victims for name in victim.all_names}
-        astray = Counter(kind for kind, name in ended.elements() if not {name, _prefix(name)} & expected)
-        roles = sum(ended["postgres", v.names["role"]] == 1 for v in victims if v.kind == "postgres")
-        return [
-            _finding("lost: accepted, not destroyed", lost, 0, "pg_database, pg_roles; ACL LIST, SCAN"),
-            _finding("destroyed once", (v for v in victims if times[v.id] == 1), self.resources, _RECORDS),
-            _finding("destroyed twice", (v for v in victims if times[v.id] > 1), 0, _RECORDS),
-            Finding("roles dropped once", roles, None, self.resources, "pg-main.log"),
-            Finding("anything else destroyed", astray["postgres"], astray["redis"], 0, _RECORDS),
-        ]
-
-    def _names_there(self) -> set[str]:
-        """The names of everything on both servers now: databases, roles, users, prefixes of keys."""
-        with closing(psycopg2.connect(self.pg_dsn)) as session, session.cursor() as cursor:
-            cursor.execute("SELECT datname FROM pg_database UNION ALL SELECT rolname FROM pg_roles")
-            names = {name for (name,) in cursor}
-        users = {line.split()[1] for line in self.valkey.execute_command("ACL", "LIST")}
-        return names | users | {_prefix(key) for key in self.valkey.scan_iter(count=1000)}
-
-    def _deluser_calls(self) -> int:
-        """No promise hangs on it: after a kill a teardown may rightly say it again, of a user who is gone."""
-        stats: Json = self.valkey.info("commandstats")
-        return int(stats.get("cmdstat_acl|deluser", {"calls": 0})["calls"])
-
     # -- telling -----------------------------------------------------------------------------------------------
 
     def _report(self, findings: list[Finding], killed: Json | None) -> bool:
@@ -406,73 +315,6 @@ class Demo:
 def _all_at_once(act: Callable[[T], R], items: Iterable[T]) -> list[R]:
     with ThreadPoolExecutor(HANDS) as pool:
         return list(pool.map(act, items))
-
-
-def _fill(holding: Holding) -> None:
-    """Put data in as the customer would."""
-    if holding.kind == "redis":
-        with closing(redis.Redis.from_url(holding.url)) as client:
-            client.mset({f"{holding.names['prefix']}order:{number}": f"paid {number}" for number in range(ROWS)})
-        return
-    with closing(psycopg2.connect(holding.url)) as session, session, session.cursor() as cursor:
-        cursor.execute(
-            "CREATE TABLE orders AS SELECT n AS id, 'paid ' || n AS note FROM generate_series(1, %s) n", (ROWS,)
-        )
-
-
-def _contents(holding: Holding) -> object | None:
-    """Everything in it, as the customer sees it; None when the customer can no longer log in."""
-    try:
-        if holding.kind == "redis":
-            with closing(redis.Redis.from_url(holding.url)) as client:
-                return {key: client.get(key) for key in client.scan_iter(f"{holding.names['prefix']}*", count=1000)}
-        with closing(psycopg2.connect(holding.url)) as session, session.cursor() as cursor:
-            cursor.execute("SELECT id, note FROM orders ORDER BY id")
-            return list(cursor)
-    except (psycopg2.OperationalError, redis.AuthenticationError):
-        return None
-    except (psycopg2.Error, redis.RedisError) as error:
-        return str(error)  # it did log in
-
-
-def _dropped(log: Path) -> Counter[tuple[str, str]]:
-    """How often each database and role was dropped with success, by the server's log."""
-    ended: Counter[tuple[str, str]] = Counter()
-    for how, verb, name in _LOGGED.findall(log.read_text(errors="replace")):
-        if verb == "DROP":
-            ended["postgres", name] += -1 if how == "STATEMENT" else 1
-    return +ended
-
-
-def _unlinked(folder: Path) -> Counter[tuple[str, str]]:
-    """How often each key was removed: the server appends only commands that changed something.
-
-    Valkey rewrites the file from 64 MB on, which the demo is far from.
-    """
-    ended: Counter[tuple[str, str]] = Counter()
-    for file in folder.glob("*.incr.aof"):
-        for verb, *keys in _commands(io.BytesIO(file.read_bytes())):
-            if verb.lower() in ("del", "unlink", "flushdb", "flushall"):
-                ended.update(("redis", key) for key in keys or [verb])
-    return ended
-
-
-def _commands(file: io.BytesIO) -> Iterator[list[str]]:
-    """The commands of an append-only file: `*` and a count, then as many strings, each `$` and its length first."""
-    while line := file.readline():
-        if line.startswith(b"*"):
-            lengths = (int(file.readline()[1:]) for _ in range(int(line[1:])))
-            yield [file.read(length + 2)[:-2].decode(errors="replace") for length in lengths]
-
-
-def _prefix(key: str) -> str:
-    return key[: key.find(":") + 1]
-
-
-def _finding(what: str, holdings: Iterable[Holding], promised: int, witness: str) -> Finding:
-    """A finding that counts by kind."""
-    counts: Mapping[str, int] = Counter(holding.kind for holding in holdings)
-    return Finding(what, counts.get("postgres", 0), counts.get("redis", 0), promised, witness)
 
 
 def _told_of(killed: Json | None) -> str:

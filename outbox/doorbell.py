@@ -41,23 +41,28 @@ CONFIG: dict[str, Any] = {
 
 
 class Bell:
-    """Rings at most once per pause, from a daemon thread that starts with the first ring."""
+    """Rings from a daemon thread; what is asked for while it rings becomes one more ring."""
 
     def __init__(self) -> None:
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
+    def start(self) -> None:
+        """Start the thread, which meets the broker before the first ring needs it."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="doorbell", daemon=True)
+                self._thread.start()
+
     def ring(self) -> None:
         """Ask for a ring and return at once; never raises."""
         self._wanted.set()
         if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="doorbell", daemon=True)
-                    self._thread.start()
+            self.start()
 
     def _run(self) -> None:
+        broker_alive()
         while True:
             self._wanted.wait()
             self._wanted.clear()

@@ -96,6 +96,7 @@ def postgres(home: Path, name: str, port: int, password: str, settings: Mapping[
     if not (data / "PG_VERSION").exists():
         _initdb(data, password, account)
     if account:
+        home.chmod(home.stat().st_mode | stat.S_IXOTH)  # our own folder: nothing to say
         _let_through(data, _postgres_bin())
     options = {
         "port": str(port),
@@ -197,6 +198,7 @@ def _initdb(data: Path, password: str, account: str | None) -> None:
     if user:
         os.chown(data, user.pw_uid, user.pw_gid)
         os.chown(secret, user.pw_uid, user.pw_gid)
+        data.parent.chmod(data.parent.stat().st_mode | stat.S_IXOTH)
         _let_through(data, _postgres_bin())
     try:
         made = subprocess.run(  # noqa: S603 - our own program, no shell

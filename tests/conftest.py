@@ -12,9 +12,8 @@ import psycopg2
 import pytest
 from sqlalchemy import Connection
 
-from outbox import credentials, embedded, settings, tokens
+from outbox import credentials, doorbell, embedded, settings, tokens
 from outbox import db as database
-from outbox import doorbell
 from outbox.embedded import Child
 from tests.processes import System, client
 from tests.witness import PgServer, RedisServer
@@ -106,7 +105,8 @@ def env(servers: Servers, template: str, tmp_path: Path) -> Iterator[dict[str, s
     yield {
         "DEPROVISIONER_DATABASE_URL": _in(servers.control.dsn, name),
         # A broker database of its own, so that no test hears another's bell.
-        "DEPROVISIONER_BROKER_URL": servers.broker.url.removesuffix("/0") + f"/{int(name.rsplit('_')[-1]) % 15 + 1}",
+        "DEPROVISIONER_BROKER_URL": servers.broker.url.removesuffix("/0")
+        + f"/{int(name.rsplit('_', maxsplit=1)[-1]) % 15 + 1}",
         "DEPROVISIONER_BACKENDS": str(backends),
         "DEPROVISIONER_CREDENTIALS_KEY": "QqzGw4kG3n6pTgU3aYQ1n8cYqH1m3C5v0b7xJ2r9d0E=",
         "DEPROVISIONER_LEASE_SECONDS": "3",

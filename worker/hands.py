@@ -41,6 +41,7 @@ class Hands:
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="hand")
         self._running: dict[int, Claim] = {}
         self._claiming = threading.Lock()
+        self._asked = threading.Event()
         self._more = False
         self._stopping = threading.Event()
         self._idle = threading.Condition()  # also guards _running
@@ -73,29 +74,44 @@ class Hands:
         self.drain()
 
     def _fill(self, *, rung: bool) -> None:
-        with self._claiming:
-            self._more = self._more or rung
-            while self._more and not self._stopping.is_set():
-                slots = self._slots - len(self._held())
-                rooms = self._rooms(slots)
-                if not rooms:
-                    return  # all hands are full: the first to end comes by here
+        """Claim, or have whoever is claiming do it once more: nobody waits for another's claim."""
+        self._more = self._more or rung
+        self._asked.set()
+        while self._asked.is_set() and self._claiming.acquire(blocking=False):
+            try:
+                self._asked.clear()
+                self._claim_what_fits()
+            finally:
+                self._claiming.release()
+
+    def _claim_what_fits(self) -> None:
+        while self._more and not self._stopping.is_set():
+            slots = self._slots - len(self._held())
+            rooms = self._rooms(slots)
+            if not rooms:
+                return  # all hands are full: the first to end comes by here
+            self._more = False  # a bell from here on makes it true again
+            try:
                 with db.statement() as session:
                     claims = jobs.claim(session, rooms, slots=slots, worker=self._worker)
-                taken = Counter(claim.backend for claim in claims)
-                # A backend that filled its room, or has none, or was probed with one job, may have more.
-                self._more = (
-                    len(claims) == slots
-                    or len(rooms) < len(self._served)
-                    or any(taken[name] == room for name, room in rooms.items())
-                    or any(claim.probing for claim in claims)
-                )
-                for claim in claims:
-                    with self._idle:
-                        self._running[claim.id] = claim
-                    self._pool.submit(self._work, claim)
-                if not claims:
-                    return
+            except BaseException:
+                self._more = True
+                raise
+            taken = Counter(claim.backend for claim in claims)
+            for claim in claims:
+                with self._idle:
+                    self._running[claim.id] = claim
+                self._pool.submit(self._work, claim)
+            # A backend that filled its room, or has none, or was probed with one job, may have more.
+            if (
+                len(claims) == slots
+                or len(rooms) < len(self._served)
+                or any(taken[name] == room for name, room in rooms.items())
+                or any(claim.probing for claim in claims)
+            ):
+                self._more = True
+            if not claims:
+                return
 
     def _rooms(self, slots: int) -> dict[str, int]:
         """How many jobs of each backend there is room for, the backends in a new order each time."""

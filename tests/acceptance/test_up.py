@@ -54,7 +54,7 @@ class Running:
 
     def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*CLI, *words], env=clean_environment(**self.env), capture_output=True, text=True, timeout=60
+            [*CLI, *words], check=False, env=clean_environment(**self.env), capture_output=True, text=True, timeout=60
         )
 
     def api(self, role: str = "TENANT") -> httpx.Client:
@@ -74,7 +74,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def test_up_serves_and_writes_an_env_that_works(up: Running) -> None:
-    names = "DATABASE_URL BROKER_URL API_URL OPERATOR_TOKEN TENANT_TOKEN".split()
+    names = ["DATABASE_URL", "BROKER_URL", "API_URL", "OPERATOR_TOKEN", "TENANT_TOKEN"]
     assert {f"DEPROVISIONER_{name}" for name in names} | {"PG_MAIN_DSN", "REDIS_MAIN_URL"} <= set(up.env)
     assert (up.home / "env").stat().st_mode & 0o077 == 0, "it holds secrets"
     sourced = subprocess.run(
@@ -168,7 +168,12 @@ def test_commands_speak_json_and_use_their_exit_codes(up: Running) -> None:
 def test_a_wrong_setting_is_a_usage_error_that_names_it(up: Running) -> None:
     for words in (("jobs", "list"), ("worker",), ("api",), ("up",)):
         answer = subprocess.run(
-            [*CLI, *words], env=clean_environment(DEPROVISIONER_LEASE="1"), capture_output=True, text=True, timeout=60
+            [*CLI, *words],
+            check=False,
+            env=clean_environment(DEPROVISIONER_LEASE="1"),
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert answer.returncode == 2
         assert "DEPROVISIONER_LEASE is not a setting; did you mean DEPROVISIONER_LEASE_SECONDS?" in answer.stderr
@@ -178,7 +183,9 @@ def test_a_wrong_setting_is_a_usage_error_that_names_it(up: Running) -> None:
     "words", [[], ["up"], ["jobs"], ["jobs", "list"], ["resources", "delete"], ["token", "create"], ["demo"]]
 )
 def test_help_shows_an_example(words: list[str]) -> None:
-    answer = subprocess.run([*CLI, *words, "--help"], env=clean_environment(), capture_output=True, text=True)
+    answer = subprocess.run(
+        [*CLI, *words, "--help"], check=False, env=clean_environment(), capture_output=True, text=True
+    )
     assert answer.returncode == 0
     assert "Example" in answer.stdout or words in (["jobs"],)
 

@@ -197,10 +197,20 @@ def test_listings_page_through_everything_once(api: httpx.Client, db: Connection
 def test_the_contract_s_shapes(api: httpx.Client, db: Connection) -> None:
     resource = a_resource(db)
     shown = api.get(f"/v1/resources/{resource}").json()
-    assert (
-        list(shown)
-        == "id tenant kind backend name status protected manifest created_at deleted_at purged_at expires_at".split()
-    )
+    assert list(shown) == [
+        "id",
+        "tenant",
+        "kind",
+        "backend",
+        "name",
+        "status",
+        "protected",
+        "manifest",
+        "created_at",
+        "deleted_at",
+        "purged_at",
+        "expires_at",
+    ]
     assert shown["created_at"].endswith("Z")
     deleted = api.delete(f"/v1/resources/{resource}").json()
     assert list(deleted) == ["ok", "already_deleted", "resource", "job"]

@@ -24,7 +24,8 @@ def a_resource(
         text(f"""
         INSERT INTO resources (id, tenant, kind, backend, name, status, protected, generation, manifest,
                                activated_at, deleted_at, purged_at, expires_at)
-        VALUES (:id, :tenant, 'postgres', :backend, 'orders', :status, :protected, :generation, CAST(:manifest AS jsonb),
+        VALUES (:id, :tenant, 'postgres', :backend, 'orders', :status, :protected, :generation,
+                CAST(:manifest AS jsonb),
                 CASE WHEN :status <> 'provisioning' THEN now() END,
                 CASE WHEN :status IN ('deleting', 'deleted') THEN now() END,
                 CASE WHEN :status = 'deleted' THEN now() END, {expires})"""),

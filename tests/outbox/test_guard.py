@@ -11,6 +11,7 @@ from outbox import db as database
 from outbox import jobs
 from outbox.errors import DeletionProtected, NotFound
 from outbox.states import JobState, ResourceStatus
+from tests.conftest import Servers
 from tests.outbox.given import a_resource, status_of
 
 
@@ -113,8 +114,15 @@ def test_a_second_deprovision_job_is_impossible_whoever_inserts_it(db: Connectio
         )
 
 
-def test_a_winning_delete_is_one_round_trip(db: Connection) -> None:
-    sent = []
-    sa.event.listen(database.engine(), "before_cursor_execute", lambda *words: sent.append(words[2]))
-    jobs.enqueue(db, a_resource(db), actor="me")
-    assert len([s for s in sent if "INSERT INTO resources" not in s]) == 1
+def test_a_winning_delete_is_one_round_trip(db: Connection, servers: Servers) -> None:
+    resource = a_resource(db)
+    name = db.execute(text("SELECT current_database()")).scalar_one()
+    db.execute(text(f"ALTER DATABASE {name} SET log_statement = 'all'"))
+    database.engine().dispose()
+    with database.statement() as session:  # the connection's own greetings
+        session.execute(text("SELECT 1"))
+    before = len(servers.control.log.read_bytes())
+    with database.statement() as session:
+        assert jobs.enqueue(session, resource, actor="me").won
+    said = [line for line in servers.control.log.read_bytes()[before:].decode().splitlines() if f"@{name} LOG:" in line]
+    assert len([line for line in said if "statement:" in line]) == 1, said

@@ -49,8 +49,12 @@ def test_a_transition_moves_a_job_only_along_its_arrow(db: Connection, name: str
     arrows = [t for t in TRANSITIONS if t.name == name and t.source == state]
     if not arrows:
         # A pending job looks like a retry or defer that landed before: taken as done, and nothing changes.
-        landed = {"retry": JobState.PENDING, "defer": JobState.PENDING, "stick": JobState.STUCK,
-                  "complete": JobState.SUCCEEDED, "activate": JobState.SUCCEEDED, "rollback": JobState.CANCELLED}  # fmt: skip
+        landed = {
+            **dict.fromkeys(("retry", "defer"), JobState.PENDING),
+            **dict.fromkeys(("complete", "activate"), JobState.SUCCEEDED),
+            "stick": JobState.STUCK,
+            "rollback": JobState.CANCELLED,
+        }
         if landed.get(name) == state:
             act(db, claim_of(db, id))
         else:

@@ -1,4 +1,7 @@
-"""The runner's table: what was observed or went wrong, and what becomes of the job. Backends here are third parties' own."""
+"""The runner's table: what was observed or went wrong, and what becomes of the job.
+
+The backends here are third parties' own.
+"""
 
 import uuid
 from collections.abc import Callable

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg2
 from psycopg2 import errors, extensions, sql
@@ -28,7 +28,7 @@ LOCK_TIMEOUT_MS = 10_000
 TERMINATE_TIMEOUT_MS = 5_000
 # A session may slip in between "terminate" and "rename": try again, but not for ever.
 RENAME_TRIES = 3
-Connection = extensions.connection
+Connection: TypeAlias = extensions.connection
 NEVER = frozenset({"template0", "template1", "postgres"})
 _SESSION = {
     "connect_timeout": str(CONNECT_TIMEOUT_SECONDS),

@@ -1,0 +1,195 @@
+"""What the servers' own records and the customers' own credentials say about a demo; none of it asks the product."""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import redis
+
+ROWS = 20  # rows in each database, keys in each namespace: enough to miss one
+
+# With log_statement = ddl a statement is logged as it begins; when it fails, it comes once more, as STATEMENT.
+_LOGGED = re.compile(r" (LOG:  statement|STATEMENT): +(\w+) (?:DATABASE|ROLE|USER) (?:IF EXISTS )?\"?([^\"; ]+)")
+_RECORDS = "pg-main.log; append-only file"
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a customer holds, and the URL that opens it. `id` is empty when it was made by hand."""
+
+    kind: str
+    names: Json
+    url: str
+    id: str = ""
+
+    @property
+    def all_names(self) -> set[str]:
+        """Every name under which any of it could still be on its server."""
+        if self.kind == "redis":
+            return {self.names["user"], self.names["prefix"]}
+        generation = self.names["generation"]
+        return {self.names["database"], self.names["role"], f"zz_new_{generation}", f"zz_del_{generation}"}
+
+    @property
+    def last_name(self) -> str:
+        """What goes last, and so once: the database under its quarantine name, or the generation key."""
+        return f"{self.names['prefix']}gen" if self.kind == "redis" else f"zz_del_{self.names['generation']}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one DELETE came to; `status` is the error's name where no answer came."""
+
+    holding: Holding
+    status: int | str
+    job: int | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. Without `promised` it is told as it is, and the other lines judge."""
+
+    what: str
+    postgres: int | None
+    redis: int | None
+    promised: int | None
+    witness: str
+
+    @property
+    def kept(self) -> bool:
+        """Whether every server says what was promised."""
+        return self.promised is None or {self.postgres, self.redis} <= {self.promised, None}
+
+
+@dataclass(frozen=True)
+class Servers:
+    """The servers that hold the resources: `home` has their logs, the rest opens them as administrator."""
+
+    home: Path
+    pg_dsn: str
+    valkey: "redis.Redis"
+
+
+def from_answers(answers: list[Answer], resources: int, deletes: int) -> list[Finding]:
+    """What the API answered, DELETE by DELETE."""
+    accepted = [answer for answer in answers if answer.status == 202]
+    winners = Counter(answer.holding.id for answer in accepted)
+    jobs = {answer.holding.id: answer.job for answer in accepted}
+    repeated = [a for a in answers if a.status == 200 and a.job == jobs.get(a.holding.id)]
+    others = [a for a in answers if a.status != 202 and (a.status != 200 or a.job != jobs.get(a.holding.id))]
+    codes = ", ".join(sorted({str(answer.status) for answer in others}))
+    once = (answer.holding for answer in accepted if winners[answer.holding.id] == 1)
+    again = resources * (deletes - 1)
+    return [
+        finding("accepted (202), one of each", once, resources, "HTTP"),
+        finding("already deleted (200), same job", (a.holding for a in repeated), again, "HTTP"),
+        finding("answered otherwise", (a.holding for a in others), 0, f"HTTP {codes}".rstrip()),
+    ]
+
+
+def from_records(servers: Servers, victims: list[Holding], deleted: set[str]) -> list[Finding]:
+    """What the servers wrote down, and what they hold now."""
+    ended = _dropped(servers.home / "log" / "pg-main.log") + _unlinked(servers.home / "redis-main" / "appendonlydir")
+    there = _names_there(servers)
+    times = {victim.id: ended[victim.kind, victim.last_name] for victim in victims}
+    lost = [v for v in victims if v.id not in deleted or not times[v.id] or v.all_names & there]
+    expected = {name for victim in victims for name in victim.all_names}
+    astray = Counter(kind for kind, name in ended.elements() if not {name, _prefix(name)} & expected)
+    roles = sum(ended["postgres", v.names["role"]] == 1 for v in victims if v.kind == "postgres")
+    return [
+        finding("lost: accepted, not destroyed", lost, 0, "pg_database, pg_roles; ACL LIST, SCAN"),
+        finding("destroyed once", (v for v in victims if times[v.id] == 1), len(victims) // 2, _RECORDS),
+        finding("destroyed twice", (v for v in victims if times[v.id] > 1), 0, _RECORDS),
+        Finding("roles dropped once", roles, None, len(victims) // 2, "pg-main.log"),
+        Finding("anything else destroyed", astray["postgres"], astray["redis"], 0, _RECORDS),
+    ]
+
+
+def _names_there(servers: Servers) -> set[str]:
+    """The names of everything on both servers now: databases, roles, users, prefixes of keys."""
+    with closing(psycopg2.connect(servers.pg_dsn)) as session, session.cursor() as cursor:
+        cursor.execute("SELECT datname FROM pg_database UNION ALL SELECT rolname FROM pg_roles")
+        names = {name for (name,) in cursor}
+    users = {line.split()[1] for line in servers.valkey.execute_command("ACL", "LIST")}
+    return names | users | {_prefix(key) for key in servers.valkey.scan_iter(count=1000)}
+
+
+def deluser_calls(servers: Servers) -> int:
+    """No promise hangs on it: after a kill a teardown may rightly say it again, of a user who is gone."""
+    stats: Json = servers.valkey.info("commandstats")
+    return int(stats.get("cmdstat_acl|deluser", {"calls": 0})["calls"])
+
+
+def fill(holding: Holding) -> None:
+    """Put data in as the customer would."""
+    if holding.kind == "redis":
+        with closing(redis.Redis.from_url(holding.url)) as client:
+            client.mset({f"{holding.names['prefix']}order:{number}": f"paid {number}" for number in range(ROWS)})
+        return
+    with closing(psycopg2.connect(holding.url)) as session, session, session.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE orders AS SELECT n AS id, 'paid ' || n AS note FROM generate_series(1, %s) n", (ROWS,)
+        )
+
+
+def contents(holding: Holding) -> object | None:
+    """Everything in it, as the customer sees it; None when the customer can no longer log in."""
+    try:
+        if holding.kind == "redis":
+            with closing(redis.Redis.from_url(holding.url)) as client:
+                return {key: client.get(key) for key in client.scan_iter(f"{holding.names['prefix']}*", count=1000)}
+        with closing(psycopg2.connect(holding.url)) as session, session.cursor() as cursor:
+            cursor.execute("SELECT id, note FROM orders ORDER BY id")
+            return list(cursor)
+    except (psycopg2.OperationalError, redis.AuthenticationError):
+        return None
+    except (psycopg2.Error, redis.RedisError) as error:
+        return str(error)  # it did log in
+
+
+def _dropped(log: Path) -> Counter[tuple[str, str]]:
+    """How often each database and role was dropped with success, by the server's log."""
+    ended: Counter[tuple[str, str]] = Counter()
+    for how, verb, name in _LOGGED.findall(log.read_text(errors="replace")):
+        if verb == "DROP":
+            ended["postgres", name] += -1 if how == "STATEMENT" else 1
+    return +ended
+
+
+def _unlinked(folder: Path) -> Counter[tuple[str, str]]:
+    """How often each key was removed: the server appends only commands that changed something.
+
+    Valkey rewrites the file from 64 MB on, which the demo is far from.
+    """
+    ended: Counter[tuple[str, str]] = Counter()
+    for file in folder.glob("*.incr.aof"):
+        for verb, *keys in _commands(io.BytesIO(file.read_bytes())):
+            if verb.lower() in ("del", "unlink", "flushdb", "flushall"):
+                ended.update(("redis", key) for key in keys or [verb])
+    return ended
+
+
+def _commands(file: io.BytesIO) -> Iterator[list[str]]:
+    """The commands of an append-only file: `*` and a count, then as many strings, each `$` and its length first."""
+    while line := file.readline():
+        if line.startswith(b"*"):
+            lengths = (int(file.readline()[1:]) for _ in range(int(line[1:])))
+            yield [file.read(length + 2)[:-2].decode(errors="replace") for length in lengths]
+
+
+def _prefix(key: str) -> str:
+    return key[: key.find(":") + 1]
+
+
+def finding(what: str, holdings: Iterable[Holding], promised: int, witness: str) -> Finding:
+    """A finding that counts by kind."""
+    counts: Mapping[str, int] = Counter(holding.kind for holding in holdings)
+    return Finding(what, counts.get("postgres", 0), counts.get("redis", 0), promised, witness)
