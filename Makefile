@@ -48,5 +48,8 @@ lock: ## pin the dependencies anew (needs uv)
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.txt
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
 
+image: ## the production image
+	@docker build -t deprovisioner .
+
 clean: ## remove .venv and caches (not .deprovisioner: it holds data)
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

@@ -119,7 +119,9 @@ def worker() -> None:
     settings.backends()
     celery = importlib.import_module("worker.app").app  # by name: outbox knows no worker
     # No gossip, mingle or heartbeat: workers meet in the database, and idle brokers stay idle.
-    celery.worker_main(["worker", "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"])
+    celery.worker_main(
+        ["--quiet", "worker", "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
+    )
 
 
 @main.command(epilog=_example("deprovisioner demo --resources 10"))

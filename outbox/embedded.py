@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pwd
+import shutil
 import signal
 import socket
 import stat
@@ -190,34 +191,41 @@ def _postgres_bin() -> Path:
 
 
 def _initdb(data: Path, password: str, account: str | None) -> None:
-    data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    secret = data.parent / f".{data.name}.pw"
+    """Make a cluster beside its place and move it there when it is whole: a start may be broken off at any moment."""
+    partial = data.with_name(f".{data.name}.partial")
+    secret = data.with_name(f".{data.name}.pw")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, mode=0o700)
     secret.touch(mode=0o600)
     secret.write_text(password)
-    user = pwd.getpwnam(account) if account else None
-    if user:
-        os.chown(data, user.pw_uid, user.pw_gid)
-        os.chown(secret, user.pw_uid, user.pw_gid)
+    if account:
+        for path in (partial, secret):
+            shutil.chown(path, account, pwd.getpwnam(account).pw_gid)
         data.parent.chmod(data.parent.stat().st_mode | stat.S_IXOTH)
         _let_through(data, _postgres_bin())
+    words = (
+        "-U",
+        "postgres",
+        "-A",
+        "scram-sha-256",
+        f"--pwfile={secret}",
+        "--encoding=UTF8",
+        "--locale=C",
+        "--no-sync",
+    )
+    child = Child(
+        "initdb", [_postgres_bin() / "initdb", "-D", partial, *words], partial.with_suffix(".log"), user=account
+    )
     try:
-        made = subprocess.run(  # noqa: S603 - our own program, no shell
-            [
-                *(_postgres_bin() / "initdb", "-D", data, "-U", "postgres", "-A", "scram-sha-256"),
-                *(f"--pwfile={secret}", "--encoding=UTF8", "--locale=C", "--no-sync"),
-            ],
-            cwd="/" if user else None,
-            user=user.pw_uid if user else None,
-            group=user.pw_gid if user else None,
-            extra_groups=[] if user else None,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        child.spawn()
+        assert child.process is not None  # noqa: S101 - it was just spawned
+        if child.process.wait(READY_TIMEOUT_SECONDS) != 0:
+            raise ServerFailed(f"initdb of {data} failed:\n{child.tail(20)}")
+        partial.rename(data)
     finally:
+        child.stop()  # initdb told to stop takes its own children with it
         secret.unlink()
-    if made.returncode != 0:
-        raise ServerFailed(f"initdb of {data} failed:\n{made.stdout}{made.stderr}")
+        child.log.unlink()
 
 
 def _let_through(*paths: Path) -> None:
