@@ -45,16 +45,20 @@ _hands: Hands | None = None
 def hands() -> Hands:
     """This process's hands."""
     if _hands is None:
-        raise SettingsError("no hands in this process: run the worker with the pool `threads`, which is the default")
+        raise SettingsError("no hands in this process: it is no worker")
     return _hands
 
 
 @worker_init.connect
-def _open(**_: Any) -> None:
+def _open(sender: Any, **_: Any) -> None:
     # Before the broker is reached: a worker sweeps, and so works, while the broker is dead.
     global _hands  # noqa: PLW0603 - one a process, like the Celery application itself
     events.configure()
     try:
+        if "thread" not in str(sender.pool_cls):
+            raise SettingsError(
+                f"run with the pool `threads`, the default, not {sender.pool_cls}: hands do not survive a fork"
+            )
         credentials.check()
         configured = settings.backends()
         protected = frozenset(name for name in (db.control_url().database,) if name)
