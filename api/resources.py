@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 
 from api.deps import Anyone, Caller, ask
+from api.problems import Problem
 from api.schemas import (
     ChangeResource,
     Created,
@@ -46,6 +47,7 @@ def create(body: CreateResource, who: Anyone, idempotency_key: Annotated[Word | 
         expires_at=body.expires_at,
     )
     _known(new)
+    _may_adopt(new, who)
     digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
     # Not repeated on a lost connection: without a key, the second try could make a second resource.
     with db.statement() as session:
@@ -125,6 +127,11 @@ def _tenant(body: CreateResource, who: Caller) -> str:
     if body.tenant not in (None, who.tenant):
         raise BadRequest(f"tenant: this token is {who.tenant!r}'s")
     return who.tenant
+
+
+def _may_adopt(new: NewResource, who: Caller) -> None:
+    if new.manifest is not None and who.tenant is not None and settings.backends()[new.backend].adoption != "tenants":
+        raise Problem(403, "forbidden", f"on backend {new.backend!r} only operators adopt what exists")
 
 
 def _known(new: NewResource) -> None:

@@ -183,22 +183,31 @@ def heartbeat(db: Connection, claims: Sequence[Claim]) -> set[int]:
 
 
 # The resource's jobs run one at a time: whichever of two claims committed last sees the other running.
-_START = f"""
-    WITH job AS (
+_START = """
+    job AS (
         UPDATE outbox
            SET started_fence = fence
          WHERE id = :id AND fence = :fence AND state = 'running' AND lease_expires_at > now()
            AND started_fence IS DISTINCT FROM fence
-           AND EXISTS (SELECT FROM resources WHERE id = outbox.resource_id AND status = :wanted)
+           AND EXISTS (SELECT FROM resource WHERE resource.id = outbox.resource_id)
            AND NOT EXISTS (SELECT FROM outbox AS other
                             WHERE other.resource_id = outbox.resource_id AND other.id <> outbox.id
                               AND other.state = 'running')
      RETURNING *
-    ), noted AS ({_EVENT}
     )"""
-_START_DEPROVISION = text(f"{_START} SELECT id FROM job")
+_START_DEPROVISION = text(f"""
+    WITH resource AS (
+        SELECT id FROM resources WHERE id = :resource_id AND status = 'deleting'
+    ), {_START}, noted AS ({_EVENT}
+    )
+    SELECT id FROM job""")
+# The row lock: a DELETE at this moment comes before, and is seen here, or after, and then sees the manifest.
 # What is about to be made is written down first, once: a second attempt makes the very same thing.
-_START_PROVISION = text(f"""{_START}
+_START_PROVISION = text(f"""
+    WITH resource AS (
+        SELECT id FROM resources WHERE id = :resource_id AND status = 'provisioning' FOR NO KEY UPDATE
+    ), {_START}, noted AS ({_EVENT}
+    )
     UPDATE resources
        SET manifest = CASE WHEN adopted OR manifest IS NULL THEN CAST(:manifest AS jsonb) ELSE manifest END,
            credentials = COALESCE(credentials, CAST(:credentials AS bytea))
@@ -211,7 +220,7 @@ def start(db: Connection, claim: Claim, *, worker: str) -> None:
 
     Raises ClaimLost, Busy, Unwanted; then nothing may be done.
     """
-    asked = _of(claim) | _note("started", worker) | {"wanted": ResourceStatus.DELETING}
+    asked = _of(claim) | _note("started", worker)
     if db.execute(_START_DEPROVISION, asked).one_or_none() is None:
         _start_refused(db, claim, ResourceStatus.DELETING)
 
@@ -223,7 +232,7 @@ def start_provision(
 
     Returns those in force, which are the first attempt's. Raises ClaimLost, Busy, Unwanted.
     """
-    asked = _of(claim) | _note("started", worker) | {"wanted": ResourceStatus.PROVISIONING}
+    asked = _of(claim) | _note("started", worker)
     row = db.execute(
         _START_PROVISION, asked | {"manifest": json.dumps(manifest), "credentials": credentials}
     ).one_or_none()
@@ -253,15 +262,18 @@ def _start_refused(db: Connection, claim: Claim, wanted: ResourceStatus) -> None
 
 
 _COMPLETE = text(f"""
-    WITH job AS (
+    WITH resource AS (
+        SELECT id FROM resources WHERE id = :resource_id AND status = 'deleting' FOR NO KEY UPDATE
+    ), job AS (
         UPDATE outbox
            SET state = 'succeeded', claimed_by = NULL, lease_expires_at = NULL, finished_at = now(), last_error = NULL
          WHERE id = :id AND fence = :fence AND state = 'running' AND kind = 'deprovision'
+           AND EXISTS (SELECT FROM resource WHERE resource.id = outbox.resource_id)
      RETURNING *
     ), noted AS ({_EVENT}
     )
     UPDATE resources SET status = 'deleted', purged_at = now(), credentials = NULL
-      FROM job WHERE resources.id = job.resource_id AND status = 'deleting'
+      FROM job WHERE resources.id = job.resource_id
  RETURNING job.id""")
 
 
@@ -275,11 +287,15 @@ def complete(db: Connection, claim: Claim, *, worker: str, seen: Json) -> None:
         _landed(db, claim, JobState.SUCCEEDED)
 
 
+# Not once the resource is deleted: then what was made must be unmade, and the job may not look well ended.
 _ACTIVATE = text(f"""
-    WITH job AS (
+    WITH resource AS (
+        SELECT id FROM resources WHERE id = :resource_id AND status IN ('provisioning', 'deleting') FOR NO KEY UPDATE
+    ), job AS (
         UPDATE outbox
            SET state = 'succeeded', claimed_by = NULL, lease_expires_at = NULL, finished_at = now(), last_error = NULL
          WHERE id = :id AND fence = :fence AND state = 'running' AND kind = 'provision'
+           AND EXISTS (SELECT FROM resource WHERE resource.id = outbox.resource_id)
      RETURNING *
     ), noted AS ({_EVENT}
     )
@@ -287,7 +303,7 @@ _ACTIVATE = text(f"""
        SET manifest = CAST(:manifest AS jsonb),
            status = CASE status WHEN 'provisioning' THEN 'active' ELSE status END,
            activated_at = CASE status WHEN 'provisioning' THEN now() ELSE activated_at END
-      FROM job WHERE resources.id = job.resource_id AND status IN ('provisioning', 'deleting')
+      FROM job WHERE resources.id = job.resource_id
  RETURNING job.id""")
 
 
@@ -458,7 +474,7 @@ def note_late(db: Connection, claim: Claim, *, worker: str, news: Json) -> None:
 
 
 def _of(claim: Claim) -> Json:
-    return {"id": claim.id, "fence": claim.fence}
+    return {"id": claim.id, "fence": claim.fence, "resource_id": claim.resource_id}
 
 
 def _note(event: str, actor: str, *, reason: str | None = None, detail: Json | None = None) -> Json:

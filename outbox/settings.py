@@ -69,6 +69,7 @@ class BackendConfig:
     dsn: str = field(repr=False)
     concurrency: int
     brake: str | None = None
+    adoption: str = "operators"
 
     def resolve_dsn(self) -> str:
         """The DSN itself; SettingsError when it names a variable that is not set."""
@@ -111,7 +112,7 @@ def backends() -> dict[str, BackendConfig]:
     return read_backends(Path(get().need("backends")))
 
 
-_KEYS = {"kind", "dsn", "grace", "brake", "concurrency"}
+_KEYS = {"kind", "dsn", "grace", "brake", "concurrency", "adoption"}
 _BRAKE = re.compile(r"^[1-9]\d*/[1-9]\d*[smhd]$")
 
 
@@ -147,4 +148,8 @@ def _backend(path: Path, name: str, table: Any) -> BackendConfig:
         )
     if "brake" in table and not _BRAKE.match(str(table["brake"])):
         raise wrong(f"'brake' must look like \"50/10m\", not {table['brake']!r}")
-    return BackendConfig(name, table["kind"], table["dsn"], concurrency, table.get("brake"))
+    # Whoever adopts an object may then delete it: a tenant must not do that to what it merely can name.
+    adoption = table.get("adoption", "operators")
+    if adoption not in ("operators", "tenants"):
+        raise wrong(f'\'adoption\' must be "operators" or "tenants", not {adoption!r}')
+    return BackendConfig(name, table["kind"], table["dsn"], concurrency, table.get("brake"), adoption)

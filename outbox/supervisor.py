@@ -26,16 +26,19 @@ from outbox.settings import PREFIX
 RESTART_PAUSE_SECONDS = 1.0
 WATCH_SECONDS = 0.2
 BACKENDS_TOML = """\
-# Written by `deprovisioner up`; yours to change. Workers read it when they start.
+# Written by `deprovisioner up`; yours to change. API and workers read it when they start.
+# adoption: on these throw-away servers tenants may adopt too; elsewhere leave that to operators.
 [backends.pg-main]
 kind = "postgres"
 dsn = "env:PG_MAIN_DSN"
 concurrency = 4
+adoption = "tenants"
 
 [backends.redis-main]
 kind = "redis"
 dsn = "env:REDIS_MAIN_URL"
 concurrency = 4
+adoption = "tenants"
 """
 
 

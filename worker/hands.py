@@ -39,7 +39,7 @@ class Hands:
         self._beat_seconds = lease_seconds / 3  # one heartbeat may be lost, one late
         self._sweep_seconds = sweep_seconds
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="hand")
-        self._running: dict[int, Claim] = {}
+        self._running: dict[tuple[int, int], Claim] = {}  # by job and fence: a lost claim may come again
         self._claiming = threading.Lock()
         self._asked = threading.Event()
         self._more = False
@@ -100,7 +100,7 @@ class Hands:
             taken = Counter(claim.backend for claim in claims)
             for claim in claims:
                 with self._idle:
-                    self._running[claim.id] = claim
+                    self._running[claim.id, claim.fence] = claim
                 self._pool.submit(self._work, claim)
             # A backend that filled its room, or has none, or was probed with one job, may have more.
             if (
@@ -133,7 +133,7 @@ class Hands:
             log.exception("run_failed", job_id=claim.id, fence=claim.fence, actor=self._worker)
         finally:
             with self._idle:
-                del self._running[claim.id]
+                del self._running[claim.id, claim.fence]
                 self._idle.notify_all()
         self._guarded(lambda: self._fill(rung=False))
 

@@ -214,11 +214,18 @@ def test_a_delete_while_still_provisioning_leaves_nothing_on_the_server(
     assert not any(witness.bears(resource["manifest"]) for resource in gone if resource["manifest"])
 
 
-def test_an_adopted_database_is_dropped_once(acme: httpx.Client, system: System, servers: Servers) -> None:
+def test_an_adopted_database_is_dropped_once(
+    acme: httpx.Client, system: System, servers: Servers, operator: str
+) -> None:
+    body = {"kind": "postgres", "backend": "pg-main", "name": "old", "manifest": {"database": "legacy_orders"}}
+    refused = acme.post("/v1/resources", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden"), "a tenant must not name its way to it"
     servers.pg.query("DROP DATABASE IF EXISTS legacy_orders")
     servers.pg.query("CREATE DATABASE legacy_orders")
     system.worker()
-    resource = until(acme, create(acme, manifest={"database": "legacy_orders"}), "active")
+    boss = {"Authorization": f"Bearer {operator}"}
+    made = acme.post("/v1/resources", json=body | {"tenant": "acme"}, headers=boss).json()["resource"]
+    resource = until(acme, made, "active")
     assert resource["manifest"]["oid"]
     answer = acme.get(f"/v1/resources/{resource['id']}/credentials")
     assert (answer.status_code, answer.json()["code"]) == (409, "no_credentials")

@@ -172,7 +172,15 @@ def test_the_plans_hold_with_a_million_rows_behind_them(db: Connection, a_millio
     # And none of the worker's other statements reads the whole table.
     claim = claims(db)[0]
     asked = {"id": claim.id, "fence": claim.fence, "actor": "w", "event": "e", "reason": None, "detail": None}
-    words = {"wanted": "deleting", "batch": 100, "error": "e", "base": 1, "cap": 1, "delay": 0, "why": "refused"}
+    words = {
+        "resource_id": claim.resource_id,
+        "batch": 100,
+        "error": "e",
+        "base": 1,
+        "cap": 1,
+        "delay": 0,
+        "why": "refused",
+    }
     words |= {
         "ids": [claim.id],
         "fences": [claim.fence],

@@ -1,5 +1,6 @@
 """Every transition from every state, on real PostgreSQL: the arrows of TRANSITIONS, and no others."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -7,11 +8,13 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
+from outbox import db as database
 from outbox import jobs
 from outbox.errors import ClaimLost, FenceMismatch, JobNotStuck, NotFound, StartRefused
 from outbox.rows import Claim
 from outbox.states import FINAL, TRANSITIONS, JobState, StuckReason
 from tests.outbox.given import a_claim, a_job, a_resource, claim_of, claims, events_of, job, status_of
+from tests.witness import eventually
 
 Act = Callable[[Connection, Claim], Any]
 
@@ -268,3 +271,40 @@ def test_live_rows_cannot_be_removed(db: Connection) -> None:
         db.execute(text("DELETE FROM outbox"))
     with pytest.raises(sa.exc.IntegrityError):
         db.execute(text("DELETE FROM resources"))
+
+
+def test_a_delete_at_the_moment_of_a_birth_s_start_comes_before_it_or_sees_its_manifest(
+    db: Connection, connect: Any
+) -> None:
+    """The DELETE holds the resource's row while the start asks for it: the start must see the flip."""
+    claim = a_claim(db, kind="provision")
+    db.execute(text("UPDATE resources SET manifest = NULL"))
+    delete = connect()
+    delete.cursor().execute(
+        "UPDATE resources SET status = 'deleting', deleted_at = now() WHERE id = %s", (str(claim.resource_id),)
+    )
+    refused: list[Exception] = []
+
+    def start() -> None:
+        with database.statement() as session:
+            try:
+                jobs.start_provision(session, claim, worker="w", manifest={"made": 1}, credentials=b"x")
+            except StartRefused as error:
+                refused.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    eventually(lambda: db.execute(text(waiting)).one_or_none(), what="the start waits for the DELETE")
+    delete.commit()
+    thread.join()
+    assert len(refused) == 1
+    assert db.execute(text("SELECT manifest FROM resources")).scalar_one() is None
+
+
+def test_a_birth_whose_resource_is_deleted_does_not_end_well(db: Connection) -> None:
+    claim = a_claim(db, kind="provision")
+    db.execute(text("UPDATE resources SET status = 'deleted', deleted_at = now(), purged_at = now()"))
+    with pytest.raises(ClaimLost):
+        jobs.activate(db, claim, worker="w", manifest={})
+    assert job(db, claim.id).state == "running"

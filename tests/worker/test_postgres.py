@@ -243,3 +243,16 @@ class TestAdoption:
             "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", existing["database"]
         )
         assert comments == [(None,)]
+
+    def test_what_the_service_itself_stands_on_is_refused(self, pg: PgServer, existing: dict[str, Any]) -> None:
+        name = f"home_{uuid.uuid4().hex}"
+        pg.query(f"CREATE ROLE {name} LOGIN SUPERUSER PASSWORD 'p'")
+        pg.query(f"CREATE DATABASE {name}")
+        backend = Postgres(pg.dsn.replace("postgres:secret", f"{name}:p").replace("/postgres", f"/{name}"))
+        pg.query(f"CREATE ROLE super_{name} SUPERUSER")
+        pg.query(f"CREATE DATABASE tpl_{name} IS_TEMPLATE true")
+        for wrong in ({"database": name}, {"role": name}, {"role": f"super_{name}"}, {"database": f"tpl_{name}"}):
+            with pytest.raises(Refused):
+                backend.adopt(existing | wrong | {"generation": str(uuid.uuid4())}, uuid.uuid4())
+            with pytest.raises(Refused):
+                backend.teardown(existing | wrong | {"generation": str(uuid.uuid4())}, 1)

@@ -179,3 +179,36 @@ def test_two_workers_inside_one_namespace_both_come_to_a_good_end(
     assert failures == []
     assert isinstance(backend.inspect(born), Absent)
     assert not server.bears(born)
+
+
+def an_acl_user(server: RedisServer) -> str:
+    user = f"u_{uuid.uuid4().hex}"
+    server.client.execute_command("ACL", "SETUSER", user, "on", ">p", "~x", "+@all")
+    return user
+
+
+@pytest.mark.parametrize("order", [("", "inner:"), ("inner:", "")])
+def test_a_prefix_inside_another_s_or_around_it_cannot_be_adopted(
+    backend: Redis, server: RedisServer, order: tuple[str, str]
+) -> None:
+    outer = f"{uuid.uuid4().hex}:"
+    first, second = (outer + tail for tail in order)
+    backend.adopt({"user": an_acl_user(server), "prefix": first}, uuid.uuid4())
+    with pytest.raises(Refused, match="inside another"):
+        backend.adopt({"user": an_acl_user(server), "prefix": second}, uuid.uuid4())
+    assert server.client.get(f"{second}gen") is None, "nothing of the refused one is left"
+
+
+def test_a_prefix_inside_a_made_resource_s_cannot_be_adopted(
+    backend: Redis, server: RedisServer, born: dict[str, Any]
+) -> None:
+    with pytest.raises(Refused, match="inside another"):
+        backend.adopt({"user": an_acl_user(server), "prefix": f"{born['prefix']}mine:"}, uuid.uuid4())
+    backend.teardown(born, 1)
+
+
+def test_a_user_and_prefix_of_another_resource_cannot_be_adopted(backend: Redis, born: dict[str, Any]) -> None:
+    with pytest.raises(Refused, match="belongs to another"):
+        backend.adopt({"user": born["user"], "prefix": born["prefix"]}, uuid.uuid4())
+    assert isinstance(backend.inspect(born), Same)
+    backend.teardown(born, 1)

@@ -45,12 +45,14 @@ class _Database:
     oid: int
     name: str
     comment: str | None
+    template: bool
 
 
 @dataclass(frozen=True)
 class _Role:
     oid: int
     comment: str | None
+    superuser: bool
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class _Seen:
     """One look at the server: what bears the manifest's names, and what bears its OID."""
 
     system_identifier: int
+    us: tuple[str, str]
     databases: tuple[_Database, ...]
     role: _Role | None
 
@@ -118,6 +121,7 @@ class Postgres:
         with self._session() as session, _inside(session, manifest):
             seen = self._look(session, manifest)
             self._right_server(seen, manifest)
+            self._not_ours_to_take(seen, manifest)
             database = seen.named(manifest["database"])
             if database is None:
                 raise Refused(f"there is no database {manifest['database']!r} to adopt")
@@ -178,17 +182,19 @@ class Postgres:
         with session.cursor() as cursor:
             cursor.execute(
                 """
-                SELECT oid::bigint, datname, shobj_description(oid, 'pg_database') FROM pg_database
+                SELECT oid::bigint, datname, shobj_description(oid, 'pg_database'), datistemplate FROM pg_database
                  WHERE datname = ANY(%(names)s) OR oid = %(oid)s""",
                 {"names": [manifest["database"], _newborn(manifest), _dying(manifest)], "oid": manifest.get("oid")},
             )
             databases = tuple(_Database(*row) for row in cursor)
             cursor.execute(
-                "SELECT oid::bigint, shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = %s",
+                "SELECT oid::bigint, shobj_description(oid, 'pg_authid'), rolsuper FROM pg_roles WHERE rolname = %s",
                 (manifest.get("role"),),
             )
             role = cursor.fetchone()
-        return _Seen(_system_identifier(session), databases, _Role(*role) if role else None)
+            cursor.execute("SELECT current_database(), session_user")
+            us = cursor.fetchone()
+        return _Seen(_system_identifier(session), us, databases, _Role(*role) if role else None)
 
     def _judge(self, seen: _Seen, manifest: Json) -> Observation:
         evidence: Json = {
@@ -234,6 +240,15 @@ class Postgres:
         for name in (manifest["database"], manifest.get("role")):
             if name in self._protected:
                 raise Refused(f"{name!r} is protected: it is never adopted or torn down")
+
+    def _not_ours_to_take(self, seen: _Seen, manifest: Json) -> None:
+        database = seen.named(manifest["database"])
+        if {manifest["database"], manifest.get("role")} & set(seen.us):
+            raise Refused("this is the role or database that deprovisioner itself works with")
+        if seen.role is not None and seen.role.superuser:
+            raise Refused(f"role {manifest['role']!r} is a superuser: no customer's")
+        if database is not None and database.template:
+            raise Refused(f"database {database.name!r} is a template: no customer's")
 
     # -- making ------------------------------------------------------------------------------------------------
 
@@ -292,6 +307,7 @@ class Postgres:
 
     def _quarantine(self, session: Connection, manifest: Json) -> None:
         seen = self._look(session, manifest)
+        self._not_ours_to_take(seen, manifest)
         match self._judge(seen, manifest):
             case Different(why=why):
                 raise Refused(why)

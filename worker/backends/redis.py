@@ -101,10 +101,16 @@ class Redis:
             user = _acl_user(server, full["user"])
             if user is None:
                 raise Refused(f"there is no ACL user {full['user']!r} to adopt")
+            if full["user"] == server.acl_whoami():
+                raise Refused(f"ACL user {full['user']!r} is the one that deprovisioner itself works with")
             others = [c for c in user["channels"] if c.startswith("&deprovisioner:gen:") and c != _channel(full)]
             planted = server.set(_generation_key(full), full["generation"], nx=True)
             if others or (not planted and server.get(_generation_key(full)) != full["generation"]):
                 raise Refused(f"user {full['user']!r} or prefix {full['prefix']!r} belongs to another resource already")
+            if overlap := self._overlap(server, full):
+                if planted:
+                    self._unlink(server, full, self._home(server), [_generation_key(full).encode()])
+                raise Refused(f"prefix {full['prefix']!r} lies inside another resource's or around it: {overlap!r}")
             if "&*" not in user["channels"]:
                 server.execute_command("ACL", "SETUSER", full["user"], _channel(full))
             else:  # a pattern cannot be added to "all channels": say the same in other words
@@ -172,6 +178,16 @@ class Redis:
         if stray := next(self._keys(server, manifest), None):
             return Different(evidence, f"keys under {manifest['prefix']!r} (such as {stray[1]!r}) bear no generation")
         return Absent(evidence)
+
+    def _overlap(self, server: "redis.Redis", manifest: Json) -> str | None:
+        """The generation key of a prefix inside ours or around it. Of two that race here, each sees the other's."""
+        prefix = manifest["prefix"]
+        around = [f"{prefix[: end + 1]}gen" for end, letter in enumerate(prefix[:-1]) if letter == ":"]
+        inside = (key.decode(errors="replace") for _, key in self._keys(server, manifest) if key.endswith(b":gen"))
+        for key in (*around, *inside):
+            if server.type(key) == "string" and _is_uuid(server.get(key)):
+                return key
+        return None
 
     def _quarantine(self, server: "redis.Redis", manifest: Json) -> bool:
         """False when there is nothing of the resource on the server."""
@@ -291,6 +307,13 @@ def _generation_key(manifest: Json) -> str:
 
 def _channel(manifest: Json) -> str:
     return f"&deprovisioner:gen:{manifest['generation']}"
+
+
+def _is_uuid(value: Any) -> bool:
+    try:
+        return bool(uuid.UUID(value))
+    except (ValueError, TypeError, AttributeError):
+        return False
 
 
 def _escape(prefix: str) -> str:
