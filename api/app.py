@@ -24,8 +24,9 @@ def create_app() -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    for routes in (resources, jobs, health):
-        app.include_router(routes.router)
+    for routes in (resources, jobs):
+        app.include_router(routes.router, responses=problems.RESPONSES)
+    app.include_router(health.router)
     problems.install(app)
     app.add_middleware(BodyLimit)
     bell.start()

@@ -6,7 +6,8 @@ from threading import Lock
 from typing import Annotated, TypeVar
 
 from cachetools import TTLCache
-from fastapi import Depends, Request
+from fastapi import Depends
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Connection
 from tenacity import retry, retry_if_exception, stop_after_attempt
 
@@ -18,6 +19,7 @@ T = TypeVar("T")
 TOKEN_CACHE_SECONDS = 2
 _CACHE: TTLCache[str, "Caller"] = TTLCache(maxsize=10_000, ttl=TOKEN_CACHE_SECONDS)
 _CACHE_LOCK = Lock()
+_bearer = HTTPBearer(auto_error=False, description="a token of `deprovisioner token create`")
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ def ask(act: Callable[[Connection], T]) -> T:
         return act(session)
 
 
-def caller(request: Request) -> Caller:
+def caller(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Caller:
     """The bearer of the token, or 401."""
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not secret:
+    if given is None or not given.credentials:
         raise _unauthenticated("send `Authorization: Bearer TOKEN`; `deprovisioner token create` makes one")
+    secret = given.credentials
     with _CACHE_LOCK:
         known = _CACHE.get(secret)
     if known is None:

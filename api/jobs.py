@@ -5,37 +5,17 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api.deps import Anyone, Operator, ask
-from api.schemas import Cursor, JobId, JobOut, JobPage, JobStoryOut, Limit, Redrive, Word
+from api.schemas import JobFilter, JobId, JobOut, JobPage, JobStoryOut, Redrive
 from outbox import jobs, queries
 from outbox.doorbell import bell
-from outbox.states import JobKind, JobState, StuckReason
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
 @router.get("")
-def list_jobs(
-    who: Anyone,
-    state: Annotated[JobState | None, Query()] = None,
-    kind: Annotated[JobKind | None, Query()] = None,
-    backend: Annotated[Word | None, Query()] = None,
-    reason: Annotated[StuckReason | None, Query()] = None,
-    cursor: Cursor = None,
-    limit: Limit = 50,
-) -> JobPage:
+def list_jobs(who: Anyone, wanted: Annotated[JobFilter, Query()]) -> JobPage:
     """Newest first; a tenant sees its own."""
-    page = ask(
-        lambda session: queries.list_jobs(
-            session,
-            tenant=who.tenant,
-            state=state,
-            kind=kind,
-            backend=backend,
-            reason=reason,
-            cursor=cursor,
-            limit=limit,
-        )
-    )
+    page = ask(lambda session: queries.list_jobs(session, tenant=who.tenant, **wanted.model_dump()))
     return JobPage(items=[JobOut.of(row) for row in page.items], next_cursor=page.next_cursor)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
@@ -24,6 +25,7 @@ TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
     (errors.NotActive, 409, "not_active"),
     (errors.NoCredentials, 409, "no_credentials"),
     (errors.IdempotencyKeyReused, 409, "idempotency_key_reused"),
+    (errors.AlreadyManaged, 409, "already_managed"),
     (errors.JobNotStuck, 409, "job_not_stuck"),
     (errors.FenceMismatch, 409, "fence_mismatch"),
     (errors.Conflict, 409, "conflict"),
@@ -55,6 +57,26 @@ class Problem(Exception):
         return JSONResponse(body | self.more, self.status, self.headers, media_type="application/problem+json")
 
 
+class ProblemOut(BaseModel):
+    """An error, as RFC 9457 has it; `code` is stable."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+
+
+# What any route may answer, for OpenAPI.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": HTTPStatus(status).phrase,
+        "content": {"application/problem+json": {"schema": ProblemOut.model_json_schema()}},
+    }
+    for status in (401, 403, 404, 409, 413, 422, 503)
+}
+
+
 def install(app: FastAPI) -> None:
     """Have every error of the application answered as a problem."""
     app.add_exception_handler(Problem, lambda _, problem: problem.response())
@@ -76,13 +98,12 @@ def _ours(_: Request, error: Exception) -> JSONResponse:
 def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - it was registered for no other
     found = error.errors()
+    if broken := next((e for e in found if e["type"] == "json_invalid"), None):
+        detail = f"the body is not JSON, at character {broken['loc'][-1]}: {broken.get('ctx', {}).get('error', '')}"
+        return Problem(422, "invalid_json", detail).response()
     where = [".".join(str(part) for part in e["loc"][1:]) or str(e["loc"][0]) for e in found]
     wrong = [{"field": field, "message": e["msg"]} for field, e in zip(where, found, strict=True)]
-    code = "invalid_request"
-    if any(e["loc"][0] == "path" for e in found):
-        code = "invalid_id"
-    elif any(e["type"] == "json_invalid" for e in found):
-        code = "invalid_json"
+    code = "invalid_id" if any(e["loc"][0] == "path" for e in found) else "invalid_request"
     return Problem(422, code, "; ".join(f"{w['field']}: {w['message']}" for w in wrong), {"errors": wrong}).response()
 
 

@@ -13,11 +13,10 @@ from api.schemas import (
     Created,
     CreateResource,
     Credentials,
-    Cursor,
     Deleted,
     JobOut,
     JobRef,
-    Limit,
+    ResourceFilter,
     ResourceId,
     ResourceOut,
     ResourcePage,
@@ -59,19 +58,9 @@ def create(body: CreateResource, who: Anyone, idempotency_key: Annotated[Word | 
 
 
 @router.get("")
-def list_resources(
-    who: Anyone,
-    status: Annotated[ResourceStatus | None, Query()] = None,
-    kind: Annotated[Word | None, Query()] = None,
-    cursor: Cursor = None,
-    limit: Limit = 50,
-) -> ResourcePage:
+def list_resources(who: Anyone, wanted: Annotated[ResourceFilter, Query()]) -> ResourcePage:
     """Newest first."""
-    page = ask(
-        lambda session: queries.list_resources(
-            session, tenant=who.tenant, status=status, kind=kind, cursor=cursor, limit=limit
-        )
-    )
+    page = ask(lambda session: queries.list_resources(session, tenant=who.tenant, **wanted.model_dump()))
     return ResourcePage(items=[ResourceOut.of(row) for row in page.items], next_cursor=page.next_cursor)
 
 
@@ -84,10 +73,18 @@ def show(resource_id: ResourceId, who: Anyone) -> ResourceOut:
 
 @router.patch("/{resource_id}")
 def change(resource_id: ResourceId, body: ChangeResource, who: Anyone) -> ResourceOut:
-    """Protect from deletion, or lift the protection."""
-    return ResourceOut.of(
-        ask(lambda session: resources.protect(session, resource_id, protected=body.protected, tenant=who.tenant))
+    """Protect from deletion or lift the protection; set or lift the expiry."""
+    changed = ask(
+        lambda session: resources.change(
+            session,
+            resource_id,
+            tenant=who.tenant,
+            protected=body.protected,
+            sets_expiry="expires_at" in body.model_fields_set,
+            expires_at=body.expires_at,
+        )
     )
+    return ResourceOut.of(changed)
 
 
 @router.get("/{resource_id}/credentials")
@@ -143,4 +140,4 @@ def _known(new: NewResource) -> None:
         raise UnknownBackend(f"backend {new.backend!r} is unknown; known: {', '.join(sorted(configured))}")
     if configured[new.backend].kind != new.kind:
         fitting = sorted(name for name, config in configured.items() if config.kind == new.kind)
-        raise UnknownKind(f"backend {new.backend!r} is no {new.kind}; backends of that kind: {', '.join(fitting)}")
+        raise UnknownKind(f"backend {new.backend!r} is not a {new.kind} backend; those are: {', '.join(fitting)}")

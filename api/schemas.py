@@ -5,8 +5,8 @@ import datetime as dt
 import uuid
 from typing import Annotated, Any
 
-from fastapi import Path, Query
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from fastapi import Path
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from outbox.errors import BadRequest
 from outbox.queries import JobStory
@@ -21,11 +21,25 @@ def _storable(value: str) -> str:
     return value
 
 
+def _text(value: object) -> object:
+    """A number would be read as seconds since 1970: somebody's "in an hour" would be long past."""
+    if value is not None and not isinstance(value, str | dt.datetime):
+        raise ValueError("must be a time such as 2030-01-31T12:00:00Z")
+    return value
+
+
+def _future(value: dt.datetime) -> dt.datetime:
+    if value <= dt.datetime.now(dt.UTC):
+        raise ValueError("must be in the future")
+    return value
+
+
+Future = Annotated[AwareDatetime, BeforeValidator(_text), AfterValidator(_future)]
 Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
 ResourceId = Annotated[uuid.UUID, Path(description="the resource's UUID")]
 JobId = Annotated[int, Path(ge=1, le=2**63 - 1, description="the job's number")]
-Cursor = Annotated[str | None, Query(max_length=500, description="`next_cursor` of the page before")]
-Limit = Annotated[int, Query(ge=1, le=200, description="rows a page")]
+Cursor = Annotated[str | None, Field(max_length=500, description="`next_cursor` of the page before")]
+Limit = Annotated[int, Field(ge=1, le=200, description="rows a page")]
 # A name of PostgreSQL's: longer ones it would cut, and a cut name is another name.
 PgName = Annotated[str, Field(min_length=1, max_length=63), AfterValidator(_storable)]
 
@@ -76,13 +90,34 @@ class CreateResource(_In):
     tenant: Word | None = None
     manifest: Annotated[Json | None, Field(max_length=20)] = None
     protected: bool = False
-    expires_at: AwareDatetime | None = None
+    expires_at: Future | None = None
 
 
 class ChangeResource(_In):
-    """What may change while a resource lives."""
+    """What may change while a resource lives; what is left out stays."""
 
-    protected: bool
+    protected: bool | None = None
+    expires_at: Future | None = None
+
+
+class ResourceFilter(_In):
+    """Which resources to list. An unknown filter is an error: ignored, it would list what was not meant."""
+
+    status: ResourceStatus | None = None
+    kind: Word | None = None
+    cursor: Cursor = None
+    limit: Limit = 50
+
+
+class JobFilter(_In):
+    """Which jobs to list."""
+
+    state: JobState | None = None
+    kind: JobKind | None = None
+    backend: Word | None = None
+    reason: StuckReason | None = None
+    cursor: Cursor = None
+    limit: Limit = 50
 
 
 class Redrive(_In):

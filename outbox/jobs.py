@@ -215,12 +215,12 @@ _START_PROVISION = text(f"""
  RETURNING resources.manifest, resources.credentials""")
 
 
-def start(db: Connection, claim: Claim, *, worker: str) -> None:
+def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None) -> None:
     """running -> running, with the durable mark that from now on the backend may have been touched.
 
-    Raises ClaimLost, Busy, Unwanted; then nothing may be done.
+    `seen` is what was looked at before. Raises ClaimLost, Busy, Unwanted; then nothing may be done.
     """
-    asked = _of(claim) | _note("started", worker)
+    asked = _of(claim) | _note("started", worker, detail=None if seen is None else {"seen": seen})
     if db.execute(_START_DEPROVISION, asked).one_or_none() is None:
         _start_refused(db, claim, ResourceStatus.DELETING)
 
@@ -277,12 +277,12 @@ _COMPLETE = text(f"""
  RETURNING job.id""")
 
 
-def complete(db: Connection, claim: Claim, *, worker: str, seen: Json) -> None:
+def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json | None = None) -> None:
     """running -> succeeded; the resource is deleted in the same statement.
 
-    `seen` is the evidence that the object was seen to be absent. Raises ClaimLost.
+    `seen` is the evidence that the object was seen to be absent, `did` what this attempt did. Raises ClaimLost.
     """
-    asked = _of(claim) | _note("completed", worker, detail={"seen": seen})
+    asked = _of(claim) | _note("completed", worker, detail={"seen": seen} | ({"did": did} if did else {}))
     if db.execute(_COMPLETE, asked).one_or_none() is None:
         _landed(db, claim, JobState.SUCCEEDED)
 

@@ -6,9 +6,10 @@ import uuid
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError
 
 from outbox import settings
-from outbox.errors import IdempotencyKeyReused, NotActive, NotFound
+from outbox.errors import AlreadyManaged, IdempotencyKeyReused, NotActive, NotFound
 from outbox.rows import Job, Json, Resource, columns, read
 
 # States are left to the columns' defaults: provisioning, pending.
@@ -62,31 +63,35 @@ def register(
     """() -> provisioning, with its provision job, in one statement.
 
     The same `idempotency_key` of a tenant returns what it made the first time; with another
-    `request_digest` it raises IdempotencyKeyReused.
+    `request_digest` it raises IdempotencyKeyReused. A manifest with another resource's generation
+    raises AlreadyManaged.
     """
     adopted = new.manifest is not None
     generation = uuid.UUID(str((new.manifest or {}).get("generation") or uuid.uuid4()))
     manifest = None if new.manifest is None else new.manifest | {"generation": str(generation)}
-    row = db.execute(
-        _REGISTER,
-        {
-            "id": uuid.uuid4(),
-            "tenant": new.tenant,
-            "kind": new.kind,
-            "backend": new.backend,
-            "name": new.name,
-            "protected": new.protected,
-            "adopted": adopted,
-            "generation": generation,
-            "manifest": None if manifest is None else json.dumps(manifest),
-            "expires_at": new.expires_at,
-            "idempotency_key": idempotency_key,
-            "request_digest": request_digest,
-            "max_attempts": settings.get().max_attempts,
-            "request_id": uuid.uuid4(),
-            "actor": actor,
-        },
-    ).one_or_none()
+    asked = {
+        "id": uuid.uuid4(),
+        "tenant": new.tenant,
+        "kind": new.kind,
+        "backend": new.backend,
+        "name": new.name,
+        "protected": new.protected,
+        "adopted": adopted,
+        "generation": generation,
+        "manifest": None if manifest is None else json.dumps(manifest),
+        "expires_at": new.expires_at,
+        "idempotency_key": idempotency_key,
+        "request_digest": request_digest,
+        "max_attempts": settings.get().max_attempts,
+        "request_id": uuid.uuid4(),
+        "actor": actor,
+    }
+    try:
+        row = db.execute(_REGISTER, asked).one_or_none()
+    except IntegrityError as error:
+        if "resources_generation" not in str(error):
+            raise
+        raise AlreadyManaged("this generation is another resource's: one object belongs to one resource") from error
     if row is None:
         row = db.execute(_REGISTERED_BEFORE, {"tenant": new.tenant, "idempotency_key": idempotency_key}).one()
         if row.request_digest != request_digest:
@@ -96,8 +101,10 @@ def register(
     return read(Resource, "resource", row), read(Job, "job", row)
 
 
-_PROTECT = text(f"""
-    UPDATE resources AS resource SET protected = :protected
+_CHANGE = text(f"""
+    UPDATE resources AS resource
+       SET protected = COALESCE(CAST(:protected AS boolean), protected),
+           expires_at = CASE WHEN :sets_expiry THEN CAST(:expires_at AS timestamptz) ELSE expires_at END
      WHERE id = :id AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant) AND status IN ('provisioning', 'active')
  RETURNING {columns(Resource, "resource")}""")
 
@@ -106,12 +113,24 @@ _FIND = text(f"""
      WHERE id = :id AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant)""")
 
 
-def protect(db: Connection, resource_id: uuid.UUID, *, protected: bool, tenant: str | None = None) -> Resource:
-    """Set or lift the protection from deletion. Raises NotFound, or NotActive once it is being deleted."""
-    row = db.execute(_PROTECT, {"id": resource_id, "tenant": tenant, "protected": protected}).one_or_none()
+def change(
+    db: Connection,
+    resource_id: uuid.UUID,
+    *,
+    tenant: str | None = None,
+    protected: bool | None = None,
+    sets_expiry: bool = False,
+    expires_at: dt.datetime | None = None,
+) -> Resource:
+    """Set or lift the protection from deletion, and with `sets_expiry` the time of expiry (None: never).
+
+    Raises NotFound, or NotActive once it is being deleted.
+    """
+    asked = {"id": resource_id, "tenant": tenant, "protected": protected}
+    row = db.execute(_CHANGE, asked | {"sets_expiry": sets_expiry, "expires_at": expires_at}).one_or_none()
     if row is None:
         resource, _ = find(db, resource_id, tenant=tenant)
-        raise NotActive(f"resource {resource_id} is {resource.status}: it can no longer be protected or released")
+        raise NotActive(f"resource {resource_id} is {resource.status}: it can no longer be changed")
     return read(Resource, "resource", row)
 
 

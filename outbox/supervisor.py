@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -99,17 +100,24 @@ class Up:
         self._explain()
 
     def _start_servers(self) -> None:
-        if f"{PREFIX}DATABASE_URL" not in self.env:
+        if not self._given(f"{PREFIX}DATABASE_URL"):
             self.env[f"{PREFIX}DATABASE_URL"] = self._postgres("control", {})
-        if f"{PREFIX}BROKER_URL" not in self.env:
+        if not self._given(f"{PREFIX}BROKER_URL"):
             self.env[f"{PREFIX}BROKER_URL"] = self._valkey("broker", durable=False)
-        if f"{PREFIX}BACKENDS" not in self.env:
+        if not self._given(f"{PREFIX}BACKENDS"):
             self.env["PG_MAIN_DSN"] = self._postgres("pg-main", {"log_statement": "ddl"})
             self.env["REDIS_MAIN_URL"] = self._valkey("redis-main", durable=True)
             path = self.home / "backends.toml"
             if not path.exists():
                 path.write_text(BACKENDS_TOML)
             self.env[f"{PREFIX}BACKENDS"] = str(path)
+
+    def _given(self, variable: str) -> bool:
+        """Whether the environment names a server of somebody else's; said aloud, since we then work on their data."""
+        if variable not in self.env:
+            return False
+        _say(f"not starting our own: {variable} is set to {_without_password(self.env[variable])}")
+        return True
 
     def _postgres(self, name: str, options: dict[str, str]) -> str:
         port, password = self._port(name), self._keep(f"{name}.password", lambda: secrets.token_urlsafe(18))
@@ -120,10 +128,11 @@ class Up:
         return dsn
 
     def _valkey(self, name: str, *, durable: bool) -> str:
-        port = self._port(name)
-        url = embedded.valkey_url(port)
+        port, password = self._port(name), self._keep(f"{name}.password", lambda: secrets.token_urlsafe(18))
+        url = embedded.valkey_url(port, password)
         with _told(f"{name}: Valkey on 127.0.0.1:{port}"):
-            self._spawn(embedded.valkey(self.home, name, port, durable=durable), lambda: embedded.valkey_ready(url))
+            child = embedded.valkey(self.home, name, port, durable=durable, password=password)
+            self._spawn(child, lambda: embedded.valkey_ready(url))
         return url
 
     def _complete_env(self) -> None:
@@ -303,6 +312,10 @@ def _write_private(path: Path, text: str) -> None:
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
     partial.replace(path)
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//…@", url)
 
 
 def _reason(status: int | None) -> str:

@@ -56,6 +56,8 @@ resources = sa.Table(
     sa.CheckConstraint("status <> 'deleted' OR credentials IS NULL", name="resources_deleted_has_no_credentials"),
     sa.Index("resources_listing", "tenant", sa.text("created_at DESC"), sa.text("id DESC")),
     sa.Index("resources_listing_all", sa.text("created_at DESC"), sa.text("id DESC")),
+    # One object belongs to one resource, ever: whoever copies a manifest must not get a second hold on it.
+    sa.Index("resources_generation", "generation", unique=True),
     sa.Index(
         "resources_expiring", "expires_at", postgresql_where=sa.text("status = 'active' AND expires_at IS NOT NULL")
     ),

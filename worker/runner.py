@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from outbox import breakers, credentials, db, jobs, resources
-from outbox.errors import BackendError, Busy, ClaimLost, Refused, Unavailable, Unwanted
+from outbox.errors import BackendError, Busy, ClaimLost, DeprovisionerError, Refused, Unavailable, Unwanted
 from outbox.events import log
 from outbox.rows import Claim, Json
 from outbox.states import JobKind, ResourceStatus, StuckReason
@@ -80,15 +80,15 @@ class Run:
                 return self._complete({"never_adopted": why} | seen)
             case Different(seen=seen, why=why):
                 return self._stick(StuckReason.REFUSED, why, seen)
-            case Same():
-                self._record(jobs.start)
+            case Same(seen=before):
+                self._record(jobs.start, seen=before)
                 self.started = True
             case never:
                 assert_never(never)
-        self.backend.teardown(self.claim.manifest, self.claim.fence)
+        did = self.backend.teardown(self.claim.manifest, self.claim.fence)
         match self.backend.inspect(self.claim.manifest):
             case Absent(seen=seen):
-                return self._complete(seen)
+                return self._complete(seen, did)
             case Different(seen=seen, why=why):
                 return self._stick(StuckReason.REFUSED, why, seen)
             case Same(seen=seen):
@@ -101,11 +101,11 @@ class Run:
             return seen | {"already_gone": True}
         return seen | {"done_by_fence": self.claim.started_fence}
 
-    def _complete(self, seen: Json) -> None:
+    def _complete(self, seen: Json, did: Json | None = None) -> None:
         try:
-            self._record(jobs.complete, seen=seen)
+            self._record(jobs.complete, seen=seen, did=did)
         except ClaimLost:
-            self._record(jobs.note_late, news={"completed": seen})
+            self._record(jobs.note_late, news={"completed": seen, "did": did})
             raise
         self.log.info("completed")
 
@@ -151,7 +151,7 @@ class Run:
 
     def _fail(self, error: Exception) -> None:
         """The one table from what went wrong to what becomes of the job."""
-        text = str(error) if isinstance(error, BackendError) else f"{type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, DeprovisionerError | _Exhausted) else f"{type(error).__name__}: {error}"
         try:
             match error:
                 case Unavailable():

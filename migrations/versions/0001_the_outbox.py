@@ -108,6 +108,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("resources_pkey")),
     )
+    op.create_index("resources_generation", "resources", ["generation"], unique=True)
     op.create_index(
         "resources_expiring",
         "resources",
@@ -234,6 +235,7 @@ def downgrade() -> None:
     op.drop_table("outbox")
     op.drop_index("tokens_digest", table_name="tokens")
     op.drop_table("tokens")
+    op.drop_index("resources_generation", table_name="resources")
     op.drop_index("resources_listing_all", table_name="resources")
     op.drop_index("resources_listing", table_name="resources")
     op.drop_index(

@@ -73,6 +73,10 @@ def test_a_customer_s_thing_lives_and_dies(acme: httpx.Client, system: System, s
     story = acme.get(answer.json()["job"]["url"]).json()
     assert [e["event"] for e in story["events"]] == ["enqueued", "claimed", "started", "completed"]
     assert [a["outcome"] for a in story["attempt_history"]] == ["completed"]
+    started, completed = story["events"][2:]
+    assert started["detail"]["seen"], "what was seen before"
+    assert completed["detail"]["seen"].keys() == started["detail"]["seen"].keys(), "what was seen after"
+    assert completed["detail"]["did"], "what was done between"
 
 
 @pytest.mark.parametrize("n", [16, 64])

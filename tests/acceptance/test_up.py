@@ -122,6 +122,23 @@ def test_a_taken_port_is_named_and_nothing_is_left(up: Running, tmp_path: Path) 
     assert not (tmp_path / "other" / "env").exists()
 
 
+def test_nobody_else_on_the_machine_reads_or_enters(up: Running) -> None:
+    open_files = [p for p in up.home.rglob("*") if p.is_file() and p.stat().st_mode & 0o077]
+    assert {p.name for p in open_files} <= {"lock", "backends.toml"}
+    for url in (up.env["REDIS_MAIN_URL"], up.env["DEPROVISIONER_BROKER_URL"]):
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis.from_url(f"redis://{url.rsplit('@', 1)[1]}").ping()
+
+
+def test_a_server_of_somebody_else_s_is_said_aloud(up: Running, tmp_path: Path) -> None:
+    given = {name: up.env[name] for name in ("DEPROVISIONER_DATABASE_URL", "DEPROVISIONER_CREDENTIALS_KEY")}
+    second = Running(tmp_path / "second", embedded.free_port(), **given).ready()
+    assert second.stop() == 0
+    said = second.log.read_text()
+    assert "not starting our own: DEPROVISIONER_DATABASE_URL is set to postgresql://…@" in said
+    assert up.env["DEPROVISIONER_DATABASE_URL"] not in said
+
+
 @pytest.mark.parametrize("role", ["OPERATOR", "TENANT"])
 def test_tokens_have_their_roles(up: Running, role: str) -> None:
     with up.api(role) as api:

@@ -66,6 +66,9 @@ def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, oper
         ({"protected": "maybe"}, "protected"),
         ({"expires_at": "tomorrow"}, "expires_at"),
         ({"expires_at": "2030-01-01T00:00:00"}, "expires_at"),
+        ({"expires_at": "2020-01-01T00:00:00Z"}, "expires_at"),
+        ({"expires_at": 3600}, "expires_at"),
+        ({"expires_at": 4102444800}, "expires_at"),
         ({"manifest": []}, "manifest"),
         ({"manifest": {"oid": 1}}, "manifest.database"),
         ({"manifest": {"database": "x", "oid": "one"}}, "manifest.oid"),
@@ -85,10 +88,20 @@ def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, oper
     problem(api.post(v1, json=[]), 422, "invalid_request")
     problem(api.post(v1, json=GOOD, headers={"Idempotency-Key": "x" * 201}), 422, "invalid_request")
 
-    for query in ("limit=0", "limit=201", "limit=x", "status=gone", "cursor=zzz", "cursor=W10=", "kind=%00"):
+    for query in (
+        "limit=0",
+        "limit=201",
+        "limit=x",
+        "status=gone",
+        "state=deleted",
+        "tenant=x",
+        "cursor=zzz",
+        "cursor=W10=",
+        "kind=%00",
+    ):
         code = "invalid_cursor" if query.startswith("cursor") else "invalid_request"
         problem(api.get(f"{v1}?{query}"), 422, code)
-    for query in ("state=gone", "kind=drop", "reason=x", "backend=%00"):
+    for query in ("state=gone", "status=stuck", "kind=drop", "reason=x", "backend=%00"):
         problem(api.get(f"/v1/jobs?{query}"), 422, "invalid_request")
     problem(api.get("/v1/jobs?cursor=zzz"), 422, "invalid_cursor")
 
@@ -156,6 +169,23 @@ def test_a_protected_resource_answers_409_until_it_is_released(api: httpx.Client
     assert api.delete(f"/v1/resources/{resource}").status_code == 202
     problem(api.patch(f"/v1/resources/{resource}", json={"protected": True}), 409, "not_active")
     problem(api.get(f"/v1/resources/{resource}/credentials"), 409, "not_active")
+
+
+def test_an_expiry_can_be_moved_and_lifted(api: httpx.Client, db: Connection) -> None:
+    resource = a_resource(db, protected=True, expires="now() - interval '1 s'")
+    path = f"/v1/resources/{resource}"
+    problem(api.patch(path, json={"expires_at": "2020-01-01T00:00:00Z"}), 422, "invalid_request")
+    assert api.patch(path, json={"expires_at": "2090-01-01T00:00:00Z"}).json()["expires_at"] == "2090-01-01T00:00:00Z"
+    assert api.patch(path, json={"protected": False}).json()["expires_at"] == "2090-01-01T00:00:00Z"
+    assert api.patch(path, json={"protected": True, "expires_at": None}).json()["expires_at"] is None
+
+
+def test_a_manifest_that_was_read_gives_no_second_hold_on_its_object(api: httpx.Client, operator: str) -> None:
+    boss = {"Authorization": f"Bearer {operator}"}
+    twin = GOOD | {"tenant": "globex", "manifest": {"database": "x", "generation": str(uuid.uuid4())}}
+    assert api.post("/v1/resources", json=twin, headers=boss).status_code == 202
+    for tenant in ("acme", "globex"):
+        problem(api.post("/v1/resources", json=twin | {"tenant": tenant}, headers=boss), 409, "already_managed")
 
 
 def test_an_idempotency_key_answers_the_same_thing_twice_and_another_body_never(api: httpx.Client) -> None:

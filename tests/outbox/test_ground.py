@@ -112,10 +112,10 @@ def test_an_idempotency_key_makes_one_resource(db: Connection) -> None:
 
 def test_protection_can_be_lifted_until_the_delete(db: Connection) -> None:
     resource = a_resource(db, protected=True)
-    assert not resources.protect(db, resource, protected=False).protected
+    assert not resources.change(db, resource, protected=False).protected
     gone = a_resource(db, status="deleting")
     with pytest.raises(NotActive):
-        resources.protect(db, gone, protected=True)
+        resources.change(db, gone, protected=True)
 
 
 def test_rings_coalesce_into_one_waiting_message_until_it_is_answered(db: Connection, servers) -> None:

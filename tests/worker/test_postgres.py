@@ -256,3 +256,19 @@ class TestAdoption:
                 backend.adopt(existing | wrong | {"generation": str(uuid.uuid4())}, uuid.uuid4())
             with pytest.raises(Refused):
                 backend.teardown(existing | wrong | {"generation": str(uuid.uuid4())}, 1)
+
+    def test_a_bystander_s_role_does_not_die_with_the_database(
+        self, backend: Postgres, pg: PgServer, existing: dict[str, Any]
+    ) -> None:
+        bystander = f"by_{uuid.uuid4().hex}"
+        pg.query(f"CREATE ROLE {bystander} LOGIN")
+        pg.query(f"CREATE DATABASE {bystander} OWNER {bystander}")
+        with pytest.raises(Refused, match="owns another database"):
+            backend.adopt(existing | {"role": bystander, "generation": str(uuid.uuid4())}, uuid.uuid4())
+
+    def test_a_refusal_does_not_tell_another_s_mark(self, backend: Postgres, existing: dict[str, Any]) -> None:
+        first = uuid.uuid4()
+        backend.adopt(existing | {"generation": str(first)}, first)
+        with pytest.raises(Refused) as refused:
+            backend.adopt(existing | {"generation": str(uuid.uuid4())}, uuid.uuid4())
+        assert str(first) not in str(refused.value)

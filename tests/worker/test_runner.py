@@ -54,9 +54,10 @@ class Shelf:
 
     def release(self, manifest: Json) -> None: ...
 
-    def teardown(self, manifest: Json, fence: int) -> None:
+    def teardown(self, manifest: Json, fence: int) -> Json:
         self.does()
         self.torn.append(fence)
+        return {"removed": 1}
 
 
 def fail(error: Exception) -> Callable[[], None]:

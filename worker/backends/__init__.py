@@ -73,8 +73,11 @@ class Backend(Protocol):
     def release(self, manifest: Json) -> None:
         """Undo `quarantine`."""
 
-    def teardown(self, manifest: Json, fence: int) -> None:
-        """Quarantine and destroy the object and every credential to it. Safe to repeat, and to race with itself."""
+    def teardown(self, manifest: Json, fence: int) -> Json:
+        """Quarantine and destroy the object and every credential to it; what was done, as evidence.
+
+        Safe to repeat, and to race with itself.
+        """
 
 
 def build(config: BackendConfig, *, protected: frozenset[str]) -> Backend:

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import psycopg2
 from psycopg2 import errors, extensions, sql
@@ -28,7 +28,6 @@ LOCK_TIMEOUT_MS = 10_000
 TERMINATE_TIMEOUT_MS = 5_000
 # A session may slip in between "terminate" and "rename": try again, but not for ever.
 RENAME_TRIES = 3
-Connection: TypeAlias = extensions.connection
 NEVER = frozenset({"template0", "template1", "postgres"})
 _SESSION = {
     "connect_timeout": str(CONNECT_TIMEOUT_SECONDS),
@@ -38,6 +37,14 @@ _SESSION = {
     "keepalives_count": "3",
     "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}",
 }
+
+
+class _Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no types
+    """A connection that remembers what it changed: the evidence of a teardown."""
+
+    def __init__(self, *words: Any, **more: Any) -> None:
+        super().__init__(*words, **more)
+        self.did: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class _Role:
     oid: int
     comment: str | None
     superuser: bool
+    owns: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,7 @@ class Postgres:
             seen = self._look(session, manifest)
             self._right_server(seen, manifest)
             self._not_ours_to_take(seen, manifest)
+            self._not_a_bystander(seen, manifest)
             database = seen.named(manifest["database"])
             if database is None:
                 raise Refused(f"there is no database {manifest['database']!r} to adopt")
@@ -166,7 +175,7 @@ class Postgres:
             if seen.role is not None:
                 _execute(session, "ALTER ROLE {role} LOGIN", role=manifest["role"])
 
-    def teardown(self, manifest: Json, fence: int) -> None:  # noqa: ARG002 - identity fences here, not the number
+    def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - identity fences here, not the number
         """Database first, then every grant of the role, then the role: a role that survives is a working credential."""
         self._allowed(manifest)
         with self._session() as session, _inside(session, manifest):
@@ -175,10 +184,11 @@ class Postgres:
                 if self._look(session, manifest).named(name):
                     _execute(session, "DROP DATABASE {name}", name=name)
             self._drop_role(session, manifest)
+            return {"statements": session.did}
 
     # -- observing ---------------------------------------------------------------------------------------------
 
-    def _look(self, session: Connection, manifest: Json) -> _Seen:
+    def _look(self, session: _Session, manifest: Json) -> _Seen:
         with session.cursor() as cursor:
             cursor.execute(
                 """
@@ -188,7 +198,10 @@ class Postgres:
             )
             databases = tuple(_Database(*row) for row in cursor)
             cursor.execute(
-                "SELECT oid::bigint, shobj_description(oid, 'pg_authid'), rolsuper FROM pg_roles WHERE rolname = %s",
+                """
+                SELECT oid::bigint, shobj_description(oid, 'pg_authid'), rolsuper,
+                       ARRAY(SELECT datname::text FROM pg_database WHERE datdba = pg_roles.oid)
+                  FROM pg_roles WHERE rolname = %s""",
                 (manifest.get("role"),),
             )
             role = cursor.fetchone()
@@ -250,9 +263,13 @@ class Postgres:
         if database is not None and database.template:
             raise Refused(f"database {database.name!r} is a template: no customer's")
 
+    def _not_a_bystander(self, seen: _Seen, manifest: Json) -> None:
+        if seen.role is not None and (others := set(seen.role.owns) - {manifest["database"]}):
+            raise Refused(f"role {manifest['role']!r} owns another database too: {sorted(others)[0]!r}")
+
     # -- making ------------------------------------------------------------------------------------------------
 
-    def _make_role(self, session: Connection, seen: _Seen, manifest: Json, password: str) -> None:
+    def _make_role(self, session: _Session, seen: _Seen, manifest: Json, password: str) -> None:
         # Hashed here: a password in CREATE ROLE would stand in the server's log.
         verifier = extensions.encrypt_password(password, manifest["role"], session, "scram-sha-256")
         if seen.role is not None:
@@ -275,7 +292,7 @@ class Postgres:
             # Membership lets a service role that is no superuser end its sessions and drop it later.
             _execute(session, "GRANT {role} TO CURRENT_USER", role=manifest["role"])
 
-    def _make_database(self, session: Connection, seen: _Seen, manifest: Json) -> None:
+    def _make_database(self, session: _Session, seen: _Seen, manifest: Json) -> None:
         named = seen.named(manifest["database"])
         if named is not None:
             if not _is_ours(named, manifest):
@@ -305,7 +322,7 @@ class Postgres:
 
     # -- ending ------------------------------------------------------------------------------------------------
 
-    def _quarantine(self, session: Connection, manifest: Json) -> None:
+    def _quarantine(self, session: _Session, manifest: Json) -> None:
         seen = self._look(session, manifest)
         self._not_ours_to_take(seen, manifest)
         match self._judge(seen, manifest):
@@ -332,7 +349,7 @@ class Postgres:
             else:
                 return
 
-    def _end_sessions(self, session: Connection, database: _Database | None, role: _Role | None) -> None:
+    def _end_sessions(self, session: _Session, database: _Database | None, role: _Role | None) -> None:
         with session.cursor() as cursor:
             cursor.execute(
                 """
@@ -354,7 +371,7 @@ class Postgres:
                 for gid in prepared:
                     _execute(inside, "ROLLBACK PREPARED {gid}", gid=sql.Literal(gid))
 
-    def _rename_away(self, session: Connection, manifest: Json) -> None:
+    def _rename_away(self, session: _Session, manifest: Json) -> None:
         """The atomic quarantine: after the rename, and before the commit, what was renamed must be ours."""
         with _transaction(session):
             _execute(session, "ALTER DATABASE {name} ALLOW_CONNECTIONS false", name=manifest["database"])
@@ -363,7 +380,7 @@ class Postgres:
             if renamed is None or not _is_ours(renamed, manifest):
                 raise Refused(f"database {manifest['database']!r} is no longer the one of this resource")
 
-    def _drop_role(self, session: Connection, manifest: Json) -> None:
+    def _drop_role(self, session: _Session, manifest: Json) -> None:
         role = self._look(session, manifest).role
         if role is None:
             return
@@ -380,17 +397,18 @@ class Postgres:
         for name in elsewhere:  # what it owns in a neighbour's database is the neighbour's: handed over, not dropped
             with self._session(name) as neighbour:
                 _disown(neighbour, manifest["role"])
+                session.did += [f"in {name!r}: {statement}" for statement in neighbour.did]
         _disown(session, manifest["role"])
         _execute(session, "DROP ROLE {role}", role=manifest["role"])
 
     # -- sessions ----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _session(self, database: str | None = None) -> Iterator[Connection]:
+    def _session(self, database: str | None = None) -> Iterator["_Session"]:
         """An autocommit connection; what goes wrong on it comes out as Unavailable, Refused or Transient."""
         words = dict(extensions.parse_dsn(self._dsn)) | ({"dbname": database} if database else {})
         try:
-            session = psycopg2.connect(extensions.make_dsn(**(_SESSION | words)))
+            session = psycopg2.connect(extensions.make_dsn(**(_SESSION | words)), connection_factory=_Session)
         except psycopg2.OperationalError as error:
             raise Unavailable(_first_line(error)) from error
         try:
@@ -405,7 +423,7 @@ class Postgres:
 
 
 @contextmanager
-def _inside(session: Connection, manifest: Json) -> Iterator[None]:
+def _inside(session: _Session, manifest: Json) -> Iterator[None]:
     """One worker at a time inside one object, a zombie included: the lock dies with the session that does the work."""
     with session.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(hashtextextended('deprovisioner:' || %s, 0))", (manifest["database"],))
@@ -413,7 +431,7 @@ def _inside(session: Connection, manifest: Json) -> Iterator[None]:
 
 
 @contextmanager
-def _transaction(session: Connection) -> Iterator[None]:
+def _transaction(session: _Session) -> Iterator[None]:
     _execute(session, "BEGIN")
     try:
         yield
@@ -424,24 +442,25 @@ def _transaction(session: Connection) -> Iterator[None]:
     _execute(session, "COMMIT")
 
 
-def _execute(session: Connection, statement: str, **words: Any) -> None:
+def _execute(session: _Session, statement: str, **words: Any) -> None:
     """Run a statement; a plain string among `words` is a name and is quoted as one."""
     quoted = {key: sql.Identifier(word) if isinstance(word, str) else word for key, word in words.items()}
     with session.cursor() as cursor:
         cursor.execute(sql.SQL(statement).format(**quoted))
+    session.did.append(statement.format(**{key: getattr(word, "string", "…") for key, word in quoted.items()}))
 
 
-def _disown(session: Connection, role: str) -> None:
+def _disown(session: _Session, role: str) -> None:
     _execute(session, "REASSIGN OWNED BY {role} TO CURRENT_USER", role=role)
     _execute(session, "DROP OWNED BY {role}", role=role)
 
 
-def _mark(session: Connection, what: str, name: str, comment: str | None, generation: uuid.UUID) -> None:
+def _mark(session: _Session, what: str, name: str, comment: str | None, generation: uuid.UUID) -> None:
     ours = mark(str(generation))
     if comment and comment.endswith(ours):
         return
     if comment and "deprovisioner gen=" in comment:
-        raise Refused(f"{what.lower()} {name!r} belongs to another resource already: {comment}")
+        raise Refused(f"{what.lower()} {name!r} belongs to another resource already")
     words = sql.Literal(f"{comment} {ours}" if comment else ours)
     _execute(session, f"COMMENT ON {what} {{name}} IS {{words}}", name=name, words=words)
 
@@ -465,7 +484,7 @@ def _dying(manifest: Json) -> str:
     return f"zz_del_{manifest['generation']}"
 
 
-def _system_identifier(session: Connection) -> int:
+def _system_identifier(session: _Session) -> int:
     with session.cursor() as cursor:
         cursor.execute("SELECT system_identifier FROM pg_control_system()")
         return int(cursor.fetchone()[0])

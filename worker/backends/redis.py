@@ -137,20 +137,23 @@ class Redis:
             server.execute_command("ACL", "SETUSER", manifest["user"], "on")
             _save_acl(server)
 
-    def teardown(self, manifest: Json, fence: int) -> None:  # noqa: ARG002 - the generation key fences here
+    def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - the generation key fences here
         """Writers first, then keys until a clean pass, then the user, and the generation key last."""
         self._allowed(manifest)
         with self._session() as server:
             if not self._quarantine(server, manifest):
-                return
+                return {}
+            unlinked = 0
             for _ in range(MAX_PASSES):
-                if self._unlink_pass(server, manifest) == 0:
+                if (done := self._unlink_pass(server, manifest)) == 0:
                     break
+                unlinked += done
             else:
                 raise Transient(f"keys under {manifest['prefix']!r} keep appearing: somebody else writes them")
-            server.execute_command("ACL", "DELUSER", manifest["user"])
+            users = server.execute_command("ACL", "DELUSER", manifest["user"])
             _save_acl(server)
             self._unlink(server, manifest, self._home(server), [_generation_key(manifest).encode()])
+        return {"keys_unlinked": unlinked, "users_removed": users}
 
     def _judge(self, server: "redis.Redis", manifest: Json) -> Observation:
         user = _acl_user(server, manifest["user"])
