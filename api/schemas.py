@@ -29,6 +29,8 @@ def _text(value: object) -> object:
 
 
 def _future(value: dt.datetime) -> dt.datetime:
+    if not 2000 < value.year < 9000:  # at the edges of the calendar, other time zones fall out of it
+        raise ValueError("must be in a year that has a calendar")
     if value <= dt.datetime.now(dt.UTC):
         raise ValueError("must be in the future")
     return value

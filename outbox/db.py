@@ -18,6 +18,9 @@ STATEMENT_TIMEOUT_MS = 15_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 # The API's threads (40) and a worker's hands share this; more connections than cores gain nothing.
 POOL_SIZE = 20
+READ_ONLY = "25006"
+# Shutting down, crashed, starting up; no connection slot free; a standby.
+_AWAY = ("57P01", "57P02", "57P03", "53300", READ_ONLY)
 
 
 def control_url() -> URL:
@@ -34,7 +37,7 @@ def control_url() -> URL:
 @lru_cache(maxsize=1)
 def engine() -> Engine:
     """This process's engine. A process that forks must call `engine.cache_clear()` in the child."""
-    return sa.create_engine(
+    made = sa.create_engine(
         control_url(),
         # For the engine as a whole: chosen at each checkout, it would cost a round trip to set back.
         isolation_level="AUTOCOMMIT",
@@ -53,6 +56,15 @@ def engine() -> Engine:
             f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}",
         },
     )
+
+    sa.event.listen(made, "handle_error", _forget_a_standby)
+    return made
+
+
+def _forget_a_standby(context: sa.engine.ExceptionContext) -> None:
+    """After a failover the old connections lead to what is now read-only: they are as good as lost."""
+    if getattr(context.original_exception, "pgcode", None) == READ_ONLY:
+        context.is_disconnect = True
 
 
 @contextmanager
@@ -76,9 +88,6 @@ def unreachable(error: BaseException) -> bool:
     if not isinstance(error, DBAPIError):
         return False
     state: Any = getattr(error.orig, "pgcode", None)
-    # No SQLSTATE: libpq lost or never had the server. 08: connection; 57P0x: shutdown, crash,
-    # starting up; 53300: no free connection slot; 25006: a standby.
-    return error.connection_invalidated or (
-        isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
-        and (state is None or state[:2] == "08" or state in ("57P01", "57P02", "57P03", "53300", "25006"))
-    )
+    if state is None:  # libpq lost or never had the server
+        return error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
+    return state[:2] == "08" or state in _AWAY

@@ -143,7 +143,10 @@ _CLAIM = text(f"""
     SELECT job.id, job.kind, job.resource_id, job.backend, job.fence, job.attempts, job.max_attempts,
            job.started_fence, resources.generation, resources.adopted,
            resources.activated_at IS NOT NULL AS activated, resources.manifest,
-           breakers.backend IS NOT NULL AS probing
+           breakers.backend IS NOT NULL AS probing,
+           EXISTS (SELECT FROM outbox AS other
+                    WHERE other.resource_id = job.resource_id AND other.id <> job.id
+                      AND other.state = 'running') AS contended
       FROM job
       JOIN resources ON resources.id = job.resource_id
       LEFT JOIN breakers ON breakers.backend = job.backend

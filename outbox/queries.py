@@ -148,5 +148,5 @@ def _page(rows: list[Any], limit: int, key: Any) -> Page:
 def _decode(cursor: str, parse: Any) -> Any:
     try:
         return parse(*json.loads(base64.urlsafe_b64decode(cursor)))
-    except (binascii.Error, ValueError, TypeError) as error:
+    except (binascii.Error, ValueError, TypeError, OverflowError, AttributeError) as error:
         raise BadCursor("the cursor is none that this listing gave out; start again without one") from error

@@ -54,7 +54,8 @@ class Claim:
     """A worker's right to act on a job, for as long as `fence` stands and the lease lives.
 
     `started_fence` is the fence of the last attempt that may have acted, None when none has.
-    `probing` says that the backend's breaker is half-open and this job is its probe.
+    `probing` says that the backend's breaker is half-open and this job is its probe; `contended`, that
+    another job of the resource was running when this was claimed.
     """
 
     id: int
@@ -70,6 +71,7 @@ class Claim:
     activated: bool
     manifest: Json | None
     probing: bool
+    contended: bool
 
 
 @dataclass(frozen=True)

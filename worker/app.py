@@ -95,3 +95,4 @@ def _close(**_: Any) -> None:
 def _last(**_: Any) -> None:
     if _hands is not None and not _hands.join(SHUTDOWN_SECONDS):
         log.warning("stopped_while_working", seconds=SHUTDOWN_SECONDS)
+        os._exit(1)  # Python would wait for the threads for ever; their leases pass, and another worker looks

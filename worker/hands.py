@@ -119,7 +119,9 @@ class Hands:
             return {}
         held = Counter(claim.backend for claim in self._held())
         names = random.sample(list(self._served), len(self._served))
-        rooms = {name: min(slots, self._served[name].concurrency - held[name]) for name in names}
+        # However many hands one backend holds by not answering, each other backend finds one.
+        most = max(1, self._slots - (len(names) - 1))
+        rooms = {name: min(slots, most - held[name], self._served[name].concurrency - held[name]) for name in names}
         return {name: room for name, room in rooms.items() if room > 0}
 
     def _held(self) -> list[Claim]:

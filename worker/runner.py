@@ -66,6 +66,10 @@ class Run:
     # -- deprovision -------------------------------------------------------------------------------------------
 
     def _deprovision(self) -> None:
+        if self.claim.contended:
+            # A birth that started before the DELETE: what is absent now may be there when it has ended. One that has
+            # not started never will, so whoever is not contended sees the last word, and the manifest with it.
+            raise Busy("another job of the resource is running")
         if self.claim.manifest is None:
             return self._complete({"never_made": True})
         if not self.backend.observable and self.claim.started_fence is not None:
@@ -116,6 +120,7 @@ class Run:
             raise _Exhausted("its workers died under it each time")
         if self.claim.adopted:
             assert self.claim.manifest is not None  # noqa: S101 - register wrote it
+            self._inspect(self.claim.manifest)  # only to find the server out of reach before the attempt counts
             self._record(jobs.start_provision, manifest=self.claim.manifest, credentials=None)
             self.started = True
             manifest = self.backend.adopt(self.claim.manifest, self.claim.generation)
@@ -140,10 +145,10 @@ class Run:
         return planned, stored
 
     def _undo_late_birth(self, manifest: Json) -> None:
-        """We stood still while the resource was deleted and seen to be absent: what we made since then is nobody's."""
+        """We stood still while the resource was deleted and may have been seen absent: what we made is nobody's."""
         with db.statement() as session:
             resource, _ = resources.find(session, self.claim.resource_id)
-        if resource.status is ResourceStatus.DELETED and not self.claim.adopted:
+        if resource.status in (ResourceStatus.DELETING, ResourceStatus.DELETED) and not self.claim.adopted:
             self.backend.teardown(manifest, self.claim.fence)
             self._record(jobs.note_late, news={"undone": manifest})
 
@@ -151,7 +156,9 @@ class Run:
 
     def _fail(self, error: Exception) -> None:
         """The one table from what went wrong to what becomes of the job."""
-        text = str(error) if isinstance(error, DeprovisionerError | _Exhausted) else f"{type(error).__name__}: {error}"
+        # The words of an error that nobody expected may hold a secret, and tenants read last_error.
+        told = isinstance(error, DeprovisionerError | _Exhausted)
+        text = str(error) if told else f"unexpected {type(error).__name__}: the worker's log has it"
         try:
             match error:
                 case Unavailable():

@@ -68,6 +68,8 @@ def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, oper
         ({"expires_at": "2030-01-01T00:00:00"}, "expires_at"),
         ({"expires_at": "2020-01-01T00:00:00Z"}, "expires_at"),
         ({"expires_at": 3600}, "expires_at"),
+        ({"expires_at": "0001-01-01T00:00:00+14:00"}, "expires_at"),
+        ({"expires_at": "9999-12-31T23:59:59-14:00"}, "expires_at"),
         ({"expires_at": 4102444800}, "expires_at"),
         ({"manifest": []}, "manifest"),
         ({"manifest": {"oid": 1}}, "manifest.database"),
@@ -97,13 +99,16 @@ def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, oper
         "tenant=x",
         "cursor=zzz",
         "cursor=W10=",
+        "cursor=WzFlNDAwXQ==",
+        "cursor=WyIyMDIwLTAxLTAxVDAwOjAwOjAwIiwgNV0=",
         "kind=%00",
     ):
         code = "invalid_cursor" if query.startswith("cursor") else "invalid_request"
         problem(api.get(f"{v1}?{query}"), 422, code)
     for query in ("state=gone", "status=stuck", "kind=drop", "reason=x", "backend=%00"):
         problem(api.get(f"/v1/jobs?{query}"), 422, "invalid_request")
-    problem(api.get("/v1/jobs?cursor=zzz"), 422, "invalid_cursor")
+    for cursor in ("zzz", "WzFlNDAwXQ==", "WzEsMl0="):
+        problem(api.get(f"/v1/jobs?cursor={cursor}"), 422, "invalid_cursor")
 
     problem(api.get("/v1/nowhere"), 404, "not_found")
     problem(api.put(v1), 405, "method_not_allowed")

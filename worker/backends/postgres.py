@@ -6,7 +6,12 @@ that nobody else can have (`zz_new_<generation>`) and dies under one (`zz_del_<g
 and DROP DATABASE take only a name and run in no transaction: RENAME does, and there identity is checked.
 """
 
+import contextlib
+import hashlib
+import os
 import secrets
+import socket
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +21,16 @@ from typing import Any
 import psycopg2
 from psycopg2 import errors, extensions, sql
 
-from outbox.errors import Refused, Transient, Unavailable
+from outbox.errors import BackendError, Refused, SettingsError, Transient, Unavailable
 from outbox.rows import Json
 from worker.backends import Absent, Different, Observation, Plan, Same, mark
 
 CONNECT_TIMEOUT_SECONDS = 5
 # DROP DATABASE waits for a checkpoint and unlinks every file: minutes for terabytes.
 STATEMENT_TIMEOUT_MS = 300_000
+# The same, held from this side too, for a server that stands still; a mere look is over in milliseconds.
+WORK_SECONDS = STATEMENT_TIMEOUT_MS / 1000 + 30
+LOOK_SECONDS = 15
 # How long to wait for another worker inside the same object, and for a session to end when told to.
 LOCK_TIMEOUT_MS = 10_000
 TERMINATE_TIMEOUT_MS = 5_000
@@ -35,7 +43,10 @@ _SESSION = {
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
-    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}",
+    # The server's side of keepalive and idle: the lock of a worker that vanished must not outlive it by hours.
+    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
+    f" -c idle_session_timeout={STATEMENT_TIMEOUT_MS} -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_MS}"
+    " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
 }
 
 
@@ -82,12 +93,16 @@ class Postgres:
     observable = True
 
     def __init__(self, dsn: str, *, protected: frozenset[str] = frozenset()) -> None:
+        try:
+            self._words = dict(extensions.parse_dsn(dsn))
+        except psycopg2.ProgrammingError:
+            raise SettingsError("the dsn is not one of libpq's (it is not shown: it may hold a password)") from None
         self._dsn = dsn
         self._protected = NEVER | protected
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
         """Names from the resource's UUID, whole; see the Protocol."""
-        with self._session() as session:
+        with self._session(seconds=LOOK_SECONDS) as session:
             system_identifier = _system_identifier(session)
             where = session.info
             address = {"host": where.host, "port": where.port}
@@ -111,7 +126,7 @@ class Postgres:
 
     def provision(self, manifest: Json, credentials: Json) -> Json:
         """Role, database under its birth name, then comment and final name in one transaction; see the Protocol."""
-        with self._session() as session, _inside(session, manifest):
+        with self._session(forbidden=Refused) as session, self._inside(session, manifest["database"]):
             seen = self._look(session, manifest)
             self._right_server(seen, manifest)
             self._make_role(session, seen, manifest, credentials["password"])
@@ -126,7 +141,10 @@ class Postgres:
     def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
         """Mark database and role with the generation, in one transaction; see the Protocol."""
         self._allowed(manifest)
-        with self._session() as session, _inside(session, manifest):
+        with (
+            self._session(forbidden=Refused) as session,
+            self._inside(session, manifest["database"], manifest.get("role")),
+        ):
             seen = self._look(session, manifest)
             self._right_server(seen, manifest)
             self._not_ours_to_take(seen, manifest)
@@ -152,18 +170,18 @@ class Postgres:
 
     def inspect(self, manifest: Json) -> Observation:
         """See the Protocol."""
-        with self._session() as session:
+        with self._session(seconds=LOOK_SECONDS) as session:
             return self._judge(self._look(session, manifest), manifest)
 
     def quarantine(self, manifest: Json) -> None:
         """No login, no session, no connection, no name: the last two in one transaction that checks identity."""
         self._allowed(manifest)
-        with self._session() as session, _inside(session, manifest):
+        with self._session() as session, self._inside(session, manifest["database"]):
             self._quarantine(session, manifest)
 
     def release(self, manifest: Json) -> None:
         """See the Protocol."""
-        with self._session() as session, _inside(session, manifest):
+        with self._session() as session, self._inside(session, manifest["database"]):
             seen = self._look(session, manifest)
             self._must_be_same(seen, manifest)
             if seen.named(_dying(manifest)):
@@ -172,13 +190,14 @@ class Postgres:
                         session, "ALTER DATABASE {old} RENAME TO {new}", old=_dying(manifest), new=manifest["database"]
                     )
                     _execute(session, "ALTER DATABASE {name} ALLOW_CONNECTIONS true", name=manifest["database"])
+                    _execute(session, "ALTER DATABASE {name} CONNECTION LIMIT -1", name=manifest["database"])
             if seen.role is not None:
                 _execute(session, "ALTER ROLE {role} LOGIN", role=manifest["role"])
 
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - identity fences here, not the number
         """Database first, then every grant of the role, then the role: a role that survives is a working credential."""
         self._allowed(manifest)
-        with self._session() as session, _inside(session, manifest):
+        with self._session() as session, self._inside(session, manifest["database"]):
             self._quarantine(session, manifest)
             for name in (_dying(manifest), _newborn(manifest)):
                 if self._look(session, manifest).named(name):
@@ -258,6 +277,8 @@ class Postgres:
         database = seen.named(manifest["database"])
         if {manifest["database"], manifest.get("role")} & set(seen.us):
             raise Refused("this is the role or database that deprovisioner itself works with")
+        if (manifest.get("role") or "").startswith("pg_"):
+            raise Refused(f"role {manifest['role']!r} is PostgreSQL's own")
         if seen.role is not None and seen.role.superuser:
             raise Refused(f"role {manifest['role']!r} is a superuser: no customer's")
         if database is not None and database.template:
@@ -339,6 +360,12 @@ class Postgres:
         self._end_sessions(session, ours, seen.role)
         if ours is None:
             return
+        with _transaction(session):  # or clients under other roles come back as fast as they are ended
+            _execute(session, "ALTER DATABASE {name} CONNECTION LIMIT 0", name=manifest["database"])
+            limited = self._look(session, manifest).named(manifest["database"])
+            if limited is None or not _is_ours(limited, manifest):
+                raise Refused(f"database {manifest['database']!r} is no longer the one of this resource")
+        self._end_sessions(session, ours, seen.role)
         for last in (*[False] * (RENAME_TRIES - 1), True):
             try:
                 self._rename_away(session, manifest)
@@ -404,30 +431,50 @@ class Postgres:
     # -- sessions ----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _session(self, database: str | None = None) -> Iterator["_Session"]:
-        """An autocommit connection; what goes wrong on it comes out as Unavailable, Refused or Transient."""
-        words = dict(extensions.parse_dsn(self._dsn)) | ({"dbname": database} if database else {})
+    def _session(
+        self, database: str | None = None, *, seconds: float = WORK_SECONDS, forbidden: type[BackendError] = Transient
+    ) -> Iterator["_Session"]:
+        """An autocommit connection; what goes wrong on it comes out as Unavailable, Transient or `forbidden`.
+
+        A server that stands still answers nothing and times nothing out: after `seconds` the connection is cut.
+        """
+        words = _SESSION | self._words | ({"dbname": database} if database else {})
+        words["options"] = f"{self._words.get('options', '')} {_SESSION['options']}"
         try:
-            session = psycopg2.connect(extensions.make_dsn(**(_SESSION | words)), connection_factory=_Session)
+            session = psycopg2.connect(extensions.make_dsn(**words), connection_factory=_Session)
         except psycopg2.OperationalError as error:
             raise Unavailable(_first_line(error)) from error
+        watch = threading.Timer(seconds, _cut, (session.fileno(),))
+        watch.daemon = True
+        watch.start()
         try:
             session.autocommit = True
             yield session
         except errors.InsufficientPrivilege as error:
-            raise Refused(f"the server forbids it: {_first_line(error)}") from error
+            raise forbidden(f"the server forbids it: {_first_line(error)}") from error
         except psycopg2.Error as error:
             raise (Unavailable if _lost(error) else Transient)(_first_line(error)) from error
         finally:
+            watch.cancel()
             session.close()
 
+    @contextmanager
+    def _inside(self, session: "_Session", *names: str | None) -> Iterator[None]:
+        """One worker at a time inside one object, a zombie included: the lock dies with the session that does the work.
 
-@contextmanager
-def _inside(session: _Session, manifest: Json) -> Iterator[None]:
-    """One worker at a time inside one object, a zombie included: the lock dies with the session that does the work."""
-    with session.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(hashtextextended('deprovisioner:' || %s, 0))", (manifest["database"],))
-    yield
+        The key is made with the DSN: customers can connect to the maintenance database, and must not be able to
+        keep a teardown waiting.
+        """
+        with session.cursor() as cursor:
+            for name in filter(None, names):
+                digest = hashlib.blake2b(name.encode(), key=self._dsn.encode()[:64], digest_size=8).digest()
+                cursor.execute("SELECT pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))
+        yield
+
+
+def _cut(descriptor: int) -> None:
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as line:
+        line.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import redis
 from redis import exceptions
 
-from outbox.errors import Refused, Transient, Unavailable
+from outbox.errors import Refused, SettingsError, Transient, Unavailable
 from outbox.rows import Json
 from worker.backends import Absent, Different, Observation, Plan, Same
 
@@ -24,9 +24,17 @@ BATCH = 500
 # SCAN promises only keys that stay throughout: pass until one pass finds nothing, but not for ever.
 MAX_PASSES = 100
 NEVER = frozenset({"default"})
-SERVER_KEY = "deprovisioner:server"
+OURS = "deprovisioner:"
+SERVER_KEY = f"{OURS}server"
+_CHANNEL = f"&{OURS}gen:"
 # Everything on its own keys, nothing on the server: no admin, no FLUSHALL or KEYS, no shared functions.
-COMMANDS = ("+@all", "-@admin", "-@dangerous", "-function", "-script", "+script|load", "+script|exists")
+# Nor SCAN and its like: ACLs do not filter them, and the names of others' keys are others' data.
+COMMANDS = (
+    *("+@all", "-@admin", "-@dangerous", "-function", "-script", "+script|load", "+script|exists"),
+    *("-scan", "-randomkey", "-dbsize"),
+)
+# A server that is busy, full, read-only or without its disk is out of service, not wrong about this resource.
+_AWAY = ("BUSY", "MISCONF", "OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")
 
 # KEYS[1]: the generation key; the rest: what to unlink. ARGV: generation, its database, the keys' database.
 # -1: the generation is another's. -2: there is none, so another worker has just finished this very teardown.
@@ -40,6 +48,10 @@ return redis.call('UNLINK', unpack(KEYS, 2))
 """
 
 
+class _VanishedError(Exception):
+    """The generation key is gone in the middle of a teardown."""
+
+
 class Redis:
     """One server; `dsn` is a redis:// URL whose user may manage ACLs."""
 
@@ -48,6 +60,10 @@ class Redis:
     def __init__(self, dsn: str, *, protected: frozenset[str] = frozenset()) -> None:
         self._dsn = dsn
         self._protected = NEVER | protected
+        try:
+            redis.ConnectionPool.from_url(dsn)
+        except ValueError:
+            raise SettingsError("the dsn is not a redis:// URL (it is not shown: it may hold a password)") from None
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
         """Names from the resource's UUID, whole; see the Protocol."""
@@ -103,10 +119,12 @@ class Redis:
                 raise Refused(f"there is no ACL user {full['user']!r} to adopt")
             if full["user"] == server.acl_whoami():
                 raise Refused(f"ACL user {full['user']!r} is the one that deprovisioner itself works with")
-            others = [c for c in user["channels"] if c.startswith("&deprovisioner:gen:") and c != _channel(full)]
+            taken = Refused(f"user {full['user']!r} or prefix {full['prefix']!r} belongs to another resource already")
+            if any(c.startswith(_CHANNEL) and c != _channel(full) for c in user["channels"]):
+                raise taken
             planted = server.set(_generation_key(full), full["generation"], nx=True)
-            if others or (not planted and server.get(_generation_key(full)) != full["generation"]):
-                raise Refused(f"user {full['user']!r} or prefix {full['prefix']!r} belongs to another resource already")
+            if not planted and _generation(server, full) != full["generation"]:
+                raise taken
             if overlap := self._overlap(server, full):
                 if planted:
                     self._unlink(server, full, self._home(server), [_generation_key(full).encode()])
@@ -143,21 +161,31 @@ class Redis:
         with self._session() as server:
             if not self._quarantine(server, manifest):
                 return {}
-            unlinked = 0
-            for _ in range(MAX_PASSES):
-                if (done := self._unlink_pass(server, manifest)) == 0:
-                    break
-                unlinked += done
-            else:
-                raise Transient(f"keys under {manifest['prefix']!r} keep appearing: somebody else writes them")
-            users = server.execute_command("ACL", "DELUSER", manifest["user"])
-            _save_acl(server)
-            self._unlink(server, manifest, self._home(server), [_generation_key(manifest).encode()])
+            try:
+                return self._destroy(server, manifest)
+            except _VanishedError:
+                if isinstance(self._judge(server, manifest), Absent):
+                    return {}  # another worker has just finished this very teardown
+                raise Transient(f"generation key {_generation_key(manifest)!r} vanished meanwhile") from None
+
+    def _destroy(self, server: "redis.Redis", manifest: Json) -> Json:
+        unlinked = 0
+        for _ in range(MAX_PASSES):
+            if (done := self._unlink_pass(server, manifest)) == 0:
+                break
+            unlinked += done
+        else:
+            raise Transient(f"keys under {manifest['prefix']!r} keep appearing: somebody else writes them")
+        if isinstance(seen := self._judge(server, manifest), Different):  # the user, too, must still be ours
+            raise Refused(seen.why)
+        users = server.execute_command("ACL", "DELUSER", manifest["user"])
+        _save_acl(server)
+        self._unlink(server, manifest, self._home(server), [_generation_key(manifest).encode()])
         return {"keys_unlinked": unlinked, "users_removed": users}
 
     def _judge(self, server: "redis.Redis", manifest: Json) -> Observation:
         user = _acl_user(server, manifest["user"])
-        generation = server.get(_generation_key(manifest))
+        generation = _generation(server, manifest)
         found = _server_id(server, make=False)
         evidence: Json = {
             "server": found,
@@ -205,8 +233,10 @@ class Redis:
             server.execute_command("ACL", "SETUSER", manifest["user"], "off")
             server.execute_command("CLIENT", "KILL", "USER", manifest["user"])  # `off` leaves its connections alive
             _save_acl(server)
-            # A tenant may have removed its own generation key; the user's mark still proves that the prefix is its own.
-            server.set(_generation_key(manifest), manifest["generation"], nx=True)
+            # A tenant may have removed its own generation key, or let it expire in a moment; the user's mark still
+            # proves that the prefix is its own.
+            if not server.persist(_generation_key(manifest)) and _generation(server, manifest) is None:
+                server.set(_generation_key(manifest), manifest["generation"], nx=True)
         return True
 
     def _unlink_pass(self, server: "redis.Redis", manifest: Json) -> int:
@@ -218,7 +248,9 @@ class Redis:
         done: Any = server.eval(_UNLINK_IF_OURS, 1 + len(keys), _generation_key(manifest), *keys, *arguments)
         if done == -1:
             raise Refused(f"generation key {_generation_key(manifest)!r} is no longer the one of this resource")
-        return max(int(done), 0)
+        if done == -2:
+            raise _VanishedError
+        return int(done)
 
     @staticmethod
     def _home(server: "redis.Redis") -> int:
@@ -245,6 +277,8 @@ class Redis:
             raise Refused(f"ACL user {manifest['user']!r} is protected: it is never adopted or torn down")
         if not manifest["prefix"]:
             raise Refused("an empty prefix would match every key of the server")
+        if manifest["prefix"].startswith(OURS) or OURS.startswith(manifest["prefix"]):
+            raise Refused(f"prefix {manifest['prefix']!r} is deprovisioner's own")
 
     @contextmanager
     def _session(self, *, database: int | None = None, decode: bool = True) -> Iterator["redis.Redis"]:
@@ -267,7 +301,9 @@ class Redis:
         except exceptions.NoPermissionError as error:
             raise Refused(f"the server forbids it: {error}") from error
         except exceptions.RedisError as error:
-            raise Transient(str(error)) from error
+            away = isinstance(error, exceptions.ReadOnlyError | exceptions.OutOfMemoryError)
+            away = away or str(error).startswith(_AWAY)
+            raise (Unavailable if away else Transient)(str(error)) from error
         finally:
             pool.disconnect()
 
@@ -308,8 +344,16 @@ def _generation_key(manifest: Json) -> str:
     return f"{manifest['prefix']}gen"
 
 
+def _generation(server: "redis.Redis", manifest: Json) -> str | None:
+    kind: Any = server.type(_generation_key(manifest))
+    if kind in ("string", "none"):
+        found: Any = server.get(_generation_key(manifest))
+        return None if found is None else str(found)
+    return f"({kind})"  # no generation of ours is a list
+
+
 def _channel(manifest: Json) -> str:
-    return f"&deprovisioner:gen:{manifest['generation']}"
+    return f"{_CHANNEL}{manifest['generation']}"
 
 
 def _is_uuid(value: Any) -> bool:
