@@ -145,7 +145,7 @@ def contents(holding: Holding) -> object | None:
     try:
         if holding.kind == "redis":
             with closing(redis.Redis.from_url(holding.url)) as client:
-                return {key: client.get(key) for key in client.scan_iter(f"{holding.names['prefix']}*", count=1000)}
+                return client.mget([f"{holding.names['prefix']}order:{number}" for number in range(ROWS)])
         with closing(psycopg2.connect(holding.url)) as session, session.cursor() as cursor:
             cursor.execute("SELECT id, note FROM orders ORDER BY id")
             return list(cursor)

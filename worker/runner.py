@@ -3,6 +3,7 @@
 No transaction is open across a backend call.
 """
 
+import random
 from collections.abc import Callable
 from typing import Any, assert_never
 
@@ -169,7 +170,9 @@ class Run:
                         self._record(jobs.defer, error=text)
                         self.log.warning("deferred", error=text)
                 case Busy():
-                    self._record(jobs.defer, error=text, delay=BUSY_DELAY_SECONDS)
+                    # Two that wait for each other must not come back in step.
+                    delay = BUSY_DELAY_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
+                    self._record(jobs.defer, error=text, delay=delay)
                     self.log.info("deferred", error=text)
                 case Unwanted() | Refused() | _Exhausted():
                     self._give_up(StuckReason.REFUSED if isinstance(error, Refused | Unwanted) else _SPENT, text)
@@ -187,7 +190,8 @@ class Run:
 
     def _retry(self, error: str) -> None:
         if self.claim.attempts >= self.claim.max_attempts:
-            self._give_up(_SPENT, error)
+            acted = self.started or self.claim.started_fence is not None
+            self._give_up(StuckReason.OUTCOME_UNKNOWN if acted and not self.backend.observable else _SPENT, error)
         else:
             self._record(jobs.retry, error=error)
             self.log.warning("retried", error=error)

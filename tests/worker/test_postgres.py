@@ -1,5 +1,7 @@
 """PostgreSQL's own traps, each on a real server."""
 
+import os
+import signal
 import threading
 import uuid
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from outbox.errors import Refused, Transient
+from outbox.errors import Refused, Transient, Unavailable
 from tests.conftest import Servers
 from tests.witness import PgServer
 from worker.backends import Absent, Different, Same
@@ -152,6 +154,66 @@ def test_what_the_role_owns_elsewhere_is_handed_over_not_dropped(
     backend.teardown(born, 1)
     assert born["role"] not in pg.roles(), "a role that survives is a working credential"
     assert pg.query("SELECT n FROM shared", database=neighbour) == [(7,)]
+
+
+def test_a_customer_cannot_keep_its_teardown_waiting(backend: Postgres, pg: PgServer, born: dict[str, Any]) -> None:
+    """It may connect to the maintenance database, and guess at the workers' lock."""
+    session = psycopg2.connect(born["dsn"].rsplit("/", 1)[0] + "/postgres")
+    session.cursor().execute(
+        "SELECT pg_advisory_lock(hashtextextended('deprovisioner:' || %s, 0)), pg_advisory_lock(hashtextextended(%s, 0))",
+        (born["database"], born["generation"]),
+    )
+    backend.teardown(born, 1)
+    assert not pg.bears(born)
+
+
+def test_clients_that_come_back_at_once_do_not_keep_the_database_alive(
+    backend: Postgres, pg: PgServer, born: dict[str, Any]
+) -> None:
+    other = f"r_{uuid.uuid4().hex}"
+    pg.query(f"CREATE ROLE {other} LOGIN PASSWORD 'p'")
+    pg.query(f'GRANT CONNECT ON DATABASE "{born["database"]}" TO {other}')
+    dsn = pg.dsn.replace("postgres:secret", f"{other}:p").rsplit("/", 1)[0] + f"/{born['database']}"
+    done = threading.Event()
+
+    def keep_coming() -> None:
+        while not done.is_set():
+            try:
+                psycopg2.connect(dsn).cursor().execute("SELECT pg_sleep(5)")
+            except psycopg2.OperationalError:
+                continue
+
+    clients = [threading.Thread(target=keep_coming) for _ in range(8)]
+    for one in clients:
+        one.start()
+    try:
+        backend.teardown(born, 1)
+    finally:
+        done.set()
+        for one in clients:
+            one.join()
+    assert not pg.bears(born)
+
+
+def test_a_server_that_stands_still_is_unavailable_in_bounded_time(
+    backend: Postgres, servers: Servers, monkeypatch: pytest.MonkeyPatch, born: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("worker.backends.postgres.LOOK_SECONDS", 1)
+    honest = Postgres._look
+
+    def frozen(self: Postgres, session: Any, manifest: Any) -> Any:
+        pid = session.info.backend_pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            return honest(self, session, manifest)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Postgres, "_look", frozen)
+        with pytest.raises(Unavailable):
+            backend.inspect(born)
+    backend.teardown(born, 1)
 
 
 @pytest.mark.parametrize("name", ["postgres", "template0", "template1", "control_db"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis as client
 
-from outbox.errors import Refused
+from outbox.errors import Refused, Transient
 from tests.conftest import Servers
 from tests.witness import RedisServer
 from worker.backends import Absent, Different, Same
@@ -212,3 +212,51 @@ def test_a_user_and_prefix_of_another_resource_cannot_be_adopted(backend: Redis,
         backend.adopt({"user": born["user"], "prefix": born["prefix"]}, uuid.uuid4())
     assert isinstance(backend.inspect(born), Same)
     backend.teardown(born, 1)
+
+
+@pytest.mark.parametrize("step", ["off", "DELUSER"])
+def test_a_zombie_cannot_reach_who_has_the_names_now(
+    backend: Redis, server: RedisServer, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """It stood still between its look and its act; meanwhile the teardown was done, and the names are used again."""
+    user, prefix, generation = an_acl_user(server), f"{uuid.uuid4().hex}:", uuid.uuid4()
+    old = backend.adopt({"user": user, "prefix": prefix}, generation)
+    honest = Redis._judge
+    looks = 0
+
+    def stands_still(self: Redis, connection: Any, manifest: Any) -> Any:
+        nonlocal looks
+        seen = honest(self, connection, manifest)
+        looks += 1
+        if looks == {"off": 2, "DELUSER": 3}[step]:
+            monkeypatch.setattr(Redis, "_judge", honest)
+            Redis(server.url).teardown(old, 2)
+            server.client.execute_command("ACL", "SETUSER", user, "on", ">new", "~x", "+@all")
+            server.client.set(f"{prefix}precious", 42)
+        return seen
+
+    monkeypatch.setattr(Redis, "_judge", stands_still)
+    with pytest.raises((Transient, Refused)):
+        backend.teardown(old, 1)
+    assert looks == {"off": 2, "DELUSER": 3}[step], "the zombie did stand still"
+    assert server.client.get(f"{prefix}precious") == "42"
+    assert server.client.acl_getuser(user)["enabled"] is True
+
+
+def test_a_generation_key_that_is_about_to_expire_does_not_leave_keys_behind(
+    backend: Redis, server: RedisServer, born: dict[str, Any]
+) -> None:
+    customer = client.Redis.from_url(born["url"])
+    for n in range(2000):
+        customer.set(f"{born['prefix']}{n}", n)
+    customer.pexpire(f"{born['prefix']}gen", 60)
+    backend.teardown(born, 1)
+    assert not server.bears(born)
+
+
+def test_a_generation_key_of_another_type_is_another_s(
+    backend: Redis, server: RedisServer, born: dict[str, Any]
+) -> None:
+    server.client.delete(f"{born['prefix']}gen")
+    server.client.rpush(f"{born['prefix']}gen", 1)
+    assert isinstance(backend.inspect(born), Different)

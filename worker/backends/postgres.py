@@ -425,8 +425,13 @@ class Postgres:
             with self._session(name) as neighbour:
                 _disown(neighbour, manifest["role"])
                 session.did += [f"in {name!r}: {statement}" for statement in neighbour.did]
-        _disown(session, manifest["role"])
-        _execute(session, "DROP ROLE {role}", role=manifest["role"])
+        with _transaction(session):  # the look right before: a role has no name that nobody else can have
+            if (role := self._look(session, manifest).role) is None:
+                return
+            if not _marked(role.comment, manifest):
+                raise Refused(f"role {manifest['role']!r} is no longer the one of this resource")
+            _disown(session, manifest["role"])
+            _execute(session, "DROP ROLE {role}", role=manifest["role"])
 
     # -- sessions ----------------------------------------------------------------------------------------------
 

@@ -176,10 +176,8 @@ class Redis:
             unlinked += done
         else:
             raise Transient(f"keys under {manifest['prefix']!r} keep appearing: somebody else writes them")
-        if isinstance(seen := self._judge(server, manifest), Different):  # the user, too, must still be ours
-            raise Refused(seen.why)
-        users = server.execute_command("ACL", "DELUSER", manifest["user"])
-        _save_acl(server)
+        (users,) = self._if_still_ours(server, manifest, ("ACL", "DELUSER", manifest["user"]))
+        _save_acl(server)  # before the generation key goes: as long as that stands, an attempt comes by here
         self._unlink(server, manifest, self._home(server), [_generation_key(manifest).encode()])
         return {"keys_unlinked": unlinked, "users_removed": users}
 
@@ -222,22 +220,39 @@ class Redis:
 
     def _quarantine(self, server: "redis.Redis", manifest: Json) -> bool:
         """False when there is nothing of the resource on the server."""
-        match self._judge(server, manifest):
-            case Different(why=why):
-                raise Refused(why)
-            case Absent():
-                return False
-            case Same():
-                pass
+        if isinstance(self._judge(server, manifest), Absent):
+            return False
         if _acl_user(server, manifest["user"]) is not None:
-            server.execute_command("ACL", "SETUSER", manifest["user"], "off")
-            server.execute_command("CLIENT", "KILL", "USER", manifest["user"])  # `off` leaves its connections alive
-            _save_acl(server)
+            commands = [("ACL", "SETUSER", manifest["user"], "off"), ("PERSIST", _generation_key(manifest))]
             # A tenant may have removed its own generation key, or let it expire in a moment; the user's mark still
             # proves that the prefix is its own.
-            if not server.persist(_generation_key(manifest)) and _generation(server, manifest) is None:
-                server.set(_generation_key(manifest), manifest["generation"], nx=True)
+            if _generation(server, manifest) is None:
+                commands.append(("SET", _generation_key(manifest), manifest["generation"], "NX"))
+            self._if_still_ours(server, manifest, *commands)
+            server.execute_command("CLIENT", "KILL", "USER", manifest["user"])  # `off` leaves its connections alive
+            _save_acl(server)
+        elif isinstance(seen := self._judge(server, manifest), Different):
+            raise Refused(seen.why)
         return True
+
+    def _if_still_ours(self, server: "redis.Redis", manifest: Json, *commands: tuple[str, ...]) -> list[Any]:
+        """Run commands that no script may run, unless the generation key is touched between the look and them.
+
+        Every teardown ends by removing that key: a worker that stood still cannot reach who has the names now.
+        """
+        with server.pipeline() as pipe:
+            pipe.watch(_generation_key(manifest))
+            if not isinstance(seen := self._judge(server, manifest), Same):
+                if isinstance(seen, Different):
+                    raise Refused(seen.why)
+                raise Transient("the namespace is no longer there: looking again")
+            pipe.multi()
+            for command in commands:
+                pipe.execute_command(*command)
+            try:
+                return list(pipe.execute())
+            except exceptions.WatchError as error:
+                raise Transient("the generation key was touched meanwhile: looking again") from error
 
     def _unlink_pass(self, server: "redis.Redis", manifest: Json) -> int:
         """One SCAN of every database; how many keys it unlinked. Raises Refused when the generation key changed."""
