@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test check format demo bench lock image clean
+.PHONY: help install up test check format demo bench model lock image clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ demo: install ## the main job on real servers, for a person to watch (under a mi
 
 bench: install ## idle latency and drain rate
 	@$(BIN)/python -m bench
+
+model: ## check the protocol's model, and that it falls without each guard (needs spin and gcc)
+	@docs/model/run
 
 lock: ## pin the dependencies anew (needs uv)
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.txt
