@@ -8,6 +8,7 @@ The map, in reading order:
 - `jobs`       every transition of a job: the only writer of states
 - `resources`  the birth of a resource, and what may be changed while it lives
 - `queries`    reads for the API and the CLI; never writes
+- `doctor`     every invariant as a query; never writes
 - `breakers`   which backends are out of reach, shared by all workers
 - `tokens`     bearer tokens, hashed at rest
 - `credentials` those of resources, encrypted at rest

@@ -1,4 +1,4 @@
-"""The control database: one engine a process, and the two ways to use it."""
+"""The control database: one engine a process, and the three ways to use it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +78,14 @@ def transaction() -> Iterator[Connection]:
 def statement() -> Iterator[Connection]:
     """Each statement inside is a transaction of its own: one round trip, durable when it returns."""
     with engine().connect() as db:
+        yield db
+
+
+@contextmanager
+def snapshot() -> Iterator[Connection]:
+    """Everything inside sees one moment, and can write nothing."""
+    with engine().execution_options(isolation_level="REPEATABLE READ").begin() as db:
+        db.execute(sa.text("SET TRANSACTION READ ONLY"))
         yield db
 
 

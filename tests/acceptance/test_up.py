@@ -182,6 +182,17 @@ def test_commands_speak_json_and_use_their_exit_codes(up: Running) -> None:
         assert "Traceback" not in answer.stderr
 
 
+def test_the_doctor_finds_nothing_broken_where_work_was_done(up: Running) -> None:
+    with up.api() as api:
+        for kind in ("postgres", "redis"):
+            resource = until(api, create(api, kind), "active")
+            api.delete(f"/v1/resources/{resource['id']}")
+            until(api, resource, "deleted")
+    answer = up.cli("doctor")
+    assert answer.returncode == 0, answer.stdout
+    assert "ok         deleted_without_evidence" in answer.stdout
+
+
 def test_a_wrong_setting_is_a_usage_error_that_names_it(up: Running) -> None:
     for words in (("jobs", "list"), ("worker",), ("api",), ("up",)):
         answer = subprocess.run(
@@ -197,7 +208,8 @@ def test_a_wrong_setting_is_a_usage_error_that_names_it(up: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["up"], ["jobs"], ["jobs", "list"], ["resources", "delete"], ["token", "create"], ["demo"]]
+    "words",
+    [[], ["up"], ["jobs"], ["jobs", "list"], ["resources", "delete"], ["token", "create"], ["demo"], ["doctor"]],
 )
 def test_help_shows_an_example(words: list[str]) -> None:
     answer = subprocess.run(
