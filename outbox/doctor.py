@@ -4,8 +4,8 @@ Each check is one statement that returns what breaks it: `id`, `since` (when it 
 knows) and `note`. All see one moment of the database.
 
 What it costs: `lease_expired`, `stuck`, `due_long_ago`, `two_at_work` and `breaker_open` read small partial
-indexes or tables. The rest scan `resources`, `outbox` or `events` once, and some probe or hash another of
-the three: seconds for a million jobs (docs/design.md has a measured figure). A check that takes longer than
+indexes or tables, the first three the catalog. The rest scan `resources`, `outbox` or `events`, and some probe
+or hash another of the three (docs/design.md has figures). A check that takes longer than
 STATEMENT_TIMEOUT_SECONDS is `unchecked`, which counts as broken: nobody knows.
 """
 
@@ -24,7 +24,7 @@ from outbox.rows import Json
 
 Status = Literal["broken", "warning", "unchecked"]
 
-# A scan of some ten million rows ends within it; the snapshot must not hold back vacuum for long.
+# A sort of some ten million events ends within it; the snapshot must not hold back vacuum for long.
 STATEMENT_TIMEOUT_SECONDS = 60
 # Behind a migration's lock the doctor gives up: it must not be what a claim queues behind.
 LOCK_TIMEOUT_SECONDS = 4
