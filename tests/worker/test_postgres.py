@@ -160,8 +160,8 @@ def test_a_customer_cannot_keep_its_teardown_waiting(backend: Postgres, pg: PgSe
     """It may connect to the maintenance database, and guess at the workers' lock."""
     session = psycopg2.connect(born["dsn"].rsplit("/", 1)[0] + "/postgres")
     session.cursor().execute(
-        "SELECT pg_advisory_lock(hashtextextended('deprovisioner:' || %s, 0)), pg_advisory_lock(hashtextextended(%s, 0))",
-        (born["database"], born["generation"]),
+        "SELECT pg_advisory_lock(hashtextextended(name, 0)) FROM unnest(%s) AS name",
+        ([born["database"], f"deprovisioner:{born['database']}", born["generation"]],),
     )
     backend.teardown(born, 1)
     assert not pg.bears(born)
