@@ -8,7 +8,7 @@ import os
 import socket
 from typing import Any
 
-from celery import Celery
+from celery import Celery, bootsteps
 from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 
 from outbox import credentials, db, doorbell, events, settings
@@ -51,7 +51,6 @@ def hands() -> Hands:
 
 @worker_init.connect
 def _open(sender: Any, **_: Any) -> None:
-    # Before the broker is reached: a worker sweeps, and so works, while the broker is dead.
     global _hands  # noqa: PLW0603 - one a process, like the Celery application itself
     events.configure()
     try:
@@ -72,17 +71,33 @@ def _open(sender: Any, **_: Any) -> None:
     for name, config in configured.items():
         if config.brake:
             log.warning("brake_not_enforced", backend=name, brake=config.brake)
-    worker = f"{socket.gethostname()}:{os.getpid()}"
     current = settings.get()
     _hands = Hands(
         served,
-        worker=worker,
+        worker=_name(),
         slots=current.worker_slots,
         lease_seconds=current.lease_seconds,
         sweep_seconds=current.sweep_seconds,
     )
-    _hands.start()
-    log.info("worker_ready", actor=worker, backends=sorted(served), slots=current.worker_slots)
+
+
+def _name() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class _StartHands(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
+    """After Celery's last write to the environment, which libpq reads without a lock: both at once is a SIGSEGV.
+
+    Still before the broker is reached, for the consumer is always the last step: a worker sweeps, and so
+    works, while the broker is dead.
+    """
+
+    def start(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
+        hands().start()
+        log.info("worker_ready", actor=_name(), backends=sorted(settings.backends()), slots=settings.get().worker_slots)
+
+
+app.steps["worker"].add(_StartHands)
 
 
 @worker_shutting_down.connect
