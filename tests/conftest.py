@@ -148,6 +148,14 @@ def connect(env: dict[str, str]) -> Iterator[Callable[[], "psycopg2.extensions.c
 
 
 @pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for servers of a test's own. Not `tmp_path`: pytest shuts root's off from the user they run as."""
+    made = Path(tempfile.mkdtemp(prefix="deprovisioner-test-"))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
 def system(env: dict[str, str], tmp_path: Path) -> Iterator[System]:
     """The product's processes; none runs until asked for."""
     made = System(env, tmp_path)

@@ -19,7 +19,7 @@ LEASE, SWEEP = 3.0, 0.5  # conftest's
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_worker_killed_around_the_drop_leaves_one_drop_and_a_finished_job(
-    acme: httpx.Client, system: System, servers: Servers, tmp_path: Path, moment: str
+    acme: httpx.Client, system: System, servers: Servers, moment: str
 ) -> None:
     births = system.worker()
     resource = until(acme, create(acme), "active")
@@ -52,10 +52,10 @@ def test_a_worker_told_to_stop_lets_its_teardown_end(acme: httpx.Client, system:
 
 
 @pytest.fixture
-def own_broker(env: dict[str, str], tmp_path: Path):
+def own_broker(env: dict[str, str], folder: Path):
     """A broker of this test's own, to be killed."""
     port = embedded.free_port()
-    child = embedded.valkey(tmp_path, "broker", port, durable=False)
+    child = embedded.valkey(folder, "broker", port, durable=False)
     env["DEPROVISIONER_BROKER_URL"] = url = embedded.valkey_url(port)
 
     def start() -> None:
@@ -116,10 +116,10 @@ def test_a_worker_hears_the_doorbell_again_after_the_broker_was_away(
 
 
 def test_a_dead_backend_s_jobs_wait_without_burning_attempts_and_others_go_on(
-    env: dict[str, str], system: System, servers: Servers, tenant: str, tmp_path: Path
+    env: dict[str, str], system: System, servers: Servers, tenant: str, folder: Path
 ) -> None:
     port = embedded.free_port()
-    mortal = embedded.postgres(tmp_path, "mortal", port, "secret", {"fsync": "off", "log_statement": "ddl"})
+    mortal = embedded.postgres(folder, "mortal", port, "secret", {"fsync": "off", "log_statement": "ddl"})
     dsn = embedded.postgres_dsn(port, "secret")
 
     def start() -> None:

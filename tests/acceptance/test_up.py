@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,10 +69,12 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    running = Running(tmp_path_factory.mktemp("up") / "home", embedded.free_port()).ready()
+def up() -> Iterator[Running]:
+    folder = Path(tempfile.mkdtemp(prefix="deprovisioner-up-"))
+    running = Running(folder / "home", embedded.free_port()).ready()
     yield running
     running.stop()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_up_serves_and_writes_an_env_that_works(up: Running) -> None:
@@ -114,12 +118,12 @@ def test_a_second_up_on_the_same_home_is_refused(up: Running) -> None:
     assert httpx.get(f"{up.env['DEPROVISIONER_API_URL']}/healthz").status_code == 200
 
 
-def test_a_taken_port_is_named_and_nothing_is_left(up: Running, tmp_path: Path) -> None:
+def test_a_taken_port_is_named_and_nothing_is_left(up: Running, folder: Path) -> None:
     port = int(up.env["DEPROVISIONER_API_URL"].rsplit(":", 1)[1])
-    second = Running(tmp_path / "other", port)
+    second = Running(folder / "other", port)
     assert second.popen.wait(30) == 1
     assert f"port {port} on 127.0.0.1 is taken" in second.log.read_text()
-    assert not (tmp_path / "other" / "env").exists()
+    assert not (folder / "other" / "env").exists()
 
 
 def test_nobody_else_on_the_machine_reads_or_enters(up: Running) -> None:
@@ -130,9 +134,9 @@ def test_nobody_else_on_the_machine_reads_or_enters(up: Running) -> None:
             redis.Redis.from_url(f"redis://{url.rsplit('@', 1)[1]}").ping()
 
 
-def test_a_server_of_somebody_else_s_is_said_aloud(up: Running, tmp_path: Path) -> None:
+def test_a_server_of_somebody_else_s_is_said_aloud(up: Running, folder: Path) -> None:
     given = {name: up.env[name] for name in ("DEPROVISIONER_DATABASE_URL", "DEPROVISIONER_CREDENTIALS_KEY")}
-    second = Running(tmp_path / "second", embedded.free_port(), **given).ready()
+    second = Running(folder / "second", embedded.free_port(), **given).ready()
     assert second.stop() == 0
     said = second.log.read_text()
     assert "not starting our own: DEPROVISIONER_DATABASE_URL is set to postgresql://…@" in said
@@ -227,8 +231,8 @@ def test_a_child_that_dies_is_started_again_and_said(up: Running) -> None:
         until(api, create(api), "active")
 
 
-def test_stopped_it_leaves_no_process_and_started_again_it_has_its_data(tmp_path: Path) -> None:
-    home, port = tmp_path / "home", embedded.free_port()
+def test_stopped_it_leaves_no_process_and_started_again_it_has_its_data(folder: Path) -> None:
+    home, port = folder / "home", embedded.free_port()
     first = Running(home, port).ready()
     with first.api() as api:
         resource = until(api, create(api), "active")
@@ -258,8 +262,8 @@ def test_stopped_it_leaves_no_process_and_started_again_it_has_its_data(tmp_path
         assert second.stop() == 0
 
 
-def test_killed_it_takes_its_children_with_it_and_starts_again(tmp_path: Path) -> None:
-    home, port = tmp_path / "home", embedded.free_port()
+def test_killed_it_takes_its_children_with_it_and_starts_again(folder: Path) -> None:
+    home, port = folder / "home", embedded.free_port()
     first = Running(home, port).ready()
     family = [p.pid for p in descendants(first.popen.pid)]
     first.popen.kill()
@@ -269,14 +273,14 @@ def test_killed_it_takes_its_children_with_it_and_starts_again(tmp_path: Path) -
     assert second.stop() == 0
 
 
-def test_up_may_be_stopped_while_it_starts_and_then_starts_again(tmp_path: Path) -> None:
+def test_up_may_be_stopped_while_it_starts_and_then_starts_again(folder: Path) -> None:
     for wait in (0.5, 2.0, 4.0):
-        running = Running(tmp_path / f"home{wait}", embedded.free_port())
+        running = Running(folder / f"home{wait}", embedded.free_port())
         time.sleep(wait)  # not for a race: any moment of the start will do
         family = [p.pid for p in descendants(running.popen.pid)] if running.popen.poll() is None else []
         running.stop()
         eventually(lambda: not [pid for pid in family if _runs(pid)], 10, "no process is left")  # noqa: B023
-        again = Running(tmp_path / f"home{wait}", embedded.free_port()).ready()
+        again = Running(folder / f"home{wait}", embedded.free_port()).ready()
         assert again.stop() == 0
 
 
