@@ -81,11 +81,11 @@ class RedisServer:
         return manifest["user"] in self.users() or bool(self.keys(manifest["prefix"]))
 
 
-def eventually(happened: Callable[[], object], within: float = 20, what: str = "") -> object:
+def eventually(happened: Callable[[], object], within: float = 20, what: str = "", *, every: float = 0.02) -> object:
     """The first true answer; fails after `within` seconds."""
     deadline = time.monotonic() + within
     while True:
         if answer := happened():
             return answer
         assert time.monotonic() < deadline, f"not within {within} s: {what or happened}"
-        time.sleep(0.02)
+        time.sleep(every)

@@ -1,0 +1,207 @@
+"""The product's own worker or API process, which sends itself a signal at one boundary of what it does.
+
+The product has no failpoints: this entry point puts them around it. A boundary is the statement of a
+transition on the control database, or a statement or command that changes a backend.
+
+    DOOM_AT=before:DROP DATABASE python -m tests.doomed worker
+
+`before` is before the statement leaves the process; `after` is when the server has answered, so has
+committed, and the process has not yet used the answer. `COMMIT#2` is the second COMMIT. DOOM_BY is the
+signal (SIGKILL), DOOM_ONCE a file whose existence spares the process, so that a restart lives, and
+DOOM_TRACE a file that gets the name of each boundary reached.
+"""
+
+import contextvars
+import ctypes
+import functools
+import importlib
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import redis
+import sqlalchemy
+from sqlalchemy import event
+
+from outbox import breakers, cli, jobs, resources
+from outbox.states import TRANSITIONS
+from worker.backends import postgres
+from worker.backends import redis as redis_backend
+
+_ALSO = {
+    "start_provision": (jobs, "start"),
+    "heartbeat": (jobs, "heartbeat"),
+    "register": (resources, "register"),
+    "trip": (breakers, "open breaker"),
+    "close": (breakers, "close breaker"),
+}
+CONTROL = {t.name: (jobs, t.name) for t in TRANSITIONS} | _ALSO
+_WRITES = {"SET", "ACL SETUSER", "ACL SAVE", "ACL DELUSER", "CLIENT KILL", "EVAL"}
+
+
+def doom(env: Mapping[str, str] = os.environ) -> None:
+    """Put the boundaries around the product, in this process."""
+    reach = _Reach(env)
+    _around_transitions(reach)
+    _around_postgres(reach)
+    _around_redis(reach)
+
+
+class _Reach:
+    """Called at each boundary; the one it waits for is the last."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self.moment, _, where = env.get("DOOM_AT", "").partition(":")
+        self.words, _, nth = where.partition("#")
+        self.nth = int(nth or 1)
+        self.signal = getattr(signal, env.get("DOOM_BY", "SIGKILL"))
+        self.once = Path(env["DOOM_ONCE"]) if "DOOM_ONCE" in env else None
+        self.trace = Path(env["DOOM_TRACE"]) if "DOOM_TRACE" in env else None
+        self.seen = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, moment: str, name: str) -> None:
+        with self.lock:
+            if self.trace and moment == "after":
+                with self.trace.open("a") as trace:
+                    trace.write(f"{name}\n")
+            if moment != self.moment or not name.startswith(self.words):
+                return
+            self.seen += 1
+            if self.seen != self.nth:
+                return
+            if self.once:
+                try:
+                    self.once.touch(exist_ok=False)
+                except FileExistsError:
+                    return
+            os.kill(os.getpid(), self.signal)
+
+
+def _around_transitions(reach: _Reach) -> None:
+    """The first statement of a transition's function is the transition; that it changed no row is none."""
+    inside: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("inside", default=None)
+
+    def named(name: str, honest: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(honest)
+        def wrapped(*args: Any, **words: Any) -> Any:
+            token = inside.set([name])
+            try:
+                return honest(*args, **words)
+            finally:
+                inside.reset(token)
+
+        return wrapped
+
+    for function, (module, name) in CONTROL.items():
+        setattr(module, function, named(name, getattr(module, function)))
+
+    @event.listens_for(sqlalchemy.Engine, "before_cursor_execute")
+    def before(*_: Any) -> None:
+        if waiting := inside.get():
+            reach("before", waiting[0])
+
+    @event.listens_for(sqlalchemy.Engine, "after_cursor_execute")
+    def after(_: Any, cursor: Any, *__: Any) -> None:
+        if waiting := inside.get():
+            name = waiting.pop()
+            if cursor.rowcount > 0:
+                reach("after", name)
+
+
+def _around_postgres(reach: _Reach) -> None:
+    def around(honest: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
+        @functools.wraps(honest)
+        def wrapped(*args: Any, **words: Any) -> Any:
+            reach("before", name(*args))
+            answer = honest(*args, **words)
+            reach("after", name(*args))
+            return answer
+
+        return wrapped
+
+    postgres._execute = around(postgres._execute, lambda _, statement: statement_name(statement))
+    ending = around(postgres.Postgres._end_sessions, lambda *_: "end sessions")
+    postgres.Postgres._end_sessions = ending  # type: ignore[method-assign]
+
+
+def _around_redis(reach: _Reach) -> None:
+    honest = redis.Redis.execute_command
+
+    def wrapped(self: Any, *words: Any, **options: Any) -> Any:
+        name = command_name(words)
+        # Not the broker's commands: only backends call themselves this.
+        ours = self.connection_pool.connection_kwargs.get("client_name") == "deprovisioner"
+        if not ours or name is None:
+            return honest(self, *words, **options)
+        reach("before", name)
+        answer = honest(self, *words, **options)
+        reach("after", name)
+        return answer
+
+    redis.Redis.execute_command = wrapped  # type: ignore[method-assign]
+
+
+def statement_name(statement: str) -> str:
+    """Its first four words, without braces: `ALTER ROLE role NOLOGIN`."""
+    return " ".join(re.sub(r"[{}]", "", statement).split()[:4])
+
+
+def command_name(words: tuple[Any, ...]) -> str | None:
+    """The command of a write, and what a SET is for; None for a read."""
+    said = " ".join(str(word) for word in words[:2]).split()
+    name = next((w for w in (" ".join(said[:2]), said[0]) if w in _WRITES), None)
+    if name == "SET":
+        return "SET server mark" if words[1] == redis_backend.SERVER_KEY else "SET generation key"
+    return "EVAL UNLINK" if name == "EVAL" else name
+
+
+def warm() -> None:
+    """Import what a worker or an API imports sooner or later, for whom forks from here: it is most of a start."""
+    for name in (
+        "api.app",
+        "celery.app.amqp",
+        "celery.app.log",
+        "celery.bin.celery",
+        "celery.concurrency.thread",
+        "celery.contrib.migrate",
+        "celery.fixups.django",
+        "celery.worker.autoscale",
+        "celery.worker.components",
+        "celery.worker.consumer",
+        "celery.worker.control",
+        "celery.worker.loops",
+        "encodings.idna",
+        "kombu.transport.redis",
+        "psycopg2.extras",
+        "sqlalchemy.dialects.postgresql.psycopg2",
+        "uvicorn.lifespan.on",
+        "uvicorn.loops.auto",
+        "uvicorn.protocols.http.auto",
+        "uvicorn.protocols.websockets.auto",
+        "worker.hands",
+    ):
+        importlib.import_module(name)
+
+
+def live(part: str, env: dict[str, str], log: str) -> None:
+    """Be `deprovisioner PART` in a process that was forked with everything imported."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the tests
+    os.environ.clear()
+    os.environ.update(env)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    doom()
+    cli.main([part])
+
+
+if __name__ == "__main__":
+    doom()
+    cli.main(sys.argv[1:])
