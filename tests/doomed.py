@@ -13,6 +13,7 @@ DOOM_TRACE a file that gets the name of each boundary reached.
 
 import contextvars
 import ctypes
+import faulthandler
 import functools
 import importlib
 import os
@@ -32,6 +33,7 @@ from outbox import breakers, cli, jobs, resources
 from outbox.states import TRANSITIONS
 from worker.backends import postgres
 from worker.backends import redis as redis_backend
+from worker.hands import Hands
 
 _ALSO = {
     "start_provision": (jobs, "start"),
@@ -50,6 +52,7 @@ def doom(env: Mapping[str, str] = os.environ) -> None:
     _around_transitions(reach)
     _around_postgres(reach)
     _around_redis(reach)
+    _keep_environment()
 
 
 class _Reach:
@@ -147,6 +150,21 @@ def _around_redis(reach: _Reach) -> None:
     redis.Redis.execute_command = wrapped  # type: ignore[method-assign]
 
 
+def _keep_environment() -> None:
+    """Once the hands' threads run, libpq may read the environment at any moment: who writes it then, ends it all."""
+    honest = Hands.start
+
+    def start(self: Hands) -> None:
+        os.putenv = loud  # type: ignore[assignment]
+        honest(self)
+
+    def loud(name: bytes, _: bytes) -> None:
+        sys.__stderr__.write(f"{name!r} was set in the environment while threads run\n")  # type: ignore[union-attr]
+        os._exit(os.EX_SOFTWARE)
+
+    Hands.start = start  # type: ignore[method-assign]
+
+
 def statement_name(statement: str) -> str:
     """Its first four words, without braces: `ALTER ROLE role NOLOGIN`."""
     return " ".join(re.sub(r"[{}]", "", statement).split()[:4])
@@ -184,7 +202,6 @@ def warm() -> None:
         "uvicorn.loops.auto",
         "uvicorn.protocols.http.auto",
         "uvicorn.protocols.websockets.auto",
-        "worker.hands",
     ):
         importlib.import_module(name)
 
@@ -198,6 +215,7 @@ def live(part: str, env: dict[str, str], log: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    faulthandler.register(signal.SIGUSR2, file=file, all_threads=True)
     doom()
     cli.main([part])
 

@@ -1,8 +1,10 @@
 """Processes of the product, forked from one that has imported everything: a start costs milliseconds, not a second."""
 
 import multiprocessing
+import os
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,5 +41,13 @@ class Fork:
             self._process.kill()
         eventually(lambda: self.exitcode is not None, 30, "the end of a killed process")
 
+    def story(self) -> str:
+        """The end of its log, and where its threads are if it lives."""
+        code = self.exitcode
+        if code is None:
+            os.kill(self._process.pid or 0, signal.SIGUSR2)
+            time.sleep(0.5)
+        return f"--- {self.log.name}, {'alive' if code is None else f'ended: {code}'}\n{self.tail()}"
+
     def tail(self) -> str:
-        return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
+        return self.log.read_text(errors="replace")[-6000:] if self.log.exists() else ""

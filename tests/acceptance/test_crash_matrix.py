@@ -1,0 +1,140 @@
+"""Every boundary in the life of a job, and a SIGKILL on each side of it: eventually, once."""
+
+import itertools
+import os
+import queue
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from outbox.states import TRANSITIONS
+from tests import crash_matrix
+from tests.conftest import BACKENDS, Servers, _forget, _in, _settle
+from tests.crash_cells import STORIES, Deletions, Lane, Story
+from tests.crash_matrix import CELLS, STEPS, Cell, Outcome
+
+LANES = 8
+
+
+class Matrix:
+    """Runs cells on a few lanes at once; each test waits for its own."""
+
+    def __init__(self, lane: Callable[[], Lane]) -> None:
+        self._new_lane = lane
+        self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        self._lanes: list[Lane] = []
+        self._pool = ThreadPoolExecutor(LANES, thread_name_prefix="lane")
+        self.begun: dict[Cell, Future[Any]] = {}
+        self.outcomes: dict[Cell, Outcome] = {}
+        self.reached: set[tuple[str, str]] = set()
+
+    def begin(self, cell: Cell, act: Callable[[Story], Any]) -> Future[Any]:
+        self.begun[cell] = self._pool.submit(self._run, cell, act)
+        return self.begun[cell]
+
+    def _run(self, cell: Cell, act: Callable[[Story], Any]) -> Any:
+        try:
+            lane = self._free.get_nowait()
+        except queue.Empty:
+            lane = self._new_lane()
+            self._lanes.append(lane)
+        story = STORIES[cell.story](lane, cell)
+        done = act(story)  # a cell that fails takes its lane with it
+        self._free.put(lane)
+        if (reached := story.folder / "reached").exists():
+            self.reached |= {(cell.kind, name) for name in reached.read_text().splitlines()}
+        return done
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for lane in self._lanes:
+            lane.close()
+
+
+@pytest.fixture(scope="module")
+def matrix(
+    servers: Servers, template: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Matrix]:
+    folder = tmp_path_factory.mktemp("crash")
+    (folder / "backends.toml").write_text(BACKENDS)
+    env = {
+        "PATH": os.environ["PATH"],
+        "DEPROVISIONER_BROKER_URL": servers.broker.url,
+        "DEPROVISIONER_BACKENDS": str(folder / "backends.toml"),
+        "DEPROVISIONER_CREDENTIALS_KEY": "QqzGw4kG3n6pTgU3aYQ1n8cYqH1m3C5v0b7xJ2r9d0E=",
+        "DEPROVISIONER_BACKOFF_BASE_SECONDS": "0.2",
+        "PG_MAIN_DSN": servers.pg.dsn,
+        "REDIS_MAIN_URL": servers.redis.url,
+    }
+    deletions = Deletions(servers.redis)
+    deletions.start()
+    numbers = itertools.count()
+    names = []
+
+    def lane() -> Lane:
+        name = f"crash{next(numbers)}"
+        names.append(name)
+        servers.control.query(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        return Lane(
+            env,
+            _in(servers.control.dsn, name),
+            folder,
+            pg=servers.pg,
+            cache=servers.redis,
+            acl_file=servers.home / "redis-main" / "users.acl",
+            deletions=deletions,
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        _settle(patch, env)
+        made = Matrix(lane)
+        for item in request.session.items:
+            if cell := getattr(item, "callspec", None) and item.callspec.params.get("cell"):  # type: ignore[attr-defined]
+                made.begin(cell, Story.live)
+        yield made
+        made.close()
+        deletions.stop()
+        for name in names:
+            servers.control.query(f"DROP DATABASE {name} WITH (FORCE)")
+        _forget()
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_killed(matrix: Matrix, cell: Cell) -> None:
+    matrix.outcomes[cell] = matrix.begun[cell].result()
+
+
+@pytest.mark.parametrize(("story", "kind"), STEPS, ids=str)
+def test_the_matrix_knows_every_boundary_of_a_life_without_a_death(matrix: Matrix, story: str, kind: str) -> None:
+    assert matrix.begin(Cell(story, kind, "nowhere", "never"), Story.straight).result() == list(STEPS[story, kind])
+
+
+def test_every_transition_is_visited() -> None:
+    assert {t.name for t in TRANSITIONS} <= {cell.at for cell in CELLS}
+    assert {cell.story for cell in CELLS} == set(STORIES)
+
+
+@pytest.mark.skipif(crash_matrix.WRITE in os.environ, reason="the table is about to be written")
+def test_the_guarantees_list_these_cells_and_no_others() -> None:
+    assert list(crash_matrix.written()) == crash_matrix.rows(), "make it anew: `make matrix`"
+
+
+def test_the_guarantees_say_what_was_seen(matrix: Matrix, capsys: pytest.CaptureFixture[str]) -> None:
+    """Last, since it judges the whole: every arrow was taken, nothing was left out, the file tells the truth."""
+    if len(matrix.outcomes) < len(CELLS):
+        pytest.skip(f"{len(matrix.outcomes)} of {len(CELLS)} cells came out right; only a whole matrix is judged")
+    arrows = {(cell.at, outcome.arrow) for cell, outcome in matrix.outcomes.items() if cell.moment == "after"}
+    assert {(t.name, str(t.target)) for t in TRANSITIONS} <= arrows
+    visited = {(cell.kind, cell.at.partition("#")[0]) for cell in CELLS}
+    control = {at for _, at in visited if at.islower() and at != "end sessions"}
+    assert {(kind, name) for kind, name in matrix.reached if name not in control} <= visited
+    with capsys.disabled():
+        print(f"\n\n{crash_matrix.table(matrix.outcomes)}\n")
+    if os.environ.get(crash_matrix.WRITE):
+        crash_matrix.write(matrix.outcomes)
+    told = crash_matrix.written()
+    for cell, outcome in matrix.outcomes.items():
+        said = told[cell.story, cell.kind, cell.at][cell.moment == "after"]
+        assert said.rpartition(", ")[0] == outcome.safe, f"{cell}: the file says {said!r}; make it anew: `make matrix`"

@@ -1,0 +1,766 @@
+"""How a cell of the crash matrix is lived through: set up, death, recovery, and what the servers say about it.
+
+Each story is a class. What is set up is done in this process, by the product's own functions; who dies and
+who recovers are processes of the product (`tests/forks.py`), the same command before and after the death.
+"""
+
+import re
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg2
+import redis
+import sqlalchemy as sa
+from sqlalchemy import text
+
+from outbox import credentials, embedded, jobs, resources, tokens
+from outbox.resources import NewResource
+from outbox.rows import Claim, Json
+from outbox.states import JobState, StuckReason
+from tests.crash_matrix import Cell, Outcome
+from tests.forks import Fork
+from tests.processes import client
+from tests.witness import PgServer, RedisServer, eventually
+from worker.backends.postgres import Postgres
+from worker.backends.redis import Redis
+
+BACKENDS = {"postgres": "pg-main", "redis": "redis-main"}
+SETTLE_SECONDS = 60
+# The doomed must soon be missed; who recovers must never be taken for dead on a slow machine.
+DOOMED = {"DEPROVISIONER_LEASE_SECONDS": "2", "DEPROVISIONER_SWEEP_SECONDS": "0.2"}
+RESCUER = {"DEPROVISIONER_LEASE_SECONDS": "30", "DEPROVISIONER_SWEEP_SECONDS": "0.2"}
+KEYS = 501  # more than one batch of UNLINK
+OTHER = "11111111-1111-4111-8111-111111111111"
+NO_DATABASES = "crash_matrix_no_databases"
+
+# A transition's event, as the control database shows it after the statement and not before.
+EVENTS = {
+    "register": "enqueued",
+    "enqueue": "enqueued",
+    "expire": "enqueued",
+    "claim": "claimed",
+    "start": "started",
+    "complete": "completed",
+    "activate": "activated",
+    "retry": "retried",
+    "defer": "deferred",
+    "stick": "stuck",
+    "rollback": "rolled_back",
+    "sweep": "swept",
+    "redrive": "redriven",
+}
+# Every fence is a claim, perhaps a start, and exactly one end.
+_STORY = re.compile(
+    r"enqueued( claimed( started)?( completed| activated| retried| deferred| rolled_back| (stuck|swept)( redriven)?))*"
+)
+
+
+class Deletions(threading.Thread):
+    """Counts what redis-main itself says it removed: one event for each key that was there and is gone."""
+
+    def __init__(self, server: RedisServer) -> None:
+        super().__init__(daemon=True)
+        server.client.config_set("notify-keyspace-events", "Eg")
+        self.server = server
+        self.listener = server.client.pubsub(ignore_subscribe_messages=True)
+        self.listener.psubscribe("__keyevent@*__:del")
+        self.count: Counter[str] = Counter()
+        self.ending = threading.Event()
+
+    def run(self) -> None:
+        while not self.ending.is_set():
+            if message := self.listener.get_message(timeout=0.2):
+                self.count[message["data"]] += 1
+
+    def heard(self) -> None:
+        """Everything that was removed until now has been counted: the server tells in order."""
+        flag = f"heard:{uuid.uuid4()}"
+        self.server.client.set(flag, 1)
+        self.server.client.delete(flag)
+        eventually(lambda: self.count[flag], 30, "redis-main's events")
+
+    def stop(self) -> None:
+        self.ending.set()
+        self.join()
+        self.listener.close()
+        self.server.client.config_set("notify-keyspace-events", "")
+
+
+class Lane:
+    """A control database and the processes on it; cells run in it one after the other."""
+
+    def __init__(
+        self,
+        env: Mapping[str, str],
+        control_dsn: str,
+        folder: Path,
+        *,
+        pg: PgServer,
+        cache: RedisServer,
+        acl_file: Path,
+        deletions: Deletions,
+    ) -> None:
+        self.env = dict(env) | {"DEPROVISIONER_DATABASE_URL": control_dsn}
+        self.folder, self.pg, self.cache, self.acl_file, self.deletions = folder, pg, cache, acl_file, deletions
+        self.engine = sa.create_engine(
+            control_dsn.replace("postgresql://", "postgresql+psycopg2://"), isolation_level="AUTOCOMMIT"
+        )
+        self.db = self.engine.connect()
+        self.backends = {"postgres": Postgres(pg.dsn), "redis": Redis(cache.url)}
+        self.tokens = {
+            "tenant": tokens.create(self.db, role="tenant", tenant="acme", name="t")[1],
+            "operator": tokens.create(self.db, role="operator", tenant=None, name="o")[1],
+        }
+
+    def close(self) -> None:
+        self.db.close()
+        self.engine.dispose()
+
+    def ask(self, statement: str, **values: object) -> list[Any]:
+        answer = self.db.execute(text(statement), values)
+        return list(answer.all()) if answer.returns_rows else []
+
+    def register(self, kind: str, manifest: Json | None = None) -> uuid.UUID:
+        new = NewResource(tenant="acme", kind=kind, backend=BACKENDS[kind], name="orders", manifest=manifest)
+        return resources.register(self.db, new, actor="test")[0].id
+
+    def claim(self, kind: str) -> Claim:
+        (claim,) = jobs.claim(self.db, {BACKENDS[kind]: 1}, slots=1, worker="test")
+        return claim
+
+    def plan(self, kind: str) -> tuple[Claim, Json, Json]:
+        """A birth that has started, and made nothing yet."""
+        id = self.register(kind)
+        claim, backend = self.claim(kind), self.backends[kind]
+        plan = backend.plan(id, claim.generation)
+        jobs.start_provision(
+            self.db, claim, worker="test", manifest=plan.manifest, credentials=credentials.seal(plan.credentials)
+        )
+        return claim, plan.manifest, plan.credentials
+
+    def born(self, kind: str) -> uuid.UUID:
+        claim, planned, login = self.plan(kind)
+        manifest = self.backends[kind].provision(planned, login)
+        jobs.activate(self.db, claim, worker="test", manifest=manifest)
+        return claim.resource_id
+
+    def lapse(self) -> None:
+        """The lease of whoever claimed passes."""
+        self.ask("UPDATE outbox SET lease_expires_at = now() - interval '1 second' WHERE state = 'running'")
+
+
+class Story:
+    """One cell. Subclasses say what is set up, what goes wrong, and what it must come to."""
+
+    part = "worker"
+    job_kind = "deprovision"
+    ends = "deleted"
+
+    def __init__(self, lane: Lane, cell: Cell) -> None:
+        self.lane, self.cell, self.kind = lane, cell, cell.kind
+        self.resource: uuid.UUID | None = None
+        self.wrong: dict[str, str] = {}  # the doomed's environment, beside its doom
+        self.rescue: dict[str, str] = {}  # the rescuer's
+        self.folder = lane.folder / str(cell)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.forks: list[Fork] = []
+        self.log_began = lane.pg.log.stat().st_size
+
+    # -- what a story says ------------------------------------------------------------------------------------
+
+    def set_up(self) -> None:
+        raise NotImplementedError
+
+    def meanwhile(self) -> None:
+        """Between the death and the recovery."""
+
+    def recovered(self) -> None:
+        """Wait for what it must come to."""
+        self.until(self.ends)
+
+    # -- the cell ---------------------------------------------------------------------------------------------
+
+    def live(self) -> Outcome:
+        try:
+            self.set_up()
+            self.die()
+            arrow = self.seen_at_death()
+            self.meanwhile()
+            self.fork(self.rescuer(), "worker", self.rescue)
+            self.recovered()
+            outcome = self.judged(arrow)
+            self.bury()
+            return outcome
+        finally:
+            for fork in self.forks:
+                fork.kill()
+
+    def straight(self) -> list[str]:
+        """The boundaries of the same story when nobody dies."""
+        trace = self.folder / "trace"
+        try:
+            self.set_up()
+            self.fork("straight", "worker", RESCUER | {"DOOM_TRACE": str(trace)})
+            self.recovered()
+            reached = trace.read_text().splitlines()
+            self.bury()
+        finally:
+            for fork in self.forks:
+                fork.kill()
+        seen: Counter[str] = Counter()
+        return [name if (seen.update([name]) or seen[name]) == 1 else f"{name}#{seen[name]}" for name in reached]
+
+    def fork(self, name: str, part: str, env: Mapping[str, str]) -> Fork:
+        made = Fork(part, self.lane.env | env, self.folder / f"{name}.log")
+        self.forks.append(made)
+        return made
+
+    def doom(self) -> dict[str, str]:
+        return {
+            "DOOM_AT": f"{self.cell.moment}:{self.cell.at}",
+            "DOOM_ONCE": str(self.folder / "died"),
+            "DOOM_TRACE": str(self.folder / "reached"),
+        }
+
+    def rescuer(self) -> str:
+        self.rescue = self.doom() | RESCUER | self.rescue
+        return "rescuer"
+
+    def die(self) -> None:
+        self.mark = self.lane.ask("SELECT COALESCE(max(id), 0) FROM events")[0][0]
+        self.fork("doomed", self.part, self.doom() | DOOMED | self.wrong).dies()
+        assert (self.folder / "died").exists()
+
+    def seen_at_death(self) -> str | None:
+        """The boundary was where it says: what it changes is there after it, and not before."""
+        after, at = self.cell.moment == "after", self.cell.at
+        if at in EVENTS:
+            new = self.lane.ask(
+                "SELECT event, state FROM events JOIN outbox ON outbox.id = job_id WHERE events.id > :mark",
+                mark=self.mark,
+            )
+            assert (EVENTS[at] in [event for event, _ in new]) == after, new
+        effect = self.effect(at)
+        assert effect in (None, after), f"{at}: killed {self.cell.moment} it, yet on the server: {effect}"
+        return next((state for event, state in new if event == EVENTS[at]), None) if at in EVENTS else None
+
+    def effect(self, at: str) -> bool | None:
+        """Whether a backend's statement has changed its server; None for those that show nothing by themselves."""
+        manifest = self.manifest() if self.resource else None
+        if manifest is None:
+            return None
+        if self.kind == "redis":
+            if at == "ACL DELUSER":
+                return manifest["user"] not in self.lane.cache.users()
+            return None
+        dying, newborn = f"zz_del_{manifest['generation']}", f"zz_new_{manifest['generation']}"
+        match at:
+            case "CREATE DATABASE name TEMPLATE":
+                return newborn in self.lane.pg.databases()
+            case "DROP DATABASE name":
+                return not {dying, newborn} & self.lane.pg.databases()
+            case "DROP ROLE role":
+                return manifest["role"] not in self.lane.pg.roles()
+            case "ALTER ROLE role NOLOGIN":
+                return not self.lane.pg.query("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", manifest["role"])[
+                    0
+                ][0]
+            case "COMMIT" if self.cell.story == "deprovision":
+                return dying in self.lane.pg.databases()
+            case "COMMIT#2":
+                return manifest["database"] in self.lane.pg.databases()
+        return None
+
+    # -- the control database ---------------------------------------------------------------------------------
+
+    def status(self) -> str:
+        return self.lane.ask("SELECT status FROM resources WHERE id = :id", id=self.resource)[0][0]
+
+    def manifest(self) -> Json:
+        return self.lane.ask("SELECT manifest FROM resources WHERE id = :id", id=self.resource)[0][0]
+
+    def job(self, kind: str | None = None) -> Any:
+        return self.lane.ask(
+            "SELECT * FROM outbox WHERE resource_id = :id AND kind = :kind",
+            id=self.resource,
+            kind=kind or self.job_kind,
+        )[0]
+
+    def delete(self) -> None:
+        jobs.enqueue(self.lane.db, self.resource, actor="test")
+
+    def until(self, status: str) -> None:
+        def reached() -> bool:
+            unfinished = self.lane.ask(
+                "SELECT FROM outbox WHERE resource_id = :id AND state NOT IN ('succeeded', 'cancelled')",
+                id=self.resource,
+            )
+            return self.status() == status and not unfinished
+
+        self.eventually(reached, f"{self.cell}: {status}")
+
+    def until_stuck(self, why: str) -> Any:
+        self.eventually(lambda: self.job().state == "stuck", f"{self.cell}: stuck")
+        job = self.job()
+        assert job.stuck_reason == why
+        return job
+
+    def redrive(self) -> None:
+        jobs.redrive(self.lane.db, self.job().id, fence=self.job().fence, actor="test", reason="mended")
+
+    def eventually(self, happened: Any, what: str) -> None:
+        try:
+            eventually(happened, SETTLE_SECONDS, what, every=0.1)
+        except AssertionError as error:
+            said = "\n".join(fork.story() for fork in self.forks)
+            rows = self.lane.ask("SELECT * FROM outbox WHERE resource_id = :id", id=self.resource)
+            raise AssertionError(f"{error}\n{rows}\n{said}") from None
+
+    # -- judging ----------------------------------------------------------------------------------------------
+
+    def judged(self, arrow: str | None) -> Outcome:
+        self.told_completely()
+        if self.ends == "deleted":
+            self.nothing_left()
+        else:
+            self.works()
+        return Outcome(self.ends, self.destroyed(), self.job().attempts, self.unfinished(), arrow)
+
+    def told_completely(self) -> None:
+        """No lease lives, and every fence of every job has its beginning and its one end."""
+        held = self.lane.ask("SELECT id, state FROM outbox WHERE state = 'running' OR lease_expires_at IS NOT NULL")
+        assert held == []
+        told = self.lane.ask("SELECT * FROM outbox WHERE resource_id = :id", id=self.resource)
+        assert Counter(job.kind for job in told) <= Counter(["provision", "deprovision"])
+        for job in told:
+            events = self.lane.ask("SELECT * FROM events WHERE job_id = :id ORDER BY id", id=job.id)
+            words = [e.event for e in events]
+            assert _STORY.fullmatch(" ".join(words)), words
+            claimed = [e.fence for e in events if e.event == "claimed"]
+            assert claimed == list(range(1, job.fence + 1)), "no fence is missing, none was given twice"
+            fence = 0
+            for e in events:
+                fence += e.event == "claimed"
+                assert e.fence == fence, (words, e)
+            fresh = words[len(words) - words[::-1].index("redriven") :] if "redriven" in words else words
+            assert job.attempts == fresh.count("claimed") - fresh.count("deferred"), words
+            assert sum(word in ("completed", "activated", "rolled_back") for word in words) == 1, words
+            if job.kind == "deprovision":
+                (seen,) = [e.detail["seen"] for e in events if e.event == "completed"]
+                assert seen, "deleted without evidence"
+                assert seen.get("never_made") or not (seen.get("databases") or seen.get("role") or seen.get("user"))
+
+    def nothing_left(self) -> None:
+        manifest = self.manifest()
+        if manifest is None:
+            return
+        if self.kind == "postgres":
+            assert not self.lane.pg.bears(manifest)
+            return
+        assert not self.lane.cache.bears(manifest)
+        assert f"user {manifest['user']} " not in self.lane.acl_file.read_text(), "a restart would bring it back"
+
+    def destroyed(self) -> int:
+        """How often the thing itself was destroyed, by the server's own word."""
+        manifest = self.manifest()
+        if manifest is None:
+            return 0
+        if self.kind == "redis":
+            self.lane.deletions.heard()
+            return self.lane.deletions.count[f"{manifest['prefix']}gen"]
+        done = self.lane.pg.drops(self.log_began)
+        return done[f"zz_del_{manifest['generation']}"] + done[manifest["database"]]
+
+    def unfinished(self) -> int:
+        """How many half-made databases, never handed out, were thrown away."""
+        manifest = self.manifest()
+        if manifest is None or self.kind == "redis":
+            return 0
+        return self.lane.pg.drops(self.log_began)[f"zz_new_{manifest['generation']}"]
+
+    def login(self) -> Json:
+        sealed = self.lane.ask("SELECT credentials FROM resources WHERE id = :id", id=self.resource)[0][0]
+        return credentials.unseal(bytes(sealed))
+
+    def works(self) -> None:
+        """The customer can use it, with the password that is on record."""
+        activated = self.lane.ask(
+            "SELECT count(*) FROM events WHERE resource_id = :id AND event = 'activated'", id=self.resource
+        )
+        assert activated[0][0] == 1
+        login = self.login()
+        if self.kind == "postgres":
+            with _connected(login["dsn"]) as session:
+                session.cursor().execute("CREATE TABLE t AS SELECT 1 AS n")
+            return
+        tenant = redis.Redis.from_url(login["url"])
+        tenant.set(f"{login['prefix']}a", "1")
+        tenant.close()
+        assert f"user {login['user']} " in self.lane.acl_file.read_text(), "a restart would lose it"
+
+    def bury(self) -> None:
+        """What is alive at the end can be deleted like any other: once, and nothing stays."""
+        if self.ends != "active":
+            return
+        before = self.destroyed()
+        self.delete()
+        self.until("deleted")
+        self.ends = "deleted"
+        self.nothing_left()
+        assert (before, self.destroyed()) == (0, 1)
+
+
+class Deprovision(Story):
+    """A thing in use is deleted."""
+
+    def set_up(self) -> None:
+        self.resource = self.lane.born(self.kind)
+        self.use()
+        self.delete()
+
+    def use(self) -> None:
+        login = self.login()
+        if self.kind == "postgres":
+            with _connected(login["dsn"]) as session:
+                session.cursor().execute("CREATE TABLE t AS SELECT 1 AS n")
+            return
+        tenant = redis.Redis.from_url(login["url"])
+        tenant.mset({f"{login['prefix']}{n}": "x" for n in range(KEYS)})
+        tenant.close()
+
+    def judged(self, arrow: str | None) -> Outcome:
+        outcome = super().judged(arrow)
+        assert outcome.destroyed == 1
+        if self.kind == "redis":
+            prefix = self.manifest()["prefix"]
+            removed = [self.lane.deletions.count[f"{prefix}{n}"] for n in range(KEYS)]
+            assert removed == [1] * KEYS, "each key was removed once"
+        return outcome
+
+
+class Provision(Story):
+    """A thing is made."""
+
+    job_kind = "provision"
+    ends = "active"
+
+    def set_up(self) -> None:
+        self.resource = self.lane.register(self.kind)
+
+    def judged(self, arrow: str | None) -> Outcome:
+        outcome = super().judged(arrow)
+        assert outcome.destroyed == 0
+        return outcome
+
+
+class ProvisionThenDelete(Provision):
+    """A thing is made, its maker dies, and before anybody comes to finish it, it is deleted."""
+
+    job_kind = "deprovision"
+    ends = "deleted"
+
+    def meanwhile(self) -> None:
+        self.delete()
+
+    def judged(self, arrow: str | None) -> Outcome:
+        outcome = Story.judged(self, arrow)
+        assert outcome.destroyed <= 1
+        return outcome
+
+
+class Adoption(Provision):
+    """An object that exists is taken over, and keeps what it holds."""
+
+    def set_up(self) -> None:
+        name = f"legacy_{uuid.uuid4().hex[:12]}"
+        if self.kind == "postgres":
+            self.lane.pg.query(f"CREATE ROLE {name} LOGIN PASSWORD 'p'")
+            self.lane.pg.query(f"CREATE DATABASE {name}")
+            self.lane.pg.query("CREATE TABLE precious AS SELECT 42 AS n", database=name)
+            self.resource = self.lane.register(self.kind, {"database": name, "role": name})
+            return
+        self.lane.cache.client.set(f"{name}:precious", "42")
+        self.lane.cache.client.execute_command("ACL", "SETUSER", name, "on", ">p", f"~{name}:*", "+@all")
+        self.resource = self.lane.register(self.kind, {"user": name, "prefix": f"{name}:"})
+
+    def works(self) -> None:
+        manifest = self.manifest()
+        if self.kind == "postgres":
+            assert self.lane.pg.query("SELECT n FROM precious", database=manifest["database"]) == [(42,)]
+            (comment,) = self.lane.pg.query(
+                "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", manifest["database"]
+            )[0]
+            assert comment == f"deprovisioner gen={manifest['generation']}"
+            return
+        assert self.lane.cache.client.get(f"{manifest['prefix']}precious") == "42"
+        assert self.lane.cache.client.get(f"{manifest['prefix']}gen") == manifest["generation"]
+
+
+class HalfDone(Provision):
+    """An earlier attempt had left a newborn without a name; the next one throws it away, and dies there."""
+
+    def set_up(self) -> None:
+        claim, manifest, _ = self.lane.plan(self.kind)
+        self.resource = claim.resource_id
+        self.lane.pg.query(f'CREATE DATABASE "zz_new_{manifest["generation"]}"')
+        self.lane.lapse()
+
+    def judged(self, arrow: str | None) -> Outcome:
+        outcome = super().judged(arrow)
+        assert outcome.leftovers == 1
+        return outcome
+
+
+class Refused(Story):
+    """The server does not let the worker make databases: the birth is rolled back."""
+
+    def set_up(self) -> None:
+        with suppress(psycopg2.errors.DuplicateObject, psycopg2.errors.UniqueViolation):
+            self.lane.pg.query(f"CREATE ROLE {NO_DATABASES} LOGIN CREATEROLE PASSWORD 'p'")
+        self.wrong = {"PG_MAIN_DSN": self.lane.pg.dsn.replace("postgres:secret", f"{NO_DATABASES}:p")}
+        self.rescue = dict(self.wrong)
+        self.resource = self.lane.register(self.kind)
+
+    def judged(self, arrow: str | None) -> Outcome:
+        assert self.job("provision").state == "cancelled"
+        return super().judged(arrow)
+
+
+class Held(Deprovision):
+    """Somebody else is inside the object while the teardown wants to."""
+
+    def set_up(self) -> None:
+        super().set_up()
+        if self.cell.at == "retry":  # and it soon gives up waiting
+            self.wrong = {"PG_MAIN_DSN": f"{self.lane.pg.dsn}?options=-c%20lock_timeout%3D200"}
+
+    def die(self) -> None:
+        with _connected(self.lane.pg.dsn) as session:
+            session.cursor().execute(
+                "SELECT pg_advisory_lock(hashtextextended('deprovisioner:' || %s, 0))", (self.manifest()["database"],)
+            )
+            super().die()
+
+
+class Dead(Deprovision):
+    """The backend does not answer, to this worker."""
+
+    def set_up(self) -> None:
+        super().set_up()
+        nowhere = f"127.0.0.1:{embedded.free_port()}"
+        self.wrong = {"PG_MAIN_DSN": f"postgresql://p:p@{nowhere}/postgres", "REDIS_MAIN_URL": f"redis://{nowhere}/0"}
+
+    def bury(self) -> None:
+        self.lane.ask("DELETE FROM breakers")
+
+
+class Back(Deprovision):
+    """The backend did not answer a while ago, and answers now."""
+
+    def set_up(self) -> None:
+        super().set_up()
+        self.lane.ask("INSERT INTO breakers VALUES (:name, 1, now(), now(), 'away')", name=BACKENDS[self.kind])
+
+    def judged(self, arrow: str | None) -> Outcome:
+        assert self.lane.ask("SELECT * FROM breakers") == []
+        return super().judged(arrow)
+
+
+class NotOurs(Deprovision):
+    """The object bears another generation when the worker looks; later its own again."""
+
+    def set_up(self) -> None:
+        super().set_up()
+        self._mark(OTHER)
+
+    def _mark(self, generation: str) -> None:
+        manifest = self.manifest()
+        if self.kind == "postgres":
+            mark = f"deprovisioner gen={generation}"
+            self.lane.pg.query(f'COMMENT ON DATABASE "{manifest["database"]}" IS %s', mark)
+        else:
+            self.lane.cache.client.set(f"{manifest['prefix']}gen", generation)
+
+    def recovered(self) -> None:
+        self.until_stuck("refused")
+        manifest = self.manifest()
+        if self.kind == "postgres":
+            assert self.lane.pg.query("SELECT n FROM t", database=manifest["database"]) == [(1,)]
+        else:
+            assert len(self.lane.cache.keys(manifest["prefix"])) == KEYS + 1
+        assert self.destroyed() == 0
+        self._mark(manifest["generation"])
+        self.redrive()
+        self.until("deleted")
+
+
+class Prepared(Deprovision):
+    """A transaction that the customer prepared and forgot holds the database open."""
+
+    def use(self) -> None:
+        with _connected(self.login()["dsn"], autocommit=False) as session:
+            session.cursor().execute("CREATE TABLE t AS SELECT 1 AS n")
+            session.cursor().execute(f"PREPARE TRANSACTION 'crash {self.resource}'")
+
+
+class Expired(Deprovision):
+    """Its time has come."""
+
+    def delete(self) -> None:
+        self.lane.ask("UPDATE resources SET expires_at = now() WHERE id = :id", id=self.resource)
+
+
+class Lost(Deprovision):
+    """A worker had died after its start mark; who sweeps dies too."""
+
+    def set_up(self) -> None:
+        super().set_up()
+        jobs.start(self.lane.db, self.lane.claim(self.kind), worker="test")
+        self.lane.lapse()
+
+
+class LostForGood(Deprovision):
+    """The same under the last attempt: a person has to re-drive."""
+
+    def set_up(self) -> None:
+        super().set_up()
+        self.lane.ask("UPDATE outbox SET max_attempts = 1 WHERE id = :id", id=self.job().id)
+        jobs.start(self.lane.db, self.lane.claim(self.kind), worker="test")
+        self.lane.lapse()
+
+    def recovered(self) -> None:
+        self.until_stuck("attempts_exhausted")
+        self.redrive()
+        self.until("deleted")
+
+
+class _Api(Story):
+    """The API dies under a request; it is started again, and the caller asks again."""
+
+    part = "api"
+
+    def request(self, caller: httpx.Client) -> httpx.Response:
+        raise NotImplementedError
+
+    def answered(self, answer: httpx.Response) -> None:
+        """The answer to the second request."""
+        raise NotImplementedError
+
+    def api(self, name: str) -> tuple[Fork, str]:
+        port = embedded.free_port()
+        fork = self.fork(name, "api", self.doom() | {"DEPROVISIONER_API_PORT": str(port)})
+        url = f"http://127.0.0.1:{port}"
+
+        def answers() -> bool:
+            with suppress(httpx.HTTPError):
+                return httpx.get(f"{url}/healthz", timeout=2).status_code == 200
+            assert fork.exitcode is None, fork.tail()
+            return False
+
+        eventually(answers, 60, "the API answers", every=0.1)
+        return fork, url
+
+    def die(self) -> None:
+        doomed, url = self.api("doomed-api")
+        self.mark = self.lane.ask("SELECT COALESCE(max(id), 0) FROM events")[0][0]
+        with client(url, self.lane.tokens[self.role]) as caller:
+            try:
+                answer = self.request(caller)
+            except httpx.TransportError:
+                pass
+            else:
+                raise AssertionError(f"it lived to answer: {answer.text}")
+        doomed.dies()
+
+    role = "tenant"
+
+    def meanwhile(self) -> None:
+        _, url = self.api("api-again")
+        with client(url, self.lane.tokens[self.role]) as caller:
+            self.answered(self.request(caller))
+
+
+class Register(_Api):
+    job_kind = "provision"
+    ends = "active"
+
+    def request(self, caller: httpx.Client) -> httpx.Response:
+        body = {"kind": self.kind, "backend": BACKENDS[self.kind], "name": "orders"}
+        return caller.post("/v1/resources", json=body, headers={"Idempotency-Key": str(self.cell)})
+
+    def set_up(self) -> None:
+        self.known = self.lane.ask("SELECT count(*) FROM resources")[0][0]
+
+    def answered(self, answer: httpx.Response) -> None:
+        assert answer.status_code == 202
+        self.resource = uuid.UUID(answer.json()["resource"]["id"])
+        assert self.lane.ask("SELECT count(*) FROM resources")[0][0] == self.known + 1, "one, whatever was repeated"
+
+
+class Delete(_Api, Deprovision):
+    def set_up(self) -> None:
+        self.resource = self.lane.born(self.kind)
+        self.use()
+
+    def request(self, caller: httpx.Client) -> httpx.Response:
+        return caller.delete(f"/v1/resources/{self.resource}")
+
+    def answered(self, answer: httpx.Response) -> None:
+        landed = self.cell.moment == "after"
+        assert (answer.status_code, answer.json()["already_deleted"]) == ((200, True) if landed else (202, False))
+        assert answer.json()["job"]["id"] == self.job().id
+
+
+class Redrive(_Api, Deprovision):
+    role = "operator"
+
+    def set_up(self) -> None:
+        Deprovision.set_up(self)
+        claim = self.lane.claim(self.kind)
+        jobs.stick(self.lane.db, claim, worker="test", why=StuckReason.REFUSED, error="not sure")
+
+    def request(self, caller: httpx.Client) -> httpx.Response:
+        return caller.post(f"/v1/jobs/{self.job().id}/redrive", json={"reason": "mended", "fence": 1})
+
+    def answered(self, answer: httpx.Response) -> None:
+        if self.cell.moment == "after":
+            assert (answer.status_code, answer.json()["code"]) == (409, "job_not_stuck")
+        else:
+            assert (answer.status_code, answer.json()["state"]) == (200, JobState.PENDING)
+
+
+STORIES: dict[str, type[Story]] = {
+    "deprovision": Deprovision,
+    "provision": Provision,
+    "provision, then DELETE": ProvisionThenDelete,
+    "adoption": Adoption,
+    "register (API)": Register,
+    "delete (API)": Delete,
+    "redrive (API)": Redrive,
+    "expired": Expired,
+    "backend dead": Dead,
+    "backend back": Back,
+    "object held": Held,
+    "prepared transaction": Prepared,
+    "not ours": NotOurs,
+    "birth refused": Refused,
+    "birth half done": HalfDone,
+    "worker lost": Lost,
+    "worker lost, last attempt": LostForGood,
+}
+
+
+@contextmanager
+def _connected(dsn: str, *, autocommit: bool = True) -> Iterator["psycopg2.extensions.connection"]:
+    session = psycopg2.connect(dsn)
+    session.autocommit = autocommit
+    try:
+        yield session
+    finally:
+        session.close()
