@@ -256,8 +256,11 @@ class Story:
         if manifest is None:
             return None
         if self.kind == "redis":
-            if at == "ACL DELUSER":
-                return manifest["user"] not in self.lane.cache.users()
+            match at:
+                case "EXEC ACL SETUSER":
+                    return "off" in self.lane.cache.client.acl_getuser(manifest["user"])["flags"]
+                case "EXEC ACL DELUSER":
+                    return manifest["user"] not in self.lane.cache.users()
             return None
         dying, newborn = f"zz_del_{manifest['generation']}", f"zz_new_{manifest['generation']}"
         match at:
@@ -265,16 +268,18 @@ class Story:
                 return newborn in self.lane.pg.databases()
             case "DROP DATABASE name":
                 return not {dying, newborn} & self.lane.pg.databases()
-            case "DROP ROLE role":
-                return manifest["role"] not in self.lane.pg.roles()
             case "ALTER ROLE role NOLOGIN":
-                return not self.lane.pg.query("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", manifest["role"])[
-                    0
-                ][0]
+                asked = "SELECT rolcanlogin FROM pg_roles WHERE rolname = %s"
+                return not self.lane.pg.query(asked, manifest["role"])[0][0]
             case "COMMIT" if self.cell.story == "deprovision":
+                asked = "SELECT datconnlimit FROM pg_database WHERE datname = %s"
+                return self.lane.pg.query(asked, manifest["database"])[0][0] == 0
+            case "COMMIT#2" if self.cell.story == "deprovision":
                 return dying in self.lane.pg.databases()
             case "COMMIT#2":
                 return manifest["database"] in self.lane.pg.databases()
+            case "COMMIT#3":
+                return manifest["role"] not in self.lane.pg.roles()
         return None
 
     # -- the control database ---------------------------------------------------------------------------------
@@ -535,16 +540,10 @@ class Refused(Story):
 class Held(Deprovision):
     """Somebody else is inside the object while the teardown wants to."""
 
-    def set_up(self) -> None:
-        super().set_up()
-        if self.cell.at == "retry":  # and it soon gives up waiting
-            self.wrong = {"PG_MAIN_DSN": f"{self.lane.pg.dsn}?options=-c%20lock_timeout%3D200"}
-
     def die(self) -> None:
-        with _connected(self.lane.pg.dsn) as session:
-            session.cursor().execute(
-                "SELECT pg_advisory_lock(hashtextextended('deprovisioner:' || %s, 0))", (self.manifest()["database"],)
-            )
+        # The worker's own key, and its connection: nobody else can keep it waiting.
+        backend = self.lane.backends["postgres"]
+        with backend._session() as session, backend._inside(session, self.manifest()["database"]):
             super().die()
 
 

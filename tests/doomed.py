@@ -27,6 +27,7 @@ from typing import Any
 
 import redis
 import sqlalchemy
+from redis.client import Pipeline
 from sqlalchemy import event
 
 from outbox import breakers, cli, jobs, resources
@@ -134,20 +135,27 @@ def _around_postgres(reach: _Reach) -> None:
 
 
 def _around_redis(reach: _Reach) -> None:
-    honest = redis.Redis.execute_command
+    """A transaction is one boundary, at its EXEC, under the name of its first command."""
 
-    def wrapped(self: Any, *words: Any, **options: Any) -> Any:
-        name = command_name(words)
-        # Not the broker's commands: only backends call themselves this.
-        ours = self.connection_pool.connection_kwargs.get("client_name") == "deprovisioner"
-        if not ours or name is None:
-            return honest(self, *words, **options)
-        reach("before", name)
-        answer = honest(self, *words, **options)
-        reach("after", name)
-        return answer
+    def around(honest: Callable[..., Any], named: Callable[..., str | None]) -> Callable[..., Any]:
+        @functools.wraps(honest)
+        def wrapped(self: Any, *words: Any, **options: Any) -> Any:
+            # Not the broker's commands: only backends call themselves this.
+            ours = self.connection_pool.connection_kwargs.get("client_name") == "deprovisioner"
+            name = named(self, words) if ours else None
+            if name is None:
+                return honest(self, *words, **options)
+            reach("before", name)
+            answer = honest(self, *words, **options)
+            reach("after", name)
+            return answer
 
-    redis.Redis.execute_command = wrapped  # type: ignore[method-assign]
+        return wrapped
+
+    single = around(redis.Redis.execute_command, lambda _, words: command_name(words))
+    redis.Redis.execute_command = single  # type: ignore[method-assign]
+    together = around(Pipeline.execute, lambda pipe, _: f"EXEC {command_name(pipe.command_stack[0][0])}")
+    Pipeline.execute = together  # type: ignore[method-assign]
 
 
 def _keep_environment() -> None:
