@@ -201,7 +201,7 @@ def main() -> int:
     import pytest
 
     os.environ[WRITE] = "1"
-    return int(pytest.main(["-q", "tests/acceptance/test_crash_matrix.py", *sys.argv[1:]]))
+    return int(pytest.main(["-q", "-m", "matrix", "tests/acceptance/test_crash_matrix.py", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

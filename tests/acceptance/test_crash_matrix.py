@@ -15,6 +15,7 @@ from tests.conftest import BACKENDS, Servers, _forget, _in, _settle
 from tests.crash_cells import STORIES, Deletions, Lane, Story
 from tests.crash_matrix import CELLS, STEPS, Cell, Outcome
 
+pytestmark = pytest.mark.matrix
 LANES = 8
 
 
