@@ -7,10 +7,11 @@ that the guard did not hold; `_landed` then tells an answer that was lost from a
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from outbox import settings
 from outbox.errors import Busy, ClaimLost, Conflict, DeletionProtected, FenceMismatch, JobNotStuck, NotFound, Unwanted
@@ -118,6 +119,19 @@ def expire(db: Connection, *, actor: str, batch: int = 100) -> int:
     return len(rows.all())
 
 
+_CLAIMS = """
+    SELECT job.id, job.kind, job.resource_id, job.backend, job.fence, job.attempts, job.max_attempts,
+           job.started_fence, resources.generation, resources.adopted,
+           resources.activated_at IS NOT NULL AS activated, resources.manifest,
+           breakers.backend IS NOT NULL AS probing,
+           EXISTS (SELECT FROM outbox AS other
+                    WHERE other.resource_id = job.resource_id AND other.id <> job.id
+                      AND other.state = 'running') AS contended
+      FROM job
+      JOIN resources ON resources.id = job.resource_id
+      LEFT JOIN breakers ON breakers.backend = job.backend
+     ORDER BY job.available_at, job.id"""
+
 # By backend and in the callers' order: what one backend has waiting costs the others nothing.
 # A half-open breaker lets one job through, as its probe.
 _CLAIM = text(f"""
@@ -140,17 +154,7 @@ _CLAIM = text(f"""
      RETURNING *
     ), noted AS ({_EVENT}
     )
-    SELECT job.id, job.kind, job.resource_id, job.backend, job.fence, job.attempts, job.max_attempts,
-           job.started_fence, resources.generation, resources.adopted,
-           resources.activated_at IS NOT NULL AS activated, resources.manifest,
-           breakers.backend IS NOT NULL AS probing,
-           EXISTS (SELECT FROM outbox AS other
-                    WHERE other.resource_id = job.resource_id AND other.id <> job.id
-                      AND other.state = 'running') AS contended
-      FROM job
-      JOIN resources ON resources.id = job.resource_id
-      LEFT JOIN breakers ON breakers.backend = job.backend
-     ORDER BY job.available_at, job.id""")
+    {_CLAIMS}""")
 
 
 def claim(db: Connection, rooms: Mapping[str, int], *, slots: int, worker: str) -> list[Claim]:
@@ -165,6 +169,30 @@ def claim(db: Connection, rooms: Mapping[str, int], *, slots: int, worker: str) 
             "lease": settings.get().lease,
         },
     )
+    return _claims(rows)
+
+
+_CLAIMED_BEFORE = text(f"""
+    WITH job AS (
+        SELECT * FROM outbox
+         WHERE state = 'running' AND claimed_by = :worker AND lease_expires_at > now()
+           AND started_fence IS DISTINCT FROM fence
+           AND (id, fence) NOT IN (SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:fences AS bigint[])))
+         LIMIT :slots
+    )
+    {_CLAIMS}""")
+
+
+def claimed_before(db: Connection, held: Sequence[Claim], *, slots: int, worker: str) -> list[Claim]:
+    """No arrow: the claims of this worker that it does not hold, for their answer was lost; at most `slots`.
+
+    Only while nobody else claims under the name `worker`: a fence is one pair of hands'.
+    """
+    ids, fences = [c.id for c in held], [c.fence for c in held]
+    return _claims(db.execute(_CLAIMED_BEFORE, {"worker": worker, "ids": ids, "fences": fences, "slots": slots}))
+
+
+def _claims(rows: Iterable[Row[Any]]) -> list[Claim]:
     return [Claim(**{**row._mapping, "kind": JobKind(row.kind)}) for row in rows]
 
 

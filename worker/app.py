@@ -5,7 +5,9 @@ own. More hands: a higher DEPROVISIONER_WORKER_SLOTS; more cores: more processes
 """
 
 import os
+import secrets
 import socket
+from functools import lru_cache
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -81,8 +83,10 @@ def _open(sender: Any, **_: Any) -> None:
     )
 
 
+@lru_cache(maxsize=1)
 def _name() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
+    """One process's for ever: a container that restarts has the same host name and the same pid."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
 
 class _StartHands(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types

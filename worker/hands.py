@@ -4,6 +4,7 @@ A doorbell only makes them look. Every job that ends makes them look again, and 
 seconds whatever the broker does.
 """
 
+import math
 import random
 import threading
 import time
@@ -11,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+from sqlalchemy import Connection
 
 from outbox import db, jobs
 from outbox.events import log
@@ -36,6 +39,7 @@ class Hands:
         self._served = dict(served)
         self._worker = worker
         self._slots = slots
+        self._lease_seconds = lease_seconds
         self._beat_seconds = lease_seconds / 3  # one heartbeat may be lost, one late
         self._sweep_seconds = sweep_seconds
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="hand")
@@ -43,6 +47,7 @@ class Hands:
         self._claiming = threading.Lock()
         self._asked = threading.Event()
         self._more = False
+        self._doubt_until = -math.inf
         self._stopping = threading.Event()
         self._idle = threading.Condition()  # also guards _running
 
@@ -93,9 +98,13 @@ class Hands:
             self._more = False  # a bell from here on makes it true again
             try:
                 with db.statement() as session:
-                    claims = jobs.claim(session, rooms, slots=slots, worker=self._worker)
+                    claims = self._read_back(session, slots)
+                    found = bool(claims)
+                    claims = claims or jobs.claim(session, rooms, slots=slots, worker=self._worker)
             except BaseException:
                 self._more = True
+                # It may have been done and its answer lost, or may yet be.
+                self._doubt_until = time.monotonic() + self._lease_seconds
                 raise
             taken = Counter(claim.backend for claim in claims)
             for claim in claims:
@@ -104,7 +113,8 @@ class Hands:
                 self._pool.submit(self._work, claim)
             # A backend that filled its room, or has none, or was probed with one job, may have more.
             if (
-                len(claims) == slots
+                found
+                or len(claims) == slots
                 or len(rooms) < len(self._served)
                 or any(taken[name] == room for name, room in rooms.items())
                 or any(claim.probing for claim in claims)
@@ -112,6 +122,15 @@ class Hands:
                 self._more = True
             if not claims:
                 return
+
+    def _read_back(self, session: Connection, slots: int) -> list[Claim]:
+        """What was claimed and never heard of. Later its lease has passed, and it is the sweep's."""
+        if time.monotonic() > self._doubt_until:
+            return []
+        claims = jobs.claimed_before(session, self._held(), slots=slots, worker=self._worker)
+        for claim in claims:
+            log.warning("claim_read_back", job_id=claim.id, fence=claim.fence, actor=self._worker)
+        return claims
 
     def _rooms(self, slots: int) -> dict[str, int]:
         """How many jobs of each backend there is room for, the backends in a new order each time."""

@@ -208,3 +208,17 @@ def test_a_claim_carries_what_the_runner_needs(db: Connection) -> None:
 
 def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for child in plan.get("Plans", []) for node in _nodes(child))]
+
+
+def test_a_claim_whose_answer_was_lost_is_found_by_its_worker_and_by_nobody_else(db: Connection) -> None:
+    for _ in range(6):
+        a_job(db)
+    held, lost, started, expired = claims(db, 4)
+    (others,) = claims(db, 1, worker="w2")
+    jobs.start(db, started, worker="w1")
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s' WHERE id = :id"), {"id": expired.id})
+    assert jobs.claimed_before(db, [held], slots=9, worker="w1") == [lost]
+    assert jobs.claimed_before(db, [held], slots=0, worker="w1") == []
+    assert jobs.claimed_before(db, [held, lost], slots=9, worker="w1") == []
+    assert jobs.claimed_before(db, [], slots=9, worker="w2") == [others]
+    assert jobs.claimed_before(db, [], slots=9, worker="w3") == []
