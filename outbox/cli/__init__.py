@@ -1,0 +1,9 @@
+"""The command `deprovisioner`. Heavy parts are imported by the command that needs them.
+
+Exit codes: 0 done, 1 refused or not found, 2 usage.
+"""
+
+from outbox.cli import doctor, jobs, resources, serve, tokens
+from outbox.cli.shell import main
+
+__all__ = ["doctor", "jobs", "main", "resources", "serve", "tokens"]

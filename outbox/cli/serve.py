@@ -1,0 +1,84 @@
+"""Running the parts of the service."""
+
+import os
+from pathlib import Path
+
+import click
+
+from outbox import settings
+from outbox.cli.shell import as_json_option, example, main
+
+
+@main.command(epilog=example("deprovisioner up --home /tmp/try --port 9000 --workers 2"))
+@click.option(
+    "--home", type=click.Path(path_type=Path), help="Where data, logs and `env` live.  [default: .deprovisioner]"
+)
+@click.option("--port", type=click.IntRange(1, 65535), help="The API's port.  [default: 8080]")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
+def up(home: Path | None, port: int | None, workers: int) -> None:
+    """Start everything on this machine and serve until Ctrl-C.
+
+    PostgreSQL and Valkey come embedded, unless DEPROVISIONER_DATABASE_URL, _BROKER_URL or _BACKENDS say
+    where they are.
+    """
+    from outbox.supervisor import Up  # noqa: PLC0415
+
+    current = settings.load()
+    Up(home or current.home, current.api_host, port or current.api_port, workers, os.environ).run()
+
+
+@main.command(epilog=example("deprovisioner migrate"))
+@click.option("--to", "revision", default="head", show_default=True, help="The revision to reach.")
+def migrate(revision: str) -> None:
+    """Bring the control database's schema up to date; harmless when it is."""
+    import migrations  # noqa: PLC0415
+
+    migrations.upgrade(revision)
+    click.echo(f"schema at {revision}")
+
+
+@main.command(epilog=example("deprovisioner api"))
+@click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes on one port.")
+def api(processes: int) -> None:
+    """Serve the HTTP API on DEPROVISIONER_API_HOST:DEPROVISIONER_API_PORT."""
+    import uvicorn  # noqa: PLC0415
+
+    current = settings.get()
+    uvicorn.run(
+        "api.app:create_app",
+        factory=True,
+        host=current.api_host,
+        port=current.api_port,
+        workers=processes,
+        access_log=False,
+        server_header=False,
+        # Requests take milliseconds; a connection kept open must not keep the process from stopping.
+        timeout_graceful_shutdown=5,
+    )
+
+
+@main.command(epilog=example("deprovisioner worker", "DEPROVISIONER_WORKER_SLOTS=32 deprovisioner worker"))
+def worker() -> None:
+    """Run one Celery worker process, with its sweep. SIGTERM lets started teardowns end first."""
+    import importlib  # noqa: PLC0415
+
+    settings.backends()
+    celery = importlib.import_module("worker.app").app  # by name: outbox knows no worker
+    # No gossip, mingle or heartbeat: workers meet in the database, and idle brokers stay idle.
+    celery.worker_main(
+        ["--quiet", "worker", "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
+    )
+
+
+@main.command(epilog=example("deprovisioner demo --resources 10"))
+@click.option("--resources", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many of each kind.")
+@click.option(
+    "--deletes", type=click.IntRange(1, 64), default=16, show_default=True, help="Concurrent DELETEs of each."
+)
+@as_json_option
+def demo(resources: int, deletes: int, as_json: bool) -> None:
+    """The main job on real servers, to watch: storms of DELETEs, a worker killed, and the servers' own records."""
+    from outbox.demo import Demo  # noqa: PLC0415
+
+    if not Demo(resources, deletes, as_json=as_json).run():
+        raise SystemExit(1)

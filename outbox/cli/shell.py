@@ -1,0 +1,120 @@
+"""What every command shares: the group, its errors, and how it speaks."""
+
+import datetime as dt
+import getpass
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+from outbox import settings
+from outbox.errors import DeprovisionerError, SettingsError
+
+
+class _Errors(click.Group):
+    """Shows our errors as one line on stderr, exit code 1; a lost control database too."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except SettingsError as error:
+            raise _Failed(str(error), code=2) from error
+        except DeprovisionerError as error:
+            raise _Failed(str(error)) from error
+        except Exception as error:
+            from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+            if not isinstance(error, SQLAlchemyError):
+                raise
+            text = str(getattr(error, "orig", None) or error).strip()
+            hint = " (run `deprovisioner migrate` first?)" if "does not exist" in text else ""
+            raise _Failed(f"control database: {text.splitlines()[0]}{hint}") from error
+
+
+class _Failed(click.ClickException):
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = code  # type: ignore[misc]  # click declares it for the class
+
+
+def example(*lines: str) -> str:
+    """The epilog of a command."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+
+
+@click.group(cls=_Errors, epilog=example("deprovisioner up", "deprovisioner jobs list --state stuck"))
+@click.version_option(package_name="deprovisioner")
+def main() -> None:
+    """Tears down what customers delete: exactly once, or visibly stuck."""
+
+
+def operate() -> None:
+    """For a person at a shell: where the environment names no database, a running `up` of this folder is meant."""
+    env_file = settings.load().home / "env"
+    if not os.environ.get("DEPROVISIONER_DATABASE_URL") and env_file.exists():
+        from outbox.supervisor import read_env  # noqa: PLC0415
+
+        for name, value in read_env(env_file).items():
+            os.environ.setdefault(name, value)
+
+
+def me() -> str:
+    """The actor of whoever sits at this shell."""
+    return f"cli:{getpass.getuser()}"
+
+
+def show_page(page: Any, columns: Sequence[str], as_json: bool) -> None:
+    """A page of a listing."""
+    if as_json:
+        print_json({"items": [vars(row) for row in page.items], "next_cursor": page.next_cursor})
+        return
+    print_table([vars(row) for row in page.items], columns)
+    if page.next_cursor:
+        click.echo(f"more: --cursor {page.next_cursor}", err=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document."""
+    click.echo(json.dumps(value, default=_plain, indent=None if not sys.stdout.isatty() else 2))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dt.datetime):
+        return value.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    raise TypeError(f"no JSON for {type(value)}")
+
+
+def print_fields(fields: dict[str, Any]) -> None:
+    """One thing, a field a line."""
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        click.echo(f"{name:<{width}}  {cell(value)}")
+
+
+def print_table(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Many things, one a line."""
+    table = [[cell(row[column]) for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *table, strict=True)]
+    for line in ([*columns], *table):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    if not table:
+        click.echo("(none)")
+
+
+def cell(value: Any) -> str:
+    """How a value reads in a table."""
+    if value is None:
+        return "-"
+    if isinstance(value, dt.datetime):
+        return value.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return json.dumps(value, default=_plain) if isinstance(value, dict) else str(value)

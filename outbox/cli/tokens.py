@@ -1,0 +1,56 @@
+"""`deprovisioner token`."""
+
+import click
+
+from outbox.cli.shell import as_json_option, example, main, operate, print_json, print_table
+
+
+@main.group()
+def token() -> None:
+    """Make, list and revoke bearer tokens of the API."""
+    operate()
+
+
+@token.command("create", epilog=example("deprovisioner token create --role tenant --tenant acme --name ci"))
+@click.option("--role", type=click.Choice(["tenant", "operator"]), required=True)
+@click.option("--tenant", help="Whose token; only with --role tenant.")
+@click.option("--name", default="", help="To recognise it by; shown in events.")
+@as_json_option
+def token_create(role: str, tenant: str | None, name: str, as_json: bool) -> None:
+    """Make a token. It is shown this once: only its hash is kept."""
+    from outbox import db, tokens  # noqa: PLC0415
+
+    if (role == "tenant") != bool(tenant):
+        raise click.UsageError("--role tenant needs --tenant; --role operator takes none")
+    with db.statement() as session:
+        made, secret = tokens.create(session, role=role, tenant=tenant, name=name)
+    if as_json:
+        print_json(vars(made) | {"token": secret})
+    else:
+        click.echo(f"token {made.id}; it is shown this once:", err=True)
+        click.echo(secret)
+
+
+@token.command("list", epilog=example("deprovisioner token list"))
+@as_json_option
+def token_list(as_json: bool) -> None:
+    """All tokens, without their secrets."""
+    from outbox import db, tokens  # noqa: PLC0415
+
+    with db.statement() as session:
+        rows = [vars(row) for row in tokens.list_all(session)]
+    print_json({"items": rows, "next_cursor": None}) if as_json else print_table(
+        rows, ("id", "name", "role", "tenant", "created_at", "revoked_at")
+    )
+
+
+@token.command("revoke", epilog=example("deprovisioner token revoke 3"))
+@click.argument("token_id", type=click.IntRange(1, 2**63 - 1))
+@as_json_option
+def token_revoke(token_id: int, as_json: bool) -> None:
+    """Revoke a token; API processes that have just seen it forget it within two seconds."""
+    from outbox import db, tokens  # noqa: PLC0415
+
+    with db.statement() as session:
+        revoked = tokens.revoke(session, token_id)
+    print_json(vars(revoked)) if as_json else click.echo(f"token {revoked.id} is revoked")
