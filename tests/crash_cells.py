@@ -23,6 +23,7 @@ from outbox import credentials, embedded, jobs, resources, tokens
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
 from outbox.states import JobState, StuckReason
+from tests import forks
 from tests.crash_matrix import Cell, Outcome
 from tests.forks import Fork
 from tests.processes import client
@@ -652,17 +653,8 @@ class _Api(Story):
         raise NotImplementedError
 
     def api(self, name: str) -> tuple[Fork, str]:
-        port = embedded.free_port()
-        fork = self.fork(name, "api", self.doom() | {"DEPROVISIONER_API_PORT": str(port)})
-        url = f"http://127.0.0.1:{port}"
-
-        def answers() -> bool:
-            with suppress(httpx.HTTPError):
-                return httpx.get(f"{url}/healthz", timeout=2).status_code == 200
-            assert fork.exitcode is None, fork.tail()
-            return False
-
-        eventually(answers, 60, "the API answers", every=0.1)
+        fork, url = forks.api(self.lane.env | self.doom(), self.folder / f"{name}.log")
+        self.forks.append(fork)
         return fork, url
 
     def die(self) -> None:

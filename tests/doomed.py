@@ -7,8 +7,9 @@ transition on the control database, or a statement or command that changes a bac
 
 `before` is before the statement leaves the process; `after` is when the server has answered, so has
 committed, and the process has not yet used the answer. `COMMIT#2` is the second COMMIT. DOOM_BY is the
-signal (SIGKILL), DOOM_ONCE a file whose existence spares the process, so that a restart lives, and
-DOOM_TRACE a file that gets the name of each boundary reached.
+signal (SIGKILL), DOOM_ONCE a file whose existence spares the process, so that a restart lives,
+DOOM_ONLY a name that a statement on PostgreSQL must be about, and DOOM_TRACE a file that gets the name
+of each boundary reached.
 """
 
 import contextvars
@@ -21,7 +22,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,18 @@ class _Reach:
         self.signal = getattr(signal, env.get("DOOM_BY", "SIGKILL"))
         self.once = Path(env["DOOM_ONCE"]) if "DOOM_ONCE" in env else None
         self.trace = Path(env["DOOM_TRACE"]) if "DOOM_TRACE" in env else None
+        self.only = env.get("DOOM_ONLY", "")
         self.seen = 0
         self.lock = threading.Lock()
 
-    def __call__(self, moment: str, name: str) -> None:
+    def __call__(self, moment: str, name: str, about: Iterable[object] = ()) -> None:
         with self.lock:
             if self.trace and moment == "after":
                 with self.trace.open("a") as trace:
                     trace.write(f"{name}\n")
             if moment != self.moment or not name.startswith(self.words):
+                return
+            if self.only and self.only not in about:
                 return
             self.seen += 1
             if self.seen != self.nth:
@@ -84,7 +88,10 @@ class _Reach:
                     self.once.touch(exist_ok=False)
                 except FileExistsError:
                     return
-            os.kill(os.getpid(), self.signal)
+            if self.signal == signal.SIGSTOP:  # to this very thread, or it may run on while another takes the signal
+                signal.pthread_kill(threading.get_ident(), self.signal)
+            else:
+                os.kill(os.getpid(), self.signal)
 
 
 def _around_transitions(reach: _Reach) -> None:
@@ -122,9 +129,9 @@ def _around_postgres(reach: _Reach) -> None:
     def around(honest: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
         @functools.wraps(honest)
         def wrapped(*args: Any, **words: Any) -> Any:
-            reach("before", name(*args))
+            reach("before", name(*args), words.values())
             answer = honest(*args, **words)
-            reach("after", name(*args))
+            reach("after", name(*args), words.values())
             return answer
 
         return wrapped

@@ -10,6 +10,7 @@ import psycopg2
 import redis
 
 _LINE = re.compile(r"^\S+ \S+ \S+ \[(?P<pid>\d+)\] (?:\S+ )?(?P<level>[A-Z]+): +(?P<text>.*)$")
+_DROP = re.compile(r'(?P<level>LOG: statement|STATEMENT): DROP DATABASE "?(?P<name>[^"; ]+)')
 
 
 class PgServer:
@@ -42,20 +43,14 @@ class PgServer:
         return bool(names & self.databases()) or manifest["role"] in self.roles()
 
     def drops(self, since: int = 0) -> Counter[str]:
-        """How often each database was dropped with success, by the server's log from byte `since` on."""
+        """How often each database was dropped with success, by the server's log from byte `since` on.
+
+        A statement that fails is told once more, after its error: a session that ends later is none.
+        """
         done: Counter[str] = Counter()
-        last: dict[str, str] = {}
         for line in self.log.read_bytes()[since:].decode(errors="replace").splitlines():
-            if not (found := _LINE.match(line)):
-                continue
-            pid, level, text = found["pid"], found["level"], found["text"]
-            if level == "LOG" and (drop := re.match(r'statement: DROP DATABASE "?([^"; ]+)', text)):
-                last[pid] = drop[1]
-                done[drop[1]] += 1
-            elif level in ("ERROR", "FATAL") and pid in last:
-                done[last.pop(pid)] -= 1
-            elif level == "LOG" and text.startswith("statement:"):
-                last.pop(pid, None)
+            if (found := _LINE.match(line)) and (drop := _DROP.match(f"{found['level']}: {found['text']}")):
+                done[drop["name"]] += 1 if drop["level"] != "STATEMENT" else -1
         return +done
 
     def drops_of(self, manifest: dict) -> int:

@@ -1,6 +1,5 @@
 """Every boundary in the life of a job, and a SIGKILL on each side of it: eventually, once."""
 
-import itertools
 import os
 import queue
 from collections.abc import Callable, Iterator
@@ -11,9 +10,10 @@ import pytest
 
 from outbox.states import TRANSITIONS
 from tests import crash_matrix
-from tests.conftest import BACKENDS, Servers, _forget, _in, _settle
-from tests.crash_cells import STORIES, Deletions, Lane, Story
+from tests.conftest import Servers
+from tests.crash_cells import STORIES, Lane, Story
 from tests.crash_matrix import CELLS, STEPS, Cell, Outcome
+from tests.lanes import lanes
 
 pytestmark = pytest.mark.matrix
 LANES = 8
@@ -25,7 +25,6 @@ class Matrix:
     def __init__(self, lane: Callable[[], Lane]) -> None:
         self._new_lane = lane
         self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-        self._lanes: list[Lane] = []
         self._pool = ThreadPoolExecutor(LANES, thread_name_prefix="lane")
         self.begun: dict[Cell, Future[Any]] = {}
         self.outcomes: dict[Cell, Outcome] = {}
@@ -40,7 +39,6 @@ class Matrix:
             lane = self._free.get_nowait()
         except queue.Empty:
             lane = self._new_lane()
-            self._lanes.append(lane)
         story = STORIES[cell.story](lane, cell)
         done = act(story)  # a cell that fails takes its lane with it
         self._free.put(lane)
@@ -50,56 +48,19 @@ class Matrix:
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-        for lane in self._lanes:
-            lane.close()
 
 
 @pytest.fixture(scope="module")
 def matrix(
     servers: Servers, template: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Matrix]:
-    folder = tmp_path_factory.mktemp("crash")
-    (folder / "backends.toml").write_text(BACKENDS)
-    env = {
-        "PATH": os.environ["PATH"],
-        "DEPROVISIONER_BROKER_URL": servers.broker.url,
-        "DEPROVISIONER_BACKENDS": str(folder / "backends.toml"),
-        "DEPROVISIONER_CREDENTIALS_KEY": "QqzGw4kG3n6pTgU3aYQ1n8cYqH1m3C5v0b7xJ2r9d0E=",
-        "DEPROVISIONER_BACKOFF_BASE_SECONDS": "0.2",
-        "PG_MAIN_DSN": servers.pg.dsn,
-        "REDIS_MAIN_URL": servers.redis.url,
-    }
-    deletions = Deletions(servers.redis)
-    deletions.start()
-    numbers = itertools.count()
-    names = []
-
-    def lane() -> Lane:
-        name = f"crash{next(numbers)}"
-        names.append(name)
-        servers.control.query(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
-        return Lane(
-            env,
-            _in(servers.control.dsn, name),
-            folder,
-            pg=servers.pg,
-            cache=servers.redis,
-            acl_file=servers.home / "redis-main" / "users.acl",
-            deletions=deletions,
-        )
-
-    with pytest.MonkeyPatch.context() as patch:
-        _settle(patch, env)
+    with lanes(servers, template, tmp_path_factory.mktemp("crash")) as lane:
         made = Matrix(lane)
         for item in request.session.items:
             if cell := getattr(item, "callspec", None) and item.callspec.params.get("cell"):  # type: ignore[attr-defined]
                 made.begin(cell, Story.live)
         yield made
         made.close()
-        deletions.stop()
-        for name in names:
-            servers.control.query(f"DROP DATABASE {name} WITH (FORCE)")
-        _forget()
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)

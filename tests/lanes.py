@@ -1,0 +1,57 @@
+"""Lanes for tests that live through many stories at once: a control database each, on shared servers."""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import BACKENDS, Servers, _forget, _in, _settle
+from tests.crash_cells import Deletions, Lane
+
+_NUMBERS = itertools.count()
+
+
+@contextmanager
+def lanes(servers: Servers, template: str, folder: Path) -> Iterator[Callable[[], Lane]]:
+    """A function that opens one more lane; all are closed at the end. This process settles on what they share."""
+    (folder / "backends.toml").write_text(BACKENDS)
+    env = {
+        "PATH": os.environ["PATH"],
+        "DEPROVISIONER_BROKER_URL": servers.broker.url,
+        "DEPROVISIONER_BACKENDS": str(folder / "backends.toml"),
+        "DEPROVISIONER_CREDENTIALS_KEY": "QqzGw4kG3n6pTgU3aYQ1n8cYqH1m3C5v0b7xJ2r9d0E=",
+        "DEPROVISIONER_BACKOFF_BASE_SECONDS": "0.2",
+        "PG_MAIN_DSN": servers.pg.dsn,
+        "REDIS_MAIN_URL": servers.redis.url,
+    }
+    deletions = Deletions(servers.redis)
+    deletions.start()
+    opened: dict[str, Lane] = {}
+
+    def lane() -> Lane:
+        name = f"lane{next(_NUMBERS)}"
+        servers.control.query(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        opened[name] = Lane(
+            env,
+            _in(servers.control.dsn, name),
+            folder,
+            pg=servers.pg,
+            cache=servers.redis,
+            acl_file=servers.home / "redis-main" / "users.acl",
+            deletions=deletions,
+        )
+        return opened[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        _settle(patch, env)
+        try:
+            yield lane
+        finally:
+            deletions.stop()
+            for name, made in opened.items():
+                made.close()
+                servers.control.query(f"DROP DATABASE {name} WITH (FORCE)")
+            _forget()
