@@ -28,15 +28,14 @@ def _text(value: object) -> object:
     return value
 
 
-def _future(value: dt.datetime) -> dt.datetime:
+def _in_the_calendar(value: dt.datetime) -> dt.datetime:
     if not 2000 < value.year < 9000:  # at the edges of the calendar, other time zones fall out of it
         raise ValueError("must be in a year that has a calendar")
-    if value <= dt.datetime.now(dt.UTC):
-        raise ValueError("must be in the future")
     return value
 
 
-Future = Annotated[AwareDatetime, BeforeValidator(_text), AfterValidator(_future)]
+# Whether it is still to come, the database's clock decides.
+Time = Annotated[AwareDatetime, BeforeValidator(_text), AfterValidator(_in_the_calendar)]
 Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
 ResourceId = Annotated[uuid.UUID, Path(description="the resource's UUID")]
 JobId = Annotated[int, Path(ge=1, le=2**63 - 1, description="the job's number")]
@@ -92,14 +91,14 @@ class CreateResource(_In):
     tenant: Word | None = None
     manifest: Annotated[Json | None, Field(max_length=20)] = None
     protected: bool = False
-    expires_at: Future | None = None
+    expires_at: Time | None = None
 
 
 class ChangeResource(_In):
     """What may change while a resource lives; what is left out stays."""
 
     protected: bool | None = None
-    expires_at: Future | None = None
+    expires_at: Time | None = None
 
 
 class ResourceFilter(_In):

@@ -9,16 +9,20 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from outbox import settings
-from outbox.errors import AlreadyManaged, IdempotencyKeyReused, NotActive, NotFound
+from outbox.errors import AlreadyManaged, BadRequest, IdempotencyKeyReused, NotActive, NotFound
 from outbox.rows import Job, Json, Resource, columns, read
+from outbox.states import ResourceStatus
+
+_PAST = "expires_at: must be in the future, by the clock of the control database"
 
 # States are left to the columns' defaults: provisioning, pending.
 _REGISTER = text(f"""
     WITH resource AS (
         INSERT INTO resources (id, tenant, kind, backend, name, protected, adopted, generation, manifest,
                                expires_at, idempotency_key, request_digest)
-        VALUES (:id, :tenant, :kind, :backend, :name, :protected, :adopted, :generation, CAST(:manifest AS jsonb),
-                :expires_at, :idempotency_key, :request_digest)
+        SELECT :id, :tenant, :kind, :backend, :name, :protected, :adopted, :generation, CAST(:manifest AS jsonb),
+               :expires_at, :idempotency_key, :request_digest
+         WHERE CAST(:expires_at AS timestamptz) IS NULL OR CAST(:expires_at AS timestamptz) > now()
             ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
      RETURNING *
     ), job AS (
@@ -64,7 +68,7 @@ def register(
 
     The same `idempotency_key` of a tenant returns what it made the first time; with another
     `request_digest` it raises IdempotencyKeyReused. A manifest with another resource's generation
-    raises AlreadyManaged.
+    raises AlreadyManaged, an `expires_at` that has passed BadRequest.
     """
     adopted = new.manifest is not None
     generation = uuid.UUID(str((new.manifest or {}).get("generation") or uuid.uuid4()))
@@ -93,7 +97,10 @@ def register(
             raise
         raise AlreadyManaged("this generation is another resource's: one object belongs to one resource") from error
     if row is None:
-        row = db.execute(_REGISTERED_BEFORE, {"tenant": new.tenant, "idempotency_key": idempotency_key}).one()
+        before = {"tenant": new.tenant, "idempotency_key": idempotency_key}
+        row = db.execute(_REGISTERED_BEFORE, before).one_or_none()
+        if row is None:
+            raise BadRequest(_PAST)
         if row.request_digest != request_digest:
             raise IdempotencyKeyReused(
                 f"Idempotency-Key {idempotency_key!r} came before with another body; take a new key"
@@ -106,6 +113,7 @@ _CHANGE = text(f"""
        SET protected = COALESCE(CAST(:protected AS boolean), protected),
            expires_at = CASE WHEN :sets_expiry THEN CAST(:expires_at AS timestamptz) ELSE expires_at END
      WHERE id = :id AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant) AND status IN ('provisioning', 'active')
+       AND (CAST(:expires_at AS timestamptz) IS NULL OR CAST(:expires_at AS timestamptz) > now())
  RETURNING {columns(Resource, "resource")}""")
 
 _FIND = text(f"""
@@ -124,12 +132,14 @@ def change(
 ) -> Resource:
     """Set or lift the protection from deletion, and with `sets_expiry` the time of expiry (None: never).
 
-    Raises NotFound, or NotActive once it is being deleted.
+    Raises NotFound, NotActive once it is being deleted, or BadRequest when `expires_at` has passed.
     """
     asked = {"id": resource_id, "tenant": tenant, "protected": protected}
     row = db.execute(_CHANGE, asked | {"sets_expiry": sets_expiry, "expires_at": expires_at}).one_or_none()
     if row is None:
         resource, _ = find(db, resource_id, tenant=tenant)
+        if resource.status in (ResourceStatus.PROVISIONING, ResourceStatus.ACTIVE):
+            raise BadRequest(_PAST)
         raise NotActive(f"resource {resource_id} is {resource.status}: it can no longer be changed")
     return read(Resource, "resource", row)
 
