@@ -100,13 +100,15 @@ class System:
         self.apis: list[Process] = []
         self.workers: list[CeleryTestWorker] = []
 
-    def api(self, **env: str) -> str:
+    def api(self, *argv: str, **env: str) -> str:
         """A new API process; its URL."""
         port = embedded.free_port()
         url = f"http://127.0.0.1:{port}"
         name = f"api-{len(self.apis)}"
-        argv = [sys.executable, "-m", "outbox.cli", "api"]
-        process = Process(name, argv, self.env | env | {"DEPROVISIONER_API_PORT": str(port)}, self.logs / f"{name}.log")
+        command = [sys.executable, *(argv or ("-m", "outbox.cli", "api"))]
+        process = Process(
+            name, command, self.env | env | {"DEPROVISIONER_API_PORT": str(port)}, self.logs / f"{name}.log"
+        )
         self.apis.append(process)
         eventually(lambda: process.status == "exited" or _answers(url), what=f"{name} answers")
         assert process.status == "running", process.logs().decode()
