@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test matrix check format demo bench model lock image clean
+.PHONY: help install up test soak matrix check format demo bench model lock image clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ up: install ## start everything on this machine; Ctrl-C stops it
 
 test: install ## all tests, on embedded servers
 	@$(BIN)/python -m pytest $(ARGS)
+
+soak: install ## storms and faults for MINUTES=10, and a verdict from the servers' own records
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 matrix: install ## live the crash matrix through, and write docs/guarantees.md
 	@$(BIN)/python -m tests.crash_matrix

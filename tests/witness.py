@@ -10,7 +10,9 @@ import psycopg2
 import redis
 
 _LINE = re.compile(r"^\S+ \S+ \S+ \[(?P<pid>\d+)\] (?:\S+ )?(?P<level>[A-Z]+): +(?P<text>.*)$")
-_DROP = re.compile(r'(?P<level>LOG: statement|STATEMENT): DROP DATABASE "?(?P<name>[^"; ]+)')
+
+_ACT = re.compile(r'statement: (CREATE|DROP) DATABASE "?([^"; ]+)')
+_BEGINNINGS = ("starting PostgreSQL", "all server processes terminated")
 
 
 class PgServer:
@@ -43,14 +45,40 @@ class PgServer:
         return bool(names & self.databases()) or manifest["role"] in self.roles()
 
     def drops(self, since: int = 0) -> Counter[str]:
-        """How often each database was dropped with success, by the server's log from byte `since` on.
+        """How often each database was dropped with success, by the server's log from byte `since` on."""
+        done = self.statements(since)
+        return Counter({name: times for (verb, name), times in done.items() if verb == "DROP"})
 
-        A statement that fails is told once more, after its error: a session that ends later is none.
+    def statements(self, since: int = 0) -> Counter[tuple[str, str]]:
+        """How often each database was made (CREATE) and dropped (DROP) with success, by the log, read as a stream.
+
+        A statement is logged as it begins; one that fails is told once more, after its error, as a session that merely
+        ends later is not. With log_duration = on its end is logged too: then what came to no end before the server
+        started anew did not happen.
         """
-        done: Counter[str] = Counter()
-        for line in self.log.read_bytes()[since:].decode(errors="replace").splitlines():
-            if (found := _LINE.match(line)) and (drop := _DROP.match(f"{found['level']}: {found['text']}")):
-                done[drop["name"]] += 1 if drop["level"] != "STATEMENT" else -1
+        done: Counter[tuple[str, str]] = Counter()
+        open_: dict[str, tuple[str, str]] = {}
+        durations = False
+        with self.log.open("rb") as lines:
+            lines.seek(since)
+            for line in lines:
+                if not (found := _LINE.match(line.decode(errors="replace").rstrip("\n"))):
+                    continue
+                pid, level, text = found["pid"], found["level"], found["text"]
+                if level == "LOG" and (act := _ACT.match(text)):
+                    open_[pid] = act[1], act[2]
+                    done[open_[pid]] += 1
+                elif level == "STATEMENT" and (act := _ACT.match(f"statement: {text}")):
+                    done[act[1], act[2]] -= 1
+                    open_.pop(pid, None)
+                elif level == "LOG" and text.startswith("duration:"):
+                    durations = True
+                    open_.pop(pid, None)
+                elif level == "LOG" and text.startswith("statement:"):
+                    open_.pop(pid, None)
+                elif durations and level == "LOG" and text.startswith(_BEGINNINGS):
+                    done.subtract(open_.values())
+                    open_.clear()
         return +done
 
     def drops_of(self, manifest: dict) -> int:
