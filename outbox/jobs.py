@@ -364,8 +364,7 @@ _RETRY = text(f"""
 def retry(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
     """running -> pending, later: exponential backoff with full jitter and a cap, in the row. Raises ClaimLost."""
     asked = _of(claim) | _note("retried", worker, reason=error) | {"error": error}
-    bounds = {"base": settings.get().backoff_base_seconds, "cap": settings.get().backoff_max_seconds}
-    if db.execute(_RETRY, asked | bounds).one_or_none() is None:
+    if db.execute(_RETRY, asked | _backoff()).one_or_none() is None:
         _landed(db, claim, JobState.PENDING)
 
 
@@ -442,20 +441,26 @@ def rollback(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
 
 
 # A provision goes back to pending even when its attempts are spent: the runner rolls it back.
+# Those that were lost together more than once come back one after the other: one of them may be what kills the
+# workers, and must not use up the others' attempts with its own.
 _SWEEP = text("""
     WITH lost AS (
         SELECT id, claimed_by, kind <> 'provision' AND attempts >= max_attempts AS spent FROM outbox
          WHERE state = 'running' AND lease_expires_at < now()
          ORDER BY lease_expires_at LIMIT :batch
            FOR UPDATE SKIP LOCKED
+    ), placed AS (
+        SELECT *, row_number() OVER (ORDER BY id) - 1 AS place FROM lost
     ), job AS (
         UPDATE outbox
            SET state = CASE WHEN spent THEN 'stuck' ELSE 'pending' END,
                stuck_reason = CASE WHEN spent THEN 'attempts_exhausted' END,
-               last_error = 'the lease of ' || lost.claimed_by || ' passed: it died, or stood still',
+               last_error = 'the lease of ' || placed.claimed_by || ' passed: it died, or stood still',
+               available_at = CASE WHEN attempts < 2 THEN available_at ELSE
+                   now() + least(:cap, place * :base * 2 ^ least(attempts - 2, 30)) * interval '1 second' END,
                claimed_by = NULL, lease_expires_at = NULL
-          FROM lost
-         WHERE outbox.id = lost.id AND state = 'running' AND lease_expires_at < now()
+          FROM placed
+         WHERE outbox.id = placed.id AND state = 'running' AND lease_expires_at < now()
      RETURNING outbox.*
     ), noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
@@ -466,7 +471,7 @@ _SWEEP = text("""
 
 def sweep(db: Connection, *, actor: str, batch: int = 100) -> int:
     """running -> pending, or stuck when the attempts are spent, for claims whose lease has passed; how many."""
-    return len(db.execute(_SWEEP, {"actor": actor, "batch": batch}).all())
+    return len(db.execute(_SWEEP, {"actor": actor, "batch": batch} | _backoff()).all())
 
 
 _REDRIVE = text(f"""
@@ -502,6 +507,10 @@ _LATE = text(f"WITH job AS (SELECT * FROM outbox WHERE id = :id), noted AS ({_EV
 def note_late(db: Connection, claim: Claim, *, worker: str, news: Json) -> None:
     """No arrow: what a worker saw after its claim was gone is evidence; kept, never applied."""
     db.execute(_LATE, {"id": claim.id} | _note("late", worker, detail=news | {"fence": claim.fence}))
+
+
+def _backoff() -> Json:
+    return {"base": settings.get().backoff_base_seconds, "cap": settings.get().backoff_max_seconds}
 
 
 def _of(claim: Claim) -> Json:
