@@ -120,8 +120,9 @@ class Load:
         """Bystanders: living resources, one of each backend protected; and look-alikes made by hand."""
         boss = Customer(self, TENANTS[0], random.Random(f"{self.seed}-bystanders"))
         stays = [boss.bear(backend, "stays", protected=n == 0) for backend in (*POSTGRES, *REDIS) for n in range(2)]
-        boss.use(stays)
-        self.protected = [life for life in stays[::2] if life.holding]
+        while waiting := [life for life in stays if not life.holding]:
+            boss.use(waiting)
+        self.protected = stays[::2]
         for life in self.protected:
             names = life.holding.names  # type: ignore[union-attr]
             if life.kind == "postgres":

@@ -14,7 +14,7 @@ from psycopg2 import sql
 from psycopg2.extensions import make_dsn
 
 from outbox import evidence
-from outbox.evidence import Holding
+from outbox.evidence import ROWS, Holding
 from tests.soak.stage import Stage
 
 PATIENCE_SECONDS = 90  # for one answer, over restarts of whatever is between
@@ -26,7 +26,6 @@ class Newcomer:
 
     backend: str
     holding: Holding
-    content: object = None
     oid: int = 0
     resource: str = ""  # the deleted resource whose names it bears
 
@@ -36,6 +35,13 @@ def fill(holding: Holding) -> bool:
     with suppress(psycopg2.errors.DuplicateTable):  # the answer was lost, not the table
         evidence.fill(holding)
     return True
+
+
+def intact(holding: Holding) -> bool:
+    """Whether who holds it can log in and finds all of that."""
+    keys = [f"paid {number}".encode() for number in range(ROWS)]
+    rows = [(number, f"paid {number}") for number in range(1, ROWS + 1)]
+    return evidence.contents(holding) == (keys if holding.kind == "redis" else rows)
 
 
 def patiently(act: Callable[[], Any], unless: Callable[[], bool] = lambda: False) -> Any:
@@ -68,7 +74,7 @@ def database(stage: Stage, backend: str, name: str, role: str, old: int = 0) -> 
     holding = Holding("postgres", {"database": name, "role": role}, make_dsn(dsn, dbname=name))
     fill(holding)
     ((oid,),) = server.query(find, name, old)
-    return Newcomer(backend, holding, evidence.contents(holding), oid)
+    return Newcomer(backend, holding, oid)
 
 
 def namespace(stage: Stage, backend: str, user: str, prefix: str) -> Newcomer:
@@ -80,7 +86,7 @@ def namespace(stage: Stage, backend: str, user: str, prefix: str) -> Newcomer:
     url = httpx.URL(stage.redis[backend].url).copy_with(username=user, password=password)
     holding = Holding("redis", {"user": user, "prefix": prefix}, str(url))
     evidence.fill(holding)
-    return Newcomer(backend, holding, evidence.contents(holding))
+    return Newcomer(backend, holding)
 
 
 def _run(dsn: str, statement: sql.Composable) -> None:
