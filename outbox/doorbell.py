@@ -36,6 +36,9 @@ CONFIG: dict[str, Any] = {
         "socket_keepalive": True,
         "health_check_interval": 10,
         "retry_on_timeout": False,
+        # Redis only: a message is gone when it is read. To answer it when the broker has been away meanwhile would end
+        # the worker with an AttributeError of Kombu's, and a bell that is lost does no harm.
+        "ack_emulation": False,
     },
 }
 

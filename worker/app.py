@@ -12,6 +12,7 @@ from typing import Any
 
 from celery import Celery, bootsteps
 from celery.signals import worker_init, worker_shutdown, worker_shutting_down
+from kombu.transport.redis import Channel
 
 from outbox import credentials, db, doorbell, events, settings
 from outbox.errors import DeprovisionerError, SettingsError
@@ -40,6 +41,10 @@ app.conf.update(
         }
     },
 )
+
+# A bell that waits for a thread when the broker goes away is not put back: Kombu would try it on the connection that is
+# gone, and dump into a file what it could not put back.
+Channel.do_restore = False
 
 _hands: Hands | None = None
 
@@ -111,7 +116,10 @@ def _close(**_: Any) -> None:
 
 
 @worker_shutdown.connect
-def _last(**_: Any) -> None:
+def _last(sender: Any, **_: Any) -> None:
+    _close()  # nobody may have asked for this end
     if _hands is not None and not _hands.join(SHUTDOWN_SECONDS):
         log.warning("stopped_while_working", seconds=SHUTDOWN_SECONDS)
         os._exit(1)  # Python would wait for the threads for ever; their leases pass, and another worker looks
+    if sender.exitcode:
+        raise SystemExit(sender.exitcode)  # worker_main forgets it, and who restarts what failed would not

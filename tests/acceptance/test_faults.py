@@ -1,14 +1,16 @@
 """Workers killed, brokers dead, backends dead: eventually, once."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import redis
+from celery import Celery
 
-from outbox import embedded
+from outbox import doorbell, embedded
 from tests.acceptance.test_main_job import create, until
 from tests.conftest import Servers
 from tests.processes import System, client
@@ -111,8 +113,34 @@ def test_a_worker_hears_the_doorbell_again_after_the_broker_was_away(
         own_broker.start()
         # No sweep helps here for ten minutes: only a bell that was heard.
         broker = redis.Redis.from_url(system.env["DEPROVISIONER_BROKER_URL"])
-        eventually(lambda: any("brpop" in c["cmd"] for c in broker.client_list()), 30, "the worker listens again")
+        eventually(lambda: _listens(broker), 30, "the worker listens again")
         until(acme, create(acme), "active", within=20)
+
+
+def test_a_broker_that_dies_over_unanswered_messages_does_not_take_the_worker_along(
+    own_broker: Any, system: System, connect: Callable[[], Any]
+) -> None:
+    worker = system.worker()
+    url = system.env["DEPROVISIONER_BROKER_URL"]
+    broker = redis.Redis.from_url(url)
+    sender = Celery("bells", broker=url, set_as_current=False)
+    sender.conf.update(doorbell.CONFIG)
+    for _ in range(6):  # which of the worker's two connections learns of it first is luck
+        session = connect()
+        session.cursor().execute("LOCK TABLE resources, outbox")
+        for _ in range(3):  # two that the pool's threads have begun, and are kept at, and one that waits for them
+            sender.send_task(doorbell.SWEEP, ignore_result=True)
+        eventually(lambda: not broker.llen(doorbell.QUEUE) and _listens(broker), what="all three were read")
+        own_broker.process.kill()
+        own_broker.process.wait()
+        own_broker.start()
+        session.rollback()
+        eventually(lambda: worker.container.status == "exited" or _listens(broker), 30, "the worker listens again")
+        assert worker.container.status == "running"
+
+
+def _listens(broker: "redis.Redis") -> bool:
+    return any("brpop" in client["cmd"] for client in broker.client_list())
 
 
 def test_a_dead_backend_s_jobs_wait_without_burning_attempts_and_others_go_on(
