@@ -19,8 +19,10 @@ IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 # The API's threads (40) and a worker's hands share this; more connections than cores gain nothing.
 POOL_SIZE = 20
 READ_ONLY = "25006"
-# Shutting down, crashed, starting up; no connection slot free; a standby.
-_AWAY = ("57P01", "57P02", "57P03", "53300", READ_ONLY)
+# Shutting down, crashed, starting up; a standby.
+_AWAY = ("57P01", "57P02", "57P03", READ_ONLY)
+# Classes: connection lost; no disk, no memory or no connection slot left.
+_AWAY_CLASSES = ("08", "53")
 
 
 def control_url() -> URL:
@@ -90,7 +92,7 @@ def snapshot() -> Iterator[Connection]:
 
 
 def unreachable(error: BaseException) -> bool:
-    """Whether the control database could not be asked, or was lost while it answered."""
+    """Whether the control database could not be asked, was lost while it answered, or has no room to work in."""
     if isinstance(error, sa.exc.TimeoutError):
         return True
     if not isinstance(error, DBAPIError):
@@ -98,4 +100,4 @@ def unreachable(error: BaseException) -> bool:
     state: Any = getattr(error.orig, "pgcode", None)
     if state is None:  # libpq lost or never had the server
         return error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
-    return state[:2] == "08" or state in _AWAY
+    return state[:2] in _AWAY_CLASSES or state in _AWAY
