@@ -51,6 +51,9 @@ class Fork:
         eventually(lambda: self.exitcode is not None or self._status() == psutil.STATUS_STOPPED, 30, self.tail())
         assert self.exitcode is None, self.tail()
 
+    def pause(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
     def wake(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 

@@ -1,0 +1,229 @@
+"""A whole installation on servers of its own: control PostgreSQL, pg-main and broker may be killed, stopped, filled."""
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import psycopg2
+import pytest
+
+from outbox import db as database
+from outbox import embedded, tokens
+from outbox.embedded import Child
+from tests import forks
+from tests.aftermath import all_is_well
+from tests.conftest import BACKENDS, Servers, _forget, _settle
+from tests.crash_cells import Deletions
+from tests.forks import Kept
+from tests.processes import client
+from tests.witness import PgServer, RedisServer, eventually
+
+LEASE, SWEEP = 3.0, 0.5
+DATABASES, NAMESPACES, CALLERS = 12, 9, 4
+SMALL_DISK = "64m"
+KINDS = {"postgres": "pg-main", "redis": "redis-main"}
+
+
+class Ground:
+    """The servers, the product's processes on them, and storms of DELETEs."""
+
+    def __init__(self, servers: Servers) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="deprovisioner-ground-"))
+        self.cache, self.deletions = servers.redis, Deletions(servers.redis)
+        self.small_disk: Path | None = None
+        self.children: list[Child] = []
+        self.kept: list[Kept] = []
+        self.deaths = 0  # of workers, as far as the test meant them
+        self._stack = contextlib.ExitStack()
+
+    # -- servers and processes ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self.deletions.start()
+        fast = {"fsync": "off", "full_page_writes": "off"}  # but every commit is written: servers die here
+        self.control_server, dsn = self._postgres("control", fast | {"max_connections": "80"})
+        self.pg_server, pg_dsn = self._postgres("pg-main", fast | {"log_statement": "ddl", "synchronous_commit": "off"})
+        self.pg = PgServer(pg_dsn, self.pg_server.log)
+        port = embedded.free_port()
+        self.broker_server = embedded.valkey(self.folder, "broker", port, durable=False)
+        self.broker = RedisServer(embedded.valkey_url(port))
+        self.start_server(self.broker_server, lambda: embedded.valkey_ready(self.broker.url))
+        where = self._small_disk(PgServer(dsn, self.control_server.log))
+        PgServer(dsn, self.control_server.log).query(f"CREATE DATABASE ours {where}")
+        self.control = PgServer(dsn.rpartition("/")[0] + "/ours", self.control_server.log)
+        (self.folder / "backends.toml").write_text(BACKENDS)
+        self.env = {
+            "PATH": os.environ["PATH"],
+            "DEPROVISIONER_DATABASE_URL": self.control.dsn,
+            "DEPROVISIONER_BROKER_URL": self.broker.url,
+            "DEPROVISIONER_BACKENDS": str(self.folder / "backends.toml"),
+            "DEPROVISIONER_CREDENTIALS_KEY": "QqzGw4kG3n6pTgU3aYQ1n8cYqH1m3C5v0b7xJ2r9d0E=",
+            "DEPROVISIONER_LEASE_SECONDS": str(LEASE),
+            "DEPROVISIONER_SWEEP_SECONDS": str(SWEEP),
+            "DEPROVISIONER_MAX_ATTEMPTS": "50",
+            "DEPROVISIONER_BACKOFF_BASE_SECONDS": "0.2",
+            "DEPROVISIONER_BACKOFF_MAX_SECONDS": "2",
+            "DEPROVISIONER_WORKER_SLOTS": "4",
+            "PG_MAIN_DSN": pg_dsn,
+            "REDIS_MAIN_URL": self.cache.url,
+        }
+        _settle(self._stack.enter_context(pytest.MonkeyPatch.context()), self.env)
+        self._stack.callback(_forget)
+        import migrations
+
+        migrations.upgrade()
+        with database.statement() as session:
+            self.token = tokens.create(session, role="tenant", tenant="acme", name="acme")[1]
+        self.api, url = forks.api(self.env, self.folder / "api.log")
+        self.callers = [self._stack.enter_context(client(url, self.token)) for _ in range(CALLERS + 1)]
+        self.acme = self.callers.pop()
+        self.kept = [Kept("worker", self.env, self.folder / f"worker-{n}.log") for n in range(2)]
+
+    def stop(self) -> None:
+        for kept in self.kept:
+            kept.stop()
+        if hasattr(self, "api"):
+            self.api.kill()
+        self._stack.close()
+        self.deletions.stop()
+        for child in self.children:
+            child.stop()
+        if self.small_disk:
+            subprocess.run(["umount", self.small_disk], check=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _postgres(self, name: str, options: dict[str, str]) -> tuple[Child, str]:
+        port = embedded.free_port()
+        child = embedded.postgres(self.folder, name, port, "secret", options)
+        dsn = embedded.postgres_dsn(port, "secret")
+        self.start_server(child, lambda: embedded.postgres_ready(dsn))
+        return child, dsn
+
+    def start_server(self, child: Child, ready: Any) -> None:
+        if child not in self.children:
+            self.children.append(child)
+        child.spawn()
+        child.wait_until(ready)
+
+    def restart_control(self, how: signal.Signals) -> None:
+        self.control_server.process.send_signal(how)
+        self.control_server.process.wait()
+        self.start_server(self.control_server, lambda: embedded.postgres_ready(self.control.dsn))
+
+    def _small_disk(self, server: PgServer) -> str:
+        """The control database's files on a file system that can be filled, where this user may mount one."""
+        disk = self.folder / "disk"
+        disk.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "none", disk]
+        if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+            return ""
+        self.small_disk = disk
+        shutil.chown(disk, embedded.UNPRIVILEGED_USER)
+        (disk / "space").mkdir(mode=0o700)
+        shutil.chown(disk / "space", embedded.UNPRIVILEGED_USER)
+        server.query(f"CREATE TABLESPACE small LOCATION '{disk / 'space'}'")
+        return "TABLESPACE small"
+
+    def processes_of(self, child: Child) -> list[psutil.Process]:
+        first = psutil.Process(child.process.pid)
+        return [first, *first.children(recursive=True)]
+
+    def signal(self, child: Child, number: signal.Signals) -> None:
+        for process in self.processes_of(child):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    # -- storms ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def storm(self, within: float = 30) -> Iterator[list[dict[str, Any]]]:
+        """DELETEs on the way while the body does its worst; after it, everything must come right by itself."""
+        kinds = ["postgres"] * DATABASES + ["redis"] * NAMESPACES
+        made = [self.create(kind) for kind in kinds]
+        eventually(lambda: self.status(made) == Counter(active=len(made)), 90, "births", every=0.1)
+        *things, probe = made
+        answers: list[httpx.Response] = []
+        threads = [
+            threading.Thread(target=self._delete, args=(caller, things[n::CALLERS], answers))
+            for n, caller in enumerate(self.callers)
+        ]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(answers) >= CALLERS, what="the storm has begun")
+        yield things
+        for thread in threads:
+            thread.join(60)
+        told = Counter(
+            (a.status_code, a.json()["code"], a.headers.get("Retry-After"))
+            for a in answers
+            if a.status_code not in (200, 202)
+        )
+        assert set(told) <= {(503, "database_unavailable", "2")}, told
+        accepted = {a.json()["resource"]["id"] for a in answers if a.status_code in (200, 202)}
+        assert accepted == {thing["id"] for thing in things}, "every DELETE was accepted in the end"
+        eventually(lambda: self.status(things) == Counter(deleted=len(things)), within, self.state(things), every=0.1)
+        self.hears(probe)
+        all_is_well(self.control, [t["id"] for t in made], pg=self.pg, cache=self.cache, deletions=self.deletions)
+        assert sum(kept.deaths for kept in self.kept) == self.deaths, "no worker had to be started again"
+
+    def create(self, kind: str) -> dict[str, Any]:
+        answer = self.acme.post("/v1/resources", json={"kind": kind, "backend": KINDS[kind], "name": "orders"})
+        assert answer.status_code == 202, answer.text
+        return answer.json()["resource"]
+
+    def _delete(self, caller: httpx.Client, things: list[dict[str, Any]], answers: list[httpx.Response]) -> None:
+        for thing in things:
+            for _ in range(300):
+                try:
+                    answers.append(caller.delete(f"/v1/resources/{thing['id']}"))
+                except httpx.TransportError:
+                    time.sleep(0.1)
+                    continue
+                if answers[-1].status_code in (200, 202):
+                    break
+                time.sleep(0.1)
+            time.sleep(0.4)  # the storm must outlast the beginning of the fault
+
+    def status(self, things: list[dict[str, Any]]) -> Counter[str]:
+        asked = "SELECT status, count(*) FROM resources WHERE id::text = ANY(%s) GROUP BY status"
+        try:
+            return Counter(dict(self.control.query(asked, [thing["id"] for thing in things])))
+        except psycopg2.OperationalError:
+            return Counter()
+
+    def state(self, things: list[dict[str, Any]]) -> str:
+        return f"all deleted; was {self.status(things)}; see {self.folder}"
+
+    def hears(self, probe: dict[str, Any]) -> None:
+        """A DELETE from now on is claimed within two sweeps, bell or no bell."""
+        assert self.acme.delete(f"/v1/resources/{probe['id']}").status_code == 202
+        eventually(lambda: self.status([probe]) == Counter(deleted=1), what="the probe")
+        asked = """SELECT extract(epoch FROM min(at) FILTER (WHERE event = 'claimed')
+                                   - min(at) FILTER (WHERE event = 'enqueued'))
+                     FROM events JOIN outbox ON outbox.id = job_id
+                    WHERE outbox.resource_id = %s AND kind = 'deprovision'"""
+        ((waited,),) = self.control.query(asked, probe["id"])
+        assert waited < 2 * 1.2 * SWEEP + 1, "a second for a busy machine"
+
+
+def seconds(duration: float, every: float) -> Iterator[int]:
+    """A beat: 0, 1, 2 … every `every` seconds, for `duration` seconds."""
+    began = time.monotonic()
+    for n in itertools.count():
+        if time.monotonic() - began > duration:
+            return
+        yield n
+        time.sleep(every)
