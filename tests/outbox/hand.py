@@ -1,0 +1,194 @@
+"""The product's runner, made to stand still before each of its steps; and a server that is a dict."""
+
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from outbox.errors import BackendError, Refused, StartRefused, Transient, Unavailable
+from outbox.rows import Claim, Json
+from tests.outbox.model import Model
+from worker.backends import Absent, Different, Observation, Plan, Same
+from worker.runner import Run
+
+TROUBLES: dict[str, type[BackendError]] = {"unavailable": Unavailable, "transient": Transient, "refused": Refused}
+
+
+@dataclass
+class Thing:
+    """An object on the server. `late`: its maker's claim was not valid any more when it made it."""
+
+    name: str
+    generation: str | None
+    maker: "Hand | None" = None
+    late: bool = False
+
+
+@dataclass
+class Server:
+    """A backend's server: what stands under its name, what is in quarantine, and whose destruction it has seen."""
+
+    standing: dict[str, Thing] = field(default_factory=dict)
+    buried: list[Thing] = field(default_factory=list)
+    destroyed: list[tuple[Thing, str]] = field(default_factory=list)
+
+    def bearing(self, generation: str) -> list[Thing]:
+        return [t for t in (*self.standing.values(), *self.buried) if t.generation == generation]
+
+    def look(self, manifest: Json) -> Observation:
+        if self.bearing(manifest["generation"]):
+            return Same({"there": True})
+        if other := self.standing.get(manifest["name"]):
+            return Different({"generation": other.generation}, "it bears another mark")
+        return Absent({"absent": True})
+
+    def make(self, manifest: Json, maker: "Hand") -> Json:
+        late = not maker.model.lives(maker.claim)
+        there = self.standing.setdefault(manifest["name"], Thing(manifest["name"], manifest["generation"], maker, late))
+        if there.generation != manifest["generation"]:
+            raise Refused("the name is taken")
+        return manifest
+
+    def mark(self, manifest: Json, generation: str) -> Json:
+        there = self.standing.get(manifest["name"])
+        if there is None or there.generation not in (None, generation):
+            raise Refused("nothing there that could be adopted")
+        there.generation = generation
+        return manifest | {"generation": generation}
+
+    def bury(self, manifest: Json) -> None:
+        """The quarantine: identity is checked in the same breath."""
+        there = self.standing.get(manifest["name"])
+        if isinstance(self.look(manifest), Different):
+            raise Refused("it bears another mark")
+        if there is not None and there.generation == manifest["generation"]:
+            self.buried.append(self.standing.pop(there.name))
+
+    def destroy(self, manifest: Json) -> Json:
+        for thing in [t for t in self.buried if t.generation == manifest["generation"]]:
+            self.buried.remove(thing)
+            self.destroyed.append((thing, manifest["generation"]))
+        return {"destroyed": manifest["name"]}
+
+
+class Killed(BaseException):
+    """A SIGKILL: no `except` of the product sees it."""
+
+
+class Hand(threading.Thread):
+    """The runner with one claim; it stands still before every call to a server, until it is told to `step`.
+
+    It is the runner's backend as well, so that those calls stand still too. Only one thread moves at any time.
+    """
+
+    observable = True
+
+    def __init__(self, model: Model, server: Server, claim: Claim, worker: str, record: Callable[..., Any]) -> None:
+        super().__init__(daemon=True)
+        self.model, self.server, self.claim, self.worker = model, server, claim, worker
+        self.before = "birth"  # what it stands before
+        self.saw_absence = False
+        self.cut_short = (
+            False  # killed, or failed by the server while it made or destroyed: then a late birth may be left
+        )
+        self.broke: BaseException | None = None
+        self._record_one = record
+        self._how = "well"
+        self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
+        self.start()
+        self._stood()
+
+    def step(self, how: str = "well") -> None:
+        """Let it do what it stands before: `well`, or it is `killed`, or the answer is `lost`, or the server fails."""
+        self._how = how
+        troubled = how == "killed" or (how != "well" and self.before in ("make", "bury", "destroy"))
+        self.cut_short = self.cut_short or troubled
+        self._go.release()
+        self._stood()
+
+    def end(self) -> None:
+        if self.before:
+            self._how = "killed"
+            self._go.release()
+        self.join()
+
+    def run(self) -> None:
+        try:
+            _Slow(self)()
+        except Killed:
+            pass
+        except BaseException as error:  # noqa: BLE001 - told to the machine, which is in another thread
+            self.broke = error
+        finally:
+            self.before = ""
+            self._stands.release()
+
+    def _stood(self) -> None:
+        self._stands.acquire()
+        if self.broke is not None:
+            raise self.broke
+
+    def stand(self, before: str) -> str:
+        self.before = before
+        self._stands.release()
+        self._go.acquire()
+        if self._how == "killed":
+            raise Killed
+        return self._how
+
+    def record(self, transition: Callable[..., Any], **words: Any) -> Any:
+        how = self.stand(transition.__name__)
+        try:
+            return self._record_one(transition, self.claim, worker=self.worker, twice=how == "lost", **words)
+        except StartRefused:
+            raise
+        except BaseException as error:
+            self.broke = error  # the runner would take it for a trouble of the job
+            raise Killed from error
+
+    # -- the backend -------------------------------------------------------------------------------------------
+
+    def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
+        label = self.model.resources[str(resource_id)].label
+        return self._call("plan", lambda: Plan({"name": label, "generation": str(generation)}, {"password": "p"}))
+
+    def provision(self, manifest: Json, credentials: Json) -> Json:
+        return self._call("make", lambda: self.server.make(manifest, self))
+
+    def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
+        return self._call("mark", lambda: self.server.mark(manifest, str(generation)))
+
+    def inspect(self, manifest: Json) -> Observation:
+        seen = self._call("look", lambda: self.server.look(manifest))
+        self.saw_absence = isinstance(seen, Absent)
+        return seen
+
+    def quarantine(self, manifest: Json) -> None: ...
+
+    def release(self, manifest: Json) -> None: ...
+
+    def teardown(self, manifest: Json, fence: int) -> Json:
+        self._call("bury", lambda: self.server.bury(manifest))
+        return self._call("destroy", lambda: self.server.destroy(manifest))
+
+    def _call(self, what: str, act: Callable[[], Any]) -> Any:
+        match self.stand(what):
+            case "well":
+                return act()
+            case "lost":
+                act()
+                raise Transient("the answer was lost")
+            case error:
+                raise TROUBLES[error]("the server is told to fail")
+
+
+class _Slow(Run):
+    """The runner itself, with a stop before each transition."""
+
+    def __init__(self, hand: Hand) -> None:
+        super().__init__(hand.claim, hand, worker=hand.worker)
+        self._hand = hand
+
+    def _record(self, transition: Callable[..., Any], **words: Any) -> Any:
+        return self._hand.record(transition, **words)

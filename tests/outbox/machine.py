@@ -1,0 +1,455 @@
+"""Any order of anything: transitions, crashes, zombies, lost answers, leases that pass, on real PostgreSQL.
+
+Every worker here is the product's own runner, played step by step (`hand.Hand`). After each step the rows must be
+those of the reference model, and each of the promises is read from the database itself.
+"""
+
+import datetime as dt
+import sys
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from sqlalchemy import text
+
+from outbox import credentials, jobs, resources
+from outbox import db as database
+from outbox.errors import DeletionProtected, FenceMismatch, JobNotStuck, NotActive, StartRefused
+from outbox.resources import NewResource
+from outbox.rows import Claim, Json
+from outbox.states import StuckReason
+from tests.outbox.hand import Hand, Server, Thing
+from tests.outbox.model import EVENT, FINAL, LANDED, MOVES, Model, Resource, Verdict
+
+BACKEND = "pg-main"
+MAX_ATTEMPTS = 3
+# At once: more of them only dilutes what happens to each.
+MOST_RESOURCES = 3
+_N = st.integers(0, 7)  # which of those that fit; a small number shrinks to the first
+_HOW = st.sampled_from(["well", "well", "well", "lost", "unavailable", "transient", "refused", "killed"])
+_RARELY = st.sampled_from([False, False, False, True])
+_SLOTS = st.integers(1, 3)
+# What may happen next, each with its weight: a method of the machine, and what it is called with.
+_NEXT: list[tuple[int, str, list[st.SearchStrategy[Any]]]] = [
+    (6, "work", [_N, st.integers(0, 2), _HOW]),
+    (4, "serve", [_SLOTS, st.integers(0, 4)]),
+    (3, "delete", [_N, st.integers(0, 1)]),
+    (5, "a_successor_comes", [_N, st.integers(0, 3)]),
+    (4, "meddle", [_N, st.sampled_from(["start", "start", "start", "end", "retry", "defer", "stick", "rollback"])]),
+    (1, "a_lease_passes", [_N]),
+    (2, "sweep", []),
+    (1, "claim", [_SLOTS]),
+    (3, "register", [_RARELY, _RARELY, _RARELY]),
+    (1, "change", [_N, st.sampled_from(["protect", "unprotect", "expire", "never"])]),
+    (2, "redrive", [_N, _RARELY, _RARELY]),
+    (1, "heartbeat", [st.lists(_N, min_size=1, max_size=3, unique=True)]),
+    (1, "time_passes", []),
+    (1, "somebody_takes_the_name", [_N]),
+]
+NEXT = st.one_of([st.tuples(st.just(name), *words) for weight, name, words in _NEXT for _ in range(weight)])
+
+_RESET = (
+    "SET LOCAL session_replication_role = replica; DELETE FROM events; DELETE FROM outbox; DELETE FROM resources; "
+    "DELETE FROM breakers"
+)
+_ROWS = text("""
+    SELECT 'job', to_jsonb(outbox) || jsonb_build_object('alive', COALESCE(lease_expires_at > now(), false),
+                                                         'due', available_at <= now()) FROM outbox
+     UNION ALL
+    SELECT 'resource', to_jsonb(resources) || jsonb_build_object('expired', COALESCE(expires_at <= now(), false))
+      FROM resources
+     UNION ALL
+    SELECT 'breaker', jsonb_build_object('id', backend, 'open', retry_at > now()) FROM breakers
+     UNION ALL
+    SELECT 'event', to_jsonb(events) FROM events WHERE id > :last""")
+
+Rows = dict[Any, Json]
+
+
+class Outbox(RuleBasedStateMachine):
+    """Callers, workers, an operator, the clock and somebody with psql, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with database.transaction() as db:
+            db.exec_driver_sql(_RESET)
+        self.model = Model(MAX_ATTEMPTS)
+        self.server = Server()
+        self.hands: list[Hand] = []  # those at work, of all that were
+        self.employed: list[Hand] = []
+        self.claims: list[Claim] = []
+        self.rows: dict[str, Rows] = {"job": {}, "resource": {}, "breaker": {}}
+        self.last = 0
+        self.history: list[Json] = []
+        self.zombies_last = self.delete_last = False
+
+    @rule(what=NEXT)
+    def next(self, what: tuple[Any, ...]) -> None:
+        """One rule for all, since Hypothesis leaves out half of the rules in each run."""
+        name, *words = what
+        getattr(self, name)(*words)
+
+    # -- callers -----------------------------------------------------------------------------------------------
+
+    @initialize(
+        born=st.lists(st.sampled_from(["planned", "made", "deleting", "deleting"]), min_size=1, max_size=2),
+        zombies_last=st.booleans(),
+        delete_last=st.booleans(),
+    )
+    def begin(self, born: list[str], zombies_last: bool, delete_last: bool) -> None:
+        """Some resources, and how far they have come; and how this run will come to its end."""
+        self.zombies_last, self.delete_last = zombies_last, delete_last
+        for n, far in enumerate(born):
+            self.register(reused=False, protected=False, adopted=False)
+            if far != "planned":
+                self.claim(1)
+                self._finish()
+            if far == "deleting":
+                self.delete(n, 0)
+
+    def register(self, reused: bool, protected: bool, adopted: bool) -> None:
+        if sum(resource.status != "deleted" for resource in self.model.resources.values()) >= MOST_RESOURCES:
+            return
+        label = f"n{0 if reused else len(self.model.resources)}"
+        if adopted:
+            self.server.standing.setdefault(label, Thing(label, None))
+        manifest = {"name": label} if adopted else None
+        new = NewResource("acme", "postgres", BACKEND, label, protected=protected, manifest=manifest)
+        key = str(uuid.uuid4())
+        made = self._ask(resources.register, new, actor="api", idempotency_key=key, request_digest="d")
+        generation = self._ask(self._generation, made[0].id)
+        id = str(made[0].id)
+        self.model.resources[id] = Resource(id, generation, label, adopted, protected)
+        self.check("enqueued")
+        again = self._ask(resources.register, new, actor="api", idempotency_key=key, request_digest="d")
+        assert again == made, "the same key made something else"
+        self.check()
+
+    def change(self, which: int, do: str) -> None:
+        resource = self._pick(self.model.resources.values(), which)
+        words: Json = {"protected": do == "protect"}
+        if do in ("expire", "never"):
+            past = dt.datetime(2020, 1, 1, tzinfo=dt.UTC) + dt.timedelta(list(self.model.resources).index(resource.id))
+            words = {"sets_expiry": True, "expires_at": past if do == "expire" else None}
+        try:
+            self._ask(resources.change, uuid.UUID(resource.id), **words)
+        except NotActive:
+            assert resource.status in ("deleting", "deleted")
+        else:
+            assert resource.status in ("provisioning", "active")
+            resource.protected = words.get("protected", resource.protected)
+            resource.expired = do == "expire" if "expires_at" in words else resource.expired
+        self.check()
+
+    def delete(self, which: int, request: int) -> None:
+        """Twice with one request id: the answer to the first was lost."""
+        resource = self._pick(sorted(self.model.resources.values(), key=lambda r: r.status == "deleted"), which)
+        request_id = uuid.uuid5(uuid.NAMESPACE_OID, f"{resource.id}{request}")
+        for _ in range(2):
+            job = self.model.of(resource.id, "deprovision")
+            wins = resource.status in ("active", "provisioning") and not resource.protected
+            try:
+                done = self._ask(jobs.enqueue, uuid.UUID(resource.id), actor="api", request_id=request_id)
+            except DeletionProtected:
+                assert resource.protected
+                assert job is None
+                self.check()
+                return
+            self.check(*["enqueued"] * wins)
+            mine = wins or self.rows["job"][done.job.id]["request_id"] == str(request_id)
+            assert (done.won, done.job.id) == (mine, done.job.id if job is None else job.id)
+
+    def redrive(self, which: int, any_job: bool, behind: bool) -> None:
+        among = [job for job in self.model.jobs.values() if any_job or job.state == "stuck"]
+        if among:
+            self._redrive(self._pick(among, which).id, behind)
+
+    def _redrive(self, id: int, behind: int) -> None:
+        job = self.model.jobs[id]
+        moves = job.state == "stuck" and not behind
+        try:
+            self._ask(jobs.redrive, id, fence=job.fence - behind, actor="op", reason="again")
+            said = None
+        except (JobNotStuck, FenceMismatch) as error:
+            said = type(error)
+        assert said == (None if moves else FenceMismatch if job.state == "stuck" else JobNotStuck)
+        self.check(*["redriven"] * moves)
+
+    # -- workers -----------------------------------------------------------------------------------------------
+
+    def claim(self, slots: int) -> None:
+        """The hands of one worker take what is due; each then stands before its first step."""
+        self.check()  # a breaker may have been tripped
+        due = [id for id, job in self.rows["job"].items() if job["state"] == "pending" and job["due"]]
+        breaker = self.rows["breaker"].get(BACKEND)
+        most = slots if breaker is None else 0 if breaker["open"] else 1
+        running = {job.resource for job in self.model.jobs.values() if job.state == "running"}
+        worker = f"w{len(self.claims)}"
+        taken = self._ask(jobs.claim, {BACKEND: slots}, slots=slots, worker=worker)
+        assert len(taken) == min(most, len(due))
+        assert {c.id for c in taken} <= set(due)
+        self.check(*["claimed"] * len(taken))
+        for claim in taken:
+            # Of two taken at once neither is: after the DELETE, which made the one, the other cannot start.
+            assert claim.contended == (str(claim.resource_id) in running)
+            self.claims.append(claim)
+            self.employed.append(Hand(self.model, self.server, claim, worker, self.record))
+            self.hands.append(self.employed[-1])
+
+    def serve(self, slots: int, steps: int) -> None:
+        """A worker comes by: it claims, and goes on for some steps."""
+        self.time_passes()
+        self.claim(slots)
+        if self.hands:
+            self.work(-1, steps)
+
+    def work(self, which: int, steps: int, how: str = "well") -> None:
+        """One hand goes on for some steps without trouble, and one more with it."""
+        if not self.hands:
+            return
+        hand = self._pick(self.hands, which)
+        for n in range(steps + 1):
+            if hand.before:
+                self._step(hand, how if n == steps else "well")
+
+    def _step(self, hand: Hand, how: str = "well") -> None:
+        hand.step(how)
+        if not hand.before:
+            self.hands.remove(hand)
+        self._promises(self.rows)
+
+    def record(self, transition: Callable[..., Any], claim: Claim, *, twice: bool = False, **words: Any) -> Any:
+        """One transition, and once more when its answer is lost: what happens must be what the model says."""
+        verb, answer, refused = transition.__name__, None, None
+        for _ in range(1 + (twice and verb != "note_late")):
+            verdict = self.model.verdict(verb, claim)
+            unborn = self.model.resources[str(claim.resource_id)].status == "provisioning"
+            undo = ["enqueued"] if verb == "rollback" and unborn else []
+            if verb == "complete" and verdict == MOVES:
+                self._absence_was_seen(claim, words["seen"])
+            try:
+                answer, refused = self._ask(transition, claim, **words), None
+            except StartRefused as error:
+                refused = error
+            said: Verdict = type(refused) if refused else verdict if verdict in (MOVES, LANDED) else "allowed"
+            assert said == verdict, f"{verb} of {claim} said {said}, and should have been {verdict}"
+            self.check(*([EVENT[verb], *undo] if verdict == MOVES else []))
+        if refused:
+            raise refused
+        return answer
+
+    def _absence_was_seen(self, claim: Claim, seen: Json) -> None:
+        hand = next(h for h in self.hands if (h.claim.id, h.claim.fence) == (claim.id, claim.fence))
+        resource = self.model.resources[str(claim.resource_id)]
+        assert hand.saw_absence or "never_made" in seen or ("never_adopted" in seen and resource.adopted)
+        assert all(thing.late or resource.adopted for thing in self.server.bearing(resource.generation))
+
+    def meddle(self, which: int, verb: str) -> None:
+        """Somebody uses a claim, dead or alive; only for what takes evidence the hand itself is needed."""
+        if not self.claims:
+            return
+        claim = self._pick([c for c in self.claims if self._harmful(c)] or self.claims, which)
+        dies = claim.kind == "deprovision"
+        verb = {"start": "start" if dies else "start_provision", "end": "complete" if dies else "activate"}.get(
+            verb, verb
+        )
+        if verb in ("complete", "activate") and self.model.verdict(verb, claim) == MOVES:
+            return
+        resource = self.model.resources[str(claim.resource_id)]
+        manifest = {"name": resource.label, "generation": resource.generation}
+        words: dict[str, Json] = {
+            "start_provision": {"manifest": manifest, "credentials": credentials.seal({"password": "p"})},
+            "complete": {"seen": {}},
+            "activate": {"manifest": manifest},
+            "stick": {"why": StuckReason.REFUSED, "error": "e"},
+        }
+        said = words.get(verb, {} if verb == "start" else {"error": "e"})
+        with suppress(StartRefused):
+            self.record(getattr(jobs, verb), claim, worker="z", **said)
+
+    def _harmful(self, claim: Claim) -> bool:
+        """Its job, or another one of its resource, is at work under a later claim."""
+        among = [job for job in self.model.jobs.values() if job.resource == str(claim.resource_id)]
+        return any(job.alive and (job.id, job.fence) != (claim.id, claim.fence) for job in among)
+
+    def heartbeat(self, which: list[int]) -> None:
+        """A beat keeps what has not been taken away, even when it comes late."""
+        beating = [claim for n, claim in enumerate(reversed(self.claims)) if n in which]
+        if not beating:
+            return
+        kept = self._ask(jobs.heartbeat, beating)
+        ours = [self.model.jobs[c.id] for c in beating if self._ours(c)]
+        assert kept == {job.id for job in ours}
+        for job in ours:
+            job.alive = True
+        self.check()
+
+    def _ours(self, claim: Claim) -> bool:
+        job = self.model.jobs[claim.id]
+        return (job.state, job.fence) == ("running", claim.fence)
+
+    def sweep(self) -> None:
+        """What every worker does every few seconds."""
+        due = [r for r in self.model.resources.values() if r.status == "active" and r.expired and not r.protected]
+        for _ in due:  # one by one: the order of one statement's rows is nobody's, and runs must be repeatable
+            assert self._ask(jobs.expire, actor="w", batch=1) == 1
+        assert self._ask(jobs.expire, actor="w") == 0
+        self.check(*["enqueued"] * len(due))
+        lost = sum(job.state == "running" and not job.alive for job in self.model.jobs.values())
+        assert self._ask(jobs.sweep, actor="w") == lost
+        self.check(*["swept"] * lost)
+
+    # -- the clock, and somebody with psql ---------------------------------------------------------------------
+
+    def a_lease_passes(self, which: int) -> None:
+        if alive := [job for job in self.model.jobs.values() if job.alive]:
+            self._pass(self._pick(alive, which).id)
+            self.check()
+
+    def a_successor_comes(self, which: int, steps: int) -> None:
+        """A worker stands still in the middle of its job and another one gets it; then it wakes, and goes on."""
+        if not self.hands:
+            return
+        zombie = self._pick(self.hands, which)
+        job = self.model.jobs[zombie.claim.id]
+        if job.alive:
+            self._pass(job.id)
+        self.sweep()
+        self.time_passes()
+        self.claim(2)
+        for _ in range(steps):
+            if zombie.before:
+                self._step(zombie)
+
+    def _pass(self, id: int) -> None:
+        self._sql("UPDATE outbox SET lease_expires_at = now() - interval '1 s' WHERE id = :id", id=id)
+        self.model.jobs[id].alive = False
+
+    def time_passes(self) -> None:
+        """What waits for its time is due, and the breaker half-open."""
+        self._sql(
+            "UPDATE outbox SET available_at = now() WHERE state = 'pending'; UPDATE breakers SET retry_at = now()"
+        )
+
+    def somebody_takes_the_name(self, which: int) -> None:
+        """Removes what bears it, or puts there something of their own."""
+        label = self._pick(self.model.resources.values(), which).label
+        if self.server.standing.pop(label, None) is None:
+            self.server.standing[label] = Thing(label, None)
+
+    # -- what must hold ----------------------------------------------------------------------------------------
+
+    def check(self, *expected: str) -> None:
+        """The new events are these, replayed they make the rows, and the rows keep the promises."""
+        before, events = self.rows, self._look()
+        assert sorted(e["event"] for e in events) == sorted(expected)
+        for event in sorted(events, key=lambda e: e["event"] == "enqueued"):  # a rollback comes before what it enqueues
+            if event["event"] == "claimed":
+                assert before["job"][event["job_id"]]["due"], "claimed before its time"
+            self.model.replay(event)
+        for kind, models in (("job", self.model.jobs), ("resource", self.model.resources)):
+            assert self.rows[kind].keys() == models.keys()
+            for id, row in self.rows[kind].items():
+                wanted = vars(models[id]) | ({"resource_id": models[id].resource} if kind == "job" else {})
+                told = {name: value for name, value in wanted.items() if name in row}
+                assert {name: row[name] for name in told} == told
+        self._promises(before)
+
+    def _promises(self, before: dict[str, Rows]) -> None:
+        rows, things = self.rows["job"].values(), self.rows["resource"]
+        for id, thing in things.items():
+            own = [row for row in rows if row["resource_id"] == id]
+            valid = [row for row in own if row["alive"] and row["started_fence"] == row["fence"]]
+            assert len(valid) <= 1, f"two valid claims at work on one resource: {valid}"
+            deaths = [row for row in own if row["kind"] == "deprovision" and row["state"] != "cancelled"]
+            assert len(deaths) <= 1, f"two teardowns of one resource: {deaths}"
+            if thing["status"] == "deleting":
+                assert [d for d in deaths if d["state"] not in FINAL], f"nobody tears down {thing}"
+            if thing["status"] == "deleted":
+                told = [e for e in self.history if e["event"] == "completed" and e["resource_id"] == id]
+                assert len(told) == 1, f"deleted without its evidence: {told}"
+                assert told[0]["detail"]["seen"]
+        for row in rows:
+            was = before["job"].get(row["id"], {"fence": 0, "state": "pending"})
+            assert was["fence"] <= row["fence"]
+            assert was["state"] not in FINAL or {**was, "alive": 0, "due": 0} == {**row, "alive": 0, "due": 0}
+            assert row["kind"] == "provision" or row["attempts"] <= row["max_attempts"]
+        for thing, generation in self.server.destroyed:
+            assert thing.generation == generation, f"{thing} was another's"
+            owner = next(r for r in things.values() if r["generation"] == generation)
+            assert owner["status"] in ("deleting", "deleted"), f"{thing} of a living resource was destroyed: {owner}"
+        dead = [thing for thing, _ in self.server.destroyed]
+        assert not any(thing is other for n, thing in enumerate(dead) for other in dead[:n]), "destroyed twice"
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """Honest workers bring everything to rest; then nothing is left over that nobody knows of."""
+        try:
+            if sys.exception() is None:
+                self._come_to_rest()
+        finally:
+            for hand in self.employed:
+                hand.end()
+
+    def _come_to_rest(self) -> None:
+        if not self.zombies_last:
+            self._finish()
+        if self.delete_last:
+            for n in range(len(self.model.resources)):
+                self.delete(n, 0)
+        zombies, self.hands = self.hands, []
+        for _ in range(len(self.model.jobs) * (MAX_ATTEMPTS + 2) + 2):
+            for job in self.model.jobs.values():
+                if job.alive:
+                    self._pass(job.id)
+            self.time_passes()
+            self.sweep()
+            self.claim(1)
+            self._finish()
+            if all(job.state in (*FINAL, "stuck") for job in self.model.jobs.values()):
+                break
+        self.hands = zombies
+        self._finish()
+        stuck = {job.resource for job in self.model.jobs.values() if job.state == "stuck"}
+        assert all(job.state in (*FINAL, "stuck") for job in self.model.jobs.values()), self.model.jobs
+        for resource in self.model.resources.values():
+            assert resource.status in ("active", "deleted") or resource.id in stuck, f"{resource} is forgotten"
+            if resource.status == "deleted" and not resource.adopted:
+                left = self.server.bearing(resource.generation)
+                assert all(thing.late and thing.maker.cut_short for thing in left), f"orphans: {left}"
+
+    def _finish(self) -> None:
+        while self.hands:
+            self._step(self.hands[0])
+
+    # -- asking ------------------------------------------------------------------------------------------------
+
+    def _ask(self, act: Callable[..., Any], *asked: Any, **words: Any) -> Any:
+        with database.statement() as db:
+            return act(db, *asked, **words)
+
+    def _sql(self, statement: str, **words: Any) -> None:
+        with database.statement() as db:
+            db.execute(text(statement), words)
+
+    def _generation(self, db: Any, id: uuid.UUID) -> str:
+        return str(db.execute(text("SELECT generation FROM resources WHERE id = :id"), {"id": id}).scalar_one())
+
+    def _look(self) -> list[Json]:
+        """The rows of now, and the events since the last look."""
+        with database.statement() as db:
+            told = db.execute(_ROWS, {"last": self.last}).all()
+        self.rows = {k: {r["id"]: r for kind, r in told if kind == k} for k in ("job", "resource", "breaker")}
+        events = sorted((row for kind, row in told if kind == "event"), key=lambda e: e["id"])
+        self.last = max((e["id"] for e in events), default=self.last)
+        self.history += events
+        return events
+
+    @staticmethod
+    def _pick(among: Any, which: int) -> Any:
+        found = list(among)
+        return found[which % len(found)]

@@ -1,0 +1,159 @@
+"""A reference model of the outbox: what each transition may do, and when. It learns of them from events alone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from outbox.errors import Busy, ClaimLost, StartRefused, Unwanted
+from outbox.rows import Claim, Json
+
+MOVES, LANDED = "moves", "landed"
+Verdict = str | type[StartRefused]
+# The event that each verb of a worker writes, and the state it leaves its job in.
+EVENT = {"start": "started", "start_provision": "started", "complete": "completed", "activate": "activated"}
+EVENT |= {"retry": "retried", "defer": "deferred", "stick": "stuck", "rollback": "rolled_back", "note_late": "late"}
+LEAVES = {"complete": "succeeded", "activate": "succeeded", "retry": "pending", "defer": "pending"}
+LEAVES |= {"stick": "stuck", "rollback": "cancelled"}
+FINAL = ("succeeded", "cancelled")
+
+
+@dataclass
+class Job:
+    """What a row of the outbox must look like. `alive`: its lease has not passed."""
+
+    id: int
+    kind: str
+    resource: str
+    max_attempts: int
+    state: str = "pending"
+    stuck_reason: str | None = None
+    fence: int = 0
+    attempts: int = 0
+    started_fence: int | None = None
+    alive: bool = False
+
+
+@dataclass
+class Resource:
+    """What a row of resources must look like. `label` is the name that its object has on the server."""
+
+    id: str
+    generation: str
+    label: str
+    adopted: bool
+    protected: bool
+    status: str = "provisioning"
+    activated: bool = False
+    expired: bool = False
+
+
+class Model:
+    """The rows as they must be."""
+
+    def __init__(self, max_attempts: int) -> None:
+        self.max_attempts = max_attempts
+        self.jobs: dict[int, Job] = {}
+        self.resources: dict[str, Resource] = {}
+
+    def of(self, resource_id: object, kind: str) -> Job | None:
+        """The resource's job of a kind; there is never a second."""
+        return next((j for j in self.jobs.values() if (j.resource, j.kind) == (str(resource_id), kind)), None)
+
+    def lives(self, claim: Claim) -> bool:
+        """Whether the claim is valid: its fence stands, and its lease has not passed."""
+        job = self.jobs[claim.id]
+        return job.state == "running" and job.fence == claim.fence and job.alive
+
+    def verdict(self, verb: str, claim: Claim) -> Verdict:
+        """What `verb` by the holder of `claim` must come to now."""
+        job, resource = self.jobs[claim.id], self.resources[str(claim.resource_id)]
+        ours = job.fence == claim.fence and job.state == "running"
+        if verb == "note_late":
+            return MOVES
+        if verb in ("start", "start_provision"):
+            if not (ours and job.alive):
+                return ClaimLost
+            if job.started_fence == job.fence:
+                return LANDED
+            if resource.status != ("deleting" if verb == "start" else "provisioning"):
+                return Unwanted
+            others = [j for j in self.jobs.values() if j.resource == job.resource and j is not job]
+            return Busy if any(other.state == "running" for other in others) else MOVES
+        may = {
+            "complete": job.kind == "deprovision" and resource.status == "deleting",
+            "activate": job.kind == "provision" and resource.status in ("provisioning", "deleting"),
+            "retry": job.attempts < job.max_attempts,
+            "defer": job.started_fence != job.fence,
+            "stick": True,
+            "rollback": job.kind == "provision" and (not resource.adopted or resource.status != "provisioning"),
+        }
+        if ours and may[verb]:
+            return MOVES
+        return LANDED if (job.fence, job.state) == (claim.fence, LEAVES[verb]) else ClaimLost
+
+    def replay(self, event: Json) -> None:
+        """One event, of a transition that must have been allowed."""
+        what, detail = event["event"], event["detail"] or {}
+        resource = self.resources[event["resource_id"]]
+        if what == "enqueued":
+            self._enqueued(event, resource)
+            return
+        job = self.jobs[event["job_id"]]
+        assert job.resource == resource.id
+        assert event["fence"] == job.fence + (what == "claimed"), f"{what} moves the fence of {job}"
+        match what:
+            case "claimed":
+                assert job.state == "pending", f"claimed: {job}"
+                job.state, job.fence, job.attempts, job.alive = "running", job.fence + 1, job.attempts + 1, True
+            case "swept":
+                assert job.state == "running", f"swept: {job}"
+                assert not job.alive, f"swept with a living lease: {job}"
+                spent = job.kind != "provision" and job.attempts >= job.max_attempts
+                self._put(job, "stuck" if spent else "pending", "attempts_exhausted" if spent else None)
+                assert detail["state"] == job.state
+            case "redriven":
+                assert job.state == "stuck", f"redriven: {job}"
+                self._put(job, "pending")
+                job.attempts = 0
+            case "late":
+                assert detail["fence"] <= job.fence
+            case _:
+                self._moved(what, job, resource, detail)
+
+    def _enqueued(self, event: Json, resource: Resource) -> None:
+        kind = "provision" if self.of(resource.id, "provision") is None else "deprovision"
+        assert self.of(resource.id, kind) is None, f"a second {kind} job of {resource}"
+        assert event["fence"] == 0
+        if kind == "deprovision" and event["reason"] != "the provision failed":
+            assert resource.status in ("active", "provisioning"), f"a DELETE of {resource}"
+            assert not resource.protected, f"a DELETE of {resource}"
+            resource.status = "deleting"
+        assert resource.status == ("provisioning" if kind == "provision" else "deleting")
+        self.jobs[event["job_id"]] = Job(event["job_id"], kind, resource.id, self.max_attempts)
+
+    def _moved(self, what: str, job: Job, resource: Resource, detail: Json) -> None:
+        verb = {"started": "start" if job.kind == "deprovision" else "start_provision"}.get(what) or next(
+            verb for verb, event in EVENT.items() if event == what
+        )
+        now = self.verdict(verb, _claim(job))
+        assert now == MOVES, f"{what} was allowed, where {verb} should be {now}: {job}, {resource}"
+        if what == "started":
+            job.started_fence = job.fence
+            return
+        self._put(job, LEAVES[verb], detail.get("stuck_reason"))
+        if what == "deferred":
+            job.attempts -= 1
+        elif what == "completed":
+            resource.status = "deleted"
+        elif what == "activated" and resource.status == "provisioning":
+            resource.status, resource.activated = "active", True
+        elif what == "rolled_back" and resource.status == "provisioning":
+            resource.status = "deleting"
+
+    @staticmethod
+    def _put(job: Job, state: str, reason: str | None = None) -> None:
+        job.state, job.stuck_reason, job.alive = state, reason, False
+
+
+def _claim(job: Job) -> Any:
+    """As much of a claim as a verdict asks for."""
+    return type("Held", (), {"id": job.id, "fence": job.fence, "resource_id": job.resource})

@@ -1,0 +1,100 @@
+"""The outbox against a reference model, in any order; and what plays it finds each guard that is gone."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis.configuration
+import pytest
+import structlog
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from outbox import breakers, jobs
+from outbox import db as database
+from tests.outbox.machine import MAX_ATTEMPTS, Outbox
+from worker import runner
+
+# For a long run, of all mutants too: MODEL_EXAMPLES=2000 make test ARGS=tests/outbox/test_model.py
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "30"))
+STEPS = 40
+
+
+@pytest.fixture
+def env(env: dict[str, str]) -> dict[str, str]:
+    """Time passes only where the machine says so."""
+    return env | {
+        "DEPROVISIONER_MAX_ATTEMPTS": str(MAX_ATTEMPTS),
+        "DEPROVISIONER_LEASE_SECONDS": "3600",
+        "DEPROVISIONER_BACKOFF_BASE_SECONDS": "3600",
+        "DEPROVISIONER_BACKOFF_MAX_SECONDS": "86400",
+    }
+
+
+@pytest.fixture
+def still(settled: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """And nothing is waited for, said, or left in the tree."""
+    hypothesis.configuration.set_hypothesis_home_dir(tmp_path)
+    monkeypatch.setattr(runner, "BUSY_DELAY_SECONDS", 3600.0)
+    monkeypatch.setattr(breakers, "PAUSE_SECONDS", 3600)
+    monkeypatch.setattr(breakers, "LONGEST_PAUSE_SECONDS", 3600)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
+
+
+def _play(examples: int, *, mutant: bool = False) -> None:
+    profile = settings(
+        max_examples=examples,
+        stateful_step_count=STEPS,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        derandomize=mutant,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate] if mutant else [Phase.generate, Phase.shrink],
+    )
+    run_state_machine_as_test(Outbox, settings=profile)
+
+
+@pytest.mark.timeout(120 + EXAMPLES * 10)
+def test_any_order_of_anything_keeps_the_promises(still: None) -> None:
+    _play(EXAMPLES)
+
+
+# A guard, and what its statement says instead. The first few are found at once; the others are for a long run.
+QUICK = 4
+MUTANTS = {
+    "one DELETE": ("_ENQUEUE", " AND status IN ('active', 'provisioning')", ""),
+    "fence of a start": ("_START_DEPROVISION", " AND fence = :fence", ""),
+    "state of a complete": ("_COMPLETE", " AND state = 'running'", ""),
+    "lease of a sweep": ("_SWEEP", " AND lease_expires_at < now()", ""),
+    "lease of a start": ("_START_DEPROVISION", " AND lease_expires_at > now()", ""),
+    "one job at a time": ("_START_DEPROVISION", "AND other.state = 'running'", "AND false"),
+    "fence of a complete": ("_COMPLETE", " AND fence = :fence", ""),
+    "fence of a birth's start": ("_START_PROVISION", " AND fence = :fence", ""),
+    "lease of a birth's start": ("_START_PROVISION", " AND lease_expires_at > now()", ""),
+    "resource of a birth's start": ("_START_PROVISION", " AND status = 'provisioning'", ""),
+    "fence of an activate": ("_ACTIVATE", " AND fence = :fence", ""),
+    "start before a defer": ("_DEFER", " AND started_fence IS DISTINCT FROM fence", ""),
+    "fence of a rollback": ("_ROLLBACK", " AND fence = :fence", ""),
+    "growing fence": ("_CLAIM", "fence = fence + 1, attempts", "fence = greatest(fence, 1), attempts"),
+    "fence of a heartbeat": ("_HEARTBEAT", " AND outbox.fence = held.fence", ""),
+}
+
+
+@pytest.mark.parametrize("guard", [*MUTANTS][: None if "MODEL_EXAMPLES" in os.environ else QUICK])
+def test_the_machine_falls_without_the(guard: str, still: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    constant, words, instead = MUTANTS[guard]
+    whole = str(getattr(jobs, constant))
+    assert words in whole
+    monkeypatch.setattr(jobs, constant, text(whole.replace(words, instead)))
+    if guard == "one DELETE":  # the unique index is a guard of its own
+        with database.statement() as db:
+            db.exec_driver_sql("DROP INDEX outbox_one_deprovision")
+    with pytest.raises((AssertionError, IntegrityError)):
+        _play(300, mutant=True)
