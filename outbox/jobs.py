@@ -315,7 +315,7 @@ def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json
     """
     asked = _of(claim) | _note("completed", worker, detail={"seen": seen} | ({"did": did} if did else {}))
     if db.execute(_COMPLETE, asked).one_or_none() is None:
-        _landed(db, claim, JobState.SUCCEEDED)
+        _landed(db, claim, asked)
 
 
 # Not once the resource is deleted: then what was made must be unmade, and the job may not look well ended.
@@ -345,7 +345,7 @@ def activate(db: Connection, claim: Claim, *, worker: str, manifest: Json) -> No
     """
     asked = _of(claim) | _note("activated", worker, detail={"manifest": manifest}) | {"manifest": json.dumps(manifest)}
     if db.execute(_ACTIVATE, asked).one_or_none() is None:
-        _landed(db, claim, JobState.SUCCEEDED)
+        _landed(db, claim, asked)
 
 
 # Full jitter: anything up to the exponential bound, so that a crowd of failures does not come back as one.
@@ -365,7 +365,7 @@ def retry(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
     """running -> pending, later: exponential backoff with full jitter and a cap, in the row. Raises ClaimLost."""
     asked = _of(claim) | _note("retried", worker, reason=error) | {"error": error}
     if db.execute(_RETRY, asked | _backoff()).one_or_none() is None:
-        _landed(db, claim, JobState.PENDING)
+        _landed(db, claim, asked)
 
 
 _DEFER = text(f"""
@@ -384,7 +384,7 @@ def defer(db: Connection, claim: Claim, *, worker: str, error: str, delay: float
     """running -> pending, the attempt given back, since nothing was started; `delay` in seconds. Raises ClaimLost."""
     asked = _of(claim) | _note("deferred", worker, reason=error) | {"error": error, "delay": delay}
     if db.execute(_DEFER, asked).one_or_none() is None:
-        _landed(db, claim, JobState.PENDING)
+        _landed(db, claim, asked)
 
 
 _STICK = text(f"""
@@ -400,9 +400,9 @@ _STICK = text(f"""
 
 def stick(db: Connection, claim: Claim, *, worker: str, why: StuckReason, error: str, seen: Json | None = None) -> None:
     """running -> stuck(why): a person's now. Raises ClaimLost."""
-    note = _note("stuck", worker, reason=error, detail={"stuck_reason": why, "seen": seen})
-    if db.execute(_STICK, _of(claim) | note | {"why": why, "error": error}).one_or_none() is None:
-        _landed(db, claim, JobState.STUCK)
+    asked = _of(claim) | _note("stuck", worker, reason=error, detail={"stuck_reason": why, "seen": seen})
+    if db.execute(_STICK, asked | {"why": why, "error": error}).one_or_none() is None:
+        _landed(db, claim, asked)
 
 
 # An adopted object was there before us: an adoption that fails must never destroy it.
@@ -437,7 +437,7 @@ def rollback(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
     """
     asked = _of(claim) | _note("rolled_back", worker, reason=error) | {"error": error}
     if db.execute(_ROLLBACK, asked).one_or_none() is None:
-        _landed(db, claim, JobState.CANCELLED)
+        _landed(db, claim, asked)
 
 
 # A provision goes back to pending even when its attempts are spent: the runner rolls it back.
@@ -526,8 +526,13 @@ def _note(event: str, actor: str, *, reason: str | None = None, detail: Json | N
     }
 
 
-def _landed(db: Connection, claim: Claim, target: JobState) -> None:
+_NOTED = text("""
+    SELECT state, fence, EXISTS (SELECT FROM events WHERE job_id = :id AND fence = :fence AND event = :event) AS noted
+      FROM outbox WHERE id = :id""")
+
+
+def _landed(db: Connection, claim: Claim, asked: Json) -> None:
     """Return when our own write had landed and only its answer was lost; else raise ClaimLost."""
-    row = db.execute(text("SELECT state, fence FROM outbox WHERE id = :id"), {"id": claim.id}).one()
-    if row.fence != claim.fence or row.state != target:
+    row = db.execute(_NOTED, asked).one()
+    if not row.noted:
         raise ClaimLost(f"job {claim.id}: fence {claim.fence} is no longer ours (now {row.state}, fence {row.fence})")

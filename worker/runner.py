@@ -8,17 +8,25 @@ from collections.abc import Callable
 from typing import Any, assert_never
 
 from sqlalchemy import Connection
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from outbox import breakers, credentials, db, jobs, resources
-from outbox.errors import BackendError, Busy, ClaimLost, DeprovisionerError, Refused, Unavailable, Unwanted
+from outbox.errors import BackendError, Busy, ClaimLost, DeprovisionerError, Refused, Transient, Unavailable, Unwanted
 from outbox.events import log
 from outbox.rows import Claim, Json
 from outbox.states import JobKind, ResourceStatus, StuckReason
 from worker.backends import Absent, Backend, Different, Same
 
 # A control database that restarts is back within this; after it the lease has passed and the sweep takes over.
-RECORD_FOR_SECONDS = 60
+_GIVE_UP = stop_after_delay(60)
+_WAIT = wait_random_exponential(multiplier=0.1, max=2)
 # Another job of the resource is at work: look again soon.
 BUSY_DELAY_SECONDS = 1.0
 
@@ -35,6 +43,7 @@ class Run:
         self.backend = backend
         self.worker = worker
         self.started = False
+        self.making: Json | None = None  # what the backend may have made for us, from the moment it is asked to
         self.log = log.bind(
             job_id=claim.id,
             fence=claim.fence,
@@ -57,7 +66,7 @@ class Run:
                 case never:
                     assert_never(never)
         except ClaimLost as error:
-            self.log.warning("claim_lost", error=str(error))
+            self._lost(error)
         except Exception as error:  # noqa: BLE001 - the one place where everything ends: each must become a transition
             if db.unreachable(error):
                 self.log.error("outcome_not_recorded", error=repr(error))  # the lease will pass, and the sweep come
@@ -128,14 +137,10 @@ class Run:
         else:
             planned, sealed = self._plan()
             self.started = True
-            manifest = self.backend.provision(planned, credentials.unseal(sealed))
+            self.making = planned
+            self.making = manifest = self.backend.provision(planned, credentials.unseal(sealed))
         self._breaker_closed()
-        try:
-            self._record(jobs.activate, manifest=manifest)
-        except ClaimLost:
-            self._record(jobs.note_late, news={"provisioned": manifest})
-            self._undo_late_birth(manifest)
-            raise
+        self._record(jobs.activate, manifest=manifest)
         self.log.info("activated")
 
     def _plan(self) -> tuple[Json, bytes]:
@@ -145,12 +150,26 @@ class Run:
         planned, stored = self._record(jobs.start_provision, manifest=plan.manifest, credentials=sealed)
         return planned, stored
 
-    def _undo_late_birth(self, manifest: Json) -> None:
-        """We stood still while the resource was deleted and may have been seen absent: what we made is nobody's."""
+    def _lost(self, error: ClaimLost) -> None:
+        """Another has the job by now. What we made after the resource was seen absent is nobody's: it goes again."""
+        self.log.warning("claim_lost", error=str(error))
+        if self.making is None:
+            return
+        self._record(jobs.note_late, news={"provisioned": self.making})
         with db.statement() as session:
             resource, _ = resources.find(session, self.claim.resource_id)
-        if resource.status in (ResourceStatus.DELETING, ResourceStatus.DELETED) and not self.claim.adopted:
-            self.backend.teardown(manifest, self.claim.fence)
+        if resource.status in (ResourceStatus.DELETING, ResourceStatus.DELETED):
+            self._undo(self.making)
+
+    def _undo(self, manifest: Json) -> None:
+        again = Retrying(
+            retry=retry_if_exception_type((Transient, Unavailable)), wait=_WAIT, stop=_GIVE_UP, reraise=True
+        )
+        try:
+            again(self.backend.teardown, manifest, self.claim.fence)
+        except BackendError as error:
+            self.log.error("late_birth_left", error=str(error), manifest=manifest)  # the doctor tells of it too
+        else:
             self._record(jobs.note_late, news={"undone": manifest})
 
     # -- outcomes ----------------------------------------------------------------------------------------------
@@ -182,7 +201,7 @@ class Run:
                     self.log.warning("failed", error=text, exc_info=not isinstance(error, BackendError))
                     self._retry(text)
         except ClaimLost as lost:
-            self.log.warning("claim_lost", error=str(lost))
+            self._lost(lost)
         except Exception as worse:
             if not db.unreachable(worse):
                 raise
@@ -232,8 +251,8 @@ class Run:
     def _do(self, act: Callable[[Connection], Any]) -> Any:
         for attempt in Retrying(
             retry=retry_if_exception(db.unreachable),
-            wait=wait_random_exponential(multiplier=0.1, max=2),
-            stop=stop_after_delay(RECORD_FOR_SECONDS),
+            wait=_WAIT,
+            stop=_GIVE_UP,
             before_sleep=self._control_database_lost,
             reraise=True,
         ):

@@ -89,9 +89,7 @@ class Hand(threading.Thread):
         self.model, self.server, self.claim, self.worker = model, server, claim, worker
         self.before = "birth"  # what it stands before
         self.saw_absence = False
-        self.cut_short = (
-            False  # killed, or failed by the server while it made or destroyed: then a late birth may be left
-        )
+        self.cut_short = False  # killed, or refused by the server: then a late birth may be left
         self.broke: BaseException | None = None
         self._record_one = record
         self._how = "well"
@@ -102,7 +100,7 @@ class Hand(threading.Thread):
     def step(self, how: str = "well") -> None:
         """Let it do what it stands before: `well`, or it is `killed`, or the answer is `lost`, or the server fails."""
         self._how = how
-        troubled = how == "killed" or (how != "well" and self.before in ("make", "bury", "destroy"))
+        troubled = how == "killed" or (how == "refused" and self.before in ("bury", "destroy"))
         self.cut_short = self.cut_short or troubled
         self._go.release()
         self._stood()

@@ -53,6 +53,7 @@ class Model:
         self.max_attempts = max_attempts
         self.jobs: dict[int, Job] = {}
         self.resources: dict[str, Resource] = {}
+        self.told: set[tuple[int, int, str]] = set()  # job, fence, event
 
     def of(self, resource_id: object, kind: str) -> Job | None:
         """The resource's job of a kind; there is never a second."""
@@ -88,7 +89,7 @@ class Model:
         }
         if ours and may[verb]:
             return MOVES
-        return LANDED if (job.fence, job.state) == (claim.fence, LEAVES[verb]) else ClaimLost
+        return LANDED if (job.id, claim.fence, EVENT[verb]) in self.told else ClaimLost
 
     def replay(self, event: Json) -> None:
         """One event, of a transition that must have been allowed."""
@@ -99,6 +100,7 @@ class Model:
             return
         job = self.jobs[event["job_id"]]
         assert job.resource == resource.id
+        self.told.add((job.id, event["fence"], what))
         assert event["fence"] == job.fence + (what == "claimed"), f"{what} moves the fence of {job}"
         match what:
             case "claimed":

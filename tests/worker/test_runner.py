@@ -249,8 +249,9 @@ def test_a_birth_no_longer_wanted_ends_before_it_acts(db: Connection) -> None:
     assert status_of(db, claim.resource_id) == "deleted"
 
 
-def test_a_birth_that_comes_late_undoes_itself(db: Connection) -> None:
-    """Its worker stood still; meanwhile the resource was deleted, and seen to be absent."""
+@pytest.mark.parametrize("answer", [lambda: None, fail(Transient("lost")), fail(Unavailable("lost"))])
+def test_a_birth_that_comes_late_undoes_itself(db: Connection, answer: Callable[[], None]) -> None:
+    """Its worker stood still; meanwhile the resource was deleted, and seen to be absent. The answer may be lost too."""
     claim = a_birth(db)
 
     def meanwhile() -> None:
@@ -262,6 +263,7 @@ def test_a_birth_that_comes_late_undoes_itself(db: Connection) -> None:
         Run(birth, Shelf(), worker="w2")()
         Run(death, Shelf(sees=[Absent({})]), worker="w2")()
         assert status_of(db, claim.resource_id) == "deleted"
+        answer()
 
     backend = Shelf(does=meanwhile)
     Run(claim, backend, worker="w1")()
