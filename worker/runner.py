@@ -133,7 +133,7 @@ class Run:
             self._inspect(self.claim.manifest)  # only to find the server out of reach before the attempt counts
             self._record(jobs.start_provision, manifest=self.claim.manifest, credentials=None)
             self.started = True
-            manifest = self.backend.adopt(self.claim.manifest, self.claim.generation)
+            self.making = manifest = self.backend.adopt(self.claim.manifest, self.claim.generation)
         else:
             planned, sealed = self._plan()
             self.started = True
@@ -158,7 +158,7 @@ class Run:
         self._record(jobs.note_late, news={"provisioned": self.making})
         with db.statement() as session:
             resource, _ = resources.find(session, self.claim.resource_id)
-        if resource.status in (ResourceStatus.DELETING, ResourceStatus.DELETED):
+        if resource.status in (ResourceStatus.DELETING, ResourceStatus.DELETED) and not self.claim.adopted:
             self._undo(self.making)
 
     def _undo(self, manifest: Json) -> None:

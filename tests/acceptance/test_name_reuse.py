@@ -62,6 +62,20 @@ def test_the_wrong_server_behind_the_same_backend_name(acme: httpx.Client, syste
     assert servers.pg.bears(resource["manifest"])
 
 
+def test_the_control_database_is_never_adopted(
+    acme: httpx.Client, system: System, servers: Servers, env: dict[str, str], operator: str
+) -> None:
+    system.worker(PG_MAIN_DSN=servers.control.dsn)
+    own = env["DEPROVISIONER_DATABASE_URL"].rsplit("/", 1)[1]
+    body = {"kind": "postgres", "backend": "pg-main", "name": "x", "tenant": "acme", "manifest": {"database": own}}
+    made = acme.post("/v1/resources", json=body, headers={"Authorization": f"Bearer {operator}"}).json()
+    told = stuck(acme, made["job"]["url"])
+    assert (told["stuck_reason"], told["last_error"]) == (
+        "refused",
+        f"'{own}' is protected: it is never adopted or torn down",
+    )
+
+
 def test_a_redriven_job_finds_its_own_again_and_ends_well(
     acme: httpx.Client, system: System, servers: Servers, operator: str
 ) -> None:

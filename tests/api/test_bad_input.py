@@ -158,6 +158,11 @@ def test_another_tenants_things_do_not_exist(api: httpx.Client, db: Connection, 
     assert api.get(job["url"], headers=boss).json()["tenant"] == "globex"
 
 
+def test_a_tenant_adopts_nothing(api: httpx.Client, db: Connection) -> None:
+    problem(api.post("/v1/resources", json=GOOD | {"manifest": {"database": "x"}}), 403, "forbidden")
+    assert rows(db) == (0, 0, 0)
+
+
 @pytest.mark.parametrize(
     "name", ["'; DROP TABLE resources; --", "*", "ten[ant]?\\", "%s %(x)s :name", "ä😀 \u202e", "\\x00"]
 )

@@ -33,6 +33,7 @@ def test_concurrent_claims_share_the_jobs_and_none_twice(db: Connection) -> None
 
 def test_a_row_that_somebody_holds_is_skipped_not_waited_for(db: Connection, connect: Any) -> None:
     first, second = a_job(db), a_job(db)
+    db.execute(text("SET lock_timeout = '1s'"))
     holder = connect()
     holder.cursor().execute("SELECT FROM outbox WHERE id = %s FOR UPDATE", (first,))
     assert [c.id for c in claims(db, 2)] == [second]
@@ -88,6 +89,7 @@ def test_a_heartbeat_keeps_only_what_is_still_ours(db: Connection) -> None:
     mine, swept, stolen = claims(db, 3)
     db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
     db.execute(text("UPDATE outbox SET fence = fence + 1 WHERE id = :id"), {"id": stolen.id})
+    db.execute(text("ALTER TABLE outbox DROP CONSTRAINT outbox_running_has_lease"))  # it would answer for the guard
     jobs.defer(db, swept, worker="w", error="gone")
     assert jobs.heartbeat(db, [mine, swept, stolen]) == {mine.id}
     assert jobs.sweep(db, actor="w") == 1
@@ -123,6 +125,23 @@ def test_two_sweeps_at_once_put_each_job_back_once(db: Connection) -> None:
         thread.join()
     assert sum(swept) == 50
     assert db.execute(text("SELECT count(*) FROM events WHERE event = 'swept'")).scalar() == 50
+
+
+def test_a_sweep_waits_for_nobody(db: Connection, connect: Any) -> None:
+    held, lost = (a_job(db, state="running", attempts=1, lease="-1 s") for _ in range(2))
+    db.execute(text("SET lock_timeout = '1s'"))
+    connect().cursor().execute("SELECT FROM outbox WHERE id = %s FOR UPDATE", (held,))
+    assert jobs.sweep(db, actor="w") == 1
+    assert [job(db, id).state for id in (held, lost)] == ["running", "pending"]
+
+
+def test_a_sweep_holds_no_lock_on_what_lives(db: Connection, connect: Any) -> None:
+    """A heartbeat would wait for it."""
+    alive = a_job(db, state="running", attempts=1)
+    a_job(db, state="running", attempts=1, lease="-1 s")
+    with database.transaction() as session:
+        assert jobs.sweep(session, actor="w") == 1
+        connect().cursor().execute("SELECT FROM outbox WHERE id = %s FOR UPDATE NOWAIT", (alive,))
 
 
 def test_the_sweep_is_bounded(db: Connection) -> None:

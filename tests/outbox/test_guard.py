@@ -12,7 +12,7 @@ from outbox import jobs
 from outbox.errors import DeletionProtected, NotFound
 from outbox.states import JobState, ResourceStatus
 from tests.conftest import Servers
-from tests.outbox.given import a_resource, status_of
+from tests.outbox.given import a_job, a_resource, status_of
 
 
 def test_the_first_delete_wins_and_leaves_one_job_and_one_event(db: Connection) -> None:
@@ -35,6 +35,13 @@ def test_a_later_delete_changes_nothing_and_names_the_same_job(db: Connection) -
         assert again.job == first.job
     assert db.execute(text("SELECT count(*) FROM outbox")).scalar() == 1
     assert db.execute(text("SELECT count(*) FROM events")).scalar() == 1
+
+
+def test_the_flip_alone_lets_one_delete_win(db: Connection) -> None:
+    resource = a_resource(db)
+    db.execute(text("DROP INDEX outbox_one_deprovision"))  # it would answer for the flip
+    assert [jobs.enqueue(db, resource, actor="me").won for _ in range(3)] == [True, False, False]
+    assert db.execute(text("SELECT count(*) FROM outbox")).scalar() == 1
 
 
 def test_an_error_in_the_insert_leaves_the_status_unflipped(db: Connection) -> None:
@@ -72,6 +79,9 @@ def test_another_tenants_resource_does_not_exist(db: Connection) -> None:
     with pytest.raises(NotFound):
         jobs.enqueue(db, resource, actor="me", tenant="globex")
     assert status_of(db, resource) == "active"
+    jobs.enqueue(db, resource, actor="me", tenant="acme")
+    with pytest.raises(NotFound):
+        jobs.enqueue(db, resource, actor="me", tenant="globex")
 
 
 def test_a_protected_resource_is_not_deleted(db: Connection) -> None:
@@ -103,14 +113,14 @@ def test_of_sixteen_at_once_one_wins_at_the_function(db: Connection) -> None:
     assert len({r.job.id for r in results}) == 1
 
 
-def test_a_second_deprovision_job_is_impossible_whoever_inserts_it(db: Connection) -> None:
-    resource = a_resource(db)
-    jobs.enqueue(db, resource, actor="me")
-    with pytest.raises(sa.exc.IntegrityError, match="outbox_one_deprovision"):
+@pytest.mark.parametrize("kind", ["provision", "deprovision"])
+def test_a_second_job_of_a_kind_is_impossible_whoever_inserts_it(db: Connection, kind: str) -> None:
+    id = a_job(db, kind=kind)
+    with pytest.raises(sa.exc.IntegrityError, match=f"outbox_one_{kind}"):
         db.execute(
             text("""INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id)
-                    VALUES ('deprovision', :id, 'pg-main', 1, gen_random_uuid())"""),
-            {"id": resource},
+                    SELECT kind, resource_id, 'pg-main', 1, gen_random_uuid() FROM outbox WHERE id = :id"""),
+            {"id": id},
         )
 
 

@@ -18,6 +18,25 @@ from tests.witness import eventually
 
 Act = Callable[[Connection, Claim], Any]
 
+# A row, what somebody else does to it, and the transition that has picked it already.
+RACES: dict[str, tuple[Callable[[Connection], Any], str, Callable[[Connection], Any]]] = {
+    "_CLAIM": (
+        a_job,
+        "UPDATE outbox SET state = 'running', fence = 1, attempts = 1, claimed_by = 'w0', lease_expires_at = now()",
+        claims,
+    ),
+    "_SWEEP": (
+        lambda db: a_job(db, state="running", attempts=1, lease="-1 s"),
+        "UPDATE outbox SET lease_expires_at = now() + interval '30 s'",
+        lambda db: jobs.sweep(db, actor="w"),
+    ),
+    "_EXPIRE": (
+        lambda db: a_resource(db, expires="now() - interval '1 s'"),
+        "UPDATE resources SET status = 'deleting', deleted_at = now()",
+        lambda db: jobs.expire(db, actor="w"),
+    ),
+}
+
 # Each transition as a call on a job in any state, with the kind of job it is for.
 ACTS: dict[str, tuple[str, Act]] = {
     "claim": ("deprovision", lambda db, c: claims(db) or _nothing()),
@@ -32,10 +51,16 @@ ACTS: dict[str, tuple[str, Act]] = {
     "redrive": ("deprovision", lambda db, c: jobs.redrive(db, c.id, fence=c.fence, actor="op", reason="r")),
 }
 BIRTHS = {"enqueue", "expire"}
+ENDS = ("complete", "activate", "retry", "defer", "stick", "rollback")
 
 
 def _nothing() -> None:
     raise ClaimLost("no row fitted")
+
+
+def somebody_waits(db: Connection) -> bool:
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    return db.execute(text(waiting)).first() is not None
 
 
 def test_every_transition_is_tried() -> None:
@@ -75,8 +100,38 @@ def test_an_older_fence_moves_nothing(db: Connection, name: str) -> None:
     assert events_of(db, id) == []
 
 
+@pytest.mark.parametrize("name", ENDS)
+def test_an_end_under_a_later_fence_is_not_taken_for_one_s_own(db: Connection, name: str) -> None:
+    kind, act = ACTS[name]
+    id = a_job(db, state="running", kind=kind, attempts=2)
+    act(db, claim_of(db, id))
+    with pytest.raises(ClaimLost):
+        act(db, claim_of(db, id, fence=1))
+
+
+@pytest.mark.parametrize("name", ["complete", "activate", "rollback"])
+def test_a_job_ends_only_as_its_kind_does(db: Connection, name: str) -> None:
+    kind, act = ACTS[name]
+    other = "provision" if kind == "deprovision" else "deprovision"
+    id = a_job(db, state="running", kind=other, status="deleting", attempts=1)
+    before = job(db, id)
+    with pytest.raises(ClaimLost):
+        act(db, claim_of(db, id))
+    assert job(db, id) == before
+
+
+def test_every_claim_has_a_fence_of_its_own(db: Connection) -> None:
+    id = a_job(db)
+    db.execute(text("UPDATE outbox SET fence = 5"))  # as after a redrive: the attempts begin anew, the fence does not
+    (claim,) = claims(db)
+    assert (claim.fence, claim.attempts) == (6, 1)
+    assert (job(db, id).fence, job(db, id).attempts) == (6, 1)
+
+
 def test_complete_deletes_the_resource_in_the_same_statement(db: Connection) -> None:
     claim = a_claim(db)
+    db.execute(text("UPDATE resources SET credentials = 'x'"))
+    db.execute(text("ALTER TABLE resources DROP CONSTRAINT resources_deleted_has_no_credentials"))
     jobs.start(db, claim, worker="w")
     jobs.complete(db, claim, worker="w", seen={"databases": []})
     row = db.execute(text("SELECT status, purged_at IS NOT NULL, credentials FROM resources")).one()
@@ -108,6 +163,29 @@ def test_start_refuses_a_lease_that_has_passed(db: Connection) -> None:
     assert job(db, id).started_fence is None
 
 
+def test_start_refuses_what_does_not_run_whatever_its_lease(db: Connection) -> None:
+    id = a_job(db)
+    db.execute(text("ALTER TABLE outbox DROP CONSTRAINT outbox_running_has_lease"))  # it would answer for the guard
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() + interval '30 s'"))
+    with pytest.raises(ClaimLost):
+        jobs.start(db, claim_of(db, id), worker="w")
+
+
+def test_start_refuses_what_the_resource_does_not_want(db: Connection) -> None:
+    claim = a_claim(db, status="active")
+    with pytest.raises(StartRefused, match="active, not deleting"):
+        jobs.start(db, claim, worker="w")
+    assert job(db, claim.id).started_fence is None
+
+
+def test_a_teardown_of_what_nobody_deletes_does_not_end_well(db: Connection) -> None:
+    claim = a_claim(db, status="active")
+    db.execute(text("ALTER TABLE resources DROP CONSTRAINT resources_deleting_since"))  # it would answer for the guard
+    with pytest.raises(ClaimLost):
+        jobs.complete(db, claim, worker="w", seen={})
+    assert status_of(db, claim.resource_id) == "active"
+
+
 def test_start_refuses_while_another_job_of_the_resource_runs(db: Connection) -> None:
     birth = a_claim(db, kind="provision")
     jobs.start_provision(db, birth, worker="w", manifest={"a": 1}, credentials=b"x")
@@ -137,6 +215,7 @@ def test_what_is_about_to_be_made_is_stored_once(db: Connection) -> None:
     db.execute(text("UPDATE outbox SET available_at = now()"))
     again = claims(db)[0]
     assert jobs.start_provision(db, again, worker="w", manifest={"n": 2}, credentials=b"2") == ({"n": 1}, b"1")
+    assert events_of(db, claim.id) == ["claimed", "started", "retried", "claimed", "started"]
 
 
 def test_rollback_sends_a_failed_birth_the_way_of_a_delete(db: Connection) -> None:
@@ -147,6 +226,8 @@ def test_rollback_sends_a_failed_birth_the_way_of_a_delete(db: Connection) -> No
         ("provision", "cancelled"),
         ("deprovision", "pending"),
     ]
+    told = db.execute(text("SELECT event FROM events")).scalars().all()
+    assert sorted(told) == ["claimed", "enqueued", "rolled_back"]
 
 
 def test_rollback_never_touches_an_adopted_resource_that_is_still_wanted(db: Connection) -> None:
@@ -217,6 +298,47 @@ def test_expiry_enqueues_what_has_expired_and_nothing_else(db: Connection) -> No
     assert [status_of(db, r) for r in (due, later, kept)] == ["deleting", "active", "active"]
 
 
+def test_what_cannot_expire_takes_no_place_in_the_batch(db: Connection) -> None:
+    a_resource(db, expires="now() - interval '3 s'", protected=True)
+    a_resource(db, expires="now() - interval '2 s'", status="deleting")
+    first, second = (a_resource(db, expires=f"now() - interval '{s} s'") for s in (1, 0.5))
+    assert jobs.expire(db, actor="w", batch=1) == 1
+    assert [status_of(db, r) for r in (first, second)] == ["deleting", "active"]
+
+
+def test_expiry_waits_for_nobody(db: Connection, connect: Any) -> None:
+    held, due = (a_resource(db, expires="now() - interval '1 s'") for _ in range(2))
+    db.execute(text("SET lock_timeout = '1s'"))
+    connect().cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held),))
+    assert jobs.expire(db, actor="w") == 1
+    assert [status_of(db, r) for r in (held, due)] == ["active", "deleting"]
+
+
+@pytest.mark.parametrize("statement", RACES)
+def test_a_look_that_locks_nothing_still_moves_nothing_twice(
+    db: Connection, connect: Any, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    """What a statement picked may have moved before it is written: the guard is said again, and holds by itself."""
+    make, meanwhile, act = RACES[statement]
+    make(db)
+    look = getattr(jobs, statement).text
+    monkeypatch.setattr(jobs, statement, text(look.replace("FOR UPDATE SKIP LOCKED", "")))
+    other = connect()
+    other.cursor().execute(meanwhile)
+    moved: list[Any] = []
+
+    def late() -> None:
+        with database.statement() as session:
+            moved.append(act(session))
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    eventually(lambda: somebody_waits(db), what="it picked what the other is moving")
+    other.commit()
+    thread.join()
+    assert moved in ([0], [[]])
+
+
 @pytest.mark.parametrize("state", FINAL)
 def test_a_final_job_stays_final_whoever_writes(db: Connection, state: JobState) -> None:
     id = a_job(db, state=state)
@@ -244,31 +366,49 @@ def test_a_fence_never_falls_whoever_writes(db: Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("name", "change"),
     [
-        "state = 'running'",
-        "state = 'stuck'",
-        "state = 'succeeded'",
-        "stuck_reason = 'refused'",
-        "claimed_by = 'w'",
-        "attempts = 5",
-        "started_fence = 5",
-        "state = 'lost'",
-        "kind = 'other'",
+        pytest.param(name, f"{name.partition('_')[0]} SET {change}", id=name)
+        for name, change in {
+            "outbox_running_has_claim": "claimed_by = 'w'",
+            "outbox_running_has_lease": "lease_expires_at = now()",
+            "outbox_stuck_has_reason": "stuck_reason = 'refused'",
+            "outbox_final_is_finished": "state = 'succeeded'",
+            "outbox_kind_known": "kind = 'other'",
+            "outbox_state_known": "state = 'lost'",
+            "outbox_stuck_reason_known": "state = 'stuck', stuck_reason = 'bored'",
+            "outbox_attempts_within_fence": "attempts = 5",
+            "outbox_max_attempts_positive": "max_attempts = 0",
+            "outbox_started_within_fence": "started_fence = 5",
+            "resources_deleted_is_purged": "purged_at = now()",
+            "resources_deleting_since": "deleted_at = NULL",
+            "resources_active_has_manifest": "status = 'active', deleted_at = NULL, manifest = NULL",
+            "resources_deleted_has_no_credentials": "status = 'deleted', purged_at = now(), credentials = 'x'",
+            "resources_status_known": "status = 'gone', deleted_at = NULL",
+            "tokens_tenant_has_tenant": "tenant = NULL",
+            "tokens_role_known": "role = 'root', tenant = NULL",
+        }.items()
     ],
 )
-def test_checks_tie_states_to_columns(db: Connection, change: str) -> None:
+def test_the_checks_hold_whoever_writes(db: Connection, tenant: str, name: str, change: str) -> None:
     a_job(db)
-    with pytest.raises(sa.exc.IntegrityError, match="violates check constraint"):
-        db.execute(text(f"UPDATE outbox SET {change}"))
+    with pytest.raises(sa.exc.IntegrityError, match=f'violates check constraint "{name}"'):
+        db.execute(text(f"UPDATE {change}"))
 
 
 def test_live_rows_cannot_be_removed(db: Connection) -> None:
     a_job(db)
-    with pytest.raises(sa.exc.IntegrityError, match="refused"):
+    lonely = a_resource(db)  # of no job, whose foreign key would answer for the trigger
+    with pytest.raises(sa.exc.IntegrityError, match="a job that is not final may not be removed"):
         db.execute(text("DELETE FROM outbox"))
-    with pytest.raises(sa.exc.IntegrityError):
-        db.execute(text("DELETE FROM resources"))
+    with pytest.raises(sa.exc.IntegrityError, match="a resource that is not deleted may not be removed"):
+        db.execute(text("DELETE FROM resources WHERE id = :id"), {"id": lonely})
+
+
+def test_a_job_has_a_resource_whoever_writes(db: Connection) -> None:
+    a_job(db)
+    with pytest.raises(sa.exc.IntegrityError, match="outbox_resource_id_fkey"):
+        db.execute(text("UPDATE outbox SET resource_id = gen_random_uuid()"))
 
 
 def test_a_delete_at_the_moment_of_a_birth_s_start_comes_before_it_or_sees_its_manifest(
@@ -292,12 +432,34 @@ def test_a_delete_at_the_moment_of_a_birth_s_start_comes_before_it_or_sees_its_m
 
     thread = threading.Thread(target=start)
     thread.start()
-    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    eventually(lambda: db.execute(text(waiting)).one_or_none(), what="the start waits for the DELETE")
+    eventually(lambda: somebody_waits(db), what="the start waits for the DELETE")
     delete.commit()
     thread.join()
     assert len(refused) == 1
     assert db.execute(text("SELECT manifest FROM resources")).scalar_one() is None
+
+
+def test_a_birth_that_ends_at_the_moment_of_the_teardown_s_end_comes_before_it_or_sees_it(
+    db: Connection, connect: Any
+) -> None:
+    claim = a_claim(db, kind="provision", status="deleting")
+    teardown = connect()
+    teardown.cursor().execute("UPDATE resources SET status = 'deleted', purged_at = now()")
+    lost: list[Exception] = []
+
+    def activate() -> None:
+        with database.statement() as session:
+            try:
+                jobs.activate(session, claim, worker="w", manifest={})
+            except (ClaimLost, sa.exc.IntegrityError) as error:
+                lost.append(error)
+
+    thread = threading.Thread(target=activate)
+    thread.start()
+    eventually(lambda: somebody_waits(db), what="the birth waits for the teardown")
+    teardown.commit()
+    thread.join()
+    assert [type(error) for error in lost] == [ClaimLost]
 
 
 def test_a_birth_whose_resource_is_deleted_does_not_end_well(db: Connection) -> None:

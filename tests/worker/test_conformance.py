@@ -175,6 +175,10 @@ def test_the_wrong_server_is_refused(subject: Subject) -> None:
     with pytest.raises(Refused):
         subject.backend.teardown(elsewhere, 1)
     assert subject.can_log_in(credentials)
+    plan = subject.backend.plan(uuid.uuid4(), uuid.uuid4())
+    with pytest.raises(Refused):
+        subject.backend.provision(plan.manifest | {"system_identifier": 1, "server": "another"}, plan.credentials)
+    assert not subject.witness.bears(plan.manifest)
     subject.backend.teardown(manifest, 1)
     gone_from = subject.backend.inspect(elsewhere)
     assert isinstance(gone_from, Different), "absent counts only on the right server"

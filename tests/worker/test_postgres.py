@@ -11,8 +11,8 @@ import pytest
 
 from outbox.errors import Refused, Transient, Unavailable
 from tests.conftest import Servers
-from tests.witness import PgServer
-from worker.backends import Absent, Different, Same
+from tests.witness import PgServer, eventually
+from worker.backends import Absent, Different, Same, postgres
 from worker.backends.postgres import Postgres
 
 
@@ -78,23 +78,28 @@ def test_a_newcomer_that_copies_the_comment_is_still_another_oid(
     assert born["database"] in pg.databases()
 
 
-def test_identity_is_checked_after_the_rename_and_before_its_commit(
-    backend: Postgres, pg: PgServer, born: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", [1, 2])
+def test_identity_is_checked_again_in_each_transaction(
+    backend: Postgres, pg: PgServer, born: dict[str, Any], monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
-    """The name changes hands between the look and the rename: the rename must be undone."""
+    """The name changes hands before the connection limit, or before the rename: either must be undone."""
     honest = Postgres._end_sessions
+    calls = 0
 
     def meanwhile(self: Postgres, *words: Any) -> None:
+        nonlocal calls
+        calls += 1
         honest(self, *words)
-        if pg.query("SELECT 1 FROM pg_database WHERE oid = %s", born["oid"]):
+        if calls == moment:
             pg.query(f'DROP DATABASE "{born["database"]}"')
             pg.query(f'CREATE DATABASE "{born["database"]}"')
 
     monkeypatch.setattr(Postgres, "_end_sessions", meanwhile)
     with pytest.raises(Refused):
         backend.teardown(born, 1)
-    assert born["database"] in pg.databases()
-    assert pg.query("SELECT datallowconn FROM pg_database WHERE datname = %s", born["database"]) == [(True,)]
+    assert pg.query("SELECT datallowconn, datconnlimit FROM pg_database WHERE datname = %s", born["database"]) == [
+        (True, -1)
+    ]
     assert f"zz_del_{born['generation']}" not in pg.databases()
 
 
@@ -105,6 +110,93 @@ def test_a_role_made_again_under_the_name_is_untouched(backend: Postgres, pg: Pg
     with pytest.raises(Refused):
         backend.teardown(born, 1)
     assert born["role"] in pg.roles()
+    assert pg.query("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", born["role"]) == [(True,)]
+
+
+@pytest.mark.parametrize("moment", ["before its grants", "before itself"])
+def test_a_role_that_changes_hands_meanwhile_is_untouched(
+    backend: Postgres, pg: PgServer, born: dict[str, Any], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    role, neighbour = born["role"], f"n_{uuid.uuid4().hex}"
+    pg.query(f'CREATE DATABASE "{neighbour}"')
+    pg.query(f'GRANT CREATE, USAGE ON SCHEMA public TO "{role}"', database=neighbour)
+    where, step = (Postgres, "_drop_role") if moment == "before its grants" else (postgres, "_disown")
+    honest = getattr(where, step)
+
+    def meanwhile(*words: Any) -> None:
+        monkeypatch.setattr(where, step, honest)
+        if moment == "before itself":
+            honest(*words)
+        pg.query(f'DROP OWNED BY "{role}"', database=neighbour)
+        pg.query(f'DROP ROLE "{role}"')
+        pg.query(f'CREATE ROLE "{role}" LOGIN')
+        if moment == "before its grants":
+            pg.query(f'CREATE SCHEMA theirs AUTHORIZATION "{role}"', database=neighbour)
+            honest(*words)
+
+    monkeypatch.setattr(where, step, meanwhile)
+    with pytest.raises(Refused):
+        backend.teardown(born, 1)
+    assert role in pg.roles()
+    if moment == "before its grants":
+        owned = "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'theirs'"
+        assert pg.query(owned, database=neighbour) == [(role,)]
+
+
+def test_a_role_that_is_left_is_not_absent(backend: Postgres, pg: PgServer, born: dict[str, Any]) -> None:
+    pg.query(f'DROP DATABASE "{born["database"]}"')
+    assert isinstance(backend.inspect(born), Same), "it is a working credential"
+    backend.teardown(born, 1)
+    assert not pg.bears(born)
+
+
+def test_a_database_that_bears_another_generation_is_different(backend: Postgres, pg: PgServer) -> None:
+    name, generation = f"old_{uuid.uuid4().hex}", uuid.uuid4()
+    pg.query(f'CREATE DATABASE "{name}"')
+    manifest = backend.adopt({"database": name, "generation": str(generation)}, generation)
+    assert isinstance(backend.inspect(manifest), Same)
+    assert isinstance(backend.inspect(manifest | {"generation": str(uuid.uuid4())}), Different)
+
+
+@pytest.mark.parametrize("what", ["role", "database"])
+def test_a_birth_takes_nothing_that_was_there_before(backend: Postgres, pg: PgServer, what: str) -> None:
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    pg.query(f'CREATE {what} "{plan.manifest[what]}"')
+    with pytest.raises(Refused, match="is not of this resource"):
+        backend.provision(plan.manifest, plan.credentials)
+
+
+def test_a_quarantine_leaves_no_way_in(backend: Postgres, pg: PgServer, born: dict[str, Any]) -> None:
+    backend.quarantine(born)
+    assert pg.query("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", born["role"]) == [(False,)]
+    assert pg.query("SELECT datallowconn, datconnlimit FROM pg_database WHERE oid = %s", born["oid"]) == [(False, 0)]
+
+
+def test_a_second_worker_inside_one_object_waits_for_the_first(
+    backend: Postgres, pg: PgServer, born: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Postgres._quarantine
+    inside, go_on = threading.Event(), threading.Event()
+
+    def stands_still(self: Postgres, *words: Any) -> None:
+        monkeypatch.setattr(Postgres, "_quarantine", honest)
+        inside.set()
+        go_on.wait(20)
+        honest(self, *words)
+
+    monkeypatch.setattr(Postgres, "_quarantine", stands_still)
+    workers = [threading.Thread(target=backend.teardown, args=(born, fence)) for fence in (1, 2)]
+    workers[0].start()
+    assert inside.wait(20)
+    workers[1].start()
+    waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    try:
+        eventually(lambda: pg.query(waiting), 5, "the second waits")
+    finally:
+        go_on.set()
+        for worker in workers:
+            worker.join()
+    assert pg.drops_of(born) == 1
 
 
 def test_neighbours_whose_names_begin_alike_survive(backend: Postgres, pg: PgServer, born: dict[str, Any]) -> None:
@@ -153,6 +245,7 @@ def test_what_the_role_owns_elsewhere_is_handed_over_not_dropped(
     pg.query(f'SET ROLE "{born["role"]}"; CREATE TABLE shared AS SELECT 7 AS n', database=neighbour)
     backend.teardown(born, 1)
     assert born["role"] not in pg.roles(), "a role that survives is a working credential"
+    assert pg.query("SELECT to_regclass('shared')::text", database=neighbour) == [("shared",)]
     assert pg.query("SELECT n FROM shared", database=neighbour) == [(7,)]
 
 
@@ -313,11 +406,40 @@ class TestAdoption:
         backend = Postgres(pg.dsn.replace("postgres:secret", f"{name}:p").replace("/postgres", f"/{name}"))
         pg.query(f"CREATE ROLE super_{name} SUPERUSER")
         pg.query(f"CREATE DATABASE tpl_{name} IS_TEMPLATE true")
-        for wrong in ({"database": name}, {"role": name}, {"role": f"super_{name}"}, {"database": f"tpl_{name}"}):
-            with pytest.raises(Refused):
+        for wrong, why in (
+            ({"database": name}, "itself works with"),
+            ({"role": name}, "itself works with"),
+            ({"role": f"super_{name}"}, "superuser"),
+            ({"database": f"tpl_{name}"}, "template"),
+        ):
+            with pytest.raises(Refused, match=why):
                 backend.adopt(existing | wrong | {"generation": str(uuid.uuid4())}, uuid.uuid4())
-            with pytest.raises(Refused):
+            with pytest.raises(Refused, match=why):
                 backend.teardown(existing | wrong | {"generation": str(uuid.uuid4())}, 1)
+
+    def test_a_role_of_postgresql_s_own_is_refused(self, backend: Postgres, existing: dict[str, Any]) -> None:
+        with pytest.raises(Refused, match="PostgreSQL's own"):
+            backend.adopt(existing | {"role": "pg_monitor", "generation": str(uuid.uuid4())}, uuid.uuid4())
+
+    def test_what_became_a_superuser_s_or_a_template_is_not_torn_down(
+        self, backend: Postgres, pg: PgServer, existing: dict[str, Any]
+    ) -> None:
+        generation = uuid.uuid4()
+        manifest = backend.adopt(existing | {"generation": str(generation)}, generation)
+        for change, back, why in (
+            ('ALTER ROLE "{role}" SUPERUSER', 'ALTER ROLE "{role}" NOSUPERUSER', "superuser"),
+            (
+                'ALTER DATABASE "{database}" IS_TEMPLATE true',
+                'ALTER DATABASE "{database}" IS_TEMPLATE false',
+                "template",
+            ),
+        ):
+            pg.query(change.format(**existing))
+            with pytest.raises(Refused, match=why):
+                backend.teardown(manifest, 1)
+            pg.query(back.format(**existing))
+        backend.teardown(manifest, 1)
+        assert not pg.bears(manifest)
 
     def test_a_bystander_s_role_does_not_die_with_the_database(
         self, backend: Postgres, pg: PgServer, existing: dict[str, Any]

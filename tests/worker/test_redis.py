@@ -38,6 +38,9 @@ def test_a_customer_reaches_its_own_keys_and_nothing_else(backend: Redis, born: 
         lambda: customer.set("other", 1),
         customer.flushall,
         lambda: customer.keys("*"),
+        customer.scan,
+        customer.randomkey,
+        customer.dbsize,
         lambda: customer.config_get("*"),
         lambda: customer.execute_command("ACL", "LIST"),
         customer.function_flush,
@@ -60,8 +63,9 @@ def test_a_foreign_generation_key_is_refused_and_its_data_untouched(
     assert client.Redis.from_url(born["url"]).ping(), "nothing at all is done where identity is in doubt"
 
 
+@pytest.mark.parametrize("now", ["somebody-else", None], ids=str)
 def test_the_generation_is_compared_in_the_same_breath_as_each_unlink(
-    backend: Redis, server: RedisServer, born: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    backend: Redis, server: RedisServer, born: dict[str, Any], monkeypatch: pytest.MonkeyPatch, now: str | None
 ) -> None:
     """The prefix changes hands after the look and before the first UNLINK."""
     for n in range(50):
@@ -70,13 +74,15 @@ def test_the_generation_is_compared_in_the_same_breath_as_each_unlink(
 
     def meanwhile(self: Redis, *words: Any) -> bool:
         done = honest(self, *words)
-        server.client.set(f"{born['prefix']}gen", "somebody-else")
+        server.client.delete(f"{born['prefix']}gen")
+        if now:
+            server.client.set(f"{born['prefix']}gen", now)
         return done
 
     monkeypatch.setattr(Redis, "_quarantine", meanwhile)
-    with pytest.raises(Refused):
+    with pytest.raises(Refused if now else Transient):
         backend.teardown(born, 1)
-    assert len(server.keys(born["prefix"])) == 51
+    assert len(server.keys(born["prefix"])) == 50 + bool(now)
 
 
 def test_glob_characters_in_an_adopted_prefix_are_only_characters(backend: Redis, server: RedisServer) -> None:
@@ -113,7 +119,9 @@ def test_keys_in_other_logical_databases_go_too(backend: Redis, server: RedisSer
 def test_a_customer_that_removed_its_own_generation_key_is_still_torn_down(
     backend: Redis, server: RedisServer, born: dict[str, Any]
 ) -> None:
-    client.Redis.from_url(born["url"]).delete(f"{born['prefix']}gen")
+    customer = client.Redis.from_url(born["url"])
+    customer.set(f"{born['prefix']}a", 1)
+    customer.delete(f"{born['prefix']}gen")
     assert isinstance(backend.inspect(born), Same), "the user's own mark proves it"
     backend.teardown(born, 1)
     assert not server.bears(born)
@@ -154,7 +162,40 @@ def test_default_is_never_adopted_or_torn_down(backend: Redis) -> None:
     with pytest.raises(Refused, match="protected"):
         backend.teardown(manifest, 1)
     with pytest.raises(Refused, match="protected"):
+        backend.quarantine(manifest)
+    with pytest.raises(Refused, match="protected"):
         backend.adopt(manifest, uuid.uuid4())
+
+
+@pytest.mark.parametrize(
+    ("prefix", "why"),
+    [
+        pytest.param("", "empty prefix", id="empty"),
+        pytest.param("deprovisioner:x:", "deprovisioner's own", id="ours"),
+        pytest.param("open", "must end with ':'", id="open"),
+    ],
+)
+def test_a_prefix_that_reaches_further_is_refused(backend: Redis, server: RedisServer, prefix: str, why: str) -> None:
+    with pytest.raises(Refused, match=why):
+        backend.adopt({"user": an_acl_user(server), "prefix": prefix}, uuid.uuid4())
+
+
+def test_a_quarantine_ends_connections_that_are_open(backend: Redis, born: dict[str, Any]) -> None:
+    held = client.Redis.from_url(born["url"], single_connection_client=True, retry=None)
+    held.ping()
+    backend.quarantine(born)
+    with pytest.raises((client.AuthenticationError, client.ConnectionError)):
+        held.ping()
+    backend.teardown(born, 1)
+
+
+def test_a_birth_takes_nothing_that_was_there_before(backend: Redis, server: RedisServer) -> None:
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    server.client.execute_command("ACL", "SETUSER", plan.manifest["user"], "on", ">theirs", "~x", "+@all")
+    before = server.client.acl_getuser(plan.manifest["user"])
+    with pytest.raises(Refused, match="is not the one that was made"):
+        backend.provision(plan.manifest, plan.credentials)
+    assert server.client.acl_getuser(plan.manifest["user"]) == before
 
 
 def test_two_workers_inside_one_namespace_both_come_to_a_good_end(
@@ -207,14 +248,37 @@ def test_a_prefix_inside_a_made_resource_s_cannot_be_adopted(
     backend.teardown(born, 1)
 
 
-def test_a_user_and_prefix_of_another_resource_cannot_be_adopted(backend: Redis, born: dict[str, Any]) -> None:
+@pytest.mark.parametrize("taken", ["user", "prefix"])
+def test_another_resource_s_user_or_prefix_cannot_be_adopted(
+    backend: Redis, server: RedisServer, born: dict[str, Any], taken: str
+) -> None:
+    free = {"user": an_acl_user(server), "prefix": f"{uuid.uuid4().hex}:"}
     with pytest.raises(Refused, match="belongs to another"):
-        backend.adopt({"user": born["user"], "prefix": born["prefix"]}, uuid.uuid4())
+        backend.adopt(free | {taken: born[taken]}, uuid.uuid4())
     assert isinstance(backend.inspect(born), Same)
     backend.teardown(born, 1)
 
 
-@pytest.mark.parametrize("step", ["off", "DELUSER"])
+def test_an_adoption_on_the_wrong_server_is_refused(backend: Redis, server: RedisServer) -> None:
+    theirs = {"user": an_acl_user(server), "prefix": f"{uuid.uuid4().hex}:"}
+    with pytest.raises(Refused, match="wrong server"):
+        backend.adopt(theirs | {"server": "another"}, uuid.uuid4())
+    assert server.keys(theirs["prefix"]) == set()
+
+
+def test_the_user_that_the_service_works_with_is_not_adopted(server: RedisServer) -> None:
+    user = f"service_{uuid.uuid4().hex}"
+    server.client.execute_command("ACL", "SETUSER", user, "on", ">p", "~*", "&*", "+@all")
+    backend = Redis(server.url.replace("redis://", f"redis://{user}:p@"))
+    with pytest.raises(Refused, match="itself works with"):
+        backend.adopt({"user": user, "prefix": f"{uuid.uuid4().hex}:"}, uuid.uuid4())
+
+
+# Its looks at who has the names: the first, the one right before it shuts the user out, and before it removes it.
+LOOKS = {"before": 1, "off": 2, "DELUSER": 3}
+
+
+@pytest.mark.parametrize("step", LOOKS)
 def test_a_zombie_cannot_reach_who_has_the_names_now(
     backend: Redis, server: RedisServer, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -228,7 +292,7 @@ def test_a_zombie_cannot_reach_who_has_the_names_now(
         nonlocal looks
         seen = honest(self, connection, manifest)
         looks += 1
-        if looks == {"off": 2, "DELUSER": 3}[step]:
+        if looks == LOOKS[step]:
             monkeypatch.setattr(Redis, "_judge", honest)
             Redis(server.url).teardown(old, 2)
             server.client.execute_command("ACL", "SETUSER", user, "on", ">new", "~x", "+@all")
@@ -238,7 +302,7 @@ def test_a_zombie_cannot_reach_who_has_the_names_now(
     monkeypatch.setattr(Redis, "_judge", stands_still)
     with pytest.raises((Transient, Refused)):
         backend.teardown(old, 1)
-    assert looks == {"off": 2, "DELUSER": 3}[step], "the zombie did stand still"
+    assert looks == LOOKS[step], "the zombie did stand still"
     assert server.client.get(f"{prefix}precious") == "42"
     assert server.client.acl_getuser(user)["enabled"] is True
 

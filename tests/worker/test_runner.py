@@ -5,6 +5,7 @@ The backends here are third parties' own.
 
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def test_what_is_different_is_stuck_and_never_started(db: Connection) -> None:
 def test_an_unavailable_backend_defers_and_opens_its_breaker(db: Connection) -> None:
     done = run(db, Shelf(sees=[Unavailable("no route")]))
     assert (done.state, done.attempts) == ("pending", 0)
-    assert db.execute(text("SELECT backend, reason FROM breakers")).one() == ("pg-main", "no route")
+    assert db.execute(text("SELECT backend, reason FROM breakers")).all() == [("pg-main", "no route")]
 
 
 def test_a_backend_that_dies_inside_the_teardown_costs_an_attempt(db: Connection) -> None:
@@ -156,6 +157,23 @@ def test_what_is_still_there_after_the_teardown_is_retried(db: Connection) -> No
     done = run(db, Shelf(sees=[Same({}), Same({})]))
     assert done.state == "pending"
     assert "still there" in done.last_error
+
+
+def test_what_is_different_after_the_teardown_is_stuck(db: Connection) -> None:
+    done = run(db, Shelf(sees=[Same({}), Different({}, "somebody else's by now")]))
+    assert (done.state, done.stuck_reason) == ("stuck", "refused")
+
+
+def test_what_was_being_made_and_is_different_is_stuck(db: Connection) -> None:
+    """Only an adoption that never came to be has nothing there that is its own."""
+    claim = replace(a_claim(db), activated=False)
+    Run(claim, Shelf(sees=[Different({}, "somebody else's")]), worker="w")()
+    assert job(db, claim.id).stuck_reason == "refused"
+
+
+def test_the_unobservable_that_dies_under_its_last_attempt_is_unknown_not_exhausted(db: Connection) -> None:
+    done = run(db, Shelf(observable=False, does=fail(Unavailable("gone"))), attempts=2, max_attempts=3)
+    assert done.stuck_reason == "outcome_unknown"
 
 
 def test_the_last_attempt_that_fails_is_stuck(db: Connection) -> None:
@@ -237,6 +255,7 @@ def test_a_birth_whose_workers_die_each_time_is_rolled_back(db: Connection) -> N
     jobs.sweep(db, actor="w2")
     Run(claims(db)[0], Shelf(does=fail(AssertionError("must not be reached"))), worker="w")()
     assert job(db, claim.id).state == "cancelled"
+    assert events_of(db, claim.id)[-2:] == ["claimed", "rolled_back"], "it was not started again"
 
 
 def test_a_birth_no_longer_wanted_ends_before_it_acts(db: Connection) -> None:
@@ -269,6 +288,36 @@ def test_a_birth_that_comes_late_undoes_itself(db: Connection, answer: Callable[
     Run(claim, backend, worker="w1")()
     assert backend.torn == [claim.fence]
     assert events_of(db, claim.id)[-2:] == ["late", "late"]
+
+
+def test_a_birth_that_comes_late_leaves_what_another_attempt_made_active(db: Connection) -> None:
+    claim = a_birth(db)
+
+    def meanwhile() -> None:
+        backend.does = lambda: None
+        db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
+        jobs.sweep(db, actor="w2")
+        Run(claims(db, worker="w2")[0], Shelf(), worker="w2")()
+
+    backend = Shelf(does=meanwhile)
+    Run(claim, backend, worker="w1")()
+    assert backend.torn == []
+    assert status_of(db, claim.resource_id) == "active"
+
+
+def test_an_adoption_that_comes_late_destroys_nothing(db: Connection) -> None:
+    claim = a_birth(db, adopt={"database": "theirs"})
+
+    def meanwhile() -> None:
+        backend.does = lambda: None
+        db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
+        jobs.sweep(db, actor="w2")
+        jobs.enqueue(db, claim.resource_id, actor="me")
+
+    backend = Shelf(does=meanwhile)
+    Run(claim, backend, worker="w1")()
+    assert backend.torn == []
+    assert events_of(db, claim.id)[-1] == "late"
 
 
 def test_an_adoption_that_fails_waits_for_a_person_and_destroys_nothing(db: Connection) -> None:

@@ -1,0 +1,113 @@
+"""The hands of one worker: how many jobs they take, how they keep them, and when they take none."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Connection, text
+
+from outbox import jobs
+from tests.outbox.given import a_job, a_resource, job, status_of
+from tests.witness import eventually
+from tests.worker.test_runner import Shelf
+from worker.hands import Hands, Served
+
+
+@contextmanager
+def hands(concurrency: dict[str, int], *, slots: int) -> Iterator[Hands]:
+    """Hands whose teardowns all wait until the block ends."""
+    gate = threading.Event()
+    served = {name: Served(Shelf(does=lambda: _pass(gate)), most) for name, most in concurrency.items()}
+    made = Hands(served, worker="w1", slots=slots, lease_seconds=0.3, sweep_seconds=60)
+    try:
+        yield made
+    finally:
+        made.stop()
+        gate.set()
+        assert made.join(20)
+
+
+def _pass(gate: threading.Event) -> None:
+    assert gate.wait(30)
+
+
+def running(db: Connection) -> dict[str, int]:
+    counted = db.execute(text("SELECT backend, count(*) FROM outbox WHERE state = 'running' GROUP BY 1"))
+    return dict(counted.all())
+
+
+def test_no_backend_gets_more_hands_than_its_concurrency(db: Connection) -> None:
+    for _ in range(5):
+        a_job(db)
+    with hands({"pg-main": 2, "other": 8}, slots=8) as made:
+        made.drain()
+        assert running(db) == {"pg-main": 2}
+
+
+def test_a_backend_that_does_not_answer_leaves_a_hand_for_the_others(db: Connection) -> None:
+    for _ in range(5):
+        a_job(db)
+    with hands({"pg-main": 8, "other": 8}, slots=3) as made:
+        made.drain()
+        assert running(db) == {"pg-main": 2}
+        a_job(db, backend="other")
+        made.drain()
+        assert running(db) == {"pg-main": 2, "other": 1}
+
+
+def test_no_more_is_claimed_than_hands_are_free(db: Connection) -> None:
+    for _ in range(5):
+        a_job(db, backend="a")
+        a_job(db, backend="b")
+    with hands({"a": 8, "b": 8}, slots=3) as made:
+        for _ in range(3):
+            made.drain()
+            assert sum(running(db).values()) == 3
+
+
+def test_hands_that_were_stopped_claim_nothing(db: Connection) -> None:
+    id = a_job(db)
+    with hands({"pg-main": 8}, slots=3) as made:
+        made.stop()
+        made.drain()
+        assert job(db, id).state == "pending"
+
+
+def test_a_long_teardown_keeps_its_lease(db: Connection) -> None:
+    id = a_job(db)
+    with hands({"pg-main": 8}, slots=3) as made:
+        made.start()
+        first = eventually(lambda: job(db, id).lease_expires_at, what="it is claimed by the first sweep")
+        eventually(lambda: job(db, id).lease_expires_at > first, 10, "its lease is extended")
+    assert job(db, id).state == "succeeded"
+
+
+def test_a_claim_whose_answer_was_lost_is_taken_up_at_the_next_look(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = a_job(db)
+    honest = jobs.claim
+
+    def lost(*words: Any, **more: Any) -> None:
+        honest(*words, **more)
+        monkeypatch.setattr(jobs, "claim", honest)
+        raise sa.exc.OperationalError("the answer was lost", {}, Exception())
+
+    monkeypatch.setattr(jobs, "claim", lost)
+    with hands({"pg-main": 8}, slots=3) as made:
+        with pytest.raises(sa.exc.OperationalError):
+            made.drain()
+        made.drain()
+    assert (job(db, id).state, job(db, id).fence) == ("succeeded", 1)
+
+
+def test_a_sweep_puts_back_and_expires(db: Connection) -> None:
+    lost = a_job(db, state="running", attempts=1, lease="-1 s")
+    expired = a_resource(db, expires="now() - interval '1 s'")
+    with hands({}, slots=3) as made:
+        made.sweep()
+    assert job(db, lost).state == "pending"
+    assert status_of(db, expired) == "deleting"
