@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test soak matrix check format demo bench model lock image clean
+.PHONY: help install up test soak matrix mutants check format demo bench model lock image clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ soak: install ## storms and faults for MINUTES=10, and a verdict from the server
 
 matrix: install ## live the crash matrix through, and write docs/guarantees.md
 	@$(BIN)/python -m tests.crash_matrix
+
+mutants: install ## take one guard at a time out of the product: a test must notice each
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 check: install ## format, lint, types, imports, migrations
 	@$(BIN)/ruff format --check .

@@ -1,11 +1,13 @@
 """Servers for the whole run, a migrated database for each test, and the product's own processes on request."""
 
 import itertools
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg2
@@ -19,6 +21,7 @@ from tests.processes import System, client
 from tests.witness import PgServer, RedisServer
 
 _NUMBERS = itertools.count()
+KEPT = "KEPT_SERVERS"
 # Crash-safety of the servers' own disks is not what is tested here, and fsync would be most of the time.
 _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 BACKENDS = """
@@ -43,11 +46,24 @@ class Servers:
     pg: PgServer
     redis: RedisServer
     broker: RedisServer
-    children: dict[str, Child]
+    children: dict[str, Child] = field(default_factory=dict)  # none where somebody else keeps them
+
+    def tell(self) -> str:
+        """Where they are, for another process."""
+        pg = {name: [server.dsn, str(server.log)] for name, server in (("control", self.control), ("pg", self.pg))}
+        return json.dumps(pg | {"home": str(self.home), "redis": self.redis.url, "broker": self.broker.url})
+
+    @classmethod
+    def told(cls, words: str) -> "Servers":
+        """What `tell` told of."""
+        said = json.loads(words)
+        control, pg = (PgServer(dsn, Path(log)) for dsn, log in (said["control"], said["pg"]))
+        return cls(Path(said["home"]), control, pg, RedisServer(said["redis"]), RedisServer(said["broker"]))
 
 
-@pytest.fixture(scope="session")
-def servers() -> Iterator[Servers]:
+@contextmanager
+def serving() -> Iterator[Servers]:
+    """Servers of one's own, for as long as the block lasts."""
     home = Path(tempfile.mkdtemp(prefix="deprovisioner-tests-"))
     started: dict[str, Child] = {}
 
@@ -80,6 +96,16 @@ def servers() -> Iterator[Servers]:
         for child in started.values():
             child.stop()
         shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """Those that KEPT_SERVERS tells of, where somebody keeps them from run to run; else new ones."""
+    if kept := os.environ.get(KEPT):
+        yield Servers.told(kept)
+        return
+    with serving() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from outbox.settings import PREFIX, Settings
 from outbox.states import TRANSITIONS
+from tests.mutations import EQUIVALENT, MUTANTS
 
 ROOT = Path(__file__).parent.parent
 PRODUCT = [*ROOT.glob("outbox/**/*.py"), *ROOT.glob("api/**/*.py"), *ROOT.glob("worker/**/*.py")]
@@ -58,3 +59,13 @@ def test_the_design_draws_every_arrow_and_no_other() -> None:
     assert drawn
     rows = {tuple(cell.strip() for cell in line.strip("| \n").split("|")) for line in drawn[1].splitlines()[2:]}
     assert rows == {(t.name, t.source or "", t.target, t.guard, t.by) for t in TRANSITIONS}
+
+
+def test_every_guard_that_the_mutants_take_out_still_stands() -> None:
+    texts = {name: (ROOT / name).read_text() for name in {m.file for m in (*MUTANTS, *EQUIVALENT)}}
+    for mutant in (*MUTANTS, *EQUIVALENT):
+        mutated = mutant.applied(texts[mutant.file])  # raises Stale
+        compile(mutated, mutant.file, "exec")
+    names = [mutant.name for mutant in (*MUTANTS, *EQUIVALENT)]
+    assert len(set(names)) == len(names)
+    assert {t.name for t in TRANSITIONS} <= {name.partition(":")[0] for name in names}, "a transition without a mutant"

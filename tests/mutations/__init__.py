@@ -1,0 +1,69 @@
+"""The guards, each as the change that takes it out, with the tests that should notice: data for `tests/mutants.py`.
+
+A name begins with what is guarded: a transition's name, a constraint's, a part of the product. The first test that is
+named is the quickest that should notice.
+"""
+
+from tests.mutations.api import GUARDS_OF_API
+from tests.mutations.claims import CLAIMS
+from tests.mutations.cut import Mutant, Stale, cut
+from tests.mutations.outcomes import OUTCOMES
+from tests.mutations.postgres import GUARDS_OF_POSTGRES
+from tests.mutations.redis import GUARDS_OF_REDIS
+from tests.mutations.runner import GUARDS_OF_RUNNER
+from tests.mutations.schema import GUARDS_OF_SCHEMA
+
+__all__ = ["EQUIVALENT", "MUTANTS", "Mutant", "Stale"]
+JOBS, MOVES = "outbox/jobs.py", "tests/outbox/test_transitions.py"
+
+MUTANTS = (
+    *CLAIMS,
+    *OUTCOMES,
+    *GUARDS_OF_SCHEMA,
+    *GUARDS_OF_RUNNER,
+    *GUARDS_OF_POSTGRES,
+    *GUARDS_OF_REDIS,
+    *GUARDS_OF_API,
+)
+
+# Nobody can see that these are gone, since something else always answers first.
+EQUIVALENT: dict[Mutant, str] = {
+    mutant: why
+    for why, mutants in {
+        "a server counts every @admin command among the @dangerous": cut(
+            "worker/backends/redis.py",
+            "",
+            "tests/worker/test_redis.py",
+            (
+                "redis: a customer may not administer",
+                '"-@admin", ',
+                "",
+                "test_a_customer_reaches_its_own_keys_and_nothing_else",
+            ),
+        ),
+        "only complete moves a resource on from deleting, and its job's row is locked already": cut(
+            JOBS,
+            "_COMPLETE = text(",
+            MOVES,
+            (
+                "complete: row lock",
+                " FOR NO KEY UPDATE",
+                "",
+                "test_complete_deletes_the_resource_in_the_same_statement",
+                "test_a_teardown_of_what_nobody_deletes_does_not_end_well",
+            ),
+        ),
+        "the CHECK outbox_running_has_lease gives a lease to running jobs only": cut(
+            JOBS,
+            "_SWEEP = text(",
+            MOVES,
+            (
+                "sweep: state again",
+                "outbox.id = placed.id AND state = 'running' AND",
+                "outbox.id = placed.id AND",
+                "test_a_look_that_locks_nothing_still_moves_nothing_twice[_SWEEP]",
+            ),
+        ),
+    }.items()
+    for mutant in mutants
+}

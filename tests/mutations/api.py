@@ -1,0 +1,127 @@
+"""Who may ask, and for what."""
+
+from tests.mutations.cut import cut
+
+GROUND = "tests/outbox/test_ground.py"
+API = "tests/api/test_bad_input.py"
+
+_THEIRS = "test_another_tenants_things_do_not_exist"
+GUARDS_OF_API = (
+    *(
+        mutant
+        for verb, old in {
+            "show": "resources.find(session, resource_id, tenant=who.tenant)",
+            "show_credentials": "resources.find(session, resource_id, tenant=who.tenant)",
+            "delete": "jobs.enqueue(session, resource_id, actor=who.actor, tenant=who.tenant, request_id=request_id)",
+            "change": "tenant=who.tenant,",
+            "list_resources": "queries.list_resources(session, tenant=who.tenant, ",
+        }.items()
+        for mutant in cut(
+            "api/resources.py",
+            f"def {verb}(",
+            API,
+            (f"api: tenant at {verb}", old, old.replace("who.tenant", "None"), _THEIRS),
+        )
+    ),
+    *cut(
+        "api/jobs.py",
+        "",
+        API,
+        (
+            "api: tenant of a job",
+            "queries.job_story(session, job_id, tenant=who.tenant)",
+            "queries.job_story(session, job_id, tenant=None)",
+            _THEIRS,
+        ),
+        (
+            "api: tenant of jobs",
+            "queries.list_jobs(session, tenant=who.tenant, ",
+            "queries.list_jobs(session, tenant=None, ",
+            _THEIRS,
+        ),
+        (
+            "api: only operators redrive",
+            "body: Redrive, who: Operator",
+            "body: Redrive, who: Anyone",
+            "test_each_wrong_request_has_its_code",
+        ),
+    ),
+    *cut(
+        "api/resources.py",
+        "",
+        API,
+        ("api: only operators adopt", "_may_adopt(new, who)\n    digest", "digest", "test_a_tenant_adopts_nothing"),
+        (
+            "api: a tenant creates its own",
+            "if body.tenant not in (None, who.tenant):",
+            "if False:",
+            "test_each_wrong_request_has_its_code",
+        ),
+        (
+            "api: credentials while active",
+            "if resource.status is not ResourceStatus.ACTIVE:",
+            "if False:",
+            "test_a_protected_resource_answers_409_until_it_is_released",
+        ),
+    ),
+    *cut(
+        "api/deps.py",
+        "",
+        API,
+        ("api: only operators", "if who.tenant is not None:", "if False:", "test_each_wrong_request_has_its_code"),
+        (
+            "api: a token is forgotten",
+            "ttl=TOKEN_CACHE_SECONDS",
+            "ttl=600",
+            "test_a_revoked_token_opens_nothing_after_the_cache_has_forgotten_it",
+        ),
+    ),
+    *cut(
+        "outbox/tokens.py",
+        "",
+        GROUND,
+        ("tokens: revoked", " AND revoked_at IS NULL", "", "test_a_token_is_kept_only_as_a_hash_and_ends_when_revoked"),
+    ),
+    *cut(
+        "outbox/resources.py",
+        "",
+        GROUND,
+        (
+            "resources: tenant at find",
+            'WHERE id = :id AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant)"""',
+            'WHERE id = :id"""',
+            f"{API}::{_THEIRS}",
+        ),
+        (
+            "resources: tenant at change",
+            " AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant) AND status IN",
+            " AND status IN",
+            f"{API}::{_THEIRS}",
+        ),
+        (
+            "resources: status at change",
+            " AND status IN ('provisioning', 'active')",
+            "",
+            "test_protection_can_be_lifted_until_the_delete",
+        ),
+        (
+            "resources: another body under the key",
+            "if row.request_digest != request_digest:",
+            "if False:",
+            "test_an_idempotency_key_makes_one_resource",
+        ),
+    ),
+    *cut(
+        "outbox/queries.py",
+        "",
+        API,
+        ("queries: tenant of a job", " AND (CAST(:tenant AS text) IS NULL OR resources.tenant = :tenant)", "", _THEIRS),
+        ("queries: tenant of jobs", ".where(tables.resources.c.tenant == tenant)", "", _THEIRS),
+        (
+            "queries: tenant of resources",
+            'query = _select(Resource, table, "resource", tenant=tenant, ',
+            'query = _select(Resource, table, "resource", ',
+            _THEIRS,
+        ),
+    ),
+)

@@ -1,0 +1,224 @@
+"""The guards of what becomes of a job: complete, activate, retry, defer, stick, rollback, sweep, redrive."""
+
+from collections.abc import Iterable
+
+from tests.mutations.cut import Mutant, cut
+
+JOBS = "outbox/jobs.py"
+CLAIM = "tests/outbox/test_claim.py"
+MOVES = "tests/outbox/test_transitions.py"
+RUNS = "tests/worker/test_runner.py"
+
+_NOTED = "), noted AS ({_EVENT}\n    )"
+_FENCE, _RUNNING = " AND fence = :fence", " AND state = 'running'"
+_STATEMENTS = {
+    "complete": "_COMPLETE = text(",
+    "activate": "_ACTIVATE = text(",
+    "retry": "_RETRY = text(",
+    "defer": "_DEFER = text(",
+    "stick": "_STICK = text(",
+    "rollback": "_ROLLBACK = text(",
+}
+
+
+def _fenced() -> Iterable[Mutant]:
+    """The three guards that every one of a worker's statements has."""
+    for name, block in _STATEMENTS.items():
+        older = f"test_an_older_fence_moves_nothing[{name}]"
+        from_elsewhere = [
+            f"test_a_transition_moves_a_job_only_along_its_arrow[{name}-{s}]" for s in ("pending", "stuck")
+        ]
+        yield from cut(JOBS, block, MOVES, (f"{name}: fence", _FENCE, "", older))
+        yield from cut(JOBS, block, MOVES, (f"{name}: state", _RUNNING, "", *from_elsewhere))
+        yield from cut(JOBS, block, MOVES, (f"{name}: event", _NOTED, ")", _along(name)))
+
+
+def _along(name: str, state: str = "running") -> str:
+    return f"test_a_transition_moves_a_job_only_along_its_arrow[{name}-{state}]"
+
+
+OUTCOMES = (
+    *_fenced(),
+    # -- complete, activate
+    *cut(
+        JOBS,
+        "_COMPLETE = text(",
+        MOVES,
+        ("complete: kind", " AND kind = 'deprovision'", "", "test_a_job_ends_only_as_its_kind_does[complete]"),
+        (
+            "complete: status",
+            " AND status = 'deleting'",
+            "",
+            "test_a_teardown_of_what_nobody_deletes_does_not_end_well",
+        ),
+        (
+            "complete: resource",
+            "AND EXISTS (SELECT FROM resource WHERE resource.id = outbox.resource_id)",
+            "",
+            "test_a_teardown_of_what_nobody_deletes_does_not_end_well",
+        ),
+        (
+            "complete: deleted in the same statement",
+            "SET status = 'deleted', purged_at = now(), credentials = NULL",
+            "SET name = name",
+            "test_complete_deletes_the_resource_in_the_same_statement",
+        ),
+        (
+            "complete: credentials forgotten",
+            ", credentials = NULL",
+            "",
+            "test_complete_deletes_the_resource_in_the_same_statement",
+        ),
+    ),
+    *cut(
+        JOBS,
+        "_ACTIVATE = text(",
+        MOVES,
+        ("activate: kind", " AND kind = 'provision'", "", "test_a_job_ends_only_as_its_kind_does[activate]"),
+        (
+            "activate: status",
+            " AND status IN ('provisioning', 'deleting')",
+            "",
+            "test_a_birth_whose_resource_is_deleted_does_not_end_well",
+        ),
+        (
+            "activate: row lock",
+            " FOR NO KEY UPDATE",
+            "",
+            "test_a_birth_that_ends_at_the_moment_of_the_teardown_s_end_comes_before_it_or_sees_it",
+        ),
+        (
+            "activate: resource",
+            "AND EXISTS (SELECT FROM resource WHERE resource.id = outbox.resource_id)",
+            "",
+            "test_a_birth_whose_resource_is_deleted_does_not_end_well",
+        ),
+        (
+            "activate: only from provisioning",
+            "CASE status WHEN 'provisioning' THEN 'active' ELSE status END",
+            "'active'",
+            "test_start_refuses_while_another_job_of_the_resource_runs",
+        ),
+    ),
+    # -- retry, defer, rollback
+    *cut(
+        JOBS,
+        "_RETRY = text(",
+        MOVES,
+        ("retry: attempts left", " AND attempts < max_attempts", "", "test_retry_refuses_when_the_attempts_are_spent"),
+    ),
+    *cut(
+        JOBS,
+        "_RETRY = text(",
+        MOVES,
+        ("retry: cap", "least(:cap, ", "greatest(0, ", "test_retry_waits_with_full_jitter_under_a_cap_that_doubles"),
+    ),
+    *cut(
+        JOBS,
+        "_DEFER = text(",
+        MOVES,
+        (
+            "defer: not started",
+            " AND started_fence IS DISTINCT FROM fence",
+            "",
+            "test_defer_gives_the_attempt_back_but_not_after_start",
+        ),
+    ),
+    *cut(
+        JOBS,
+        "_ROLLBACK = text(",
+        MOVES,
+        ("rollback: kind", " AND kind = 'provision'", "", "test_a_job_ends_only_as_its_kind_does[rollback]"),
+        (
+            "rollback: adopted",
+            "(NOT adopted OR status <> 'provisioning')",
+            "true",
+            "test_rollback_never_touches_an_adopted_resource_that_is_still_wanted",
+        ),
+        (
+            "rollback: only from provisioning",
+            "AND status = 'provisioning'",
+            "",
+            "test_start_refuses_a_provision_whose_resource_is_being_deleted",
+        ),
+        (
+            "rollback: the teardown's job",
+            "max_attempts, request_id FROM resource",
+            "max_attempts, request_id FROM resource LIMIT 0",
+            "test_rollback_sends_a_failed_birth_the_way_of_a_delete",
+        ),
+        (
+            "rollback: the teardown's event",
+            "'the provision failed' FROM undo",
+            "'the provision failed' FROM undo LIMIT 0",
+            "test_rollback_sends_a_failed_birth_the_way_of_a_delete",
+        ),
+    ),
+    *cut(
+        JOBS,
+        "def _landed(",
+        MOVES,
+        (
+            "landed: fence",
+            "row.fence != claim.fence or ",
+            "",
+            "test_an_end_under_a_later_fence_is_not_taken_for_one_s_own",
+        ),
+        ("landed: state", " or row.state != target", "", "test_retry_refuses_when_the_attempts_are_spent"),
+    ),
+    # -- sweep, redrive, late news
+    *cut(
+        JOBS,
+        "_SWEEP = text(",
+        CLAIM,
+        (
+            "sweep: lease",
+            "WHERE state = 'running' AND lease_expires_at < now()",
+            "WHERE state = 'running'",
+            "test_a_sweep_holds_no_lock_on_what_lives",
+        ),
+        (
+            "sweep: state",
+            "WHERE state = 'running' AND lease_expires_at < now()",
+            "WHERE lease_expires_at < now()",
+            "test_the_plans_hold_with_a_million_rows_behind_them",
+        ),
+        (
+            "sweep: lease again",
+            "outbox.id = placed.id AND state = 'running' AND lease_expires_at < now()",
+            "outbox.id = placed.id AND state = 'running'",
+            f"{MOVES}::test_a_look_that_locks_nothing_still_moves_nothing_twice[_SWEEP]",
+        ),
+        ("sweep: SKIP LOCKED", " SKIP LOCKED", "", "test_a_sweep_waits_for_nobody"),
+        ("sweep: FOR UPDATE SKIP LOCKED", "FOR UPDATE SKIP LOCKED", "", "test_a_sweep_waits_for_nobody"),
+        ("sweep: batch", "LIMIT :batch", "", "test_the_sweep_is_bounded"),
+        (
+            "sweep: attempts spent",
+            "kind <> 'provision' AND attempts >= max_attempts",
+            "false",
+            "test_the_sweep_puts_back_what_dead_workers_held",
+        ),
+        ("sweep: not a provision", "kind <> 'provision' AND ", "", "test_the_sweep_puts_back_what_dead_workers_held"),
+        (
+            "sweep: event",
+            "jsonb_build_object('state', state) FROM job",
+            "jsonb_build_object('state', state) FROM job LIMIT 0",
+            f"{MOVES}::{_along('sweep')}",
+        ),
+    ),
+    *cut(
+        JOBS,
+        "_REDRIVE = text(",
+        MOVES,
+        ("redrive: fence", _FENCE, "", "test_redrive_wants_the_fence_the_operator_saw"),
+        ("redrive: state", " AND state = 'stuck'", "", _along("redrive", "pending")),
+        ("redrive: fresh attempts", ", attempts = 0", "", "test_redrive_wants_the_fence_the_operator_saw"),
+        ("redrive: event", _NOTED, ")", _along("redrive", "stuck")),
+    ),
+    *cut(
+        JOBS,
+        "_LATE = text(",
+        RUNS,
+        ("late: event", "noted AS ({_EVENT})", "noted AS (SELECT)", "test_late_news_is_kept_and_not_applied"),
+    ),
+)

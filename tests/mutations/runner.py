@@ -1,0 +1,218 @@
+"""The guards of one job from top to bottom, and of the hands that hold it."""
+
+from tests.mutations.cut import cut
+
+RUNNER = "worker/runner.py"
+HANDS = "worker/hands.py"
+RUNS = "tests/worker/test_runner.py"
+HOLDS = "tests/worker/test_hands.py"
+
+GUARDS_OF_RUNNER = (
+    *cut(
+        RUNNER,
+        "",
+        RUNS,
+        (
+            "run: contended",
+            "if self.claim.contended:",
+            "if False:",
+            "test_a_teardown_does_not_look_while_the_birth_is_still_running",
+        ),
+        (
+            "run: start is recorded",
+            "self._record(jobs.start, seen=before)",
+            "pass",
+            "test_the_straight_way_is_claim_start_complete",
+        ),
+        (
+            "run: start comes before the teardown",
+            "self._record(jobs.start, seen=before)",
+            "self.backend.teardown(self.claim.manifest, self.claim.fence); self._record(jobs.start, seen=before)",
+            "test_a_stale_claim_does_nothing_at_all",
+        ),
+        (
+            "run: started is remembered",
+            "seen=before)\n                self.started = True",
+            "seen=before)",
+            "test_a_backend_that_dies_inside_the_teardown_costs_an_attempt",
+        ),
+        (
+            "run: the look after the teardown",
+            "match self.backend.inspect(self.claim.manifest):",
+            "match Absent({}):",
+            "test_what_is_still_there_after_the_teardown_is_retried",
+        ),
+        (
+            "run: different after the teardown",
+            "return self._stick(StuckReason.REFUSED, why, seen)\n            case Same(seen=seen):",
+            "return self._complete(seen)\n            case Same(seen=seen):",
+            "test_what_is_different_after_the_teardown_is_stuck",
+        ),
+        (
+            "run: different before it",
+            "return self._stick(StuckReason.REFUSED, why, seen)\n            case Same(seen=before):",
+            "return self._complete(seen)\n            case Same(seen=before):",
+            "test_what_is_different_is_stuck_and_never_started",
+        ),
+        (
+            "run: only an adoption may be nobody's",
+            "if self.claim.adopted and not self.claim.activated:",
+            "if not self.claim.activated:",
+            "test_what_was_being_made_and_is_different_is_stuck",
+        ),
+        (
+            "run: only an adoption that never came to be",
+            "if self.claim.adopted and not self.claim.activated:",
+            "if self.claim.adopted:",
+            "test_an_adopted_object_of_an_active_resource_that_changed_is_stuck",
+        ),
+        (
+            "run: outcome unknown, seen before acting",
+            "if not self.backend.observable and self.claim.started_fence is not None:",
+            "if False:",
+            "test_the_unobservable_is_not_run_again_after_a_start",
+        ),
+        (
+            "run: outcome unknown, after a failure",
+            "case _ if self.started and not self.backend.observable:",
+            "case _ if False:",
+            "test_a_failure_after_start_of_the_unobservable_is_a_persons",
+        ),
+        (
+            "run: outcome unknown, at the last attempt",
+            "StuckReason.OUTCOME_UNKNOWN if acted and not self.backend.observable else _SPENT",
+            "_SPENT",
+            "test_the_unobservable_that_dies_under_its_last_attempt_is_unknown_not_exhausted",
+        ),
+        (
+            "run: attempts spent",
+            "if self.claim.attempts >= self.claim.max_attempts:",
+            "if False:",
+            "test_the_last_attempt_that_fails_is_stuck",
+        ),
+        (
+            "run: attempts of a birth spent",
+            "if self.claim.attempts > self.claim.max_attempts:",
+            "if False:",
+            "test_a_birth_whose_workers_die_each_time_is_rolled_back",
+        ),
+        (
+            "run: unavailable opens the breaker",
+            "self._trip(text)",
+            "pass",
+            "test_an_unavailable_backend_defers_and_opens_its_breaker",
+        ),
+        (
+            "run: a probe closes the breaker",
+            "if self.claim.probing:",
+            "if False:",
+            "test_a_probe_that_finds_the_backend_closes_the_breaker",
+        ),
+        (
+            "run: an unexpected error tells no secret",
+            'str(error) if told else f"unexpected {type(error).__name__}: the worker\'s log has it"',
+            "str(error)",
+            "test_any_other_failure_is_retried_where_the_effect_can_be_observed",
+        ),
+        (
+            "run: late news of a teardown",
+            'self._record(jobs.note_late, news={"completed": seen, "did": did})',
+            "pass",
+            "test_late_news_is_kept_and_not_applied",
+        ),
+        (
+            "run: late news of a birth",
+            'self._record(jobs.note_late, news={"provisioned": manifest})',
+            "pass",
+            "test_a_birth_that_comes_late_undoes_itself",
+        ),
+        (
+            "run: a late birth is undone",
+            "self._undo_late_birth(manifest)\n            raise",
+            "raise",
+            "test_a_birth_that_comes_late_undoes_itself",
+        ),
+        (
+            "run: a late birth, only of what is deleted",
+            "resource.status in (ResourceStatus.DELETING, ResourceStatus.DELETED) and not",
+            "not",
+            "test_a_birth_that_comes_late_leaves_what_another_attempt_made_active",
+        ),
+        (
+            "run: a late birth, deleting too",
+            "(ResourceStatus.DELETING, ResourceStatus.DELETED)",
+            "(ResourceStatus.DELETED,)",
+            "test_a_birth_that_comes_late_while_its_resource_is_being_deleted_undoes_itself_too",
+        ),
+        (
+            "run: a late adoption destroys nothing",
+            " and not self.claim.adopted:\n            self.backend.teardown",
+            ":\n            self.backend.teardown",
+            "test_an_adoption_that_comes_late_destroys_nothing",
+        ),
+    ),
+    *cut(
+        HANDS,
+        "",
+        HOLDS,
+        (
+            "hands: heartbeat",
+            "kept = jobs.heartbeat(session, claims)",
+            "kept = {c.id for c in claims}",
+            "test_a_long_teardown_keeps_its_lease",
+        ),
+        (
+            "hands: concurrency of a backend",
+            ", self._served[name].concurrency - held[name])",
+            ")",
+            "test_no_backend_gets_more_hands_than_its_concurrency",
+        ),
+        (
+            "hands: a hand for the others",
+            "min(slots, most - held[name], ",
+            "min(slots, ",
+            "test_a_backend_that_does_not_answer_leaves_a_hand_for_the_others",
+        ),
+        (
+            "hands: slots",
+            "slots = self._slots - len(self._held())",
+            "slots = self._slots",
+            "test_no_more_is_claimed_than_hands_are_free",
+        ),
+        (
+            "hands: stopped",
+            "while self._more and not self._stopping.is_set():",
+            "while self._more:",
+            "test_hands_that_were_stopped_claim_nothing",
+        ),
+        (
+            "hands: a claim whose answer was lost",
+            "if time.monotonic() > self._doubt_until:",
+            "if True:",
+            "test_a_claim_whose_answer_was_lost_is_taken_up_at_the_next_look",
+        ),
+        (
+            "hands: sweep",
+            "swept = jobs.sweep(session, actor=self._worker)",
+            "swept = 0",
+            "test_a_sweep_puts_back_and_expires",
+        ),
+        (
+            "hands: expire",
+            "expired = jobs.expire(session, actor=self._worker)",
+            "expired = 0",
+            "test_a_sweep_puts_back_and_expires",
+        ),
+    ),
+    *cut(
+        "worker/app.py",
+        "",
+        "tests/acceptance/test_name_reuse.py",
+        (
+            "worker: the control database is protected",
+            "frozenset(name for name in (db.control_url().database,) if name)",
+            "frozenset()",
+            "test_the_control_database_is_never_adopted",
+        ),
+    ),
+)
