@@ -165,6 +165,7 @@ def test_a_backend_that_stands_still_keeps_nobody_elses_jobs_waiting(ground: Gro
         try:
             others = [thing for thing in things if thing["kind"] == "redis"]
             eventually(lambda: ground.status(others) == Counter(deleted=len(others)), 20, "the other backend's")
+            ground.claimed_in_time(others)
             assert ground.status(things)["deleting"] > 0
         finally:
             ground.signal(ground.pg_server, signal.SIGCONT)
