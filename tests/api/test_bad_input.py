@@ -11,6 +11,7 @@ from sqlalchemy import Connection, text
 from outbox import tokens
 from tests.outbox.given import a_resource
 from tests.processes import System, client
+from tests.witness import eventually
 
 GOOD = {"kind": "postgres", "backend": "pg-main", "name": "orders"}
 NO_SUCH = "00000000-0000-4000-8000-000000000000"
@@ -207,9 +208,18 @@ def test_an_idempotency_key_answers_the_same_thing_twice_and_another_body_never(
     problem(api.post("/v1/resources", json=GOOD | {"name": "x"}, headers=key), 409, "idempotency_key_reused")
 
 
-def test_a_revoked_token_opens_nothing_after_the_cache_has_forgotten_it(api: httpx.Client, db: Connection) -> None:
-    from tests.witness import eventually
+def test_an_idempotency_key_is_honoured_after_the_expiry_it_asked_for(api: httpx.Client, db: Connection) -> None:
+    soon = db.execute(text("SELECT now() + interval '1 s'")).scalar_one()
+    key, body = {"Idempotency-Key": str(uuid.uuid4())}, GOOD | {"expires_at": soon.isoformat()}
+    one = api.post("/v1/resources", json=body, headers=key)
+    eventually(lambda: db.execute(text("SELECT now()")).scalar_one() > soon)
+    two = api.post("/v1/resources", json=body, headers=key)
+    assert (one.status_code, two.status_code) == (202, 202)
+    assert one.json()["resource"]["id"] == two.json()["resource"]["id"]
+    problem(api.post("/v1/resources", json=body), 422, "invalid_request")
 
+
+def test_a_revoked_token_opens_nothing_after_the_cache_has_forgotten_it(api: httpx.Client, db: Connection) -> None:
     made, secret = tokens.create(db, role="tenant", tenant="acme", name="short")
     headers = {"Authorization": f"Bearer {secret}"}
     assert api.get("/v1/resources", headers=headers).status_code == 200

@@ -259,6 +259,17 @@ def test_retry_waits_with_full_jitter_under_a_cap_that_doubles(db: Connection) -
     assert min(waits[30]) < cap / 2, "full jitter reaches down to nothing"
 
 
+def test_what_was_lost_again_comes_back_one_after_the_other(db: Connection) -> None:
+    """The first time at once; later apart, and further each time: one of them may be what kills the workers."""
+    first, *again = (a_job(db, state="running", attempts=n, lease="-1 s") for n in (1, 2, 2, 2, 5))
+    jobs.sweep(db, actor="w")
+    asked = "SELECT extract(epoch FROM available_at - now())::float FROM outbox WHERE id = ANY(:ids) ORDER BY id"
+    waits = [*db.execute(text(asked), {"ids": [first, *again]}).scalars()]
+    base = 0.2
+    assert waits[0] <= 0
+    assert waits[1:] == pytest.approx([base, 2 * base, 3 * base, 4 * base * 2**3], abs=0.1)
+
+
 def test_retry_refuses_when_the_attempts_are_spent(db: Connection) -> None:
     id = a_job(db, state="running", attempts=3, max_attempts=3)
     with pytest.raises(ClaimLost):
