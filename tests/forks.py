@@ -85,6 +85,7 @@ class Kept(threading.Thread):
     def __init__(self, part: str, env: Mapping[str, str], log: Path) -> None:
         super().__init__(daemon=True)
         self.deaths = 0
+        self.last_words = ""
         self._again = lambda: Fork(part, env, log)
         self.fork = self._again()
         self._ending = threading.Event()
@@ -94,6 +95,7 @@ class Kept(threading.Thread):
         while not self._ending.wait(0.1):
             if self.fork.exitcode is not None:
                 self.deaths += 1
+                self.last_words = self.fork.story()
                 self.fork = self._again()
 
     def stop(self) -> None:

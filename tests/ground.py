@@ -183,7 +183,9 @@ class Ground:
         database.engine().dispose()  # what the fault did to this process's own connections is not the question
         self.looks(probes)
         all_is_well(self.control, [t["id"] for t in made], pg=self.pg, cache=self.cache, deletions=self.deletions)
-        assert sum(kept.deaths for kept in self.kept) == self.deaths, "no worker had to be started again"
+        died, self.deaths = sum(kept.deaths for kept in self.kept) - self.deaths, sum(kept.deaths for kept in self.kept)
+        last_words = "\n".join(kept.last_words for kept in self.kept)
+        assert died == 0, f"{died} workers had to be started again:\n{last_words}"
 
     def create(self, kind: str) -> dict[str, Any]:
         answer = self.acme.post("/v1/resources", json={"kind": kind, "backend": KINDS[kind], "name": "orders"})
