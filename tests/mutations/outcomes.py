@@ -156,15 +156,16 @@ OUTCOMES = (
     ),
     *cut(
         JOBS,
+        "_NOTED = text(",
+        MOVES,
+        ("landed: fence", " AND fence = :fence", "", "test_an_end_under_a_later_fence_is_not_taken_for_one_s_own"),
+        ("landed: event", " AND event = :event", "", "test_retry_refuses_when_the_attempts_are_spent"),
+    ),
+    *cut(
+        JOBS,
         "def _landed(",
         MOVES,
-        (
-            "landed: fence",
-            "row.fence != claim.fence or ",
-            "",
-            "test_an_end_under_a_later_fence_is_not_taken_for_one_s_own",
-        ),
-        ("landed: state", " or row.state != target", "", "test_retry_refuses_when_the_attempts_are_spent"),
+        ("landed: at all", "not row.noted", "False", "test_what_a_sweep_put_back_is_no_retry_that_landed"),
     ),
     # -- sweep, redrive, late news
     *cut(

@@ -122,14 +122,14 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: late news of a birth",
-            'self._record(jobs.note_late, news={"provisioned": manifest})',
+            'self._record(jobs.note_late, news={"provisioned": self.making})',
             "pass",
             "test_a_birth_that_comes_late_undoes_itself",
         ),
         (
             "run: a late birth is undone",
-            "self._undo_late_birth(manifest)\n            raise",
-            "raise",
+            "self._undo(self.making)",
+            "pass",
             "test_a_birth_that_comes_late_undoes_itself",
         ),
         (
@@ -145,9 +145,15 @@ GUARDS_OF_RUNNER = (
             "test_a_birth_that_comes_late_while_its_resource_is_being_deleted_undoes_itself_too",
         ),
         (
+            "run: a late birth whose answer was lost",
+            "            self.making = planned\n",
+            "",
+            "test_a_birth_that_comes_late_undoes_itself",
+        ),
+        (
             "run: a late adoption destroys nothing",
-            " and not self.claim.adopted:\n            self.backend.teardown",
-            ":\n            self.backend.teardown",
+            " and not self.claim.adopted:\n            self._undo(",
+            ":\n            self._undo(",
             "test_an_adoption_that_comes_late_destroys_nothing",
         ),
     ),
