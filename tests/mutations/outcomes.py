@@ -159,7 +159,7 @@ OUTCOMES = (
         "_NOTED = text(",
         MOVES,
         ("landed: fence", " AND fence = :fence", "", "test_an_end_under_a_later_fence_is_not_taken_for_one_s_own"),
-        ("landed: event", " AND event = :event", "", "test_retry_refuses_when_the_attempts_are_spent"),
+        ("landed: event", " AND event = :event", "", "test_what_a_sweep_put_back_is_no_retry_that_landed"),
     ),
     *cut(
         JOBS,
