@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 from outbox.settings import PREFIX, Settings
@@ -69,3 +70,11 @@ def test_every_guard_that_the_mutants_take_out_still_stands() -> None:
     names = [mutant.name for mutant in (*MUTANTS, *EQUIVALENT)]
     assert len(set(names)) == len(names)
     assert {t.name for t in TRANSITIONS} <= {name.partition(":")[0] for name in names}, "a transition without a mutant"
+
+
+def test_every_package_of_the_product_is_installed() -> None:
+    """An editable install finds them all; a wheel, and so the image, has only what is listed."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    tops = ("outbox", "api", "worker", "migrations")
+    found = [path.parent.relative_to(ROOT) for top in tops for path in (ROOT / top).rglob("__init__.py")]
+    assert sorted(listed) == sorted(str(path).replace("/", ".") for path in found)
