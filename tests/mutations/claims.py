@@ -199,7 +199,7 @@ CLAIMS = (
             "start: once",
             "AND started_fence IS DISTINCT FROM fence",
             "",
-            "test_an_answer_that_was_lost_is_read_back_by_fence",
+            "test_an_answer_that_was_lost_is_read_back_by_fence_and_event[start]",
         ),
         (
             "start: resource",
@@ -270,7 +270,7 @@ CLAIMS = (
             "start: an answer lost",
             "row.started_fence == claim.fence",
             "False",
-            "test_an_answer_that_was_lost_is_read_back_by_fence",
+            "test_an_answer_that_was_lost_is_read_back_by_fence_and_event[start]",
         ),
     ),
     *cut(
