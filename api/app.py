@@ -15,6 +15,7 @@ def create_app() -> FastAPI:
     events.configure()
     db.control_url()
     settings.backends()
+    settings.brakes("", "")
     settings.get().need("broker_url")
     credentials.check()
     app = FastAPI(

@@ -14,10 +14,13 @@ DeprovisionerError
 │   ├── IdempotencyKeyReused the key came before, with another body
 │   ├── AlreadyManaged       that very object belongs to a living resource
 │   ├── JobNotStuck          only a stuck job can be re-driven
-│   └── FenceMismatch        the job has moved since the operator looked
+│   ├── FenceMismatch        the job has moved since the operator looked
+│   └── AlreadyReleased      a hold ends once
 ├── StartRefused             the job may not act now; nothing was done
 │   ├── ClaimLost            the fence or the lease is no longer ours
 │   ├── Busy                 another job of the resource is running
+│   ├── Held                 a hold is in force over it
+│   ├── BrakeHit             so many teardowns have started that a person must look
 │   └── Unwanted             the resource no longer wants this
 └── BackendError             raised by backends, handled by the runner
     ├── Unavailable          the server cannot be reached: wait, burn no attempt
@@ -86,6 +89,10 @@ class FenceMismatch(Conflict):
     """The job has moved since it was looked at."""
 
 
+class AlreadyReleased(Conflict):
+    """The hold was released before."""
+
+
 class StartRefused(DeprovisionerError):
     """The job may not act now."""
 
@@ -96,6 +103,23 @@ class ClaimLost(StartRefused):
 
 class Busy(StartRefused):
     """Another job of the same resource is running."""
+
+
+class Held(StartRefused):
+    """A hold is in force over the job; `hold_id` says which."""
+
+    def __init__(self, message: str, hold_id: int) -> None:
+        super().__init__(message)
+        self.hold_id = hold_id
+
+
+class BrakeHit(StartRefused):
+    """A brake of `scope` (`backend` or `tenant`) `subject` lets nothing more start."""
+
+    def __init__(self, scope: str, subject: str, message: str) -> None:
+        super().__init__(message)
+        self.scope = scope
+        self.subject = subject
 
 
 class Unwanted(StartRefused):

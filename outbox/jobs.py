@@ -13,9 +13,20 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from outbox import settings
-from outbox.errors import Busy, ClaimLost, Conflict, DeletionProtected, FenceMismatch, JobNotStuck, NotFound, Unwanted
+from outbox import brakes, holds, settings
+from outbox.errors import (
+    Busy,
+    ClaimLost,
+    Conflict,
+    DeletionProtected,
+    FenceMismatch,
+    Held,
+    JobNotStuck,
+    NotFound,
+    Unwanted,
+)
 from outbox.rows import Claim, Job, Json, Resource, columns, read
+from outbox.settings import Brake
 from outbox.states import JobKind, JobState, ResourceStatus, StuckReason
 
 # What every transition writes beside its change; `job` is the CTE that made it.
@@ -121,7 +132,7 @@ def expire(db: Connection, *, actor: str, batch: int = 100) -> int:
 
 _CLAIMS = """
     SELECT job.id, job.kind, job.resource_id, job.backend, job.fence, job.attempts, job.max_attempts,
-           job.started_fence, resources.generation, resources.adopted,
+           job.started_fence, resources.tenant, resources.generation, resources.adopted,
            resources.activated_at IS NOT NULL AS activated, resources.manifest,
            breakers.backend IS NOT NULL AS probing,
            EXISTS (SELECT FROM outbox AS other
@@ -133,23 +144,47 @@ _CLAIMS = """
      ORDER BY job.available_at, job.id"""
 
 # By backend and in the callers' order: what one backend has waiting costs the others nothing.
-# A half-open breaker lets one job through, as its probe.
+# A half-open breaker lets one job through in all, as its probe, which keeps the next one away for a lease; probes
+# go first, so that the slots cannot run out between the breaker and its job.
 _CLAIM = text(f"""
-    WITH job AS (
+    WITH served AS (
+        SELECT asked.*
+          FROM unnest(CAST(:backends AS text[]), CAST(:kinds AS text[]), CAST(:rooms AS int[]))
+               WITH ORDINALITY AS asked (backend, kind, room, place)
+         WHERE NOT EXISTS (SELECT FROM holds
+                            WHERE released_at IS NULL AND cause = 'operator'
+                              AND (scope = 'global' OR (scope = 'backend' AND subject = asked.backend)
+                                   OR (scope = 'kind' AND subject = asked.kind)))
+    ), probe AS (
+        UPDATE breakers SET retry_at = now() + :lease
+         WHERE backend = ANY(ARRAY(
+               SELECT breakers.backend FROM breakers JOIN served USING (backend)
+                WHERE retry_at <= now()
+                  AND EXISTS (SELECT FROM outbox
+                               WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = breakers.backend
+                                 AND available_at <= now())
+                LIMIT :slots
+                  FOR UPDATE OF breakers SKIP LOCKED))
+     RETURNING backend
+    ), job AS (
         UPDATE outbox
            SET state = 'running', fence = fence + 1, attempts = attempts + 1,
                claimed_by = :actor, lease_expires_at = now() + :lease
-         WHERE state = 'pending' AND id = ANY(ARRAY(
+         WHERE state = 'pending' AND held_by IS NULL AND id = ANY(ARRAY(
                SELECT due.id
-                 FROM unnest(CAST(:backends AS text[]), CAST(:rooms AS int[])) AS served (backend, room)
-                 LEFT JOIN breakers ON breakers.backend = served.backend
+                 FROM (SELECT served.backend, CASE WHEN probe.backend IS NULL THEN served.room ELSE 1 END AS room
+                         FROM served
+                         LEFT JOIN probe ON probe.backend = served.backend
+                         LEFT JOIN breakers ON breakers.backend = served.backend
+                        WHERE breakers.backend IS NULL OR probe.backend IS NOT NULL
+                        ORDER BY probe.backend IS NULL, served.place) AS open
                 CROSS JOIN LATERAL (
                       SELECT id FROM outbox
-                       WHERE state = 'pending' AND outbox.backend = served.backend AND available_at <= now()
+                       WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = open.backend
+                         AND available_at <= now()
                        ORDER BY available_at, id
-                       LIMIT CASE WHEN breakers.backend IS NULL THEN served.room ELSE 1 END
+                       LIMIT open.room
                          FOR UPDATE SKIP LOCKED) AS due
-                WHERE breakers.retry_at IS NULL OR breakers.retry_at <= now()
                 LIMIT :slots))
      RETURNING *
     ), noted AS ({_EVENT}
@@ -158,12 +193,18 @@ _CLAIM = text(f"""
 
 
 def claim(db: Connection, rooms: Mapping[str, int], *, slots: int, worker: str) -> list[Claim]:
-    """pending -> running: at most `slots` due jobs, at most `rooms[backend]` of each backend, in that order."""
+    """pending -> running: at most `slots` due jobs, at most `rooms[backend]` of each backend, in that order.
+
+    None of a backend that is held as a whole; what a hold on its tenant or a brake covers is refused by `start`.
+    """
+    configured = settings.backends()
+    kinds = [configured[name].kind if name in configured else None for name in rooms]
     rows = db.execute(
         _CLAIM,
         _note("claimed", worker)
         | {
             "backends": list(rooms),
+            "kinds": kinds,
             "rooms": list(rooms.values()),
             "slots": slots,
             "lease": settings.get().lease,
@@ -214,13 +255,14 @@ def heartbeat(db: Connection, claims: Sequence[Claim]) -> set[int]:
 
 
 # The resource's jobs run one at a time: whichever of two claims committed last sees the other running.
-_START = """
+_START = f"""
     job AS (
         UPDATE outbox
            SET started_fence = fence
          WHERE id = :id AND fence = :fence AND state = 'running' AND lease_expires_at > now()
            AND started_fence IS DISTINCT FROM fence
            AND EXISTS (SELECT FROM resource WHERE resource.id = outbox.resource_id)
+           AND NOT EXISTS (SELECT FROM holds, resource WHERE {holds.COVERS.format("resource", "outbox.kind")})
            AND NOT EXISTS (SELECT FROM outbox AS other
                             WHERE other.resource_id = outbox.resource_id AND other.id <> outbox.id
                               AND other.state = 'running')
@@ -228,7 +270,7 @@ _START = """
     )"""
 _START_DEPROVISION = text(f"""
     WITH resource AS (
-        SELECT id FROM resources WHERE id = :resource_id AND status = 'deleting'
+        SELECT * FROM resources WHERE id = :resource_id AND status = 'deleting'
     ), {_START}, noted AS ({_EVENT}
     )
     SELECT id FROM job""")
@@ -236,7 +278,7 @@ _START_DEPROVISION = text(f"""
 # What is about to be made is written down first, once: a second attempt makes the very same thing.
 _START_PROVISION = text(f"""
     WITH resource AS (
-        SELECT id FROM resources WHERE id = :resource_id AND status = 'provisioning' FOR NO KEY UPDATE
+        SELECT * FROM resources WHERE id = :resource_id AND status = 'provisioning' FOR NO KEY UPDATE
     ), {_START}, noted AS ({_EVENT}
     )
     UPDATE resources
@@ -246,11 +288,14 @@ _START_PROVISION = text(f"""
  RETURNING resources.manifest, resources.credentials""")
 
 
-def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None) -> None:
+def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None, under: Sequence[Brake] = ()) -> None:
     """running -> running, with the durable mark that from now on the backend may have been touched.
 
-    `seen` is what was looked at before. Raises ClaimLost, Busy, Unwanted; then nothing may be done.
+    `seen` is what was looked at before. `under` brakes, `db` is a transaction, in which the teardown is counted
+    and started. Raises ClaimLost, Busy, Held, BrakeHit, Unwanted; then nothing may be done.
     """
+    if under:
+        brakes.take(db, claim, under)
     asked = _of(claim) | _note("started", worker, detail=None if seen is None else {"seen": seen})
     if db.execute(_START_DEPROVISION, asked).one_or_none() is None:
         _start_refused(db, claim, ResourceStatus.DELETING)
@@ -261,7 +306,7 @@ def start_provision(
 ) -> tuple[Json, bytes | None]:
     """running -> running, for a birth: stores the planned manifest and encrypted credentials, once.
 
-    Returns those in force, which are the first attempt's. Raises ClaimLost, Busy, Unwanted.
+    Returns those in force, which are the first attempt's. Raises ClaimLost, Busy, Held, Unwanted.
     """
     asked = _of(claim) | _note("started", worker)
     row = db.execute(
@@ -289,6 +334,8 @@ def _start_refused(db: Connection, claim: Claim, wanted: ResourceStatus) -> None
         return  # it had landed; only its answer was lost
     if row.status != wanted:
         raise Unwanted(f"job {claim.id}: its resource is {row.status}, not {wanted}")
+    if over := holds.over(db, claim.id):
+        raise Held(str(over[0]), over[0].id)
     raise Busy(f"job {claim.id}: another job of its resource is running")
 
 
@@ -372,7 +419,8 @@ _DEFER = text(f"""
     WITH job AS (
         UPDATE outbox
            SET state = 'pending', claimed_by = NULL, lease_expires_at = NULL, last_error = :error,
-               attempts = attempts - 1, available_at = greatest(available_at, now() + :delay * interval '1 second')
+               attempts = attempts - 1, available_at = greatest(available_at, now() + :delay * interval '1 second'),
+               held_by = (SELECT id FROM holds WHERE id = :hold AND released_at IS NULL)
          WHERE id = :id AND fence = :fence AND state = 'running' AND started_fence IS DISTINCT FROM fence
      RETURNING *
     ), noted AS ({_EVENT}
@@ -380,11 +428,31 @@ _DEFER = text(f"""
     SELECT id FROM job""")
 
 
-def defer(db: Connection, claim: Claim, *, worker: str, error: str, delay: float = 0) -> None:
-    """running -> pending, the attempt given back, since nothing was started; `delay` in seconds. Raises ClaimLost."""
-    asked = _of(claim) | _note("deferred", worker, reason=error) | {"error": error, "delay": delay}
+def defer(db: Connection, claim: Claim, *, worker: str, error: str, delay: float = 0, hold: int | None = None) -> None:
+    """running -> pending, the attempt given back, since nothing was started; `delay` in seconds.
+
+    Under a `hold`, unless that was released meanwhile, it waits to be woken. Raises ClaimLost.
+    """
+    asked = _of(claim) | _note("deferred", worker, reason=error) | {"error": error, "delay": delay, "hold": hold}
     if db.execute(_DEFER, asked).one_or_none() is None:
         _landed(db, claim, asked)
+
+
+# Whatever was parked at the very moment of a release is found by the next sweep.
+_WAKE = text("""
+    UPDATE outbox SET held_by = NULL
+     WHERE id = ANY(ARRAY(
+           SELECT parked.id FROM holds
+            CROSS JOIN LATERAL (SELECT id FROM outbox WHERE held_by = holds.id LIMIT :batch FOR UPDATE SKIP LOCKED)
+                       AS parked
+            WHERE released_at IS NOT NULL
+            LIMIT :batch))
+ RETURNING id""")
+
+
+def wake(db: Connection, *, batch: int = 1_000) -> int:
+    """No arrow: jobs parked under a hold that was released may be claimed again; how many, at most `batch`."""
+    return len(db.execute(_WAKE, {"batch": batch}).all())
 
 
 _STICK = text(f"""

@@ -66,6 +66,7 @@ class Claim:
     attempts: int
     max_attempts: int
     started_fence: int | None
+    tenant: str
     generation: uuid.UUID
     adopted: bool
     activated: bool

@@ -4,11 +4,11 @@ import difflib
 import os
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -61,6 +61,21 @@ class Settings(BaseSettings):
 
 
 @dataclass(frozen=True)
+class Brake:
+    """At most `limit` teardowns, and `max_percent` of what lives, of one backend or tenant within `window`."""
+
+    scope: Literal["backend", "tenant"]
+    subject: str
+    limit: int
+    window: timedelta
+    max_percent: int = 100
+
+    def __str__(self) -> str:
+        percent = f", {self.max_percent} %" if self.max_percent < 100 else ""
+        return f"{self.limit} within {self.window}{percent} on {self.scope} {self.subject}"
+
+
+@dataclass(frozen=True)
 class BackendConfig:
     """One table of the backends file. `dsn` stays unresolved: only a worker may read what it names."""
 
@@ -68,7 +83,7 @@ class BackendConfig:
     kind: str
     dsn: str = field(repr=False)
     concurrency: int
-    brake: str | None = None
+    brake: Brake | None = None
     adoption: str = "operators"
 
     def resolve_dsn(self) -> str:
@@ -112,19 +127,61 @@ def backends() -> dict[str, BackendConfig]:
     return read_backends(Path(get().need("backends")))
 
 
-_KEYS = {"kind", "dsn", "grace", "brake", "concurrency", "adoption"}
-_BRAKE = re.compile(r"^[1-9]\d*/[1-9]\d*[smhd]$")
+@lru_cache(maxsize=1)
+def _tenants() -> dict[str, Brake]:
+    return read_tenants(Path(get().need("backends")))
+
+
+def brakes(backend: str, tenant: str) -> list[Brake]:
+    """The brakes over a teardown: its backend's, and its tenant's own or else that of every tenant (`"*"`)."""
+    config, tenants = backends().get(backend), _tenants()
+    of_tenant = tenants.get(tenant) or tenants.get(EVERY_TENANT)
+    found = [config.brake if config else None, replace(of_tenant, subject=tenant) if of_tenant else None]
+    return [brake for brake in found if brake is not None]
+
+
+EVERY_TENANT = "*"
+# What a brake counts is kept for twice its window.
+LONGEST_WINDOW = timedelta(days=30)
+_TABLES = {"backends", "tenants"}
+_KEYS = {"kind", "dsn", "grace", "brake", "max_percent", "concurrency", "adoption"}
+_BRAKE = re.compile(r"^([1-9]\d{0,8})/([1-9]\d{0,6})([smhd])$")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def read_backends(path: Path) -> dict[str, BackendConfig]:
-    """Parse a backends file; SettingsError names the file, the backend and the key that is wrong."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("backends", {})
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{PREFIX}BACKENDS: cannot read {path}: {error}") from error
+    """The tables [backends.NAME] of a backends file; SettingsError names the file, the backend and the wrong key."""
+    tables = _read(path).get("backends", {})
     if not isinstance(tables, dict) or not tables:
         raise SettingsError(f"{PREFIX}BACKENDS: {path} has no table [backends.NAME]")
     return {name: _backend(path, name, table) for name, table in tables.items()}
+
+
+def read_tenants(path: Path) -> dict[str, Brake]:
+    """The brakes of a backends file's tables [tenants.NAME]; `"*"` is the name for every other."""
+    tables = _read(path).get("tenants", {})
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise SettingsError(f'{path}: brakes of tenants are tables [tenants.NAME], or [tenants."*"] for every other')
+    found = {}
+    for name, table in tables.items():
+        where = f"{path}: [tenants.{name}]"
+        if unknown := set(table) - {"brake", "max_percent"}:
+            raise SettingsError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: brake, max_percent")
+        brake = _brake(where, "tenant", name, table)
+        if brake is None:
+            raise SettingsError(f"{where}: 'brake' is missing, such as \"50/10m\"")
+        found[name] = brake
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{PREFIX}BACKENDS: cannot read {path}: {error}") from error
+    if unknown := set(tables) - _TABLES:
+        raise SettingsError(f"{path}: unknown table [{sorted(unknown)[0]}]; known: {', '.join(sorted(_TABLES))}")
+    return tables
 
 
 def _backend(path: Path, name: str, table: Any) -> BackendConfig:
@@ -146,10 +203,26 @@ def _backend(path: Path, name: str, table: Any) -> BackendConfig:
         raise wrong(
             "'grace' other than \"0s\" is not supported by this version: a restore within it does not exist yet"
         )
-    if "brake" in table and not _BRAKE.match(str(table["brake"])):
-        raise wrong(f"'brake' must look like \"50/10m\", not {table['brake']!r}")
+    brake = _brake(f"{path}: [backends.{name}]", "backend", name, table)
     # Whoever adopts an object may then delete it: a tenant must not do that to what it merely can name.
     adoption = table.get("adoption", "operators")
     if adoption not in ("operators", "tenants"):
         raise wrong(f'\'adoption\' must be "operators" or "tenants", not {adoption!r}')
-    return BackendConfig(name, table["kind"], table["dsn"], concurrency, table.get("brake"), adoption)
+    return BackendConfig(name, table["kind"], table["dsn"], concurrency, brake, adoption)
+
+
+def _brake(where: str, scope: Literal["backend", "tenant"], subject: str, table: dict[str, Any]) -> Brake | None:
+    percent = table.get("max_percent", 100)
+    if type(percent) is not int or not 1 <= percent <= 100:
+        raise SettingsError(f"{where}: 'max_percent' must be a whole number from 1 to 100, not {percent!r}")
+    if "brake" not in table:
+        if "max_percent" in table:
+            raise SettingsError(f"{where}: 'max_percent' needs a 'brake', whose window it is counted in")
+        return None
+    match = _BRAKE.match(str(table["brake"]))
+    if match is None:
+        raise SettingsError(f"{where}: 'brake' must look like \"50/10m\", not {table['brake']!r}")
+    window = timedelta(**{_UNITS[match[3]]: int(match[2])})
+    if window > LONGEST_WINDOW:
+        raise SettingsError(f"{where}: 'brake' may look back over at most {LONGEST_WINDOW.days} days")
+    return Brake(scope, subject, int(match[1]), window, percent)

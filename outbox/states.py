@@ -47,6 +47,22 @@ class StuckReason(StrEnum):
     OUTCOME_UNKNOWN = "outcome_unknown"
 
 
+class HoldScope(StrEnum):
+    """What a hold stops: everything, or one backend's, tenant's or kind's jobs."""
+
+    GLOBAL = "global"
+    BACKEND = "backend"
+    TENANT = "tenant"
+    KIND = "kind"
+
+
+class HoldCause(StrEnum):
+    """Who engaged a hold: a person, and then it stops births too; or a brake, and it stops teardowns."""
+
+    OPERATOR = "operator"
+    BRAKE = "brake"
+
+
 @dataclass(frozen=True)
 class Transition:
     """One arrow: `source` is None where the job is born."""
@@ -61,12 +77,13 @@ class Transition:
 TRANSITIONS = (
     Transition("enqueue", None, JobState.PENDING, "resource is active or provisioning, not protected", "API, CLI"),
     Transition("expire", None, JobState.PENDING, "resource is active, past expires_at, not protected", "worker"),
-    Transition("claim", JobState.PENDING, JobState.RUNNING, "due, breaker closed; SKIP LOCKED", "worker"),
+    Transition("claim", JobState.PENDING, JobState.RUNNING, "due, not held, breaker closed; SKIP LOCKED", "worker"),
     Transition(
         "start",
         JobState.RUNNING,
         JobState.RUNNING,
-        "fence; lease alive by the database's clock; resource still wants it; no other job of it running",
+        "fence; lease alive by the database's clock; resource still wants it; no other job of it running; "
+        "no hold; brake not hit",
         "worker",
     ),
     Transition("complete", JobState.RUNNING, JobState.SUCCEEDED, "fence; deprovision; absence was seen", "worker"),

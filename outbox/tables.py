@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from outbox.states import JobKind, JobState, ResourceStatus, StuckReason
+from outbox.states import HoldCause, HoldScope, JobKind, JobState, ResourceStatus, StuckReason
 
 metadata = sa.MetaData(
     naming_convention={"pk": "%(table_name)s_pkey", "fk": "%(table_name)s_%(column_0_name)s_fkey"},
@@ -58,6 +58,9 @@ resources = sa.Table(
     sa.Index("resources_listing_all", sa.text("created_at DESC"), sa.text("id DESC")),
     # One object belongs to one resource, ever: whoever copies a manifest must not get a second hold on it.
     sa.Index("resources_generation", "generation", unique=True),
+    # What a brake's percentage is of.
+    sa.Index("resources_live_of_backend", "backend", postgresql_where=sa.text("status IN ('active', 'deleting')")),
+    sa.Index("resources_live_of_tenant", "tenant", postgresql_where=sa.text("status IN ('active', 'deleting')")),
     sa.Index(
         "resources_expiring", "expires_at", postgresql_where=sa.text("status = 'active' AND expires_at IS NOT NULL")
     ),
@@ -90,6 +93,8 @@ outbox = sa.Table(
     sa.Column("request_id", sa.Uuid, nullable=False),
     _timestamp("created_at", now=True),
     _timestamp("finished_at"),
+    # The hold that `start` met: the job waits for its release, out of the claims' way.
+    sa.Column("held_by", sa.BigInteger),
     sa.CheckConstraint(_one_of("kind", JobKind), name="outbox_kind_known"),
     sa.CheckConstraint(_one_of("state", JobState), name="outbox_state_known"),
     sa.CheckConstraint(_one_of("stuck_reason", StuckReason), name="outbox_stuck_reason_known"),
@@ -102,6 +107,7 @@ outbox = sa.Table(
     sa.CheckConstraint("attempts >= 0 AND attempts <= fence", name="outbox_attempts_within_fence"),
     sa.CheckConstraint("started_fence <= fence", name="outbox_started_within_fence"),
     sa.CheckConstraint("max_attempts >= 1", name="outbox_max_attempts_positive"),
+    sa.CheckConstraint("held_by IS NULL OR state = 'pending'", name="outbox_held_is_pending"),
     # The promise "not two", held by the database itself.
     sa.Index(
         "outbox_one_deprovision",
@@ -116,7 +122,14 @@ outbox = sa.Table(
         postgresql_where=sa.text("kind = 'provision' AND state <> 'cancelled'"),
     ),
     # In the claim's own order, so that a claim reads the rows it takes and no others.
-    sa.Index("outbox_pending", "backend", "available_at", "id", postgresql_where=sa.text("state = 'pending'")),
+    sa.Index(
+        "outbox_pending",
+        "backend",
+        "available_at",
+        "id",
+        postgresql_where=sa.text("state = 'pending' AND held_by IS NULL"),
+    ),
+    sa.Index("outbox_held", "held_by", postgresql_where=sa.text("held_by IS NOT NULL")),
     sa.Index("outbox_leases", "lease_expires_at", postgresql_where=sa.text("state = 'running'")),
     sa.Index("outbox_of_resource", "resource_id"),
     sa.Index("outbox_stuck", "id", postgresql_where=sa.text("state = 'stuck'")),
@@ -162,4 +175,47 @@ breakers = sa.Table(
     _timestamp("opened_at", now=True),
     sa.Column("retry_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
+)
+
+holds = sa.Table(
+    "holds",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("scope", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text),
+    sa.Column("cause", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    _timestamp("created_at", now=True),
+    _timestamp("released_at"),
+    sa.Column("released_by", sa.Text),
+    sa.Column("release_reason", sa.Text),
+    sa.CheckConstraint(_one_of("scope", HoldScope), name="holds_scope_known"),
+    sa.CheckConstraint(_one_of("cause", HoldCause), name="holds_cause_known"),
+    sa.CheckConstraint("(scope = 'global') = (subject IS NULL)", name="holds_scope_has_subject"),
+    sa.CheckConstraint(
+        "(released_at IS NULL) = (released_by IS NULL) AND (released_at IS NULL) = (release_reason IS NULL)",
+        name="holds_release_has_reason",
+    ),
+    sa.Index("holds_in_force", "scope", "subject", postgresql_where=sa.text("released_at IS NULL")),
+    # Many workers hit one brake at once: they engage one hold.
+    sa.Index(
+        "holds_one_brake",
+        "scope",
+        "subject",
+        unique=True,
+        postgresql_where=sa.text("cause = 'brake' AND released_at IS NULL"),
+    ),
+    sa.Index("holds_brakes_released", "scope", "subject", "released_at", postgresql_where=sa.text("cause = 'brake'")),
+)
+
+# One row a teardown that was started, for each brake over it; a resource counts once, however often it is tried.
+brake_starts = sa.Table(
+    "brake_starts",
+    metadata,
+    sa.Column("scope", sa.Text, primary_key=True),
+    sa.Column("subject", sa.Text, primary_key=True),
+    sa.Column("resource_id", sa.Uuid, primary_key=True),
+    sa.Column("at", sa.DateTime(timezone=True), nullable=False, server_default=sa.text("clock_timestamp()")),
+    sa.Index("brake_starts_in_window", "scope", "subject", "at"),
 )

@@ -226,6 +226,7 @@ def _forget() -> None:
     for cached in (
         settings.get,
         settings.backends,
+        settings._tenants,
         database.engine,
         credentials._keys,
         doorbell._sender,

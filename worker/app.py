@@ -67,6 +67,7 @@ def _open(sender: Any, **_: Any) -> None:
             )
         credentials.check()
         configured = settings.backends()
+        settings.brakes("", "")  # a malformed one is an error now, not at the first teardown
         protected = frozenset(name for name in (db.control_url().database,) if name)
         served = {
             name: Served(backends.build(config, protected=protected), config.concurrency)
@@ -75,9 +76,6 @@ def _open(sender: Any, **_: Any) -> None:
     except DeprovisionerError as error:
         log.error("worker_refused", error=str(error))
         raise SystemExit(2) from error
-    for name, config in configured.items():
-        if config.brake:
-            log.warning("brake_not_enforced", backend=name, brake=config.brake)
     current = settings.get()
     _hands = Hands(
         served,

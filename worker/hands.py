@@ -74,8 +74,9 @@ class Hands:
         with db.statement() as session:
             expired = jobs.expire(session, actor=self._worker)
             swept = jobs.sweep(session, actor=self._worker)
-        if expired or swept:
-            log.warning("swept", actor=self._worker, lost=swept, expired=expired)
+            woken = jobs.wake(session)
+        if expired or swept or woken:
+            log.warning("swept", actor=self._worker, lost=swept, expired=expired, woken=woken)
         self.drain()
 
     def _fill(self, *, rung: bool) -> None:
@@ -156,7 +157,8 @@ class Hands:
             with self._idle:
                 del self._running[claim.id, claim.fence]
                 self._idle.notify_all()
-        self._guarded(lambda: self._fill(rung=False))
+        # A probe that went well opened its backend to all hands.
+        self._guarded(lambda: self._fill(rung=claim.probing))
 
     def _keep_leases(self) -> None:
         while True:

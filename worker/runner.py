@@ -5,6 +5,7 @@ No transaction is open across a backend call.
 
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, assert_never
 
 from sqlalchemy import Connection
@@ -17,8 +18,19 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from outbox import breakers, credentials, db, jobs, resources
-from outbox.errors import BackendError, Busy, ClaimLost, DeprovisionerError, Refused, Transient, Unavailable, Unwanted
+from outbox import breakers, credentials, db, holds, jobs, resources, settings
+from outbox.errors import (
+    BackendError,
+    BrakeHit,
+    Busy,
+    ClaimLost,
+    DeprovisionerError,
+    Held,
+    Refused,
+    Transient,
+    Unavailable,
+    Unwanted,
+)
 from outbox.events import log
 from outbox.rows import Claim, Json
 from outbox.states import JobKind, ResourceStatus, StuckReason
@@ -29,6 +41,9 @@ _GIVE_UP = stop_after_delay(60)
 _WAIT = wait_random_exponential(multiplier=0.1, max=2)
 # Another job of the resource is at work: look again soon.
 BUSY_DELAY_SECONDS = 1.0
+
+
+_Within = Callable[[], AbstractContextManager[Connection]]
 
 
 class _Exhausted(Exception):
@@ -43,6 +58,7 @@ class Run:
         self.backend = backend
         self.worker = worker
         self.started = False
+        self.probed = not claim.probing  # whether the breaker, if this is its probe, has its answer
         self.making: Json | None = None  # what the backend may have made for us, from the moment it is asked to
         self.log = log.bind(
             job_id=claim.id,
@@ -72,6 +88,8 @@ class Run:
                 self.log.error("outcome_not_recorded", error=repr(error))  # the lease will pass, and the sweep come
                 return
             self._fail(error)
+        if not self.probed:
+            self._do(lambda session: breakers.give_back(session, self.claim.backend))
 
     # -- deprovision -------------------------------------------------------------------------------------------
 
@@ -95,8 +113,7 @@ class Run:
             case Different(seen=seen, why=why):
                 return self._stick(StuckReason.REFUSED, why, seen)
             case Same(seen=before):
-                self._record(jobs.start, seen=before)
-                self.started = True
+                self._start(before)
             case never:
                 assert_never(never)
         did = self.backend.teardown(self.claim.manifest, self.claim.fence)
@@ -109,6 +126,11 @@ class Run:
                 return self._retry(f"still there after the teardown: {seen}")
             case never:
                 assert_never(never)
+
+    def _start(self, before: Json) -> None:
+        under = settings.brakes(self.claim.backend, self.claim.tenant)
+        self._record(jobs.start, within=db.transaction if under else db.statement, seen=before, under=under)
+        self.started = True
 
     def _already_gone(self, seen: Json) -> Json:
         if self.claim.started_fence is None:
@@ -193,6 +215,11 @@ class Run:
                     delay = BUSY_DELAY_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
                     self._record(jobs.defer, error=text, delay=delay)
                     self.log.info("deferred", error=text)
+                case Held():
+                    self._record(jobs.defer, error=text, hold=error.hold_id)
+                    self.log.info("held", hold_id=error.hold_id)
+                case BrakeHit():
+                    self._brake(error)
                 case Unwanted() | Refused() | _Exhausted():
                     self._give_up(StuckReason.REFUSED if isinstance(error, Refused | Unwanted) else _SPENT, text)
                 case _ if self.started and not self.backend.observable:
@@ -206,6 +233,17 @@ class Run:
             if not db.unreachable(worse):
                 raise
             self.log.error("outcome_not_recorded", error=repr(worse))
+
+    def _brake(self, hit: BrakeHit) -> None:
+        """The count stops starts by itself; the hold keeps them stopped until a person has looked."""
+        engaged = self._do(lambda session: holds.engage_brake(session, hit, actor=self.worker))
+        if engaged is None:  # released at this very moment
+            self._record(jobs.defer, error=str(hit))
+            return
+        hold, new = engaged
+        if new:
+            self.log.error("brake_hit", hold_id=hold.id, scope=hit.scope, subject=hit.subject, reason=str(hit))
+        self._record(jobs.defer, error=str(hold), hold=hold.id)
 
     def _retry(self, error: str) -> None:
         if self.claim.attempts >= self.claim.max_attempts:
@@ -238,17 +276,20 @@ class Run:
         return observed
 
     def _breaker_closed(self) -> None:
-        if self.claim.probing:
+        if not self.probed:
             self._do(lambda session: breakers.close(session, self.claim.backend))
+            self.probed = True
 
     def _trip(self, reason: str) -> None:
-        self._do(lambda session: breakers.trip(session, self.claim.backend, reason=reason))
+        probing = not self.probed
+        self._do(lambda session: breakers.trip(session, self.claim.backend, reason=reason, probing=probing))
+        self.probed = True
 
-    def _record(self, transition: Callable[..., Any], **words: Any) -> Any:
+    def _record(self, transition: Callable[..., Any], *, within: _Within = db.statement, **words: Any) -> Any:
         """One transition, tried until the control database takes it or the lease is long gone."""
-        return self._do(lambda session: transition(session, self.claim, worker=self.worker, **words))
+        return self._do(lambda session: transition(session, self.claim, worker=self.worker, **words), within)
 
-    def _do(self, act: Callable[[Connection], Any]) -> Any:
+    def _do(self, act: Callable[[Connection], Any], within: _Within = db.statement) -> Any:
         for attempt in Retrying(
             retry=retry_if_exception(db.unreachable),
             wait=_WAIT,
@@ -256,7 +297,7 @@ class Run:
             before_sleep=self._control_database_lost,
             reraise=True,
         ):
-            with attempt, db.statement() as session:
+            with attempt, within() as session:
                 return act(session)
         raise AssertionError("tenacity returns or raises")  # pragma: no cover
 

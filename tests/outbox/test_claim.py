@@ -173,7 +173,7 @@ def a_million(db: Connection) -> None:
 
 def test_the_plans_hold_with_a_million_rows_behind_them(db: Connection, a_million: None) -> None:
     breakers.trip(db, "dead", reason="dead")
-    asked = {"backends": ["dead", "pg-main"], "rooms": [8, 8], "slots": 8, "lease": "30 s"}
+    asked = {"backends": ["dead", "pg-main"], "kinds": [None, "postgres"], "rooms": [8, 8], "slots": 8, "lease": "30 s"}
     asked |= {"event": "claimed", "actor": "w", "reason": None, "detail": None}
     plan = db.execute(text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {jobs._CLAIM.text}"), asked).scalar_one()
     plan = json.loads(plan) if isinstance(plan, str) else plan
@@ -198,6 +198,7 @@ def test_the_plans_hold_with_a_million_rows_behind_them(db: Connection, a_millio
         "base": 1,
         "cap": 1,
         "delay": 0,
+        "hold": None,
         "why": "refused",
     }
     words |= {

@@ -1,0 +1,103 @@
+"""Brakes: how many teardowns may start in a window, of a backend and of a tenant; counted exactly, whoever starts.
+
+A brake counts resources, not attempts. Those who start under one brake take turns (an advisory lock until their
+commit), so a limit is never exceeded; without a brake nobody waits for anybody.
+"""
+
+import math
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, text
+
+from outbox.errors import BrakeHit
+from outbox.rows import Claim
+from outbox.settings import Brake
+
+# So few teardowns are no stampede, whatever percentage of a small tenant they are.
+PERCENT_FROM = 5
+
+_TAKE_TURNS = text("""
+    SELECT pg_advisory_xact_lock(hashtextextended('brake:' || scope || ':' || subject, 0))
+      FROM unnest(CAST(:scopes AS text[]), CAST(:subjects AS text[])) AS asked (scope, subject)""")
+
+# Those of the scope that exist and were not counted as started; an index for each of the two.
+_LIVE = """SELECT FROM resources
+                       WHERE counted.scope = '{0}' AND resources.{0} = counted.subject
+                         AND status IN ('active', 'deleting')
+                         AND (resources.id = :resource_id
+                              OR NOT EXISTS (SELECT FROM brake_starts
+                                              WHERE brake_starts.scope = counted.scope
+                                                AND brake_starts.subject = counted.subject
+                                                AND brake_starts.resource_id = resources.id AND at > since))"""
+
+# The lock was a statement before: this one's snapshot has all that its earlier holders committed.
+# `existing`: what of the scope there was when the window began, or came since; counted no further than matters.
+_TAKE = text(f"""
+    WITH asked AS (
+        SELECT * FROM unnest(CAST(:scopes AS text[]), CAST(:subjects AS text[]), CAST(:limits AS int[]),
+                             CAST(:windows AS interval[]), CAST(:percents AS numeric[]))
+               AS asked (scope, subject, most, span, percent)
+    ), since AS (
+        SELECT asked.*, greatest(clock_timestamp() - span, (
+               SELECT max(released_at) FROM holds
+                WHERE cause = 'brake' AND holds.scope = asked.scope AND holds.subject = asked.subject)) AS since
+          FROM asked
+    ), counted AS (
+        SELECT since.*, (
+               SELECT count(*) FROM (
+                      SELECT FROM brake_starts
+                       WHERE brake_starts.scope = since.scope AND brake_starts.subject = since.subject
+                         AND at > since AND resource_id <> :resource_id
+                       LIMIT most) AS starts) AS taken
+          FROM since
+    ), judged AS (
+        SELECT counted.*, taken + (
+               SELECT count(*) FROM (
+                      {_LIVE.format("backend")} UNION ALL {_LIVE.format("tenant")}
+                       LIMIT CAST(ceil((taken + 1) * 100 / percent) AS bigint)) AS live) AS existing
+          FROM counted
+    ), hit AS (
+        SELECT scope, subject, taken, existing FROM judged
+         WHERE taken >= most
+            OR (percent < 100 AND taken + 1 >= {PERCENT_FROM} AND (taken + 1) * 100 > percent * existing)
+    ), forgotten AS (
+        DELETE FROM brake_starts USING asked
+         WHERE brake_starts.scope = asked.scope AND brake_starts.subject = asked.subject
+           AND brake_starts.at < clock_timestamp() - 2 * span AND brake_starts.resource_id <> :resource_id
+    )
+    , took AS (
+        INSERT INTO brake_starts (scope, subject, resource_id)
+        SELECT scope, subject, :resource_id FROM asked WHERE NOT EXISTS (SELECT FROM hit)
+            ON CONFLICT DO NOTHING
+    )
+    SELECT * FROM hit""")
+
+
+def take(db: Connection, claim: Claim, brakes: Sequence[Brake]) -> None:
+    """Count this teardown against its brakes, or raise BrakeHit; in the transaction of its `start`."""
+    asked = sorted(brakes, key=lambda brake: (brake.scope, brake.subject))  # one order for all: no deadlock
+    words = {"scopes": [brake.scope for brake in asked], "subjects": [brake.subject for brake in asked]}
+    db.execute(_TAKE_TURNS, words)
+    hit = db.execute(
+        _TAKE,
+        words
+        | {
+            "resource_id": claim.resource_id,
+            "limits": [brake.limit for brake in asked],
+            "windows": [brake.window for brake in asked],
+            "percents": [brake.max_percent for brake in asked],
+        },
+    ).first()
+    if hit is not None:
+        brake = next(brake for brake in asked if (brake.scope, brake.subject) == (hit.scope, hit.subject))
+        raise BrakeHit(brake.scope, brake.subject, _why(brake, hit.taken, hit.existing))
+
+
+def _why(brake: Brake, taken: int, existing: int) -> str:
+    if taken >= brake.limit:
+        return f"brake {brake}: {taken} teardowns have started within it; the next waits for a person"
+    allowed = math.floor(brake.max_percent * existing / 100)
+    return (
+        f"brake {brake}: {taken} of {existing} live resources were torn down within it, and more than {allowed} "
+        f"would be over {brake.max_percent} %; the next waits for a person"
+    )

@@ -1,0 +1,139 @@
+"""Holds: an operator's stop, or a brake's, on everything or on one backend, tenant or kind.
+
+A hold takes effect at the next `start`, whose statement looks at this table; what is inside a teardown ends it.
+A job that `start` refused for a hold is parked under it (`outbox.held_by`), and woken by its release: it burns
+no attempt, and costs the claims of others nothing.
+"""
+
+import datetime as dt
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from outbox import settings
+from outbox.errors import AlreadyReleased, BadRequest, BrakeHit, NotFound
+from outbox.states import HoldCause, HoldScope
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A stop. `subject` is None for the scope `global`, else the name of the backend, tenant or kind."""
+
+    id: int
+    scope: HoldScope
+    subject: str | None
+    cause: HoldCause
+    reason: str
+    actor: str
+    created_at: dt.datetime
+    released_at: dt.datetime | None
+    released_by: str | None
+    release_reason: str | None
+
+    def __str__(self) -> str:
+        where = self.scope if self.subject is None else f"{self.scope} {self.subject}"
+        return f"hold {self.id} on {where}: {self.reason}"
+
+
+_COLUMNS = ", ".join(field.name for field in fields(Hold))
+
+# Whom a hold in force covers: `{0}` is a row with backend, tenant and kind (of its resource), `{1}` the job's kind.
+COVERS = """holds.released_at IS NULL
+               AND (holds.cause = 'operator' OR {1} = 'deprovision')
+               AND (holds.scope = 'global' OR (holds.scope = 'backend' AND holds.subject = {0}.backend)
+                    OR (holds.scope = 'tenant' AND holds.subject = {0}.tenant)
+                    OR (holds.scope = 'kind' AND holds.subject = {0}.kind))"""
+
+_ENGAGE = text(f"""
+    INSERT INTO holds (scope, subject, cause, reason, actor) VALUES (:scope, :subject, 'operator', :reason, :actor)
+ RETURNING {_COLUMNS}""")
+
+_KNOWN = {
+    HoldScope.BACKEND: "SELECT EXISTS (SELECT FROM resources WHERE backend = :subject)",
+    HoldScope.TENANT: """SELECT EXISTS (SELECT FROM resources WHERE tenant = :subject)
+                             OR EXISTS (SELECT FROM tokens WHERE tenant = :subject)""",
+    HoldScope.KIND: "SELECT EXISTS (SELECT FROM resources WHERE kind = :subject)",
+}
+
+
+def engage(db: Connection, scope: HoldScope, subject: str | None, *, actor: str, reason: str) -> Hold:
+    """Stop every start in the scope, from now until the hold is released.
+
+    A second hold on the same scope is a second stop: each is released for itself. Raises BadRequest for a
+    subject that nobody knows, since a hold with a typing error in it stops nothing.
+    """
+    if (scope is HoldScope.GLOBAL) != (subject is None):
+        raise BadRequest("a hold on everything has no subject, any other names its backend, tenant or kind")
+    if subject is not None and not (_configured(scope, subject) or _in_use(db, scope, subject)):
+        raise BadRequest(f"there is no {scope} {subject!r} here: this hold would stop nothing")
+    row = db.execute(_ENGAGE, {"scope": scope, "subject": subject, "actor": actor, "reason": reason}).one()
+    return _hold(row)
+
+
+def _configured(scope: HoldScope, subject: str) -> bool:
+    """The kill switch must work where no backends file is."""
+    if not settings.get().backends or scope is HoldScope.TENANT:
+        return False
+    configured = settings.backends()
+    return subject in (configured if scope is HoldScope.BACKEND else {config.kind for config in configured.values()})
+
+
+def _in_use(db: Connection, scope: HoldScope, subject: str) -> bool:
+    return bool(db.execute(text(_KNOWN[scope]), {"subject": subject}).scalar_one())
+
+
+# The loser of two reads what the winner's index entry let stand.
+_ENGAGE_BRAKE = text(f"""
+    WITH engaged AS (
+        INSERT INTO holds (scope, subject, cause, reason, actor) VALUES (:scope, :subject, 'brake', :reason, :actor)
+            ON CONFLICT (scope, subject) WHERE cause = 'brake' AND released_at IS NULL DO NOTHING
+     RETURNING {_COLUMNS}
+    )
+    SELECT {_COLUMNS}, true AS new FROM engaged
+     UNION ALL
+    SELECT {_COLUMNS}, false FROM holds
+     WHERE cause = 'brake' AND scope = :scope AND subject = :subject AND released_at IS NULL
+     LIMIT 1""")
+
+
+def engage_brake(db: Connection, hit: BrakeHit, *, actor: str) -> tuple[Hold, bool] | None:
+    """The hold that a brake engages, and whether it is new; None when one was released at this very moment."""
+    asked = {"scope": hit.scope, "subject": hit.subject, "actor": actor, "reason": str(hit)}
+    row = db.execute(_ENGAGE_BRAKE, asked).one_or_none()
+    return None if row is None else (_hold(row), row.new)
+
+
+_RELEASE = text(f"""
+    UPDATE holds SET released_at = now(), released_by = :actor, release_reason = :reason
+     WHERE id = :id AND released_at IS NULL
+ RETURNING {_COLUMNS}""")
+_FIND = text(f"SELECT {_COLUMNS} FROM holds WHERE id = :id")
+
+
+def release(db: Connection, hold_id: int, *, actor: str, reason: str) -> Hold:
+    """End a hold; the jobs parked under it are woken by `jobs.wake`. Raises NotFound, AlreadyReleased."""
+    row = db.execute(_RELEASE, {"id": hold_id, "actor": actor, "reason": reason}).one_or_none()
+    if row is not None:
+        return _hold(row)
+    before = db.execute(_FIND, {"id": hold_id}).one_or_none()
+    if before is None:
+        raise NotFound(f"there is no hold {hold_id}")
+    raise AlreadyReleased(f"hold {hold_id} was released by {before.released_by}: {before.release_reason}")
+
+
+_OVER = text(f"""
+    SELECT {_COLUMNS} FROM holds
+     WHERE EXISTS (SELECT FROM outbox JOIN resources ON resources.id = outbox.resource_id
+                    WHERE outbox.id = :id AND {COVERS.format("resources", "outbox.kind")})
+     ORDER BY id""")
+
+
+def over(db: Connection, job_id: int) -> list[Hold]:
+    """The holds in force that cover a job, oldest first."""
+    return [_hold(row) for row in db.execute(_OVER, {"id": job_id})]
+
+
+def _hold(row: Row[Any]) -> Hold:
+    values = {field.name: row._mapping[field.name] for field in fields(Hold)}
+    return Hold(**{**values, "scope": HoldScope(row.scope), "cause": HoldCause(row.cause)})
