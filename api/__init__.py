@@ -5,5 +5,5 @@
 - `schemas`   what comes in and goes out: the contract, and the only place for pydantic models
 - `problems`  errors as RFC 9457 problems, one table
 - `limits`    the largest body
-- `resources`, `jobs`, `health`   the routes
+- `resources`, `jobs`, `holds`, `health`   the routes
 """

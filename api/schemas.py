@@ -9,9 +9,10 @@ from fastapi import Path
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from outbox.errors import BadRequest
+from outbox.holds import Hold
 from outbox.queries import JobStory
 from outbox.rows import Job, Json, Resource
-from outbox.states import JobKind, JobState, ResourceStatus, StuckReason
+from outbox.states import HoldCause, HoldScope, JobKind, JobState, ResourceStatus, StuckReason
 
 
 def _storable(value: str) -> str:
@@ -128,6 +129,28 @@ class Redrive(_In):
     fence: Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
+class NewHold(_In):
+    """What to stop. `subject` names the backend, tenant or kind; a global hold has none."""
+
+    scope: HoldScope
+    subject: Word | None = None
+    reason: Word
+
+
+class Reason(_In):
+    """Why; kept for ever."""
+
+    reason: Word
+
+
+class HoldFilter(_In):
+    """Which holds to list."""
+
+    released: bool = False
+    cursor: Cursor = None
+    limit: Limit = 50
+
+
 class ResourceOut(BaseModel):
     """A resource."""
 
@@ -239,6 +262,33 @@ class Deleted(BaseModel):
     already_deleted: bool
     resource: ResourceOut
     job: JobRef
+
+
+class HoldOut(BaseModel):
+    """A hold; in force until `released_at`."""
+
+    id: int
+    scope: HoldScope
+    subject: str | None
+    cause: HoldCause
+    reason: str
+    actor: str
+    created_at: dt.datetime
+    released_at: dt.datetime | None
+    released_by: str | None
+    release_reason: str | None
+
+    @classmethod
+    def of(cls, row: Hold) -> "HoldOut":
+        """From its row."""
+        return cls(**vars(row))
+
+
+class HoldPage(BaseModel):
+    """One page of holds."""
+
+    items: list[HoldOut]
+    next_cursor: str | None
 
 
 class ResourcePage(BaseModel):

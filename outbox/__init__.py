@@ -9,6 +9,7 @@ The map, in reading order:
 - `resources`  the birth of a resource, and what may be changed while it lives
 - `queries`    reads for the API and the CLI; never writes
 - `doctor`     every invariant as a query; never writes
+- `holds`      an operator's stop, or a brake's;  `brakes`  how many teardowns may start in a window
 - `breakers`   which backends are out of reach, shared by all workers
 - `tokens`     bearer tokens, hashed at rest
 - `credentials` those of resources, encrypted at rest

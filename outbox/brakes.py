@@ -64,10 +64,9 @@ _TAKE = text(f"""
         DELETE FROM brake_starts USING asked
          WHERE brake_starts.scope = asked.scope AND brake_starts.subject = asked.subject
            AND brake_starts.at < clock_timestamp() - 2 * span AND brake_starts.resource_id <> :resource_id
-    )
-    , took AS (
+    ), took AS (
         INSERT INTO brake_starts (scope, subject, resource_id)
-        SELECT scope, subject, :resource_id FROM asked WHERE NOT EXISTS (SELECT FROM hit)
+        SELECT scope, subject, :resource_id FROM asked
             ON CONFLICT DO NOTHING
     )
     SELECT * FROM hit""")

@@ -45,6 +45,8 @@ TRIGGERS = {
     "resources_deleted_is_final": "resources",
     "resources_live_stays": "resources",
     "events_append_only": "events",
+    "holds_released_is_final": "holds",
+    "holds_are_kept": "holds",
 }
 
 # The state that each event leaves its job in; None: the event says so itself. `late` leaves no state.
@@ -369,9 +371,31 @@ CHECKS = (
         SELECT outbox.id, available_at AS since,
                concat(backend, CASE WHEN breakers.backend IS NOT NULL THEN ', whose breaker is open' END) AS note
           FROM outbox LEFT JOIN breakers USING (backend)
-         WHERE state = 'pending' AND available_at < now() - CAST(:overdue AS interval)""",
+         WHERE state = 'pending' AND held_by IS NULL AND available_at < now() - CAST(:overdue AS interval)""",
         f"due for more than {OVERDUE_MINUTES} minutes, and nobody claims them; oldest first",
-        "are workers running, do they serve this backend, is its breaker open (below), are there enough of them?",
+        "are workers running, do they serve this backend, is its breaker open or a hold on it (below), are there "
+        "enough of them?",
+        "warning",
+    ),
+    Check(
+        "woken_by_nobody",
+        "job",
+        """
+        SELECT outbox.id, released_at AS since, concat('waits for hold ', held_by, ', which was released') AS note
+          FROM outbox LEFT JOIN holds ON holds.id = held_by
+         WHERE held_by IS NOT NULL AND (holds.id IS NULL OR released_at < now() - CAST(:overdue AS interval))""",
+        f"it waits for a hold that was released more than {OVERDUE_MINUTES} minutes ago: nobody sweeps",
+        "start a worker, or look why the sweep fails: are workers running, do they reach this database?",
+    ),
+    Check(
+        "hold_in_force",
+        "hold",
+        """
+        SELECT id, created_at AS since,
+               concat(scope, ' ' || subject, ', by ', cause, ' (', actor, '): ', left(reason, 200)) AS note
+          FROM holds WHERE released_at IS NULL""",
+        "what it covers does not start; its jobs wait, and burn no attempts",
+        "when its cause is gone: `deprovisioner hold release ID --reason …`; after a brake, look who asked first",
         "warning",
     ),
     Check(

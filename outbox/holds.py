@@ -31,6 +31,12 @@ class Hold:
     released_by: str | None
     release_reason: str | None
 
+    @classmethod
+    def read(cls, row: Row[Any]) -> "Hold":
+        """From its row."""
+        values = {field.name: row._mapping[field.name] for field in fields(cls)}
+        return cls(**{**values, "scope": HoldScope(row.scope), "cause": HoldCause(row.cause)})
+
     def __str__(self) -> str:
         where = self.scope if self.subject is None else f"{self.scope} {self.subject}"
         return f"hold {self.id} on {where}: {self.reason}"
@@ -68,7 +74,7 @@ def engage(db: Connection, scope: HoldScope, subject: str | None, *, actor: str,
     if subject is not None and not (_configured(scope, subject) or _in_use(db, scope, subject)):
         raise BadRequest(f"there is no {scope} {subject!r} here: this hold would stop nothing")
     row = db.execute(_ENGAGE, {"scope": scope, "subject": subject, "actor": actor, "reason": reason}).one()
-    return _hold(row)
+    return Hold.read(row)
 
 
 def _configured(scope: HoldScope, subject: str) -> bool:
@@ -101,7 +107,7 @@ def engage_brake(db: Connection, hit: BrakeHit, *, actor: str) -> tuple[Hold, bo
     """The hold that a brake engages, and whether it is new; None when one was released at this very moment."""
     asked = {"scope": hit.scope, "subject": hit.subject, "actor": actor, "reason": str(hit)}
     row = db.execute(_ENGAGE_BRAKE, asked).one_or_none()
-    return None if row is None else (_hold(row), row.new)
+    return None if row is None else (Hold.read(row), row.new)
 
 
 _RELEASE = text(f"""
@@ -115,7 +121,7 @@ def release(db: Connection, hold_id: int, *, actor: str, reason: str) -> Hold:
     """End a hold; the jobs parked under it are woken by `jobs.wake`. Raises NotFound, AlreadyReleased."""
     row = db.execute(_RELEASE, {"id": hold_id, "actor": actor, "reason": reason}).one_or_none()
     if row is not None:
-        return _hold(row)
+        return Hold.read(row)
     before = db.execute(_FIND, {"id": hold_id}).one_or_none()
     if before is None:
         raise NotFound(f"there is no hold {hold_id}")
@@ -131,9 +137,4 @@ _OVER = text(f"""
 
 def over(db: Connection, job_id: int) -> list[Hold]:
     """The holds in force that cover a job, oldest first."""
-    return [_hold(row) for row in db.execute(_OVER, {"id": job_id})]
-
-
-def _hold(row: Row[Any]) -> Hold:
-    values = {field.name: row._mapping[field.name] for field in fields(Hold)}
-    return Hold(**{**values, "scope": HoldScope(row.scope), "cause": HoldCause(row.cause)})
+    return [Hold.read(row) for row in db.execute(_OVER, {"id": job_id})]

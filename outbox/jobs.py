@@ -443,7 +443,7 @@ _WAKE = text("""
     UPDATE outbox SET held_by = NULL
      WHERE id = ANY(ARRAY(
            SELECT parked.id FROM holds
-            CROSS JOIN LATERAL (SELECT id FROM outbox WHERE held_by = holds.id LIMIT :batch FOR UPDATE SKIP LOCKED)
+            CROSS JOIN LATERAL (SELECT id FROM outbox WHERE held_by = holds.id FOR UPDATE SKIP LOCKED)
                        AS parked
             WHERE released_at IS NOT NULL
             LIMIT :batch))

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import dataclasses
 import datetime as dt
 import json
 import uuid
@@ -14,6 +15,7 @@ from sqlalchemy import Connection, text
 
 from outbox import tables
 from outbox.errors import BadCursor, NotFound
+from outbox.holds import Hold
 from outbox.rows import Event, Job, Resource, columns, read
 
 
@@ -92,6 +94,18 @@ def list_jobs(
         query = query.where(table.c.id < last)
     rows = [read(Job, "job", row) for row in db.execute(query.order_by(table.c.id.desc()).limit(limit + 1))]
     return _page(rows, limit, lambda job: [job.id])
+
+
+def list_holds(db: Connection, *, released: bool = False, cursor: str | None = None, limit: int = 50) -> Page:
+    """Those in force, or with `released` all that ever were; newest first. Raises BadCursor."""
+    query = sa.select(*(tables.holds.c[field.name] for field in dataclasses.fields(Hold)))
+    if not released:
+        query = query.where(tables.holds.c.released_at.is_(None))
+    if cursor is not None:
+        (last,) = _decode(cursor, lambda last: (int(last),))
+        query = query.where(tables.holds.c.id < last)
+    rows = [Hold.read(row) for row in db.execute(query.order_by(tables.holds.c.id.desc()).limit(limit + 1))]
+    return _page(rows, limit, lambda hold: [hold.id])
 
 
 _STORY = text(f"""

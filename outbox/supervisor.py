@@ -34,6 +34,7 @@ kind = "postgres"
 dsn = "env:PG_MAIN_DSN"
 concurrency = 4
 adoption = "tenants"
+# brake = "50/10m"    # more teardowns than this within the window wait for a person
 
 [backends.redis-main]
 kind = "redis"

@@ -125,6 +125,13 @@ class System:
             node.wait_for_log('"worker_ready"', timeout=20)
         return node
 
+    def cli(self, *words: str, **env: str) -> "subprocess.CompletedProcess[str]":
+        """The command line, as a person at a shell has it."""
+        argv = [sys.executable, "-m", "outbox.cli", *words]
+        return subprocess.run(
+            argv, env=self.env | env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
+
     def stop(self) -> None:
         for worker in self.workers:
             worker.teardown()

@@ -7,6 +7,8 @@ GUARD = "tests/outbox/test_guard.py"
 CLAIM = "tests/outbox/test_claim.py"
 MOVES = "tests/outbox/test_transitions.py"
 RUNS = "tests/worker/test_runner.py"
+HOLDS = "tests/outbox/test_holds.py"
+BRAKES = "tests/outbox/test_brakes.py"
 
 _NOTED = "), noted AS ({_EVENT}\n    )"
 _FENCE, _RUNNING = " AND fence = :fence", " AND state = 'running'"
@@ -101,7 +103,12 @@ CLAIMS = (
         JOBS,
         "_CLAIM = text(",
         CLAIM,
-        ("claim: SKIP LOCKED", " SKIP LOCKED", "", "test_a_row_that_somebody_holds_is_skipped_not_waited_for"),
+        (
+            "claim: SKIP LOCKED",
+            "FOR UPDATE SKIP LOCKED",
+            "FOR UPDATE",
+            "test_a_row_that_somebody_holds_is_skipped_not_waited_for",
+        ),
         (
             "claim: FOR UPDATE SKIP LOCKED",
             "FOR UPDATE SKIP LOCKED",
@@ -110,36 +117,94 @@ CLAIMS = (
         ),
         (
             "claim: state",
-            "state = 'pending' AND outbox.backend",
-            "outbox.backend",
+            "WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = open.backend",
+            "WHERE held_by IS NULL AND outbox.backend = open.backend",
             "test_concurrent_claims_share_the_jobs_and_none_twice",
         ),
         (
             "claim: state again",
-            "state = 'pending' AND id = ANY",
-            "id = ANY",
+            "state = 'pending' AND held_by IS NULL AND id = ANY",
+            "held_by IS NULL AND id = ANY",
             f"{MOVES}::test_a_look_that_locks_nothing_still_moves_nothing_twice[_CLAIM]",
         ),
-        ("claim: available_at", " AND available_at <= now()", "", "test_jobs_that_are_not_due_stay"),
+        (
+            "claim: available_at",
+            "AND available_at <= now()\n                       ORDER",
+            "ORDER",
+            "test_jobs_that_are_not_due_stay",
+        ),
         (
             "claim: breaker",
-            "WHERE breakers.retry_at IS NULL OR breakers.retry_at <= now()",
+            "WHERE breakers.backend IS NULL OR probe.backend IS NOT NULL",
             "",
             "test_a_tripped_breaker_hides_its_backend_and_then_lets_one_probe_through",
         ),
         (
+            "claim: the breaker's time",
+            "WHERE retry_at <= now()\n                  AND",
+            "WHERE",
+            "test_a_tripped_breaker_hides_its_backend_and_then_lets_one_probe_through",
+        ),
+        (
             "claim: one probe",
-            "CASE WHEN breakers.backend IS NULL THEN served.room ELSE 1 END",
+            "CASE WHEN probe.backend IS NULL THEN served.room ELSE 1 END",
             "served.room",
             "test_a_tripped_breaker_hides_its_backend_and_then_lets_one_probe_through",
         ),
         (
+            "claim: one probe of all workers",
+            "SET retry_at = now() + :lease",
+            "SET retry_at = retry_at",
+            "test_a_half_open_breaker_lets_one_probe_through_in_all",
+        ),
+        (
+            "claim: the probe is not waited for",
+            "FOR UPDATE OF breakers SKIP LOCKED",
+            "FOR UPDATE OF breakers",
+            "test_a_half_open_breaker_lets_one_probe_through_in_all",
+        ),
+        (
+            "claim: no probe without work",
+            "AND EXISTS (SELECT FROM outbox",
+            "AND true OR EXISTS (SELECT FROM outbox",
+            "test_no_probe_is_spent_on_nothing",
+        ),
+        (
+            "claim: probes first",
+            "ORDER BY probe.backend IS NULL, served.place",
+            "ORDER BY probe.backend IS NOT NULL, served.place",
+            "test_no_probe_is_spent_on_nothing",
+        ),
+        (
             "claim: room",
-            "CASE WHEN breakers.backend IS NULL THEN served.room ELSE 1 END",
-            "CASE WHEN breakers.backend IS NULL THEN 9 ELSE 1 END",
+            "CASE WHEN probe.backend IS NULL THEN served.room ELSE 1 END",
+            "CASE WHEN probe.backend IS NULL THEN 9 ELSE 1 END",
             "test_a_claim_takes_no_more_than_its_slots_and_rooms",
         ),
-        ("claim: slots", "LIMIT :slots", "LIMIT :slots + 1", "test_a_claim_takes_no_more_than_its_slots_and_rooms"),
+        (
+            "claim: slots",
+            "LIMIT :slots))\n     RETURNING *",
+            "LIMIT :slots + 1))\n     RETURNING *",
+            "test_a_claim_takes_no_more_than_its_slots_and_rooms",
+        ),
+        (
+            "claim: hold",
+            "WHERE NOT EXISTS (SELECT FROM holds",
+            "WHERE true OR NOT EXISTS (SELECT FROM holds",
+            f"{HOLDS}::test_nothing_of_a_held_backend_is_claimed_and_others_go_on",
+        ),
+        (
+            "claim: a brake's hold stops no births",
+            " AND cause = 'operator'",
+            "",
+            f"{BRAKES}::test_a_brake_s_hold_stops_teardowns_and_lets_births_go_on",
+        ),
+        (
+            "claim: not what is parked",
+            "AND held_by IS NULL AND outbox.backend = open.backend",
+            "AND outbox.backend = open.backend",
+            f"{HOLDS}::test_a_tenant_s_jobs_are_parked_under_its_hold_and_woken_by_its_release",
+        ),
         ("claim: fence + 1", "fence = fence + 1", "fence = fence", f"{MOVES}::test_every_claim_has_a_fence_of_its_own"),
         (
             "claim: attempts + 1",
@@ -190,7 +255,7 @@ CLAIMS = (
     # -- start
     *cut(
         JOBS,
-        '_START = """',
+        '_START = f"""',
         MOVES,
         ("start: fence", _FENCE, "", "test_an_older_fence_moves_nothing[start]"),
         ("start: state", _RUNNING, "", "test_start_refuses_what_does_not_run_whatever_its_lease"),
@@ -212,6 +277,12 @@ CLAIMS = (
             "AND other.state = 'running'",
             "AND false",
             "test_start_refuses_while_another_job_of_the_resource_runs",
+        ),
+        (
+            "start: hold",
+            "AND NOT EXISTS (SELECT FROM holds, resource WHERE",
+            "AND NOT EXISTS (SELECT FROM holds, resource WHERE false AND",
+            f"{HOLDS}::test_a_hold_refuses_the_start_of_what_was_claimed_before_it",
         ),
         (
             "start: status deleting",
@@ -274,13 +345,126 @@ CLAIMS = (
         ),
     ),
     *cut(
+        "outbox/holds.py",
+        'COVERS = """',
+        HOLDS,
+        (
+            "hold: released",
+            "holds.released_at IS NULL\n               AND (",
+            "(",
+            "test_a_hold_refuses_the_start_of_what_was_claimed_before_it",
+        ),
+        (
+            "hold: a brake stops teardowns only",
+            "AND (holds.cause = 'operator' OR {1} = 'deprovision')",
+            "",
+            f"{BRAKES}::test_a_brake_s_hold_stops_teardowns_and_lets_births_go_on",
+        ),
+        *(
+            (
+                f"hold: {scope}",
+                f"(holds.scope = '{scope}' AND holds.subject = {{0}}.{scope})",
+                f"holds.scope = '{scope}'",
+                "test_a_hold_elsewhere_stops_nothing_here",
+            )
+            for scope in ("backend", "tenant", "kind")
+        ),
+    ),
+    *cut(
+        "outbox/holds.py",
+        "_RELEASE = text(",
+        HOLDS,
+        ("hold: released once", " AND released_at IS NULL", "", "test_a_hold_is_released_once_and_kept_for_ever"),
+    ),
+    *cut(
+        "outbox/holds.py",
+        "",
+        HOLDS,
+        (
+            "hold: a subject that is there",
+            "not (_configured(scope, subject) or _in_use(db, scope, subject))",
+            "False",
+            "test_a_hold_with_a_typing_error_is_refused",
+        ),
+    ),
+    *cut(
+        JOBS,
+        "_WAKE = text(",
+        HOLDS,
+        (
+            "wake: released",
+            "WHERE released_at IS NOT NULL",
+            "WHERE true",
+            "test_a_tenant_s_jobs_are_parked_under_its_hold_and_woken_by_its_release",
+        ),
+        (
+            "wake: batch",
+            "LIMIT :batch",
+            "",
+            "test_a_tenant_s_jobs_are_parked_under_its_hold_and_woken_by_its_release",
+        ),
+    ),
+    *cut(
+        JOBS,
+        "_DEFER = text(",
+        HOLDS,
+        (
+            "defer: a hold in force",
+            "WHERE id = :hold AND released_at IS NULL",
+            "WHERE id = :hold",
+            "test_a_job_is_not_parked_under_a_hold_that_was_released_meanwhile",
+        ),
+    ),
+    *cut(
+        "outbox/brakes.py",
+        "",
+        BRAKES,
+        (
+            "brake: turns",
+            "    db.execute(_TAKE_TURNS, words)\n",
+            "",
+            "test_sixteen_workers_and_a_limit_of_fifty_make_exactly_fifty_starts_and_one_hold",
+        ),
+        ("brake: limit", "taken >= most", "false", "test_a_resource_counts_once_however_often_it_is_tried"),
+        (
+            "brake: percent",
+            "(taken + 1) * 100 > percent * existing",
+            "false",
+            "test_twenty_of_twenty_five_at_once_stops_for_a_person",
+        ),
+        ("brake: a handful", "taken + 1 >= {PERCENT_FROM} AND ", "", "test_a_handful_is_no_stampede"),
+        (
+            "brake: once a resource",
+            " AND resource_id <> :resource_id\n                       LIMIT",
+            "\n                       LIMIT",
+            "test_a_resource_counts_once_however_often_it_is_tried",
+        ),
+        ("brake: window", "AND at > since AND", "AND", "test_the_window_slides"),
+        (
+            "brake: anew after a release",
+            "SELECT max(released_at) FROM holds",
+            "SELECT max(released_at) - interval '1 day' FROM holds",
+            "test_sixteen_workers_and_a_limit_of_fifty_make_exactly_fifty_starts_and_one_hold",
+        ),
+    ),
+    *cut(
         "outbox/breakers.py",
         "",
         CLAIM,
+        (
+            "breaker: a probe's failure counts",
+            " OR :probing",
+            "",
+            "test_a_half_open_breaker_lets_one_probe_through_in_all",
+        ),
         *(
             (f"breaker: {name}", old, new, "test_a_breaker_waits_longer_each_time_up_to_its_longest")
             for name, old, new in (
-                ("failures of one pause count once", "WHERE breakers.retry_at <= now()", ""),
+                (
+                    "failures of one pause count once",
+                    "WHERE breakers.retry_at <= now() OR :probing",
+                    "WHERE true OR :probing",
+                ),
                 ("the longest pause", "least(:longest, ", "greatest(0, "),
             )
         ),

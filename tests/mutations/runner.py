@@ -20,20 +20,20 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: start is recorded",
-            "self._record(jobs.start, seen=before)",
+            "self._record(jobs.start, within=db.transaction if under else db.statement, seen=before, under=under)",
             "pass",
             "test_the_straight_way_is_claim_start_complete",
         ),
         (
             "run: start comes before the teardown",
-            "self._record(jobs.start, seen=before)",
-            "self.backend.teardown(self.claim.manifest, self.claim.fence); self._record(jobs.start, seen=before)",
+            "self._start(before)",
+            "self.backend.teardown(self.claim.manifest, self.claim.fence); self._start(before)",
             "test_a_stale_claim_does_nothing_at_all",
         ),
         (
             "run: started is remembered",
-            "seen=before)\n                self.started = True",
-            "seen=before)",
+            "seen=before, under=under)\n        self.started = True",
+            "seen=before, under=under)",
             "test_a_backend_that_dies_inside_the_teardown_costs_an_attempt",
         ),
         (
@@ -104,9 +104,27 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: a probe closes the breaker",
-            "if self.claim.probing:",
-            "if False:",
+            "if not self.probed:\n            self._do(lambda session: breakers.close",
+            "if False:\n            self._do(lambda session: breakers.close",
             "test_a_probe_that_finds_the_backend_closes_the_breaker",
+        ),
+        (
+            "run: a probe that never asked is given back",
+            "if not self.probed:\n            self._do(lambda session: breakers.give_back",
+            "if False:\n            self._do(lambda session: breakers.give_back",
+            "test_a_probe_that_never_asked_the_backend_is_given_back",
+        ),
+        (
+            "run: a brake engages a hold",
+            "self._brake(error)",
+            "self._record(jobs.defer, error=text)",
+            "tests/outbox/test_brakes.py::test_sixteen_workers_and_a_limit_of_fifty_make_exactly_fifty_starts_and_one_hold",
+        ),
+        (
+            "run: a held job is parked",
+            "error=text, hold=error.hold_id",
+            "error=text",
+            "tests/outbox/test_holds.py::test_a_tenant_s_jobs_are_parked_under_its_hold_and_woken_by_its_release",
         ),
         (
             "run: an unexpected error tells no secret",

@@ -71,6 +71,40 @@ def test_a_tripped_breaker_hides_its_backend_and_then_lets_one_probe_through(db:
     assert len(jobs.claim(db, rooms, slots=9, worker="w")) == 2
 
 
+def test_a_half_open_breaker_lets_one_probe_through_in_all(db: Connection, connect: Any) -> None:
+    for _ in range(3):
+        a_job(db, backend="down")
+    breakers.trip(db, "down", reason="no route")
+    db.execute(text("UPDATE breakers SET retry_at = now()"))
+    db.execute(text("SET lock_timeout = '1s'"))
+    somebody = connect()
+    somebody.cursor().execute("SELECT FROM breakers FOR UPDATE")
+    assert claims(db, 9, "down") == [], "another claim is taking the probe: it is not waited for"
+    somebody.rollback()
+    (probe,) = claims(db, 9, "down")
+    assert probe.probing
+    assert claims(db, 9, "down", worker="w2") == [], "one probe is on its way"
+    breakers.trip(db, "down", reason="still no route", probing=True)
+    failures, wait = db.execute(text("SELECT failures, extract(epoch FROM retry_at - now()) FROM breakers")).one()
+    assert (failures, round(wait)) == (2, 2)
+    db.execute(text("UPDATE breakers SET retry_at = now()"))
+    assert len(claims(db, 9, "down")) == 1
+    breakers.give_back(db, "down")
+    assert len(claims(db, 9, "down")) == 1
+
+
+def test_no_probe_is_spent_on_nothing(db: Connection) -> None:
+    breakers.trip(db, "down", reason="no route")
+    db.execute(text("UPDATE breakers SET retry_at = now()"))
+    a_job(db, backend="up")
+    assert len(jobs.claim(db, {"up": 1, "down": 1}, slots=2, worker="w")) == 1
+    for _ in range(2):
+        a_job(db, backend="up")
+    a_job(db, backend="down")
+    taken = jobs.claim(db, {"up": 2, "down": 2}, slots=2, worker="w")
+    assert {c.backend for c in taken} == {"up", "down"}, "the slots do not run out before the probe"
+
+
 def test_a_breaker_waits_longer_each_time_up_to_its_longest(db: Connection) -> None:
     pauses = []
     for _ in range(7):

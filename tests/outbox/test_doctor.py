@@ -14,12 +14,12 @@ import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import breakers, doctor, jobs, resources
+from outbox import breakers, doctor, holds, jobs, resources
 from outbox import db as database
 from outbox.doctor import CHECKS, Finding, examine
 from outbox.resources import NewResource
 from outbox.rows import Claim
-from outbox.states import StuckReason
+from outbox.states import HoldScope, StuckReason
 from tests.outbox.given import a_resource
 
 ROOT = Path(__file__).parents[2]
@@ -322,6 +322,21 @@ def _(w: World) -> Broken:
     return w.pending, set()
 
 
+@breaks("woken_by_nobody")
+def _(w: World) -> Broken:
+    hold = holds.engage(w.db, HoldScope.GLOBAL, None, actor="op", reason="night")
+    w.write("UPDATE outbox SET held_by = :hold WHERE id = :id", hold=hold.id, id=w.pending)
+    holds.release(w.db, hold.id, actor="op", reason="day")
+    assert _found() == {}, "the next sweep will"
+    w.write("UPDATE holds SET released_at = now() - interval '11 min'")
+    return w.pending, set()
+
+
+@breaks("hold_in_force")
+def _(w: World) -> Broken:
+    return holds.engage(w.db, HoldScope.BACKEND, "pg-main", actor="op", reason="night").id, set()
+
+
 @breaks("breaker_open")
 def _(w: World) -> Broken:
     breakers.trip(w.db, "pg-main", reason="connection refused")
@@ -395,7 +410,7 @@ def test_it_writes_nothing_and_could_not(world: World) -> None:
     def everything() -> list[object]:
         return [
             world.db.execute(text(f"SELECT xmin, ctid, * FROM {table} ORDER BY ctid")).all()
-            for table in ("resources", "outbox", "events", "breakers", "tokens")
+            for table in ("resources", "outbox", "events", "breakers", "tokens", "holds", "brake_starts")
         ]
 
     before = everything()
@@ -495,7 +510,7 @@ def test_a_warning_alone_is_no_failure(world: World, env: dict[str, str]) -> Non
 
 
 def test_a_database_without_the_schema_is_told_to_migrate(world: World, env: dict[str, str]) -> None:
-    world.write("DROP TABLE resources, outbox, events, breakers, tokens, alembic_version CASCADE")
+    world.write("DROP TABLE resources, outbox, events, breakers, holds, tokens, alembic_version CASCADE")
     answer = _cli(env)
     assert answer.returncode == 1
     assert 'UNCHECKED  schema_not_at_head: relation "alembic_version" does not exist' in answer.stdout

@@ -1,5 +1,6 @@
 """Settings, tokens, credentials, the doorbell: each wrong input named, nothing leaked."""
 
+import datetime as dt
 import re
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from sqlalchemy import Connection, text
 from outbox import credentials, doorbell, embedded, resources, settings, tokens
 from outbox.errors import BadRequest, IdempotencyKeyReused, NotActive, SettingsError
 from outbox.resources import NewResource
+from outbox.settings import Brake
 from tests.outbox.given import a_resource
 
 
@@ -64,7 +66,11 @@ def test_the_example_of_the_contract_is_read(tmp_path: Path, monkeypatch: pytest
         '[backends.pg-main]\nkind = "postgres"\ndsn = "env:PG_X_DSN"\ngrace = "0s"\nbrake = "50/10m"\nconcurrency = 4\n'
     )
     config = settings.read_backends(path)["pg-main"]
-    assert (config.kind, config.concurrency, config.brake) == ("postgres", 4, "50/10m")
+    assert (config.kind, config.concurrency, config.brake) == (
+        "postgres",
+        4,
+        Brake("backend", "pg-main", 50, dt.timedelta(minutes=10)),
+    )
     monkeypatch.delenv("PG_X_DSN", raising=False)
     with pytest.raises(SettingsError, match="PG_X_DSN is not set"):
         config.resolve_dsn()

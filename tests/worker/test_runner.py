@@ -126,6 +126,14 @@ def test_a_probe_that_finds_the_backend_closes_the_breaker(db: Connection) -> No
     assert db.execute(text("SELECT count(*) FROM breakers")).scalar() == 0
 
 
+def test_a_probe_that_never_asked_the_backend_is_given_back(db: Connection) -> None:
+    a_job(db)
+    db.execute(text("INSERT INTO breakers VALUES ('pg-main', 1, now(), now(), 'x')"))
+    claim = replace(claims(db)[0], contended=True)
+    Run(claim, Shelf(), worker="w")()
+    assert db.execute(text("SELECT retry_at <= now() FROM breakers")).scalar_one()
+
+
 @pytest.mark.parametrize("error", [Transient("busy"), ValueError("a bug")])
 def test_any_other_failure_is_retried_where_the_effect_can_be_observed(db: Connection, error: Exception) -> None:
     done = run(db, Shelf(does=fail(error)))

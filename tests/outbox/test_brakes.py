@@ -1,0 +1,207 @@
+"""Brakes: so many teardowns in a window and no more, whoever starts them; then a person looks."""
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, text
+
+from outbox import db as database
+from outbox import holds, jobs, settings
+from outbox.errors import BrakeHit, ClaimLost, SettingsError
+from outbox.rows import Claim
+from outbox.settings import Brake
+from tests.outbox.given import a_claim, a_job, a_resource, claims, job
+from tests.worker.test_runner import Shelf
+from worker.runner import Run
+
+Settle = Callable[[str], None]
+
+
+@pytest.fixture
+def braked(settled: dict[str, str]) -> Settle:
+    """Writes the brakes into the installation's backends file."""
+
+    def settle(words: str, tenants: str = "") -> None:
+        path = Path(settled["DEPROVISIONER_BACKENDS"])
+        text = path.read_text().replace('kind = "postgres"\n', f'kind = "postgres"\n{words}\n')
+        path.write_text(text + tenants)
+        settings.backends.cache_clear()
+        settings._tenants.cache_clear()
+
+    return settle
+
+
+def start(claim: Claim, *under: Brake) -> None:
+    with database.transaction() as session:
+        jobs.start(session, claim, worker="w", under=under)
+
+
+def started(db: Connection) -> int:
+    return db.execute(text("SELECT count(DISTINCT job_id) FROM events WHERE event = 'started'")).scalar_one()
+
+
+def test_sixteen_workers_and_a_limit_of_fifty_make_exactly_fifty_starts_and_one_hold(
+    db: Connection, braked: Settle
+) -> None:
+    braked('brake = "50/10m"')
+    ids = [a_job(db) for _ in range(80)]
+    gate, backend = threading.Barrier(16), Shelf()
+
+    def work(name: str) -> None:
+        gate.wait(30)
+        while True:
+            with database.statement() as session:
+                taken = jobs.claim(session, {"pg-main": 2}, slots=2, worker=name)
+            if not taken:
+                return
+            for claim in taken:
+                Run(claim, _Always(backend), worker=name)()
+
+    workers = [threading.Thread(target=work, args=(f"w{n}",)) for n in range(16)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert len(backend.torn) == started(db) == 50
+    (only,) = db.execute(text("SELECT * FROM holds")).all()
+    assert (only.scope, only.subject, only.cause) == ("backend", "pg-main", "brake")
+    assert "50 within 0:10:00" in only.reason
+    rest = [row for id in ids if (row := job(db, id)).state != "succeeded"]
+    assert {(row.state, row.attempts, row.held_by) for row in rest} == {("pending", 0, only.id)}
+    assert len(rest) == 30
+    # A person has looked: as many again, and no more.
+    holds.release(db, only.id, actor="op", reason="meant")
+    assert jobs.wake(db) == 30
+    for claim in claims(db, 30):
+        Run(claim, _Always(backend), worker="w")()
+    assert len(backend.torn) == 80
+
+
+class _Always(Shelf):
+    """Each object is there until its own teardown; what is torn is counted on one shelf."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__()
+        self._shelf = shelf
+
+    def teardown(self, manifest, fence):
+        self._shelf.torn.append(fence)
+        return super().teardown(manifest, fence)
+
+
+@pytest.mark.parametrize(("scope", "subject"), [("backend", "pg-main"), ("tenant", "acme")])
+def test_twenty_of_twenty_five_at_once_stops_for_a_person(db: Connection, scope: str, subject: str) -> None:
+    for _ in range(5):
+        a_resource(db)
+    a_resource(db, tenant="other", backend="redis-main")
+    brake = Brake(scope, subject, limit=1000, window=timedelta(minutes=10), max_percent=50)  # type: ignore[arg-type]
+    for _ in range(20):
+        a_job(db)
+    *first, more = claims(db, 20)[:13]
+    for claim in first:
+        start(claim, brake)
+        jobs.complete(db, claim, worker="w", seen={})
+    with pytest.raises(BrakeHit, match="12 of 25 live resources"):
+        start(more, brake)
+
+
+def test_a_handful_is_no_stampede(db: Connection) -> None:
+    brake = Brake("tenant", "acme", limit=1000, window=timedelta(minutes=10), max_percent=10)
+    for _ in range(5):
+        a_job(db)
+    *few, last = claims(db, 5)
+    for claim in few:
+        start(claim, brake)
+    with pytest.raises(BrakeHit):
+        start(last, brake)
+
+
+def test_a_resource_counts_once_however_often_it_is_tried(db: Connection) -> None:
+    brake = Brake("backend", "pg-main", limit=2, window=timedelta(minutes=10))
+    claim = a_claim(db)
+    start(claim, brake)
+    start(claim, brake)  # its answer was lost
+    jobs.retry(db, claim, worker="w", error="e")
+    db.execute(text("UPDATE outbox SET available_at = now()"))
+    start(claims(db)[0], brake)
+    start(a_claim(db), brake)
+    with pytest.raises(BrakeHit, match="2 teardowns have started"):
+        start(a_claim(db), brake)
+
+
+def test_a_start_that_was_refused_is_not_counted(db: Connection) -> None:
+    brake = Brake("backend", "pg-main", limit=1, window=timedelta(minutes=10))
+    claim = a_claim(db, lease="1 s")
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
+    with pytest.raises(ClaimLost):
+        start(claim, brake)
+    start(a_claim(db), brake)
+
+
+def test_the_window_slides(db: Connection) -> None:
+    brake = Brake("backend", "pg-main", limit=1, window=timedelta(minutes=10))
+    start(a_claim(db), brake)
+    late = a_claim(db)
+    with pytest.raises(BrakeHit):
+        start(late, brake)
+    db.execute(text("UPDATE brake_starts SET at = at - interval '11 minutes'"))
+    start(late, brake)
+    db.execute(text("UPDATE brake_starts SET at = at - interval '21 minutes'"))
+    start(a_claim(db), brake)
+    assert db.execute(text("SELECT count(*) FROM brake_starts")).scalar_one() == 1, "what is long past is forgotten"
+
+
+def test_every_brake_over_a_teardown_is_asked_and_none_counts_when_one_is_hit(db: Connection) -> None:
+    tight = Brake("tenant", "acme", limit=1, window=timedelta(minutes=10))
+    wide = Brake("backend", "pg-main", limit=5, window=timedelta(minutes=10))
+    start(a_claim(db), tight, wide)
+    with pytest.raises(BrakeHit, match="tenant acme"):
+        start(a_claim(db), wide, tight)
+    assert db.execute(text("SELECT scope, count(*) FROM brake_starts GROUP BY 1 ORDER BY 1")).all() == [
+        ("backend", 1),
+        ("tenant", 1),
+    ]
+
+
+def test_a_brake_s_hold_stops_teardowns_and_lets_births_go_on(db: Connection, braked: Settle) -> None:
+    braked('brake = "1/10m"')
+    for _ in range(2):
+        a_job(db)
+    for claim in claims(db, 2):
+        Run(claim, Shelf(), worker="w")()
+    birth = a_claim(db, kind="provision")
+    Run(birth, Shelf(), worker="w")()
+    assert job(db, birth.id).state == "succeeded"
+    assert started(db) == 2
+
+
+def test_brakes_are_read_from_the_backends_file(settled: dict[str, str], braked: Settle) -> None:
+    braked('brake = "50/10m"\nmax_percent = 60', '[tenants."*"]\nbrake = "5/1h"\n[tenants.big]\nbrake = "500/1d"\n')
+    of_backend = Brake("backend", "pg-main", 50, timedelta(minutes=10), 60)
+    assert settings.brakes("pg-main", "acme") == [of_backend, Brake("tenant", "acme", 5, timedelta(hours=1))]
+    assert settings.brakes("redis-main", "big") == [Brake("tenant", "big", 500, timedelta(days=1))]
+
+
+@pytest.mark.parametrize(
+    ("words", "tenants", "told"),
+    [
+        ('brake = "50"', "", "'brake' must look like"),
+        ('brake = "0/10m"', "", "'brake' must look like"),
+        ('brake = "5/31d"', "", "at most 30 days"),
+        ("max_percent = 50", "", "needs a 'brake'"),
+        ('brake = "5/1h"\nmax_percent = 0', "", "from 1 to 100"),
+        ("", "[tenants.acme]\nbrakes = 1\n", "unknown key 'brakes'"),
+        ("", "[tenants.acme]\n", "'brake' is missing"),
+        ("", 'tenants = "acme"\n', "unknown key 'tenants'"),
+        ("", "[tenant.acme]\n", r"unknown table \[tenant\]"),
+    ],
+)
+def test_a_brake_that_cannot_be_read_is_an_error_that_names_it(
+    settled: dict[str, str], braked: Settle, words: str, tenants: str, told: str
+) -> None:
+    braked(words, tenants)
+    with pytest.raises(SettingsError, match=told):
+        settings.brakes("pg-main", "acme")

@@ -1,0 +1,142 @@
+"""Holds: what they stop, what they leave alone, and what becomes of the jobs that met them."""
+
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError
+
+from outbox import holds, jobs
+from outbox.errors import AlreadyReleased, BadRequest, Held, NotFound
+from outbox.states import HoldScope
+from tests.outbox.given import a_claim, a_job, a_resource, claim_of, claims, events_of, job
+from tests.worker.test_runner import Shelf
+from worker.runner import Run
+
+SCOPES = [(HoldScope.GLOBAL, None), (HoldScope.BACKEND, "pg-main"), (HoldScope.TENANT, "acme")]
+SCOPES.append((HoldScope.KIND, "postgres"))
+ELSEWHERE = [(HoldScope.BACKEND, "redis-main"), (HoldScope.TENANT, "other"), (HoldScope.KIND, "redis")]
+
+START = {
+    "deprovision": lambda db, claim: jobs.start(db, claim, worker="w"),
+    "provision": lambda db, claim: jobs.start_provision(db, claim, worker="w", manifest={}, credentials=None),
+}
+
+
+def hold(db: Connection, scope: HoldScope = HoldScope.GLOBAL, subject: str | None = None) -> holds.Hold:
+    return holds.engage(db, scope, subject, actor="op", reason="night")
+
+
+@pytest.mark.parametrize(("scope", "subject"), SCOPES)
+@pytest.mark.parametrize("kind", ["deprovision", "provision"])
+def test_a_hold_refuses_the_start_of_what_was_claimed_before_it(
+    db: Connection, scope: HoldScope, subject: str | None, kind: str
+) -> None:
+    claim = a_claim(db, kind=kind)
+    made = hold(db, scope, subject)
+    with pytest.raises(Held, match="night") as refused:
+        START[kind](db, claim)
+    assert refused.value.hold_id == made.id
+    assert job(db, claim.id).started_fence is None
+    holds.release(db, made.id, actor="op", reason="day")
+    START[kind](db, claim)
+    assert job(db, claim.id).started_fence == claim.fence
+
+
+@pytest.mark.parametrize(("scope", "subject"), ELSEWHERE)
+def test_a_hold_elsewhere_stops_nothing_here(db: Connection, scope: HoldScope, subject: str) -> None:
+    a_resource(db, tenant="other", backend="redis-main")
+    claim = a_claim(db)
+    hold(db, scope, subject)
+    jobs.start(db, claim, worker="w")
+    a_job(db)
+    assert len(claims(db)) == 1
+
+
+@pytest.mark.parametrize(("scope", "subject"), [s for s in SCOPES if s[0] is not HoldScope.TENANT])
+def test_nothing_of_a_held_backend_is_claimed_and_others_go_on(
+    db: Connection, scope: HoldScope, subject: str | None
+) -> None:
+    a_job(db, backend="pg-main")
+    a_job(db, backend="redis-main")
+    made = hold(db, scope, subject)
+    rooms = {"pg-main": 5, "redis-main": 5}
+    taken = {c.backend for c in jobs.claim(db, rooms, slots=9, worker="w")}
+    assert taken == (set() if scope is HoldScope.GLOBAL else {"redis-main"})
+    holds.release(db, made.id, actor="op", reason="day")
+    assert "pg-main" in {c.backend for c in jobs.claim(db, rooms, slots=9, worker="w")}
+
+
+def test_a_tenant_s_jobs_are_parked_under_its_hold_and_woken_by_its_release(db: Connection) -> None:
+    ids = [a_job(db) for _ in range(3)]
+    made = hold(db, HoldScope.TENANT, "acme")
+    for claim in claims(db, 3):
+        Run(claim, Shelf(), worker="w")()
+    for id in ids:
+        row = job(db, id)
+        assert (row.state, row.attempts, row.held_by) == ("pending", 0, made.id)
+        assert events_of(db, id) == ["claimed", "deferred"]
+    assert claims(db, 9) == [], "what is parked costs no further claim"
+    assert jobs.wake(db) == 0
+    holds.release(db, made.id, actor="op", reason="day")
+    assert jobs.wake(db, batch=2) == 2
+    assert jobs.wake(db, batch=2) == 1
+    for claim in claims(db, 9):
+        Run(claim, Shelf(), worker="w")()
+    assert {job(db, id).state for id in ids} == {"succeeded"}
+
+
+def test_a_job_is_not_parked_under_a_hold_that_was_released_meanwhile(db: Connection) -> None:
+    claim = a_claim(db)
+    made = hold(db)
+    holds.release(db, made.id, actor="op", reason="day")
+    jobs.defer(db, claim, worker="w", error="held", hold=made.id)
+    assert job(db, claim.id).held_by is None
+    assert len(claims(db)) == 1
+
+
+def test_of_two_holds_each_is_released_for_itself(db: Connection) -> None:
+    claim = claim_of(db, a_job(db, state="running", attempts=1))
+    first, second = hold(db, HoldScope.TENANT, "acme"), hold(db)
+    assert [h.id for h in holds.over(db, claim.id)] == [first.id, second.id]
+    holds.release(db, first.id, actor="op", reason="day")
+    with pytest.raises(Held) as refused:
+        jobs.start(db, claim, worker="w")
+    assert refused.value.hold_id == second.id
+
+
+def test_a_teardown_that_has_started_is_not_torn_in_half(db: Connection) -> None:
+    claim = a_claim(db)
+    Run(claim, Shelf(does=lambda: hold(db) and None), worker="w")()
+    assert job(db, claim.id).state == "succeeded"
+
+
+def test_what_is_gone_already_is_completed_under_a_hold_for_nothing_is_destroyed(db: Connection) -> None:
+    claim = a_claim(db)
+    hold(db)
+    gone = Shelf()
+    gone.torn.append(0)
+    Run(claim, gone, worker="w")()
+    assert job(db, claim.id).state == "succeeded"
+
+
+def test_a_hold_is_released_once_and_kept_for_ever(db: Connection) -> None:
+    made = hold(db)
+    released = holds.release(db, made.id, actor="op2", reason="day")
+    assert (released.released_by, released.release_reason) == ("op2", "day")
+    with pytest.raises(AlreadyReleased, match="op2: day"):
+        holds.release(db, made.id, actor="op3", reason="again")
+    with pytest.raises(NotFound):
+        holds.release(db, made.id + 1, actor="op", reason="x")
+    for statement in ("DELETE FROM holds", "UPDATE holds SET reason = 'x'", "TRUNCATE holds"):
+        with pytest.raises(IntegrityError, match="refused"):
+            db.execute(text(statement))
+
+
+def test_a_hold_with_a_typing_error_is_refused(db: Connection) -> None:
+    a_resource(db)
+    for scope, subject in ((HoldScope.BACKEND, "pg-mian"), (HoldScope.TENANT, "acne"), (HoldScope.KIND, "postgre")):
+        with pytest.raises(BadRequest, match="would stop nothing"):
+            hold(db, scope, subject)
+    for scope, subject in ((HoldScope.GLOBAL, "pg-main"), (HoldScope.TENANT, None)):
+        with pytest.raises(BadRequest, match="subject"):
+            hold(db, scope, subject)
+    hold(db, HoldScope.BACKEND, "redis-main")  # configured, and nobody's yet
