@@ -433,7 +433,8 @@ def defer(db: Connection, claim: Claim, *, worker: str, error: str, delay: float
 
     Under a `hold`, unless that was released meanwhile, it waits to be woken. Raises ClaimLost.
     """
-    asked = _of(claim) | _note("deferred", worker, reason=error) | {"error": error, "delay": delay, "hold": hold}
+    note = _note("deferred", worker, reason=error, detail=None if hold is None else {"hold": hold})
+    asked = _of(claim) | note | {"error": error, "delay": delay, "hold": hold}
     if db.execute(_DEFER, asked).one_or_none() is None:
         _landed(db, claim, asked)
 

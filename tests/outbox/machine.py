@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from sqlalchemy import text
 
-from outbox import credentials, jobs, resources
+from outbox import credentials, holds, jobs, resources
 from outbox import db as database
 from outbox.errors import DeletionProtected, FenceMismatch, JobNotStuck, NotActive, StartRefused
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
-from outbox.states import StuckReason
+from outbox.states import HoldScope, StuckReason
 from tests.outbox.hand import Hand, Server, Thing
 from tests.outbox.model import EVENT, FINAL, LANDED, MOVES, Model, Resource, Verdict
 
@@ -32,6 +32,7 @@ _N = st.integers(0, 7)  # which of those that fit; a small number shrinks to the
 _HOW = st.sampled_from(["well", "well", "well", "lost", "unavailable", "transient", "refused", "killed"])
 _RARELY = st.sampled_from([False, False, False, True])
 _SLOTS = st.integers(1, 3)
+_SCOPES = {"global": None, "backend": BACKEND, "tenant": "acme", "kind": "postgres"}
 # What may happen next, each with its weight: a method of the machine, and what it is called with.
 _NEXT: list[tuple[int, str, list[st.SearchStrategy[Any]]]] = [
     (6, "work", [_N, st.integers(0, 2), _HOW]),
@@ -48,12 +49,14 @@ _NEXT: list[tuple[int, str, list[st.SearchStrategy[Any]]]] = [
     (1, "heartbeat", [st.lists(_N, min_size=1, max_size=3, unique=True)]),
     (1, "time_passes", []),
     (1, "somebody_takes_the_name", [_N]),
+    (1, "hold", [st.sampled_from([*_SCOPES]), _RARELY]),
+    (2, "release", [_N]),
 ]
 NEXT = st.one_of([st.tuples(st.just(name), *words) for weight, name, words in _NEXT for _ in range(weight)])
 
 _RESET = (
     "SET LOCAL session_replication_role = replica; DELETE FROM events; DELETE FROM outbox; DELETE FROM resources; "
-    "DELETE FROM breakers"
+    "DELETE FROM breakers; DELETE FROM holds"
 )
 _ROWS = text("""
     SELECT 'job', to_jsonb(outbox) || jsonb_build_object('alive', COALESCE(lease_expires_at > now(), false),
@@ -184,9 +187,11 @@ class Outbox(RuleBasedStateMachine):
     def claim(self, slots: int) -> None:
         """The hands of one worker take what is due; each then stands before its first step."""
         self.check()  # a breaker may have been tripped
-        due = [id for id, job in self.rows["job"].items() if job["state"] == "pending" and job["due"]]
+        pending = {id: job for id, job in self.rows["job"].items() if job["state"] == "pending"}
+        due = [id for id, job in pending.items() if job["due"] and job["held_by"] is None]
         breaker = self.rows["breaker"].get(BACKEND)
         most = slots if breaker is None else 0 if breaker["open"] else 1
+        most = 0 if set(self.model.holds.values()) - {"tenant"} else most
         running = {job.resource for job in self.model.jobs.values() if job.state == "running"}
         worker = f"w{len(self.claims)}"
         taken = self._ask(jobs.claim, {BACKEND: slots}, slots=slots, worker=worker)
@@ -252,7 +257,8 @@ class Outbox(RuleBasedStateMachine):
         """Somebody uses a claim, dead or alive; only for what takes evidence the hand itself is needed."""
         if not self.claims:
             return
-        claim = self._pick([c for c in self.claims if self._harmful(c)] or self.claims, which)
+        wanted = self._started if verb == "defer" else self._harmful
+        claim = self._pick([c for c in self.claims if wanted(c)] or self.claims, which)
         dies = claim.kind == "deprovision"
         verb = {"start": "start" if dies else "start_provision", "end": "complete" if dies else "activate"}.get(
             verb, verb
@@ -270,6 +276,10 @@ class Outbox(RuleBasedStateMachine):
         said = words.get(verb, {} if verb == "start" else {"error": "e"})
         with suppress(StartRefused):
             self.record(getattr(jobs, verb), claim, worker="z", **said)
+
+    def _started(self, claim: Claim) -> bool:
+        """It is at work, and may not be called untouched."""
+        return self._ours(claim) and self.model.jobs[claim.id].started_fence == claim.fence
 
     def _harmful(self, claim: Claim) -> bool:
         """Its job, or another one of its resource, is at work under a later claim."""
@@ -301,7 +311,27 @@ class Outbox(RuleBasedStateMachine):
         self.check(*["enqueued"] * len(due))
         lost = sum(job.state == "running" and not job.alive for job in self.model.jobs.values())
         assert self._ask(jobs.sweep, actor="w") == lost
+        woken = [job for job in self.model.jobs.values() if job.held_by not in (None, *self.model.holds)]
+        assert self._ask(jobs.wake) == len(woken)
+        for job in woken:
+            job.held_by = None
         self.check(*["swept"] * lost)
+
+    def hold(self, scope: str, really: bool) -> None:
+        """An operator stops everything there is here, by one name or another; seldom, for nothing starts then."""
+        if not really:
+            return
+        made = self._ask(holds.engage, HoldScope(scope), _SCOPES[scope], actor="op", reason="night")
+        self.model.holds[made.id] = scope
+        self.check()
+
+    def release(self, which: int) -> None:
+        """What is parked under it stays until the next sweep."""
+        if self.model.holds:
+            id = self._pick(self.model.holds, which)
+            self._ask(holds.release, id, actor="op", reason="day")
+            del self.model.holds[id]
+            self.check()
 
     # -- the clock, and somebody with psql ---------------------------------------------------------------------
 
@@ -402,6 +432,8 @@ class Outbox(RuleBasedStateMachine):
         if self.delete_last:
             for n in range(len(self.model.resources)):
                 self.delete(n, 0)
+        while self.model.holds:
+            self.release(0)
         zombies, self.hands = self.hands, []
         for _ in range(len(self.model.jobs) * (MAX_ATTEMPTS + 2) + 2):
             for job in self.model.jobs.values():

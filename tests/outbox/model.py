@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from outbox.errors import Busy, ClaimLost, StartRefused, Unwanted
+from outbox.errors import Busy, ClaimLost, Held, StartRefused, Unwanted
 from outbox.rows import Claim, Json
 
 MOVES, LANDED = "moves", "landed"
@@ -30,6 +30,7 @@ class Job:
     attempts: int = 0
     started_fence: int | None = None
     alive: bool = False
+    held_by: int | None = None
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Model:
         self.jobs: dict[int, Job] = {}
         self.resources: dict[str, Resource] = {}
         self.told: set[tuple[int, int, str]] = set()  # job, fence, event
+        self.holds: dict[int, str] = {}  # those in force: their scope; each covers all there is
 
     def of(self, resource_id: object, kind: str) -> Job | None:
         """The resource's job of a kind; there is never a second."""
@@ -77,6 +79,8 @@ class Model:
                 return LANDED
             if resource.status != ("deleting" if verb == "start" else "provisioning"):
                 return Unwanted
+            if self.holds:
+                return Held
             others = [j for j in self.jobs.values() if j.resource == job.resource and j is not job]
             return Busy if any(other.state == "running" for other in others) else MOVES
         may = {
@@ -144,6 +148,7 @@ class Model:
         self._put(job, LEAVES[verb], detail.get("stuck_reason"))
         if what == "deferred":
             job.attempts -= 1
+            job.held_by = detail["hold"] if detail.get("hold") in self.holds else None
         elif what == "completed":
             resource.status = "deleted"
         elif what == "activated" and resource.status == "provisioning":

@@ -75,6 +75,7 @@ MUTANTS = {
     "lease of a sweep": ("_SWEEP", " AND lease_expires_at < now()", ""),
     "lease of a start": ("_START_DEPROVISION", " AND lease_expires_at > now()", ""),
     "one job at a time": ("_START_DEPROVISION", "AND other.state = 'running'", "AND false"),
+    "hold of a start": ("_START_DEPROVISION", "WHERE holds.released_at IS NULL", "WHERE false"),
     "fence of a complete": ("_COMPLETE", " AND fence = :fence", ""),
     "fence of a birth's start": ("_START_PROVISION", " AND fence = :fence", ""),
     "lease of a birth's start": ("_START_PROVISION", " AND lease_expires_at > now()", ""),
