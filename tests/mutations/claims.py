@@ -165,8 +165,11 @@ CLAIMS = (
         ),
         (
             "claim: no probe without work",
-            "AND EXISTS (SELECT FROM outbox",
-            "AND true OR EXISTS (SELECT FROM outbox",
+            "AND EXISTS (SELECT FROM outbox\n"
+            "                               WHERE state = 'pending' AND held_by IS NULL"
+            " AND outbox.backend = breakers.backend\n"
+            "                                 AND available_at <= now())",
+            "",
             "test_no_probe_is_spent_on_nothing",
         ),
         (

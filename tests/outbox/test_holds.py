@@ -75,6 +75,8 @@ def test_a_tenant_s_jobs_are_parked_under_its_hold_and_woken_by_its_release(db: 
         assert (row.state, row.attempts, row.held_by) == ("pending", 0, made.id)
         assert events_of(db, id) == ["claimed", "deferred"]
     assert claims(db, 9) == [], "what is parked costs no further claim"
+    later = a_job(db)
+    assert [c.id for c in claims(db, 1)] == [later], "nor does it take the place of what is behind it"
     assert jobs.wake(db) == 0
     holds.release(db, made.id, actor="op", reason="day")
     assert jobs.wake(db, batch=2) == 2
