@@ -201,6 +201,22 @@ class JobRef(BaseModel):
     url: str
 
 
+class RequestOut(BaseModel):
+    """Who asked for a job, when, and why."""
+
+    actor: str
+    at: dt.datetime
+    reason: str | None
+    request_id: uuid.UUID
+
+
+class SeenOut(BaseModel):
+    """What an attempt saw of the backend before it acted, and when it had."""
+
+    before: Json | None
+    after: Json | None
+
+
 class AttemptOut(BaseModel):
     """One claim of a job."""
 
@@ -211,6 +227,7 @@ class AttemptOut(BaseModel):
     finished_at: dt.datetime | None
     outcome: str | None
     error: str | None
+    seen: SeenOut
 
 
 class EventOut(BaseModel):
@@ -229,6 +246,8 @@ class JobStoryOut(JobOut):
     """A job with all that happened to it."""
 
     tenant: str
+    resource_name: str
+    request: RequestOut | None
     attempt_history: list[AttemptOut]
     events: list[EventOut]
 
@@ -239,7 +258,9 @@ class JobStoryOut(JobOut):
             **vars(story.job),
             url=job_url(story.job),
             tenant=story.tenant,
-            attempt_history=[AttemptOut(**vars(attempt)) for attempt in story.attempts],
+            resource_name=story.resource_name,
+            request=None if story.request is None else RequestOut(**vars(story.request)),
+            attempt_history=[AttemptOut.model_validate(dataclasses.asdict(attempt)) for attempt in story.attempts],
             events=[EventOut.model_validate(dataclasses.asdict(event)) for event in story.events],
         )
 

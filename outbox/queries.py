@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from outbox import tables
 from outbox.errors import BadCursor, NotFound
-from outbox.rows import Event, Job, Resource, columns, read
+from outbox.rows import Event, Job, Json, Resource, columns, read
 from outbox.states import JobKind, JobState, StuckReason
 
 
@@ -25,6 +25,14 @@ class Page:
 
     items: list[Any]
     next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an attempt saw of the backend before it acted, and when it had; None where it did not look."""
+
+    before: Json | None
+    after: Json | None
 
 
 @dataclass(frozen=True)
@@ -38,14 +46,27 @@ class Attempt:
     finished_at: dt.datetime | None
     outcome: str | None
     error: str | None
+    seen: Seen
+
+
+@dataclass(frozen=True)
+class Request:
+    """Who asked for a job, when and why, and under which request id."""
+
+    actor: str
+    at: dt.datetime
+    reason: str | None
+    request_id: uuid.UUID
 
 
 @dataclass(frozen=True)
 class JobStory:
-    """A job with all that happened to it."""
+    """A job with all that happened to it. `request` is None where its first event is missing."""
 
     job: Job
     tenant: str
+    resource_name: str
+    request: Request | None
     attempts: list[Attempt]
     events: list[Event]
 
@@ -153,7 +174,8 @@ def count_jobs(db: Connection, wanted: JobFilter = EVERY_JOB) -> JobCounts:
 
 
 _STORY = text(f"""
-    SELECT {columns(Job, "job")}, resources.tenant FROM outbox AS job JOIN resources ON resources.id = job.resource_id
+    SELECT {columns(Job, "job")}, job.request_id, resources.tenant, resources.name
+      FROM outbox AS job JOIN resources ON resources.id = job.resource_id
      WHERE job.id = :id AND (CAST(:tenant AS text) IS NULL OR resources.tenant = :tenant)""")
 _EVENTS = text(f"SELECT {columns(Event, 'event')} FROM events AS event WHERE job_id = :id ORDER BY id")
 
@@ -164,7 +186,9 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
     if row is None:
         raise NotFound(f"there is no job {job_id}")
     events = [read(Event, "event", event) for event in db.execute(_EVENTS, {"id": job_id})]
-    return JobStory(read(Job, "job", row), row.tenant, _attempts(events), events)
+    asked = next((e for e in events if e.event == "enqueued"), None)
+    request = None if asked is None else Request(asked.actor, asked.at, asked.reason, row.request_id)
+    return JobStory(read(Job, "job", row), row.tenant, row.name, request, _attempts(events), events)
 
 
 _ENDINGS = {"completed", "activated", "retried", "deferred", "stuck", "rolled_back", "swept"}
@@ -187,9 +211,17 @@ def _attempts(events: list[Event]) -> list[Attempt]:
                 finished_at=ended.at if ended else None,
                 outcome=ended.event if ended else None,
                 error=ended.reason if ended else None,
+                seen=_seen(started, ended),
             )
         )
     return attempts
+
+
+def _seen(started: Event | None, ended: Event | None) -> Seen:
+    before, after = (((event and event.detail) or {}) for event in (started, ended))
+    last = after.get("seen") or after.get("manifest")
+    # Without a start nothing was done between: the one look that there was is the one before.
+    return Seen(before.get("seen"), last) if started else Seen(last, None)
 
 
 def _select(cls: type, table: sa.Table, alias: str, **equal: Any) -> "sa.Select[Any]":

@@ -15,7 +15,6 @@ from outbox.cli.shell import (
     operate,
     print_fields,
     print_json,
-    print_table,
     show_page,
 )
 
@@ -85,23 +84,17 @@ def _show_counts(found: dict[str, Any]) -> None:
 @click.argument("job_id", type=click.IntRange(1, 2**63 - 1))
 @as_json_option
 def jobs_show(job_id: int, as_json: bool) -> None:
-    """One job: its attempts, and every event."""
+    """One job's whole story: why it stands there, what to run next, who asked, every attempt, every event."""
     from outbox import db, queries  # noqa: PLC0415
+    from outbox.cli.story import tell  # noqa: PLC0415
 
     with db.statement() as session:
         story = queries.job_story(session, job_id)
     if as_json:
         told = dataclasses.asdict(story)
         print_json(told.pop("job") | {"attempt_history": told.pop("attempts")} | told)
-        return
-    print_fields(vars(story.job) | {"tenant": story.tenant})
-    click.echo("\nattempts")
-    print_table(
-        [vars(attempt) for attempt in story.attempts],
-        ("fence", "worker", "claimed_at", "started_at", "finished_at", "outcome", "error"),
-    )
-    click.echo("\nevents")
-    print_table([vars(event) for event in story.events], ("at", "event", "fence", "actor", "reason", "detail"))
+    else:
+        tell(story)
 
 
 @jobs.command("redrive", epilog=example("deprovisioner jobs redrive 42 --fence 7 --reason 'disk was full, is not now'"))

@@ -5,6 +5,7 @@ import getpass
 import json
 import os
 import re
+import shutil
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
@@ -98,7 +99,7 @@ def show_page(page: Any, columns: Sequence[str], as_json: bool) -> None:
     if as_json:
         print_json({"items": [vars(row) for row in page.items], "next_cursor": page.next_cursor})
         return
-    print_table([vars(row) for row in page.items], columns)
+    print_table([vars(row) for row in page.items], columns, cut=True)
     if page.next_cursor:
         click.echo(f"more: --cursor {page.next_cursor}", err=True)
 
@@ -123,12 +124,14 @@ def print_fields(fields: dict[str, Any]) -> None:
         click.echo(f"{name:<{width}}  {cell(value)}")
 
 
-def print_table(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Many things, one a line."""
-    table = [[cell(row[column]) for column in columns] for row in rows]
+def print_table(rows: Iterable[dict[str, Any]], columns: Sequence[str], *, cut: bool = False) -> None:
+    """Many things, one a line. `cut` to a terminal's width; where a file or a pipe reads, nothing is cut."""
+    table = [[" ".join(cell(row[column]).splitlines()) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *table, strict=True)]
+    room = shutil.get_terminal_size().columns if cut and sys.stdout.isatty() else None
     for line in ([*columns], *table):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        told = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        click.echo(told if room is None or len(told) <= room else told[: room - 1] + "…")
     if not table:
         click.echo("(none)")
 
