@@ -3,7 +3,7 @@
 import dataclasses
 import datetime as dt
 import uuid
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Path
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -302,6 +302,25 @@ class JobCountsOut(BaseModel):
     by_state: dict[JobState, int]
     by_reason: dict[StuckReason, int]
     by_backend: dict[str, int]
+
+
+class BreakerOut(BaseModel):
+    """A backend out of reach: since when, why, and how many jobs wait for it."""
+
+    backend: str
+    state: Literal["open", "half_open"]
+    since: dt.datetime
+    why: str
+    failures: int
+    retry_at: dt.datetime
+    waiting: int
+
+
+class BreakerPage(BaseModel):
+    """All of them: there are no more than backends."""
+
+    items: list[BreakerOut]
+    next_cursor: None = None
 
 
 def job_url(job: Job) -> str:

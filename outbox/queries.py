@@ -8,7 +8,7 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
@@ -222,6 +222,31 @@ def _seen(started: Event | None, ended: Event | None) -> Seen:
     last = after.get("seen") or after.get("manifest")
     # Without a start nothing was done between: the one look that there was is the one before.
     return Seen(before.get("seen"), last) if started else Seen(last, None)
+
+
+@dataclass(frozen=True)
+class Breaker:
+    """A backend out of reach. `half_open`: its pause is over, and the next claim is the probe."""
+
+    backend: str
+    state: Literal["open", "half_open"]
+    since: dt.datetime
+    why: str
+    failures: int
+    retry_at: dt.datetime
+    waiting: int
+
+
+_BREAKERS = text("""
+    SELECT backend, CASE WHEN retry_at > now() THEN 'open' ELSE 'half_open' END AS state,
+           opened_at AS since, reason AS why, failures, retry_at,
+           (SELECT count(*) FROM outbox WHERE state = 'pending' AND outbox.backend = breakers.backend) AS waiting
+      FROM breakers ORDER BY opened_at, backend""")
+
+
+def list_breakers(db: Connection) -> list[Breaker]:
+    """The backends out of reach, longest first, and how many jobs wait for each."""
+    return [Breaker(**row._mapping) for row in db.execute(_BREAKERS)]
 
 
 def _select(cls: type, table: sa.Table, alias: str, **equal: Any) -> "sa.Select[Any]":
