@@ -6,9 +6,10 @@ import dataclasses
 import datetime as dt
 import json
 import uuid
+from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
@@ -16,7 +17,8 @@ from sqlalchemy import Connection, text
 from outbox import tables
 from outbox.errors import BadCursor, NotFound
 from outbox.holds import Hold
-from outbox.rows import Event, Job, Resource, columns, read
+from outbox.rows import Event, Job, Json, Resource, columns, read
+from outbox.states import JobKind, JobState, StuckReason
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,14 @@ class Page:
 
     items: list[Any]
     next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an attempt saw of the backend before it acted, and when it had; None where it did not look."""
+
+    before: Json | None
+    after: Json | None
 
 
 @dataclass(frozen=True)
@@ -38,14 +48,27 @@ class Attempt:
     finished_at: dt.datetime | None
     outcome: str | None
     error: str | None
+    seen: Seen
+
+
+@dataclass(frozen=True)
+class Request:
+    """Who asked for a job, when and why, and under which request id."""
+
+    actor: str
+    at: dt.datetime
+    reason: str | None
+    request_id: uuid.UUID
 
 
 @dataclass(frozen=True)
 class JobStory:
-    """A job with all that happened to it."""
+    """A job with all that happened to it. `request` is None where its first event is missing."""
 
     job: Job
     tenant: str
+    resource_name: str
+    request: Request | None
     attempts: list[Attempt]
     events: list[Event]
 
@@ -70,25 +93,55 @@ def list_resources(
     return _page(rows, limit, lambda r: [r.created_at.isoformat(), str(r.id)])
 
 
-def list_jobs(
-    db: Connection,
-    *,
-    tenant: str | None = None,
-    state: str | None = None,
-    kind: str | None = None,
-    backend: str | None = None,
-    reason: str | None = None,
-    resource_id: uuid.UUID | None = None,
-    cursor: str | None = None,
-    limit: int = 50,
-) -> Page:
-    """Newest first; `tenant` None means all tenants. Raises BadCursor."""
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs are meant; a field that is None asks for nothing. One for every listing, count and bulk action.
+
+    `error` is a part of `last_error`, in any case; `older_than` is the job's age by the database's clock.
+    """
+
+    state: JobState | None = None
+    reason: StuckReason | None = None
+    kind: JobKind | None = None
+    backend: str | None = None
+    tenant: str | None = None
+    error: str | None = None
+    older_than: dt.timedelta | None = None
+    resource_id: uuid.UUID | None = None
+
+    def clauses(self) -> list["sa.ColumnElement[bool]"]:
+        """The conditions on `tables.outbox`, to be joined by AND; none when all jobs are meant."""
+        job = tables.outbox.c
+        equal = {
+            job.state: self.state,
+            job.stuck_reason: self.reason,
+            job.kind: self.kind,
+            job.backend: self.backend,
+            job.resource_id: self.resource_id,
+        }
+        asked = [column == value for column, value in equal.items() if value is not None]
+        if self.reason is not None:
+            asked.append(job.state == JobState.STUCK)  # a CHECK says so; said here too, the stuck jobs' index serves
+        if self.tenant is not None:
+            asked.append(job.resource_id.in_(_resources_of(self.tenant)))
+        if self.error is not None:
+            asked.append(job.last_error.icontains(self.error, autoescape=True))
+        if self.older_than is not None:
+            asked.append(job.created_at <= sa.func.now() - self.older_than)
+        return asked
+
+
+EVERY_JOB = JobFilter()
+
+
+def _resources_of(tenant: str) -> "sa.Select[Any]":
+    return sa.select(tables.resources.c.id).where(tables.resources.c.tenant == tenant)
+
+
+def list_jobs(db: Connection, wanted: JobFilter = EVERY_JOB, *, cursor: str | None = None, limit: int = 50) -> Page:
+    """Newest first. Raises BadCursor."""
     table = tables.outbox
-    query = _select(
-        Job, table, "job", state=state, kind=kind, backend=backend, stuck_reason=reason, resource_id=resource_id
-    )
-    if tenant is not None:
-        query = query.join(tables.resources).where(tables.resources.c.tenant == tenant)
+    query = _select(Job, table, "job").where(*wanted.clauses())
     if cursor is not None:
         (last,) = _decode(cursor, lambda last: (int(last),))
         query = query.where(table.c.id < last)
@@ -108,8 +161,35 @@ def list_holds(db: Connection, *, released: bool = False, cursor: str | None = N
     return _page(rows, limit, lambda hold: [hold.id])
 
 
+@dataclass(frozen=True)
+class JobCounts:
+    """How many jobs a filter finds; `by_reason` counts the stuck ones."""
+
+    total: int
+    by_state: dict[str, int]
+    by_reason: dict[str, int]
+    by_backend: dict[str, int]
+
+
+def count_jobs(db: Connection, wanted: JobFilter = EVERY_JOB) -> JobCounts:
+    """All that the filter finds, in one pass; groups without jobs are left out."""
+    job = tables.outbox.c
+    groups = (job.state, job.stuck_reason, job.backend)
+    rows = db.execute(sa.select(*groups, sa.func.count()).where(*wanted.clauses()).group_by(*groups)).all()
+
+    def by(place: int) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for row in rows:
+            if row[place] is not None:
+                counts[row[place]] += row[3]
+        return dict(sorted(counts.items()))
+
+    return JobCounts(sum(row[3] for row in rows), by(0), by(1), by(2))
+
+
 _STORY = text(f"""
-    SELECT {columns(Job, "job")}, resources.tenant FROM outbox AS job JOIN resources ON resources.id = job.resource_id
+    SELECT {columns(Job, "job")}, job.request_id, resources.tenant, resources.name
+      FROM outbox AS job JOIN resources ON resources.id = job.resource_id
      WHERE job.id = :id AND (CAST(:tenant AS text) IS NULL OR resources.tenant = :tenant)""")
 _EVENTS = text(f"SELECT {columns(Event, 'event')} FROM events AS event WHERE job_id = :id ORDER BY id")
 
@@ -120,7 +200,9 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
     if row is None:
         raise NotFound(f"there is no job {job_id}")
     events = [read(Event, "event", event) for event in db.execute(_EVENTS, {"id": job_id})]
-    return JobStory(read(Job, "job", row), row.tenant, _attempts(events), events)
+    asked = next((e for e in events if e.event == "enqueued"), None)
+    request = None if asked is None else Request(asked.actor, asked.at, asked.reason, row.request_id)
+    return JobStory(read(Job, "job", row), row.tenant, row.name, request, _attempts(events), events)
 
 
 _ENDINGS = {"completed", "activated", "retried", "deferred", "stuck", "rolled_back", "swept"}
@@ -143,9 +225,42 @@ def _attempts(events: list[Event]) -> list[Attempt]:
                 finished_at=ended.at if ended else None,
                 outcome=ended.event if ended else None,
                 error=ended.reason if ended else None,
+                seen=_seen(started, ended),
             )
         )
     return attempts
+
+
+def _seen(started: Event | None, ended: Event | None) -> Seen:
+    before, after = (((event and event.detail) or {}) for event in (started, ended))
+    last = after.get("seen") or after.get("manifest")
+    # Without a start nothing was done between: the one look that there was is the one before.
+    return Seen(before.get("seen"), last) if started else Seen(last, None)
+
+
+@dataclass(frozen=True)
+class Breaker:
+    """A backend out of reach. `half_open`: its pause is over, and the next claim is the probe."""
+
+    backend: str
+    state: Literal["open", "half_open"]
+    since: dt.datetime
+    why: str
+    failures: int
+    retry_at: dt.datetime
+    waiting: int
+
+
+_BREAKERS = text("""
+    SELECT backend, CASE WHEN retry_at > now() THEN 'open' ELSE 'half_open' END AS state,
+           opened_at AS since, reason AS why, failures, retry_at,
+           (SELECT count(*) FROM outbox WHERE state = 'pending' AND outbox.backend = breakers.backend) AS waiting
+      FROM breakers ORDER BY opened_at, backend""")
+
+
+def list_breakers(db: Connection) -> list[Breaker]:
+    """The backends out of reach, longest first, and how many jobs wait for each."""
+    return [Breaker(**row._mapping) for row in db.execute(_BREAKERS)]
 
 
 def _select(cls: type, table: sa.Table, alias: str, **equal: Any) -> "sa.Select[Any]":

@@ -133,6 +133,12 @@ outbox = sa.Table(
     sa.Index("outbox_leases", "lease_expires_at", postgresql_where=sa.text("state = 'running'")),
     sa.Index("outbox_of_resource", "resource_id"),
     sa.Index("outbox_stuck", "id", postgresql_where=sa.text("state = 'stuck'")),
+    # For the pages of a listing that asks for what is rare: common things the primary key finds at once.
+    sa.Index("outbox_of_backend", "backend", "id"),
+    sa.Index("outbox_age", "created_at", postgresql_using="brin"),  # ages stand in the table nearly in order
+    sa.Index("outbox_failed", "id", postgresql_where=sa.text("last_error IS NOT NULL")),
+    sa.Index("outbox_cancelled", "id", postgresql_where=sa.text("state = 'cancelled'")),
+    sa.Index("outbox_restores", "id", postgresql_where=sa.text("kind = 'restore'")),
 )
 
 events = sa.Table(

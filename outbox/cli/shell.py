@@ -4,6 +4,8 @@ import datetime as dt
 import getpass
 import json
 import os
+import re
+import shutil
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
@@ -50,6 +52,27 @@ def example(*lines: str) -> str:
 as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
 
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class _Age(click.ParamType[dt.timedelta]):
+    """A span of time as people write it."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dt.timedelta:
+        """`2h` as a timedelta; up to 99999d, which the calendar has room for."""
+        if isinstance(value, dt.timedelta):
+            return value
+        written = re.fullmatch(r"(\d{1,5})([smhd])", value, re.ASCII)
+        if written is None:
+            self.fail(f"{value!r} is no age; write one as 90s, 15m, 2h or 3d", param, ctx)
+        return dt.timedelta(seconds=int(written[1]) * _SECONDS[written[2]])
+
+
+AGE = _Age()
+
+
 @click.group(cls=_Errors, epilog=example("deprovisioner up", "deprovisioner jobs list --state stuck"))
 @click.version_option(package_name="deprovisioner")
 def main() -> None:
@@ -76,7 +99,7 @@ def show_page(page: Any, columns: Sequence[str], as_json: bool) -> None:
     if as_json:
         print_json({"items": [vars(row) for row in page.items], "next_cursor": page.next_cursor})
         return
-    print_table([vars(row) for row in page.items], columns)
+    print_table([vars(row) for row in page.items], columns, cut=True)
     if page.next_cursor:
         click.echo(f"more: --cursor {page.next_cursor}", err=True)
 
@@ -101,12 +124,14 @@ def print_fields(fields: dict[str, Any]) -> None:
         click.echo(f"{name:<{width}}  {cell(value)}")
 
 
-def print_table(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Many things, one a line."""
-    table = [[cell(row[column]) for column in columns] for row in rows]
+def print_table(rows: Iterable[dict[str, Any]], columns: Sequence[str], *, cut: bool = False) -> None:
+    """Many things, one a line. `cut` to a terminal's width; where a file or a pipe reads, nothing is cut."""
+    table = [[" ".join(cell(row[column]).splitlines()) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *table, strict=True)]
+    room = shutil.get_terminal_size().columns if cut and sys.stdout.isatty() else None
     for line in ([*columns], *table):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        told = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        click.echo(told if room is None or len(told) <= room else told[: room - 1] + "…")
     if not table:
         click.echo("(none)")
 

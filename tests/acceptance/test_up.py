@@ -213,7 +213,17 @@ def test_a_wrong_setting_is_a_usage_error_that_names_it(up: Running) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["up"], ["jobs"], ["jobs", "list"], ["resources", "delete"], ["token", "create"], ["demo"], ["doctor"]],
+    [
+        [],
+        ["up"],
+        ["jobs"],
+        ["jobs", "list"],
+        ["breakers", "list"],
+        ["resources", "delete"],
+        ["token", "create"],
+        ["demo"],
+        ["doctor"],
+    ],
 )
 def test_help_shows_an_example(words: list[str]) -> None:
     answer = subprocess.run(

@@ -3,8 +3,12 @@
 from tests.mutations.cut import cut
 
 GROUND = "tests/outbox/test_ground.py"
+JOBS = "tests/api/test_jobs.py"
 API = "tests/api/test_bad_input.py"
 
+_FILTERS = "test_each_filter_finds_its_jobs_newest_first_and_counts_the_same"
+_PLANS = "tests/outbox/test_listing.py::test_every_page_is_read_by_an_index_and_every_count_in_one_pass"
+_OWN = "test_a_tenant_lists_and_counts_its_own_whatever_it_asks"
 _THEIRS = "test_another_tenants_things_do_not_exist"
 GUARDS_OF_API = (
     *(
@@ -35,15 +39,43 @@ GUARDS_OF_API = (
         ),
         (
             "api: tenant of jobs",
-            "queries.list_jobs(session, tenant=who.tenant, ",
-            "queries.list_jobs(session, tenant=None, ",
+            "meant = wanted.seen_by(who.tenant)\n    page",
+            "meant = wanted.seen_by(None)\n    page",
             _THEIRS,
+        ),
+        (
+            "api: tenant of counts",
+            "meant = wanted.seen_by(who.tenant)\n    return",
+            "meant = wanted.seen_by(None)\n    return",
+            f"{JOBS}::{_OWN}",
         ),
         (
             "api: only operators redrive",
             "body: Redrive, who: Operator",
             "body: Redrive, who: Anyone",
             "test_each_wrong_request_has_its_code",
+        ),
+    ),
+    *cut(
+        "api/breakers.py",
+        "",
+        "tests/api/test_breakers.py",
+        (
+            "api: only operators see breakers",
+            "import Operator, ask",
+            "import Anyone as Operator, ask",
+            "test_open_breakers_are_listed_with_what_waits",
+        ),
+    ),
+    *cut(
+        "api/schemas.py",
+        "",
+        JOBS,
+        (
+            "api: a tenant names no other",
+            "if tenant is not None and self.tenant not in (None, tenant):",
+            "if False:",
+            _OWN,
         ),
     ),
     *cut(
@@ -117,6 +149,8 @@ GUARDS_OF_API = (
         API,
         ("queries: tenant of a job", " AND (CAST(:tenant AS text) IS NULL OR resources.tenant = :tenant)", "", _THEIRS),
         ("queries: tenant of jobs", ".where(tables.resources.c.tenant == tenant)", "", _THEIRS),
+        ("queries: no wildcards", "autoescape=True", "autoescape=False", f"{JOBS}::{_FILTERS}"),
+        ("queries: state of a reason", "asked.append(job.state == JobState.STUCK)", "pass", _PLANS),
         (
             "queries: tenant of resources",
             'query = _select(Resource, table, "resource", tenant=tenant, ',

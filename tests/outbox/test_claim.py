@@ -188,7 +188,7 @@ def test_the_sweep_is_bounded(db: Connection) -> None:
 def a_million(db: Connection) -> None:
     """A dead backend with a million pending jobs, half of them not due, and one pending job of another."""
     resource = a_resource(db, status="deleting")
-    indexes = ("outbox_one_deprovision", "outbox_pending", "outbox_of_resource", "outbox_leases")
+    indexes = ("outbox_one_deprovision", "outbox_pending", "outbox_of_resource", "outbox_leases", "outbox_of_backend")
     made = [db.execute(text("SELECT pg_get_indexdef(CAST(:i AS regclass))"), {"i": i}).scalar_one() for i in indexes]
     # A million rows of one resource in seconds: no foreign key checks, indexes afterwards, the unique one never.
     for statement in (

@@ -1,0 +1,196 @@
+"""The operator at a shell: which jobs are stuck, and why this one is."""
+
+import fcntl
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+from sqlalchemy import Connection
+
+from outbox import jobs, resources
+from outbox.resources import NewResource
+from outbox.states import StuckReason
+from tests.api.test_jobs import stuck
+from tests.outbox.given import a_job, claims
+from tests.processes import System, client
+
+Words = tuple[str, ...]
+
+
+def shell(env: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    """One command of the real CLI, its output piped."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("DEPROVISIONER_")}
+    argv = [sys.executable, "-m", "outbox.cli", *words]
+    return subprocess.run(argv, env=kept | env, capture_output=True, text=True, check=False, timeout=60)
+
+
+def listed(env: dict[str, str], *words: str) -> list[int]:
+    answer = shell(env, "jobs", "list", "--json", *words)
+    assert answer.returncode == 0, answer
+    return [item["id"] for item in json.loads(answer.stdout)["items"]]
+
+
+def test_each_filter_of_the_shell_finds_its_jobs(db: Connection, env: dict[str, str]) -> None:
+    full = stuck(db, error="ERROR: No space left (100%)", hours=5, reason="attempts_exhausted")
+    theirs = stuck(db, tenant="globex", error="another's", backend="pg-2")
+    adoption = stuck(db, kind="provision", hours=2, error="who is this?")
+    pending = a_job(db)
+    for words, expected in [
+        ((), [pending, adoption, theirs, full]),
+        (("--state", "stuck"), [adoption, theirs, full]),
+        (("--reason", "attempts_exhausted"), [full]),
+        (("--kind", "provision"), [adoption]),
+        (("--backend", "pg-2"), [theirs]),
+        (("--tenant", "globex"), [theirs]),
+        (("--error", "no SPACE"), [full]),
+        (("--error", "%"), [full]),
+        (("--error", "_"), []),
+        (("--older-than", "3h"), [full]),
+        (("--older-than", "90s"), [adoption, full]),
+        (("--older-than", "61m", "--reason", "refused"), [adoption]),
+        (("--older-than", "1d"), []),
+    ]:
+        assert listed(env, *words) == expected, words
+    counts = json.loads(shell(env, "jobs", "list", "--counts", "--state", "stuck", "--json").stdout)
+    assert counts == {
+        "total": 3,
+        "by_state": {"stuck": 3},
+        "by_reason": {"attempts_exhausted": 1, "refused": 2},
+        "by_backend": {"pg-2": 1, "pg-main": 2},
+    }
+    told = " ".join(shell(env, "jobs", "list", "--counts").stdout.split())
+    assert told.startswith(
+        "total 4 by state pending 1 stuck 3 by reason attempts_exhausted 1 refused 2 by backend pg-2"
+    )
+
+
+def test_pages_of_the_shell_follow_their_cursor(db: Connection, env: dict[str, str]) -> None:
+    made = [stuck(db) for _ in range(5)]
+    first = json.loads(shell(env, "jobs", "list", "--state", "stuck", "--limit", "3", "--json").stdout)
+    rest = shell(env, "jobs", "list", "--state", "stuck", "--limit", "3", "--json", "--cursor", first["next_cursor"])
+    second = json.loads(rest.stdout)
+    assert [item["id"] for item in first["items"] + second["items"]] == made[::-1]
+    assert second["next_cursor"] is None
+    table = shell(env, "jobs", "list", "--limit", "3")
+    assert f"more: --cursor {first['next_cursor']}" in table.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--older-than", "2"),
+        ("--older-than", "2w"),
+        ("--older-than", "-1h"),
+        ("--older-than", "999999d"),
+        ("--counts", "--cursor", "WzFd"),
+        ("--reason", "bored"),
+    ],
+)
+def test_wrong_words_are_a_usage_error(env: dict[str, str], words: Words) -> None:
+    answer = shell(env, "jobs", "list", *words)
+    assert answer.returncode == 2
+    assert words[0] in answer.stderr
+
+
+def test_a_long_error_is_cut_for_a_terminal_and_for_nobody_else(db: Connection, env: dict[str, str]) -> None:
+    error = "first line\n" + "x" * 300 + " the end"
+    stuck(db, error=error)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DEPROVISIONER_", "COLUMNS", "LINES"))}
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    argv = [sys.executable, "-m", "outbox.cli", "jobs", "list"]
+    subprocess.run(argv, env=kept | env, stdout=theirs, check=True, timeout=60)
+    seen = os.read(ours, 65536).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert [len(line) for line in seen.splitlines()][1:] == [120]
+    assert "first line xxx" in seen
+    assert seen.rstrip().endswith("…")
+    piped = shell(env, "jobs", "list").stdout
+    assert len(piped.splitlines()) == 2
+    assert "the end" in piped
+    assert json.loads(shell(env, "jobs", "list", "--json").stdout)["items"][0]["last_error"] == error
+
+
+@pytest.fixture
+def refused(db: Connection) -> int:
+    """A teardown that was tried in vain, lost with its worker, and then refused."""
+    new = NewResource(tenant="acme", kind="postgres", backend="pg-main", name="orders")
+    resource, _ = resources.register(db, new, actor="token:1:acme")
+    (birth,) = claims(db)
+    plan = {"database": "d", "generation": str(birth.generation)}
+    jobs.start_provision(db, birth, worker="w1", manifest=plan, credentials=b"sealed")
+    jobs.activate(db, birth, worker="w1", manifest=plan | {"oid": 7})
+    job = jobs.enqueue(db, resource.id, actor="cli:ann", reason="ticket 811").job
+    (first,) = claims(db)
+    jobs.start(db, first, worker="w1", seen={"oid": 7})
+    jobs.retry(db, first, worker="w1", error="still there")
+    db.exec_driver_sql("UPDATE outbox SET available_at = now() WHERE state = 'pending'")
+    claims(db, worker="w2")
+    db.exec_driver_sql("UPDATE outbox SET lease_expires_at = now() - interval '1 s' WHERE state = 'running'")
+    assert jobs.sweep(db, actor="w3") == 1
+    db.exec_driver_sql("UPDATE outbox SET available_at = now() WHERE state = 'pending'")
+    (third,) = claims(db, worker="w3")
+    jobs.stick(db, third, worker="w3", why=StuckReason.REFUSED, error="oid is 9, not 7", seen={"oid": 9})
+    return job.id
+
+
+def test_show_tells_the_whole_story(
+    db: Connection, env: dict[str, str], refused: int, system: System, operator: str
+) -> None:
+    told = json.loads(shell(env, "jobs", "show", str(refused), "--json").stdout)
+    with client(system.api(), operator) as api:
+        answer = api.get(f"/v1/jobs/{refused}").json()
+    for story in (told, answer):
+        asked = story["request"]
+        assert (asked["actor"], asked["reason"]) == ("cli:ann", "ticket 811")
+        assert asked["request_id"] == story["events"][0]["detail"]["request_id"]
+        assert asked["at"] == story["events"][0]["at"]
+        assert story["resource_name"] == "orders"
+        assert [
+            (a["fence"], a["worker"], a["outcome"], a["seen"], a["error"], a["started_at"] is not None)
+            for a in story["attempt_history"]
+        ] == [
+            (1, "w1", "retried", {"before": {"oid": 7}, "after": None}, "still there", True),
+            (2, "w2", "swept", {"before": None, "after": None}, story["events"][5]["reason"], False),
+            (3, "w3", "stuck", {"before": {"oid": 9}, "after": None}, "oid is 9, not 7", False),
+        ]
+        events = " ".join(event["event"] for event in story["events"])
+        assert events == "enqueued claimed started retried claimed swept claimed stuck"
+
+    read = shell(env, "jobs", "show", str(refused)).stdout
+    top = read.splitlines()
+    assert top[0] == f"job {refused}: deprovision of 'orders' of tenant acme on pg-main"
+    assert top[1].startswith("stuck since 20")
+    assert "refused: the backend was asked and it must not be done" in top[1]
+    commands = [line.strip() for line in top if line.startswith("  deprovisioner ")]
+    assert f"deprovisioner jobs redrive {refused} --fence 3 --reason 'WHY'" in commands
+    for word in ("cli:ann", "ticket 811", told["request"]["request_id"], "w1", "w2", "w3", "still there", '{"oid": 9}'):
+        assert word in read
+    assert read.count("  error        ") == 3
+
+
+def test_the_next_command_that_show_names_is_taken(db: Connection, env: dict[str, str]) -> None:
+    job = stuck(db, reason="attempts_exhausted")
+    lines = shell(env, "jobs", "show", str(job)).stdout.splitlines()
+    (command,) = [line.split() for line in lines if line.startswith("  deprovisioner jobs redrive")]
+    assert shell(env, *command[1:]).returncode == 0
+    assert json.loads(shell(env, "jobs", "show", str(job), "--json").stdout)["state"] == "pending"
+
+
+def test_show_says_of_any_state_where_it_stands(db: Connection, env: dict[str, str]) -> None:
+    for state, word in {
+        "pending": "pending: ",
+        "running": "running, with fence 1",
+        "succeeded": "succeeded at 2",
+        "stuck": "stuck since -, refused: ",
+    }.items():
+        job = a_job(db, state=state)
+        top = shell(env, "jobs", "show", str(job)).stdout.splitlines()
+        assert top[1].startswith(word)
+        assert "(nobody knows by whom: its first event is missing)" in top
