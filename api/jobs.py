@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api.deps import Anyone, Operator, ask
-from api.schemas import JobFilter, JobId, JobOut, JobPage, JobStoryOut, Redrive
+from api.schemas import JobCountsOut, JobFilterIn, JobId, JobListing, JobOut, JobPage, JobStoryOut, Redrive
 from outbox import jobs, queries
 from outbox.doorbell import bell
 
@@ -13,10 +13,18 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
 @router.get("")
-def list_jobs(who: Anyone, wanted: Annotated[JobFilter, Query()]) -> JobPage:
+def list_jobs(who: Anyone, wanted: Annotated[JobListing, Query()]) -> JobPage:
     """Newest first; a tenant sees its own."""
-    page = ask(lambda session: queries.list_jobs(session, tenant=who.tenant, **wanted.model_dump()))
+    meant = wanted.seen_by(who.tenant)
+    page = ask(lambda session: queries.list_jobs(session, meant, cursor=wanted.cursor, limit=wanted.limit))
     return JobPage(items=[JobOut.of(row) for row in page.items], next_cursor=page.next_cursor)
+
+
+@router.get("/counts")
+def count_jobs(who: Anyone, wanted: Annotated[JobFilterIn, Query()]) -> JobCountsOut:
+    """How many the same filters find, by state, reason and backend; a tenant counts its own."""
+    meant = wanted.seen_by(who.tenant)
+    return JobCountsOut(**vars(ask(lambda session: queries.count_jobs(session, meant))))
 
 
 @router.get("/{job_id}")

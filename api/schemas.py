@@ -9,7 +9,7 @@ from fastapi import Path
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from outbox.errors import BadRequest
-from outbox.queries import JobStory
+from outbox.queries import JobFilter, JobStory
 from outbox.rows import Job, Json, Resource
 from outbox.states import JobKind, JobState, ResourceStatus, StuckReason
 
@@ -41,6 +41,8 @@ ResourceId = Annotated[uuid.UUID, Path(description="the resource's UUID")]
 JobId = Annotated[int, Path(ge=1, le=2**63 - 1, description="the job's number")]
 Cursor = Annotated[str | None, Field(max_length=500, description="`next_cursor` of the page before")]
 Limit = Annotated[int, Field(ge=1, le=200, description="rows a page")]
+# A hundred years: subtracted from now, it stays in PostgreSQL's calendar.
+MAX_AGE_SECONDS = 100 * 366 * 86_400
 # A name of PostgreSQL's: longer ones it would cut, and a cut name is another name.
 PgName = Annotated[str, Field(min_length=1, max_length=63), AfterValidator(_storable)]
 
@@ -110,13 +112,30 @@ class ResourceFilter(_In):
     limit: Limit = 50
 
 
-class JobFilter(_In):
-    """Which jobs to list."""
+class JobFilterIn(_In):
+    """Which jobs are meant: `error` is a part of the last error, `tenant` another's for operators only."""
 
     state: JobState | None = None
     kind: JobKind | None = None
     backend: Word | None = None
     reason: StuckReason | None = None
+    tenant: Word | None = None
+    error: Word | None = None
+    older_than_seconds: Annotated[int | None, Field(ge=0, le=MAX_AGE_SECONDS)] = None
+    resource_id: uuid.UUID | None = None
+
+    def seen_by(self, tenant: str | None) -> JobFilter:
+        """The filter, within what the caller may see; `tenant` None is an operator. Raises BadRequest."""
+        if tenant is not None and self.tenant not in (None, tenant):
+            raise BadRequest(f"tenant: this token is {tenant!r}'s")
+        age = None if self.older_than_seconds is None else dt.timedelta(seconds=self.older_than_seconds)
+        same = self.model_dump(include={"state", "kind", "backend", "reason", "error", "resource_id"})
+        return JobFilter(**same, tenant=tenant or self.tenant, older_than=age)
+
+
+class JobListing(JobFilterIn):
+    """Which jobs to list, and from where."""
+
     cursor: Cursor = None
     limit: Limit = 50
 
@@ -253,6 +272,15 @@ class JobPage(BaseModel):
 
     items: list[JobOut]
     next_cursor: str | None
+
+
+class JobCountsOut(BaseModel):
+    """How many jobs a filter finds; `by_reason` counts the stuck ones. What has none is left out."""
+
+    total: int
+    by_state: dict[JobState, int]
+    by_reason: dict[StuckReason, int]
+    by_backend: dict[str, int]
 
 
 def job_url(job: Job) -> str:

@@ -1,11 +1,13 @@
 """`deprovisioner jobs`: reading the outbox, and moving on what is stuck."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from outbox.cli.shell import (
+    AGE,
     as_json_option,
     example,
     main,
@@ -24,23 +26,59 @@ def jobs() -> None:
     operate()
 
 
-@jobs.command("list", epilog=example("deprovisioner jobs list --state stuck --backend pg-main --json"))
-@click.option("--state", type=click.Choice(["pending", "running", "stuck", "succeeded", "cancelled"]))
-@click.option("--kind", type=click.Choice(["provision", "deprovision", "restore"]))
-@click.option("--reason", type=click.Choice(["attempts_exhausted", "refused", "outcome_unknown"]))
-@click.option("--backend")
-@click.option("--tenant")
+def filter_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which jobs are meant; together they are the words of `queries.JobFilter`."""
+    for option in reversed(
+        (
+            click.option("--state", type=click.Choice(["pending", "running", "stuck", "succeeded", "cancelled"])),
+            click.option("--reason", type=click.Choice(["attempts_exhausted", "refused", "outcome_unknown"])),
+            click.option("--kind", type=click.Choice(["provision", "deprovision", "restore"])),
+            click.option("--backend"),
+            click.option("--tenant"),
+            click.option("--error", metavar="TEXT", help="What the last error contains, in any case; no wildcards."),
+            click.option("--older-than", type=AGE, metavar="AGE", help="Asked for that long ago: 90s, 15m, 2h, 3d."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@jobs.command(
+    "list",
+    epilog=example(
+        "deprovisioner jobs list --state stuck --backend pg-main --older-than 1h",
+        "deprovisioner jobs list --state stuck --error 'no space' --counts",
+    ),
+)
+@filter_options
+@click.option("--counts", is_flag=True, help="How many there are, by state, reason and backend, instead of the jobs.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--cursor", help="`next_cursor` of the page before.")
 @as_json_option
-def jobs_list(limit: int, as_json: bool, **filters: Any) -> None:
+def jobs_list(counts: bool, cursor: str | None, limit: int, as_json: bool, **filters: Any) -> None:
     """Jobs, newest first."""
     from outbox import db, queries  # noqa: PLC0415
 
+    wanted = queries.JobFilter(**filters)
+    if counts:
+        if cursor is not None:
+            raise click.UsageError("--counts counts every page: it takes no --cursor")
+        with db.statement() as session:
+            found = vars(queries.count_jobs(session, wanted))
+        print_json(found) if as_json else _show_counts(found)
+        return
     with db.statement() as session:
-        page = queries.list_jobs(session, limit=limit, **filters)
+        page = queries.list_jobs(session, wanted, cursor=cursor, limit=limit)
     columns = ("id", "kind", "state", "stuck_reason", "resource_id", "backend", "fence", "attempts", "last_error")
     show_page(page, columns, as_json)
+
+
+def _show_counts(found: dict[str, Any]) -> None:
+    click.echo(f"total  {found['total']}")
+    for title in ("by_state", "by_reason", "by_backend"):
+        if found[title]:
+            click.echo(f"\n{title.replace('_', ' ')}")
+            print_fields(found[title])
 
 
 @jobs.command("show", epilog=example("deprovisioner jobs show 42"))

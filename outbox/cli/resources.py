@@ -50,7 +50,7 @@ def resources_show(resource_id: uuid.UUID, as_json: bool) -> None:
 
     with db.statement() as session:
         resource, _ = rows.find(session, resource_id)
-        page = queries.list_jobs(session, resource_id=resource_id)
+        page = queries.list_jobs(session, queries.JobFilter(resource_id=resource_id))
     if as_json:
         print_json(vars(resource) | {"jobs": [vars(job) for job in page.items]})
         return

@@ -4,6 +4,7 @@ import datetime as dt
 import getpass
 import json
 import os
+import re
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
@@ -48,6 +49,27 @@ def example(*lines: str) -> str:
 
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class _Age(click.ParamType[dt.timedelta]):
+    """A span of time as people write it."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dt.timedelta:
+        """`2h` as a timedelta; up to 99999d, which the calendar has room for."""
+        if isinstance(value, dt.timedelta):
+            return value
+        written = re.fullmatch(r"(\d{1,5})([smhd])", value, re.ASCII)
+        if written is None:
+            self.fail(f"{value!r} is no age; write one as 90s, 15m, 2h or 3d", param, ctx)
+        return dt.timedelta(seconds=int(written[1]) * _SECONDS[written[2]])
+
+
+AGE = _Age()
 
 
 @click.group(cls=_Errors, epilog=example("deprovisioner up", "deprovisioner jobs list --state stuck"))

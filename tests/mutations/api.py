@@ -35,8 +35,8 @@ GUARDS_OF_API = (
         ),
         (
             "api: tenant of jobs",
-            "queries.list_jobs(session, tenant=who.tenant, ",
-            "queries.list_jobs(session, tenant=None, ",
+            "meant = wanted.seen_by(who.tenant)\n    page",
+            "meant = wanted.seen_by(None)\n    page",
             _THEIRS,
         ),
         (

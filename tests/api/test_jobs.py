@@ -1,0 +1,127 @@
+"""Reading the outbox over HTTP: filters, pages and counts, each caller within what it may see."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from sqlalchemy import Connection, text
+
+from tests.api.test_bad_input import problem
+from tests.outbox.given import a_job
+from tests.processes import System, client
+
+
+@pytest.fixture
+def api(system: System, operator: str) -> Iterator[httpx.Client]:
+    with client(system.api(), operator) as made:
+        yield made
+
+
+def stuck(db: Connection, *, tenant: str = "acme", error: str = "boom", hours: int = 0, **words: str) -> int:
+    """A stuck job of a tenant, with its error and age."""
+    reason = words.pop("reason", "refused")
+    id = a_job(db, state="stuck", **words)  # type: ignore[arg-type]
+    db.execute(
+        text("""UPDATE outbox SET stuck_reason = :reason, last_error = :error,
+                created_at = now() - :hours * interval '1 hour' WHERE id = :id"""),
+        {"id": id, "reason": reason, "error": error, "hours": hours},
+    )
+    whose = "UPDATE resources SET tenant = :tenant FROM outbox WHERE outbox.id = :id AND resources.id = resource_id"
+    db.execute(text(whose), {"id": id, "tenant": tenant})
+    return id
+
+
+def ids(answer: httpx.Response) -> list[int]:
+    assert answer.status_code == 200, answer.text
+    return [item["id"] for item in answer.json()["items"]]
+
+
+@pytest.fixture
+def jobs(db: Connection) -> dict[str, int]:
+    return {
+        "full": stuck(db, error="ERROR: no space left on device (100%)", hours=5, reason="attempts_exhausted"),
+        "other": stuck(db, tenant="globex", error="another's OID: 16_384", backend="pg-2"),
+        "adoption": stuck(db, kind="provision", hours=2, error="C:\\temp/x"),
+        "pending": a_job(db),
+        "done": a_job(db, state="succeeded", backend="pg-2"),
+    }
+
+
+FILTERS = [
+    ({}, ["done", "pending", "adoption", "other", "full"]),
+    ({"state": "stuck"}, ["adoption", "other", "full"]),
+    ({"reason": "attempts_exhausted"}, ["full"]),
+    ({"kind": "provision"}, ["adoption"]),
+    ({"backend": "pg-2"}, ["done", "other"]),
+    ({"backend": "pg-2", "state": "stuck"}, ["other"]),
+    ({"tenant": "globex"}, ["other"]),
+    ({"tenant": "nobody"}, []),
+    ({"error": "NO SPACE"}, ["full"]),
+    ({"error": "100%"}, ["full"]),
+    ({"error": "n%space"}, []),
+    ({"error": "o_space"}, []),
+    ({"error": "16_3"}, ["other"]),
+    ({"error": "\\temp/"}, ["adoption"]),
+    ({"error": "'; DROP TABLE outbox; --"}, []),
+    ({"older_than_seconds": 3600}, ["adoption", "full"]),
+    ({"older_than_seconds": 3 * 3600, "state": "stuck"}, ["full"]),
+    ({"older_than_seconds": 0}, ["done", "pending", "adoption", "other", "full"]),
+]
+
+
+def test_each_filter_finds_its_jobs_newest_first_and_counts_the_same(api: httpx.Client, jobs: dict[str, int]) -> None:
+    for words, expected in FILTERS:
+        assert ids(api.get("/v1/jobs", params=words)) == [jobs[name] for name in expected], words
+        assert api.get("/v1/jobs/counts", params=words).json()["total"] == len(expected), words
+    assert api.get("/v1/jobs/counts").json() == {
+        "total": 5,
+        "by_state": {"pending": 1, "stuck": 3, "succeeded": 1},
+        "by_reason": {"attempts_exhausted": 1, "refused": 2},
+        "by_backend": {"pg-2": 2, "pg-main": 3},
+    }
+
+
+def test_pages_by_cursor_come_to_the_whole_list_once(api: httpx.Client, db: Connection) -> None:
+    made = [stuck(db) for _ in range(7)]
+    a_job(db)
+    walked: list[int] = []
+    cursor: dict[str, str] = {}
+    while True:
+        page = api.get("/v1/jobs", params={"state": "stuck", "limit": 3} | cursor)
+        walked += ids(page)
+        made += [stuck(db)]  # what comes meanwhile is newer, and moves no page
+        if page.json()["next_cursor"] is None:
+            break
+        cursor = {"cursor": page.json()["next_cursor"]}
+    assert walked == made[6::-1]
+
+
+def test_a_tenant_lists_and_counts_its_own_whatever_it_asks(
+    api: httpx.Client, jobs: dict[str, int], tenant: str
+) -> None:
+    own = {"Authorization": f"Bearer {tenant}"}
+    for words in ({}, {"tenant": "acme"}):
+        assert jobs["other"] not in ids(api.get("/v1/jobs", params=words, headers=own))
+        assert api.get("/v1/jobs/counts", params=words, headers=own).json()["total"] == 4
+    assert api.get("/v1/jobs", params={"error": "another's"}, headers=own).json()["items"] == []
+    for path in ("/v1/jobs", "/v1/jobs/counts"):
+        body = problem(api.get(path, params={"tenant": "globex"}, headers=own), 422, "invalid_request")
+        assert body["detail"].startswith("tenant: ")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "older_than_seconds=-1",
+        "older_than_seconds=1h",
+        "older_than_seconds=1e30",
+        "error=",
+        "error=%00",
+        "tenant=",
+        "resource_id=x",
+    ],
+)
+def test_a_wrong_filter_is_named(api: httpx.Client, query: str) -> None:
+    for path in ("/v1/jobs", "/v1/jobs/counts"):
+        assert query.partition("=")[0] in problem(api.get(f"{path}?{query}"), 422, "invalid_request")["detail"]
+    problem(api.get("/v1/jobs/counts?limit=5"), 422, "invalid_request")
