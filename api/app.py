@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from api import health, jobs, problems, resources
+from api import health, jobs, operations, problems, resources
 from api.limits import BodyLimit
 from outbox import credentials, db, events, settings
 from outbox.doorbell import bell
@@ -24,7 +24,7 @@ def create_app() -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    for routes in (resources, jobs):
+    for routes in (resources, operations, jobs):  # operations first: /v1/jobs/redrive is no job's number
         app.include_router(routes.router, responses=problems.RESPONSES)
     app.include_router(health.router)
     problems.install(app)

@@ -45,6 +45,7 @@ TRIGGERS = {
     "resources_deleted_is_final": "resources",
     "resources_live_stays": "resources",
     "events_append_only": "events",
+    "operations_finished_is_final": "operations",
 }
 
 # The state that each event leaves its job in; None: the event says so itself. `late` leaves no state.

@@ -14,7 +14,8 @@ DeprovisionerError
 │   ├── IdempotencyKeyReused the key came before, with another body
 │   ├── AlreadyManaged       that very object belongs to a living resource
 │   ├── JobNotStuck          only a stuck job can be re-driven
-│   └── FenceMismatch        the job has moved since the operator looked
+│   ├── FenceMismatch        the job has moved since the operator looked
+│   └── DigestMismatch       a bulk action's set is not what its preview told of
 ├── StartRefused             the job may not act now; nothing was done
 │   ├── ClaimLost            the fence or the lease is no longer ours
 │   ├── Busy                 another job of the resource is running
@@ -84,6 +85,10 @@ class JobNotStuck(Conflict):
 
 class FenceMismatch(Conflict):
     """The job has moved since it was looked at."""
+
+
+class DigestMismatch(Conflict):
+    """The set of a bulk action is not the one that was previewed."""
 
 
 class StartRefused(DeprovisionerError):
