@@ -193,6 +193,7 @@ def _follow(begun: Any, *, wait: bool, as_json: bool) -> None:
         print_json(vars(begun)) if as_json else click.echo(f"operation {begun.id} is running: {later}")
         return
     try:
+        click.echo(f"operation {begun.id} is running; Ctrl-C leaves it so", err=True)
         _watch(begun)
     except KeyboardInterrupt:
         click.echo(f"\noperation {begun.id} goes on without you: {later}", err=True)

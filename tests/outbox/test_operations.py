@@ -246,6 +246,30 @@ def test_a_canary_that_fails_stops_its_backend_and_no_other(db: Connection, end:
     }  # fmt: skip
 
 
+def test_what_was_done_before_a_canary_s_failure_is_told_as_done(db: Connection) -> None:
+    """A canary moved on by somebody else has a successor; it is the successor's failure that stops the rest."""
+    ids = stuck(db, *["pg-main"] * 3)
+    operation = redrive()
+    jobs.redrive(db, ids[0], fence=1, actor="other", reason="r")
+    for _ in range(2):
+        step()
+    stick(db, ids[1])
+    step()
+    assert outcomes(db, operation) == ["skipped", "failed", "stopped"]
+
+
+def test_a_finished_operation_is_not_taken_up_again(db: Connection) -> None:
+    redrive()
+    step()
+    with database.transaction() as session:
+        session.execute(text("ALTER TABLE operations DISABLE TRIGGER operations_finished_is_final"))
+        session.execute(text("UPDATE operations SET next_at = now(), error = 'untouched'"))
+        before = session.execute(text("SELECT * FROM operations")).one()
+    with database.transaction() as session:
+        assert operations.advance(session, worker="w") == (0, None)
+        assert session.execute(text("SELECT * FROM operations")).one() == before
+
+
 def test_an_operation_of_canaries_alone_waits_for_them_before_it_has_ended_well(db: Connection) -> None:
     id = stuck(db)[0]
     operation = redrive()
@@ -510,7 +534,9 @@ def test_what_changed_after_the_beginning_is_left_as_it_is(db: Connection) -> No
 
 
 def test_enqueue_all_locks_in_one_order(db: Connection, connect: Any) -> None:
-    first, second = sorted(a_resource(db) for _ in range(2))
+    second = first = a_resource(db)
+    while first >= second:  # against the order of the table
+        first = a_resource(db)
     holder = connect()
     holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(first),))
     done: list[Any] = []
