@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from api import breakers, health, holds, jobs, problems, resources
+from api import breakers, health, holds, jobs, operations, problems, resources
 from api.limits import BodyLimit
 from outbox import credentials, db, events, settings
 from outbox.doorbell import bell
@@ -25,7 +25,8 @@ def create_app() -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    for routes in (resources, jobs, holds, breakers):
+    # operations before jobs: /v1/jobs/redrive is no job's number
+    for routes in (resources, operations, jobs, holds, breakers):
         app.include_router(routes.router, responses=problems.RESPONSES)
     app.include_router(health.router)
     problems.install(app)

@@ -29,6 +29,7 @@ TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
     (errors.JobNotStuck, 409, "job_not_stuck"),
     (errors.FenceMismatch, 409, "fence_mismatch"),
     (errors.AlreadyReleased, 409, "already_released"),
+    (errors.DigestMismatch, 409, "digest_mismatch"),
     (errors.Conflict, 409, "conflict"),
 )
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}

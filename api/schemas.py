@@ -3,16 +3,35 @@
 import dataclasses
 import datetime as dt
 import uuid
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import Path
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from outbox import operations
 from outbox.errors import BadRequest
 from outbox.holds import Hold
-from outbox.queries import JobFilter, JobStory
-from outbox.rows import Job, Json, Resource
-from outbox.states import HoldCause, HoldScope, JobKind, JobState, ResourceStatus, StuckReason
+from outbox.queries import JobFilter, JobStory, Progress
+from outbox.rows import Job, Json, Operation, Resource
+from outbox.states import (
+    HoldCause,
+    HoldScope,
+    ItemOutcome,
+    JobKind,
+    JobState,
+    OperationKind,
+    ResourceStatus,
+    StuckReason,
+)
 
 
 def _storable(value: str) -> str:
@@ -166,6 +185,66 @@ class HoldFilter(_In):
     """Which holds to list."""
 
     released: bool = False
+    cursor: Cursor = None
+    limit: Limit = 50
+
+
+class BulkFilter(JobFilterIn):
+    """Which stuck jobs a bulk re-drive means. All of them must be said aloud: `{"all": true}`."""
+
+    all: bool = False
+
+    @model_validator(mode="after")
+    def _said_aloud(self) -> Self:
+        asked = self.model_fields_set - {"all", "state"}
+        if self.state not in (None, JobState.STUCK):
+            raise ValueError("only stuck jobs can be re-driven: leave `state` out")
+        if self.all and asked:
+            raise ValueError(f"`all` means every stuck job, and contradicts {', '.join(sorted(asked))}")
+        if not self.all and not any(getattr(self, name) is not None for name in asked):
+            raise ValueError('say which jobs, or {"all": true}')
+        return self
+
+
+Digest = Annotated[
+    str, Field(pattern=r"^[0-9]{1,19}-[0-9a-f]{64}$", description="`digest` of the dry run: the very same set, or 409")
+]
+
+
+class RedriveMany(_In):
+    """A bulk re-drive: first a dry run, then the real one with the dry run's digest."""
+
+    filter: BulkFilter
+    reason: Word
+    dry_run: bool = True
+    digest: Digest | None = None
+    rate: Annotated[int, Field(ge=1, le=operations.MAX_RATE, description="jobs a second")] = operations.RATE
+
+    @model_validator(mode="after")
+    def _previewed(self) -> Self:
+        if not self.dry_run and self.digest is None:
+            raise ValueError("`dry_run`: false needs the `digest` of a dry run")
+        return self
+
+
+class Offboard(_In):
+    """The end of a tenant: first a dry run, then the real one with the dry run's count and digest."""
+
+    reason: Word
+    dry_run: bool = True
+    expected_count: Annotated[int | None, Field(ge=0, le=2**63 - 1)] = None
+    digest: Digest | None = None
+
+    @model_validator(mode="after")
+    def _previewed(self) -> Self:
+        if not self.dry_run and (self.digest is None or self.expected_count is None):
+            raise ValueError("`dry_run`: false needs the `expected_count` and the `digest` of a dry run")
+        return self
+
+
+class OperationFilter(_In):
+    """Which page of operations."""
+
     cursor: Cursor = None
     limit: Limit = 50
 
@@ -371,6 +450,114 @@ class BreakerPage(BaseModel):
 
     items: list[BreakerOut]
     next_cursor: None = None
+
+
+class RedrivePreview(BaseModel):
+    """What a bulk re-drive would work on: how many, of which backends, the first twenty, and the digest of all."""
+
+    count: int
+    backends: dict[str, int]
+    sample: list[JobOut]
+    digest: str
+
+    @classmethod
+    def of(cls, seen: operations.Preview) -> "RedrivePreview":
+        """From what was seen."""
+        return cls(**vars(seen) | {"sample": [JobOut.of(job) for job in seen.sample]})
+
+
+class OffboardPreview(BaseModel):
+    """What an offboarding would delete: `count` living resources, of which `protected` are left."""
+
+    count: int
+    protected: int
+    deleting: int
+    backends: dict[str, int]
+    statuses: dict[ResourceStatus, int]
+    sample: list[ResourceOut]
+    digest: str
+
+    @classmethod
+    def of(cls, seen: operations.OffboardPreview) -> "OffboardPreview":
+        """From what was seen."""
+        return cls(**vars(seen) | {"sample": [ResourceOut.of(resource) for resource in seen.sample]})
+
+
+class OperationOut(BaseModel):
+    """Bulk work that goes on by itself; `rate` is in jobs a second."""
+
+    id: int
+    kind: OperationKind
+    state: Literal["running", "succeeded", "stopped"]
+    filter: Json
+    reason: str
+    actor: str
+    digest: str
+    rate: int | None
+    total: int
+    created_at: dt.datetime
+    finished_at: dt.datetime | None
+    error: str | None
+    url: str
+
+    @classmethod
+    def of(cls, row: Operation) -> "OperationOut":
+        """From its row."""
+        return cls(**vars(row), url=f"/v1/operations/{row.id}")
+
+
+class TallyOut(BaseModel):
+    """What became of the items so far: `failed` canaries stop the rest of their backend."""
+
+    total: int
+    waiting: int
+    done: int
+    failed: int
+    stopped: int
+    skipped: int
+    protected: int
+
+
+class CanaryOut(BaseModel):
+    """The job that was re-driven first on its backend."""
+
+    backend: str
+    job_id: int
+    state: JobState
+    outcome: ItemOutcome | None
+
+
+class ProgressOut(TallyOut):
+    """How far it is; `jobs` counts the jobs of what is done by their state now."""
+
+    backends: dict[str, TallyOut]
+    canaries: list[CanaryOut]
+    jobs: dict[JobState, int]
+
+
+class OperationStoryOut(OperationOut):
+    """An operation and how far it is."""
+
+    progress: ProgressOut
+
+    @classmethod
+    def told(cls, row: Operation, progress: Progress) -> "OperationStoryOut":
+        """From its rows."""
+        told = dataclasses.asdict(progress)
+        return cls(**OperationOut.of(row).model_dump(), progress=ProgressOut(**told.pop("all") | told))
+
+
+class Begun(BaseModel):
+    """The answer to a real run: not done yet, but workers are at it."""
+
+    operation: OperationOut
+
+
+class OperationPage(BaseModel):
+    """One page of operations."""
+
+    items: list[OperationOut]
+    next_cursor: str | None
 
 
 def job_url(job: Job) -> str:

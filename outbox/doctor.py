@@ -47,6 +47,7 @@ TRIGGERS = {
     "events_append_only": "events",
     "holds_released_is_final": "holds",
     "holds_are_kept": "holds",
+    "operations_finished_is_final": "operations",
 }
 
 # The state that each event leaves its job in; None: the event says so itself. `late` leaves no state.

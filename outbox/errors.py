@@ -15,7 +15,8 @@ DeprovisionerError
 │   ├── AlreadyManaged       that very object belongs to a living resource
 │   ├── JobNotStuck          only a stuck job can be re-driven
 │   ├── FenceMismatch        the job has moved since the operator looked
-│   └── AlreadyReleased      a hold ends once
+│   ├── AlreadyReleased      a hold ends once
+│   └── DigestMismatch       a bulk action's set is not what its preview told of
 ├── StartRefused             the job may not act now; nothing was done
 │   ├── ClaimLost            the fence or the lease is no longer ours
 │   ├── Busy                 another job of the resource is running
@@ -91,6 +92,10 @@ class FenceMismatch(Conflict):
 
 class AlreadyReleased(Conflict):
     """The hold was released before."""
+
+
+class DigestMismatch(Conflict):
+    """The set of a bulk action is not the one that was previewed."""
 
 
 class StartRefused(DeprovisionerError):

@@ -111,6 +111,32 @@ def enqueue(
     raise Conflict(f"resource {resource_id} changes faster than it can be read; try again")
 
 
+# Rows are locked in one order: two operations over the same tenant wait for each other, and never in a circle.
+_ENQUEUE_ALL = text(
+    _enqueue("""id = ANY(ARRAY(
+               SELECT id FROM resources WHERE id = ANY(:ids) ORDER BY id FOR UPDATE))
+           AND tenant = :tenant AND status IN ('active', 'provisioning')""")
+)
+
+
+def enqueue_all(
+    db: Connection, resource_ids: Sequence[uuid.UUID], *, tenant: str, actor: str, reason: str, detail: Json
+) -> dict[uuid.UUID, int]:
+    """() -> pending, for each of these that a DELETE would win; the new jobs by resource."""
+    request_id = uuid.uuid4()
+    rows = db.execute(
+        _ENQUEUE_ALL,
+        _note("enqueued", actor, reason=reason, detail=detail | {"request_id": str(request_id)})
+        | {
+            "ids": list(resource_ids),
+            "tenant": tenant,
+            "max_attempts": settings.get().max_attempts,
+            "request_id": request_id,
+        },
+    )
+    return {row.resource_id: row.job_id for row in rows}
+
+
 _EXPIRE = text(
     _enqueue("""id = ANY(ARRAY(
                SELECT id FROM resources
@@ -568,6 +594,33 @@ def redrive(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
     if now.state != JobState.STUCK:
         raise JobNotStuck(f"job {job_id} is {now.state}; only a stuck job can be re-driven")
     raise FenceMismatch(f"job {job_id} has moved on: its fence is {now.fence}, not {fence}; look at it again")
+
+
+# The inner SELECT only takes the locks in one order, so that two operations over the same jobs never wait in a circle.
+_REDRIVE_ALL = text(f"""
+    WITH job AS (
+        UPDATE outbox
+           SET state = 'pending', stuck_reason = NULL, attempts = 0, available_at = now()
+          FROM (SELECT id, listed.fence
+                  FROM outbox JOIN unnest(CAST(:ids AS bigint[]), CAST(:fences AS bigint[])) AS listed (id, fence)
+                 USING (id) ORDER BY id FOR UPDATE OF outbox) AS listed
+         WHERE outbox.id = listed.id AND outbox.fence = listed.fence AND state = 'stuck'
+     RETURNING outbox.*
+    ), noted AS ({_EVENT}
+    )
+    SELECT id FROM job""")
+
+
+def redrive_all(
+    db: Connection, listed: Sequence[tuple[int, int]], *, actor: str, reason: str, detail: Json
+) -> set[int]:
+    """stuck -> pending, for each of these (job, fence as it was listed) that `redrive` would take; their ids."""
+    rows = db.execute(
+        _REDRIVE_ALL,
+        _note("redriven", actor, reason=reason, detail=detail)
+        | {"ids": [id for id, _ in listed], "fences": [fence for _, fence in listed]},
+    )
+    return set(rows.scalars())
 
 
 _LATE = text(f"WITH job AS (SELECT * FROM outbox WHERE id = :id), noted AS ({_EVENT}) SELECT id FROM job")

@@ -90,6 +90,24 @@ class Event:
     detail: Json | None
 
 
+@dataclass(frozen=True)
+class Operation:
+    """Bulk work that an operator began. `state` is running, succeeded or stopped; `rate`, jobs a second."""
+
+    id: int
+    kind: str
+    state: str
+    filter: Json
+    reason: str
+    actor: str
+    digest: str
+    rate: int | None
+    total: int
+    created_at: dt.datetime
+    finished_at: dt.datetime | None
+    error: str | None
+
+
 class _Row(Protocol):
     @property
     def _mapping(self) -> Mapping[Any, Any]: ...

@@ -63,6 +63,28 @@ class HoldCause(StrEnum):
     BRAKE = "brake"
 
 
+class OperationKind(StrEnum):
+    """What an operation does to each of its items."""
+
+    REDRIVE = "redrive"
+    OFFBOARD = "offboard"
+
+
+class ItemOutcome(StrEnum):
+    """What became of one item of an operation; none while it waits.
+
+    `redriven` or `enqueued` is done. `failed` is a canary that did not succeed, `stopped` what was left alone for
+    that; `skipped` had moved on, `protected` may not be deleted.
+    """
+
+    REDRIVEN = "redriven"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    ENQUEUED = "enqueued"
+    PROTECTED = "protected"
+    SKIPPED = "skipped"
+
+
 @dataclass(frozen=True)
 class Transition:
     """One arrow: `source` is None where the job is born."""

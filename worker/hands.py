@@ -12,14 +12,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from outbox import db, jobs
+from outbox import db, doorbell, jobs, operations
 from outbox.events import log
 from outbox.rows import Claim
 from worker.backends import Backend
 from worker.runner import Run
+
+T = TypeVar("T")
+# An operation whose step another worker is at is due: this keeps the wait for it from being a spin.
+SHORTEST_PAUSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ class Hands:
 
     def start(self) -> None:
         """Begin to keep leases and to sweep."""
-        for name, task in (("heartbeat", self._keep_leases), ("sweep", self._keep_sweeping)):
+        tasks = {"heartbeat": self._keep_leases, "sweep": self._keep_sweeping, "operations": self._keep_advancing}
+        for name, task in tasks.items():
             threading.Thread(target=task, name=name, daemon=True).start()
 
     def stop(self) -> None:
@@ -181,9 +187,24 @@ class Hands:
             # Spread, so that many workers do not look at the same moment.
             self._stopping.wait(self._sweep_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
 
-    def _guarded(self, act: Callable[[], None]) -> None:
+    def _keep_advancing(self) -> None:
+        while not self._stopping.is_set():
+            wait = self._guarded(self.advance)
+            self._stopping.wait(self._sweep_seconds if wait is None else max(wait, SHORTEST_PAUSE_SECONDS))
+
+    def advance(self) -> float | None:
+        """A step of an operation, if one is due; the seconds until the next step, None while none runs."""
+        with db.transaction() as session:
+            moved, wait = operations.advance(session, worker=self._worker)
+        if moved:
+            doorbell.bell.ring()
+            self.drain()
+        return wait
+
+    def _guarded(self, act: Callable[[], T]) -> T | None:
         """A failed look is not the end of looking."""
         try:
-            act()
+            return act()
         except Exception as error:  # noqa: BLE001 - whatever it was, the next sweep tries again
             log.error("look_failed", actor=self._worker, error=repr(error), exc_info=not db.unreachable(error))
+            return None

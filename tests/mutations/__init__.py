@@ -7,6 +7,7 @@ named is the quickest that should notice.
 from tests.mutations.api import GUARDS_OF_API
 from tests.mutations.claims import CLAIMS
 from tests.mutations.cut import Mutant, Stale, cut
+from tests.mutations.operations import GUARDS_OF_OPERATIONS
 from tests.mutations.outcomes import OUTCOMES
 from tests.mutations.postgres import GUARDS_OF_POSTGRES
 from tests.mutations.redis import GUARDS_OF_REDIS
@@ -24,6 +25,7 @@ MUTANTS = (
     *GUARDS_OF_POSTGRES,
     *GUARDS_OF_REDIS,
     *GUARDS_OF_API,
+    *GUARDS_OF_OPERATIONS,
 )
 
 # Nobody can see that these are gone, since something else always answers first.

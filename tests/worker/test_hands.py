@@ -9,19 +9,20 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
-from outbox import jobs
+from outbox import jobs, operations
 from tests.outbox.given import a_job, a_resource, job, status_of
+from tests.outbox.test_operations import redrive, stuck
 from tests.witness import eventually
 from tests.worker.test_runner import Shelf
 from worker.hands import Hands, Served
 
 
 @contextmanager
-def hands(concurrency: dict[str, int], *, slots: int) -> Iterator[Hands]:
+def hands(concurrency: dict[str, int], *, slots: int, sweep_seconds: float = 60) -> Iterator[Hands]:
     """Hands whose teardowns all wait until the block ends."""
     gate = threading.Event()
     served = {name: Served(Shelf(does=lambda: _pass(gate)), most) for name, most in concurrency.items()}
-    made = Hands(served, worker="w1", slots=slots, lease_seconds=0.3, sweep_seconds=60)
+    made = Hands(served, worker="w1", slots=slots, lease_seconds=0.3, sweep_seconds=sweep_seconds)
     try:
         yield made
     finally:
@@ -111,3 +112,35 @@ def test_a_sweep_puts_back_and_expires(db: Connection) -> None:
         made.sweep()
     assert job(db, lost).state == "pending"
     assert status_of(db, expired) == "deleting"
+
+
+def test_an_operation_goes_on_between_the_sweeps(db: Connection) -> None:
+    ids = stuck(db, "a", "b", "c")
+    redrive(rate=1)
+    with hands({"a": 1}, slots=3, sweep_seconds=60) as made:
+        made.start()
+        eventually(lambda: all(job(db, id).state != "stuck" for id in ids), 15, "a step a second")
+        assert job(db, ids[0]).state == "running", "what was re-driven is looked at at once"
+
+
+def test_an_operation_that_cannot_go_on_stops_neither_sweep_nor_later_steps(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (id,) = stuck(db)
+    redrive()
+    failed = threading.Event()
+    honest = operations.advance
+
+    def failing(session: Connection, *, worker: str) -> Any:
+        if not failed.is_set():
+            failed.set()
+            raise RuntimeError("a bug")
+        return honest(session, worker=worker)
+
+    monkeypatch.setattr(operations, "advance", failing)
+    with hands({}, slots=3, sweep_seconds=0.1) as made:
+        made.start()
+        assert failed.wait(10)
+        lost = a_job(db, state="running", attempts=1, lease="-1 s")
+        eventually(lambda: job(db, lost).state == "pending", what="it sweeps")
+        eventually(lambda: job(db, id).state == "pending", what="a later step is done")

@@ -1,0 +1,305 @@
+"""Bulk work through the real command line, HTTP and workers: previewed, canaries first, each thing once."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import Connection, text
+
+from tests.acceptance.test_main_job import at_once, create, until
+from tests.api.test_bad_input import problem
+from tests.conftest import Servers
+from tests.outbox.given import a_job, a_resource, events_of, job, status_of
+from tests.processes import System, client
+from tests.witness import eventually
+
+ALL = {"filter": {"all": True}, "reason": "mended"}
+
+
+@pytest.fixture
+def api(system: System, operator: str) -> Iterator[httpx.Client]:
+    with client(system.api(), operator) as made:
+        yield made
+
+
+@pytest.fixture
+def shell(system: System) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The real command, as a person runs it."""
+
+    def run(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "outbox.cli", *words]
+        done = subprocess.run(argv, env=system.env, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def stuck(db: Connection, n: int = 1, backend: str = "pg-main") -> list[int]:
+    """Stuck teardowns of what is gone from the server already: a worker that looks completes them."""
+    return [a_job(db, state="stuck", backend=backend) for _ in range(n)]
+
+
+def taken_name(db: Connection, servers: Servers, id: int) -> str:
+    """The job's database name, now borne by a stranger's database: who looks refuses it."""
+    name = db.execute(
+        text(
+            "SELECT manifest ->> 'database' FROM resources WHERE id = (SELECT resource_id FROM outbox WHERE id = :id)"
+        ),
+        {"id": id},
+    ).scalar_one()
+    servers.pg.query(f'CREATE DATABASE "{name}"')
+    return name
+
+
+def times_redriven(db: Connection, ids: list[int]) -> Counter[int]:
+    return Counter(events_of(db, id).count("redriven") for id in ids)
+
+
+def until_ended(api: httpx.Client, id: int, within: float = 60) -> dict[str, Any]:
+    def ended() -> dict[str, Any] | None:
+        now = api.get(f"/v1/operations/{id}").json()
+        return now if now["state"] != "running" else None
+
+    return eventually(ended, within, f"operation {id} ends", every=0.1)  # type: ignore[return-value]
+
+
+def test_a_bulk_redrive_is_previewed_begun_with_the_digest_and_told_of(
+    api: httpx.Client, db: Connection, system: System
+) -> None:
+    ids = stuck(db, 25)
+    other = stuck(db, backend="elsewhere")
+    seen = api.post("/v1/jobs/redrive", json={"filter": {"backend": "pg-main"}, "reason": "mended"})
+    assert seen.status_code == 200, "a dry run unless it is said otherwise"
+    told = seen.json()
+    assert (told["count"], told["backends"]) == (25, {"pg-main": 25})
+    assert [j["id"] for j in told["sample"]] == ids[:20]
+    assert times_redriven(db, ids) == {0: 25}
+    body = {"filter": {"backend": "pg-main"}, "reason": "mended", "dry_run": False, "digest": told["digest"]}
+    answer = api.post("/v1/jobs/redrive", json=body | {"rate": 200})
+    assert answer.status_code == 202, answer.text
+    begun = answer.json()["operation"]
+    assert (begun["state"], begun["total"], begun["rate"], begun["filter"]) == (
+        "running", 25, 200, {"backend": "pg-main"},
+    )  # fmt: skip
+    system.worker()
+    ended = until_ended(api, begun["id"])
+    assert ended["state"] == "succeeded"
+    assert (ended["progress"]["done"], ended["progress"]["backends"]["pg-main"]["done"]) == (25, 25)
+    assert ended["progress"]["canaries"] == [
+        {"backend": "pg-main", "job_id": ids[0], "state": "succeeded", "outcome": "redriven"}
+    ]
+    eventually(lambda: api.get(begun["url"]).json()["progress"]["jobs"] == {"succeeded": 25}, what="all done")
+    assert times_redriven(db, ids) == {1: 25}
+    assert job(db, other[0]).state == "stuck"
+    page = api.get("/v1/operations?limit=1").json()
+    assert [(o["id"], o["state"], o["actor"]) for o in page["items"]] == [(begun["id"], "succeeded", begun["actor"])]
+    problem(api.post("/v1/jobs/redrive", json=body), 409, "digest_mismatch")
+
+
+def test_each_wrong_request_for_bulk_work_has_its_code(
+    api: httpx.Client, db: Connection, system: System, tenant: str
+) -> None:
+    stuck(db)
+    for wrong in (
+        {"reason": "r"},
+        {"filter": {}, "reason": "r"},
+        {"filter": {"backend": None}, "reason": "r"},
+        {"filter": {"all": True, "backend": "pg-main"}, "reason": "r"},
+        {"filter": {"state": "running", "backend": "pg-main"}, "reason": "r"},
+        {"filter": {"bakcend": "pg-main"}, "reason": "r"},
+        {"filter": {"all": True}},
+        ALL | {"dry_run": False},
+        ALL | {"dry_run": False, "digest": "1-abc"},
+        ALL | {"rate": 0},
+        ALL | {"rate": 1001},
+    ):
+        problem(api.post("/v1/jobs/redrive", json=wrong), 422, "invalid_request")
+    digest = f"1-{'0' * 64}"
+    body = problem(
+        api.post("/v1/jobs/redrive", json=ALL | {"dry_run": False, "digest": digest}), 409, "digest_mismatch"
+    )
+    assert "there were 1 then, and are 1 now" in body["detail"]
+    for wrong in ({}, {"dry_run": False, "reason": "r", "digest": digest}, {"reason": "r", "count": 1}):
+        problem(api.post("/v1/tenants/acme/offboard", json=wrong), 422, "invalid_request")
+    real = {"reason": "r", "dry_run": False, "expected_count": 0, "digest": digest}
+    problem(api.post("/v1/tenants/acme/offboard", json=real), 409, "digest_mismatch")
+    problem(api.get("/v1/operations/1"), 404, "not_found")
+    problem(api.get("/v1/operations/redrive"), 422, "invalid_id")
+    problem(api.get("/v1/operations?cursor=x"), 422, "invalid_cursor")
+    with client(str(api.base_url), tenant) as acme:
+        problem(acme.post("/v1/jobs/redrive", json=ALL), 403, "forbidden")
+        problem(acme.post("/v1/tenants/acme/offboard", json={"reason": "r"}), 403, "forbidden")
+        problem(acme.get("/v1/operations"), 403, "forbidden")
+    assert db.execute(text("SELECT count(*) FROM operations")).scalar_one() == 0
+
+
+def test_the_command_that_the_dry_run_prints_does_it(shell: Any, db: Connection, system: System) -> None:
+    ids = stuck(db, 30)
+    old = stuck(db)[0]
+    db.execute(
+        text("UPDATE outbox SET created_at = now() - interval '3 h', last_error = 'no space' WHERE id <> :id"),
+        {"id": old},
+    )
+    words = ("jobs", "redrive-all", "--backend", "pg-main", "--reason-was", "refused", "--older-than", "2h")
+    dry = shell(*words, "--error", "NO SPACE", "--reason", "disk was full, it's not now", "--rate", "100").stdout
+    assert "30 stuck jobs" in dry
+    assert "and 10 more" in dry
+    assert times_redriven(db, ids) == {0: 30}
+    (command,) = [line.strip() for line in dry.splitlines() if line.startswith("  deprovisioner ")]
+    system.worker()
+    told = json.loads(shell(*shlex.split(command)[1:], "--json").stdout)
+    assert (told["state"], told["total"], told["progress"]["done"]) == ("succeeded", 30, 30)
+    assert told["reason"] == "disk was full, it's not now"
+    assert told["actor"].startswith("cli:")
+    assert times_redriven(db, ids) == {1: 30}
+    assert job(db, old).state == "stuck"
+    again = shell(*shlex.split(command)[1:], code=1)
+    assert "there were 30 then, and are 0 now; preview again" in again.stderr
+    listed = json.loads(shell("operations", "list", "--json").stdout)["items"]
+    assert [(o["id"], o["kind"], o["state"]) for o in listed] == [(told["id"], "redrive", "succeeded")]
+    assert "succeeded" in shell("operations", "show", str(told["id"])).stdout
+
+
+def test_every_stuck_job_must_be_said_aloud(shell: Any, db: Connection) -> None:
+    stuck(db)
+    assert "--all" in shell("jobs", "redrive-all", "--reason", "r", code=2).stderr
+    assert "not both" in shell("jobs", "redrive-all", "--all", "--backend", "b", "--reason", "r", code=2).stderr
+    assert json.loads(shell("jobs", "redrive-all", "--all", "--reason", "r", "--json").stdout)["count"] == 1
+    assert "go together" in shell("tenants", "offboard", "acme", "--reason", "r", "--expect", "1", code=2).stderr
+
+
+def test_a_canary_that_is_refused_stops_its_backend_and_the_other_goes_on(
+    shell: Any, db: Connection, system: System, servers: Servers
+) -> None:
+    bad = stuck(db, 6)
+    db.execute(text("UPDATE outbox SET backend = 'pg-copy' WHERE id = ANY(:ids)"), {"ids": bad[:3]})
+    with Path(system.env["DEPROVISIONER_BACKENDS"]).open("a") as file:  # the same server under another name
+        file.write('\n[backends.pg-copy]\nkind = "postgres"\ndsn = "env:PG_MAIN_DSN"\n')
+    name = taken_name(db, servers, bad[0])
+    try:
+        digest = json.loads(shell("jobs", "redrive-all", "--all", "--reason", "r", "--json").stdout)["digest"]
+        system.worker()
+        done = shell("jobs", "redrive-all", "--all", "--reason", "r", "--digest", digest, "--json", code=1)
+        assert name in servers.pg.databases(), "it is a stranger's"
+    finally:
+        servers.pg.query(f'DROP DATABASE "{name}"')
+    told = json.loads(done.stdout)
+    assert told["state"] == "stopped"
+    assert f"backend pg-copy: job {bad[0]}, re-driven first, ended stuck" in told["error"]
+    tallies = {name: (t["done"], t["failed"], t["stopped"]) for name, t in told["progress"]["backends"].items()}
+    assert tallies == {"pg-copy": (0, 1, 2), "pg-main": (3, 0, 0)}
+    assert [times_redriven(db, [id]) for id in bad[:3]] == [{1: 1}, {0: 1}, {0: 1}]
+    shell("operations", "show", str(told["id"]), code=1)
+
+
+def test_a_worker_killed_in_the_middle_of_an_operation_leaves_it_to_the_others(
+    api: httpx.Client, db: Connection, system: System
+) -> None:
+    ids = stuck(db, 80)
+    digest = api.post("/v1/jobs/redrive", json=ALL).json()["digest"]
+    workers = [system.worker() for _ in range(2)]
+    begun = api.post("/v1/jobs/redrive", json=ALL | {"dry_run": False, "digest": digest, "rate": 20}).json()[
+        "operation"
+    ]
+    progress = lambda: api.get(begun["url"]).json()["progress"]["done"]  # noqa: E731
+    eventually(lambda: progress() > 20, 60, "it is under way")
+    workers[0].kill()
+    assert workers[0].container.status == "exited"
+    assert progress() < 80, "in the middle"
+    assert until_ended(api, begun["id"])["progress"]["done"] == 80
+    eventually(lambda: api.get(begun["url"]).json()["progress"]["jobs"] == {"succeeded": 80}, 60, "all done")
+    assert times_redriven(db, ids) == {1: 80}
+    hands = db.execute(text("SELECT DISTINCT detail ->> 'worker' FROM events WHERE event = 'redriven'")).all()
+    assert 1 <= len(hands) <= 2
+
+
+def test_two_operators_who_begin_the_same_at_once_redrive_each_job_once(
+    api: httpx.Client, db: Connection, system: System
+) -> None:
+    ids = stuck(db, 40)
+    digest = api.post("/v1/jobs/redrive", json=ALL).json()["digest"]
+    for _ in range(2):
+        system.worker()
+    body = ALL | {"dry_run": False, "digest": digest, "rate": 100}
+    answers = at_once(4, lambda n: api.post("/v1/jobs/redrive", json=body))
+    assert {a.status_code for a in answers} <= {202, 409}
+    begun = [a.json()["operation"]["id"] for a in answers if a.status_code == 202]
+    assert begun
+    tallies = [until_ended(api, id)["progress"] for id in begun]
+    assert sum(t["done"] for t in tallies) == 40
+    assert times_redriven(db, ids) == {1: 40}
+
+
+def test_a_wait_that_is_broken_off_leaves_the_operation_running(db: Connection, system: System, shell: Any) -> None:
+    stuck(db, 3)
+    digest = json.loads(shell("jobs", "redrive-all", "--all", "--reason", "r", "--json").stdout)["digest"]
+    argv = [sys.executable, "-m", "outbox.cli", "jobs", "redrive-all", "--all", "--reason", "r", "--digest", digest]
+    with subprocess.Popen(argv, env=system.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        first = waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        _, said = waiting.communicate(timeout=30)
+    id, state = db.execute(text("SELECT id, state FROM operations")).one()
+    assert (first.strip(), state) == (f"operation {id} is running; Ctrl-C leaves it so", "running")
+    assert f"operation {id} goes on without you: deprovisioner operations show {id}" in said
+    assert waiting.returncode == 0
+    system.worker()
+    asked = text("SELECT state FROM operations")
+    eventually(lambda: db.execute(asked).scalar_one() == "succeeded", 30, "a worker ends it", every=0.1)
+
+
+def test_offboarding_takes_all_of_a_tenant_but_what_is_protected(
+    api: httpx.Client, acme: httpx.Client, shell: Any, db: Connection, system: System, servers: Servers
+) -> None:
+    system.worker()
+    made = [create(acme, "redis") for _ in range(12)]
+    kept = create(acme, "redis", protected=True)
+    neighbour = create(api, "redis", tenant="globex")
+    made = [until(acme, resource, "active") for resource in made]
+    kept, neighbour = until(acme, kept, "active"), until(api, neighbour, "active")
+    assert acme.delete(f"/v1/resources/{made[0]['id']}").status_code == 202
+    until(acme, made[0], "deleted")
+    seen = api.post("/v1/tenants/acme/offboard", json={"reason": "left"}).json()
+    assert (seen["count"], seen["protected"], seen["deleting"]) == (12, 1, 0)
+    dry = shell("tenants", "offboard", "acme", "--reason", "left").stdout
+    assert "12 resources of acme, of which 1 are protected and stay" in dry
+    (command,) = [line.strip() for line in dry.splitlines() if line.startswith("  deprovisioner ")]
+    assert f"--expect 12 --digest {seen['digest']}" in command
+    later = create(acme, "redis")
+    shell(*shlex.split(command)[1:], code=1)  # what came after the preview is not what was previewed
+    until(acme, later, "active")
+    acme.delete(f"/v1/resources/{later['id']}")
+    until(acme, later, "deleted")
+    told = json.loads(shell(*shlex.split(command)[1:], "--json").stdout)
+    assert (told["state"], told["progress"]["done"], told["progress"]["protected"]) == ("succeeded", 11, 1)
+    for resource in made:
+        assert not servers.redis.bears(until(acme, resource, "deleted")["manifest"])
+    for resource in (kept, neighbour):
+        assert servers.redis.bears(resource["manifest"])
+    jobs = api.get(f"/v1/operations/{told['id']}").json()["progress"]["jobs"]
+    assert jobs == {"succeeded": 11}
+
+
+def test_offboarding_over_http_is_begun_with_count_and_digest(
+    api: httpx.Client, db: Connection, system: System
+) -> None:
+    mine = [a_resource(db) for _ in range(5)]
+    neighbour = a_resource(db, tenant="globex")
+    seen = api.post("/v1/tenants/acme/offboard", json={"reason": "left"}).json()
+    real = {"reason": "left", "dry_run": False, "expected_count": 5, "digest": seen["digest"]}
+    problem(api.post("/v1/tenants/acme/offboard", json=real | {"expected_count": 4}), 409, "digest_mismatch")
+    answer = api.post("/v1/tenants/acme/offboard", json=real)
+    assert answer.status_code == 202, answer.text
+    system.worker()
+    assert until_ended(api, answer.json()["operation"]["id"])["progress"]["done"] == 5
+    assert "active" not in {status_of(db, resource) for resource in mine}
+    assert status_of(db, neighbour) == "active"

@@ -1,0 +1,162 @@
+"""The guards of bulk work: redrive_all, enqueue_all, and what an operation does when."""
+
+from collections.abc import Iterable
+
+from tests.mutations.cut import Mutant, cut
+
+JOBS, OPERATIONS = "outbox/jobs.py", "outbox/operations.py"
+BULK = "tests/outbox/test_operations.py"
+_MOVES = "test_redrive_all_moves_what_redrive_would_and_nothing_else"
+_FIRST = "test_one_of_each_backend_goes_first_and_the_others_when_it_has_succeeded"
+_FAILS = "test_a_canary_that_fails_stops_its_backend_and_no_other[stuck]"
+_SUCCESSOR = "test_a_canary_that_somebody_else_moved_on_has_a_successor"
+_CHANGED = "test_a_set_that_has_changed_is_refused_and_nothing_is_kept"
+_PREVIEW = "test_a_preview_tells_how_many_of_which_backends_and_the_first_of_them"
+_LEFT = "test_what_changed_after_the_beginning_is_left_as_it_is"
+_OFFBOARD = "test_offboarding_deletes_what_a_delete_would_and_leaves_the_rest"
+
+
+def _of(block: str, *entries: tuple[str, ...]) -> Iterable[Mutant]:
+    return cut(OPERATIONS, block, BULK, *entries)
+
+
+GUARDS_OF_OPERATIONS = (
+    *cut(
+        JOBS,
+        "_REDRIVE_ALL = text(",
+        BULK,
+        ("redrive_all: fence", " AND outbox.fence = listed.fence", "", f"{_MOVES}[stuck]"),
+        ("redrive_all: state", " AND state = 'stuck'", "", f"{_MOVES}[pending]"),
+        ("redrive_all: fresh attempts", ", attempts = 0", "", f"{_MOVES}[stuck]"),
+        ("redrive_all: event", "), noted AS ({_EVENT}\n    )", ")", f"{_MOVES}[stuck]"),
+        (
+            "redrive_all: order of locks",
+            " ORDER BY id FOR UPDATE OF outbox",
+            "",
+            "test_two_sets_in_contrary_order_wait_for_each_other_and_never_in_a_circle",
+        ),
+    ),
+    *cut(
+        JOBS,
+        "_ENQUEUE_ALL = text(",
+        BULK,
+        ("enqueue_all: tenant", "tenant = :tenant AND ", "", _LEFT),
+        ("enqueue_all: status", " AND status IN ('active', 'provisioning')", "", _LEFT),
+        ("enqueue_all: order of locks", "ORDER BY id FOR UPDATE", "", "test_enqueue_all_locks_in_one_order"),
+    ),
+    # -- the set
+    *_of(
+        "def _stuck(",
+        ("operations: only stuck", "replace(wanted, state=JobState.STUCK)", "wanted", _PREVIEW),
+    ),
+    *_of(
+        "def _living(",
+        ("operations: of the tenant", "resource.tenant == tenant, alive", "alive", _OFFBOARD),
+        ("operations: alive", "resource.tenant == tenant, alive", "resource.tenant == tenant", _OFFBOARD),
+    ),
+    *_of(
+        "def _told(",
+        (
+            "operations: digest of the kind",
+            "json.dumps([kind, filter,",
+            "json.dumps([filter,",
+            "test_a_digest_is_of_its_filter_and_kind_too",
+        ),
+        (
+            "operations: digest of the filter",
+            "json.dumps([kind, filter,",
+            "json.dumps([kind,",
+            "test_a_digest_is_of_its_filter_and_kind_too",
+        ),
+        ("operations: digest of the items", "count, *numbers]", "count]", f"{_CHANGED}[another fence]"),
+    ),
+    *_of(
+        "    mine = listed.subquery()",
+        ("operations: digest", "now.digest != digest", "False", f"{_CHANGED}[one more]"),
+    ),
+    *_of(
+        "    operation = _insert(db, OperationKind.OFFBOARD",
+        ("operations: count", "begun.total != expected_count", "False", "test_offboarding_wants_the_count_said_aloud"),
+        ("operations: protected from the beginning", 'sa.case((living.c.protected, "protected"))', "sa.null()", _LEFT),
+    ),
+    # -- the steps
+    *_of(
+        "_TAKE = text(",
+        ("operations: running", "finished_at IS NULL AND ", "", "test_a_finished_operation_is_not_taken_up_again"),
+        (
+            "operations: pace",
+            " AND next_at <= now()",
+            "",
+            "test_an_operation_keeps_to_its_rate_by_the_database_s_clock",
+        ),
+        (
+            "operations: any of those due",
+            "ORDER BY random() ",
+            "ORDER BY id ",
+            "test_an_operation_that_fails_each_time_does_not_stand_before_the_others",
+        ),
+        ("operations: row lock", "FOR UPDATE SKIP LOCKED", "", "test_a_worker_leaves_the_operation_that_another_is_at"),
+        ("operations: SKIP LOCKED", " SKIP LOCKED", "", "test_a_worker_leaves_the_operation_that_another_is_at"),
+    ),
+    *_of(
+        "_PACE = text(",
+        (
+            "operations: the end waits for canaries",
+            "AND outbox.state <> 'succeeded'",
+            "AND false",
+            "test_an_operation_of_canaries_alone_waits_for_them_before_it_has_ended_well",
+        ),
+        ("operations: the end waits for items", "AND outcome IS NULL)", "AND false)", "test_a_step_is_bounded[7-7]"),
+    ),
+    *_of(
+        "_JUDGE = text(",
+        ("operations: only failed canaries", " AND outbox.state IN ('stuck', 'cancelled')", "", _FIRST),
+        ("operations: cancelled canaries", "'stuck', 'cancelled'", "'stuck'", _FAILS.replace("[stuck]", "[cancelled]")),
+        ("operations: others stopped", "'stopped'", "NULL", _FAILS),
+        ("operations: only its backend stopped", " AND item.backend = bad.backend", "", _FAILS),
+        (
+            "operations: what is done stays",
+            "bad.backend AND item.outcome IS NULL",
+            "bad.backend",
+            "test_what_was_done_before_a_canary_s_failure_is_told_as_done",
+        ),
+    ),
+    *_of(
+        "_REPLACE = text(",
+        (
+            "operations: successor only of the lost",
+            "HAVING bool_and(outcome IS NOT DISTINCT FROM 'skipped')",
+            "",
+            _FIRST,
+        ),
+        (
+            "operations: successor at its fence",
+            " AND outbox.fence = item.fence",
+            "",
+            "test_where_all_have_moved_on_nothing_is_redriven",
+        ),
+        ("operations: successor is stuck", " AND outbox.state = 'stuck'", "", _SUCCESSOR),
+        ("operations: one successor", "AND item.n = coalesce(successor.n, item.n)", "", _SUCCESSOR),
+    ),
+    *_of(
+        "_REDRIVABLE = text(",
+        ("operations: canaries first", "AND (canary OR backend IN (", "AND (true OR backend IN (", _FIRST),
+        ("operations: a canary succeeded", " AND outbox.state = 'succeeded'", "", _FIRST),
+        ("operations: batch", " LIMIT :batch", "", "test_a_step_is_bounded[7-7]"),
+    ),
+    *_of(
+        '    mine = {"id": operation.id}',
+        ("operations: rate", "min(BATCH, operation.rate)", "BATCH", "test_a_step_is_bounded[7-7]"),
+        (
+            "operations: a step's most",
+            "min(BATCH, operation.rate)",
+            "operation.rate",
+            "test_a_step_is_bounded[1000-100]",
+        ),
+    ),
+    *_of(
+        "_TO_DELETE = text(",
+        ("operations: a batch to delete", " LIMIT :batch", "", _OFFBOARD),
+        ("operations: only what waits", "outcome IS NULL\n     ORDER", "true\n     ORDER", _OFFBOARD),
+    ),
+)
