@@ -28,6 +28,11 @@ TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
     (errors.AlreadyManaged, 409, "already_managed"),
     (errors.JobNotStuck, 409, "job_not_stuck"),
     (errors.FenceMismatch, 409, "fence_mismatch"),
+    (errors.StillThere, 409, "still_there"),
+    (errors.NotObserved, 409, "not_observed"),
+    (errors.NotATeardown, 409, "not_a_teardown"),
+    (errors.StillWanted, 409, "still_wanted"),
+    (errors.NothingToForce, 409, "nothing_to_force"),
     (errors.Conflict, 409, "conflict"),
 )
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 from fastapi import Path
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from outbox.approvals import Approval
 from outbox.errors import BadRequest
+from outbox.observations import Observation
 from outbox.queries import JobStory
 from outbox.rows import Job, Json, Resource
-from outbox.states import JobKind, JobState, ResourceStatus, StuckReason
+from outbox.states import Found, JobKind, JobState, ResourceStatus, StuckReason
 
 
 def _storable(value: str) -> str:
@@ -121,11 +123,23 @@ class JobFilter(_In):
     limit: Limit = 50
 
 
-class Redrive(_In):
+class _Decision(_In):
     """`fence` is the one the operator saw: a job that has moved since is left alone."""
 
     reason: Word
     fence: Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+class Redrive(_Decision):
+    """`force_outcome_unknown`: act again though an attempt may have acted, and nobody can look. It takes two."""
+
+    force_outcome_unknown: bool = False
+
+
+class Resolve(_Decision):
+    """`force`: whatever a look says, or without one. It takes two operators."""
+
+    force: bool = False
 
 
 class ResourceOut(BaseModel):
@@ -172,6 +186,44 @@ class JobOut(BaseModel):
     def of(cls, row: Job) -> "JobOut":
         """From its row."""
         return cls(**vars(row), url=job_url(row))
+
+
+class ObservationOut(BaseModel):
+    """What a worker saw at a stuck job's backend."""
+
+    job_id: int
+    fence: int
+    found: Found
+    seen: Json | None
+    observed_at: dt.datetime
+    observed_by: str
+
+    @classmethod
+    def of(cls, look: Observation) -> "ObservationOut":
+        """From its row."""
+        return cls.model_validate(dataclasses.asdict(look))
+
+
+class ApprovalOut(BaseModel):
+    """A forced action that waits for a second operator, who says the same before `expires_at`."""
+
+    action: str
+    job_id: int
+    fence: int
+    proposed_by: str
+    proposed_at: dt.datetime
+    expires_at: dt.datetime
+
+
+class Proposed(BaseModel):
+    """The answer to the first of two operators: nothing was done yet."""
+
+    approval: ApprovalOut
+
+    @classmethod
+    def of(cls, approval: Approval) -> "Proposed":
+        """From its row."""
+        return cls(approval=ApprovalOut(**vars(approval)))
 
 
 class JobRef(BaseModel):
