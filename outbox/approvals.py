@@ -27,18 +27,20 @@ class Approval:
     expires_at: dt.datetime
 
 
-# One that nobody approved in time makes way for the next; the events keep both.
+# One that nobody approved in time makes way for the next; the events keep both. The job's row is locked, so that the
+# event stands before whatever moves it on. A job is stuck at a fence once, so one approval is all that it can need.
 _COLUMNS = "action, job_id, fence, proposed_by, proposed_at, proposed_at + :life AS expires_at"
 _PROPOSE = text(f"""
     WITH job AS (
         SELECT id, resource_id, fence FROM outbox
          WHERE id = :id AND fence = :fence AND state = 'stuck' AND kind = 'deprovision'
+           FOR NO KEY UPDATE
     ), proposed AS (
         INSERT INTO approvals AS before (action, job_id, fence, reason, proposed_by)
         SELECT :action, id, fence, :reason, :actor FROM job
-            ON CONFLICT (action, job_id, fence) WHERE approved_at IS NULL DO UPDATE
+            ON CONFLICT (action, job_id, fence) DO UPDATE
            SET reason = excluded.reason, proposed_by = excluded.proposed_by, proposed_at = now()
-         WHERE before.proposed_at <= now() - :life
+         WHERE before.approved_at IS NULL AND before.proposed_at <= now() - :life
      RETURNING *
     ), noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)

@@ -520,7 +520,6 @@ _PROPOSED = """
           FROM approvals
          WHERE action = :action AND job_id = :id AND fence = :fence AND approved_at IS NULL
            AND proposed_by <> :actor AND proposed_at > now() - :life
-           FOR UPDATE
     )"""
 _APPROVED = """
     approved AS (
@@ -589,7 +588,7 @@ def _resolve(proof: str, approved: str) -> str:
           FROM job LEFT JOIN proof ON kind = 'deprovision'
     ), purged AS (
         UPDATE resources SET status = 'deleted', purged_at = now(), credentials = NULL
-          FROM job WHERE resources.id = job.resource_id AND kind = 'deprovision'
+          FROM job WHERE resources.id = job.resource_id AND job.kind = 'deprovision'
     )
     SELECT {columns(Job, "job")} FROM job"""
 
@@ -672,7 +671,7 @@ def _by_two(
 
 
 _STUCK = text("""
-    SELECT state, fence, kind, stuck_reason, outbox.backend, resource_id, status
+    SELECT state, fence, outbox.kind, stuck_reason, outbox.backend, resource_id, status
       FROM outbox JOIN resources ON resources.id = resource_id WHERE outbox.id = :id""")
 
 

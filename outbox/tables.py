@@ -205,7 +205,5 @@ approvals = sa.Table(
     sa.CheckConstraint("(approved_at IS NULL) = (approved_by IS NULL)", name="approvals_approved_by_somebody"),
     # Four eyes, held by the database itself.
     sa.CheckConstraint("approved_by <> proposed_by", name="approvals_by_two"),
-    sa.Index(
-        "approvals_open", "action", "job_id", "fence", unique=True, postgresql_where=sa.text("approved_at IS NULL")
-    ),
+    sa.Index("approvals_once", "action", "job_id", "fence", unique=True),
 )

@@ -57,13 +57,7 @@ def upgrade() -> None:
         sa.CheckConstraint("approved_by <> proposed_by", name="approvals_by_two"),
         sa.PrimaryKeyConstraint("id", name=op.f("approvals_pkey")),
     )
-    op.create_index(
-        "approvals_open",
-        "approvals",
-        ["action", "job_id", "fence"],
-        unique=True,
-        postgresql_where=sa.text("approved_at IS NULL"),
-    )
+    op.create_index("approvals_once", "approvals", ["action", "job_id", "fence"], unique=True)
     op.add_column("outbox", sa.Column("forced_fence", sa.BigInteger(), nullable=True))
     op.create_check_constraint("outbox_forced_within_fence", "outbox", "forced_fence <= fence")
 

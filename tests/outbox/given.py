@@ -6,7 +6,7 @@ import uuid
 from sqlalchemy import Connection, text
 
 from outbox import jobs
-from outbox.rows import Claim
+from outbox.rows import Claim, Job
 
 
 def a_resource(
@@ -112,3 +112,18 @@ def job(db: Connection, id: int):
 
 def events_of(db: Connection, id: int) -> list[str]:
     return list(db.execute(text("SELECT event FROM events WHERE job_id = :id ORDER BY id"), {"id": id}).scalars())
+
+
+def a_look(db: Connection, id: int, found: str = "absent", *, fence: int | None = None, ago: str = "0 s") -> int:
+    """What a worker saw at the job's backend, so long ago."""
+    return db.execute(
+        text("""
+        INSERT INTO observations (job_id, fence, asked_by, observed_at, observed_by, found, seen)
+        SELECT id, COALESCE(:fence, fence), 'op', now() - CAST(:ago AS interval), 'w', :found, '{"looked": true}'
+          FROM outbox WHERE id = :id RETURNING id"""),
+        {"id": id, "found": found, "fence": fence, "ago": ago},
+    ).scalar_one()
+
+
+def resolved(db: Connection, id: int) -> Job:
+    return jobs.resolve(db, id, fence=job(db, id).fence, actor="op", reason="r")
