@@ -11,13 +11,14 @@ from worker.backends import Absent, Backend, Different, Same
 
 def look(turn: Look, backend: Backend, *, worker: str) -> None:
     """Look, and record what was seen; where that fails, the turn passes and another one looks."""
-    found, seen = _inspect(turn, backend)
+    found, seen = see(turn, backend)
     with db.statement() as session:
         told = observations.record(session, turn, worker=worker, found=found, seen=seen)
     log.info("observed" if told else "observed_too_late", job_id=turn.job_id, found=found, actor=worker)
 
 
-def _inspect(turn: Look, backend: Backend) -> tuple[Found, Json]:
+def see(turn: Look, backend: Backend) -> tuple[Found, Json]:
+    """What is there now; never raises, for that nothing could be seen is an answer too."""
     if turn.manifest is None:
         return Found.ABSENT, {"never_made": True}
     if not backend.observable:
