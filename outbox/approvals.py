@@ -34,6 +34,7 @@ _PROPOSE = text(f"""
     WITH job AS (
         SELECT id, resource_id, fence FROM outbox
          WHERE id = :id AND fence = :fence AND state = 'stuck' AND kind = 'deprovision'
+           AND (:action <> 'redrive' OR stuck_reason = 'outcome_unknown')
            FOR NO KEY UPDATE
     ), proposed AS (
         INSERT INTO approvals AS before (action, job_id, fence, reason, proposed_by)
@@ -51,7 +52,7 @@ _PROPOSE = text(f"""
      UNION ALL
     SELECT {_COLUMNS} FROM approvals
      WHERE action = :action AND job_id = :id AND fence = :fence AND approved_at IS NULL
-       AND proposed_at > now() - :life""")
+       AND proposed_at > now() - :life AND EXISTS (SELECT FROM job)""")
 
 
 def propose(db: Connection, action: Action, job_id: int, *, fence: int, actor: str, reason: str) -> Approval | None:

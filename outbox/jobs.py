@@ -546,11 +546,14 @@ def redrive_forced(db: Connection, job_id: int, *, fence: int, actor: str, reaso
     The first one's call is an Approval, which waits for the other's. Only a teardown's unknown outcome is forced.
     Raises NotFound, JobNotStuck, FenceMismatch, NothingToForce.
     """
+    done = _by_two(db, _REDRIVE_FORCED, "redriven", "redrive", job_id, fence=fence, actor=actor, reason=reason)
+    if done is not None:
+        return done
     now = stuck_or_refuse(db, job_id, fence=fence)
     if now.kind != JobKind.DEPROVISION or now.stuck_reason != StuckReason.OUTCOME_UNKNOWN:
         why = f"job {job_id} is a {now.kind}, stuck for {now.stuck_reason}"
         raise NothingToForce(f"{why}: re-drive it without force; it looks before it acts")
-    return _by_two(db, _REDRIVE_FORCED, "redriven", "redrive", job_id, fence=fence, actor=actor, reason=reason)
+    raise _unsteady(job_id)
 
 
 # Nobody may resolve on an older look: longer than a command waits for one, too short for much to happen meanwhile.
@@ -572,7 +575,7 @@ def _resolve(proof: str, approved: str) -> str:
     return f"""
     WITH {proof}, resource AS (
         SELECT resources.id, status FROM resources JOIN outbox ON resource_id = resources.id
-         WHERE outbox.id = :id AND status IN ('deleting', 'deleted') FOR NO KEY UPDATE OF resources
+         WHERE outbox.id = :id AND status IN ('deleting', 'deleted')
     ), job AS (
         UPDATE outbox
            SET state = CASE kind WHEN 'deprovision' THEN 'succeeded' ELSE 'cancelled' END,
@@ -635,11 +638,15 @@ def resolve_forced(db: Connection, job_id: int, *, fence: int, actor: str, reaso
     The first one's call is an Approval, which waits for the other's; a birth needs only one. Raises NotFound,
     JobNotStuck, FenceMismatch, StillWanted.
     """
+    done = _by_two(db, _RESOLVE_FORCED, "resolved", "resolve", job_id, fence=fence, actor=actor, reason=reason)
+    if done is not None:
+        return done
     _resolvable(db, job_id, fence)
-    return _by_two(db, _RESOLVE_FORCED, "resolved", "resolve", job_id, fence=fence, actor=actor, reason=reason)
+    raise _unsteady(job_id)
 
 
 def _resolvable(db: Connection, job_id: int, fence: int) -> Row[Any]:
+    """Why a resolve found no row, but for the proof; the job as it is, when that was not the reason."""
     now = stuck_or_refuse(db, job_id, fence=fence)
     if now.kind != JobKind.DEPROVISION and now.status not in (ResourceStatus.DELETING, ResourceStatus.DELETED):
         raise StillWanted(f"job {job_id}: its resource {now.resource_id} is {now.status}; DELETE the resource first")
@@ -656,8 +663,8 @@ def _by_two(
     fence: int,
     actor: str,
     reason: str,
-) -> Job | Approval:
-    """The transition, when another operator has proposed it; else this one's proposal. Only the statement decides."""
+) -> Job | Approval | None:
+    """The transition, when another operator has proposed it; else this one's proposal; None where neither may be."""
     asked = {"id": job_id, "fence": fence, "action": action, "life": approvals.LIFE}
     for _ in range(3):  # of two first calls at once, the one that comes second is the approval
         row = db.execute(statement, asked | _note(event, actor, reason=reason)).one_or_none()
@@ -667,7 +674,7 @@ def _by_two(
         if proposal is not None and proposal.proposed_by == actor:
             return proposal
         stuck_or_refuse(db, job_id, fence=fence)
-    raise _unsteady(job_id)
+    return None
 
 
 _STUCK = text("""

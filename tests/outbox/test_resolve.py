@@ -244,12 +244,13 @@ def test_resolve_wants_the_fence_the_operator_saw(db: Connection) -> None:
     assert jobs.resolve(db, id, fence=2, actor=ANNA, reason="r").state == "succeeded"
 
 
-def test_a_teardown_of_what_nobody_deletes_is_not_resolved(db: Connection) -> None:
-    id = stuck(db, status="active")
+@pytest.mark.parametrize("status", ["active", "deleted"])
+def test_a_teardown_of_what_nobody_is_deleting_is_not_resolved(db: Connection, status: str) -> None:
+    id = stuck(db, status=status)
     a_look(db, id)
     with pytest.raises(Conflict):
         resolved(db, id)
-    assert status_of(db, job(db, id).resource_id) == "active"
+    assert (job(db, id).state, status_of(db, job(db, id).resource_id)) == ("stuck", status)
 
 
 @pytest.mark.parametrize("status", ["deleting", "deleted"])
@@ -272,6 +273,7 @@ def test_a_birth_that_is_still_wanted_is_deleted_first(db: Connection, act: Any)
 def test_a_job_of_another_kind_is_not_resolved(db: Connection) -> None:
     id = stuck(db, kind="provision", status="deleting")
     db.execute(text("UPDATE outbox SET kind = 'restore'"))
+    a_look(db, id)
     with pytest.raises(Conflict):
         resolved(db, id)
     assert job(db, id).state == "stuck"
@@ -370,8 +372,10 @@ def test_a_proposal_is_for_one_action_one_job_and_one_fence(db: Connection) -> N
     jobs.redrive(db, id, fence=2, actor=ANNA, reason="r")
     (claim,) = claims(db)
     jobs.stick(db, claim, worker="w", why=StuckReason.OUTCOME_UNKNOWN, error="e")
-    with pytest.raises(FenceMismatch):
-        jobs.resolve_forced(db, id, fence=2, actor=BERT, reason="r")
+    for act in (jobs.resolve_forced, jobs.redrive_forced):
+        for who in (ANNA, BERT):
+            with pytest.raises(FenceMismatch):
+                act(db, id, fence=2, actor=who, reason="r")
     assert isinstance(jobs.resolve_forced(db, id, fence=3, actor=BERT, reason="r"), Approval)
     assert {job(db, id).state, job(db, other).state} == {"stuck"}
 
@@ -395,6 +399,27 @@ def test_a_proposal_that_was_carried_out_does_not_count_again(db: Connection, ac
     id = unknown(db)
     act(db, id, fence=2, actor=ANNA, reason="r")
     db.execute(text("UPDATE approvals SET approved_by = 'token:3:c', approved_at = now()"))
-    with pytest.raises(Conflict):
-        act(db, id, fence=2, actor=BERT, reason="r")
+    for age in ("0 h", "2 h"):
+        db.execute(text(f"UPDATE approvals SET proposed_at = now() - interval '{age}'"))
+        with pytest.raises(Conflict):
+            act(db, id, fence=2, actor=BERT, reason="r")
     assert (job(db, id).state, events_of(db, id)) == ("stuck", ["proposed"])
+
+
+@pytest.mark.parametrize(("act", "event", "state"), FORCED)
+def test_a_proposal_does_not_outlive_what_it_was_about(db: Connection, act: Any, event: str, state: str) -> None:
+    id = unknown(db)
+    act(db, id, fence=2, actor=ANNA, reason="r")
+    jobs.redrive(db, id, fence=2, actor=ANNA, reason="r")
+    with pytest.raises(JobNotStuck):
+        act(db, id, fence=2, actor=BERT, reason="r")
+    assert job(db, id).state == "pending"
+
+
+@pytest.mark.parametrize("change", ["stuck_reason = 'refused'", "kind = 'provision'"])
+def test_a_proposal_forces_only_an_unknown_outcome_whatever_has_changed(db: Connection, change: str) -> None:
+    id = unknown(db)
+    jobs.redrive_forced(db, id, fence=2, actor=ANNA, reason="r")
+    db.execute(text(f"UPDATE outbox SET {change}"))
+    with pytest.raises(NothingToForce):
+        jobs.redrive_forced(db, id, fence=2, actor=BERT, reason="r")
