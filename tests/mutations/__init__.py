@@ -7,6 +7,7 @@ named is the quickest that should notice.
 from tests.mutations.api import GUARDS_OF_API
 from tests.mutations.claims import CLAIMS
 from tests.mutations.cut import Mutant, Stale, cut
+from tests.mutations.operators import OPERATORS
 from tests.mutations.outcomes import OUTCOMES
 from tests.mutations.postgres import GUARDS_OF_POSTGRES
 from tests.mutations.redis import GUARDS_OF_REDIS
@@ -19,6 +20,7 @@ JOBS, MOVES = "outbox/jobs.py", "tests/outbox/test_transitions.py"
 MUTANTS = (
     *CLAIMS,
     *OUTCOMES,
+    *OPERATORS,
     *GUARDS_OF_SCHEMA,
     *GUARDS_OF_RUNNER,
     *GUARDS_OF_POSTGRES,
