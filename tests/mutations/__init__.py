@@ -55,6 +55,17 @@ EQUIVALENT: dict[Mutant, str] = {
                 "test_a_teardown_of_what_nobody_deletes_does_not_end_well",
             ),
         ),
+        "the CHECK outbox_stuck_has_reason gives a reason to stuck jobs only": cut(
+            JOBS,
+            "_REDRIVE_FORCED = text(",
+            "tests/outbox/test_resolve.py",
+            (
+                "redrive by two: state",
+                " AND state = 'stuck'",
+                "",
+                "test_a_proposal_does_not_outlive_what_it_was_about",
+            ),
+        ),
         "the CHECK outbox_running_has_lease gives a lease to running jobs only": cut(
             JOBS,
             "_SWEEP = text(",

@@ -108,7 +108,6 @@ OPERATORS = (
         "_REDRIVE_FORCED = text(",
         RESOLVE,
         ("redrive by two: fence", " AND fence = :fence", "", _ONE_PROPOSAL),
-        ("redrive by two: state", " AND state = 'stuck'", "", "test_a_proposal_does_not_outlive_what_it_was_about"),
         (
             "redrive by two: kind",
             " AND kind = 'deprovision'",

@@ -154,6 +154,7 @@ def test_looks_take_no_more_hands_than_are_free_and_come_before_the_next_claim(d
         made.observe()
         assert looking.acquire(timeout=20), "one hand is free, and looks"
         assert not looking.acquire(timeout=0.3), "the others are busy"
+        a_job(db, backend="other")
         made.drain()
         assert running(db) == {"pg-main": 2}, "the hand that looks claims nothing"
         work.set()
