@@ -48,7 +48,7 @@ def caller(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer
         token = ask(lambda session: tokens.find(session, secret))
         if token is None:
             raise _unauthenticated("this token is unknown or was revoked")
-        known = Caller(actor=f"token:{token.id}:{token.name}", tenant=token.tenant)
+        known = Caller(actor=token.actor, tenant=token.tenant)
         with _CACHE_LOCK:
             _CACHE[secret] = known
     return known

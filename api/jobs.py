@@ -1,13 +1,31 @@
 """Routes of jobs."""
 
+from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
 from api.deps import Anyone, Operator, ask
-from api.schemas import JobCountsOut, JobFilterIn, JobId, JobListing, JobOut, JobPage, JobStoryOut, Redrive
-from outbox import jobs, queries
+from api.schemas import (
+    JobCountsOut,
+    JobFilterIn,
+    JobId,
+    JobListing,
+    JobOut,
+    JobPage,
+    JobStoryOut,
+    ObservationOut,
+    Proposed,
+    Redrive,
+    Resolve,
+)
+from outbox import jobs, observations, queries
+from outbox.approvals import Approval
 from outbox.doorbell import bell
+from outbox.errors import NotATeardown
+
+# Two sweeps at their default: a look comes at a worker's next one though the broker is dead. Proxies wait longer.
+LOOK_SECONDS = 10
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -33,9 +51,34 @@ def show(job_id: JobId, who: Anyone) -> JobStoryOut:
     return JobStoryOut.told(ask(lambda session: queries.job_story(session, job_id, tenant=who.tenant)))
 
 
-@router.post("/{job_id}/redrive")
-def redrive(job_id: JobId, body: Redrive, who: Operator) -> JobOut:
-    """Give a stuck job fresh attempts; it observes before it acts."""
-    job = ask(lambda session: jobs.redrive(session, job_id, fence=body.fence, actor=who.actor, reason=body.reason))
+@router.post("/{job_id}/redrive", responses={202: {"model": Proposed}})
+def redrive(job_id: JobId, body: Redrive, who: Operator, response: Response) -> JobOut | Proposed:
+    """Give a stuck job fresh attempts; it observes before it acts, unless two operators force what nobody can see."""
+    act = jobs.redrive_forced if body.force_outcome_unknown else jobs.redrive
+    done = ask(lambda session: act(session, job_id, fence=body.fence, actor=who.actor, reason=body.reason))
+    if isinstance(done, Approval):
+        return _proposed(done, response)
     bell.ring()
-    return JobOut.of(job)
+    return JobOut.of(done)
+
+
+@router.post("/{job_id}/observe")
+def observe(job_id: JobId, who: Operator) -> ObservationOut:
+    """Have a worker look at the backend of a stuck teardown; changes nothing."""
+    return ObservationOut.of(observations.look(ask, job_id, actor=who.actor, seconds=LOOK_SECONDS))
+
+
+@router.post("/{job_id}/resolve", responses={202: {"model": Proposed}})
+def resolve(job_id: JobId, body: Resolve, who: Operator, response: Response) -> JobOut | Proposed:
+    """It did happen: a worker looks, and the job ends well if the object is gone; or two operators force it."""
+    with suppress(NotATeardown):
+        if not body.force:
+            observations.look(ask, job_id, actor=who.actor, fence=body.fence, seconds=LOOK_SECONDS)
+    act = jobs.resolve_forced if body.force else jobs.resolve
+    done = ask(lambda session: act(session, job_id, fence=body.fence, actor=who.actor, reason=body.reason))
+    return _proposed(done, response) if isinstance(done, Approval) else JobOut.of(done)
+
+
+def _proposed(approval: Approval, response: Response) -> Proposed:
+    response.status_code = 202
+    return Proposed.of(approval)

@@ -30,6 +30,11 @@ TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
     (errors.FenceMismatch, 409, "fence_mismatch"),
     (errors.AlreadyReleased, 409, "already_released"),
     (errors.DigestMismatch, 409, "digest_mismatch"),
+    (errors.StillThere, 409, "still_there"),
+    (errors.NotObserved, 409, "not_observed"),
+    (errors.NotATeardown, 409, "not_a_teardown"),
+    (errors.StillWanted, 409, "still_wanted"),
+    (errors.NothingToForce, 409, "nothing_to_force"),
     (errors.Conflict, 409, "conflict"),
 )
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}

@@ -18,11 +18,14 @@ from pydantic import (
 )
 
 from outbox import operations
+from outbox.approvals import Approval
 from outbox.errors import BadRequest
 from outbox.holds import Hold
+from outbox.observations import Observation
 from outbox.queries import JobFilter, JobStory, Progress
 from outbox.rows import Job, Json, Operation, Resource
 from outbox.states import (
+    Found,
     HoldCause,
     HoldScope,
     ItemOutcome,
@@ -160,7 +163,7 @@ class JobListing(JobFilterIn):
     limit: Limit = 50
 
 
-class Redrive(_In):
+class _Decision(_In):
     """`fence` is the one the operator saw: a job that has moved since is left alone."""
 
     reason: Word
@@ -249,6 +252,18 @@ class OperationFilter(_In):
     limit: Limit = 50
 
 
+class Redrive(_Decision):
+    """`force_outcome_unknown`: act again though an attempt may have acted, and nobody can look. It takes two."""
+
+    force_outcome_unknown: bool = False
+
+
+class Resolve(_Decision):
+    """`force`: whatever a look says, or without one. It takes two operators."""
+
+    force: bool = False
+
+
 class ResourceOut(BaseModel):
     """A resource."""
 
@@ -293,6 +308,44 @@ class JobOut(BaseModel):
     def of(cls, row: Job) -> "JobOut":
         """From its row."""
         return cls(**vars(row), url=job_url(row))
+
+
+class ObservationOut(BaseModel):
+    """What a worker saw at a stuck job's backend."""
+
+    job_id: int
+    fence: int
+    found: Found
+    seen: Json | None
+    observed_at: dt.datetime
+    observed_by: str
+
+    @classmethod
+    def of(cls, look: Observation) -> "ObservationOut":
+        """From its row."""
+        return cls.model_validate(dataclasses.asdict(look))
+
+
+class ApprovalOut(BaseModel):
+    """A forced action that waits for a second operator, who says the same before `expires_at`."""
+
+    action: str
+    job_id: int
+    fence: int
+    proposed_by: str
+    proposed_at: dt.datetime
+    expires_at: dt.datetime
+
+
+class Proposed(BaseModel):
+    """The answer to the first of two operators: nothing was done yet."""
+
+    approval: ApprovalOut
+
+    @classmethod
+    def of(cls, approval: Approval) -> "Proposed":
+        """From its row."""
+        return cls(approval=ApprovalOut(**vars(approval)))
 
 
 class JobRef(BaseModel):

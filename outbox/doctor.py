@@ -50,7 +50,9 @@ TRIGGERS = {
     "operations_finished_is_final": "operations",
 }
 
-# The state that each event leaves its job in; None: the event says so itself. `late` leaves no state.
+# Events that leave no state: they only tell.
+ASIDE = ("late", "observed", "proposed")
+# The state that each other event leaves its job in; None: the event says so itself.
 LEAVES = {
     "enqueued": "pending",
     "claimed": "running",
@@ -63,8 +65,9 @@ LEAVES = {
     "rolled_back": "cancelled",
     "swept": None,
     "redriven": "pending",
+    "resolved": None,
 }
-_OUTCOMES = ", ".join(repr(e) for e in LEAVES if e not in ("enqueued", "claimed", "started", "redriven"))
+_OUTCOMES = ", ".join(repr(e) for e in LEAVES if e not in ("enqueued", "claimed", "started", "redriven", "resolved"))
 _WHEN = [f"WHEN {event!r} THEN " + (repr(state) if state else "detail ->> 'state'") for event, state in LEAVES.items()]
 _LEFT_IN = f"CASE event {' '.join(_WHEN)} END"
 
@@ -195,9 +198,11 @@ CHECKS = (
         """
         SELECT id, purged_at AS since, concat(name, ' of ', tenant, ' on ', backend) AS note FROM resources
          WHERE status = 'deleted'
-           AND NOT EXISTS (SELECT FROM events WHERE resource_id = resources.id AND event = 'completed'
-                                                AND detail ->> 'seen' IS NOT NULL)""",
-        "it is called deleted, and nobody recorded having seen it gone: it may still run",
+           AND NOT EXISTS (SELECT FROM events WHERE resource_id = resources.id AND event IN ('completed', 'resolved')
+                              AND (detail ->> 'seen' IS NOT NULL
+                                   OR (event = 'resolved' AND detail ->> 'forced' = 'true'
+                                       AND detail ->> 'proposed_by' <> detail ->> 'approved_by')))""",
+        "it is called deleted, and nobody recorded having seen it gone, nor did two operators: it may still run",
         "look at the backend for the names in its manifest; what bears its generation is an orphan",
     ),
     Check(
@@ -280,7 +285,7 @@ CHECKS = (
         SELECT outbox.id, last.at AS since,
                concat(state, ' at fence ', outbox.fence, '; last event ', event, ' at fence ', last.fence) AS note
           FROM outbox
-         CROSS JOIN LATERAL (SELECT * FROM events WHERE job_id = outbox.id AND event <> 'late'
+         CROSS JOIN LATERAL (SELECT * FROM events WHERE job_id = outbox.id AND event NOT IN {ASIDE}
                               ORDER BY id DESC LIMIT 1) AS last
          WHERE state IN ('pending', 'running', 'stuck')
            AND (last.fence <> outbox.fence OR {_LEFT_IN} IS DISTINCT FROM state)""",
@@ -334,7 +339,7 @@ CHECKS = (
          WHERE event = 'late' AND detail ->> 'provisioned' IS NOT NULL AND status = 'deleted' AND NOT adopted
            AND at < now() - CAST(:undo AS interval)
            AND EXISTS (SELECT FROM events AS gone WHERE gone.resource_id = events.resource_id
-                          AND gone.event = 'completed' AND gone.id < events.id)
+                          AND gone.event IN ('completed', 'resolved') AND gone.id < events.id)
            AND NOT EXISTS (SELECT FROM events AS undone WHERE undone.resource_id = events.resource_id
                               AND undone.event = 'late' AND undone.detail ->> 'undone' IS NOT NULL
                               AND undone.id > events.id)""",
@@ -362,7 +367,8 @@ CHECKS = (
                               ORDER BY id DESC LIMIT 1) AS last ON true
          WHERE state = 'stuck'""",
         "these wait for a person; oldest first",
-        "`deprovisioner jobs show ID` tells why; then `jobs redrive ID --fence N --reason …`",
+        "`deprovisioner jobs show ID` tells why, `jobs observe ID` what is there now; then `jobs redrive ID --fence N "
+        "--reason …`, or `jobs resolve …` where it did happen",
         "warning",
     ),
     Check(

@@ -19,6 +19,7 @@ from outbox.events import log
 QUEUE = "deprovisioner"
 DRAIN = "deprovisioner.drain"
 SWEEP = "deprovisioner.sweep"
+OBSERVE = "deprovisioner.observe"
 _MARK = "deprovisioner:rung"
 # A mark whose message was lost silences the bell for this long; the sweep looks anyway.
 MARK_MILLISECONDS = 1_000
@@ -84,6 +85,19 @@ def ring_now() -> bool:
             return True
         _sender().send_task(DRAIN, expires=settings.get().sweep_seconds, ignore_result=True)
     except Exception as error:  # noqa: BLE001 - any failure of any broker means the same: the sweep will find the work
+        log.warning("doorbell_failed", error=repr(error))
+        return False
+    return True
+
+
+def ring_to_look() -> bool:
+    """Send the message that an operator waits for a look; False when the broker did not take it. Never raises.
+
+    Bounded like a ring, without a mark: nobody asks for looks in crowds, and a sweep takes them too.
+    """
+    try:
+        _sender().send_task(OBSERVE, expires=settings.get().sweep_seconds, ignore_result=True)
+    except Exception as error:  # noqa: BLE001 - as in ring_now
         log.warning("doorbell_failed", error=repr(error))
         return False
     return True

@@ -13,10 +13,15 @@ DeprovisionerError
 │   ├── NoCredentials        an adopted resource: we never knew them
 │   ├── IdempotencyKeyReused the key came before, with another body
 │   ├── AlreadyManaged       that very object belongs to a living resource
-│   ├── JobNotStuck          only a stuck job can be re-driven
-│   ├── FenceMismatch        the job has moved since the operator looked
 │   ├── AlreadyReleased      a hold ends once
-│   └── DigestMismatch       a bulk action's set is not what its preview told of
+│   ├── DigestMismatch       a bulk action's set is not what its preview told of
+│   ├── JobNotStuck          only a stuck job can be re-driven or resolved
+│   ├── FenceMismatch        the job has moved since the operator looked
+│   ├── StillThere           the last look at the backend found the object, or another under its name
+│   ├── NotObserved          no worker has just seen the backend without the object
+│   ├── NotATeardown         a birth leaves nothing to look for
+│   ├── StillWanted          a birth whose resource nobody has deleted
+│   └── NothingToForce       only an unknown outcome is forced
 ├── StartRefused             the job may not act now; nothing was done
 │   ├── ClaimLost            the fence or the lease is no longer ours
 │   ├── Busy                 another job of the resource is running
@@ -83,7 +88,7 @@ class AlreadyManaged(Conflict):
 
 
 class JobNotStuck(Conflict):
-    """Only a stuck job can be re-driven."""
+    """Only a stuck job can be re-driven or resolved."""
 
 
 class FenceMismatch(Conflict):
@@ -96,6 +101,26 @@ class AlreadyReleased(Conflict):
 
 class DigestMismatch(Conflict):
     """The set of a bulk action is not the one that was previewed."""
+
+
+class StillThere(Conflict):
+    """The backend was seen with the object, or with something else under its name."""
+
+
+class NotObserved(Conflict):
+    """The backend was not just seen without the object."""
+
+
+class NotATeardown(Conflict):
+    """Only a teardown's backend is looked at."""
+
+
+class StillWanted(Conflict):
+    """The resource of the birth is not being deleted."""
+
+
+class NothingToForce(Conflict):
+    """The job's outcome is not unknown: it looks before it acts, and needs no force."""
 
 
 class StartRefused(DeprovisionerError):

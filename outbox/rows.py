@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, TypeVar
 
-from outbox.states import JobKind, JobState, ResourceStatus, StuckReason
+from outbox.states import Found, JobKind, JobState, ResourceStatus, StuckReason
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -53,7 +53,8 @@ class Job:
 class Claim:
     """A worker's right to act on a job, for as long as `fence` stands and the lease lives.
 
-    `started_fence` is the fence of the last attempt that may have acted, None when none has.
+    `started_fence` is the fence of the last attempt that may have acted, None when none has. `forced_fence`:
+    two operators have answered for what attempts up to this fence may have done; None when nobody has.
     `probing` says that the backend's breaker is half-open and this job is its probe; `contended`, that
     another job of the resource was running when this was claimed.
     """
@@ -67,6 +68,7 @@ class Claim:
     max_attempts: int
     started_fence: int | None
     tenant: str
+    forced_fence: int | None
     generation: uuid.UUID
     adopted: bool
     activated: bool
@@ -113,7 +115,7 @@ class _Row(Protocol):
     def _mapping(self) -> Mapping[Any, Any]: ...
 
 
-_ENUMS = {"state": JobState, "stuck_reason": StuckReason, "status": ResourceStatus}
+_ENUMS = {"state": JobState, "stuck_reason": StuckReason, "status": ResourceStatus, "found": Found}
 
 
 def columns(cls: type, alias: str) -> str:

@@ -85,6 +85,20 @@ class ItemOutcome(StrEnum):
     SKIPPED = "skipped"
 
 
+class Found(StrEnum):
+    """What a look at a stuck job's backend came to.
+
+    `absent`, `same` and `different` are the server's word; `unavailable` when it could not be asked, `unobservable`
+    when its kind cannot tell.
+    """
+
+    ABSENT = "absent"
+    SAME = "same"
+    DIFFERENT = "different"
+    UNAVAILABLE = "unavailable"
+    UNOBSERVABLE = "unobservable"
+
+
 @dataclass(frozen=True)
 class Transition:
     """One arrow: `source` is None where the job is born."""
@@ -119,6 +133,20 @@ TRANSITIONS = (
         "sweep", JobState.RUNNING, JobState.STUCK, "lease passed; attempts spent; not a provision", "worker, beat"
     ),
     Transition("redrive", JobState.STUCK, JobState.PENDING, "fence as the operator saw it; actor, reason", "operator"),
+    Transition(
+        "resolve",
+        JobState.STUCK,
+        JobState.SUCCEEDED,
+        "fence as the operator saw it; deprovision; just seen absent, or forced by two operators; actor, reason",
+        "operator",
+    ),
+    Transition(
+        "resolve",
+        JobState.STUCK,
+        JobState.CANCELLED,
+        "fence as the operator saw it; provision of what is deleted or being deleted; actor, reason",
+        "operator",
+    ),
 )
 
 FINAL = (JobState.SUCCEEDED, JobState.CANCELLED)

@@ -4,6 +4,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from outbox.states import (
+    Found,
     HoldCause,
     HoldScope,
     ItemOutcome,
@@ -98,6 +99,7 @@ outbox = sa.Table(
     sa.Column("claimed_by", sa.Text),
     _timestamp("lease_expires_at"),
     sa.Column("started_fence", sa.BigInteger),
+    sa.Column("forced_fence", sa.BigInteger),
     sa.Column("last_error", sa.Text),
     sa.Column("request_id", sa.Uuid, nullable=False),
     _timestamp("created_at", now=True),
@@ -115,6 +117,7 @@ outbox = sa.Table(
     ),
     sa.CheckConstraint("attempts >= 0 AND attempts <= fence", name="outbox_attempts_within_fence"),
     sa.CheckConstraint("started_fence <= fence", name="outbox_started_within_fence"),
+    sa.CheckConstraint("forced_fence <= fence", name="outbox_forced_within_fence"),
     sa.CheckConstraint("max_attempts >= 1", name="outbox_max_attempts_positive"),
     sa.CheckConstraint("held_by IS NULL OR state = 'pending'", name="outbox_held_is_pending"),
     # The promise "not two", held by the database itself.
@@ -290,4 +293,46 @@ brake_starts = sa.Table(
     sa.Column("resource_id", sa.Uuid, primary_key=True),
     sa.Column("at", sa.DateTime(timezone=True), nullable=False, server_default=sa.text("clock_timestamp()")),
     sa.Index("brake_starts_in_window", "scope", "subject", "at"),
+)
+
+observations = sa.Table(
+    "observations",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    # No foreign key, here and in approvals: evidence outlives the row it is about.
+    sa.Column("job_id", sa.BigInteger, nullable=False),
+    sa.Column("fence", sa.BigInteger, nullable=False),
+    sa.Column("asked_by", sa.Text, nullable=False),
+    _timestamp("asked_at", now=True),
+    _timestamp("taken_until"),
+    _timestamp("observed_at"),
+    sa.Column("observed_by", sa.Text),
+    sa.Column("found", sa.Text),
+    sa.Column("seen", JSONB),
+    sa.CheckConstraint(_one_of("found", Found), name="observations_found_known"),
+    sa.CheckConstraint(
+        "(observed_at IS NULL) = (found IS NULL) AND (observed_at IS NULL) = (observed_by IS NULL)",
+        name="observations_observed_is_told",
+    ),
+    sa.Index("observations_of_job", "job_id", "fence", "observed_at"),
+    sa.Index("observations_open", "job_id", "fence", unique=True, postgresql_where=sa.text("observed_at IS NULL")),
+)
+
+approvals = sa.Table(
+    "approvals",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("job_id", sa.BigInteger, nullable=False),
+    sa.Column("fence", sa.BigInteger, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("proposed_by", sa.Text, nullable=False),
+    _timestamp("proposed_at", now=True),
+    sa.Column("approved_by", sa.Text),
+    _timestamp("approved_at"),
+    sa.CheckConstraint("action IN ('resolve', 'redrive')", name="approvals_action_known"),
+    sa.CheckConstraint("(approved_at IS NULL) = (approved_by IS NULL)", name="approvals_approved_by_somebody"),
+    # Four eyes, held by the database itself.
+    sa.CheckConstraint("approved_by <> proposed_by", name="approvals_by_two"),
+    sa.Index("approvals_once", "action", "job_id", "fence", unique=True),
 )

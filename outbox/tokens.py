@@ -26,6 +26,11 @@ class Token:
     created_at: dt.datetime
     revoked_at: dt.datetime | None
 
+    @property
+    def actor(self) -> str:
+        """Who it is in events. The id comes first, so that no name can pass for another token."""
+        return f"token:{self.id}:{self.name}"
+
 
 _COLUMNS = "id, name, role, tenant, created_at, revoked_at"
 

@@ -55,10 +55,12 @@ EVENTS = {
     "rollback": "rolled_back",
     "sweep": "swept",
     "redrive": "redriven",
+    "resolve": "resolved",
 }
 # Every fence is a claim, perhaps a start, and exactly one end.
 _STORY = re.compile(
-    r"enqueued( claimed( started)?( completed| activated| retried| deferred| rolled_back| (stuck|swept)( redriven)?))*"
+    r"enqueued( claimed( started)?( completed| activated| retried| deferred| rolled_back| (stuck|swept)"
+    r"( observed)*( redriven| resolved)?))*"
 )
 
 
@@ -356,9 +358,9 @@ class Story:
                 assert e.fence == fence, (words, e)
             fresh = words[len(words) - words[::-1].index("redriven") :] if "redriven" in words else words
             assert job.attempts == fresh.count("claimed") - fresh.count("deferred"), words
-            assert sum(word in ("completed", "activated", "rolled_back") for word in words) == 1, words
+            assert sum(word in ("completed", "activated", "rolled_back", "resolved") for word in words) == 1, words
             if job.kind == "deprovision":
-                (seen,) = [e.detail["seen"] for e in events if e.event == "completed"]
+                (seen,) = [e.detail["seen"] for e in events if e.event in ("completed", "resolved")]
                 assert seen, "deleted without evidence"
                 assert seen.get("never_made") or not (seen.get("databases") or seen.get("role") or seen.get("user"))
 
@@ -726,6 +728,52 @@ class Redrive(_Api, Deprovision):
             assert (answer.status_code, answer.json()["state"]) == (200, JobState.PENDING)
 
 
+class Resolve(_Api, Deprovision):
+    """It had happened, and its worker could not say so; another one looks for the operator, who asks again."""
+
+    role = "operator"
+
+    def set_up(self) -> None:
+        Deprovision.set_up(self)
+        claim = self.lane.claim(self.kind)
+        jobs.start(self.lane.db, claim, worker="test")
+        self.lane.backends[self.kind].teardown(self.manifest(), claim.fence)
+        jobs.stick(self.lane.db, claim, worker="test", why=StuckReason.REFUSED, error="not sure")
+        self.fork("looker", "worker", RESCUER)
+
+    def request(self, caller: httpx.Client) -> httpx.Response:
+        word = {"reason": "it is gone", "fence": 1}
+        return caller.post(f"/v1/jobs/{self.job(self.stuck).id}/resolve", json=word)
+
+    stuck = "deprovision"
+
+    def answered(self, answer: httpx.Response) -> None:
+        if self.cell.moment == "after":
+            assert (answer.status_code, answer.json()["code"]) == (409, "job_not_stuck")
+        else:
+            done = JobState.SUCCEEDED if self.stuck == "deprovision" else JobState.CANCELLED
+            assert (answer.status_code, answer.json().get("state")) == (200, done), answer.text
+
+
+class ResolveBirth(Resolve):
+    """An adoption that never came to be, of a resource that was deleted: nothing is left to do."""
+
+    stuck = "provision"
+
+    def set_up(self) -> None:
+        name = f"legacy_{uuid.uuid4().hex[:12]}"
+        self.resource = self.lane.register(self.kind, {"database": name, "role": name})
+        claim = self.lane.claim(self.kind)
+        jobs.stick(self.lane.db, claim, worker="test", why=StuckReason.REFUSED, error="not there")
+        self.delete()
+
+    def judged(self, arrow: str | None) -> Outcome:
+        assert self.job("provision").state == "cancelled"
+        outcome = Story.judged(self, arrow)
+        assert outcome.destroyed == 0
+        return outcome
+
+
 STORIES: dict[str, type[Story]] = {
     "deprovision": Deprovision,
     "provision": Provision,
@@ -734,6 +782,8 @@ STORIES: dict[str, type[Story]] = {
     "register (API)": Register,
     "delete (API)": Delete,
     "redrive (API)": Redrive,
+    "resolve (API)": Resolve,
+    "resolve of a birth (API)": ResolveBirth,
     "expired": Expired,
     "backend dead": Dead,
     "backend back": Back,

@@ -16,9 +16,11 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from outbox import db, doorbell, jobs, operations
+from outbox import db, doorbell, jobs, observations, operations
 from outbox.events import log
+from outbox.observations import Look
 from outbox.rows import Claim
+from worker import looks
 from worker.backends import Backend
 from worker.runner import Run
 
@@ -35,6 +37,10 @@ class Served:
     concurrency: int
 
 
+# Where a backend has no room, every job that ends would ask for looks anew: a round trip for nothing.
+LOOK_AGAIN_SECONDS = 0.5
+
+
 class Hands:
     """At most `slots` jobs at once; `lease_seconds` and `sweep_seconds` set the two rhythms."""
 
@@ -49,12 +55,14 @@ class Hands:
         self._sweep_seconds = sweep_seconds
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="hand")
         self._running: dict[tuple[int, int], Claim] = {}  # by job and fence: a lost claim may come again
+        self._looking: list[Look] = []
         self._claiming = threading.Lock()
         self._asked = threading.Event()
         self._more = False
-        self._doubt_until = -math.inf
+        self._looks_wanted = False
+        self._doubt_until = self._next_look = -math.inf
         self._stopping = threading.Event()
-        self._idle = threading.Condition()  # also guards _running
+        self._idle = threading.Condition()  # also guards _running and _looking
 
     def start(self) -> None:
         """Begin to keep leases and to sweep."""
@@ -69,20 +77,26 @@ class Hands:
     def join(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds for what runs to end; whether it did."""
         with self._idle:
-            return self._idle.wait_for(lambda: not self._running, timeout)
+            return self._idle.wait_for(lambda: not self._running and not self._looking, timeout)
 
     def drain(self) -> None:
         """There may be work: claim what the free hands can hold, and return while they work."""
         self._fill(rung=True)
 
+    def observe(self) -> None:
+        """Operators may wait for looks at stuck jobs: the next free hands take them, before any claim."""
+        self._looks_wanted, self._next_look = True, -math.inf
+        self._fill(rung=False)
+
     def sweep(self) -> None:
-        """Put back what dead workers held, enqueue what has expired, and look for work."""
+        """Put back what dead workers held, enqueue what has expired, and look for work and at stuck jobs."""
         with db.statement() as session:
             expired = jobs.expire(session, actor=self._worker)
             swept = jobs.sweep(session, actor=self._worker)
             woken = jobs.wake(session)
         if expired or swept or woken:
             log.warning("swept", actor=self._worker, lost=swept, expired=expired, woken=woken)
+        self._looks_wanted = True
         self.drain()
 
     def _fill(self, *, rung: bool) -> None:
@@ -92,13 +106,32 @@ class Hands:
         while self._asked.is_set() and self._claiming.acquire(blocking=False):
             try:
                 self._asked.clear()
+                self._take_looks()
                 self._claim_what_fits()
             finally:
                 self._claiming.release()
 
+    def _take_looks(self) -> None:
+        slots = self._free()
+        rooms = self._rooms(slots)
+        if not self._looks_wanted or not rooms or self._stopping.is_set() or time.monotonic() < self._next_look:
+            return
+        self._looks_wanted = False
+        with db.statement() as session:
+            taken = observations.take(session, rooms, slots=slots)
+        for look in taken:
+            with self._idle:
+                self._looking.append(look)
+            self._pool.submit(self._look, look)
+        # There may be more, or some of a backend that has no room: the next hand that is free comes by here.
+        if taken or len(rooms) < len(self._served):
+            self._looks_wanted = True
+        if not taken:
+            self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
+
     def _claim_what_fits(self) -> None:
         while self._more and not self._stopping.is_set():
-            slots = self._slots - len(self._held())
+            slots = self._free()
             rooms = self._rooms(slots)
             if not rooms:
                 return  # all hands are full: the first to end comes by here
@@ -143,12 +176,18 @@ class Hands:
         """How many jobs of each backend there is room for, the backends in a new order each time."""
         if slots <= 0:
             return {}
-        held = Counter(claim.backend for claim in self._held())
+        with self._idle:
+            held = Counter(claim.backend for claim in self._running.values())
+            held.update(look.backend for look in self._looking)
         names = random.sample(list(self._served), len(self._served))
         # However many hands one backend holds by not answering, each other backend finds one.
         most = max(1, self._slots - (len(names) - 1))
         rooms = {name: min(slots, most - held[name], self._served[name].concurrency - held[name]) for name in names}
         return {name: room for name, room in rooms.items() if room > 0}
+
+    def _free(self) -> int:
+        with self._idle:
+            return self._slots - len(self._running) - len(self._looking)
 
     def _held(self) -> list[Claim]:
         with self._idle:
@@ -165,6 +204,17 @@ class Hands:
                 self._idle.notify_all()
         # A probe that went well opened its backend to all hands.
         self._guarded(lambda: self._fill(rung=claim.probing))
+
+    def _look(self, look: Look) -> None:
+        try:
+            looks.look(look, self._served[look.backend].backend, worker=self._worker)
+        except Exception:  # noqa: BLE001 - as in _work: the turn passes, and another one looks
+            log.exception("look_failed", job_id=look.job_id, actor=self._worker)
+        finally:
+            with self._idle:
+                self._looking.remove(look)
+                self._idle.notify_all()
+        self._guarded(lambda: self._fill(rung=False))
 
     def _keep_leases(self) -> None:
         while True:

@@ -100,7 +100,7 @@ class Run:
             raise Busy("another job of the resource is running")
         if self.claim.manifest is None:
             return self._complete({"never_made": True})
-        if not self.backend.observable and self.claim.started_fence is not None:
+        if not self.backend.observable and self._in_doubt():
             return self._stick(
                 StuckReason.OUTCOME_UNKNOWN, f"the attempt with fence {self.claim.started_fence} may have acted"
             )
@@ -131,6 +131,11 @@ class Run:
         under = settings.brakes(self.claim.backend, self.claim.tenant)
         self._record(jobs.start, within=db.transaction if under else db.statement, seen=before, under=under)
         self.started = True
+
+    def _in_doubt(self) -> bool:
+        """Whether an earlier attempt may have acted, and no two operators have answered for it."""
+        started, forced = self.claim.started_fence, self.claim.forced_fence
+        return started is not None and (forced is None or started > forced)
 
     def _already_gone(self, seen: Json) -> Json:
         if self.claim.started_fence is None:
@@ -247,7 +252,7 @@ class Run:
 
     def _retry(self, error: str) -> None:
         if self.claim.attempts >= self.claim.max_attempts:
-            acted = self.started or self.claim.started_fence is not None
+            acted = self.started or self._in_doubt()
             self._give_up(StuckReason.OUTCOME_UNKNOWN if acted and not self.backend.observable else _SPENT, error)
         else:
             self._record(jobs.retry, error=error)

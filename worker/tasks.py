@@ -11,6 +11,12 @@ def drain() -> None:
     hands().drain()
 
 
+@app.task(name=doorbell.OBSERVE)
+def observe() -> None:
+    """An operator waits for a look at a stuck job."""
+    hands().observe()
+
+
 @app.task(name=doorbell.SWEEP)
 def sweep() -> None:
     """Beat's knock; every worker sweeps by itself too."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from outbox.cli.shell import (
     AGE,
     as_json_option,
+    cell,
     example,
     main,
     me,
@@ -21,7 +23,7 @@ from outbox.cli.shell import (
 
 @main.group()
 def jobs() -> None:
-    """Read the outbox, and re-drive what is stuck."""
+    """Read the outbox, and move on what is stuck."""
     operate()
 
 
@@ -97,17 +99,123 @@ def jobs_show(job_id: int, as_json: bool) -> None:
         tell(story)
 
 
+_job = click.argument("job_id", type=click.IntRange(1, 2**63 - 1))
+_fence = click.option("--fence", type=click.IntRange(0), required=True, help="The fence that `jobs show` told you.")
+_reason = click.option("--reason", required=True, help="Why; kept with the job.")
+_token = click.option(
+    "--token",
+    envvar="DEPROVISIONER_OPERATOR_TOKEN",
+    show_envvar=True,
+    help="Your own operator's token: who forces must be known. Two are needed.",
+)
+_wait = click.option(
+    "--wait", type=click.FloatRange(0, 600), default=30, show_default=True, help="Seconds to wait for a worker's look."
+)
+
+
 @jobs.command("redrive", epilog=example("deprovisioner jobs redrive 42 --fence 7 --reason 'disk was full, is not now'"))
-@click.argument("job_id", type=click.IntRange(1, 2**63 - 1))
-@click.option("--fence", type=click.IntRange(0), required=True, help="The fence that `jobs show` told you.")
-@click.option("--reason", required=True, help="Why; kept with the job.")
+@_job
+@_fence
+@_reason
+@click.option(
+    "--force-outcome-unknown", "force", is_flag=True, help="Act again where nobody can look; it takes two operators."
+)
+@_token
 @as_json_option
-def jobs_redrive(job_id: int, fence: int, reason: str, as_json: bool) -> None:
+def jobs_redrive(job_id: int, fence: int, reason: str, force: bool, token: str | None, as_json: bool) -> None:
     """Give a stuck job fresh attempts. It looks at the backend before it acts."""
     from outbox import db, doorbell  # noqa: PLC0415
     from outbox import jobs as transitions  # noqa: PLC0415
+    from outbox.approvals import Approval  # noqa: PLC0415
 
+    actor = _operator(token) if force else me()
+    act = transitions.redrive_forced if force else transitions.redrive
     with db.statement() as session:
-        job = transitions.redrive(session, job_id, fence=fence, actor=me(), reason=reason)
+        done = act(session, job_id, fence=fence, actor=actor, reason=reason)
+    if isinstance(done, Approval):
+        return _show_proposal(done, "--force-outcome-unknown", as_json)
     doorbell.ring_now()
-    print_json(vars(job)) if as_json else click.echo(f"job {job.id} is pending again")
+    print_json(vars(done)) if as_json else click.echo(f"job {done.id} is pending again")
+    return None
+
+
+@jobs.command("observe", epilog=example("deprovisioner jobs observe 42"))
+@_job
+@_wait
+@as_json_option
+def jobs_observe(job_id: int, wait: float, as_json: bool) -> None:
+    """Have a worker look at the backend of a stuck teardown. Changes nothing."""
+    look = _look(job_id, None, wait)
+    print_json(look) if as_json else print_fields(look)
+
+
+@jobs.command(
+    "resolve", epilog=example("deprovisioner jobs resolve 42 --fence 7 --reason 'dropped by hand, ticket 811'")
+)
+@_job
+@_fence
+@_reason
+@_wait
+@click.option("--force", is_flag=True, help="Whatever a look says, or without one; it takes two operators.")
+@_token
+@as_json_option
+def jobs_resolve(
+    job_id: int, fence: int, reason: str, wait: float, force: bool, token: str | None, as_json: bool
+) -> None:
+    """It did happen: end a stuck job well, after a worker has seen the backend without the object."""
+    from outbox import db  # noqa: PLC0415
+    from outbox import jobs as transitions  # noqa: PLC0415
+    from outbox.approvals import Approval  # noqa: PLC0415
+    from outbox.errors import NotATeardown  # noqa: PLC0415
+
+    actor = _operator(token) if force else me()
+    with suppress(NotATeardown):
+        if not force:
+            _look(job_id, fence, wait)
+    act = transitions.resolve_forced if force else transitions.resolve
+    with db.statement() as session:
+        done = act(session, job_id, fence=fence, actor=actor, reason=reason)
+    if isinstance(done, Approval):
+        return _show_proposal(done, "--force", as_json)
+    print_json(vars(done)) if as_json else click.echo(f"job {done.id} is {done.state}")
+    return None
+
+
+def _look(job_id: int, fence: int | None, seconds: float) -> dict[str, Any]:
+    from outbox import db, observations  # noqa: PLC0415
+
+    def run(act: Any) -> Any:
+        with db.statement() as session:
+            return act(session)
+
+    click.echo(f"waiting for a worker to look, at most {seconds:g} s", err=True)
+    look = observations.look(run, job_id, actor=me(), fence=fence, seconds=seconds)
+    click.echo(f"{look.observed_by} looked: {look.found}", err=True)
+    return {name: getattr(look, name) for name in ("job_id", "fence", "found", "seen", "observed_at", "observed_by")}
+
+
+def _operator(token: str | None) -> str:
+    """The actor of an operator's token: at a shell, a user's name proves nothing."""
+    from outbox import db, tokens  # noqa: PLC0415
+    from outbox.errors import NotFound  # noqa: PLC0415
+
+    if not token:
+        raise click.UsageError(
+            "what is forced needs your own operator's token: --token, or DEPROVISIONER_OPERATOR_TOKEN"
+        )
+    with db.statement() as session:
+        found = tokens.find(session, token)
+    if found is None or found.role != "operator":
+        raise NotFound("this token is unknown, was revoked, or is no operator's")
+    return found.actor
+
+
+def _show_proposal(approval: Any, flag: str, as_json: bool) -> None:
+    """The first of two has spoken: what the second one must run."""
+    if as_json:
+        print_json({"approval": vars(approval)})
+        return
+    click.echo(f"proposed by {approval.proposed_by}; nothing is done yet")
+    click.echo(f"another operator must run, with a token of their own, before {cell(approval.expires_at)}:")
+    again = f"deprovisioner jobs {approval.action} {approval.job_id} --fence {approval.fence}"
+    click.echo(f"  {again} {flag} --reason …")

@@ -81,6 +81,9 @@ def main() -> None:
 
 def operate() -> None:
     """For a person at a shell: where the environment names no database, a running `up` of this folder is meant."""
+    from outbox import events  # noqa: PLC0415
+
+    events.configure()  # on stderr: stdout is the answer's, which may be JSON
     env_file = settings.load().home / "env"
     if not os.environ.get("DEPROVISIONER_DATABASE_URL") and env_file.exists():
         from outbox.supervisor import read_env  # noqa: PLC0415

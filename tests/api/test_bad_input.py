@@ -38,7 +38,7 @@ def rows(db: Connection) -> tuple[int, int, int]:
 
 def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, operator: str) -> None:
     """One API process, every wrong request in turn; after all of them nothing is stored."""
-    v1 = "/v1/resources"
+    v1, boss = "/v1/resources", {"Authorization": f"Bearer {operator}"}
     for method in ("GET", "DELETE", "PATCH"):
         body = {"json": {"protected": True}} if method == "PATCH" else {}
         problem(api.request(method, f"{v1}/not-a-uuid", **body), 422, "invalid_id")
@@ -113,7 +113,22 @@ def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, oper
 
     problem(api.get("/v1/nowhere"), 404, "not_found")
     problem(api.put(v1), 405, "method_not_allowed")
-    problem(api.post("/v1/jobs/1/redrive", json={"reason": "r", "fence": 1}), 403, "forbidden")
+    for path, word in {
+        "redrive": {"reason": "r", "fence": 1},
+        "resolve": {"reason": "r", "fence": 1},
+        "observe": None,
+    }.items():
+        problem(api.post(f"/v1/jobs/1/{path}", json=word), 403, "forbidden")
+        problem(api.post(f"/v1/jobs/1/{path}", json=word, headers=boss), 404, "not_found")
+    for path, wrong in [
+        ("resolve", {"fence": 1}),
+        ("resolve", {"reason": "r"}),
+        ("resolve", {"reason": "", "fence": 1}),
+        ("resolve", {"reason": "r", "fence": 1, "force": "perhaps"}),
+        ("resolve", {"reason": "r", "fence": 1, "force_outcome_unknown": True}),
+        ("redrive", {"reason": "r", "fence": 1, "force": True}),
+    ]:
+        problem(api.post(f"/v1/jobs/1/{path}", json=wrong, headers=boss), 422, "invalid_request")
     who_is_it = {"Authorization": "Bearer wrong"}, {"Authorization": "Basic x"}, {"Authorization": ""}
     for headers in who_is_it:
         for path in (v1, f"{v1}/{NO_SUCH}", "/v1/jobs", "/v1/jobs/1"):

@@ -8,6 +8,7 @@ from tests.mutations.api import GUARDS_OF_API
 from tests.mutations.claims import CLAIMS
 from tests.mutations.cut import Mutant, Stale, cut
 from tests.mutations.operations import GUARDS_OF_OPERATIONS
+from tests.mutations.operators import OPERATORS
 from tests.mutations.outcomes import OUTCOMES
 from tests.mutations.postgres import GUARDS_OF_POSTGRES
 from tests.mutations.redis import GUARDS_OF_REDIS
@@ -20,6 +21,7 @@ JOBS, MOVES = "outbox/jobs.py", "tests/outbox/test_transitions.py"
 MUTANTS = (
     *CLAIMS,
     *OUTCOMES,
+    *OPERATORS,
     *GUARDS_OF_SCHEMA,
     *GUARDS_OF_RUNNER,
     *GUARDS_OF_POSTGRES,
@@ -53,6 +55,17 @@ EQUIVALENT: dict[Mutant, str] = {
                 "",
                 "test_complete_deletes_the_resource_in_the_same_statement",
                 "test_a_teardown_of_what_nobody_deletes_does_not_end_well",
+            ),
+        ),
+        "the CHECK outbox_stuck_has_reason gives a reason to stuck jobs only": cut(
+            JOBS,
+            "_REDRIVE_FORCED = text(",
+            "tests/outbox/test_resolve.py",
+            (
+                "redrive by two: state",
+                " AND state = 'stuck'",
+                "",
+                "test_a_proposal_does_not_outlive_what_it_was_about",
             ),
         ),
         "the CHECK outbox_running_has_lease gives a lease to running jobs only": cut(

@@ -68,9 +68,15 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: outcome unknown, seen before acting",
-            "if not self.backend.observable and self.claim.started_fence is not None:",
+            "if not self.backend.observable and self._in_doubt():",
             "if False:",
             "test_the_unobservable_is_not_run_again_after_a_start",
+        ),
+        (
+            "run: forced, for earlier attempts only",
+            "started is not None and (forced is None or started > forced)",
+            "started is not None and forced is None",
+            "test_force_is_for_what_was_done_before_it_and_not_for_its_own_attempt",
         ),
         (
             "run: outcome unknown, after a failure",
@@ -199,8 +205,8 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "hands: slots",
-            "slots = self._slots - len(self._held())",
-            "slots = self._slots",
+            "return self._slots - len(self._running) - len(self._looking)",
+            "return self._slots",
             "test_no_more_is_claimed_than_hands_are_free",
         ),
         (

@@ -6,7 +6,7 @@ import uuid
 from sqlalchemy import Connection, text
 
 from outbox import jobs
-from outbox.rows import Claim
+from outbox.rows import Claim, Job
 
 
 def a_resource(
@@ -94,7 +94,7 @@ def claim_of(db: Connection, job_id: int, *, fence: int | None = None) -> Claim:
     row = db.execute(
         text("""
         SELECT outbox.id, outbox.kind, resource_id, outbox.backend, fence, attempts, max_attempts, started_fence,
-               tenant, generation, adopted, activated_at IS NOT NULL AS activated, manifest,
+               forced_fence, tenant, generation, adopted, activated_at IS NOT NULL AS activated, manifest,
                false AS probing, false AS contended
           FROM outbox JOIN resources ON resources.id = resource_id WHERE outbox.id = :id"""),
         {"id": job_id},
@@ -112,3 +112,18 @@ def job(db: Connection, id: int):
 
 def events_of(db: Connection, id: int) -> list[str]:
     return list(db.execute(text("SELECT event FROM events WHERE job_id = :id ORDER BY id"), {"id": id}).scalars())
+
+
+def a_look(db: Connection, id: int, found: str = "absent", *, fence: int | None = None, ago: str = "0 s") -> int:
+    """What a worker saw at the job's backend, so long ago."""
+    return db.execute(
+        text("""
+        INSERT INTO observations (job_id, fence, asked_by, observed_at, observed_by, found, seen)
+        SELECT id, COALESCE(:fence, fence), 'op', now() - CAST(:ago AS interval), 'w', :found, '{"looked": true}'
+          FROM outbox WHERE id = :id RETURNING id"""),
+        {"id": id, "found": found, "fence": fence, "ago": ago},
+    ).scalar_one()
+
+
+def resolved(db: Connection, id: int) -> Job:
+    return jobs.resolve(db, id, fence=job(db, id).fence, actor="op", reason="r")

@@ -15,14 +15,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from sqlalchemy import text
 
-from outbox import credentials, holds, jobs, resources
+from outbox import credentials, holds, jobs, observations, resources
 from outbox import db as database
-from outbox.errors import DeletionProtected, FenceMismatch, JobNotStuck, NotActive, StartRefused
+from outbox.errors import (
+    Conflict,
+    DeletionProtected,
+    FenceMismatch,
+    JobNotStuck,
+    NotActive,
+    NotATeardown,
+    StartRefused,
+)
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
 from outbox.states import HoldScope, StuckReason
 from tests.outbox.hand import Hand, Server, Thing
 from tests.outbox.model import EVENT, FINAL, LANDED, MOVES, Model, Resource, Verdict
+from worker import looks
 
 BACKEND = "pg-main"
 MAX_ATTEMPTS = 3
@@ -46,6 +55,7 @@ _NEXT: list[tuple[int, str, list[st.SearchStrategy[Any]]]] = [
     (3, "register", [_RARELY, _RARELY, _RARELY]),
     (1, "change", [_N, st.sampled_from(["protect", "unprotect", "expire", "never"])]),
     (2, "redrive", [_N, _RARELY, _RARELY]),
+    (2, "resolve", [_N, _RARELY, _RARELY, _RARELY]),
     (1, "heartbeat", [st.lists(_N, min_size=1, max_size=3, unique=True)]),
     (1, "time_passes", []),
     (1, "somebody_takes_the_name", [_N]),
@@ -56,7 +66,7 @@ NEXT = st.one_of([st.tuples(st.just(name), *words) for weight, name, words in _N
 
 _RESET = (
     "SET LOCAL session_replication_role = replica; DELETE FROM events; DELETE FROM outbox; DELETE FROM resources; "
-    "DELETE FROM breakers; DELETE FROM holds"
+    "DELETE FROM breakers; DELETE FROM holds; DELETE FROM observations"
 )
 _ROWS = text("""
     SELECT 'job', to_jsonb(outbox) || jsonb_build_object('alive', COALESCE(lease_expires_at > now(), false),
@@ -70,6 +80,15 @@ _ROWS = text("""
     SELECT 'event', to_jsonb(events) FROM events WHERE id > :last""")
 
 Rows = dict[Any, Json]
+
+
+class _Eyes:
+    """The backend of a look."""
+
+    observable = True
+
+    def __init__(self, server: Server) -> None:
+        self.inspect = server.look
 
 
 class Outbox(RuleBasedStateMachine):
@@ -181,6 +200,39 @@ class Outbox(RuleBasedStateMachine):
             said = type(error)
         assert said == (None if moves else FenceMismatch if job.state == "stuck" else JobNotStuck)
         self.check(*["redriven"] * moves)
+
+    def resolve(self, which: int, any_job: bool, behind: bool, blind: bool) -> None:
+        """It did happen, an operator says; a worker looks first, unless nobody waits for it."""
+        among = [job for job in self.model.jobs.values() if any_job or job.state == "stuck"]
+        if not among:
+            return
+        job = self._pick(among, which)
+        if not blind:
+            self._look_at(job.id)
+        wanted = self.model.resolvable(job, behind)
+        try:
+            self._ask(jobs.resolve, job.id, fence=job.fence - behind, actor="op", reason="it is gone")
+            said: object = MOVES
+        except Conflict as error:
+            said = type(error)
+        assert said == wanted, f"resolve of {job} said {said}, and should have been {wanted}"
+        self.check(*["resolved"] * (said == MOVES))
+
+    def _look_at(self, id: int) -> None:
+        """What any worker would see, at the same server as the hands."""
+        job = self.model.jobs[id]
+        try:
+            self._ask(observations.ask, id, actor="op")
+        except (JobNotStuck, NotATeardown):
+            assert job.state != "stuck" or job.kind != "deprovision"
+            return
+        turns = self._ask(observations.take, {BACKEND: 9}, slots=9)
+        contended = any(j.resource == job.resource and j.state == "running" for j in self.model.jobs.values())
+        assert (id in {turn.job_id for turn in turns}) == (not contended)
+        for turn in turns:
+            found, seen = looks.see(turn, _Eyes(self.server))
+            assert self._ask(observations.record, turn, worker="w", found=found, seen=seen)
+            self.check("observed")
 
     # -- workers -----------------------------------------------------------------------------------------------
 
@@ -362,8 +414,10 @@ class Outbox(RuleBasedStateMachine):
     def time_passes(self) -> None:
         """What waits for its time is due, and the breaker half-open."""
         self._sql(
-            "UPDATE outbox SET available_at = now() WHERE state = 'pending'; UPDATE breakers SET retry_at = now()"
+            "UPDATE outbox SET available_at = now() WHERE state = 'pending'; UPDATE breakers SET retry_at = now(); "
+            "UPDATE observations SET observed_at = observed_at - interval '1 h'"
         )
+        self.model.looks.clear()
 
     def somebody_takes_the_name(self, which: int) -> None:
         """Removes what bears it, or puts there something of their own."""
@@ -400,9 +454,9 @@ class Outbox(RuleBasedStateMachine):
             if thing["status"] == "deleting":
                 assert [d for d in deaths if d["state"] not in FINAL], f"nobody tears down {thing}"
             if thing["status"] == "deleted":
-                told = [e for e in self.history if e["event"] == "completed" and e["resource_id"] == id]
+                told = [e for e in self.history if (e["detail"] or {}).get("seen") and e["resource_id"] == id]
+                told = [e for e in told if e["event"] in ("completed", "resolved")]
                 assert len(told) == 1, f"deleted without its evidence: {told}"
-                assert told[0]["detail"]["seen"]
         for row in rows:
             was = before["job"].get(row["id"], {"fence": 0, "state": "pending"})
             assert was["fence"] <= row["fence"]

@@ -3,7 +3,19 @@
 from dataclasses import dataclass
 from typing import Any
 
-from outbox.errors import Busy, ClaimLost, Held, StartRefused, Unwanted
+from outbox.errors import (
+    Busy,
+    ClaimLost,
+    Conflict,
+    FenceMismatch,
+    Held,
+    JobNotStuck,
+    NotObserved,
+    StartRefused,
+    StillThere,
+    StillWanted,
+    Unwanted,
+)
 from outbox.rows import Claim, Json
 
 MOVES, LANDED = "moves", "landed"
@@ -56,6 +68,7 @@ class Model:
         self.resources: dict[str, Resource] = {}
         self.told: set[tuple[int, int, str]] = set()  # job, fence, event
         self.holds: dict[int, str] = {}  # those in force: their scope; each covers all there is
+        self.looks: dict[tuple[int, int], str] = {}  # job, fence: what was found a moment ago
 
     def of(self, resource_id: object, kind: str) -> Job | None:
         """The resource's job of a kind; there is never a second."""
@@ -95,6 +108,15 @@ class Model:
             return MOVES
         return LANDED if (job.id, claim.fence, EVENT[verb]) in self.told else ClaimLost
 
+    def resolvable(self, job: Job, behind: int) -> str | type[Conflict]:
+        """What an operator's word that it did happen must come to now, said with a fence that is so far behind."""
+        if job.state != "stuck" or behind:
+            return FenceMismatch if job.state == "stuck" else JobNotStuck
+        if job.kind == "provision":
+            return MOVES if self.resources[job.resource].status in ("deleting", "deleted") else StillWanted
+        found = self.looks.get((job.id, job.fence))
+        return MOVES if found == "absent" else NotObserved if found is None else StillThere
+
     def replay(self, event: Json) -> None:
         """One event, of a transition that must have been allowed."""
         what, detail = event["event"], event["detail"] or {}
@@ -120,6 +142,15 @@ class Model:
                 assert job.state == "stuck", f"redriven: {job}"
                 self._put(job, "pending")
                 job.attempts = 0
+            case "observed":
+                assert job.state == "stuck", f"observed: {job}"
+                self.looks[job.id, job.fence] = detail["found"]
+            case "resolved":
+                assert self.resolvable(job, 0) == MOVES, f"resolved: {job}, {resource}"
+                self._put(job, "succeeded" if job.kind == "deprovision" else "cancelled")
+                assert detail["state"] == job.state
+                if job.kind == "deprovision":
+                    resource.status = "deleted"
             case "late":
                 assert detail["fence"] <= job.fence
             case _:

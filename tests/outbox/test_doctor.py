@@ -14,12 +14,12 @@ import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import breakers, doctor, holds, jobs, resources
+from outbox import breakers, doctor, holds, jobs, observations, resources
 from outbox import db as database
 from outbox.doctor import CHECKS, Finding, examine
 from outbox.resources import NewResource
 from outbox.rows import Claim
-from outbox.states import HoldScope, StuckReason
+from outbox.states import Found, HoldScope, StuckReason
 from tests.outbox.given import a_resource
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +36,8 @@ class World:
         self.deleted = self.torn_down()
         self.rolled_back = self.failed_birth()
         self.cured = self.redriven()
+        self.resolved = self.seen_gone()
+        self.forced = self.forced_by_two()
         self.swept = self.lost()
         self.running = self.claimed(self.enqueue(self.born()))
         jobs.start(db, self.running, worker="w1")
@@ -97,6 +99,20 @@ class World:
         second = self.claimed(first.id)
         jobs.complete(self.db, second, worker="w1", seen={"database": None})
         return second
+
+    def seen_gone(self) -> Claim:
+        claim = self.stuck()
+        observations.ask(self.db, claim.id, actor="op")
+        (look,) = observations.take(self.db, {"pg-main": 1}, slots=1)
+        assert observations.record(self.db, look, worker="w1", found=Found.ABSENT, seen={"database": None})
+        jobs.resolve(self.db, claim.id, fence=claim.fence, actor="op", reason="dropped by hand")
+        return claim
+
+    def forced_by_two(self) -> Claim:
+        claim = self.stuck()
+        for who in ("token:1:a", "token:2:b"):
+            jobs.resolve_forced(self.db, claim.id, fence=claim.fence, actor=who, reason="the server is scrap")
+        return claim
 
     def lost(self) -> Claim:
         first = self.claimed(self.enqueue(self.born()))
@@ -364,6 +380,20 @@ def test_what_is_broken_is_named_and_nothing_else_is(world: World, code: str) ->
     assert finding.sample[0].note
 
 
+@pytest.mark.parametrize("told", ["{}", '{"forced": true, "proposed_by": "token:1:a", "approved_by": "token:1:a"}'])
+def test_a_resolved_job_is_evidence_only_when_it_was_seen_gone_or_forced_by_two(world: World, told: str) -> None:
+    for claim in (world.resolved, world.forced):
+        detail = json.loads(told) | {"state": "succeeded"}
+        world.write(
+            "UPDATE events SET detail = CAST(:detail AS jsonb) WHERE job_id = :id AND event = 'resolved'",
+            id=claim.id,
+            detail=json.dumps(detail),
+        )
+    found = _found()
+    assert set(found) == {"deleted_without_evidence"}
+    assert found["deleted_without_evidence"].count == 2
+
+
 def test_the_oldest_of_many_are_shown_and_all_are_counted(world: World) -> None:
     made = [a_resource(world.db, status="deleting") for _ in range(doctor.SAMPLE + 5)]
     for age, id in enumerate(made):
@@ -401,9 +431,11 @@ def test_the_doctor_knows_every_trigger_of_the_schema(db: Connection) -> None:
 
 def test_the_doctor_knows_every_event_that_is_written() -> None:
     """An event it does not know would be read as one that is missing."""
-    code = (ROOT / "outbox/jobs.py").read_text() + (ROOT / "outbox/resources.py").read_text()
+    code = "".join(
+        (ROOT / f"outbox/{name}.py").read_text() for name in ("jobs", "resources", "observations", "approvals")
+    )
     written = set(re.findall(r"_note\(\s*\"(\w+)\"", code)) | set(re.findall(r"fence, '(\w+)', :actor", code))
-    assert written == {*doctor.LEAVES, "late"}
+    assert written | {"redriven", "resolved"} == {*doctor.LEAVES, *doctor.ASIDE}
 
 
 def test_it_writes_nothing_and_could_not(world: World) -> None:

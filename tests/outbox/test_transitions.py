@@ -8,12 +8,23 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
+from outbox import approvals, jobs, observations
 from outbox import db as database
-from outbox import jobs
 from outbox.errors import ClaimLost, FenceMismatch, JobNotStuck, NotFound, StartRefused
 from outbox.rows import Claim
 from outbox.states import FINAL, TRANSITIONS, JobState, StuckReason
-from tests.outbox.given import a_claim, a_job, a_resource, claim_of, claims, events_of, job, status_of
+from tests.outbox.given import (
+    a_claim,
+    a_job,
+    a_look,
+    a_resource,
+    claim_of,
+    claims,
+    events_of,
+    job,
+    resolved,
+    status_of,
+)
 from tests.witness import eventually
 
 Act = Callable[[Connection, Claim], Any]
@@ -49,9 +60,11 @@ ACTS: dict[str, tuple[str, Act]] = {
     "rollback": ("provision", lambda db, c: jobs.rollback(db, c, worker="w", error="e")),
     "sweep": ("deprovision", lambda db, c: jobs.sweep(db, actor="w") or _nothing()),
     "redrive": ("deprovision", lambda db, c: jobs.redrive(db, c.id, fence=c.fence, actor="op", reason="r")),
+    "resolve": ("deprovision", lambda db, c: a_look(db, c.id) and resolved(db, c.id)),
 }
 BIRTHS = {"enqueue", "expire"}
 ENDS = ("complete", "activate", "retry", "defer", "stick", "rollback")
+WORKER_S = sorted(set(ACTS) - {"claim", "sweep", "redrive", "resolve"})  # each with a claim
 
 
 def _nothing() -> None:
@@ -88,7 +101,7 @@ def test_a_transition_moves_a_job_only_along_its_arrow(db: Connection, name: str
     assert after.fence == before.fence + (name == "claim")
 
 
-@pytest.mark.parametrize("name", sorted(set(ACTS) - {"claim", "sweep", "redrive"}))
+@pytest.mark.parametrize("name", WORKER_S)
 def test_an_older_fence_moves_nothing(db: Connection, name: str) -> None:
     kind, act = ACTS[name]
     id = a_job(db, state="running", kind=kind, attempts=2)
@@ -139,7 +152,7 @@ def test_complete_deletes_the_resource_in_the_same_statement(db: Connection) -> 
     assert events_of(db, claim.id) == ["claimed", "started", "completed"]
 
 
-@pytest.mark.parametrize("name", sorted(set(ACTS) - {"claim", "sweep", "redrive"}))
+@pytest.mark.parametrize("name", WORKER_S)
 def test_an_answer_that_was_lost_is_read_back_by_fence_and_event(db: Connection, name: str) -> None:
     kind, act = ACTS[name]
     claim = a_claim(db, kind=kind)
@@ -391,6 +404,12 @@ def test_a_fence_never_falls_whoever_writes(db: Connection) -> None:
             "outbox_attempts_within_fence": "attempts = 5",
             "outbox_max_attempts_positive": "max_attempts = 0",
             "outbox_started_within_fence": "started_fence = 5",
+            "outbox_forced_within_fence": "forced_fence = 5",
+            "observations_found_known": "found = 'lost', observed_at = now(), observed_by = 'w'",
+            "observations_observed_is_told": "observed_at = now()",
+            "approvals_action_known": "action = 'drop'",
+            "approvals_approved_by_somebody": "approved_by = 'w'",
+            "approvals_by_two": "approved_by = proposed_by, approved_at = now()",
             "resources_deleted_is_purged": "purged_at = now()",
             "resources_deleting_since": "deleted_at = NULL",
             "resources_active_has_manifest": "status = 'active', deleted_at = NULL, manifest = NULL",
@@ -403,6 +422,8 @@ def test_a_fence_never_falls_whoever_writes(db: Connection) -> None:
 )
 def test_the_checks_hold_whoever_writes(db: Connection, tenant: str, name: str, change: str) -> None:
     a_job(db)
+    observations.ask(db, a_job(db, state="stuck"), actor="op")
+    approvals.propose(db, "resolve", a_job(db, state="stuck"), fence=1, actor="op", reason="r")
     with pytest.raises(sa.exc.IntegrityError, match=f'violates check constraint "{name}"'):
         db.execute(text(f"UPDATE {change}"))
 

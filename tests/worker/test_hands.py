@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
-from outbox import jobs, operations
+from outbox import jobs, observations, operations
 from tests.outbox.given import a_job, a_resource, job, status_of
 from tests.outbox.test_operations import redrive, stuck
 from tests.witness import eventually
@@ -144,3 +144,67 @@ def test_an_operation_that_cannot_go_on_stops_neither_sweep_nor_later_steps(
         lost = a_job(db, state="running", attempts=1, lease="-1 s")
         eventually(lambda: job(db, lost).state == "pending", what="it sweeps")
         eventually(lambda: job(db, id).state == "pending", what="a later step is done")
+
+
+def wanted(db: Connection, *, backend: str = "pg-main") -> int:
+    """A look that an operator waits for."""
+    return observations.ask(db, a_job(db, state="stuck", backend=backend), actor="op").id
+
+
+def found(db: Connection, look: int) -> str | None:
+    seen = observations.find(db, look)
+    assert seen is not None
+    return seen.found
+
+
+def test_a_look_that_an_operator_waits_for_is_taken_at_the_message_and_at_the_sweep(db: Connection) -> None:
+    with hands({"pg-main": 2}, slots=2) as made:
+        for come in (made.observe, made.sweep):
+            look = wanted(db)
+            come()
+            assert eventually(lambda look=look: found(db, look)) == "same"  # type: ignore[misc]
+    assert db.execute(text("SELECT count(*) FROM outbox WHERE state <> 'stuck'")).scalar_one() == 0
+
+
+def test_looks_take_no_more_hands_than_are_free_and_come_before_the_next_claim(db: Connection) -> None:
+    for _ in range(4):
+        a_job(db)
+    gate, looking = threading.Event(), threading.Semaphore(0)
+
+    class Slow(Shelf):
+        def inspect(self, manifest: Any) -> Any:
+            looking.release()
+            _pass(gate)
+            return super().inspect(manifest)
+
+    work = threading.Event()
+    served = {"pg-main": Served(Shelf(does=lambda: _pass(work)), 8), "other": Served(Slow(), 8)}
+    made = Hands(served, worker="w1", slots=3, lease_seconds=30, sweep_seconds=60)
+    try:
+        looks = [wanted(db, backend="other") for _ in range(3)]
+        made.drain()
+        assert running(db) == {"pg-main": 2}
+        made.observe()
+        assert looking.acquire(timeout=20), "one hand is free, and looks"
+        a_job(db, backend="other")
+        made.drain()
+        taken = db.execute(text("SELECT count(*) FROM observations WHERE taken_until IS NOT NULL")).scalar_one()
+        assert (taken, running(db)) == (1, {"pg-main": 2}), "the hand that looks takes nothing more"
+        work.set()
+        for _ in looks[1:]:
+            gate.set()
+            assert looking.acquire(timeout=20), "a hand that is free looks before it claims"
+        assert all(eventually(lambda look=look: found(db, look)) for look in looks)  # type: ignore[misc]
+    finally:
+        made.stop()
+        work.set()
+        gate.set()
+        assert made.join(20)
+
+
+def test_hands_that_were_stopped_do_not_look(db: Connection) -> None:
+    look = wanted(db)
+    with hands({"pg-main": 2}, slots=2) as made:
+        made.stop()
+        made.observe()
+    assert found(db, look) is None

@@ -156,6 +156,60 @@ def test_the_unobservable_is_not_run_again_after_a_start(db: Connection) -> None
     assert (job(db, claim.id).stuck_reason, backend.torn) == ("outcome_unknown", [])
 
 
+def unknown(db: Connection, backend: Shelf) -> Claim:
+    """A job of the unobservable whose attempt had its effect, and died before it could tell."""
+    claim = a_claim(db)
+    jobs.start(db, claim, worker="dead")
+    backend.teardown({}, claim.fence)
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
+    jobs.sweep(db, actor="w2")
+    Run(claims(db)[0], backend, worker="w2")()
+    return claim_of(db, claim.id)
+
+
+def test_what_happened_is_not_done_again_when_its_job_is_redriven(db: Connection) -> None:
+    claim = a_claim(db)
+    backend = Shelf()
+    jobs.start(db, claim, worker="dead")
+    backend.teardown({}, claim.fence)
+    jobs.stick(db, claim, worker="dead", why=StuckReason.ATTEMPTS_EXHAUSTED, error="e")
+    jobs.redrive(db, claim.id, fence=1, actor="op", reason="r")
+    Run(claims(db)[0], backend, worker="w2")()
+    assert (job(db, claim.id).state, backend.torn) == ("succeeded", [1])
+
+
+def test_the_unobservable_that_is_redriven_by_one_operator_is_unknown_again(db: Connection) -> None:
+    backend = Shelf(observable=False)
+    claim = unknown(db, backend)
+    jobs.redrive(db, claim.id, fence=2, actor="op", reason="r")
+    Run(claims(db)[0], backend, worker="w3")()
+    assert (job(db, claim.id).stuck_reason, backend.torn) == ("outcome_unknown", [1])
+
+
+def test_the_unobservable_acts_once_more_when_two_operators_force_it(db: Connection) -> None:
+    backend = Shelf(observable=False, sees=[Same({}), Absent({})])
+    claim = unknown(db, backend)
+    for who in ("token:1:a", "token:1:a", "token:2:b"):
+        assert (job(db, claim.id).state, backend.torn) == ("stuck", [1])
+        jobs.redrive_forced(db, claim.id, fence=2, actor=who, reason="r")
+    assert (job(db, claim.id).forced_fence, job(db, claim.id).started_fence, job(db, claim.id).fence) == (2, 1, 2)
+    Run(claims(db)[0], backend, worker="w3")()
+    assert (job(db, claim.id).state, backend.torn) == ("succeeded", [1, 3])
+
+
+def test_force_is_for_what_was_done_before_it_and_not_for_its_own_attempt(db: Connection) -> None:
+    backend = Shelf(observable=False, sees=[Same({})])
+    claim = unknown(db, backend)
+    for who in ("token:1:a", "token:2:b"):
+        jobs.redrive_forced(db, claim.id, fence=2, actor=who, reason="r")
+    again = claims(db)[0]
+    jobs.start(db, again, worker="dead")
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
+    jobs.sweep(db, actor="w2")
+    Run(claims(db)[0], backend, worker="w3")()
+    assert (job(db, claim.id).stuck_reason, backend.torn) == ("outcome_unknown", [1])
+
+
 def test_a_refusal_inside_the_teardown_is_stuck(db: Connection) -> None:
     done = run(db, Shelf(does=fail(Refused("changed hands"))))
     assert (done.state, done.stuck_reason) == ("stuck", "refused")

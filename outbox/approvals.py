@@ -1,0 +1,65 @@
+"""What takes two operators: one proposes, another one says the very same thing, and that executes it.
+
+An actor here is a token, `token:ID:NAME`: a shell user's name proves nothing, and one token twice is one operator.
+The transition's own statement marks the proposal as approved (`jobs.resolve_forced`, `jobs.redrive_forced`).
+"""
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import Connection, text
+
+Action = Literal["resolve", "redrive"]
+# Both are looking at the same page; what was true an hour ago has to be looked at again.
+LIFE = dt.timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A proposal that waits for a second operator, until `expires_at`."""
+
+    action: Action
+    job_id: int
+    fence: int
+    proposed_by: str
+    proposed_at: dt.datetime
+    expires_at: dt.datetime
+
+
+# One that nobody approved in time makes way for the next; the events keep both. The job's row is locked, so that the
+# event stands before whatever moves it on. A job is stuck at a fence once, so one approval is all that it can need.
+_COLUMNS = "action, job_id, fence, proposed_by, proposed_at, proposed_at + :life AS expires_at"
+_PROPOSE = text(f"""
+    WITH job AS (
+        SELECT id, resource_id, fence FROM outbox
+         WHERE id = :id AND fence = :fence AND state = 'stuck' AND kind = 'deprovision'
+           AND (:action <> 'redrive' OR stuck_reason = 'outcome_unknown')
+           FOR NO KEY UPDATE
+    ), proposed AS (
+        INSERT INTO approvals AS before (action, job_id, fence, reason, proposed_by)
+        SELECT :action, id, fence, :reason, :actor FROM job
+            ON CONFLICT (action, job_id, fence) DO UPDATE
+           SET reason = excluded.reason, proposed_by = excluded.proposed_by, proposed_at = now()
+         WHERE before.approved_at IS NULL AND before.proposed_at <= now() - :life
+     RETURNING *
+    ), noted AS (
+        INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
+        SELECT job.id, job.resource_id, job.fence, 'proposed', :actor, :reason, jsonb_build_object('action', action)
+          FROM job JOIN proposed ON job_id = job.id
+    )
+    SELECT {_COLUMNS} FROM proposed
+     UNION ALL
+    SELECT {_COLUMNS} FROM approvals
+     WHERE action = :action AND job_id = :id AND fence = :fence AND approved_at IS NULL
+       AND proposed_at > now() - :life AND EXISTS (SELECT FROM job)""")
+
+
+def propose(db: Connection, action: Action, job_id: int, *, fence: int, actor: str, reason: str) -> Approval | None:
+    """The proposal that stands for this job and fence, made now where there is none, with its event.
+
+    None when the job is not stuck there, or when another one was made at this very moment.
+    """
+    asked = {"action": action, "id": job_id, "fence": fence, "actor": actor, "reason": reason, "life": LIFE}
+    row = db.execute(_PROPOSE, asked).first()
+    return None if row is None else Approval(**row._mapping)

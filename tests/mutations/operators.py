@@ -1,0 +1,316 @@
+"""The guards of what an operator does with a stuck job: looks, resolve, and what takes two."""
+
+from tests.mutations.cut import cut
+
+JOBS = "outbox/jobs.py"
+RESOLVE = "tests/outbox/test_resolve.py"
+MOVES = "tests/outbox/test_transitions.py"
+LOOKS = "tests/worker/test_looks.py"
+HOLDS = "tests/worker/test_hands.py"
+
+_NOT_JUST_GONE = "test_what_was_not_just_seen_gone_is_not_resolved"
+_ONE_PROPOSAL = "test_a_proposal_is_for_one_action_one_job_and_one_fence"
+_TWO = "test_two_operators_force_what_one_never_can"
+_ONLY_STUCK = "test_a_look_is_asked_for_only_at_a_stuck_teardown_at_the_fence_that_was_seen"
+_TURNS = "test_a_look_is_taken_once_by_who_serves_the_backend_and_again_when_the_turn_is_over"
+_MOVED_ON = "test_who_has_moved_on_is_not_looked_at_and_its_look_goes"
+
+OPERATORS = (
+    *cut(
+        JOBS,
+        "def _resolve(",
+        RESOLVE,
+        ("resolve: fence", " AND fence = :fence", "", "test_resolve_wants_the_fence_the_operator_saw"),
+        (
+            "resolve: state",
+            " AND state = 'stuck'",
+            "",
+            f"{MOVES}::test_a_transition_moves_a_job_only_along_its_arrow[resolve-pending]",
+        ),
+        ("resolve: proof", " AND EXISTS (SELECT FROM proof)", "", _NOT_JUST_GONE),
+        (
+            "resolve: kind",
+            "(kind = 'deprovision' AND status",
+            "(status",
+            "test_a_job_of_another_kind_is_not_resolved",
+        ),
+        (
+            "resolve: resource",
+            "status IN ('deleting', 'deleted')",
+            "true",
+            "test_a_birth_that_is_still_wanted_is_deleted_first",
+        ),
+        (
+            "resolve: resource of a teardown",
+            " AND status = 'deleting'",
+            "",
+            "test_a_teardown_of_what_nobody_is_deleting_is_not_resolved[deleted]",
+        ),
+        (
+            "resolve: deleted in the same statement",
+            "SET status = 'deleted', purged_at = now(), credentials = NULL",
+            "SET name = name",
+            "test_what_was_seen_gone_is_resolved_with_its_resource_and_its_evidence",
+        ),
+        (
+            "resolve: credentials forgotten",
+            ", credentials = NULL",
+            "",
+            "test_what_was_seen_gone_is_resolved_with_its_resource_and_its_evidence",
+        ),
+        (
+            "resolve: a birth deletes nothing",
+            " AND job.kind = 'deprovision'",
+            "",
+            "test_a_birth_whose_resource_is_deleted_needs_no_look_and_ends_cancelled[deleting]",
+        ),
+        (
+            "resolve: event",
+            "FROM job LEFT JOIN proof ON kind = 'deprovision'",
+            "FROM job LEFT JOIN proof ON kind = 'deprovision' LIMIT 0",
+            "test_what_was_seen_gone_is_resolved_with_its_resource_and_its_evidence",
+        ),
+    ),
+    *cut(
+        JOBS,
+        '_LAST_LOOK = """',
+        RESOLVE,
+        ("resolve: job of the look", "job_id = :id AND ", "", "test_a_look_at_another_job_proves_nothing"),
+        ("resolve: fence of the look", " AND fence = :fence", "", f"{_NOT_JUST_GONE}"),
+        (
+            "resolve: the last look",
+            "ORDER BY observed_at DESC, id DESC",
+            "ORDER BY observed_at, id",
+            "test_the_last_look_counts_and_no_earlier_one",
+        ),
+        ("resolve: absent", "found = 'absent' AND fresh", "fresh", _NOT_JUST_GONE),
+        ("resolve: just seen", "found = 'absent' AND fresh", "found = 'absent'", _NOT_JUST_GONE),
+    ),
+    # -- by two
+    *cut(
+        JOBS,
+        '_PROPOSED = """',
+        RESOLVE,
+        ("by two: another operator", "AND proposed_by <> :actor", "", _TWO),
+        ("by two: an hour", " AND proposed_at > now() - :life", "", "test_a_proposal_ends_with_its_hour"),
+        ("by two: action", "action = :action AND ", "", _ONE_PROPOSAL),
+        ("by two: job", "job_id = :id AND ", "", _ONE_PROPOSAL),
+        ("by two: fence", " AND fence = :fence AND approved_at", " AND approved_at", _ONE_PROPOSAL),
+        (
+            "by two: once",
+            " AND approved_at IS NULL",
+            "",
+            "test_a_proposal_that_was_carried_out_does_not_count_again",
+        ),
+    ),
+    *cut(
+        JOBS,
+        "_REDRIVE_FORCED = text(",
+        RESOLVE,
+        ("redrive by two: fence", " AND fence = :fence", "", _ONE_PROPOSAL),
+        (
+            "redrive by two: kind",
+            " AND kind = 'deprovision'",
+            "",
+            "test_a_proposal_forces_only_an_unknown_outcome_whatever_has_changed",
+        ),
+        (
+            "redrive by two: outcome unknown",
+            "stuck_reason = 'outcome_unknown' AND ",
+            "",
+            "test_a_proposal_forces_only_an_unknown_outcome_whatever_has_changed",
+        ),
+        ("redrive by two: proof", "EXISTS (SELECT FROM proof)", "true", _TWO),
+        (
+            "redrive by two: what was answered for",
+            ", forced_fence = fence",
+            "",
+            "tests/worker/test_runner.py::test_the_unobservable_acts_once_more_when_two_operators_force_it",
+        ),
+    ),
+    *cut(
+        "outbox/approvals.py",
+        "_PROPOSE = text(",
+        RESOLVE,
+        (
+            "approvals: fence",
+            "WHERE id = :id AND fence = :fence",
+            "WHERE id = :id",
+            "test_who_forces_names_a_stuck_job_too",
+        ),
+        ("approvals: state", " AND state = 'stuck'", "", "test_who_forces_names_a_stuck_job_too"),
+        (
+            "approvals: kind",
+            " AND kind = 'deprovision'",
+            "",
+            "test_a_birth_that_is_still_wanted_is_deleted_first",
+        ),
+        (
+            "approvals: outcome unknown",
+            "AND (:action <> 'redrive' OR stuck_reason = 'outcome_unknown')",
+            "",
+            "test_only_an_unknown_outcome_is_forced_to_run_again",
+        ),
+        ("approvals: one stands", " AND before.proposed_at <= now() - :life", "", _TWO),
+        (
+            "approvals: carried out",
+            "before.approved_at IS NULL AND ",
+            "",
+            "test_a_proposal_that_was_carried_out_does_not_count_again",
+        ),
+        ("approvals: of a job that is stuck", " AND EXISTS (SELECT FROM job)", "", _ONE_PROPOSAL),
+    ),
+    *cut(
+        "migrations/versions/0004_resolve.py",
+        "",
+        MOVES,
+        *(
+            (name, f'"{check}"', '"true"', f"test_the_checks_hold_whoever_writes[{name}]")
+            for name, check in {
+                "outbox_forced_within_fence": "forced_fence <= fence",
+                "observations_found_known": "found IN ('absent', 'same', 'different', 'unavailable', 'unobservable')",
+                "observations_observed_is_told": "(observed_at IS NULL) = (found IS NULL)"
+                " AND (observed_at IS NULL) = (observed_by IS NULL)",
+                "approvals_action_known": "action IN ('resolve', 'redrive')",
+                "approvals_approved_by_somebody": "(approved_at IS NULL) = (approved_by IS NULL)",
+                "approvals_by_two": "approved_by <> proposed_by",
+            }.items()
+        ),
+    ),
+    # -- looks
+    *cut(
+        "outbox/observations.py",
+        "_ASK = text(",
+        RESOLVE,
+        ("looks: fence that was seen", "fence = COALESCE(:fence, fence)", "true", _ONLY_STUCK),
+        ("looks: asked of the stuck", " AND state = 'stuck'", "", _ONLY_STUCK),
+        ("looks: asked of a teardown", " AND kind = 'deprovision'", "", _ONLY_STUCK),
+    ),
+    *cut(
+        "outbox/observations.py",
+        "_TAKE = text(",
+        RESOLVE,
+        ("looks: backend", "AND outbox.backend = served.backend AND", "AND", _TURNS),
+        ("looks: state", " AND state = 'stuck' AND outbox.fence = look.fence", "", _MOVED_ON),
+        (
+            "looks: no other running",
+            "AND other.state = 'running'",
+            "AND false",
+            "test_nobody_looks_while_another_job_of_the_resource_runs",
+        ),
+        (
+            "looks: room",
+            "LIMIT served.room",
+            "",
+            "test_no_more_looks_are_taken_than_there_is_room_for_and_nobody_is_waited_for",
+        ),
+        (
+            "looks: slots",
+            "AS asked\n                LIMIT :slots",
+            "AS asked",
+            "test_no_more_looks_are_taken_than_there_is_room_for_and_nobody_is_waited_for",
+        ),
+        (
+            "looks: SKIP LOCKED",
+            "LIMIT served.room\n                         FOR UPDATE OF look SKIP LOCKED",
+            "LIMIT served.room\n                         FOR UPDATE OF look",
+            "test_no_more_looks_are_taken_than_there_is_room_for_and_nobody_is_waited_for",
+        ),
+        ("looks: those of who moved on go", "state <> 'stuck' OR outbox.fence <> look.fence", "false", _MOVED_ON),
+    ),
+    *cut(
+        "outbox/observations.py",
+        "_RECORD = text(",
+        RESOLVE,
+        ("looks: recorded of the stuck", " AND state = 'stuck'", "", _MOVED_ON),
+        ("looks: recorded at its fence", " AND outbox.fence = observations.fence", "", _MOVED_ON),
+        ("looks: one's own turn", " AND taken_until = :taken_until", "", _TURNS),
+        ("looks: in time", " AND taken_until > now()", "", "test_a_look_that_took_too_long_is_no_news"),
+        (
+            "looks: event",
+            "FROM job JOIN look ON job_id = job.id",
+            "FROM job JOIN look ON job_id = job.id LIMIT 0",
+            f"{LOOKS}::test_the_unobservable_is_not_asked",
+        ),
+    ),
+    *cut(
+        "worker/looks.py",
+        "",
+        LOOKS,
+        ("looks: the unobservable", "if not backend.observable:", "if False:", "test_the_unobservable_is_not_asked"),
+        (
+            "looks: no secret",
+            'f"unexpected {type(error).__name__}: the worker\'s log has it"',
+            "str(error)",
+            "test_what_a_backend_says_is_told_and_no_secret_with_it",
+        ),
+    ),
+    *cut(
+        "worker/hands.py",
+        "",
+        HOLDS,
+        (
+            "hands: a look takes a hand",
+            " - len(self._looking)",
+            "",
+            "test_looks_take_no_more_hands_than_are_free_and_come_before_the_next_claim",
+        ),
+        (
+            "hands: looks at the sweep",
+            "        self._looks_wanted = True\n        self.drain()",
+            "        self.drain()",
+            "test_a_look_that_an_operator_waits_for_is_taken_at_the_message_and_at_the_sweep",
+        ),
+        (
+            "hands: no look once stopped",
+            "or not rooms or self._stopping.is_set():",
+            "or not rooms:",
+            "test_hands_that_were_stopped_do_not_look",
+        ),
+    ),
+    *cut(
+        "outbox/doctor.py",
+        "",
+        "tests/outbox/test_doctor.py",
+        *(
+            (
+                f"doctor: {name}",
+                old,
+                "true",
+                "test_a_resolved_job_is_evidence_only_when_it_was_seen_gone_or_forced_by_two",
+            )
+            for name, old in {
+                "a resolve was seen": "detail ->> 'seen' IS NOT NULL\n ",
+                "a resolve was forced by two": "detail ->> 'proposed_by' <> detail ->> 'approved_by'",
+            }.items()
+        ),
+    ),
+    *cut(
+        "api/jobs.py",
+        "",
+        "tests/api/test_bad_input.py",
+        *(
+            (
+                f"api: only operators {verb}",
+                old,
+                old.replace("Operator", "Anyone"),
+                "test_each_wrong_request_has_its_code",
+            )
+            for verb, old in {
+                "observe": "job_id: JobId, who: Operator)",
+                "resolve": "body: Resolve, who: Operator",
+            }.items()
+        ),
+    ),
+    *cut(
+        "outbox/cli/jobs.py",
+        "",
+        "tests/acceptance/test_resolve.py",
+        (
+            "cli: only an operator's token forces",
+            'if found is None or found.role != "operator":',
+            "if found is None:",
+            "test_two_operators_force_over_http_and_at_the_shell[resolve-force-succeeded]",
+        ),
+    ),
+)

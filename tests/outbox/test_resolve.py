@@ -1,0 +1,425 @@
+"""What an operator may do with a stuck job: have it looked at, resolve it, and force it with a second operator."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from outbox import approvals, jobs, observations
+from outbox import db as database
+from outbox.approvals import Approval
+from outbox.errors import (
+    Conflict,
+    DeprovisionerError,
+    FenceMismatch,
+    JobNotStuck,
+    NotATeardown,
+    NotFound,
+    NothingToForce,
+    NotObserved,
+    StillThere,
+    StillWanted,
+)
+from outbox.rows import Job
+from outbox.states import Found, StuckReason
+from tests.outbox.given import a_job, a_look, claim_of, claims, events_of, job, resolved, status_of
+
+ANNA, BERT = "token:1:anna", "token:2:bert"
+
+
+def stuck(db: Connection, **words: Any) -> int:
+    return a_job(db, state="stuck", attempts=2, **words)
+
+
+def unknown(db: Connection) -> int:
+    id = stuck(db)
+    db.execute(text("UPDATE outbox SET stuck_reason = 'outcome_unknown', started_fence = 2 WHERE id = :id"), {"id": id})
+    return id
+
+
+def looks(db: Connection, room: int = 9, backend: str = "pg-main") -> list[observations.Look]:
+    return observations.take(db, {backend: room}, slots=9)
+
+
+def details(db: Connection, id: int, event: str) -> list[Any]:
+    asked = "SELECT detail FROM events WHERE job_id = :id AND event = :event ORDER BY id"
+    return [*db.execute(text(asked), {"id": id, "event": event}).scalars()]
+
+
+def at_once(acts: list[Callable[[Connection], Any]]) -> list[Any]:
+    """What each comes to, errors too, all released together."""
+    barrier, came = threading.Barrier(len(acts)), [None] * len(acts)
+
+    def one(n: int) -> None:
+        with database.statement() as session:
+            session.execute(text("SELECT 1"))
+            barrier.wait()
+            try:
+                came[n] = acts[n](session)
+            except DeprovisionerError as error:
+                came[n] = error  # type: ignore[call-overload]
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(len(acts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return came
+
+
+# -- looks ---------------------------------------------------------------------------------------------------------
+
+
+def test_asking_again_joins_the_look_that_is_open(db: Connection) -> None:
+    id = stuck(db)
+    first = observations.ask(db, id, actor=ANNA, fence=2)
+    assert observations.ask(db, id, actor=BERT) == first
+    (look,) = looks(db)
+    assert observations.ask(db, id, actor=BERT) == first, "one that is being taken too"
+    observations.record(db, look, worker="w", found=Found.SAME, seen={})
+    assert observations.ask(db, id, actor=BERT).id != first.id
+
+
+def test_a_look_is_asked_for_only_at_a_stuck_teardown_at_the_fence_that_was_seen(db: Connection) -> None:
+    for id, fence, refused in [
+        (10**9, None, NotFound),
+        (a_job(db, state="running"), None, JobNotStuck),
+        (stuck(db), 1, FenceMismatch),
+        (stuck(db, kind="provision"), None, NotATeardown),
+    ]:
+        with pytest.raises(refused):
+            observations.ask(db, id, actor=ANNA, fence=fence)
+    assert db.execute(text("SELECT count(*) FROM observations")).scalar_one() == 0
+
+
+def test_a_look_is_taken_once_by_who_serves_the_backend_and_again_when_the_turn_is_over(db: Connection) -> None:
+    id = stuck(db)
+    observations.ask(db, id, actor=ANNA)
+    assert looks(db, backend="other") == []
+    (look,) = looks(db)
+    assert (look.job_id, look.backend) == (id, "pg-main")
+    assert look.manifest is not None
+    assert looks(db) == []
+    db.execute(text("UPDATE observations SET taken_until = now() - interval '1 s'"))
+    (again,) = looks(db)
+    assert again.id == look.id
+    assert not observations.record(db, look, worker="slow", found=Found.ABSENT, seen={}), "another has the turn"
+    assert observations.record(db, again, worker="w", found=Found.SAME, seen={})
+    assert observations.find(db, look.id).observed_by == "w"  # type: ignore[union-attr]
+    assert looks(db) == []
+
+
+def test_a_look_that_took_too_long_is_no_news(db: Connection) -> None:
+    observations.ask(db, stuck(db), actor=ANNA)
+    (look,) = looks(db)
+    over = db.execute(
+        text("UPDATE observations SET taken_until = now() - interval '1 s' RETURNING taken_until")
+    ).scalar_one()
+    late = observations.Look(look.id, look.job_id, look.backend, look.manifest, over)
+    assert not observations.record(db, late, worker="w", found=Found.ABSENT, seen={})
+
+
+def test_no_more_looks_are_taken_than_there_is_room_for_and_nobody_is_waited_for(db: Connection, connect: Any) -> None:
+    for _ in range(4):
+        observations.ask(db, stuck(db), actor=ANNA)
+    db.execute(text("SET lock_timeout = '1s'"))
+    connect().cursor().execute("SELECT FROM observations ORDER BY id LIMIT 1 FOR UPDATE")
+    assert [len(looks(db, room=2)), len(looks(db)), len(looks(db))] == [2, 1, 0]
+    db.execute(text("UPDATE observations SET taken_until = NULL WHERE id > 1"))
+    assert len(observations.take(db, {"pg-main": 9}, slots=1)) == 1
+
+
+def test_nobody_looks_while_another_job_of_the_resource_runs(db: Connection) -> None:
+    """A birth that started before the DELETE: what is absent now may be there when it has ended."""
+    birth = a_job(db, state="running", kind="provision", status="deleting", attempts=1)
+    id = db.execute(
+        text("""
+        INSERT INTO outbox (kind, state, stuck_reason, resource_id, backend, fence, attempts, max_attempts, request_id)
+        SELECT 'deprovision', 'stuck', 'attempts_exhausted', resource_id, backend, 1, 1, 1, gen_random_uuid()
+          FROM outbox WHERE id = :id RETURNING id"""),
+        {"id": birth},
+    ).scalar_one()
+    observations.ask(db, id, actor=ANNA)
+    assert looks(db) == []
+    jobs.rollback(db, claim_of(db, birth), worker="w", error="overtaken")
+    assert len(looks(db)) == 1
+
+
+def test_who_has_moved_on_is_not_looked_at_and_its_look_goes(db: Connection) -> None:
+    id = stuck(db)
+    asked = observations.ask(db, id, actor=ANNA)
+    (look,) = looks(db)
+    jobs.redrive(db, id, fence=2, actor=ANNA, reason="r")
+    assert not observations.record(db, look, worker="w", found=Found.ABSENT, seen={})
+    (claim,) = claims(db)
+    jobs.stick(db, claim, worker="w", why=StuckReason.REFUSED, error="e")
+    assert not observations.record(db, look, worker="w", found=Found.ABSENT, seen={}), "another fence"
+    db.execute(text("UPDATE observations SET taken_until = NULL"))
+    assert looks(db) == []
+    assert observations.find(db, asked.id) is None
+
+
+def test_a_look_is_an_event_and_moves_nothing(db: Connection) -> None:
+    id = stuck(db)
+    observations.ask(db, id, actor=ANNA)
+    before = job(db, id)
+    (look,) = looks(db)
+    assert observations.record(db, look, worker="w", found=Found.DIFFERENT, seen={"oid": 7})
+    assert job(db, id) == before
+    assert details(db, id, "observed") == [{"found": "different", "seen": {"oid": 7}}]
+
+
+# -- resolve -------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_seen_gone_is_resolved_with_its_resource_and_its_evidence(db: Connection) -> None:
+    id = stuck(db)
+    db.execute(text("UPDATE resources SET credentials = 'x'"))
+    db.execute(text("ALTER TABLE resources DROP CONSTRAINT resources_deleted_has_no_credentials"))
+    a_look(db, id)
+    done = resolved(db, id)
+    assert (done.state, done.stuck_reason, done.fence) == ("succeeded", None, 2)
+    row = db.execute(text("SELECT status, purged_at IS NOT NULL, credentials FROM resources")).one()
+    assert row == ("deleted", True, None)
+    assert details(db, id, "resolved") == [{"state": "succeeded", "seen": {"looked": True}, "observed_by": "w"}]
+    with pytest.raises(JobNotStuck):
+        resolved(db, id)
+
+
+@pytest.mark.parametrize(
+    ("found", "words", "refused", "says"),
+    [
+        (None, {}, NotObserved, "no worker has looked"),
+        ("absent", {"ago": "61 s"}, NotObserved, "no worker has looked"),
+        ("absent", {"fence": 1}, NotObserved, "no worker has looked"),
+        ("same", {}, StillThere, "looked"),
+        ("different", {}, StillThere, "something else"),
+        ("unavailable", {}, NotObserved, "did not let itself be looked at"),
+        ("unobservable", {}, NotObserved, "only two operators"),
+    ],
+)
+def test_what_was_not_just_seen_gone_is_not_resolved(
+    db: Connection, found: str | None, words: dict[str, Any], refused: type[Exception], says: str
+) -> None:
+    id = stuck(db)
+    if found:
+        a_look(db, id, found, **words)
+    before = job(db, id)
+    with pytest.raises(refused, match=says):
+        resolved(db, id)
+    assert job(db, id) == before
+    assert status_of(db, before.resource_id) == "deleting"
+    assert events_of(db, id) == []
+
+
+@pytest.mark.parametrize("later", ["same", "unavailable"])
+def test_the_last_look_counts_and_no_earlier_one(db: Connection, later: str) -> None:
+    id = stuck(db)
+    a_look(db, id, ago="20 s")
+    a_look(db, id, later, ago="10 s")
+    with pytest.raises(Conflict):
+        resolved(db, id)
+    a_look(db, id)
+    assert resolved(db, id).state == "succeeded"
+
+
+def test_a_look_at_another_job_proves_nothing(db: Connection) -> None:
+    id = stuck(db)
+    a_look(db, stuck(db))
+    with pytest.raises(NotObserved):
+        resolved(db, id)
+
+
+def test_resolve_wants_the_fence_the_operator_saw(db: Connection) -> None:
+    id = stuck(db)
+    a_look(db, id)
+    a_look(db, id, fence=1)
+    with pytest.raises(FenceMismatch):
+        jobs.resolve(db, id, fence=1, actor=ANNA, reason="r")
+    with pytest.raises(NotFound):
+        jobs.resolve(db, 10**9, fence=1, actor=ANNA, reason="r")
+    assert jobs.resolve(db, id, fence=2, actor=ANNA, reason="r").state == "succeeded"
+
+
+@pytest.mark.parametrize("status", ["active", "deleted"])
+def test_a_teardown_of_what_nobody_is_deleting_is_not_resolved(db: Connection, status: str) -> None:
+    id = stuck(db, status=status)
+    a_look(db, id)
+    with pytest.raises(Conflict):
+        resolved(db, id)
+    assert (job(db, id).state, status_of(db, job(db, id).resource_id)) == ("stuck", status)
+
+
+@pytest.mark.parametrize("status", ["deleting", "deleted"])
+def test_a_birth_whose_resource_is_deleted_needs_no_look_and_ends_cancelled(db: Connection, status: str) -> None:
+    id = stuck(db, kind="provision", status=status)
+    assert resolved(db, id).state == "cancelled"
+    assert status_of(db, job(db, id).resource_id) == status, "its own deprovision job ends it"
+    assert details(db, id, "resolved") == [{"state": "cancelled"}]
+
+
+@pytest.mark.parametrize("act", [jobs.resolve, jobs.resolve_forced])
+def test_a_birth_that_is_still_wanted_is_deleted_first(db: Connection, act: Any) -> None:
+    id = stuck(db, kind="provision")
+    a_look(db, id)
+    with pytest.raises(StillWanted, match="DELETE the resource first"):
+        act(db, id, fence=2, actor=ANNA, reason="r")
+    assert (job(db, id).state, events_of(db, id)) == ("stuck", [])
+
+
+def test_a_job_of_another_kind_is_not_resolved(db: Connection) -> None:
+    id = stuck(db, kind="provision", status="deleting")
+    db.execute(text("UPDATE outbox SET kind = 'restore'"))
+    a_look(db, id)
+    with pytest.raises(Conflict):
+        resolved(db, id)
+    assert job(db, id).state == "stuck"
+
+
+def test_two_operators_race_and_one_resolves(db: Connection) -> None:
+    id = stuck(db)
+    a_look(db, id)
+    came = at_once(
+        [lambda db, who=who: jobs.resolve(db, id, fence=2, actor=who, reason="r") for who in (ANNA, BERT)]  # type: ignore[misc]
+    )
+    assert Counter(type(one) for one in came) == {Job: 1, JobNotStuck: 1}
+    assert events_of(db, id) == ["resolved"]
+
+
+def test_one_redrives_while_another_resolves_and_one_of_them_wins(db: Connection) -> None:
+    id = stuck(db)
+    a_look(db, id)
+    came = at_once(
+        [
+            lambda db: jobs.resolve(db, id, fence=2, actor=ANNA, reason="r"),
+            lambda db: jobs.redrive(db, id, fence=2, actor=BERT, reason="r"),
+        ]
+    )
+    assert Counter(type(one) for one in came) == {Job: 1, JobNotStuck: 1}
+    assert len(events_of(db, id)) == 1
+
+
+# -- by two --------------------------------------------------------------------------------------------------------
+
+FORCED = [
+    pytest.param(jobs.resolve_forced, "resolved", "succeeded", id="resolve"),
+    pytest.param(jobs.redrive_forced, "redriven", "pending", id="redrive"),
+]
+
+
+@pytest.mark.parametrize(("act", "event", "state"), FORCED)
+def test_two_operators_force_what_one_never_can(db: Connection, act: Any, event: str, state: str) -> None:
+    id = unknown(db)
+    first = act(db, id, fence=2, actor=ANNA, reason="scrapped")
+    assert isinstance(first, Approval)
+    assert (first.proposed_by, first.expires_at - first.proposed_at) == (ANNA, approvals.LIFE)
+    assert act(db, id, fence=2, actor=ANNA, reason="again") == first
+    assert (job(db, id).state, events_of(db, id)) == ("stuck", ["proposed"])
+    assert act(db, id, fence=2, actor=BERT, reason="so it is").state == state
+    assert events_of(db, id) == ["proposed", event]
+    told = details(db, id, event)[0]
+    assert {k: v for k, v in told.items() if k != "state"} == {
+        "forced": True,
+        "proposed_by": ANNA,
+        "approved_by": BERT,
+    }
+    row = db.execute(text("SELECT proposed_by, approved_by, approved_at IS NOT NULL FROM approvals")).one()
+    assert row == (ANNA, BERT, True)
+    assert (job(db, id).fence, job(db, id).started_fence) == (2, 2), "history is untouched"
+
+
+@pytest.mark.parametrize(("act", "event", "state"), FORCED)
+def test_sixteen_calls_of_one_operator_are_one_voice(db: Connection, act: Any, event: str, state: str) -> None:
+    id = unknown(db)
+    came = at_once([lambda db: act(db, id, fence=2, actor=ANNA, reason="r")] * 16)
+    assert {type(one) for one in came} == {Approval}
+    assert len({one.proposed_at for one in came}) == 1
+    assert (job(db, id).state, events_of(db, id)) == ("stuck", ["proposed"])
+
+
+@pytest.mark.parametrize(("act", "event", "state"), FORCED)
+def test_two_operators_who_force_at_once_do_it_once(db: Connection, act: Any, event: str, state: str) -> None:
+    for _ in range(5):
+        id = unknown(db)
+        came = at_once(
+            [lambda db, who=who: act(db, id, fence=2, actor=who, reason="r") for who in [ANNA, BERT] * 4]  # type: ignore[misc]  # noqa: B023
+        )
+        assert sum(isinstance(one, Job) for one in came) == 1, came
+        assert events_of(db, id) == ["proposed", event]
+        assert job(db, id).state == state
+
+
+@pytest.mark.parametrize(("act", "event", "state"), FORCED)
+def test_a_proposal_ends_with_its_hour(db: Connection, act: Any, event: str, state: str) -> None:
+    id = unknown(db)
+    act(db, id, fence=2, actor=ANNA, reason="r")
+    db.execute(text("UPDATE approvals SET proposed_at = proposed_at - interval '1 h'"))
+    second = act(db, id, fence=2, actor=BERT, reason="r")
+    assert isinstance(second, Approval)
+    assert second.proposed_by == BERT, "the old one has made way"
+    assert job(db, id).state == "stuck"
+    assert act(db, id, fence=2, actor=ANNA, reason="r").state == state
+
+
+def test_a_proposal_is_for_one_action_one_job_and_one_fence(db: Connection) -> None:
+    id, other = unknown(db), unknown(db)
+    jobs.resolve_forced(db, id, fence=2, actor=ANNA, reason="r")
+    assert isinstance(jobs.redrive_forced(db, id, fence=2, actor=BERT, reason="r"), Approval)
+    assert isinstance(jobs.resolve_forced(db, other, fence=2, actor=BERT, reason="r"), Approval)
+    jobs.redrive(db, id, fence=2, actor=ANNA, reason="r")
+    (claim,) = claims(db)
+    jobs.stick(db, claim, worker="w", why=StuckReason.OUTCOME_UNKNOWN, error="e")
+    for act in (jobs.resolve_forced, jobs.redrive_forced):
+        for who in (ANNA, BERT):
+            with pytest.raises(FenceMismatch):
+                act(db, id, fence=2, actor=who, reason="r")
+    assert isinstance(jobs.resolve_forced(db, id, fence=3, actor=BERT, reason="r"), Approval)
+    assert {job(db, id).state, job(db, other).state} == {"stuck"}
+
+
+@pytest.mark.parametrize(("act", "event", "state"), FORCED)
+def test_who_forces_names_a_stuck_job_too(db: Connection, act: Any, event: str, state: str) -> None:
+    for id, fence, refused in [(10**9, 1, NotFound), (a_job(db), 0, JobNotStuck), (unknown(db), 1, FenceMismatch)]:
+        with pytest.raises(refused):
+            act(db, id, fence=fence, actor=ANNA, reason="r")
+    assert db.execute(text("SELECT count(*) FROM approvals")).scalar_one() == 0
+
+
+def test_only_an_unknown_outcome_is_forced_to_run_again(db: Connection) -> None:
+    for id in (stuck(db), stuck(db, kind="provision")):
+        with pytest.raises(NothingToForce):
+            jobs.redrive_forced(db, id, fence=2, actor=ANNA, reason="r")
+
+
+@pytest.mark.parametrize(("act", "event", "state"), FORCED)
+def test_a_proposal_that_was_carried_out_does_not_count_again(db: Connection, act: Any, event: str, state: str) -> None:
+    id = unknown(db)
+    act(db, id, fence=2, actor=ANNA, reason="r")
+    db.execute(text("UPDATE approvals SET approved_by = 'token:3:c', approved_at = now()"))
+    for age in ("0 h", "2 h"):
+        db.execute(text(f"UPDATE approvals SET proposed_at = now() - interval '{age}'"))
+        with pytest.raises(Conflict):
+            act(db, id, fence=2, actor=BERT, reason="r")
+    assert (job(db, id).state, events_of(db, id)) == ("stuck", ["proposed"])
+
+
+@pytest.mark.parametrize(("act", "event", "state"), FORCED)
+def test_a_proposal_does_not_outlive_what_it_was_about(db: Connection, act: Any, event: str, state: str) -> None:
+    id = unknown(db)
+    act(db, id, fence=2, actor=ANNA, reason="r")
+    jobs.redrive(db, id, fence=2, actor=ANNA, reason="r")
+    with pytest.raises(JobNotStuck):
+        act(db, id, fence=2, actor=BERT, reason="r")
+    assert job(db, id).state == "pending"
+
+
+@pytest.mark.parametrize("change", ["stuck_reason = 'refused'", "kind = 'provision'"])
+def test_a_proposal_forces_only_an_unknown_outcome_whatever_has_changed(db: Connection, change: str) -> None:
+    id = unknown(db)
+    jobs.redrive_forced(db, id, fence=2, actor=ANNA, reason="r")
+    db.execute(text(f"UPDATE outbox SET {change}"))
+    with pytest.raises(NothingToForce):
+        jobs.redrive_forced(db, id, fence=2, actor=BERT, reason="r")
