@@ -18,10 +18,12 @@ from outbox.errors import Busy, ClaimLost, Conflict, DeletionProtected, FenceMis
 from outbox.rows import Claim, Job, Json, Resource, columns, read
 from outbox.states import JobKind, JobState, ResourceStatus, StuckReason
 
-# What every transition writes beside its change; `job` is the CTE that made it.
+# What every transition writes beside its change; `job` is the CTE that made it. In the order of resources: each
+# event locks its resource's chain until commit, and statements that lock several must do so in one order.
 _EVENT = """
     INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
-    SELECT id, resource_id, fence, :event, :actor, CAST(:reason AS text), CAST(:detail AS jsonb) FROM job"""
+    SELECT id, resource_id, fence, :event, :actor, CAST(:reason AS text), CAST(:detail AS jsonb) FROM job
+     ORDER BY resource_id"""
 
 
 @dataclass(frozen=True)
@@ -465,6 +467,7 @@ _SWEEP = text("""
     ), noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
         SELECT id, resource_id, fence, 'swept', :actor, last_error, jsonb_build_object('state', state) FROM job
+         ORDER BY resource_id
     )
     SELECT id, state FROM job""")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from outbox import db, jobs
+from outbox import audit, db, jobs
 from outbox.events import log
 from outbox.rows import Claim
 from worker.backends import Backend
@@ -70,13 +70,15 @@ class Hands:
         self._fill(rung=True)
 
     def sweep(self) -> None:
-        """Put back what dead workers held, enqueue what has expired, and look for work."""
+        """Put back what dead workers held, enqueue what has expired, look for work; once an hour, a checkpoint."""
         with db.statement() as session:
             expired = jobs.expire(session, actor=self._worker)
             swept = jobs.sweep(session, actor=self._worker)
         if expired or swept:
             log.warning("swept", actor=self._worker, lost=swept, expired=expired)
         self.drain()
+        with db.transaction() as session:
+            audit.checkpoint(session, actor=self._worker)
 
     def _fill(self, *, rung: bool) -> None:
         """Claim, or have whoever is claiming do it once more: nobody waits for another's claim."""

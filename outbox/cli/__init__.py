@@ -3,7 +3,7 @@
 Exit codes: 0 done, 1 refused or not found, 2 usage.
 """
 
-from outbox.cli import doctor, jobs, resources, serve, tokens
+from outbox.cli import audit, doctor, jobs, resources, serve, tokens
 from outbox.cli.shell import main
 
-__all__ = ["doctor", "jobs", "main", "resources", "serve", "tokens"]
+__all__ = ["audit", "doctor", "jobs", "main", "resources", "serve", "tokens"]
