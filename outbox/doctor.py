@@ -346,7 +346,7 @@ CHECKS = (
         "checkpoint_broken",
         "resource or checkpoint",
         f"""
-        SELECT CAST(told.resource_id AS text) AS id, min(at) AS since,
+        SELECT CAST(told.resource_id AS text) AS id, min(audit_checkpoints.at) AS since,
                concat('checkpoint ', min(audit_checkpoints.id), ' has its event ', min(told.seq),
                       ', and it is not that event any more') AS note
           FROM audit_heads AS told

@@ -67,7 +67,7 @@ def audit_export(since: dt.datetime | dt.timedelta | None, resource_id: uuid.UUI
 
     if since is None and resource_id is None:
         raise click.UsageError("--since or --resource is needed")
-    found = evidence.proofs(since or dt.datetime.min.replace(tzinfo=dt.UTC), resource_id)
+    found = evidence.proofs(dt.datetime.min.replace(tzinfo=dt.UTC) if since is None else since, resource_id)
     first = list(islice(found, 1))  # what fails, fails before anything is said
     if as_json:
         click.echo('{"items": [', nl=False)
