@@ -33,7 +33,8 @@ def make_role(db: Connection, role: str, password: str) -> None:
     there = db.execute(text("SELECT FROM pg_roles WHERE rolname = :role"), {"role": role}).first()
     # Hashed before it is sent: the server's log may keep statements.
     secret = encrypt_password(password, role, algorithm="scram-sha-256", scope=db.connection.driver_connection)
-    db.execute(text(f"{'ALTER' if there else 'CREATE'} ROLE {quoted} LOGIN PASSWORD '{secret}'"))
+    # Not text(): the colon in the secret would be a parameter.
+    db.exec_driver_sql(f"{'ALTER' if there else 'CREATE'} ROLE {quoted} LOGIN PASSWORD '{secret}'")
 
 
 def grant(db: Connection, role: str) -> None:
@@ -50,7 +51,7 @@ def grant(db: Connection, role: str) -> None:
         )
     quote = db.dialect.identifier_preparer.quote_identifier
     schema = quote(str(db.execute(text("SELECT current_schema()")).scalar_one()))
-    db.execute(text(f"GRANT USAGE ON SCHEMA {schema} TO {quote(role)}"))
-    db.execute(text(f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {quote(role)}"))
+    db.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {quote(role)}")
+    db.exec_driver_sql(f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {quote(role)}")
     for table, rights in RIGHTS.items():
-        db.execute(text(f"GRANT {rights} ON {table} TO {quote(role)}"))
+        db.exec_driver_sql(f"GRANT {rights} ON {table} TO {quote(role)}")
