@@ -30,7 +30,7 @@ _POWERS = text("""
 def make_role(db: Connection, role: str, password: str) -> None:
     """A role that may log in with that password; one that is there gets the password."""
     quoted = db.dialect.identifier_preparer.quote_identifier(role)
-    there = db.execute(text("SELECT FROM pg_roles WHERE rolname = :role"), {"role": role}).first()
+    there = db.execute(text("SELECT true FROM pg_roles WHERE rolname = :role"), {"role": role}).scalar_one_or_none()
     # Hashed before it is sent: the server's log may keep statements.
     secret = encrypt_password(password, role, algorithm="scram-sha-256", scope=db.connection.driver_connection)
     # Not text(): the colon in the secret would be a parameter.

@@ -37,8 +37,9 @@ def audit() -> None:
 def audit_checkpoint(as_json: bool) -> None:
     """Keep the heads of all chains of events now, and print the hash to keep elsewhere."""
     from outbox import audit as evidence  # noqa: PLC0415
-    from outbox import db  # noqa: PLC0415
+    from outbox import db, events  # noqa: PLC0415
 
+    events.configure()  # its log line goes to stderr
     with db.transaction() as session:
         made = evidence.checkpoint(session, actor=me(), every=dt.timedelta(0))
     with db.statement() as session:
