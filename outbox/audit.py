@@ -85,7 +85,7 @@ _CHECKPOINT = text(f"""
     ), checkpoint AS (
         INSERT INTO audit_checkpoints (at, events_from, events_to, heads, previous, hash)
         SELECT at, events_from, events_to, heads, previous, {SEAL.format(row="made")} FROM made
-            ON CONFLICT (previous) DO NOTHING
+            ON CONFLICT DO NOTHING
      RETURNING *
     ), noted AS (
         INSERT INTO audit_heads (checkpoint_id, resource_id, seq, hash)

@@ -21,9 +21,9 @@ RIGHTS = {
 }
 
 _POWERS = text("""
-    SELECT rolsuper OR EXISTS (SELECT FROM pg_class
-                                WHERE oid = ANY(CAST(CAST(:tables AS text[]) AS regclass[]))
-                                  AND pg_has_role(pg_roles.oid, relowner, 'MEMBER')) AS unbound
+    SELECT EXISTS (SELECT FROM pg_class
+                    WHERE oid = ANY(CAST(CAST(:tables AS text[]) AS regclass[]))
+                      AND pg_has_role(pg_roles.oid, relowner, 'MEMBER')) AS unbound  -- a superuser is a member of all
       FROM pg_roles WHERE rolname = :role""")
 
 

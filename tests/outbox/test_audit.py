@@ -98,6 +98,17 @@ def test_nobody_chooses_an_event_s_place_or_hash(db: Connection) -> None:
     assert chain_of(db, resource) == [(1, True)]
 
 
+def test_a_place_in_a_chain_is_taken_once_whoever_writes(db: Connection) -> None:
+    a_claim(db)
+    db.execute(text("ALTER TABLE events DISABLE TRIGGER events_chained"))
+    with pytest.raises(sa.exc.IntegrityError, match="events_chain"):
+        db.execute(
+            text("""
+            INSERT INTO events (job_id, resource_id, fence, event, actor, seq, hash)
+            SELECT job_id, resource_id, fence, event, actor, seq, hash FROM events""")
+        )
+
+
 @pytest.mark.parametrize("move", ["claim", "sweep"])
 def test_statements_that_cross_each_other_s_chains_do_not_lock_each_other_out(
     db: Connection, connect: Any, move: str
