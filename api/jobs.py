@@ -48,7 +48,8 @@ def count_jobs(who: Anyone, wanted: Annotated[JobFilterIn, Query()]) -> JobCount
 @router.get("/{job_id}")
 def show(job_id: JobId, who: Anyone) -> JobStoryOut:
     """One job with its attempts and events."""
-    return JobStoryOut.told(ask(lambda session: queries.job_story(session, job_id, tenant=who.tenant)))
+    story = ask(lambda session: queries.job_story(session, job_id, tenant=who.tenant))
+    return JobStoryOut.told(story, to_operator=who.tenant is None)
 
 
 @router.post("/{job_id}/redrive", responses={202: {"model": Proposed}})

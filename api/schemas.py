@@ -405,9 +405,10 @@ class JobStoryOut(JobOut):
     request: RequestOut | None
     attempt_history: list[AttemptOut]
     events: list[EventOut]
+    holds: Annotated[list["HoldOut"], Field(description="what keeps it from starting; for operators only")]
 
     @classmethod
-    def told(cls, story: JobStory) -> "JobStoryOut":
+    def told(cls, story: JobStory, *, to_operator: bool) -> "JobStoryOut":
         """From its rows."""
         return cls(
             **vars(story.job),
@@ -417,6 +418,7 @@ class JobStoryOut(JobOut):
             request=None if story.request is None else RequestOut(**vars(story.request)),
             attempt_history=[AttemptOut.model_validate(dataclasses.asdict(attempt)) for attempt in story.attempts],
             events=[EventOut.model_validate(dataclasses.asdict(event)) for event in story.events],
+            holds=[HoldOut.of(hold) for hold in story.holds if to_operator],
         )
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 import migrations
 from outbox import db as database
 from outbox import settings, tables
+from outbox.audit import HEADS, LINKS, SEAL
 from outbox.rows import Json
 
 Status = Literal["broken", "warning", "unchecked"]
@@ -48,6 +49,9 @@ TRIGGERS = {
     "holds_released_is_final": "holds",
     "holds_are_kept": "holds",
     "operations_finished_is_final": "operations",
+    "events_chained": "events",
+    "audit_checkpoints_append_only": "audit_checkpoints",
+    "audit_heads_append_only": "audit_heads",
 }
 
 # Events that leave no state: they only tell.
@@ -329,6 +333,44 @@ CHECKS = (
          GROUP BY job_id""",
         "events are missing: a claim was followed by the next with no outcome between (nothing had been started)",
         _BY_HAND + _REPORT,
+    ),
+    Check(
+        "chain_broken",
+        "resource",
+        f"""
+        SELECT resource_id AS id, min(at) AS since,
+               concat('at event ', min(seq), ' of its chain: a row was altered, lost or put in') AS note
+          FROM ({LINKS.format(which="")}) AS link
+         WHERE NOT holds GROUP BY resource_id
+         UNION ALL
+        SELECT resource_id, min(created_at), concat('no event at all; jobs ', string_agg(CAST(id AS text), ', '))
+          FROM outbox WHERE NOT EXISTS (SELECT FROM events WHERE events.resource_id = outbox.resource_id)
+         GROUP BY resource_id""",
+        "the evidence was tampered with: the hashes of these events no longer follow from what stands in them",
+        "whoever may switch triggers off did this, or a restore: compare with a backup and the servers' logs; "
+        + _REPORT,
+    ),
+    Check(
+        "checkpoint_broken",
+        "resource or checkpoint",
+        f"""
+        SELECT CAST(told.resource_id AS text) AS id, min(audit_checkpoints.at) AS since,
+               concat('checkpoint ', min(audit_checkpoints.id), ' has its event ', min(told.seq),
+                      ', and it is not that event any more') AS note
+          FROM audit_heads AS told
+          JOIN audit_checkpoints ON audit_checkpoints.id = checkpoint_id
+          LEFT JOIN events AS event ON event.resource_id = told.resource_id AND event.seq = told.seq
+         WHERE event.hash IS DISTINCT FROM told.hash
+         GROUP BY told.resource_id
+         UNION ALL
+        SELECT concat('checkpoint ', id), at, 'its own hash does not follow from its heads and the checkpoint before it'
+          FROM (SELECT audit_checkpoints.*, coalesce(body, '') AS body, lag(hash, 1, '') OVER (ORDER BY id) AS before
+                  FROM audit_checkpoints
+                  LEFT JOIN (SELECT checkpoint_id, {HEADS} AS body FROM audit_heads GROUP BY checkpoint_id) AS kept
+                    ON checkpoint_id = id) AS made
+         WHERE previous <> before OR hash <> {SEAL.format(row="made")}""",
+        "events that a checkpoint vouches for were changed or removed, or a checkpoint was",
+        "compare with the `audit_checkpoint` lines in the shipped logs, then with a backup; " + _REPORT,
     ),
     Check(
         "late_birth_left",

@@ -116,9 +116,9 @@ def postgres(home: Path, name: str, port: int, password: str, settings: Mapping[
     return Child(name, argv, home / "log" / f"{name}.log", user=account, stop_signal=signal.SIGINT)
 
 
-def postgres_dsn(port: int, password: str, database: str = "postgres") -> str:
+def postgres_dsn(port: int, password: str, database: str = "postgres", user: str = "postgres") -> str:
     """How to reach a cluster of `postgres`."""
-    return f"postgresql://postgres:{password}@127.0.0.1:{port}/{database}"
+    return f"postgresql://{user}:{password}@127.0.0.1:{port}/{database}"
 
 
 def postgres_ready(dsn: str) -> bool:

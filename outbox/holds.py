@@ -37,9 +37,13 @@ class Hold:
         values = {field.name: row._mapping[field.name] for field in fields(cls)}
         return cls(**{**values, "scope": HoldScope(row.scope), "cause": HoldCause(row.cause)})
 
+    @property
+    def name(self) -> str:
+        """Which one, without its reason: that is the operators', and tenants read a job's errors."""
+        return f"hold {self.id} on {'everything' if self.subject is None else f'{self.scope} {self.subject}'}"
+
     def __str__(self) -> str:
-        where = self.scope if self.subject is None else f"{self.scope} {self.subject}"
-        return f"hold {self.id} on {where}: {self.reason}"
+        return f"{self.name}: {self.reason}"
 
 
 _COLUMNS = ", ".join(field.name for field in fields(Hold))

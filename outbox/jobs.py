@@ -35,10 +35,12 @@ from outbox.rows import Claim, Job, Json, Resource, columns, read
 from outbox.settings import Brake
 from outbox.states import Found, JobKind, JobState, ResourceStatus, StuckReason
 
-# What every transition writes beside its change; `job` is the CTE that made it.
+# What every transition writes beside its change; `job` is the CTE that made it. In the order of resources: each
+# event locks its resource's chain until commit, and statements that lock several must do so in one order.
 _EVENT = """
     INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
-    SELECT id, resource_id, fence, :event, :actor, CAST(:reason AS text), CAST(:detail AS jsonb) FROM job"""
+    SELECT id, resource_id, fence, :event, :actor, CAST(:reason AS text), CAST(:detail AS jsonb) FROM job
+     ORDER BY resource_id"""
 
 
 @dataclass(frozen=True)
@@ -367,7 +369,7 @@ def _start_refused(db: Connection, claim: Claim, wanted: ResourceStatus) -> None
     if row.status != wanted:
         raise Unwanted(f"job {claim.id}: its resource is {row.status}, not {wanted}")
     if over := holds.over(db, claim.id):
-        raise Held(str(over[0]), over[0].id)
+        raise Held(f"{over[0].name} is in force", over[0].id)
     raise Busy(f"job {claim.id}: another job of its resource is running")
 
 
@@ -566,6 +568,7 @@ _SWEEP = text("""
     ), noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
         SELECT id, resource_id, fence, 'swept', :actor, last_error, jsonb_build_object('state', state) FROM job
+         ORDER BY resource_id
     )
     SELECT id, state FROM job""")
 

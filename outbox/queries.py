@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from outbox import tables
 from outbox.errors import BadCursor, NotFound
-from outbox.holds import Hold
+from outbox.holds import Hold, over
 from outbox.rows import Event, Job, Json, Operation, Resource, columns, read
 from outbox.states import JobKind, JobState, StuckReason
 
@@ -62,7 +62,10 @@ class Request:
 
 @dataclass(frozen=True)
 class JobStory:
-    """A job with all that happened to it. `request` is None where its first event is missing."""
+    """A job with all that happened to it. `request` is None where its first event is missing.
+
+    `holds` are those in force that cover it: while there is one, it does not start.
+    """
 
     job: Job
     tenant: str
@@ -70,6 +73,7 @@ class JobStory:
     request: Request | None
     attempts: list[Attempt]
     events: list[Event]
+    holds: list[Hold]
 
 
 def list_resources(
@@ -199,9 +203,10 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
     if row is None:
         raise NotFound(f"there is no job {job_id}")
     events = [read(Event, "event", event) for event in db.execute(_EVENTS, {"id": job_id})]
+    holds = over(db, job_id) if row.job_finished_at is None else []
     asked = next((e for e in events if e.event == "enqueued"), None)
     request = None if asked is None else Request(asked.actor, asked.at, asked.reason, row.request_id)
-    return JobStory(read(Job, "job", row), row.tenant, row.name, request, _attempts(events), events)
+    return JobStory(read(Job, "job", row), row.tenant, row.name, request, _attempts(events), events, holds)
 
 
 _ENDINGS = {"completed", "activated", "retried", "deferred", "stuck", "rolled_back", "swept"}

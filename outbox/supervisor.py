@@ -26,6 +26,8 @@ from outbox.settings import PREFIX
 # A child that dies at once is not restarted in a tight loop.
 RESTART_PAUSE_SECONDS = 1.0
 WATCH_SECONDS = 0.2
+# Of the control database: it may work there, and not rewrite what happened.
+SERVICE_ROLE = "deprovisioner"
 BACKENDS_TOML = """\
 # Written by `deprovisioner up`; yours to change. API and workers read it when they start.
 # adoption: on these throw-away servers tenants may adopt too; elsewhere leave that to operators.
@@ -92,7 +94,7 @@ class Up:
         _say(f"home {self.home} (data, logs, tokens)")
         self._start_servers()
         self._complete_env()
-        self._run_once("migrations", "migrate")
+        self._migrate()
         self._make_tokens()
         self._write_env()
         self._spawn_ours("api", "api", self._api_ready)
@@ -143,6 +145,17 @@ class Up:
         self.env[f"{PREFIX}API_PORT"] = str(self.port)
         self.env[f"{PREFIX}API_URL"] = f"http://{self.host}:{self.port}"
 
+    def _migrate(self) -> None:
+        """As the superuser of our own server; everything after that as a role that may not change events."""
+        if not any(child.name == "control" for child in self.children):
+            self._run_once("migrations", "migrate")
+            return
+        password = self._keep("service.password", lambda: secrets.token_urlsafe(18))
+        given = {f"{PREFIX}SERVICE_PASSWORD": password}
+        self._run_once("migrations", "migrate", "--service-role", SERVICE_ROLE, **given)
+        dsn = embedded.postgres_dsn(self._kept["control.port"], password, user=SERVICE_ROLE)
+        self.env[f"{PREFIX}DATABASE_URL"] = dsn
+
     def _make_tokens(self) -> None:
         for role, words in (("operator", ()), ("tenant", ("--tenant", "demo"))):
             make = partial(self._token, role, *words)
@@ -152,9 +165,11 @@ class Up:
         made = self._run_once(f"{role} token", "token", "create", "--role", role, *words, "--name", "up", "--json")
         return str(json.loads(made)["token"])
 
-    def _run_once(self, what: str, *words: str) -> str:
+    def _run_once(self, what: str, *words: str, **more: str) -> str:
         with _told(what):
-            done = subprocess.run(_ours(*words), env=dict(self.env), capture_output=True, text=True, check=False)  # noqa: S603
+            done = subprocess.run(  # noqa: S603 - ourselves
+                _ours(*words), env=dict(self.env) | more, capture_output=True, text=True, check=False
+            )
             if done.returncode != 0:
                 raise DeprovisionerError(f"{what} failed:\n{done.stdout}{done.stderr}".rstrip())
         return done.stdout

@@ -81,6 +81,8 @@ resources = sa.Table(
         unique=True,
         postgresql_where=sa.text("idempotency_key IS NOT NULL"),
     ),
+    # The export of proofs goes along it, page by page.
+    sa.Index("resources_purged", "purged_at", "id", postgresql_where=sa.text("status = 'deleted'")),
 )
 
 outbox = sa.Table(
@@ -166,8 +168,35 @@ events = sa.Table(
     sa.Column("actor", sa.Text, nullable=False),
     sa.Column("reason", sa.Text),
     sa.Column("detail", JSONB),
+    # A chain for each resource, written by the trigger `events_chained`; one for all would make everybody wait.
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
     sa.Index("events_of_job", "job_id", "id"),
-    sa.Index("events_of_resource", "resource_id", "id"),
+    sa.Index("events_chain", "resource_id", "seq", unique=True),
+)
+
+audit_checkpoints = sa.Table(
+    "audit_checkpoints",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("events_from", sa.BigInteger, nullable=False),
+    sa.Column("events_to", sa.BigInteger, nullable=False),
+    sa.Column("heads", sa.BigInteger, nullable=False),
+    sa.Column("previous", sa.LargeBinary, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+    # The chain of checkpoints has no forks: of two made at once, one is.
+    sa.Index("audit_checkpoints_previous", "previous", unique=True),
+)
+
+audit_heads = sa.Table(
+    "audit_heads",
+    metadata,
+    sa.Column("checkpoint_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("resource_id", sa.Uuid, primary_key=True),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+    sa.Index("audit_heads_of_resource", "resource_id", "seq"),
 )
 
 operations = sa.Table(

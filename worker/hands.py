@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from outbox import db, doorbell, jobs, observations, operations
+from outbox import audit, db, doorbell, jobs, observations, operations
 from outbox.events import log
 from outbox.observations import Look
 from outbox.rows import Claim
@@ -89,15 +89,20 @@ class Hands:
         self._fill(rung=False)
 
     def sweep(self) -> None:
-        """Put back what dead workers held, enqueue what has expired, and look for work and at stuck jobs."""
+        """Put back what dead workers held, enqueue what has expired, look for work and at stuck jobs.
+
+        Once an hour, a checkpoint of the audit.
+        """
         with db.statement() as session:
             expired = jobs.expire(session, actor=self._worker)
             swept = jobs.sweep(session, actor=self._worker)
             woken = jobs.wake(session)
         if expired or swept or woken:
             log.warning("swept", actor=self._worker, lost=swept, expired=expired, woken=woken)
-        self._looks_wanted = True
+        self._looks_wanted, self._next_look = True, -math.inf
         self.drain()
+        with db.transaction() as session:
+            audit.checkpoint(session, actor=self._worker)
 
     def _fill(self, *, rung: bool) -> None:
         """Claim, or have whoever is claiming do it once more: nobody waits for another's claim."""

@@ -243,12 +243,12 @@ class Run:
         """The count stops starts by itself; the hold keeps them stopped until a person has looked."""
         engaged = self._do(lambda session: holds.engage_brake(session, hit, actor=self.worker))
         if engaged is None:  # released at this very moment
-            self._record(jobs.defer, error=str(hit))
+            self._record(jobs.defer, error="a brake was hit")
             return
         hold, new = engaged
         if new:
             self.log.error("brake_hit", hold_id=hold.id, scope=hit.scope, subject=hit.subject, reason=str(hit))
-        self._record(jobs.defer, error=str(hold), hold=hold.id)
+        self._record(jobs.defer, error=f"{hold.name} is in force: a brake was hit", hold=hold.id)
 
     def _retry(self, error: str) -> None:
         if self.claim.attempts >= self.claim.max_attempts:

@@ -3,7 +3,7 @@
 Exit codes: 0 done, 1 refused or not found, 2 usage.
 """
 
-from outbox.cli import breakers, doctor, holds, jobs, operations, resources, serve, tokens
+from outbox.cli import audit, breakers, doctor, holds, jobs, operations, resources, serve, tokens
 from outbox.cli.shell import main
 
-__all__ = ["breakers", "doctor", "holds", "jobs", "main", "operations", "resources", "serve", "tokens"]
+__all__ = ["audit", "breakers", "doctor", "holds", "jobs", "main", "operations", "resources", "serve", "tokens"]

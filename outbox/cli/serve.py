@@ -27,14 +27,26 @@ def up(home: Path | None, port: int | None, workers: int) -> None:
     Up(home or current.home, current.api_host, port or current.api_port, workers, os.environ).run()
 
 
-@main.command(epilog=example("deprovisioner migrate"))
+@main.command(epilog=example("deprovisioner migrate --service-role deprovisioner_service"))
 @click.option("--to", "revision", default="head", show_default=True, help="The revision to reach.")
-def migrate(revision: str) -> None:
-    """Bring the control database's schema up to date; harmless when it is."""
+@click.option("--service-role", metavar="NAME", help="Grant this role what API and workers need, and nothing more.")
+def migrate(revision: str, service_role: str | None) -> None:
+    """Bring the control database's schema up to date; harmless when it is.
+
+    With DEPROVISIONER_SERVICE_PASSWORD set, the service role is made too, or given that password.
+    """
     import migrations  # noqa: PLC0415
+    from outbox import db, grants  # noqa: PLC0415
 
     migrations.upgrade(revision)
     click.echo(f"schema at {revision}")
+    if service_role is None:
+        return
+    with db.transaction() as session:
+        if password := settings.get().service_password:
+            grants.make_role(session, service_role, password)
+        grants.grant(session, service_role)
+    click.echo(f"role {service_role} may do what the service does")
 
 
 @main.command(epilog=example("deprovisioner api"))

@@ -109,7 +109,12 @@ def show_page(page: Any, columns: Sequence[str], as_json: bool) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document."""
-    click.echo(json.dumps(value, default=_plain, indent=None if not sys.stdout.isatty() else 2))
+    click.echo(as_text(value, indent=None if not sys.stdout.isatty() else 2))
+
+
+def as_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON."""
+    return json.dumps(value, default=_plain, indent=indent)
 
 
 def _plain(value: Any) -> Any:
@@ -145,4 +150,4 @@ def cell(value: Any) -> str:
         return "-"
     if isinstance(value, dt.datetime):
         return value.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return json.dumps(value, default=_plain) if isinstance(value, dict) else str(value)
+    return as_text(value) if isinstance(value, dict) else str(value)

@@ -13,6 +13,8 @@ def tell(story: JobStory) -> None:
     job = story.job
     click.echo(f"job {job.id}: {job.kind} of {story.resource_name!r} of tenant {story.tenant} on {job.backend}")
     click.echo(f"{_state(story)}\n")
+    for hold in story.holds:
+        click.echo(f"does not start while there is {hold} (by {hold.actor}, {cell(hold.created_at)})")
     for when, command in advice.next_steps(job):
         click.echo(f"next, {when}:\n  {command}")
     if job.stuck_reason is not None:

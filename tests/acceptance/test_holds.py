@@ -35,7 +35,7 @@ def test_the_kill_switch_stops_new_starts_within_a_second_with_broker_and_api_de
         system.apis[0].stop()
         told = system.cli("hold", "set", "--global")
         assert told.returncode == 0, told.stderr
-        assert "hold 2 on global: kill switch" in told.stdout
+        assert "hold 2 on everything: kill switch" in told.stdout
         late = """SELECT count(*) FROM events JOIN holds ON holds.id = 2
                    WHERE event = 'started' AND events.at > holds.created_at + interval '1 s'"""
         eventually(lambda: not _running(db), what="what had started has ended")
@@ -95,7 +95,11 @@ def test_holds_are_set_listed_and_released_over_http_by_operators(
         waiting = acme.get("/v1/jobs?kind=provision").json()["items"][0]
         eventually(lambda: acme.get(waiting["url"]).json()["fence"] == 1, what="it was claimed, and parked")
         eventually(lambda: acme.get(waiting["url"]).json()["state"] == "pending", what="it waits")
-        assert acme.get(waiting["url"]).json()["last_error"] == f"hold {hold} on tenant acme: fraud case 8"
+        told = acme.get(waiting["url"])
+        assert told.json()["last_error"] == f"hold {hold} on tenant acme is in force"
+        assert "fraud" not in told.text, "the reason is the operators'"
+        assert [h["reason"] for h in ops.get(waiting["url"]).json()["holds"]] == ["fraud case 8"]
+        assert "hold 1 on tenant acme: fraud case 8 (by token:" in system.cli("jobs", "show", str(waiting["id"])).stdout
         released = ops.post(f"/v1/holds/{hold}/release", json={"reason": "closed"})
         assert (released.status_code, released.json()["release_reason"]) == (200, "closed")
         until(acme, resource, "active")
@@ -122,7 +126,7 @@ def test_the_command_line_says_what_is_wrong_and_how_to_go_on(system: System, ac
     assert listed == made
     system.cli("hold", "set", "--global")
     done = system.cli("hold", "release", str(made["id"]), "--reason", "patched")
-    assert "still in force: hold 2 on global: kill switch" in done.stdout
+    assert "still in force: hold 2 on everything: kill switch" in done.stdout
 
 
 def test_four_worker_processes_and_a_brake_of_ten_drop_exactly_ten_databases(

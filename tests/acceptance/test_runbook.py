@@ -26,19 +26,6 @@ CODES = [check.code for check in CHECKS]
 # Parts that are about neither a stuck reason nor a check; the first is what stands before all parts.
 OTHERS = ("", "brake", "offboarding", "proof")
 # Commands and checks of which the runbook speaks already. They come; then they go from here.
-NOT_YET = (
-    "hold",
-    "jobs observe",
-    "jobs resolve",
-    "jobs redrive-all",
-    "tenants offboard",
-    "operations list",
-    "operations show",
-    "audit export",
-    "audit checkpoint",
-)
-FLAGS_NOT_YET = ("--force-outcome-unknown",)
-CHECKS_NOT_YET = ("hold_in_force", "woken_by_nobody", "chain_broken", "checkpoint_broken")
 BACKEND, TENANT = "pg-main", "acme"
 
 
@@ -74,10 +61,6 @@ BLOCKS = [
 ]
 
 
-def not_yet(command: str) -> bool:
-    return command.removeprefix("deprovisioner ").startswith(NOT_YET) or any(f in command for f in FLAGS_NOT_YET)
-
-
 @pytest.fixture
 def at_hand(env: dict[str, str], operator: str) -> dict[str, str]:
     """The environment of an operator's shell; its leases outlive a slow test."""
@@ -93,21 +76,15 @@ def test_every_command_of_the_runbook_exits_as_it_says(
     name: str,
     block: list[tuple[str, int]],
 ) -> None:
-    if name in CHECKS_NOT_YET:
-        pytest.skip(f"not there yet: the check {name}")
-    missing = [command for command, _ in block if not_yet(command)]
-    there = [(command, code) for command, code in block if command not in missing]
     words = at_hand | {"DEPROVISIONER_LEASE_SECONDS": "3"} if name == "lease_expired" else at_hand
-    filled = prepared(db, words, name, " ".join(command for command, _ in there))
-    if any(re.search("jobs (observe|resolve)", command) for command, _ in there):
+    filled = prepared(db, words, name, " ".join(command for command, _ in block))
+    if any(re.search("jobs (observe|resolve)", command) for command, _ in block):
         system.worker()
-    for command, code in there:
+    for command, code in block:
         answer = run(words | filled, command)
         assert answer.returncode == code, (command, answer.stdout, answer.stderr)
         if command == "deprovisioner doctor" and name in CODES:
             assert re.search(rf"^(BROKEN   |warning  )  {name}: ", answer.stdout, re.M), answer.stdout
-    if missing:
-        pytest.skip(f"not there yet: {missing}")
 
 
 def run(words: dict[str, str], line: str) -> subprocess.CompletedProcess[str]:
@@ -168,13 +145,5 @@ def told(env: dict[str, str], *words: str) -> dict[str, str]:
 def test_every_stuck_reason_and_every_check_has_its_part_and_no_part_is_of_something_else() -> None:
     named = [name for part in parts() for name in part.names]
     assert len(set(named)) == len(named)
-    assert set(named) == {*StuckReason, *CODES, *OTHERS, *CHECKS_NOT_YET}
+    assert set(named) == {*StuckReason, *CODES, *OTHERS}
     assert [part.names for part in parts() if not any(part.blocks)] == [], "each names a command"
-
-
-def test_nothing_that_is_there_is_called_not_there_yet(env: dict[str, str]) -> None:
-    assert set(CHECKS_NOT_YET) & set(CODES) == set()
-    for words in NOT_YET:
-        assert shell(env, *words.split(), "--help").returncode == 2, f"{words} is there: take it out of NOT_YET"
-    helped = shell(env, "jobs", "redrive", "--help").stdout
-    assert not [flag for flag in FLAGS_NOT_YET if flag in helped]

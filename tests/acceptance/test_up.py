@@ -143,6 +143,15 @@ def test_a_server_of_somebody_else_s_is_said_aloud(up: Running, folder: Path) ->
     assert up.env["DEPROVISIONER_DATABASE_URL"] not in said
 
 
+def test_what_env_names_may_add_to_history_and_not_change_it(up: Running) -> None:
+    with psycopg2.connect(up.env["DEPROVISIONER_DATABASE_URL"]) as connection:
+        for statement in ("UPDATE events SET reason = 'x'", "DELETE FROM events", "TRUNCATE events"):
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege, match="permission denied"):
+                connection.cursor().execute(statement)
+            connection.rollback()
+    connection.close()
+
+
 @pytest.mark.parametrize("role", ["OPERATOR", "TENANT"])
 def test_tokens_have_their_roles(up: Running, role: str) -> None:
     with up.api(role) as api:
@@ -223,6 +232,8 @@ def test_a_wrong_setting_is_a_usage_error_that_names_it(up: Running) -> None:
         ["token", "create"],
         ["demo"],
         ["doctor"],
+        ["audit", "checkpoint"],
+        ["audit", "export"],
     ],
 )
 def test_help_shows_an_example(words: list[str]) -> None:
@@ -270,6 +281,23 @@ def test_stopped_it_leaves_no_process_and_started_again_it_has_its_data(folder: 
             until(api, resource, "deleted")
     finally:
         assert second.stop() == 0
+
+
+def test_a_home_from_before_the_service_s_role_starts(folder: Path) -> None:
+    home, port = folder / "home", embedded.free_port()
+    first = Running(home, port).ready()
+    service = first.env["DEPROVISIONER_DATABASE_URL"]
+    assert first.stop() == 0
+    state = json.loads((home / "state.json").read_text())
+    del state["service.password"]
+    (home / "state.json").write_text(json.dumps(state))
+    owner = embedded.postgres_dsn(state["control.port"], state["control.password"])
+    (home / "env").write_text((home / "env").read_text().replace(service, owner))
+    second = Running(home, port, DEPROVISIONER_DATABASE_URL=owner).ready()
+    assert second.env["DEPROVISIONER_DATABASE_URL"] not in (service, owner)
+    with second.api() as api:
+        until(api, create(api), "active")
+    assert second.stop() == 0
 
 
 def test_killed_it_takes_its_children_with_it_and_starts_again(folder: Path) -> None:

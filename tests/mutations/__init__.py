@@ -5,6 +5,7 @@ named is the quickest that should notice.
 """
 
 from tests.mutations.api import GUARDS_OF_API
+from tests.mutations.audit import GUARDS_OF_AUDIT
 from tests.mutations.claims import CLAIMS
 from tests.mutations.cut import Mutant, Stale, cut
 from tests.mutations.operations import GUARDS_OF_OPERATIONS
@@ -28,6 +29,7 @@ MUTANTS = (
     *GUARDS_OF_REDIS,
     *GUARDS_OF_API,
     *GUARDS_OF_OPERATIONS,
+    *GUARDS_OF_AUDIT,
 )
 
 # Nobody can see that these are gone, since something else always answers first.

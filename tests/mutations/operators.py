@@ -161,7 +161,7 @@ OPERATORS = (
         ("approvals: of a job that is stuck", " AND EXISTS (SELECT FROM job)", "", _ONE_PROPOSAL),
     ),
     *cut(
-        "migrations/versions/0004_resolve.py",
+        "migrations/versions/0005_resolve.py",
         "",
         MOVES,
         *(
@@ -263,8 +263,8 @@ OPERATORS = (
         ),
         (
             "hands: no look once stopped",
-            "or not rooms or self._stopping.is_set():",
-            "or not rooms:",
+            "or not rooms or self._stopping.is_set() or",
+            "or not rooms or",
             "test_hands_that_were_stopped_do_not_look",
         ),
     ),

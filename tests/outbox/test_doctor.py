@@ -1,5 +1,6 @@
 """The doctor is silent over honest work, and names each thing that is broken by its code."""
 
+import datetime as dt
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import breakers, doctor, holds, jobs, observations, resources
+from outbox import audit, breakers, doctor, holds, jobs, observations, resources, tables
 from outbox import db as database
 from outbox.doctor import CHECKS, Finding, examine
 from outbox.resources import NewResource
@@ -135,15 +136,17 @@ class World:
         assert self.write(gone, job=job, event=event, fence=fence) == 1
 
     def tell(self, job: int, resource: uuid.UUID, event: str, fence: int, at: str = "0", **detail: object) -> None:
-        self.write(
-            f"""INSERT INTO events (job_id, resource_id, fence, event, actor, detail, at)
-                VALUES (:job, :resource, :fence, :event, 'w1', CAST(:detail AS jsonb), now() - interval '{at}')""",
-            job=job,
-            resource=resource,
-            event=event,
-            fence=fence,
-            detail=json.dumps(detail),
+        told = {"job": job, "resource": resource, "event": event, "fence": fence, "detail": json.dumps(detail)}
+        self.db.execute(
+            text(f"""
+            INSERT INTO events (job_id, resource_id, fence, event, actor, detail, at)
+            VALUES (:job, :resource, :fence, :event, 'w1', CAST(:detail AS jsonb), now() - interval '{at}')"""),
+            told,
         )
+
+    def checkpoint(self) -> audit.Checkpoint | None:
+        with database.transaction() as session:
+            return audit.checkpoint(session, actor="me", every=dt.timedelta(0))
 
     def resource_of(self, job: int) -> uuid.UUID:
         return self.db.execute(text("SELECT resource_id FROM outbox WHERE id = :id"), {"id": job}).scalar_one()
@@ -214,7 +217,7 @@ def _(w: World) -> Broken:
 @breaks("deleted_without_evidence")
 def _(w: World) -> Broken:
     w.write("UPDATE events SET detail = NULL WHERE job_id = :id AND event = 'completed'", id=w.deleted.id)
-    return w.deleted.resource_id, set()
+    return w.deleted.resource_id, {"chain_broken"}
 
 
 @breaks("deprovision_of_undeleted")
@@ -271,13 +274,13 @@ def _(w: World) -> Broken:
 @breaks("never_enqueued")
 def _(w: World) -> Broken:
     w.forget(w.deleted.id, "enqueued", 0)
-    return w.deleted.id, set()
+    return w.deleted.id, {"chain_broken"}
 
 
 @breaks("claim_not_recorded")
 def _(w: World) -> Broken:
     w.forget(w.deleted.id, "claimed", 1)
-    return w.deleted.id, set()
+    return w.deleted.id, {"chain_broken"}
 
 
 @breaks("last_event_differs")
@@ -289,19 +292,32 @@ def _(w: World) -> Broken:
 @breaks("end_not_recorded")
 def _(w: World) -> Broken:
     w.forget(w.rolled_back.id, "rolled_back", 1)
-    return w.rolled_back.id, set()
+    return w.rolled_back.id, {"chain_broken"}
 
 
 @breaks("start_without_outcome")
 def _(w: World) -> Broken:
     w.forget(w.deleted.id, "retried", 1)
-    return w.deleted.id, set()
+    return w.deleted.id, {"chain_broken"}
 
 
 @breaks("claim_without_outcome")
 def _(w: World) -> Broken:
     w.forget(w.swept.id, "swept", 1)
-    return w.swept.id, set()
+    return w.swept.id, {"chain_broken"}
+
+
+@breaks("chain_broken")
+def _(w: World) -> Broken:
+    w.write("UPDATE events SET reason = 'as ordered' WHERE job_id = :id AND event = 'started'", id=w.deleted.id)
+    return w.deleted.resource_id, set()
+
+
+@breaks("checkpoint_broken")
+def _(w: World) -> Broken:
+    w.checkpoint()
+    w.forget(w.deferred, "deferred", 1)
+    return w.resource_of(w.deferred), {"last_event_differs"}
 
 
 @breaks("late_birth_left")
@@ -390,8 +406,65 @@ def test_a_resolved_job_is_evidence_only_when_it_was_seen_gone_or_forced_by_two(
             detail=json.dumps(detail),
         )
     found = _found()
-    assert set(found) == {"deleted_without_evidence"}
+    assert set(found) == {"deleted_without_evidence", "chain_broken"}
     assert found["deleted_without_evidence"].count == 2
+
+
+CHAINED = "WHERE resource_id = :id"
+LAST = f"{CHAINED} AND seq = (SELECT max(seq) FROM events {CHAINED})"
+
+
+@pytest.mark.parametrize(
+    ("tampered", "codes"),
+    [
+        (f"UPDATE events SET reason = 'ticket 811' {CHAINED} AND event = 'enqueued'", {"chain_broken"}),
+        (f"UPDATE events SET actor = 'somebody' {LAST}", {"chain_broken"}),
+        (f"UPDATE events SET at = at - interval '1 us' {LAST}", {"chain_broken"}),
+        (f"DELETE FROM events {CHAINED} AND event = 'started'", {"chain_broken"}),
+        (f"DELETE FROM events {CHAINED} AND seq = 1", {"chain_broken", "never_enqueued"}),
+        (f"DELETE FROM events {CHAINED} AND event = 'late'", {"checkpoint_broken"}),
+        (
+            f"DELETE FROM events {CHAINED}",
+            {"chain_broken", "checkpoint_broken", "deleted_without_evidence", "never_enqueued", "claim_not_recorded"}
+            | {"end_not_recorded"},
+        ),
+        ("UPDATE audit_checkpoints SET at = at - interval '1 day'", {"checkpoint_broken"}),
+        ("UPDATE audit_checkpoints SET hash = sha256('mine')", {"checkpoint_broken"}),
+        (f"UPDATE audit_heads SET seq = seq - 1 {CHAINED}", {"checkpoint_broken"}),
+        (f"DELETE FROM audit_heads {CHAINED}", {"checkpoint_broken"}),
+        ("DELETE FROM audit_checkpoints WHERE id = 1", {"checkpoint_broken"}),
+    ],
+)
+def test_whoever_rewrites_history_is_found(world: World, tampered: str, codes: set[str]) -> None:
+    jobs.note_late(world.db, world.deleted, worker="w1", news={})
+    world.checkpoint()
+    jobs.note_late(world.db, world.swept, worker="w2", news={})
+    world.checkpoint()
+    assert set(_found()) == {"late"}
+    words = {"id": world.deleted.resource_id} if ":id" in tampered else {}
+    assert world.write(tampered, **words) > 0
+    assert set(_found()) - {"late"} == codes
+
+
+def test_a_chain_that_was_made_anew_after_a_checkpoint_is_found(world: World) -> None:
+    id = world.deleted.resource_id
+    kept = "id, at, job_id, resource_id, fence, event, actor, reason, detail"
+
+    def made_anew() -> set[str]:
+        """As the owner of the database could: all events again through the trigger, the first with another actor."""
+        rows = "actor = CASE seq WHEN 1 THEN 'somebody' || now() ELSE actor END"
+        world.write(f"CREATE TABLE forged AS SELECT {kept}, seq FROM events WHERE resource_id = :id", id=id)
+        world.write(f"UPDATE forged SET {rows}; DELETE FROM events WHERE resource_id = :id", id=id)
+        world.db.execute(
+            text(f"INSERT INTO events ({kept}) OVERRIDING SYSTEM VALUE SELECT {kept} FROM forged ORDER BY seq")
+        )
+        world.db.execute(text("DROP TABLE forged"))
+        return set(_found())
+
+    assert made_anew() == set(), "nobody can tell before there is a checkpoint: keep them hourly"
+    world.checkpoint()
+    assert made_anew() == {"checkpoint_broken"}
+    assert _found()["checkpoint_broken"].sample[0].id == str(id)
 
 
 def test_the_oldest_of_many_are_shown_and_all_are_counted(world: World) -> None:
@@ -442,7 +515,7 @@ def test_it_writes_nothing_and_could_not(world: World) -> None:
     def everything() -> list[object]:
         return [
             world.db.execute(text(f"SELECT xmin, ctid, * FROM {table} ORDER BY ctid")).all()
-            for table in ("resources", "outbox", "events", "breakers", "tokens", "holds", "brake_starts")
+            for table in tables.metadata.tables
         ]
 
     before = everything()

@@ -32,7 +32,7 @@ def test_a_hold_refuses_the_start_of_what_was_claimed_before_it(
 ) -> None:
     claim = a_claim(db, kind=kind)
     made = hold(db, scope, subject)
-    with pytest.raises(Held, match="night") as refused:
+    with pytest.raises(Held, match="is in force") as refused:
         START[kind](db, claim)
     assert refused.value.hold_id == made.id
     assert job(db, claim.id).started_fence is None

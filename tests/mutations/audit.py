@@ -1,0 +1,143 @@
+"""The guards of the evidence: chains, checkpoints, and what the service's role may do."""
+
+from tests.mutations.cut import cut
+
+JOBS, AUDIT, GRANTS, DOCTOR = "outbox/jobs.py", "outbox/audit.py", "outbox/grants.py", "outbox/doctor.py"
+SCHEMA = "migrations/versions/0006_audit.py"
+TESTS = "tests/outbox/test_audit.py"
+FINDS = "tests/outbox/test_doctor.py::test_whoever_rewrites_history_is_found"
+
+_CROSS = "test_statements_that_cross_each_other_s_chains_do_not_lock_each_other_out"
+
+GUARDS_OF_AUDIT = (
+    *cut(
+        JOBS,
+        "",
+        TESTS,
+        (
+            "audit: events in the order of resources",
+            "CAST(:detail AS jsonb) FROM job\n     ORDER BY resource_id",
+            "CAST(:detail AS jsonb) FROM job",
+            f"{_CROSS}[claim]",
+        ),
+        (
+            "audit: swept events in the order of resources",
+            "jsonb_build_object('state', state) FROM job\n         ORDER BY resource_id",
+            "jsonb_build_object('state', state) FROM job",
+            f"{_CROSS}[sweep]",
+        ),
+    ),
+    *cut(
+        SCHEMA,
+        "",
+        TESTS,
+        (
+            "audit: one writer of a chain at a time",
+            "PERFORM pg_advisory_xact_lock(hashtextextended(CAST(NEW.resource_id AS text), 0));",
+            "",
+            "test_two_transactions_that_write_to_one_chain_take_turns",
+        ),
+        (
+            "audit: no setting in a hash",
+            "CAST(extract(epoch FROM {row}.at) AS text)",
+            "CAST({row}.at AS text)",
+            "test_no_setting_of_a_session_changes_a_hash",
+        ),
+        (
+            "events_chain",
+            '"events_chain", "events", ["resource_id", "seq"], unique=True',
+            '"events_chain", "events", ["resource_id", "seq"], unique=False',
+            "test_a_place_in_a_chain_is_taken_once_whoever_writes",
+        ),
+        (
+            "audit_checkpoints_previous",
+            '"audit_checkpoints_previous", "audit_checkpoints", ["previous"], unique=True',
+            '"audit_checkpoints_previous", "audit_checkpoints", ["previous"], unique=False',
+            "test_of_two_checkpoints_at_once_one_is_made",
+        ),
+        *(
+            (
+                f"audit_append_only: {verb}",
+                "UPDATE OR DELETE OR TRUNCATE",
+                " OR ".join(sorted({"UPDATE", "DELETE", "TRUNCATE"} - {verb})),
+                "test_the_audit_is_append_only_whoever_writes",
+            )
+            for verb in ("UPDATE", "DELETE", "TRUNCATE")
+        ),
+        (
+            "audit: append-only again after the migration",
+            'op.execute("ALTER TABLE events ENABLE TRIGGER events_append_only")',
+            "",
+            "test_a_history_from_before_the_chains_is_chained_by_the_migration",
+        ),
+    ),
+    *cut(
+        AUDIT,
+        "_CHECKPOINT = text(",
+        TESTS,
+        (
+            "checkpoint: once an hour",
+            "\n         WHERE NOT EXISTS (SELECT FROM last WHERE at > now() - CAST(:every AS interval))",
+            "",
+            "test_one_checkpoint_is_made_an_hour",
+        ),
+        (
+            "checkpoint: only what is new",
+            " AND told.seq >= fresh.seq)",
+            " AND false)",
+            "test_a_checkpoint_keeps_the_heads_that_are_new",
+        ),
+        (
+            "checkpoint: what has not settled is read again",
+            "\n                 WHERE at < now() - CAST(:settles AS interval)",
+            "",
+            "test_an_event_that_was_on_its_way_is_in_the_next_checkpoint",
+        ),
+    ),
+    *cut(
+        DOCTOR,
+        "",
+        "tests/outbox/test_doctor.py",
+        (
+            "doctor: a chain that is gone",
+            "FROM outbox WHERE NOT EXISTS (SELECT FROM events WHERE events.resource_id = outbox.resource_id)",
+            "FROM outbox WHERE false",
+            f"{FINDS}[DELETE FROM events WHERE resource_id = :id-codes6]",
+        ),
+        (
+            "doctor: checkpoints follow each other",
+            "previous <> before OR ",
+            "",
+            f"{FINDS}[DELETE FROM audit_checkpoints WHERE id = 1-codes11]",
+        ),
+        (
+            "doctor: heads that no event bears",
+            "WHERE event.hash IS DISTINCT FROM told.hash\n         GROUP BY told.resource_id",
+            "WHERE false\n         GROUP BY told.resource_id",
+            "test_a_chain_that_was_made_anew_after_a_checkpoint_is_found",
+        ),
+    ),
+    *cut(
+        GRANTS,
+        "",
+        TESTS,
+        (
+            "grants: no change of events",
+            '"events": "SELECT, INSERT"',
+            '"events": "SELECT, INSERT, UPDATE"',
+            "test_every_table_has_its_rights",
+        ),
+        (
+            "grants: no owner",
+            "pg_has_role(pg_roles.oid, relowner, 'MEMBER')",
+            "false",
+            "test_a_role_that_no_grant_can_hold_is_refused",
+        ),
+        (
+            "grants: what was too much goes",
+            'db.exec_driver_sql(f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {quote(role)}")',
+            "",
+            "test_granting_again_takes_away_what_was_too_much",
+        ),
+    ),
+)
