@@ -125,6 +125,9 @@ class JobFilter:
         asked = [column == value for column, value in equal.items() if value is not None]
         if self.reason is not None:
             asked.append(job.state == JobState.STUCK)  # a CHECK says so; said here too, the stuck jobs' index serves
+        if self.state == JobState.PENDING:
+            # True of every job; said in words, the indexes of what is claimable and of what is held serve together.
+            asked.append(sa.or_(job.held_by.is_(None), job.held_by.is_not(None)))
         if self.tenant is not None:
             asked.append(job.resource_id.in_(_resources_of(self.tenant)))
         if self.error is not None:

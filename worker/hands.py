@@ -219,6 +219,7 @@ class Hands:
             with self._idle:
                 self._looking.remove(look)
                 self._idle.notify_all()
+            self._next_look = -math.inf  # there is room again
         self._guarded(lambda: self._fill(rung=False))
 
     def _keep_leases(self) -> None:
