@@ -4,7 +4,6 @@ A brake counts resources, not attempts. Those who start under one brake take tur
 commit), so a limit is never exceeded; without a brake nobody waits for anybody.
 """
 
-import math
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
@@ -95,8 +94,7 @@ def take(db: Connection, claim: Claim, brakes: Sequence[Brake]) -> None:
 def _why(brake: Brake, taken: int, existing: int) -> str:
     if taken >= brake.limit:
         return f"brake {brake}: {taken} teardowns have started within it; the next waits for a person"
-    allowed = math.floor(brake.max_percent * existing / 100)
     return (
-        f"brake {brake}: {taken} of {existing} live resources were torn down within it, and more than {allowed} "
-        f"would be over {brake.max_percent} %; the next waits for a person"
+        f"brake {brake}: {taken} of its {existing} live resources were torn down within the window, and the next "
+        f"would be more than {brake.max_percent} % (max_percent, from the {PERCENT_FROM}th on); it waits for a person"
     )

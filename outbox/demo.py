@@ -233,7 +233,7 @@ class Demo:
         ours = {child.pid for child in psutil.Process(self.up.process.pid).children()}
         for job in self._listing("/v1/jobs", state="running", kind="deprovision", backend="pg-main"):
             for attempt in self._attempts(job):
-                pid = int(attempt["worker"].rpartition(":")[2])
+                pid = _pid(attempt["worker"])
                 if attempt["started_at"] and not attempt["finished_at"] and pid in ours:
                     return pid
         return None
@@ -242,7 +242,7 @@ class Demo:
         """What the killed worker held, and how that ended."""
         again = [job for job in self._listing("/v1/jobs", kind="deprovision") if job["fence"] > 1]
         attempts = [(job, attempt) for job in again for attempt in self._attempts(job)]
-        held = [(j, a) for j, a in attempts if a["outcome"] == "swept" and a["worker"].endswith(f":{pid}")]
+        held = [(j, a) for j, a in attempts if a["outcome"] == "swept" and _pid(a["worker"]) == pid]
         return {
             "pid": pid,
             "held": len(held),
@@ -323,3 +323,8 @@ def _told_of(killed: Json | None) -> str:
     return (
         "worker {pid}, killed, held {held} jobs and had begun {begun}; others finished {finished_by_others} of them"
     ).format(**killed)
+
+
+def _pid(worker: str) -> int:
+    """A worker is called HOST:PID:DIGITS."""
+    return int(worker.split(":")[-2])

@@ -72,8 +72,10 @@ class Brake:
     max_percent: int = 100
 
     def __str__(self) -> str:
-        percent = f", {self.max_percent} %" if self.max_percent < 100 else ""
-        return f"{self.limit} within {self.window}{percent} on {self.scope} {self.subject}"
+        """As it is written in the backends file, and whose it is."""
+        seconds = int(self.window.total_seconds())
+        size, unit = next((size, unit) for size, unit in _SIZES if seconds % size == 0)
+        return f"{self.limit}/{seconds // size}{unit} of {self.scope} {self.subject}"
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ _TABLES = {"backends", "tenants"}
 _KEYS = {"kind", "dsn", "grace", "brake", "max_percent", "concurrency", "adoption"}
 _BRAKE = re.compile(r"^([1-9]\d{0,8})/([1-9]\d{0,6})([smhd])$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_SIZES = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
 
 def read_backends(path: Path) -> dict[str, BackendConfig]:

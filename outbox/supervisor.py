@@ -248,6 +248,8 @@ class Up:
         names = ["PG_MAIN_DSN", "REDIS_MAIN_URL"]
         names += [f"{PREFIX}{name}" for name in ("DATABASE_URL", "BROKER_URL", "BACKENDS", "CREDENTIALS_KEY")]
         names += [f"{PREFIX}{name}" for name in ("API_URL", "OPERATOR_TOKEN", "TENANT_TOKEN")]
+        # Where this `up` was told to differ, a command at another shell must too: it makes jobs, or examines them.
+        names += [f"{PREFIX}{name}" for name in ("MAX_ATTEMPTS", "LEASE_SECONDS", "SWEEP_SECONDS")]
         lines = (f"{name}={shlex.quote(self.env[name])}\n" for name in names if name in self.env)
         _write_private(self.home / "env", "".join(lines))
 
@@ -261,7 +263,7 @@ class Up:
   API             {url}
   operator token  {self.env[f"{PREFIX}OPERATOR_TOKEN"]}
   tenant token    {token}   (tenant "demo")
-  other shells    set -a; . {self.home / "env"}; set +a
+  other shells    set -a; . {self.home / "env"}; set +a; PATH={Path(sys.executable).parent}:$PATH
 
   Try, in another shell (ID is the resource's id in the first answer):
     {curl} -H 'Content-Type: application/json' -d '{body}' {url}/v1/resources

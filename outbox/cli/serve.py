@@ -7,6 +7,7 @@ import click
 
 from outbox import settings
 from outbox.cli.shell import as_json_option, example, main
+from outbox.errors import BadRequest
 
 
 @main.command(epilog=example("deprovisioner up --home /tmp/try --port 9000 --workers 2"))
@@ -35,10 +36,15 @@ def migrate(revision: str, service_role: str | None) -> None:
 
     With DEPROVISIONER_SERVICE_PASSWORD set, the service role is made too, or given that password.
     """
+    from alembic.util import CommandError  # noqa: PLC0415
+
     import migrations  # noqa: PLC0415
     from outbox import db, grants  # noqa: PLC0415
 
-    migrations.upgrade(revision)
+    try:
+        migrations.upgrade(revision)
+    except CommandError as error:
+        raise BadRequest(f"--to {revision}: {error}") from error
     click.echo(f"schema at {revision}")
     if service_role is None:
         return

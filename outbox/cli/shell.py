@@ -35,6 +35,8 @@ class _Errors(click.Group):
                 raise
             text = str(getattr(error, "orig", None) or error).strip()
             hint = " (run `deprovisioner migrate` first?)" if "does not exist" in text else ""
+            if "permission denied" in text or "must be owner" in text:
+                hint = " (the service's role may not: run this as the owner of the tables)"
             raise _Failed(f"control database: {text.splitlines()[0]}{hint}") from error
 
 

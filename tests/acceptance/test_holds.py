@@ -147,7 +147,7 @@ def test_four_worker_processes_and_a_brake_of_ten_drop_exactly_ten_databases(
     assert sum(drops) == 10
     (hold,) = json.loads(system.cli("hold", "list", "--json").stdout)["items"]
     assert (hold["scope"], hold["subject"], hold["cause"]) == ("backend", "pg-main", "brake")
-    assert "10 within 1:00:00 on backend pg-main: 10 teardowns have started" in hold["reason"]
+    assert "brake 10/1h of backend pg-main: 10 teardowns have started" in hold["reason"]
     assert system.cli("hold", "release", str(hold["id"]), "--reason", "it was an offboarding").returncode == 0
     eventually(
         lambda: sum(servers.pg.drops_of(resource["manifest"]) for resource in made) == 20, 60, "ten more, and no more"

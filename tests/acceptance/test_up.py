@@ -244,6 +244,13 @@ def test_help_shows_an_example(words: list[str]) -> None:
     assert "Example" in answer.stdout or words in (["jobs"],)
 
 
+def test_the_demo_kills_a_worker_and_keeps_its_promise() -> None:
+    words = ["demo", "--resources", "6", "--deletes", "4", "--json"]
+    answer = subprocess.run([*CLI, *words], check=False, env=clean_environment(), capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["kept"] is True
+
+
 def test_a_child_that_dies_is_started_again_and_said(up: Running) -> None:
     (worker,) = [p for p in descendants(up.popen.pid) if p.line.endswith("outbox.cli worker")]
     os.kill(worker.pid, signal.SIGKILL)

@@ -41,3 +41,11 @@ def test_two_migrations_at_once_take_turns(db: Connection) -> None:
     said = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert migrations.current(db) == migrations.head()
+
+
+def test_a_revision_that_is_none_is_a_line_not_a_traceback(db: Connection) -> None:
+    argv = [sys.executable, "-m", "outbox.cli", "migrate", "--to", "nosuch"]
+    answer = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("Error: --to nosuch: ")
+    assert len(answer.stderr.splitlines()) == 1

@@ -70,7 +70,7 @@ def test_sixteen_workers_and_a_limit_of_fifty_make_exactly_fifty_starts_and_one_
     assert only is not None
     assert others == []
     assert (only.scope, only.subject, only.cause) == ("backend", "pg-main", "brake")
-    assert "50 within 0:10:00" in only.reason
+    assert "brake 50/10m of backend pg-main: 50 teardowns" in only.reason
     rest = [row for id in ids if (row := job(db, id)).state != "succeeded"]
     assert {(row.state, row.attempts, row.held_by) for row in rest} == {("pending", 0, only.id)}
     assert len(rest) == 30
@@ -106,7 +106,7 @@ def test_twenty_of_twenty_five_at_once_stops_for_a_person(db: Connection, scope:
     for claim in first:
         start(claim, brake)
         jobs.complete(db, claim, worker="w", seen={})
-    with pytest.raises(BrakeHit, match="12 of 25 live resources"):
+    with pytest.raises(BrakeHit, match="12 of its 25 live resources"):
         start(more, brake)
 
 
