@@ -1,8 +1,10 @@
 """Routes of holds: operators only."""
 
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.deps import Operator, ask
 from api.schemas import HoldFilter, HoldOut, HoldPage, NewHold, Reason
@@ -32,6 +34,7 @@ def engage(body: NewHold, who: Operator) -> HoldOut:
 def release(hold_id: Annotated[int, Path(ge=1, le=2**63 - 1)], body: Reason, who: Operator) -> HoldOut:
     """End this hold. Another one over the same scope stays in force."""
     released = ask(lambda session: holds.release(session, hold_id, actor=who.actor, reason=body.reason))
-    ask(jobs.wake)
+    with suppress(SQLAlchemyError):  # a first batch; it is released, and the sweeps see to the rest
+        ask(jobs.wake)
     bell.ring()
     return HoldOut.of(released)

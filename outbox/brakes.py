@@ -7,17 +7,23 @@ commit), so a limit is never exceeded; without a brake nobody waits for anybody.
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
-from outbox.errors import BrakeHit
-from outbox.rows import Claim
-from outbox.settings import Brake
+from outbox.errors import BrakeHit, Busy
+from outbox.rows import Claim, Json
+from outbox.settings import LONGEST_WINDOW, Brake
 
 # So few teardowns are no stampede, whatever percentage of a small tenant they are.
 PERCENT_FROM = 5
 
+# A worker that stands still with its turn loses it soon; whoever has waited longer than that tries again later.
 _TAKE_TURNS = text("""
+    SET LOCAL idle_in_transaction_session_timeout = '2s';
+    SET LOCAL lock_timeout = '5s';
     SELECT pg_advisory_xact_lock(hashtextextended('brake:' || scope || ':' || subject, 0))
       FROM unnest(CAST(:scopes AS text[]), CAST(:subjects AS text[])) AS asked (scope, subject)""")
+# What those say who waited in vain: for the lock, for a statement, or in a circle.
+_NO_TURN = ("55P03", "57014", "40P01")
 
 # Those of the scope that exist and were not counted as started; an index for each of the two.
 _LIVE = """SELECT FROM resources
@@ -56,39 +62,47 @@ _TAKE = text(f"""
                        LIMIT CAST(ceil((taken + 1) * 100 / percent) AS bigint)) AS live) AS existing
           FROM counted
     ), hit AS (
-        SELECT scope, subject, taken, existing FROM judged
+        SELECT scope, subject, taken, existing, clock_timestamp() AS judged_at FROM judged
          WHERE taken >= most
             OR (percent < 100 AND taken + 1 >= {PERCENT_FROM} AND (taken + 1) * 100 > percent * existing)
     ), forgotten AS (
         DELETE FROM brake_starts USING asked
          WHERE brake_starts.scope = asked.scope AND brake_starts.subject = asked.subject
-           AND brake_starts.at < clock_timestamp() - 2 * span AND brake_starts.resource_id <> :resource_id
+           AND brake_starts.at < clock_timestamp() - CAST(:longest AS interval)
+           AND brake_starts.resource_id <> :resource_id
     ), took AS (
         INSERT INTO brake_starts (scope, subject, resource_id)
         SELECT scope, subject, :resource_id FROM asked
-            ON CONFLICT DO NOTHING
+            ON CONFLICT (scope, subject, resource_id) DO UPDATE SET at = clock_timestamp()
+         WHERE brake_starts.at <= (SELECT since FROM since WHERE since.scope = excluded.scope
+                                                             AND since.subject = excluded.subject)
     )
     SELECT * FROM hit""")
 
 
 def take(db: Connection, claim: Claim, brakes: Sequence[Brake]) -> None:
-    """Count this teardown against its brakes, or raise BrakeHit; in the transaction of its `start`."""
+    """Count this teardown against its brakes, in the transaction of its `start`. Raises BrakeHit, Busy."""
     asked = sorted(brakes, key=lambda brake: (brake.scope, brake.subject))  # one order for all: no deadlock
     words = {"scopes": [brake.scope for brake in asked], "subjects": [brake.subject for brake in asked]}
-    db.execute(_TAKE_TURNS, words)
-    hit = db.execute(
-        _TAKE,
-        words
-        | {
-            "resource_id": claim.resource_id,
-            "limits": [brake.limit for brake in asked],
-            "windows": [brake.window for brake in asked],
-            "percents": [brake.max_percent for brake in asked],
-        },
-    ).first()
+    try:
+        db.execute(_TAKE_TURNS, words)
+        hit = db.execute(_TAKE, words | _limits(asked) | {"resource_id": claim.resource_id}).first()
+    except DBAPIError as error:
+        if getattr(error.orig, "pgcode", None) not in _NO_TURN:
+            raise
+        raise Busy(f"job {claim.id}: others start under the same brake") from error
     if hit is not None:
         brake = next(brake for brake in asked if (brake.scope, brake.subject) == (hit.scope, hit.subject))
-        raise BrakeHit(brake.scope, brake.subject, _why(brake, hit.taken, hit.existing))
+        raise BrakeHit(brake.scope, brake.subject, hit.judged_at, _why(brake, hit.taken, hit.existing))
+
+
+def _limits(asked: Sequence[Brake]) -> Json:
+    return {
+        "limits": [brake.limit for brake in asked],
+        "windows": [brake.window for brake in asked],
+        "percents": [brake.max_percent for brake in asked],
+        "longest": LONGEST_WINDOW,  # another worker's brake may look back further than this one's
+    }
 
 
 def _why(brake: Brake, taken: int, existing: int) -> str:

@@ -19,8 +19,8 @@ IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 # The API's threads (40) and a worker's hands share this; more connections than cores gain nothing.
 POOL_SIZE = 20
 READ_ONLY = "25006"
-# Shutting down, crashed, starting up; a standby.
-_AWAY = ("57P01", "57P02", "57P03", READ_ONLY)
+# Shutting down, crashed, starting up; a transaction that this process left open for too long; a standby.
+_AWAY = ("57P01", "57P02", "57P03", "25P03", READ_ONLY)
 # Classes: connection lost; no disk, no memory or no connection slot left.
 _AWAY_CLASSES = ("08", "53")
 

@@ -34,6 +34,8 @@ DeprovisionerError
     └── Refused              it must not be done: stick for a person
 """
 
+import datetime as dt
+
 
 class DeprovisionerError(Exception):
     """The root; its text is fit to be shown to the person who asked."""
@@ -144,12 +146,13 @@ class Held(StartRefused):
 
 
 class BrakeHit(StartRefused):
-    """A brake of `scope` (`backend` or `tenant`) `subject` lets nothing more start."""
+    """A brake of `scope` (`backend` or `tenant`) `subject` let nothing more start, when that was judged."""
 
-    def __init__(self, scope: str, subject: str, message: str) -> None:
+    def __init__(self, scope: str, subject: str, judged_at: dt.datetime, message: str) -> None:
         super().__init__(message)
         self.scope = scope
         self.subject = subject
+        self.judged_at = judged_at
 
 
 class Unwanted(StartRefused):

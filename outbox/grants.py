@@ -18,7 +18,7 @@ RIGHTS = {
     "tokens": "SELECT, INSERT, UPDATE",
     "breakers": "SELECT, INSERT, UPDATE, DELETE",
     "holds": "SELECT, INSERT, UPDATE",
-    "brake_starts": "SELECT, INSERT, DELETE",
+    "brake_starts": "SELECT, INSERT, UPDATE, DELETE",
     "operations": "SELECT, INSERT, UPDATE",
     "operation_items": "SELECT, INSERT, UPDATE",
     "observations": "SELECT, INSERT, UPDATE, DELETE",

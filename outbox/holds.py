@@ -93,10 +93,14 @@ def _in_use(db: Connection, scope: HoldScope, subject: str) -> bool:
     return bool(db.execute(text(_KNOWN[scope]), {"subject": subject}).scalar_one())
 
 
-# The loser of two reads what the winner's index entry let stand.
+# The loser of two reads what the winner's index entry let stand. What was judged before the last release is old news.
 _ENGAGE_BRAKE = text(f"""
     WITH engaged AS (
-        INSERT INTO holds (scope, subject, cause, reason, actor) VALUES (:scope, :subject, 'brake', :reason, :actor)
+        INSERT INTO holds (scope, subject, cause, reason, actor)
+        SELECT :scope, :subject, 'brake', :reason, :actor
+         WHERE NOT EXISTS (SELECT FROM holds
+                            WHERE cause = 'brake' AND scope = :scope AND subject = :subject
+                              AND released_at > :judged_at)
             ON CONFLICT (scope, subject) WHERE cause = 'brake' AND released_at IS NULL DO NOTHING
      RETURNING {_COLUMNS}
     )
@@ -108,8 +112,8 @@ _ENGAGE_BRAKE = text(f"""
 
 
 def engage_brake(db: Connection, hit: BrakeHit, *, actor: str) -> tuple[Hold, bool] | None:
-    """The hold that a brake engages, and whether it is new; None when one was released at this very moment."""
-    asked = {"scope": hit.scope, "subject": hit.subject, "actor": actor, "reason": str(hit)}
+    """The hold that a brake engages, and whether it is new; None when one was released since it was hit."""
+    asked = vars(hit) | {"actor": actor, "reason": str(hit)}
     row = db.execute(_ENGAGE_BRAKE, asked).one_or_none()
     return None if row is None else (Hold.read(row), row.new)
 

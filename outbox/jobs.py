@@ -328,8 +328,8 @@ def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None
     `seen` is what was looked at before. `under` brakes, `db` is a transaction, in which the teardown is counted
     and started. Raises ClaimLost, Busy, Held, BrakeHit, Unwanted; then nothing may be done.
     """
-    if under:
-        brakes.take(db, claim, under)
+    if under and not _may_start(db, claim, ResourceStatus.DELETING):
+        brakes.take(db, claim, under)  # only what may start is judged, and so can hit it
     asked = _of(claim) | _note("started", worker, detail=None if seen is None else {"seen": seen})
     if db.execute(_START_DEPROVISION, asked).one_or_none() is None:
         _start_refused(db, claim, ResourceStatus.DELETING)
@@ -355,22 +355,33 @@ def start_provision(
 
 
 def _start_refused(db: Connection, claim: Claim, wanted: ResourceStatus) -> None:
-    row = db.execute(
-        text("""
-        SELECT outbox.fence, outbox.state, outbox.started_fence, lease_expires_at > now() AS alive, resources.status
-          FROM outbox JOIN resources ON resources.id = outbox.resource_id
-         WHERE outbox.id = :id"""),
-        {"id": claim.id},
-    ).one()
+    if not _may_start(db, claim, wanted):
+        raise Busy(f"job {claim.id}: what kept it from starting has just passed")
+
+
+_MAY_START = text("""
+    SELECT outbox.fence, outbox.state, outbox.started_fence, lease_expires_at > now() AS alive, resources.status,
+           EXISTS (SELECT FROM outbox AS other
+                    WHERE other.resource_id = outbox.resource_id AND other.id <> outbox.id
+                      AND other.state = 'running') AS contended
+      FROM outbox JOIN resources ON resources.id = outbox.resource_id
+     WHERE outbox.id = :id""")
+
+
+def _may_start(db: Connection, claim: Claim, wanted: ResourceStatus) -> bool:
+    """Raise what keeps it from starting; True when it has started, and only the answer was lost."""
+    row = db.execute(_MAY_START, {"id": claim.id}).one()
     if row.fence != claim.fence or row.state != JobState.RUNNING or not row.alive:
         raise ClaimLost(f"job {claim.id}: the claim with fence {claim.fence} is no longer ours")
     if row.started_fence == claim.fence:
-        return  # it had landed; only its answer was lost
+        return True
     if row.status != wanted:
         raise Unwanted(f"job {claim.id}: its resource is {row.status}, not {wanted}")
     if over := holds.over(db, claim.id):
         raise Held(f"{over[0].name} is in force", over[0].id)
-    raise Busy(f"job {claim.id}: another job of its resource is running")
+    if row.contended:
+        raise Busy(f"job {claim.id}: another job of its resource is running")
+    return False
 
 
 _COMPLETE = text(f"""
@@ -473,19 +484,32 @@ def defer(db: Connection, claim: Claim, *, worker: str, error: str, delay: float
         _landed(db, claim, asked)
 
 
-# Whatever was parked at the very moment of a release is found by the next sweep.
+# Whatever was parked at the very moment of a release is found by the next sweep. From what is parked to the holds, by
+# hops over the index: neither many released holds nor many parked jobs cost more than what is woken. The range is one
+# hold; written so, only the index has the order that is asked for.
 _WAKE = text("""
+    WITH RECURSIVE parked AS (
+        SELECT min(held_by) AS hold FROM outbox WHERE held_by IS NOT NULL
+         UNION ALL
+        SELECT (SELECT min(held_by) FROM outbox WHERE held_by > parked.hold) FROM parked WHERE parked.hold IS NOT NULL
+    )
     UPDATE outbox SET held_by = NULL
      WHERE id = ANY(ARRAY(
-           SELECT parked.id FROM holds
-            CROSS JOIN LATERAL (SELECT id FROM outbox WHERE held_by = holds.id FOR UPDATE SKIP LOCKED)
-                       AS parked
+           SELECT woken.id
+             FROM parked JOIN holds ON holds.id = parked.hold
+            CROSS JOIN LATERAL (
+                  SELECT outbox.id FROM outbox WHERE held_by >= parked.hold AND held_by <= parked.hold
+                   ORDER BY held_by LIMIT :batch FOR UPDATE SKIP LOCKED) AS woken
             WHERE released_at IS NOT NULL
             LIMIT :batch))
  RETURNING id""")
 
 
-def wake(db: Connection, *, batch: int = 1_000) -> int:
+# Each batch locks its rows for some tens of milliseconds.
+WAKE_BATCH = 1_000
+
+
+def wake(db: Connection, *, batch: int = WAKE_BATCH) -> int:
     """No arrow: jobs parked under a hold that was released may be claimed again; how many, at most `batch`."""
     return len(db.execute(_WAKE, {"batch": batch}).all())
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
@@ -39,6 +39,10 @@ class Served:
 
 # Where a backend has no room, every job that ends would ask for looks anew: a round trip for nothing.
 LOOK_AGAIN_SECONDS = 0.5
+
+
+# Others sweep too, and between two steps of one backlog there is other work.
+MOST_A_SWEEP = 10_000
 
 
 class Hands:
@@ -93,16 +97,27 @@ class Hands:
 
         Once an hour, a checkpoint of the audit.
         """
-        with db.statement() as session:
-            expired = jobs.expire(session, actor=self._worker)
-            swept = jobs.sweep(session, actor=self._worker)
-            woken = jobs.wake(session)
-        if expired or swept or woken:
-            log.warning("swept", actor=self._worker, lost=swept, expired=expired, woken=woken)
+        expired = self._step(jobs.expire, actor=self._worker)
+        lost = self._step(jobs.sweep, actor=self._worker)
+        woken = self._step(jobs.wake)
+        if expired or lost or woken:
+            log.warning("swept", actor=self._worker, lost=lost, expired=expired, woken=woken)
         self._looks_wanted, self._next_look = True, -math.inf
         self.drain()
         with db.transaction() as session:
             audit.checkpoint(session, actor=self._worker)
+
+    def _step(self, step: Callable[..., int], **words: Any) -> int:
+        """One step of a sweep, in batches until there is no more; where it fails, the others are done all the same."""
+        moved, more = 0, 1
+        while more and moved < MOST_A_SWEEP:
+            more = self._guarded(lambda: self._ask(step, **words)) or 0
+            moved += more
+        return moved
+
+    def _ask(self, step: Callable[..., int], **words: Any) -> int:
+        with db.statement() as session:
+            return step(session, **words)
 
     def _fill(self, *, rung: bool) -> None:
         """Claim, or have whoever is claiming do it once more: nobody waits for another's claim."""

@@ -251,6 +251,10 @@ class Run:
         self._record(jobs.defer, error=f"{hold.name} is in force: a brake was hit", hold=hold.id)
 
     def _retry(self, error: str) -> None:
+        if not self.started and (over := self._do(lambda session: holds.over(session, self.claim.id))):
+            # It would not have been let start: that it failed before burns no attempt.
+            self._record(jobs.defer, error=f"{over[0].name} is in force; {error}", hold=over[0].id)
+            return
         if self.claim.attempts >= self.claim.max_attempts:
             acted = self.started or self._in_doubt()
             self._give_up(StuckReason.OUTCOME_UNKNOWN if acted and not self.backend.observable else _SPENT, error)

@@ -70,12 +70,17 @@ def hold_list(released: bool, limit: int, cursor: str | None, as_json: bool) -> 
 @as_json_option
 def hold_release(hold_id: int, reason: str, as_json: bool) -> None:
     """End one hold. A brake that engaged it begins to count anew."""
+    from contextlib import suppress  # noqa: PLC0415
+
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
     from outbox import db, doorbell, holds, jobs, queries  # noqa: PLC0415
 
     with db.statement() as session:
         released = holds.release(session, hold_id, actor=me(), reason=reason)
-        jobs.wake(session)  # a first batch; the sweeps see to the rest
         others = queries.list_holds(session).items
+    with suppress(SQLAlchemyError), db.statement() as session:
+        jobs.wake(session)  # a first batch; it is released, and the sweeps see to the rest
     doorbell.ring_now()
     if as_json:
         print_json(vars(released))

@@ -332,7 +332,7 @@ CLAIMS = (
     ),
     *cut(
         JOBS,
-        "def _start_refused(",
+        "def _may_start(",
         MOVES,
         (
             "start: refused to a stale fence",
@@ -392,6 +392,28 @@ CLAIMS = (
     ),
     *cut(
         JOBS,
+        "",
+        BRAKES,
+        (
+            "brake: only what may start is judged",
+            "under and not _may_start(db, claim, ResourceStatus.DELETING)",
+            "under",
+            "test_what_may_not_start_is_not_judged",
+        ),
+    ),
+    *cut(
+        "outbox/holds.py",
+        "_ENGAGE_BRAKE = text(",
+        BRAKES,
+        (
+            "brake: old news engage nothing",
+            "AND released_at > :judged_at",
+            "AND false",
+            "test_what_was_judged_before_a_release_engages_no_new_hold",
+        ),
+    ),
+    *cut(
+        JOBS,
         "_WAKE = text(",
         HOLDS,
         (
@@ -402,8 +424,9 @@ CLAIMS = (
         ),
         (
             "wake: batch",
-            "LIMIT :batch",
-            "",
+            "LIMIT :batch FOR UPDATE SKIP LOCKED) AS woken\n            WHERE released_at IS NOT NULL\n"
+            "            LIMIT :batch",
+            "FOR UPDATE SKIP LOCKED) AS woken\n            WHERE released_at IS NOT NULL",
             "test_a_tenant_s_jobs_are_parked_under_its_hold_and_woken_by_its_release",
         ),
     ),
@@ -443,6 +466,30 @@ CLAIMS = (
             "test_a_resource_counts_once_however_often_it_is_tried",
         ),
         ("brake: window", "AND at > since AND", "AND", "test_the_window_slides"),
+        (
+            "brake: a resource of another window counts again",
+            "DO UPDATE SET at = clock_timestamp()",
+            "DO UPDATE SET at = brake_starts.at",
+            "test_a_resource_of_an_earlier_window_counts_again",
+        ),
+        (
+            "brake: what others count stays",
+            "clock_timestamp() - CAST(:longest AS interval)",
+            "clock_timestamp() - 2 * span",
+            "test_workers_with_another_window_leave_each_other_what_they_count",
+        ),
+        (
+            "brake: nobody waits for long",
+            "SET LOCAL lock_timeout = '5s'",
+            "SET LOCAL lock_timeout = '0'",
+            "test_who_waits_too_long_for_a_turn_comes_back_later_and_burns_nothing",
+        ),
+        (
+            "brake: a turn is lost by standing still",
+            "SET LOCAL idle_in_transaction_session_timeout = '2s'",
+            "SET LOCAL idle_in_transaction_session_timeout = '0'",
+            "test_a_turn_is_lost_by_standing_still",
+        ),
         (
             "brake: anew after a release",
             "SELECT max(released_at) FROM holds",

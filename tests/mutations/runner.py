@@ -127,6 +127,12 @@ GUARDS_OF_RUNNER = (
             "tests/outbox/test_brakes.py::test_sixteen_workers_and_a_limit_of_fifty_make_exactly_fifty_starts_and_one_hold",
         ),
         (
+            "run: what fails before its start burns nothing under a hold",
+            "if not self.started and (over :=",
+            "if False and (over :=",
+            "tests/outbox/test_holds.py::test_what_fails_before_its_start_burns_no_attempt_under_a_hold",
+        ),
+        (
             "run: a held job is parked",
             "error=text, hold=error.hold_id",
             "error=text",
@@ -222,14 +228,20 @@ GUARDS_OF_RUNNER = (
             "test_a_claim_whose_answer_was_lost_is_taken_up_at_the_next_look",
         ),
         (
+            "hands: a sweep's steps fail each for itself",
+            "more = self._guarded(lambda: self._ask(step, **words)) or 0",
+            "more = self._ask(step, **words)",
+            "tests/worker/test_hands.py::test_a_step_of_a_sweep_that_fails_keeps_no_other_from_being_done",
+        ),
+        (
             "hands: sweep",
-            "swept = jobs.sweep(session, actor=self._worker)",
-            "swept = 0",
+            "lost = self._step(jobs.sweep, actor=self._worker)",
+            "lost = 0",
             "test_a_sweep_puts_back_and_expires",
         ),
         (
             "hands: expire",
-            "expired = jobs.expire(session, actor=self._worker)",
+            "expired = self._step(jobs.expire, actor=self._worker)",
             "expired = 0",
             "test_a_sweep_puts_back_and_expires",
         ),

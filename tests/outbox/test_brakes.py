@@ -4,15 +4,17 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
 
 from outbox import db as database
 from outbox import holds, jobs, settings
-from outbox.errors import BrakeHit, ClaimLost, SettingsError
+from outbox.errors import BrakeHit, ClaimLost, Held, SettingsError
 from outbox.rows import Claim
 from outbox.settings import Brake
+from outbox.states import HoldScope
 from tests.outbox.given import a_claim, a_job, a_resource, claims, job
 from tests.worker.test_runner import Shelf
 from worker.runner import Run
@@ -150,9 +152,73 @@ def test_the_window_slides(db: Connection) -> None:
         start(late, brake)
     db.execute(text("UPDATE brake_starts SET at = at - interval '11 minutes'"))
     start(late, brake)
-    db.execute(text("UPDATE brake_starts SET at = at - interval '21 minutes'"))
+    db.execute(text("UPDATE brake_starts SET at = at - interval '31 days'"))
     start(a_claim(db), brake)
     assert db.execute(text("SELECT count(*) FROM brake_starts")).scalar_one() == 1, "what is long past is forgotten"
+
+
+def test_a_resource_of_an_earlier_window_counts_again(db: Connection) -> None:
+    brake = Brake("backend", "pg-main", limit=1, window=timedelta(minutes=10))
+    again = a_claim(db)
+    start(again, brake)
+    db.execute(text("UPDATE brake_starts SET at = at - interval '11 minutes'"))
+    jobs.retry(db, again, worker="w", error="e")
+    db.execute(text("UPDATE outbox SET available_at = now()"))
+    start(claims(db)[0], brake)
+    with pytest.raises(BrakeHit):
+        start(a_claim(db), brake)
+
+
+def test_workers_with_another_window_leave_each_other_what_they_count(db: Connection) -> None:
+    long, short = (Brake("backend", "pg-main", limit=1, window=timedelta(minutes=n)) for n in (60, 1))
+    start(a_claim(db), long)
+    db.execute(text("UPDATE brake_starts SET at = at - interval '10 minutes'"))
+    start(a_claim(db), short)
+    with pytest.raises(BrakeHit):
+        start(a_claim(db), long)
+
+
+def test_what_may_not_start_is_not_judged(db: Connection) -> None:
+    brake = Brake("backend", "pg-main", limit=1, window=timedelta(minutes=10))
+    start(a_claim(db), brake)
+    zombie, held = a_claim(db), a_claim(db)
+    db.execute(text("UPDATE outbox SET fence = fence + 1 WHERE id = :id"), {"id": zombie.id})
+    with pytest.raises(ClaimLost):
+        start(zombie, brake)
+    holds.engage(db, HoldScope.TENANT, "acme", actor="op", reason="night")
+    with pytest.raises(Held):
+        start(held, brake)
+
+
+def test_what_was_judged_before_a_release_engages_no_new_hold(db: Connection) -> None:
+    brake = Brake("backend", "pg-main", limit=1, window=timedelta(minutes=10))
+    start(a_claim(db), brake)
+    with pytest.raises(BrakeHit) as hit:
+        start(a_claim(db), brake)
+    first = holds.engage_brake(db, hit.value, actor="w")
+    assert first is not None
+    assert holds.engage_brake(db, hit.value, actor="w2") == (first[0], False)
+    holds.release(db, first[0].id, actor="op", reason="meant")
+    assert holds.engage_brake(db, hit.value, actor="w") is None
+
+
+def test_who_waits_too_long_for_a_turn_comes_back_later_and_burns_nothing(
+    db: Connection, braked: Settle, connect: Callable[[], Any]
+) -> None:
+    braked('brake = "9/10m"')
+    somebody = connect()
+    somebody.cursor().execute("SELECT pg_advisory_xact_lock(hashtextextended('brake:backend:pg-main', 0))")
+    claim = a_claim(db)
+    backend = Shelf()
+    Run(claim, backend, worker="w")()
+    assert (job(db, claim.id).state, job(db, claim.id).attempts, backend.torn) == ("pending", 0, [])
+    assert "others start under the same brake" in job(db, claim.id).last_error
+
+
+def test_a_turn_is_lost_by_standing_still(db: Connection) -> None:
+    with database.transaction() as session:
+        jobs.start(session, a_claim(db), worker="w", under=[Brake("tenant", "acme", 9, timedelta(minutes=1))])
+        assert session.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "2s"
 
 
 def test_every_brake_over_a_teardown_is_asked_and_none_counts_when_one_is_hit(db: Connection) -> None:

@@ -1,11 +1,14 @@
 """Holds: what they stop, what they leave alone, and what becomes of the jobs that met them."""
 
+import json
+import re
+
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from outbox import holds, jobs
-from outbox.errors import AlreadyReleased, BadRequest, Held, NotFound
+from outbox.errors import AlreadyReleased, BadRequest, Held, NotFound, Transient
 from outbox.states import HoldScope
 from tests.outbox.given import a_claim, a_job, a_resource, claim_of, claims, events_of, job
 from tests.worker.test_runner import Shelf
@@ -118,6 +121,38 @@ def test_what_is_gone_already_is_completed_under_a_hold_for_nothing_is_destroyed
     gone.torn.append(0)
     Run(claim, gone, worker="w")()
     assert job(db, claim.id).state == "succeeded"
+
+
+def test_what_fails_before_its_start_burns_no_attempt_under_a_hold(db: Connection) -> None:
+    claim = a_claim(db)
+    made = hold(db, HoldScope.TENANT, "acme")
+    Run(claim, Shelf(sees=[Transient("too many clients")]), worker="w")()
+    row = job(db, claim.id)
+    assert (row.state, row.attempts, row.held_by) == ("pending", 0, made.id)
+    assert "too many clients" in row.last_error
+
+
+def test_waking_reads_what_is_parked_and_no_more_however_many_holds_there_were(db: Connection) -> None:
+    still = hold(db)
+    resource = a_resource(db, status="deleting")
+    db.execute(text("SET session_replication_role = replica; DROP INDEX outbox_one_deprovision"))
+    db.execute(
+        text("""INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id, held_by)
+                SELECT 'deprovision', :id, 'pg-main', 10, :id, :still FROM generate_series(1, 30000)"""),
+        {"id": resource, "still": still.id},
+    )
+    db.execute(
+        text("""INSERT INTO holds (scope, cause, reason, actor, released_at, released_by, release_reason)
+                SELECT 'global', 'operator', 'r', 'op', now(), 'op', 'r' FROM generate_series(1, 2000)""")
+    )
+    last = db.execute(text("SELECT max(id) FROM holds")).scalar_one()
+    db.execute(text("UPDATE outbox SET held_by = :last WHERE id IN (7, 8, 9)"), {"last": last})
+    db.execute(text("ANALYZE outbox, holds"))
+    plan = db.execute(text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {jobs._WAKE.text}"), {"batch": 1000}).scalar_one()
+    told = json.dumps(plan)
+    assert not re.search(r'"Node Type": "Seq Scan", [^}]*"Relation Name": "outbox"', told)
+    assert plan[0]["Plan"]["Shared Hit Blocks"] < 500
+    assert db.execute(text("SELECT count(*) FROM outbox WHERE held_by IS NULL")).scalar_one() == 3
 
 
 def test_a_hold_is_released_once_and_kept_for_ever(db: Connection) -> None:

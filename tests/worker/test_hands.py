@@ -114,6 +114,21 @@ def test_a_sweep_puts_back_and_expires(db: Connection) -> None:
     assert status_of(db, expired) == "deleting"
 
 
+def test_a_step_of_a_sweep_that_fails_keeps_no_other_from_being_done(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> int:
+        raise sa.exc.OperationalError("canceling statement due to statement timeout", {}, Exception())
+
+    id = a_job(db)
+    for step in ("expire", "sweep", "wake"):
+        monkeypatch.setattr(jobs, step, fails)
+    with hands({"pg-main": 1}, slots=1) as made:
+        made.sweep()
+        assert running(db) == {"pg-main": 1}
+    assert job(db, id).state == "succeeded"
+
+
 def test_an_operation_goes_on_between_the_sweeps(db: Connection) -> None:
     ids = stuck(db, "a", "b", "c")
     redrive(rate=1)
