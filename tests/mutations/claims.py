@@ -482,13 +482,13 @@ CLAIMS = (
             "brake: nobody waits for long",
             "SET LOCAL lock_timeout = '5s'",
             "SET LOCAL lock_timeout = '0'",
-            "test_who_waits_too_long_for_a_turn_comes_back_later_and_burns_nothing",
+            "test_a_turn_is_neither_waited_for_nor_kept_for_long",
         ),
         (
             "brake: a turn is lost by standing still",
             "SET LOCAL idle_in_transaction_session_timeout = '2s'",
             "SET LOCAL idle_in_transaction_session_timeout = '0'",
-            "test_a_turn_is_lost_by_standing_still",
+            "test_a_turn_is_neither_waited_for_nor_kept_for_long",
         ),
         (
             "brake: anew after a release",

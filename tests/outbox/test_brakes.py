@@ -170,7 +170,7 @@ def test_a_resource_of_an_earlier_window_counts_again(db: Connection) -> None:
 
 
 def test_workers_with_another_window_leave_each_other_what_they_count(db: Connection) -> None:
-    long, short = (Brake("backend", "pg-main", limit=1, window=timedelta(minutes=n)) for n in (60, 1))
+    long, short = (Brake("backend", "pg-main", limit=2, window=timedelta(minutes=n)) for n in (60, 1))
     start(a_claim(db), long)
     db.execute(text("UPDATE brake_starts SET at = at - interval '10 minutes'"))
     start(a_claim(db), short)
@@ -215,10 +215,11 @@ def test_who_waits_too_long_for_a_turn_comes_back_later_and_burns_nothing(
     assert "others start under the same brake" in job(db, claim.id).last_error
 
 
-def test_a_turn_is_lost_by_standing_still(db: Connection) -> None:
+def test_a_turn_is_neither_waited_for_nor_kept_for_long(db: Connection) -> None:
     with database.transaction() as session:
         jobs.start(session, a_claim(db), worker="w", under=[Brake("tenant", "acme", 9, timedelta(minutes=1))])
         assert session.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "2s"
+        assert session.execute(text("SHOW lock_timeout")).scalar_one() == "5s"
 
 
 def test_every_brake_over_a_teardown_is_asked_and_none_counts_when_one_is_hit(db: Connection) -> None:
