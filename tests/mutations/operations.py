@@ -81,7 +81,7 @@ GUARDS_OF_OPERATIONS = (
         ("operations: protected from the beginning", 'sa.case((living.c.protected, "protected"))', "sa.null()", _LEFT),
     ),
     *_of(
-        "def preview_redrive(",
+        "    _refuse_unknown(db, wanted)\n    stuck = _stuck(wanted).subquery()",
         (
             "operations: a filter that is known",
             "    _refuse_unknown(db, wanted)\n",
@@ -90,7 +90,7 @@ GUARDS_OF_OPERATIONS = (
         ),
     ),
     *_of(
-        "def preview_offboard(",
+        "    _refuse_stranger(db, tenant)\n    living = ",
         (
             "operations: a tenant that is known",
             "    _refuse_stranger(db, tenant)\n",
