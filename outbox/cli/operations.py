@@ -152,6 +152,8 @@ def tenants_offboard(
             what = f"delete {doomed} and leave {seen.protected} protected" if seen.protected else ""
             said = ("tenants", "offboard", tenant, "--reason", reason, "--expect", str(seen.count))
             _say_how(what or f"delete exactly these {doomed}", seen, *said)
+        else:
+            click.echo("\nthere is nothing to delete")
         return
     with db.transaction() as session:
         begun = operations.begin_offboard(

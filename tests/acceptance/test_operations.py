@@ -364,6 +364,8 @@ def test_a_running_operation_is_stopped_at_a_shell_and_over_http(api: httpx.Clie
 
 def test_a_typing_error_is_refused_and_finds_not_merely_nothing(shell: Any, db: Connection) -> None:
     stuck(db)
+    a_resource(db, tenant="zed", protected=True)
+    assert shell("tenants", "offboard", "zed", "--reason", "r").stdout.endswith("\nthere is nothing to delete\n")
     for words, code, said in [
         (("jobs", "redrive-all", "--backend", "pg-mian"), 1, "there is no backend 'pg-mian' here"),
         (("jobs", "redrive-all", "--tenant", "acne"), 1, "there is no tenant 'acne' here"),
