@@ -13,6 +13,7 @@ from api.schemas import (
     OperationOut,
     OperationPage,
     OperationStoryOut,
+    Reason,
     RedriveMany,
     RedrivePreview,
     Word,
@@ -76,3 +77,10 @@ def list_operations(_: Operator, wanted: Annotated[OperationFilter, Query()]) ->
 def show(operation_id: OperationId, _: Operator) -> OperationStoryOut:
     """One operation, and how far it is."""
     return OperationStoryOut.told(*ask(lambda session: queries.operation(session, operation_id)))
+
+
+@router.post("/operations/{operation_id}/stop")
+def stop(operation_id: OperationId, body: Reason, who: Operator) -> OperationOut:
+    """Leave alone what it has not done yet; what it has done goes on. One that has ended is a 409."""
+    ended = ask(lambda session: operations.stop(session, operation_id, actor=who.actor, reason=body.reason))
+    return OperationOut.of(ended)

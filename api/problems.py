@@ -30,6 +30,7 @@ TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
     (errors.FenceMismatch, 409, "fence_mismatch"),
     (errors.AlreadyReleased, 409, "already_released"),
     (errors.DigestMismatch, 409, "digest_mismatch"),
+    (errors.AlreadyFinished, 409, "already_finished"),
     (errors.StillThere, 409, "still_there"),
     (errors.NotObserved, 409, "not_observed"),
     (errors.NotATeardown, 409, "not_a_teardown"),

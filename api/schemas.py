@@ -210,7 +210,7 @@ class BulkFilter(JobFilterIn):
 
 
 Digest = Annotated[
-    str, Field(pattern=r"^[0-9]{1,19}-[0-9a-f]{64}$", description="`digest` of the dry run: the very same set, or 409")
+    str, Field(pattern=f"^{operations.DIGEST}$", description="`digest` of the dry run: the very same set, or 409")
 ]
 
 
@@ -580,14 +580,16 @@ class CanaryOut(BaseModel):
     job_id: int
     state: JobState
     outcome: ItemOutcome | None
+    next_attempt_at: dt.datetime | None
 
 
 class ProgressOut(TallyOut):
-    """How far it is; `jobs` counts the jobs of what is done by their state now."""
+    """How far it is; `jobs` counts the jobs of what is done by their state now, `stuck_jobs` names ten of the stuck."""
 
     backends: dict[str, TallyOut]
     canaries: list[CanaryOut]
     jobs: dict[JobState, int]
+    stuck_jobs: list[int]
 
 
 class OperationStoryOut(OperationOut):

@@ -146,6 +146,7 @@ class Proof:
     """How one resource came to be deleted; None is what is not recorded.
 
     `ended` is the event `completed`, or `resolved` where an operator ended the job on a look's evidence, or by two.
+    `redriven` are the operators' decisions between attempts: one at fence 2 came after attempt 2.
 
     `checkpoint` is the first that covers the end of its teardown, None while none does.
     """
@@ -154,6 +155,7 @@ class Proof:
     request_id: uuid.UUID | None
     asked: Event | None
     attempts: list[Attempt]
+    redriven: list[Event]
     ended: Event | None
     chain: Chain
     checkpoint: Checkpoint | None
@@ -228,6 +230,7 @@ def _proof(resource: Resource, links: list[Row[Any]], end: Row[Any] | None) -> P
         request_id=end.request_id if end else None,
         asked=named.get("enqueued"),
         attempts=_attempts(story),
+        redriven=[event for event in story if event.event == "redriven"],
         ended=named.get("completed") or named.get("resolved"),
         chain=Chain(links[-1].seq if links else 0, links[-1].hash if links else None, whole),
         checkpoint=Checkpoint(end.id, end.at, end.heads, end.hash) if end and end.id else None,

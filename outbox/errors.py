@@ -15,6 +15,7 @@ DeprovisionerError
 │   ├── AlreadyManaged       that very object belongs to a living resource
 │   ├── AlreadyReleased      a hold ends once
 │   ├── DigestMismatch       a bulk action's set is not what its preview told of
+│   ├── AlreadyFinished      an operation ends once
 │   ├── JobNotStuck          only a stuck job can be re-driven or resolved
 │   ├── FenceMismatch        the job has moved since the operator looked
 │   ├── StillThere           the last look at the backend found the object, or another under its name
@@ -103,6 +104,10 @@ class AlreadyReleased(Conflict):
 
 class DigestMismatch(Conflict):
     """The set of a bulk action is not the one that was previewed."""
+
+
+class AlreadyFinished(Conflict):
+    """The operation has ended, well or not."""
 
 
 class StillThere(Conflict):

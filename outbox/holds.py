@@ -75,10 +75,15 @@ def engage(db: Connection, scope: HoldScope, subject: str | None, *, actor: str,
     """
     if (scope is HoldScope.GLOBAL) != (subject is None):
         raise BadRequest("a hold on everything has no subject, any other names its backend, tenant or kind")
-    if subject is not None and not (_configured(scope, subject) or _in_use(db, scope, subject)):
+    if subject is not None and not known(db, scope, subject):
         raise BadRequest(f"there is no {scope} {subject!r} here: this hold would stop nothing")
     row = db.execute(_ENGAGE, {"scope": scope, "subject": subject, "actor": actor, "reason": reason}).one()
     return Hold.read(row)
+
+
+def known(db: Connection, scope: HoldScope, subject: str) -> bool:
+    """Whether the backends file or a row knows this backend, tenant or kind; else it is a typing error."""
+    return _configured(scope, subject) or _in_use(db, scope, subject)
 
 
 def _configured(scope: HoldScope, subject: str) -> bool:

@@ -15,11 +15,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
-from outbox import jobs, tables
-from outbox.errors import BadRequest, DigestMismatch
+from outbox import holds, jobs, tables
+from outbox.errors import AlreadyFinished, BadRequest, DigestMismatch, NotFound
 from outbox.queries import JobFilter
 from outbox.rows import Job, Json, Operation, Resource, columns, read
-from outbox.states import JobState, OperationKind, ResourceStatus
+from outbox.states import HoldScope, JobState, OperationKind, ResourceStatus
 
 # Jobs a second that an operation re-drives: about what one worker's hands get done with fast backends.
 RATE, MAX_RATE = 50, 1000
@@ -29,6 +29,8 @@ BATCH = 100
 SAMPLE = 20
 # Between two looks at canaries that are not done yet, and at the most between two steps.
 LOOK_SECONDS = 1.0
+# How a digest is written: the count, and SHA-256 in hexadecimal.
+DIGEST = r"[0-9]{1,19}-[0-9a-f]{64}"
 # Two sums of hashes with different seeds: order does not matter, and the database needs no memory for them.
 _SEEDS = (0, 1)
 
@@ -67,7 +69,11 @@ _SAMPLE_OF_JOBS = text(f"SELECT {columns(Job, 'job')} FROM outbox AS job WHERE i
 
 
 def preview_redrive(db: Connection, wanted: JobFilter) -> Preview:
-    """What a bulk re-drive would work on; `db` is a snapshot's, so that all of it is of one moment."""
+    """What a bulk re-drive would work on; `db` is a snapshot's, so that all of it is of one moment.
+
+    Raises BadRequest when nobody knows the filter's backend or tenant.
+    """
+    _refuse_unknown(db, wanted)
     stuck = _stuck(wanted).subquery()
     found = _told(db, OperationKind.REDRIVE, words(wanted), stuck, stuck.c.id, stuck.c.fence)
     first = db.execute(sa.select(stuck.c.id).order_by(stuck.c.id).limit(SAMPLE)).scalars().all()
@@ -81,8 +87,9 @@ def begin_redrive(
     """Write down the previewed jobs for the workers to re-drive, at most `rate` a second.
 
     The first of each backend goes alone, and the others when it has succeeded. `db` is a transaction's.
-    Raises DigestMismatch when the filter finds other jobs, or the same at other fences.
+    Raises DigestMismatch when the filter finds other jobs, or the same at other fences, and what a preview raises.
     """
+    _refuse_unknown(db, wanted)
     operation = _insert(db, OperationKind.REDRIVE, words(wanted), reason=reason, actor=actor, digest=digest, rate=rate)
     stuck, number = _stuck(wanted).subquery(), sa.func.row_number()
     first = number.over(partition_by=stuck.c.backend, order_by=stuck.c.id) == 1
@@ -100,7 +107,11 @@ _SAMPLE_OF_RESOURCES = text(f"""
 
 
 def preview_offboard(db: Connection, tenant: str) -> OffboardPreview:
-    """What an offboarding would delete; `db` is a snapshot's, so that all of it is of one moment."""
+    """What an offboarding would delete; `db` is a snapshot's, so that all of it is of one moment.
+
+    Raises NotFound when the tenant has never had a resource or a token.
+    """
+    _refuse_stranger(db, tenant)
     living = _living(tenant).subquery()
     found = _told(db, OperationKind.OFFBOARD, {"tenant": tenant}, living, living.c.id, living.c.protected)
     protected = db.execute(sa.select(sa.func.count()).select_from(living).where(living.c.protected)).scalar_one()
@@ -123,8 +134,9 @@ def begin_offboard(
 ) -> Operation:
     """Write down the tenant's living resources for the workers to delete; what is protected is left.
 
-    What the tenant makes later is not part of it. `db` is a transaction's. Raises DigestMismatch.
+    What the tenant makes later is not part of it. `db` is a transaction's. Raises NotFound, DigestMismatch.
     """
+    _refuse_stranger(db, tenant)
     operation = _insert(db, OperationKind.OFFBOARD, {"tenant": tenant}, reason=reason, actor=actor, digest=digest)
     living = _living(tenant).subquery()
     place = sa.func.row_number().over(order_by=living.c.id)
@@ -147,6 +159,18 @@ def words(wanted: JobFilter) -> Json:
     if "older_than" in said:
         said["older_than_seconds"] = int(said.pop("older_than").total_seconds())
     return json.loads(json.dumps(said, default=str)) or {"all": True}
+
+
+def _refuse_unknown(db: Connection, wanted: JobFilter) -> None:
+    """A typing error finds nothing, and nothing to do looks like all is well."""
+    for scope, subject in ((HoldScope.BACKEND, wanted.backend), (HoldScope.TENANT, wanted.tenant)):
+        if subject is not None and not holds.known(db, scope, subject):
+            raise BadRequest(f"there is no {scope} {subject!r} here: this filter would find nothing")
+
+
+def _refuse_stranger(db: Connection, tenant: str) -> None:
+    if not holds.known(db, HoldScope.TENANT, tenant):
+        raise NotFound(f"there is no tenant {tenant!r}")
 
 
 def _stuck(wanted: JobFilter) -> "sa.Select[Any]":
@@ -190,6 +214,13 @@ def _insert(
     return int(db.execute(_INSERT, said | {"rate": rate}).scalar_one())
 
 
+# What else a digest is of than the count.
+_NOUNS = {
+    OperationKind.REDRIVE: "jobs (or at other fences)",
+    OperationKind.OFFBOARD: "resources (or protected otherwise)",
+}
+
+
 def _begun(
     db: Connection, id: int, kind: OperationKind, filter: Json, digest: str, *key: "sa.ColumnElement[Any]"
 ) -> Operation:
@@ -202,12 +233,41 @@ def _begun(
     now = _told(db, kind, filter, mine, *(mine.c[f"key_{n}"] for n in range(len(key))))
     if now.digest != digest:
         then = digest.partition("-")[0]
-        raise DigestMismatch(
-            f"this is not what was previewed: there were {then} then, and are {now.count} now; preview again"
-        )
+        told = f"there were {then} then, and are {now.count} now"
+        if then == str(now.count):
+            told = f"there are {now.count}, as then, but other {_NOUNS[kind]} than then, or it is a mistyped digest"
+        raise DigestMismatch(f"this is not what was previewed: {told}; preview again")
     columns = [tables.operations.c[f.name] for f in fields(Operation)]
     total = sa.update(tables.operations).where(tables.operations.c.id == id).values(total=now.count)
     return Operation(**db.execute(total.returning(*columns)).one()._mapping)
+
+
+_COLUMNS = ", ".join(f"operations.{f.name}" for f in fields(Operation))
+# A step that is under way comes first, for it has the row; what it has done stays done.
+_STOP = text(f"""
+    WITH ended AS (
+        UPDATE operations SET finished_at = now(), error = concat_ws('; ', error, CAST(:why AS text))
+         WHERE id = :id AND finished_at IS NULL
+     RETURNING {_COLUMNS}
+    ), others AS (
+        UPDATE operation_items AS item SET outcome = 'stopped'
+          FROM ended WHERE item.operation_id = ended.id AND item.outcome IS NULL
+    )
+    SELECT * FROM ended""")
+
+
+def stop(db: Connection, operation_id: int, *, actor: str, reason: str) -> Operation:
+    """Have workers leave alone what an operation has not done yet; it ends `stopped`, and its error says who and why.
+
+    What it has done goes on: only a hold stops jobs. Raises NotFound, AlreadyFinished.
+    """
+    row = db.execute(_STOP, {"id": operation_id, "why": f"stopped by {actor}: {reason}"}).one_or_none()
+    if row is not None:
+        return Operation(**row._mapping)
+    state = db.execute(text("SELECT state FROM operations WHERE id = :id"), {"id": operation_id}).scalar_one_or_none()
+    if state is None:
+        raise NotFound(f"there is no operation {operation_id}")
+    raise AlreadyFinished(f"operation {operation_id} has ended already: {state}")
 
 
 # One that fails at each try must not stand before the others for ever: hence any of those that are due.

@@ -285,22 +285,30 @@ class Tally:
 
 @dataclass(frozen=True)
 class Canary:
-    """The job of a backend that goes first. `state` is the job's now, `outcome` the item's."""
+    """The job of a backend that goes first. `state` is the job's now, `outcome` the item's.
+
+    `next_attempt_at` is until when it waits after an attempt that failed; None when it does not.
+    """
 
     backend: str
     job_id: int
     state: str
     outcome: str | None
+    next_attempt_at: dt.datetime | None
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an operation is. `jobs` counts the jobs of what is done by their state now."""
+    """How far an operation is. `jobs` counts the jobs of what is done by their state now.
+
+    `stuck_jobs` are the first of those that are stuck.
+    """
 
     all: Tally
     backends: dict[str, Tally]
     canaries: list[Canary]
     jobs: dict[str, int]
+    stuck_jobs: list[int]
 
 
 def list_operations(db: Connection, *, cursor: str | None = None, limit: int = 50) -> Page:
@@ -317,12 +325,18 @@ _OUTCOMES = text("""
     SELECT backend, coalesce(outcome, 'waiting') AS outcome, count(*) AS n FROM operation_items
      WHERE operation_id = :id GROUP BY 1, 2 ORDER BY 1""")
 _CANARIES = text("""
-    SELECT item.backend, job_id, outbox.state, outcome
+    SELECT item.backend, job_id, outbox.state, outcome,
+           CASE WHEN outbox.state = 'pending' AND available_at > now() THEN available_at END AS next_attempt_at
       FROM operation_items AS item JOIN outbox ON outbox.id = job_id
      WHERE operation_id = :id AND canary ORDER BY item.backend, n""")
 _JOBS_NOW = text("""
     SELECT outbox.state, count(*) FROM operation_items AS item JOIN outbox ON outbox.id = job_id
      WHERE operation_id = :id AND outcome IN ('redriven', 'enqueued', 'failed') GROUP BY 1 ORDER BY 1""")
+# Ten: as many as a person looks at one by one.
+_STUCK_NOW = text("""
+    SELECT outbox.id FROM operation_items AS item JOIN outbox ON outbox.id = job_id
+     WHERE operation_id = :id AND outcome IN ('redriven', 'enqueued', 'failed') AND outbox.state = 'stuck'
+     ORDER BY outbox.id LIMIT 10""")
 
 
 def operation(db: Connection, operation_id: int) -> tuple[Operation, Progress]:
@@ -339,6 +353,7 @@ def operation(db: Connection, operation_id: int) -> tuple[Operation, Progress]:
         backends={backend: _tally(counts) for backend, counts in backends.items()},
         canaries=[Canary(**row._mapping) for row in db.execute(_CANARIES, asked)],
         jobs={state: n for state, n in db.execute(_JOBS_NOW, asked)},  # noqa: C416 - rows are no pairs to mypy
+        stuck_jobs=list(db.execute(_STUCK_NOW, asked).scalars()),
     )
 
 

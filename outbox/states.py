@@ -74,7 +74,7 @@ class ItemOutcome(StrEnum):
     """What became of one item of an operation; none while it waits.
 
     `redriven` or `enqueued` is done. `failed` is a canary that did not succeed, `stopped` what was left alone for
-    that; `skipped` had moved on, `protected` may not be deleted.
+    that, or because an operator stopped it; `skipped` had moved on, `protected` may not be deleted.
     """
 
     REDRIVEN = "redriven"

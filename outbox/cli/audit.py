@@ -3,6 +3,7 @@
 import datetime as dt
 import re
 import uuid
+from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -10,6 +11,8 @@ import click
 
 from outbox.cli.shell import as_json_option, as_text, cell, example, main, me, operate, print_fields, print_json
 
+# What was seen or done, in a line for people; `--json` has all of it.
+LINE = 120
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -49,7 +52,10 @@ def audit_checkpoint(as_json: bool) -> None:
     elif last is None:
         click.echo("there are no events yet, so there is nothing to vouch for")
     else:
-        print_fields(vars(last) | ({} if made else {"note": "no new events: this is the last one"}))
+        grown = f"{last.heads} {'chain has' if last.heads == 1 else 'chains have'} grown since the one before"
+        print_fields({"id": last.id, "at": last.at, "covers": grown, "hash": last.hash})
+        if not made:
+            click.echo("no new events: this is the last one")
 
 
 @audit.command(
@@ -63,7 +69,7 @@ def audit_checkpoint(as_json: bool) -> None:
 @click.option("--resource", "resource_id", type=click.UUID, help="Only this resource's.")
 @as_json_option
 def audit_export(since: dt.datetime | dt.timedelta | None, resource_id: uuid.UUID | None, as_json: bool) -> None:
-    """Proofs of deletion: who asked, what was seen, what was done, how absence was verified."""
+    """Proofs of deletion: who asked and why, what was seen and done, who stepped in, how absence was verified."""
     from outbox import audit as evidence  # noqa: PLC0415
 
     if since is None and resource_id is None:
@@ -83,8 +89,7 @@ def audit_export(since: dt.datetime | dt.timedelta | None, resource_id: uuid.UUI
 
 
 def _told(proof: Any) -> dict[str, Any]:
-    asked, ended = proof.asked, proof.ended
-    told = (ended.detail if ended else None) or {}
+    asked = proof.asked
     return {
         "resource": vars(proof.resource),
         "asked": asked
@@ -96,40 +101,104 @@ def _told(proof: Any) -> dict[str, Any]:
             "job_id": asked.job_id,
         },
         "attempts": [vars(attempt) for attempt in proof.attempts],
-        "verified": ended
-        and {
-            "at": ended.at,
-            "by": ended.actor,
-            "how": ended.event,
-            "fence": ended.fence,
-            "seen": told.get("seen"),
-            "forced_by": [told["proposed_by"], told["approved_by"]] if told.get("forced") else None,
-        },
+        "redriven": [
+            {"at": event.at, "by": event.actor, "reason": event.reason, "fence": event.fence}
+            | {"forced_by": _forced_by(event), "operation": (event.detail or {}).get("operation")}
+            for event in proof.redriven
+        ],
+        "verified": proof.ended and _verified(proof),
         "chain": vars(proof.chain),
         "checkpoint": proof.checkpoint and vars(proof.checkpoint),
         "events": [vars(event) for event in proof.events],
     }
 
 
+def _verified(proof: Any) -> dict[str, Any]:
+    """How the job ended: a worker saw it gone and ended it, or an operator did on a worker's look, or two by force."""
+    ended = proof.ended
+    told = ended.detail or {}
+    looked = told.get("observed_by")
+    looks = [e.at for e in proof.events if e.event == "observed" and e.actor == looked and e.job_id == ended.job_id]
+    completed = ended.event == "completed"
+    return {
+        "at": ended.at,
+        "by": ended.actor,
+        "how": ended.event,
+        "reason": ended.reason,
+        "fence": ended.fence,
+        "seen": told.get("seen"),
+        "observed_by": ended.actor if completed else looked,
+        "observed_at": ended.at if completed else looks[-1] if looks else None,
+        "forced_by": _forced_by(ended),
+    }
+
+
+def _forced_by(event: Any) -> list[str] | None:
+    told = event.detail or {}
+    return [told["proposed_by"], told["approved_by"]] if told.get("forced") else None
+
+
 def _show(told: dict[str, Any]) -> None:
-    resource, asked, gone, links = (told[part] for part in ("resource", "asked", "verified", "chain"))
+    resource, asked, links, covered = (told[part] for part in ("resource", "asked", "chain", "checkpoint"))
     click.echo(
         f"{resource['id']}  {resource['name']} of {resource['tenant']} on {resource['backend']}, {resource['kind']}"
     )
-    lines = {"deleted": cell(resource["purged_at"]), "asked": "NOT RECORDED"}
+    by = f"by {asked['actor']}, reason: {cell(asked['reason'])}" if asked else "by whom is NOT RECORDED"
+    lines = [("asked", f"{cell(resource['deleted_at'])} {by}")]
     if asked:
-        lines["asked"] = f"{cell(asked['at'])} by {asked['actor']}, reason {cell(asked['reason'])}"
-        lines["request"] = f"{asked['request_id']}, job {asked['job_id']}"
-    for attempt in told["attempts"]:
-        lines[f"attempt {attempt['fence']}"] = (
-            f"{cell(attempt['at'])} by {attempt['worker']}: saw {cell(attempt['saw'])}, did {cell(attempt['did'])}, "
-            f"{attempt['outcome'] or 'no outcome'}{': ' + attempt['error'] if attempt['error'] else ''}"
-        )
-    lines["verified"] = f"{cell(gone['at'])} by {gone['by']}: saw {cell(gone['seen'])}" if gone else "NOT RECORDED"
-    if gone and gone["forced_by"]:
-        lines["verified"] = f"{cell(gone['at'])}: NOT SEEN, forced by {' and '.join(gone['forced_by'])}"
-    lines["chain"] = f"{links['seq']} events, head {links['hash']}, {'verified' if links['verified'] else 'BROKEN'}"
-    covered = told["checkpoint"]
-    lines["checkpoint"] = f"{covered['id']} of {cell(covered['at'])}, {covered['hash']}" if covered else "none yet"
-    print_fields({f"  {name}": line for name, line in lines.items()})
+        lines.append(("request", f"{asked['request_id']}, job {asked['job_id']}"))
+    lines += _course(told)
+    lines.append(("gone", cell(resource["purged_at"])))
+    lines += _end(told["verified"])
+    chain = f"{links['seq']} events, head {links['hash']}, {'verified' if links['verified'] else 'BROKEN'}"
+    covers = f"{covered['id']} of {cell(covered['at'])}, {covered['hash']}" if covered else "none yet"
+    for name, line in (*lines, ("chain", chain), ("checkpoint", covers)):
+        click.echo(f"  {name:<10}  {line}")
     click.echo()
+
+
+def _course(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Attempts, and what operators decided between them, in the order of what happened."""
+    for attempt in told["attempts"]:
+        ended = f"{attempt['outcome'] or 'no outcome'}{': ' + attempt['error'] if attempt['error'] else ''}"
+        yield f"attempt {attempt['fence']}", f"{cell(attempt['at'])} by {attempt['worker']}: {ended}"
+        yield "  saw", _line(attempt["saw"])
+        yield "  did", _line(attempt["did"])
+        for again in told["redriven"]:
+            if again["fence"] == attempt["fence"]:
+                yield "redriven", f"{cell(again['at'])} {_decided(again)}"
+
+
+def _end(verified: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if verified is None:
+        yield "verified", "NOT RECORDED"
+    elif verified["forced_by"]:
+        yield "verified", "NOT SEEN"
+    else:
+        yield "verified", f"{cell(verified['observed_at'])} by {cell(verified['observed_by'])}, who saw:"
+        yield "  saw", _line(verified["seen"])
+    if verified and verified["how"] == "resolved":
+        yield "resolved", f"{cell(verified['at'])} {_decided(verified)}"
+
+
+def _decided(what: dict[str, Any]) -> str:
+    who = f"forced by {' and '.join(what['forced_by'])}" if what["forced_by"] else f"by {what['by']}"
+    among = f" with operation {what['operation']}" if what.get("operation") else ""
+    return f"{who}{among}, reason: {cell(what['reason'])}"
+
+
+def _line(seen: dict[str, Any] | None) -> str:
+    """Evidence in a short line, each part of it cut to its share; of a list, how many, and what drops something."""
+    if not seen:
+        return "-"
+    parts, share = (_part(name.replace("_", " "), value) for name, value in seen.items()), LINE // len(seen)
+    return ", ".join(part if len(part) <= share else f"{part[: share - 1]}…" for part in parts)
+
+
+def _part(name: str, value: Any) -> str:
+    if value is None or value == []:
+        return f"no {name}"
+    if not isinstance(value, list):
+        return f"{name} {value}"
+    telling = [str(one) for one in value if str(one).startswith("DROP ")] or [str(value[-1])]
+    return f"{name} {value[0]}" if len(value) == 1 else f"{len(value)} {name}, among them {'; '.join(telling)}"

@@ -1,6 +1,7 @@
-"""Bulk work at a shell: `jobs redrive-all`, `tenants offboard`, and `operations` to see how far it is."""
+"""Bulk work at a shell: `jobs redrive-all`, `tenants offboard`, and `operations` to see how far it is, and stop it."""
 
 import dataclasses
+import re
 import shlex
 import sys
 import time
@@ -26,8 +27,20 @@ from outbox.cli.shell import (
 LOOK_SECONDS = 0.5
 # Any worker takes a step within a few seconds; a canary may be at work for longer.
 PATIENCE_SECONDS = 30
-DIGEST = "What the dry run printed; without it nothing is done."
 COLUMNS = ("id", "kind", "state", "total", "rate", "actor", "reason", "created_at", "finished_at", "error")
+
+
+def _digest(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    from outbox.operations import DIGEST  # noqa: PLC0415
+
+    if value is not None and not re.fullmatch(DIGEST, value):
+        raise click.BadParameter(f"{value!r} is no digest: copy the one that the dry run printed, whole")
+    return value
+
+
+_digest_option = click.option(
+    "--digest", callback=_digest, help="What the dry run printed; without it nothing is done."
+)
 
 
 @jobs.command(
@@ -43,10 +56,11 @@ COLUMNS = ("id", "kind", "state", "total", "rate", "actor", "reason", "created_a
 @click.option("--tenant")
 @click.option("--error", metavar="TEXT", help="What the last error contains, in any case; no wildcards.")
 @click.option("--older-than", type=AGE, metavar="AGE", help="Asked for that long ago: 90s, 15m, 2h, 3d.")
+@click.option("--resource", "resource_id", type=click.UUID)
 @click.option("--all", "every", is_flag=True, help="Every stuck job; instead of the options above.")
 @click.option("--reason", required=True, help="Why; kept with each job.")
 @click.option("--dry-run", is_flag=True, help="Only show what it would be, as without --digest.")
-@click.option("--digest", help=DIGEST)
+@_digest_option
 @click.option("--rate", type=click.IntRange(1, 1000), default=50, show_default=True, help="Jobs a second, at most.")
 @click.option("--no-wait", is_flag=True, help="Begin, and do not wait for the end.")
 @as_json_option
@@ -64,9 +78,11 @@ def jobs_redrive_all(
     """Re-drive stuck jobs, many at once: one of each backend first, and the others when it has succeeded.
 
     Without --digest it is a dry run, and prints the command that does it. Workers do the work: it goes on when this
-    command is gone. Exit code 1 when it was stopped by a job that failed again.
+    command is gone. Re-driven means pending again: `operations show` tells how the jobs end. Exit code 1 when it was
+    stopped, or when a job of it is stuck again by then.
     """
     from outbox import db, operations, queries  # noqa: PLC0415
+    from outbox.cli.progress import options  # noqa: PLC0415
 
     if every == any(value is not None for value in (was, *filters.values())):
         raise click.UsageError("say which jobs, or --all for every stuck one; not both")
@@ -79,13 +95,9 @@ def jobs_redrive_all(
             return
         click.echo(f"{seen.count} stuck jobs\n")
         _show_sample(seen, ("id", "kind", "stuck_reason", "backend", "fence", "last_error"))
-        options = {"--reason-was": was, **{f"--{k.replace('_', '-')}": v for k, v in filters.items()}}
-        if filters["older_than"] is not None:
-            options["--older-than"] = f"{int(filters['older_than'].total_seconds())}s"
-        said = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-        _say_how(
-            seen, ["jobs", "redrive-all", *(["--all"] if every else said), "--reason", reason, "--rate", str(rate)]
-        )
+        said = options(operations.words(wanted))
+        if seen.count:
+            _say_how(f"re-drive exactly these {seen.count}", seen, *said, "--reason", reason, "--rate", str(rate))
         return
     with db.transaction() as session:
         begun = operations.begin_redrive(session, wanted, reason=reason, actor=me(), digest=digest, rate=rate)
@@ -109,7 +121,7 @@ def tenants() -> None:
 @click.option("--reason", required=True, help="Why; kept with each job.")
 @click.option("--dry-run", is_flag=True, help="Only show what it would be, as without --digest.")
 @click.option("--expect", type=click.IntRange(0), help="How many resources the dry run counted.")
-@click.option("--digest", help=DIGEST)
+@_digest_option
 @click.option("--no-wait", is_flag=True, help="Begin, and do not wait for the end.")
 @as_json_option
 def tenants_offboard(
@@ -118,7 +130,8 @@ def tenants_offboard(
     """Delete all that a tenant has, but for what is protected.
 
     Without --digest it is a dry run, and prints the command that does it. What the tenant makes later is not part of
-    it: revoke its tokens first. Done means that all is on its way; `operations show` counts the teardowns.
+    it: revoke its tokens first. At the end its deletes are enqueued; `operations show` tells how the teardowns end.
+    Exit code 1 when it was stopped, or when a job of it is stuck by then.
     """
     from outbox import db, operations  # noqa: PLC0415
 
@@ -135,7 +148,12 @@ def tenants_offboard(
             f"{seen.deleting} more are being deleted already\n"
         )
         _show_sample(seen, ("id", "kind", "backend", "name", "status", "protected"))
-        _say_how(seen, ["tenants", "offboard", tenant, "--reason", reason, "--expect", str(seen.count)])
+        if doomed := seen.count - seen.protected:
+            what = f"delete {doomed} and leave {seen.protected} protected" if seen.protected else ""
+            said = ("tenants", "offboard", tenant, "--reason", reason, "--expect", str(seen.count))
+            _say_how(what or f"delete exactly these {doomed}", seen, *said)
+        else:
+            click.echo("\nthere is nothing to delete")
         return
     with db.transaction() as session:
         begun = operations.begin_offboard(
@@ -157,9 +175,12 @@ def operations_() -> None:
 def operations_list(limit: int, cursor: str | None, as_json: bool) -> None:
     """Operations, newest first."""
     from outbox import db, queries  # noqa: PLC0415
+    from outbox.cli.progress import words  # noqa: PLC0415
 
     with db.statement() as session:
         page = queries.list_operations(session, cursor=cursor, limit=limit)
+    if not as_json:
+        page = dataclasses.replace(page, items=[words(operation) for operation in page.items])
     show_page(page, COLUMNS, as_json)
 
 
@@ -167,8 +188,26 @@ def operations_list(limit: int, cursor: str | None, as_json: bool) -> None:
 @click.argument("operation_id", type=click.IntRange(1, 2**63 - 1))
 @as_json_option
 def operations_show(operation_id: int, as_json: bool) -> None:
-    """One operation, and how far it is. Exit code 1 when it was stopped."""
+    """One operation, how far it is, and what to do next. Exit code 1 when it was stopped, or a job of it is stuck."""
     _show(operation_id, as_json)
+
+
+@operations_.command("stop", epilog=example("deprovisioner operations stop 7 --reason 'wrong tenant'"))
+@click.argument("operation_id", type=click.IntRange(1, 2**63 - 1))
+@click.option("--reason", required=True, help="Why; kept with the operation.")
+@as_json_option
+def operations_stop(operation_id: int, reason: str, as_json: bool) -> None:
+    """Leave alone what it has not done yet. What it has done goes on: `hold set` stops that."""
+    from outbox import db, operations, queries  # noqa: PLC0415
+    from outbox.cli.progress import tell  # noqa: PLC0415
+
+    with db.statement() as session:
+        ended = operations.stop(session, operation_id, actor=me(), reason=reason)
+    if as_json:
+        print_json(vars(ended))
+        return
+    with db.statement() as session:
+        tell(*queries.operation(session, operation_id))
 
 
 def _show_sample(seen: Any, columns: tuple[str, ...]) -> None:
@@ -180,10 +219,8 @@ def _show_sample(seen: Any, columns: tuple[str, ...]) -> None:
         click.echo(f"and {seen.count - len(seen.sample)} more")
 
 
-def _say_how(seen: Any, words: list[str]) -> None:
-    if seen.count:
-        click.echo(f"\nnothing was done. To do it to exactly these {seen.count}:")
-        click.echo(f"  deprovisioner {shlex.join([*words, '--digest', seen.digest])}")
+def _say_how(what: str, seen: Any, *said: str) -> None:
+    click.echo(f"\nnothing was done. To {what}:\n  deprovisioner {shlex.join([*said, '--digest', seen.digest])}")
 
 
 def _follow(begun: Any, *, wait: bool, as_json: bool) -> None:
@@ -204,6 +241,7 @@ def _follow(begun: Any, *, wait: bool, as_json: bool) -> None:
 def _watch(begun: Any) -> None:
     """A bar on stderr until it ends."""
     from outbox import db, queries  # noqa: PLC0415
+    from outbox.cli.progress import tell_first, waits  # noqa: PLC0415
 
     shown, moved_at, said = 0, time.monotonic(), False
     with click.progressbar(length=begun.total, label=f"operation {begun.id}", file=sys.stderr) as bar:
@@ -216,23 +254,19 @@ def _watch(begun: Any) -> None:
                 shown, moved_at, said = settled, time.monotonic(), False
             if now.state != "running":
                 return
+            if (label := f"operation {begun.id}{waits(progress)}") != bar.label:
+                bar.label = label
+                bar.render_progress()
             if not said and time.monotonic() - moved_at > PATIENCE_SECONDS:
                 said = True
-                click.echo(f"\nnothing has moved for {PATIENCE_SECONDS} s: {_waits_for(progress)}", err=True)
+                why = tell_first(progress) or "is a worker running?"
+                click.echo(f"\nnothing has moved for {PATIENCE_SECONDS} s: {why}", err=True)
             time.sleep(LOOK_SECONDS)
-
-
-def _waits_for(progress: Any) -> str:
-    waiting = [
-        f"job {canary.job_id} of {canary.backend}, which goes first, is {canary.state}"
-        for canary in progress.canaries
-        if canary.outcome == "redriven" and canary.state != "succeeded"
-    ]
-    return "; ".join(waiting) or "is a worker running?"
 
 
 def _show(operation_id: int, as_json: bool) -> None:
     from outbox import db, queries  # noqa: PLC0415
+    from outbox.cli.progress import tell  # noqa: PLC0415
 
     with db.statement() as session:
         operation, progress = queries.operation(session, operation_id)
@@ -240,16 +274,6 @@ def _show(operation_id: int, as_json: bool) -> None:
         told = dataclasses.asdict(progress)
         print_json(vars(operation) | {"progress": told.pop("all") | told})
     else:
-        print_fields(vars(operation))
-        click.echo("\nprogress")
-        tallies = {**progress.backends, "(all)": progress.all}
-        rows = [{"backend": name} | vars(tally) for name, tally in tallies.items()]
-        print_table(rows, ("backend", *vars(progress.all)))
-        if progress.canaries:
-            click.echo("\nwhat goes first")
-            print_table([vars(canary) for canary in progress.canaries], ("backend", "job_id", "state", "outcome"))
-        if progress.jobs:
-            click.echo("\nits jobs now")
-            print_fields(progress.jobs)
-    if operation.state == "stopped":
+        tell(operation, progress)
+    if operation.state == "stopped" or progress.stuck_jobs:
         raise SystemExit(1)

@@ -54,7 +54,8 @@ def example(*lines: str) -> str:
 as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
 
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+# Of a span of time, in seconds; the shortest first.
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class _Age(click.ParamType[dt.timedelta]):
@@ -69,7 +70,7 @@ class _Age(click.ParamType[dt.timedelta]):
         written = re.fullmatch(r"(\d{1,5})([smhd])", value, re.ASCII)
         if written is None:
             self.fail(f"{value!r} is no age; write one as 90s, 15m, 2h or 3d", param, ctx)
-        return dt.timedelta(seconds=int(written[1]) * _SECONDS[written[2]])
+        return dt.timedelta(seconds=int(written[1]) * UNITS[written[2]])
 
 
 AGE = _Age()

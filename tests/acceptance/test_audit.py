@@ -12,8 +12,10 @@ import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import tokens
+from outbox import jobs, observations, tokens
+from outbox.states import Found, StuckReason
 from tests.acceptance.test_main_job import create, until
+from tests.outbox.given import a_resource, claims
 from tests.processes import System, client
 from tests.witness import eventually
 
@@ -119,9 +121,23 @@ def test_an_export_for_people_and_what_it_refuses(db: Connection, installation: 
         until(api, gone, "deleted")
     answer = installation.cli("audit", "export", "--resource", gone["id"])
     assert answer.returncode == 0
-    assert re.search(r"^  asked +\S+ by cli:\S+, reason ticket 811$", answer.stdout, re.M)
-    assert re.search(r"^  attempt 1 +\S+ by \S+: saw {.*}, did {.*}, completed$", answer.stdout, re.M)
-    assert re.search(r"^  verified +\S+ by \S+: saw {.*}$", answer.stdout, re.M)
+    (shown,) = installation.json("audit", "export", "--resource", gone["id"])["items"]
+    lines = [
+        r"  asked +\S+ by cli:\S+, reason: ticket 811",
+        r"  request +\S+, job \d+",
+        r"  attempt 1 +\S+ by \S+: completed",
+        r"    saw +role usr_\w+…, databases db_\w+…, system identifier \d+",
+        r"    did +\d+ statements, among them DROP DATABASE .{1,90}",
+        r"  gone +\S+",
+        r"  verified +\S+ by \S+, who saw:",
+        r"    saw +no role, no databases, system identifier \d+",
+    ]
+    assert re.search("^" + "\n".join(lines) + "$", answer.stdout, re.M), answer.stdout
+    assert len(shown["attempts"][0]["did"]["statements"]) > 1, "JSON has them all"
+    asked, purged = (re.search(rf"^  {name} +(\S+)", answer.stdout, re.M) for name in ("asked", "gone"))
+    assert asked
+    assert purged
+    assert asked[1] < purged[1], "asked for, and gone"
     assert re.search(r"^  chain +\d+ events, head [0-9a-f]{64}, verified$", answer.stdout, re.M)
     assert "(none)" in installation.cli("audit", "export", "--since", "2100-01-01").stdout
     assert json.loads(installation.cli("audit", "export", "--since", "0s", "--json").stdout) == {"items": []}
@@ -134,3 +150,67 @@ def test_an_export_for_people_and_what_it_refuses(db: Connection, installation: 
         answer = installation.cli("audit", *words)
         assert (answer.returncode, answer.stdout) == (code, ""), answer
         assert said in answer.stderr
+
+
+def test_a_proof_tells_who_looked_who_resolved_who_redrove_and_why(db: Connection, installation: Installation) -> None:
+    """No worker runs here: what it would do is this test's."""
+    id = jobs.enqueue(db, a_resource(db), actor="token:1:acme", reason="ticket 811").job.id
+    for error in ("no space", "a stranger's"):
+        (claim,) = claims(db)
+        jobs.start(db, claim, worker="w1", seen={"oid": 7})
+        jobs.stick(db, claim, worker="w1", why=StuckReason.REFUSED, error=error)
+        if error == "no space":
+            jobs.redrive(db, id, fence=1, actor="cli:zoe", reason="disk was full")
+    observations.ask(db, id, actor="cli:root")
+    (look,) = observations.take(db, {"pg-main": 1}, slots=1)
+    assert observations.record(db, look, worker="w2", found=Found.ABSENT, seen={"databases": [], "role": None})
+    jobs.resolve(db, id, fence=2, actor="cli:root", reason="dropped by hand")
+    (item,) = installation.json("audit", "export", "--since", "1h")["items"]
+    told = {name: item["verified"][name] for name in ("by", "how", "reason", "observed_by", "seen", "forced_by")}
+    assert told == {
+        "by": "cli:root",
+        "how": "resolved",
+        "reason": "dropped by hand",
+        "observed_by": "w2",
+        "seen": {"databases": [], "role": None},
+        "forced_by": None,
+    }
+    assert item["verified"]["observed_at"] < item["verified"]["at"]
+    (again,) = item["redriven"]
+    assert (again["fence"], again["by"], again["reason"], again["operation"]) == (1, "cli:zoe", "disk was full", None)
+    said = installation.cli("audit", "export", "--since", "1h").stdout
+    told_in_order = [
+        r"attempt 1 +\S+ by w1: stuck: no space",
+        r"redriven +\S+ by cli:zoe, reason: disk was full",
+        r"attempt 2 +\S+ by w1: stuck: a stranger's",
+        r"verified +\S+ by w2, who saw:\n    saw +no role, no databases",
+        r"resolved +\S+ by cli:root, reason: dropped by hand",
+    ]
+    assert re.search(".*".join(told_in_order), said, re.DOTALL), said
+
+
+def test_what_two_operators_forced_is_not_told_as_seen(db: Connection, installation: Installation) -> None:
+    id = jobs.enqueue(db, a_resource(db), actor="token:1:acme").job.id
+    (claim,) = claims(db)
+    jobs.start(db, claim, worker="w1")
+    jobs.stick(db, claim, worker="w1", why=StuckReason.OUTCOME_UNKNOWN, error="no answer")
+    for who in ("token:1:ann", "token:2:bob"):
+        jobs.resolve_forced(db, id, fence=1, actor=who, reason="seen gone in the log")
+    said = installation.cli("audit", "export", "--since", "1h").stdout
+    assert re.search(r"^  verified +NOT SEEN$", said, re.M)
+    assert re.search(
+        r"^  resolved +\S+ forced by token:1:ann and token:2:bob, reason: seen gone in the log$", said, re.M
+    )
+
+
+def test_a_checkpoint_says_how_many_chains_have_grown(db: Connection, installation: Installation) -> None:
+    for _ in range(2):
+        jobs.enqueue(db, a_resource(db), actor="a")
+    assert re.search(
+        r"^covers +2 chains have grown since the one before$", installation.cli("audit", "checkpoint").stdout, re.M
+    )
+    jobs.enqueue(db, a_resource(db), actor="a")
+    for again in (False, True):
+        said = installation.cli("audit", "checkpoint").stdout
+        assert re.search(r"^covers +1 chain has grown since the one before$", said, re.M)
+        assert ("no new events: this is the last one" in said) is again

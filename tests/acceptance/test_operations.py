@@ -1,6 +1,7 @@
 """Bulk work through the real command line, HTTP and workers: previewed, canaries first, each thing once."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -14,10 +15,15 @@ import httpx
 import pytest
 from sqlalchemy import Connection, text
 
+from outbox import db as database
+from outbox import jobs, operations
+from outbox.cli.shell import cell
+from outbox.queries import JobFilter
+from outbox.states import StuckReason
 from tests.acceptance.test_main_job import at_once, create, until
 from tests.api.test_bad_input import problem
 from tests.conftest import Servers
-from tests.outbox.given import a_job, a_resource, events_of, job, status_of
+from tests.outbox.given import a_job, a_resource, claims, events_of, job, status_of
 from tests.processes import System, client
 from tests.witness import eventually
 
@@ -95,7 +101,13 @@ def test_a_bulk_redrive_is_previewed_begun_with_the_digest_and_told_of(
     assert ended["state"] == "succeeded"
     assert (ended["progress"]["done"], ended["progress"]["backends"]["pg-main"]["done"]) == (25, 25)
     assert ended["progress"]["canaries"] == [
-        {"backend": "pg-main", "job_id": ids[0], "state": "succeeded", "outcome": "redriven"}
+        {
+            "backend": "pg-main",
+            "job_id": ids[0],
+            "state": "succeeded",
+            "outcome": "redriven",
+            "next_attempt_at": None,
+        }
     ]
     eventually(lambda: api.get(begun["url"]).json()["progress"]["jobs"] == {"succeeded": 25}, what="all done")
     assert times_redriven(db, ids) == {1: 25}
@@ -127,7 +139,13 @@ def test_each_wrong_request_for_bulk_work_has_its_code(
     body = problem(
         api.post("/v1/jobs/redrive", json=ALL | {"dry_run": False, "digest": digest}), 409, "digest_mismatch"
     )
-    assert "there were 1 then, and are 1 now" in body["detail"]
+    assert "there are 1, as then, but other jobs (or at other fences) than then, or it is a mistyped" in body["detail"]
+    problem(
+        api.post("/v1/jobs/redrive", json={"filter": {"backend": "pg-mian"}, "reason": "r"}), 422, "invalid_request"
+    )
+    problem(api.post("/v1/tenants/zzz/offboard", json={"reason": "r"}), 404, "not_found")
+    problem(api.post("/v1/operations/1/stop", json={"reason": "r"}), 404, "not_found")
+    problem(api.post("/v1/operations/1/stop", json={}), 422, "invalid_request")
     for wrong in ({}, {"dry_run": False, "reason": "r", "digest": digest}, {"reason": "r", "count": 1}):
         problem(api.post("/v1/tenants/acme/offboard", json=wrong), 422, "invalid_request")
     real = {"reason": "r", "dry_run": False, "expected_count": 0, "digest": digest}
@@ -139,6 +157,7 @@ def test_each_wrong_request_for_bulk_work_has_its_code(
         problem(acme.post("/v1/jobs/redrive", json=ALL), 403, "forbidden")
         problem(acme.post("/v1/tenants/acme/offboard", json={"reason": "r"}), 403, "forbidden")
         problem(acme.get("/v1/operations"), 403, "forbidden")
+        problem(acme.post("/v1/operations/1/stop", json={"reason": "r"}), 403, "forbidden")
     assert db.execute(text("SELECT count(*) FROM operations")).scalar_one() == 0
 
 
@@ -166,7 +185,11 @@ def test_the_command_that_the_dry_run_prints_does_it(shell: Any, db: Connection,
     assert "there were 30 then, and are 0 now; preview again" in again.stderr
     listed = json.loads(shell("operations", "list", "--json").stdout)["items"]
     assert [(o["id"], o["kind"], o["state"]) for o in listed] == [(told["id"], "redrive", "succeeded")]
-    assert "succeeded" in shell("operations", "show", str(told["id"])).stdout
+    eventually(lambda: {job(db, id).state for id in ids} == {"succeeded"}, what="all done")
+    shown = shell("operations", "show", str(told["id"])).stdout
+    assert re.search(r"^state +re-driven$", shown, re.M)
+    assert re.search(r"^backend +total +waiting +re-driven ", shown, re.M)
+    assert re.search(r"^1 +redrive +re-driven ", shell("operations", "list").stdout, re.M)
 
 
 def test_every_stuck_job_must_be_said_aloud(shell: Any, db: Connection) -> None:
@@ -272,6 +295,7 @@ def test_offboarding_takes_all_of_a_tenant_but_what_is_protected(
     assert (seen["count"], seen["protected"], seen["deleting"]) == (12, 1, 0)
     dry = shell("tenants", "offboard", "acme", "--reason", "left").stdout
     assert "12 resources of acme, of which 1 are protected and stay" in dry
+    assert "nothing was done. To delete 11 and leave 1 protected:" in dry
     (command,) = [line.strip() for line in dry.splitlines() if line.startswith("  deprovisioner ")]
     assert f"--expect 12 --digest {seen['digest']}" in command
     later = create(acme, "redis")
@@ -287,6 +311,93 @@ def test_offboarding_takes_all_of_a_tenant_but_what_is_protected(
         assert servers.redis.bears(resource["manifest"])
     jobs = api.get(f"/v1/operations/{told['id']}").json()["progress"]["jobs"]
     assert jobs == {"succeeded": 11}
+
+
+def test_an_operation_whose_job_is_stuck_is_no_success_at_a_shell(shell: Any, db: Connection) -> None:
+    """No worker runs here: the steps and the teardown are this test's."""
+    resource = a_resource(db, tenant="zed")
+    a_resource(db, tenant="zed", protected=True)
+    words = ("tenants", "offboard", "zed", "--reason", "left")
+    digest = json.loads(shell(*words, "--json").stdout)["digest"]
+    begun = json.loads(shell(*words, "--expect", "2", "--digest", digest, "--no-wait", "--json").stdout)
+    running = shell("operations", "show", str(begun["id"])).stdout
+    assert f"deprovisioner operations stop {begun['id']} --reason" in running
+    with database.transaction() as session:
+        operations.advance(session, worker="w")
+    enqueued = shell("operations", "show", str(begun["id"])).stdout
+    assert re.search(r"^state +deletes enqueued$", enqueued, re.M)
+    assert "1 of its jobs is not done yet; look again:" in enqueued
+    assert "1 protected and left" in enqueued
+    (claim,) = claims(db)
+    assert claim.resource_id == resource
+    jobs.stick(db, claim, worker="w", why=StuckReason.REFUSED, error="no")
+    ended = shell("operations", "show", str(begun["id"]), code=1).stdout
+    assert f"1 of its jobs is stuck ({claim.id}); what each needs:\n  deprovisioner jobs show {claim.id}\n" in ended
+    (command,) = [line.strip() for line in ended.splitlines() if "jobs list" in line]
+    assert command == "deprovisioner jobs list --state stuck --tenant zed"
+    assert str(claim.id) in shell(*shlex.split(command)[1:]).stdout
+    told = json.loads(shell("operations", "show", str(begun["id"]), "--json", code=1).stdout)
+    assert (told["state"], told["progress"]["stuck_jobs"]) == ("succeeded", [claim.id])
+
+
+def test_a_running_operation_is_stopped_at_a_shell_and_over_http(api: httpx.Client, shell: Any, db: Connection) -> None:
+    ids = stuck(db, 4)
+    words = ("jobs", "redrive-all", "--backend", "pg-main", "--older-than", "3d", "--reason", "r o")
+    db.execute(text("UPDATE outbox SET created_at = now() - interval '4 d'"))
+    digest = json.loads(shell(*words, "--json").stdout)["digest"]
+    begun = [json.loads(shell(*words, "--digest", digest, "--no-wait", "--json").stdout)["id"] for _ in range(2)]
+    answer = api.post(f"/v1/operations/{begun[0]}/stop", json={"reason": "wrong filter"})
+    assert (answer.status_code, answer.json()["state"]) == (200, "stopped")
+    assert re.fullmatch(r"stopped by token:\d+:\S+: wrong filter", answer.json()["error"])
+    problem(api.post(f"/v1/operations/{begun[0]}/stop", json={"reason": "again"}), 409, "already_finished")
+    said = shell("operations", "stop", str(begun[1]), "--reason", "wrong filter").stdout
+    assert re.search(r"^error +stopped by cli:\S+: wrong filter$", said, re.M)
+    assert "4 left alone" in said
+    (command,) = [line.strip() for line in said.splitlines() if "redrive-all" in line]
+    assert command == "deprovisioner jobs redrive-all --backend pg-main --older-than 4320m --reason …"
+    assert "4 stuck jobs" in shell(*shlex.split(command)[1:]).stdout
+    assert "has ended already" in shell("operations", "stop", str(begun[1]), "--reason", "r", code=1).stderr
+    with database.transaction() as session:
+        assert operations.advance(session, worker="w") == (0, None)
+    assert times_redriven(db, ids) == {0: 4}
+
+
+def test_a_typing_error_is_refused_and_finds_not_merely_nothing(shell: Any, db: Connection) -> None:
+    stuck(db)
+    a_resource(db, tenant="zed", protected=True)
+    assert shell("tenants", "offboard", "zed", "--reason", "r").stdout.endswith("\nthere is nothing to delete\n")
+    for words, code, said in [
+        (("jobs", "redrive-all", "--backend", "pg-mian"), 1, "there is no backend 'pg-mian' here"),
+        (("jobs", "redrive-all", "--tenant", "acne"), 1, "there is no tenant 'acne' here"),
+        (("jobs", "redrive-all", "--all", "--digest", "5-deadbeef"), 2, "'5-deadbeef' is no digest"),
+        (("tenants", "offboard", "zzz"), 1, "there is no tenant 'zzz'"),
+        (("tenants", "offboard", "acme", "--expect", "1", "--digest", "1"), 2, "is no digest"),
+    ]:
+        assert said in " ".join(shell(*words, "--reason", "r", code=code).stderr.split())
+
+
+def test_what_goes_first_and_waits_for_its_next_attempt_is_told_with_its_time(db: Connection, system: System) -> None:
+    id = stuck(db)[0]
+    with database.snapshot() as session:
+        digest = operations.preview_redrive(session, JobFilter(backend="pg-main")).digest
+    argv = [sys.executable, "-m", "outbox.cli", "jobs", "redrive-all", "--backend", "pg-main", "--reason", "r"]
+    with subprocess.Popen(
+        [*argv, "--digest", digest], env=system.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as waiting:
+        assert waiting.stderr is not None
+        assert "is running" in waiting.stderr.readline()
+        with database.transaction() as session:
+            operations.advance(session, worker="w")
+        (claim,) = claims(db)
+        jobs.start(db, claim, worker="w")
+        jobs.retry(db, claim, worker="w", error="no space")
+        at = db.execute(
+            text("UPDATE outbox SET available_at = now() + interval '9 min' RETURNING available_at")
+        ).scalar_one()
+        told = f"job {id} of pg-main, which goes first, waits for its next attempt at {cell(at)}"
+        assert any(told in line for line in waiting.stderr)
+        waiting.send_signal(signal.SIGINT)
+        waiting.communicate(timeout=30)
 
 
 def test_offboarding_over_http_is_begun_with_count_and_digest(

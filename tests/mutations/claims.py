@@ -385,7 +385,7 @@ CLAIMS = (
         HOLDS,
         (
             "hold: a subject that is there",
-            "not (_configured(scope, subject) or _in_use(db, scope, subject))",
+            "not known(db, scope, subject)",
             "False",
             "test_a_hold_with_a_typing_error_is_refused",
         ),

@@ -12,6 +12,7 @@ _FAILS = "test_a_canary_that_fails_stops_its_backend_and_no_other[stuck]"
 _SUCCESSOR = "test_a_canary_that_somebody_else_moved_on_has_a_successor"
 _CHANGED = "test_a_set_that_has_changed_is_refused_and_nothing_is_kept"
 _PREVIEW = "test_a_preview_tells_how_many_of_which_backends_and_the_first_of_them"
+_STOPPED = "test_a_stopped_operation_leaves_alone_what_it_has_not_done_and_tells_who_and_why"
 _LEFT = "test_what_changed_after_the_beginning_is_left_as_it_is"
 _OFFBOARD = "test_offboarding_deletes_what_a_delete_would_and_leaves_the_rest"
 
@@ -78,6 +79,31 @@ GUARDS_OF_OPERATIONS = (
         "    operation = _insert(db, OperationKind.OFFBOARD",
         ("operations: count", "begun.total != expected_count", "False", "test_offboarding_wants_the_count_said_aloud"),
         ("operations: protected from the beginning", 'sa.case((living.c.protected, "protected"))', "sa.null()", _LEFT),
+    ),
+    *_of(
+        "    _refuse_unknown(db, wanted)\n    stuck = _stuck(wanted).subquery()",
+        (
+            "operations: a filter that is known",
+            "    _refuse_unknown(db, wanted)\n",
+            "",
+            "test_a_filter_that_nobody_knows_is_a_typing_error_and_no_empty_set[backend]",
+        ),
+    ),
+    *_of(
+        "    _refuse_stranger(db, tenant)\n    living = ",
+        (
+            "operations: a tenant that is known",
+            "    _refuse_stranger(db, tenant)\n",
+            "",
+            "test_a_tenant_that_never_was_is_not_offboarded",
+        ),
+    ),
+    # -- the stop
+    *_of(
+        "_STOP = text(",
+        ("operations: stop ends once", " AND finished_at IS NULL", "", "test_an_operation_ends_once"),
+        ("operations: stop of its items", "item.operation_id = ended.id AND ", "", _STOPPED),
+        ("operations: stop of what waits", " AND item.outcome IS NULL", "", _STOPPED),
     ),
     # -- the steps
     *_of(

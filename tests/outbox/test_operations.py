@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
 from outbox import db as database
-from outbox import jobs, operations, queries
-from outbox.errors import BadRequest, DigestMismatch, NotFound
+from outbox import jobs, operations, queries, tokens
+from outbox.errors import AlreadyFinished, BadRequest, DigestMismatch, NotFound
 from outbox.queries import EVERY_JOB, JobFilter
 from outbox.rows import Claim, Operation
 from outbox.states import JobState, StuckReason
@@ -113,20 +113,26 @@ def moved_on(db: Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    "meanwhile",
+    ("meanwhile", "said"),
     [
-        pytest.param(stuck, id="one more"),
-        pytest.param(lambda db: jobs.redrive(db, 1, fence=1, actor="other", reason="r"), id="one less"),
-        pytest.param(moved_on, id="another fence"),
+        pytest.param(stuck, "there were 2 then, and are 3 now", id="one more"),
+        pytest.param(
+            lambda db: jobs.redrive(db, 1, fence=1, actor="other", reason="r"),
+            "there were 2 then, and are 1 now",
+            id="one less",
+        ),
+        pytest.param(
+            moved_on, "there are 2, as then, but other jobs .* or it is a mistyped digest", id="another fence"
+        ),
     ],
 )
 def test_a_set_that_has_changed_is_refused_and_nothing_is_kept(
-    db: Connection, meanwhile: Callable[[Connection], Any]
+    db: Connection, meanwhile: Callable[[Connection], Any], said: str
 ) -> None:
     stuck(db, "pg-main", "pg-main")
     digest = operations.preview_redrive(db, EVERY_JOB).digest
     meanwhile(db)
-    with pytest.raises(DigestMismatch, match=r"there were 2 then, and are \d now"):
+    with pytest.raises(DigestMismatch, match=said):
         redrive(digest=digest)
     assert db.execute(text("SELECT count(*) FROM operations")).scalar_one() == 0
     assert db.execute(text("SELECT count(*) FROM operation_items")).scalar_one() == 0
@@ -140,11 +146,38 @@ def test_a_digest_is_of_its_filter_and_kind_too(db: Connection) -> None:
         operations.preview_offboard(db, "acme").digest,
     }
     assert len(digests) == 3
+    a_resource(db, tenant="nobody", status="deleted")
     both = (operations.preview_redrive(db, JobFilter(tenant="nobody")), operations.preview_offboard(db, "nobody"))
     assert len({seen.digest for seen in both}) == 2, "as empty, and of the same words"
     with pytest.raises(DigestMismatch):
         redrive(digest=operations.preview_redrive(db, JobFilter(tenant="acme")).digest)
     assert job(db, id).state == "stuck"
+
+
+@pytest.mark.parametrize("field", ["backend", "tenant"])
+def test_a_filter_that_nobody_knows_is_a_typing_error_and_no_empty_set(db: Connection, field: str) -> None:
+    stuck(db)
+    unknown = JobFilter(**{field: "pg-mian"})
+    with pytest.raises(BadRequest, match=f"there is no {field} 'pg-mian' here"):
+        operations.preview_redrive(db, unknown)
+    with pytest.raises(BadRequest, match=f"there is no {field} 'pg-mian' here"), database.transaction() as session:
+        operations.begin_redrive(session, unknown, reason="r", actor="op", digest="0-0")
+
+
+def test_a_tenant_that_never_was_is_not_offboarded(db: Connection) -> None:
+    with pytest.raises(NotFound, match="there is no tenant 'zzz'"):
+        operations.preview_offboard(db, "zzz")
+    with pytest.raises(NotFound, match="there is no tenant 'zzz'"):
+        offboard_unseen("zzz")
+    tokens.create(db, role="tenant", tenant="zzz", name="z")
+    assert operations.preview_offboard(db, "zzz").count == 0
+    with pytest.raises(DigestMismatch):
+        offboard_unseen("zzz")
+
+
+def offboard_unseen(tenant: str) -> None:
+    with database.transaction() as session:
+        operations.begin_offboard(session, tenant, expected_count=0, reason="r", actor="op", digest="0-0")
 
 
 def test_only_stuck_jobs_are_meant(db: Connection) -> None:
@@ -508,7 +541,7 @@ def test_a_tenant_that_has_changed_since_the_preview_is_not_offboarded(db: Conne
     a_resource(db, protected=True)
     seen = operations.preview_offboard(db, "acme")
     db.execute(text(change))
-    with pytest.raises(DigestMismatch, match="there were 2 then"):
+    with pytest.raises(DigestMismatch, match=r"there were 2 then|there are 2, as then, but other resources"):
         offboard(digest=seen.digest)
 
 
@@ -571,6 +604,96 @@ def test_enqueue_all_takes_nothing_twice(db: Connection) -> None:
 def _enqueued(resources: list[uuid.UUID], words: dict[str, Any]) -> dict[uuid.UUID, int]:
     with database.statement() as session:
         return jobs.enqueue_all(session, resources, **words)
+
+
+# -- stopping, and how far it is ------------------------------------------------------------------------------------
+
+
+def stop(operation: Operation) -> Operation:
+    with database.statement() as session:
+        return operations.stop(session, operation.id, actor="cli:zoe", reason="wrong filter")
+
+
+def test_a_stopped_operation_leaves_alone_what_it_has_not_done_and_tells_who_and_why(db: Connection) -> None:
+    ids = stuck(db, *["pg-main"] * 3, "other", "other")
+    operation, neighbour = redrive(JobFilter(backend="pg-main")), redrive(JobFilter(backend="other"))
+    while not jobs_pending(db, ids[0]):
+        step()
+    ended = stop(operation)
+    assert (ended.state, ended.error) == ("stopped", "stopped by cli:zoe: wrong filter")
+    assert ended == now(db, operation)
+    assert outcomes(db, operation) == ["redriven", "stopped", "stopped"]
+    assert "stopped" not in outcomes(db, neighbour)
+    succeed(db, ids[0])
+    for _ in range(3):
+        step()
+    assert [job(db, id).state for id in ids[:3]] == ["succeeded", "stuck", "stuck"]
+
+
+def jobs_pending(db: Connection, id: int) -> bool:
+    return job(db, id).state == "pending"
+
+
+def test_a_stopped_offboarding_deletes_nothing_more(db: Connection) -> None:
+    left, protected = a_resource(db), a_resource(db, protected=True)
+    operation = offboard()
+    stop(operation)
+    assert sorted(map(str, outcomes(db, operation))) == ["protected", "stopped"]
+    assert step() == 0
+    assert (status_of(db, left), status_of(db, protected)) == ("active", "active")
+
+
+def test_what_had_failed_before_an_operation_was_stopped_is_told_too(db: Connection) -> None:
+    ids = stuck(db, *["pg-main"] * 2, "other", "other")
+    operation = redrive()
+    step()
+    stick(db, ids[0])
+    step()
+    error = stop(operation).error
+    assert error is not None
+    assert error.startswith(f"backend pg-main: job {ids[0]}, ")
+    assert error.endswith("; stopped by cli:zoe: wrong filter")
+    assert outcomes(db, operation) == ["failed", "stopped", "redriven", "stopped"]
+
+
+def test_an_operation_ends_once(db: Connection) -> None:
+    operation = redrive()
+    step()
+    db.execute(text("ALTER TABLE operations DISABLE TRIGGER operations_finished_is_final"))
+    with pytest.raises(AlreadyFinished, match=f"operation {operation.id} has ended already: succeeded"):
+        stop(operation)
+    assert now(db, operation).error is None
+    with pytest.raises(NotFound, match="there is no operation 99"):
+        operations.stop(db, 99, actor="op", reason="r")
+
+
+def test_a_stop_waits_for_the_step_that_is_under_way_and_keeps_what_it_did(db: Connection) -> None:
+    stuck(db, "pg-main", "other", "other")
+    operation, ended = redrive(), []
+    thread = threading.Thread(target=lambda: ended.append(stop(operation)))
+    with database.transaction() as session:
+        assert operations.advance(session, worker="w")[0] == 2
+        thread.start()
+        eventually(lambda: somebody_waits(db), what="the stop waits for the step")
+    thread.join()
+    assert [o.state for o in ended] == ["stopped"]
+    assert sorted(map(str, outcomes(db, operation))) == ["redriven", "redriven", "stopped"]
+
+
+def test_progress_names_the_jobs_that_are_stuck_and_until_when_what_goes_first_waits(db: Connection) -> None:
+    ids = stuck(db, "pg-main", "other")
+    operation = redrive()
+    step()
+    assert [c.next_attempt_at for c in queries.operation(db, operation.id)[1].canaries] == [None, None]
+    stick(db, ids[1])
+    claim = claimed(db, ids[0])
+    jobs.start(db, claim, worker="w")
+    jobs.retry(db, claim, worker="w", error="e")
+    db.execute(text("UPDATE outbox SET available_at = now() + interval '5 min' WHERE id = :id"), {"id": ids[0]})
+    _, progress = queries.operation(db, operation.id)
+    assert (progress.jobs, progress.stuck_jobs) == ({"pending": 1, "stuck": 1}, [ids[1]])
+    waits = {c.job_id: c.next_attempt_at for c in progress.canaries}
+    assert waits == {ids[0]: job(db, ids[0]).available_at, ids[1]: None}
 
 
 def test_an_unknown_operation_is_not_found(db: Connection) -> None:

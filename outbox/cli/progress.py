@@ -1,0 +1,106 @@
+"""How an operation is told to a person: how far it is, what is not well, and what to run next.
+
+"Succeeded" would mislead: an operation makes jobs pending, and how these end is told by the jobs alone.
+"""
+
+import dataclasses
+import shlex
+from collections.abc import Iterator
+
+import click
+
+from outbox.cli.shell import UNITS, cell, print_fields, print_table
+from outbox.queries import Canary, Progress
+from outbox.rows import Json, Operation
+from outbox.states import JobState, OperationKind
+
+_OPTIONS = {"reason": "--reason-was", "resource_id": "--resource"}  # the others are named as in the filter
+_ENDED_WELL = {OperationKind.REDRIVE: "re-driven", OperationKind.OFFBOARD: "deletes enqueued"}
+
+
+def tell(operation: Operation, progress: Progress) -> None:
+    """The operation, its numbers by backend, and at the end what a person has to do about it."""
+    print_fields(vars(words(operation)))
+    click.echo("\nprogress")
+    tallies = {**progress.backends, "(all)": progress.all}
+    done = "re-driven" if operation.kind == OperationKind.REDRIVE else "enqueued"
+    counts = [{done if name == "done" else name: n for name, n in vars(tally).items()} for tally in tallies.values()]
+    rows = [{"backend": name} | count for name, count in zip(tallies, counts, strict=True)]
+    print_table(rows, tuple(rows[-1]))
+    if progress.canaries:
+        click.echo("\nwhat goes first")
+        columns = ("backend", "job_id", "state", "outcome", "next_attempt_at")
+        print_table([vars(canary) for canary in progress.canaries], columns)
+    if progress.jobs:
+        click.echo("\nits jobs now")
+        print_fields(progress.jobs)
+    click.echo()
+    for line in _next(operation, progress):
+        click.echo(line)
+
+
+def words(operation: Operation) -> Operation:
+    """The operation with its state as people say it."""
+    ended_well = operation.state == "succeeded"
+    return dataclasses.replace(operation, state=_ENDED_WELL[OperationKind(operation.kind)]) if ended_well else operation
+
+
+def options(filter: Json) -> list[str]:
+    """The command that previews a bulk re-drive of what a filter means now."""
+    said = ["jobs", "redrive-all"]
+    for name, value in filter.items():
+        if name == "older_than_seconds":
+            said += ["--older-than", _age(value)]
+        else:
+            said += [_OPTIONS.get(name, f"--{name}"), *([] if value is True else [str(value)])]
+    return said
+
+
+def _age(seconds: int) -> str:
+    """As `--older-than` takes it: five digits, and what was said in a longer unit comes out whole in a shorter."""
+    unit, size = next((u, n) for u, n in UNITS.items() if seconds // n <= 99_999)
+    return f"{seconds // size}{unit}"
+
+
+def waits(progress: Progress) -> str:
+    """Which jobs that go first have failed and wait, for a line that is looked at meanwhile; empty when none does."""
+    waiting = [_first(canary) for canary in progress.canaries if canary.next_attempt_at is not None]
+    return f": {'; '.join(waiting)}" if waiting else ""
+
+
+def tell_first(progress: Progress) -> str:
+    """What the jobs that go first are at, where the others wait for them."""
+    return "; ".join(_first(c) for c in progress.canaries if c.outcome == "redriven" and c.state != "succeeded")
+
+
+def _first(canary: Canary) -> str:
+    at = f"waits for its next attempt at {cell(canary.next_attempt_at)}" if canary.next_attempt_at else ""
+    return f"job {canary.job_id} of {canary.backend}, which goes first, {at or f'is {canary.state}'}"
+
+
+def _next(operation: Operation, progress: Progress) -> Iterator[str]:
+    running, tally = operation.state == "running", progress.all
+    if running:
+        yield f"it is at work{waits(progress)}; to have it leave the rest alone:"
+        yield f"  deprovisioner operations stop {operation.id} --reason …"
+    if stuck := progress.jobs.get(JobState.STUCK, 0):
+        more = ", …" if stuck > len(progress.stuck_jobs) else ""
+        yield f"{_of_its_jobs(stuck)} stuck ({', '.join(map(str, progress.stuck_jobs))}{more}); what each needs:"
+        yield f"  deprovisioner jobs show {progress.stuck_jobs[0]}"
+        if operation.kind == OperationKind.OFFBOARD:
+            yield f"  deprovisioner jobs list --state stuck --tenant {shlex.quote(operation.filter['tenant'])}"
+    coming = sum(progress.jobs.get(state, 0) for state in (JobState.PENDING, JobState.RUNNING))
+    if coming and not running:
+        yield f"{_of_its_jobs(coming)} not done yet; look again:"
+        yield f"  deprovisioner operations show {operation.id}"
+    if tally.protected and not running:
+        yield f"{tally.protected} protected and left: lift the protection of what shall go too, and offboard again"
+    if tally.stopped and not running:
+        yield f"{tally.stopped} left alone; when the cause is mended, preview what is left:"
+        offboard = ["tenants", "offboard", operation.filter.get("tenant", "")]
+        again = offboard if operation.kind == OperationKind.OFFBOARD else options(operation.filter)
+        yield f"  deprovisioner {shlex.join(again)} --reason …"
+
+
+def _of_its_jobs(n: int) -> str:
+    return f"{n} of its jobs {'is' if n == 1 else 'are'}"
