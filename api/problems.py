@@ -29,6 +29,7 @@ TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
     (errors.JobNotStuck, 409, "job_not_stuck"),
     (errors.FenceMismatch, 409, "fence_mismatch"),
     (errors.AlreadyReleased, 409, "already_released"),
+    (errors.AlreadyRunning, 409, "already_running"),
     (errors.DigestMismatch, 409, "digest_mismatch"),
     (errors.AlreadyFinished, 409, "already_finished"),
     (errors.StillThere, 409, "still_there"),

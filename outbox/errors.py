@@ -14,6 +14,7 @@ DeprovisionerError
 │   ├── IdempotencyKeyReused the key came before, with another body
 │   ├── AlreadyManaged       that very object belongs to a living resource
 │   ├── AlreadyReleased      a hold ends once
+│   ├── AlreadyRunning       an operation on the very same set goes on
 │   ├── DigestMismatch       a bulk action's set is not what its preview told of
 │   ├── AlreadyFinished      an operation ends once
 │   ├── JobNotStuck          only a stuck job can be re-driven or resolved
@@ -100,6 +101,10 @@ class FenceMismatch(Conflict):
 
 class AlreadyReleased(Conflict):
     """The hold was released before."""
+
+
+class AlreadyRunning(Conflict):
+    """An operation on the very same set is running."""
 
 
 class DigestMismatch(Conflict):

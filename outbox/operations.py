@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
 from outbox import holds, jobs, tables
-from outbox.errors import AlreadyFinished, BadRequest, DigestMismatch, NotFound
+from outbox.errors import AlreadyFinished, AlreadyRunning, BadRequest, DigestMismatch, NotFound
 from outbox.queries import JobFilter
 from outbox.rows import Job, Json, Operation, Resource, columns, read
 from outbox.states import HoldScope, JobState, OperationKind, ResourceStatus
@@ -87,14 +87,16 @@ def begin_redrive(
     """Write down the previewed jobs for the workers to re-drive, at most `rate` a second.
 
     The first of each backend goes alone, and the others when it has succeeded. `db` is a transaction's.
-    Raises DigestMismatch when the filter finds other jobs, or the same at other fences, and what a preview raises.
+    Raises AlreadyRunning, and DigestMismatch when the filter finds other jobs, or the same at other fences; and what
+    a preview raises.
     """
     _refuse_unknown(db, wanted)
     operation = _insert(db, OperationKind.REDRIVE, words(wanted), reason=reason, actor=actor, digest=digest, rate=rate)
     stuck, number = _stuck(wanted).subquery(), sa.func.row_number()
-    first = number.over(partition_by=stuck.c.backend, order_by=stuck.c.id) == 1
+    # A teardown where there is one: a birth may rightly end cancelled, and proves nothing by that.
+    place_of_backend = number.over(partition_by=stuck.c.backend, order_by=(stuck.c.kind != "deprovision", stuck.c.id))
     place = number.over(order_by=stuck.c.id)
-    listed = sa.select(sa.literal(operation), place, stuck.c.backend, stuck.c.id, stuck.c.fence, first)
+    listed = sa.select(sa.literal(operation), place, stuck.c.backend, stuck.c.id, stuck.c.fence, place_of_backend == 1)
     into = ("operation_id", "n", "backend", "job_id", "fence", "canary")
     db.execute(sa.insert(tables.operation_items).from_select(into, listed))
     item = tables.operation_items.c
@@ -177,7 +179,7 @@ def _stuck(wanted: JobFilter) -> "sa.Select[Any]":
     if wanted.state not in (None, JobState.STUCK):
         raise BadRequest(f"state: only stuck jobs can be re-driven, not {wanted.state}")
     job = tables.outbox.c
-    return sa.select(job.id, job.fence, job.backend).where(*replace(wanted, state=JobState.STUCK).clauses())
+    return sa.select(job.id, job.fence, job.backend, job.kind).where(*replace(wanted, state=JobState.STUCK).clauses())
 
 
 def _living(tenant: str) -> "sa.Select[Any]":
@@ -204,6 +206,7 @@ def _told(
 _INSERT = text("""
     INSERT INTO operations (kind, filter, reason, actor, digest, rate)
     VALUES (:kind, CAST(:filter AS jsonb), :reason, :actor, :digest, :rate)
+        ON CONFLICT (kind, digest) WHERE finished_at IS NULL DO NOTHING
  RETURNING id""")
 
 
@@ -211,7 +214,10 @@ def _insert(
     db: Connection, kind: OperationKind, filter: Json, *, reason: str, actor: str, digest: str, rate: int | None = None
 ) -> int:
     said = {"kind": kind, "filter": json.dumps(filter), "reason": reason, "actor": actor, "digest": digest}
-    return int(db.execute(_INSERT, said | {"rate": rate}).scalar_one())
+    id = db.execute(_INSERT, said | {"rate": rate}).scalar_one_or_none()
+    if id is None:
+        raise AlreadyRunning("an operation on this very set is running: `deprovisioner operations list` has it")
+    return int(id)
 
 
 # What else a digest is of than the count.

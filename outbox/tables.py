@@ -226,6 +226,8 @@ operations = sa.Table(
     sa.CheckConstraint("(kind = 'redrive') = (rate IS NOT NULL)", name="operations_redrive_has_rate"),
     sa.CheckConstraint("rate BETWEEN 1 AND 1000", name="operations_rate_bounded"),
     sa.Index("operations_running", "next_at", postgresql_where=sa.text("finished_at IS NULL")),
+    # A double click begins one: two would each send a canary of their own.
+    sa.Index("operations_once", "kind", "digest", unique=True, postgresql_where=sa.text("finished_at IS NULL")),
 )
 
 operation_items = sa.Table(

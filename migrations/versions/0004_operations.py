@@ -46,6 +46,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("operations_pkey")),
     )
     op.create_index(
+        "operations_once",
+        "operations",
+        ["kind", "digest"],
+        unique=True,
+        postgresql_where=sa.text("finished_at IS NULL"),
+    )
+    op.create_index(
         "operations_running", "operations", ["next_at"], unique=False, postgresql_where=sa.text("finished_at IS NULL")
     )
     op.create_table(
@@ -89,5 +96,6 @@ def downgrade() -> None:
     op.drop_index("operation_items_canaries", table_name="operation_items", postgresql_where=sa.text("canary"))
     op.drop_index("operation_items_waiting", table_name="operation_items", postgresql_where=sa.text("outcome IS NULL"))
     op.drop_table("operation_items")
+    op.drop_index("operations_once", table_name="operations", postgresql_where=sa.text("finished_at IS NULL"))
     op.drop_index("operations_running", table_name="operations", postgresql_where=sa.text("finished_at IS NULL"))
     op.drop_table("operations")

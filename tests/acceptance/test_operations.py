@@ -345,11 +345,14 @@ def test_a_running_operation_is_stopped_at_a_shell_and_over_http(api: httpx.Clie
     words = ("jobs", "redrive-all", "--backend", "pg-main", "--older-than", "3d", "--reason", "r o")
     db.execute(text("UPDATE outbox SET created_at = now() - interval '4 d'"))
     digest = json.loads(shell(*words, "--json").stdout)["digest"]
-    begun = [json.loads(shell(*words, "--digest", digest, "--no-wait", "--json").stdout)["id"] for _ in range(2)]
+    begin = (*words, "--digest", digest, "--no-wait", "--json")
+    begun = [json.loads(shell(*begin).stdout)["id"]]
+    assert "an operation on this very set is running" in shell(*begin, code=1).stderr, "a double click"
     answer = api.post(f"/v1/operations/{begun[0]}/stop", json={"reason": "wrong filter"})
     assert (answer.status_code, answer.json()["state"]) == (200, "stopped")
     assert re.fullmatch(r"stopped by token:\d+:\S+: wrong filter", answer.json()["error"])
     problem(api.post(f"/v1/operations/{begun[0]}/stop", json={"reason": "again"}), 409, "already_finished")
+    begun.append(json.loads(shell(*begin).stdout)["id"])
     said = shell("operations", "stop", str(begun[1]), "--reason", "wrong filter").stdout
     assert re.search(r"^error +stopped by cli:\S+: wrong filter$", said, re.M)
     assert "4 left alone" in said

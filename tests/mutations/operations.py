@@ -23,6 +23,28 @@ def _of(block: str, *entries: tuple[str, ...]) -> Iterable[Mutant]:
 
 GUARDS_OF_OPERATIONS = (
     *cut(
+        OPERATIONS,
+        "",
+        BULK,
+        (
+            "operations: a teardown goes first",
+            '(stuck.c.kind != "deprovision", stuck.c.id)',
+            "stuck.c.id",
+            "test_a_teardown_goes_first_where_there_is_one",
+        ),
+    ),
+    *cut(
+        "migrations/versions/0004_operations.py",
+        "",
+        BULK,
+        (
+            "operations_once",
+            '["kind", "digest"],\n        unique=True',
+            '["kind", "digest", "id"],\n        unique=True',
+            "test_a_double_click_begins_one_operation",
+        ),
+    ),
+    *cut(
         JOBS,
         "_REDRIVE_ALL = text(",
         BULK,

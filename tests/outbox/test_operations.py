@@ -1,5 +1,6 @@
 """Bulk work: exactly the previewed set, canaries first, each thing once, whoever advances it and whoever dies."""
 
+import datetime as dt
 import threading
 import time
 import tracemalloc
@@ -14,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from outbox import db as database
 from outbox import jobs, operations, queries, tokens
-from outbox.errors import AlreadyFinished, BadRequest, DigestMismatch, NotFound
+from outbox.errors import AlreadyFinished, AlreadyRunning, BadRequest, DigestMismatch, NotFound
 from outbox.queries import EVERY_JOB, JobFilter
 from outbox.rows import Claim, Operation
 from outbox.states import JobState, StuckReason
@@ -397,9 +398,27 @@ def test_four_workers_at_once_redrive_each_job_once(db: Connection) -> None:
     assert now(db, operation).state == "succeeded"
 
 
+def test_a_double_click_begins_one_operation(db: Connection) -> None:
+    ids = stuck(db, *["pg-main"] * 3)
+    begun = redrive()
+    with pytest.raises(AlreadyRunning, match="operations list"):
+        redrive(digest=begun.digest)
+    assert at_once(4, lambda n: step(f"w{n}")).count(1) == 1
+    assert [job(db, id).state for id in ids] == ["pending", "stuck", "stuck"], "one goes first, and alone"
+
+
+def test_a_teardown_goes_first_where_there_is_one(db: Connection) -> None:
+    """A birth may rightly end cancelled, and proves nothing by that."""
+    birth = a_job(db, state="stuck", kind="provision", status="deleted")
+    teardown, *_ = stuck(db, "pg-main", "pg-main")
+    redrive()
+    step()
+    assert (job(db, birth).state, job(db, teardown).state) == ("stuck", "pending")
+
+
 def test_two_operations_over_the_same_jobs_redrive_each_once(db: Connection) -> None:
     ids = stuck(db, *["pg-main"] * 40)
-    both = [redrive(rate=10), redrive(rate=10)]
+    both = [redrive(rate=10), redrive(JobFilter(backend="pg-main"), rate=10)]
     at_once(4, lambda n: [step(f"w{n}") for _ in range(4)])
     for claim in jobs.claim(db, {"pg-main": 99}, slots=99, worker="w"):
         jobs.start(db, claim, worker="w")
@@ -702,7 +721,7 @@ def test_an_unknown_operation_is_not_found(db: Connection) -> None:
 
 
 def test_operations_are_listed_newest_first_by_cursor(db: Connection) -> None:
-    ids = [redrive().id for _ in range(5)]
+    ids = [redrive(JobFilter(older_than=dt.timedelta(days=days))).id for days in range(5)]
     first = queries.list_operations(db, limit=3)
     rest = queries.list_operations(db, limit=3, cursor=first.next_cursor)
     assert [o.id for o in first.items + rest.items] == ids[::-1]
