@@ -219,6 +219,7 @@ def test_show_says_first_what_keeps_a_pending_job(
     assert re.fullmatch(nobody, headline(env, job))
     breakers.trip(db, "pg-2", reason="another's")
     breakers.trip(db, "pg-main", reason="connection refused")
+    db.execute(text("UPDATE breakers SET retry_at = now() + interval '1 h'"))
     assert "pending: pg-main is out of reach since 2" in headline(env, job)
     assert "(connection refused); the next probe is due at 2" in headline(env, job)
     db.execute(text("UPDATE breakers SET retry_at = now()"))
