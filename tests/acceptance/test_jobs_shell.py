@@ -296,3 +296,14 @@ def test_a_proposal_stands_in_the_story_for_operators_with_the_command_of_the_se
         db.exec_driver_sql("UPDATE approvals SET approved_by = NULL, approved_at = NULL")
         db.exec_driver_sql(f"UPDATE approvals SET {change}")
         assert json.loads(shell(env, "jobs", "show", str(refused), "--json").stdout)["approvals"] == [], change
+
+
+def test_a_stuck_birth_is_not_to_be_looked_at_but_tried_again_or_deleted(db: Connection, env: dict[str, str]) -> None:
+    job = stuck(db, kind="provision")
+    lines = shell(env, "jobs", "show", str(job)).stdout.splitlines()
+    again, delete, resolve = [line.split()[1:] for line in lines if line.startswith("  deprovisioner ")]
+    assert (again[:2], delete[:2], resolve[:2]) == (["jobs", "redrive"], ["resources", "delete"], ["jobs", "resolve"])
+    assert shell(env, *resolve).returncode == 1, "somebody wants it"
+    assert shell(env, *delete).returncode == 0
+    assert shell(env, *resolve).returncode == 0
+    assert headline(env, job).startswith("cancelled at 2")
