@@ -82,4 +82,5 @@ def resolve(job_id: JobId, body: Resolve, who: Operator, response: Response) -> 
 
 def _proposed(approval: Approval, response: Response) -> Proposed:
     response.status_code = 202
-    return Proposed.of(approval)
+    look = ask(lambda session: observations.last(session, approval.job_id, fence=approval.fence))
+    return Proposed.of(approval, look)

@@ -99,7 +99,8 @@ def install(app: FastAPI) -> None:
 def _ours(_: Request, error: Exception) -> JSONResponse:
     for kind, status, code in TABLE:
         if isinstance(error, kind):
-            return Problem(status, code, str(error)).response()
+            more = {"seen": error.seen} if isinstance(error, errors.StillThere) else {}
+            return Problem(status, code, str(error), more).response()
     log.error("unmapped_error", error=repr(error))
     return Problem(500, "internal_error", str(error)).response()
 

@@ -311,11 +311,12 @@ class JobOut(BaseModel):
 
 
 class ObservationOut(BaseModel):
-    """What a worker saw at a stuck job's backend."""
+    """What a worker saw at a stuck job's backend; `means` says it in words."""
 
     job_id: int
     fence: int
     found: Found
+    means: str
     seen: Json | None
     observed_at: dt.datetime
     observed_by: str
@@ -323,29 +324,38 @@ class ObservationOut(BaseModel):
     @classmethod
     def of(cls, look: Observation) -> "ObservationOut":
         """From its row."""
-        return cls.model_validate(dataclasses.asdict(look))
+        return cls.model_validate(dataclasses.asdict(look) | {"means": look.means})
 
 
 class ApprovalOut(BaseModel):
-    """A forced action that waits for a second operator, who says the same before `expires_at`."""
+    """A forced action that waits for a second operator: the same of this job and fence, before `expires_at`."""
 
     action: str
     job_id: int
     fence: int
+    reason: str
     proposed_by: str
     proposed_at: dt.datetime
     expires_at: dt.datetime
 
+    @classmethod
+    def of(cls, approval: Approval) -> "ApprovalOut":
+        """From its row."""
+        return cls(**vars(approval))
+
 
 class Proposed(BaseModel):
-    """The answer to the first of two operators: nothing was done yet."""
+    """The answer to the first of two operators: nothing was done yet. `new` is false when it had proposed before."""
 
     approval: ApprovalOut
+    new: bool
+    last_look: ObservationOut | None
 
     @classmethod
-    def of(cls, approval: Approval) -> "Proposed":
-        """From its row."""
-        return cls(approval=ApprovalOut(**vars(approval)))
+    def of(cls, approval: Approval, look: Observation | None) -> "Proposed":
+        """From its row, and what the last look saw."""
+        seen = None if look is None else ObservationOut.of(look)
+        return cls(approval=ApprovalOut.of(approval), new=approval.new, last_look=seen)
 
 
 class JobRef(BaseModel):
@@ -406,6 +416,11 @@ class JobStoryOut(JobOut):
     attempt_history: list[AttemptOut]
     events: list[EventOut]
     holds: Annotated[list["HoldOut"], Field(description="what keeps it from starting; for operators only")]
+    breaker: Annotated["BreakerOut | None", Field(description="its backend's, while it waits; for operators only")]
+    due_seconds: int | None
+    stuck_since: dt.datetime | None
+    approvals: Annotated[list[ApprovalOut], Field(description="what waits for a second operator; for operators only")]
+    last_look: Annotated[ObservationOut | None, Field(description="at the fence it is stuck at; for operators only")]
 
     @classmethod
     def told(cls, story: JobStory, *, to_operator: bool) -> "JobStoryOut":
@@ -419,6 +434,11 @@ class JobStoryOut(JobOut):
             attempt_history=[AttemptOut.model_validate(dataclasses.asdict(attempt)) for attempt in story.attempts],
             events=[EventOut.model_validate(dataclasses.asdict(event)) for event in story.events],
             holds=[HoldOut.of(hold) for hold in story.holds if to_operator],
+            breaker=BreakerOut(**vars(story.breaker)) if story.breaker and to_operator else None,
+            due_seconds=story.due_seconds,
+            stuck_since=story.stuck_since,
+            approvals=[ApprovalOut.of(approval) for approval in story.approvals if to_operator],
+            last_look=ObservationOut.of(story.last_look) if story.last_look and to_operator else None,
         )
 
 

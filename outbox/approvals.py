@@ -1,11 +1,13 @@
-"""What takes two operators: one proposes, another one says the very same thing, and that executes it.
+"""What takes two operators: one proposes, another one says the same action of the same job and fence; that executes it.
+
+Each has a reason of their own. The events keep both.
 
 An actor here is a token, `token:ID:NAME`: a shell user's name proves nothing, and one token twice is one operator.
 The transition's own statement marks the proposal as approved (`jobs.resolve_forced`, `jobs.redrive_forced`).
 """
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sqlalchemy import Connection, text
@@ -17,19 +19,21 @@ LIFE = dt.timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Approval:
-    """A proposal that waits for a second operator, until `expires_at`."""
+    """A proposal that waits for a second operator, until `expires_at`; `new` when it was made just now."""
 
     action: Action
     job_id: int
     fence: int
+    reason: str
     proposed_by: str
     proposed_at: dt.datetime
     expires_at: dt.datetime
+    new: bool = field(compare=False)
 
 
 # One that nobody approved in time makes way for the next; the events keep both. The job's row is locked, so that the
 # event stands before whatever moves it on. A job is stuck at a fence once, so one approval is all that it can need.
-_COLUMNS = "action, job_id, fence, proposed_by, proposed_at, proposed_at + :life AS expires_at"
+_COLUMNS = "action, job_id, fence, reason, proposed_by, proposed_at, proposed_at + :life AS expires_at"
 _PROPOSE = text(f"""
     WITH job AS (
         SELECT id, resource_id, fence FROM outbox
@@ -48,9 +52,9 @@ _PROPOSE = text(f"""
         SELECT job.id, job.resource_id, job.fence, 'proposed', :actor, :reason, jsonb_build_object('action', action)
           FROM job JOIN proposed ON job_id = job.id
     )
-    SELECT {_COLUMNS} FROM proposed
+    SELECT {_COLUMNS}, true AS new FROM proposed
      UNION ALL
-    SELECT {_COLUMNS} FROM approvals
+    SELECT {_COLUMNS}, false FROM approvals
      WHERE action = :action AND job_id = :id AND fence = :fence AND approved_at IS NULL
        AND proposed_at > now() - :life AND EXISTS (SELECT FROM job)""")
 
@@ -63,3 +67,15 @@ def propose(db: Connection, action: Action, job_id: int, *, fence: int, actor: s
     asked = {"action": action, "id": job_id, "fence": fence, "actor": actor, "reason": reason, "life": LIFE}
     row = db.execute(_PROPOSE, asked).first()
     return None if row is None else Approval(**row._mapping)
+
+
+_LIVING = text(f"""
+    SELECT {_COLUMNS}, false AS new FROM approvals
+     WHERE job_id = :id AND fence = :fence AND approved_at IS NULL AND proposed_at > now() - :life
+     ORDER BY proposed_at""")
+
+
+def living(db: Connection, job_id: int, *, fence: int) -> list[Approval]:
+    """What waits for a second operator at this fence: at most one proposal an action."""
+    rows = db.execute(_LIVING, {"id": job_id, "fence": fence, "life": LIFE})
+    return [Approval(**row._mapping) for row in rows]

@@ -116,7 +116,11 @@ class AlreadyFinished(Conflict):
 
 
 class StillThere(Conflict):
-    """The backend was seen with the object, or with something else under its name."""
+    """The backend was seen with the object, or with something else under its name; `seen` is what a look saw."""
+
+    def __init__(self, message: str, seen: object) -> None:
+        super().__init__(message)
+        self.seen = seen
 
 
 class NotObserved(Conflict):

@@ -14,7 +14,7 @@ from typing import Any, assert_never
 
 from sqlalchemy import Connection, Row, TextClause, text
 
-from outbox import approvals, brakes, holds, settings
+from outbox import advice, approvals, brakes, holds, settings
 from outbox.approvals import Action, Approval
 from outbox.errors import (
     Busy,
@@ -114,6 +114,11 @@ def enqueue(
         if row.job_id is not None:
             won = row.request_id == request_id
             return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=won)
+        if row.resource_status in (ResourceStatus.DELETING, ResourceStatus.DELETED):
+            raise Conflict(
+                f"resource {resource_id} is {row.resource_status}, and its deprovision job is missing: "
+                "`deprovisioner doctor` (deleting_without_job) and docs/runbook.md tell what to do"
+            )
         if row.resource_protected:
             raise DeletionProtected(f"resource {resource_id} is protected: set `protected` to false first")
     raise Conflict(f"resource {resource_id} changes faster than it can be read; try again")
@@ -730,15 +735,16 @@ def resolve(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
             f"no worker has looked at job {job_id} in the last {FRESH.seconds} s: start one that serves {now.backend}, "
             "or have two operators force it"
         )
+    words = advice.seen_in_words(Found(look.found), look.seen)
     match Found(look.found):
         case Found.SAME:
-            raise StillThere(f"job {job_id}: it is still there, seen {look.seen}; re-drive the job to tear it down")
+            raise StillThere(f"job {job_id}: {words}; re-drive the job to tear it down", look.seen)
         case Found.DIFFERENT:
-            raise StillThere(f"job {job_id}: something else is under its name, or on its server: {look.seen}")
+            raise StillThere(f"job {job_id}: {words}; docs/runbook.md, refused, tells what to do", look.seen)
         case Found.UNAVAILABLE:
-            raise NotObserved(f"job {job_id}: {now.backend} did not let itself be looked at: {look.seen}")
+            raise NotObserved(f"job {job_id}, {now.backend}: {words}")
         case Found.UNOBSERVABLE:
-            raise NotObserved(f"job {job_id}: no look can tell on {now.backend}; only two operators can force it")
+            raise NotObserved(f"job {job_id}, {now.backend}: {words}; only two operators can force it")
         case Found.ABSENT:
             raise _unsteady(job_id)
         case never:
@@ -804,7 +810,7 @@ def stuck_or_refuse(db: Connection, job_id: int, *, fence: int | None) -> Row[An
     if now is None:
         raise NotFound(f"there is no job {job_id}")
     if now.state != JobState.STUCK:
-        raise JobNotStuck(f"job {job_id} is {now.state}; only a stuck job can be re-driven or resolved")
+        raise JobNotStuck(f"job {job_id} is {now.state}; only a stuck job can be observed, re-driven or resolved")
     if fence not in (None, now.fence):
         raise FenceMismatch(f"job {job_id} has moved on: its fence is {now.fence}, not {fence}; look at it again")
     return now

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection, text
 
-from outbox import doorbell, jobs
+from outbox import advice, doorbell, jobs
 from outbox.errors import NotATeardown, NotObserved
 from outbox.rows import Json, columns, read
 from outbox.states import Found
@@ -37,6 +37,11 @@ class Observation:
     observed_by: str | None
     found: Found | None
     seen: Json | None
+
+    @property
+    def means(self) -> str:
+        """In words, what was seen."""
+        return "nobody has looked yet" if self.found is None else advice.seen_in_words(self.found, self.seen)
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,18 @@ def find(db: Connection, observation_id: int) -> Observation | None:
     return None if row is None else read(Observation, "look", row)
 
 
+_LAST = text(f"""
+    SELECT {columns(Observation, "look")} FROM observations AS look
+     WHERE job_id = :id AND fence = :fence AND observed_at IS NOT NULL
+     ORDER BY observed_at DESC, id DESC LIMIT 1""")
+
+
+def last(db: Connection, job_id: int, *, fence: int) -> Observation | None:
+    """The last look at this job and fence, however old; None when nobody has looked."""
+    row = db.execute(_LAST, {"id": job_id, "fence": fence}).one_or_none()
+    return None if row is None else read(Observation, "look", row)
+
+
 class Run(Protocol):
     """Runs something on a session of its own, as an edge does it."""
 
@@ -156,11 +173,15 @@ class Run(Protocol):
 
 
 def look(run: Run, job_id: int, *, actor: str, seconds: float, fence: int | None = None) -> Observation:
-    """Ask for a look, ring, and wait for at most `seconds`, with no transaction open meanwhile.
+    """Ask for a look, and wait for at most `seconds` until a worker has looked.
 
     Raises NotFound, JobNotStuck, FenceMismatch, NotATeardown, NotObserved.
     """
-    asked = run(lambda db: ask(db, job_id, actor=actor, fence=fence))
+    return wait_for(run, run(lambda db: ask(db, job_id, actor=actor, fence=fence)), seconds=seconds)
+
+
+def wait_for(run: Run, asked: Observation, *, seconds: float) -> Observation:
+    """Ring, and wait for what was asked, with no transaction open meanwhile. Raises NotObserved."""
     doorbell.ring_to_look()
     deadline = time.monotonic() + seconds
     now: Observation | None = asked
@@ -169,7 +190,7 @@ def look(run: Run, job_id: int, *, actor: str, seconds: float, fence: int | None
         now = run(lambda db: find(db, asked.id))
     if now is None or now.found is None:
         raise NotObserved(
-            f"no worker has looked at job {job_id} within {seconds:g} s: start one that serves its backend, "
-            "or have two operators force it"
+            f"no worker has looked at job {asked.job_id} within {seconds:g} s: start one that serves its backend, "
+            "or have two operators force a resolve"
         )
     return now

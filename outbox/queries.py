@@ -13,9 +13,11 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
-from outbox import tables
+from outbox import approvals, observations, tables
+from outbox.approvals import Approval
 from outbox.errors import BadCursor, NotFound
 from outbox.holds import Hold, over
+from outbox.observations import Observation
 from outbox.rows import Event, Job, Json, Operation, Resource, columns, read
 from outbox.states import JobKind, JobState, StuckReason
 
@@ -64,7 +66,9 @@ class Request:
 class JobStory:
     """A job with all that happened to it. `request` is None where its first event is missing.
 
-    `holds` are those in force that cover it: while there is one, it does not start.
+    `holds` are those in force that cover it: while there is one, it does not start. `breaker` is its backend's, and
+    `due_seconds` how long it has been due by the database's clock, while it is pending. `stuck_since`, the proposals
+    that wait for a second operator, and the last look at this fence, while it is stuck.
     """
 
     job: Job
@@ -74,6 +78,11 @@ class JobStory:
     attempts: list[Attempt]
     events: list[Event]
     holds: list[Hold]
+    breaker: "Breaker | None"
+    due_seconds: int | None
+    stuck_since: dt.datetime | None
+    approvals: list[Approval]
+    last_look: Observation | None
 
 
 def list_resources(
@@ -194,7 +203,9 @@ def count_jobs(db: Connection, wanted: JobFilter = EVERY_JOB) -> JobCounts:
 
 
 _STORY = text(f"""
-    SELECT {columns(Job, "job")}, job.request_id, resources.tenant, resources.name
+    SELECT {columns(Job, "job")}, job.request_id, resources.tenant, resources.name,
+           CASE WHEN job.state = 'pending' AND available_at <= now()
+                THEN CAST(floor(extract(epoch FROM now() - available_at)) AS bigint) END AS due_seconds
       FROM outbox AS job JOIN resources ON resources.id = job.resource_id
      WHERE job.id = :id AND (CAST(:tenant AS text) IS NULL OR resources.tenant = :tenant)""")
 _EVENTS = text(f"SELECT {columns(Event, 'event')} FROM events AS event WHERE job_id = :id ORDER BY id")
@@ -205,11 +216,26 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
     row = db.execute(_STORY, {"id": job_id, "tenant": tenant}).one_or_none()
     if row is None:
         raise NotFound(f"there is no job {job_id}")
+    job = read(Job, "job", row)
     events = [read(Event, "event", event) for event in db.execute(_EVENTS, {"id": job_id})]
-    holds = over(db, job_id) if row.job_finished_at is None else []
     asked = next((e for e in events if e.event == "enqueued"), None)
-    request = None if asked is None else Request(asked.actor, asked.at, asked.reason, row.request_id)
-    return JobStory(read(Job, "job", row), row.tenant, row.name, request, _attempts(events), events, holds)
+    stuck = job.state is JobState.STUCK
+    # Looks and proposals come after it, and move nothing.
+    since = next((e.at for e in reversed(events) if e.event in ("stuck", "swept")), None)
+    return JobStory(
+        job=job,
+        tenant=row.tenant,
+        resource_name=row.name,
+        request=None if asked is None else Request(asked.actor, asked.at, asked.reason, row.request_id),
+        attempts=_attempts(events),
+        events=events,
+        holds=over(db, job_id) if job.finished_at is None else [],
+        breaker=next(iter(list_breakers(db, job.backend)), None) if job.state is JobState.PENDING else None,
+        due_seconds=row.due_seconds,
+        stuck_since=since if stuck else None,
+        approvals=approvals.living(db, job_id, fence=job.fence) if stuck else [],
+        last_look=observations.last(db, job_id, fence=job.fence) if stuck else None,
+    )
 
 
 _ENDINGS = {"completed", "activated", "retried", "deferred", "stuck", "rolled_back", "swept"}
@@ -262,12 +288,13 @@ _BREAKERS = text("""
     SELECT backend, CASE WHEN retry_at > now() THEN 'open' ELSE 'half_open' END AS state,
            opened_at AS since, reason AS why, failures, retry_at,
            (SELECT count(*) FROM outbox WHERE state = 'pending' AND outbox.backend = breakers.backend) AS waiting
-      FROM breakers ORDER BY opened_at, backend""")
+      FROM breakers WHERE CAST(:backend AS text) IS NULL OR backend = :backend
+     ORDER BY opened_at, backend""")
 
 
-def list_breakers(db: Connection) -> list[Breaker]:
-    """The backends out of reach, longest first, and how many jobs wait for each."""
-    return [Breaker(**row._mapping) for row in db.execute(_BREAKERS)]
+def list_breakers(db: Connection, backend: str | None = None) -> list[Breaker]:
+    """The backends out of reach, or only this one; longest first, and how many jobs wait for each."""
+    return [Breaker(**row._mapping) for row in db.execute(_BREAKERS, {"backend": backend})]
 
 
 @dataclass(frozen=True)

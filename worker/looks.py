@@ -28,7 +28,9 @@ def see(turn: Look, backend: Backend) -> tuple[Found, Json]:
             case Absent(seen=seen):
                 return Found.ABSENT, seen
             case Same(seen=seen):
-                return Found.SAME, seen
+                # What it never had, as an adopted database may have no role, is no part of it that is gone.
+                named = {name: value for name, value in turn.manifest.items() if value is None}
+                return Found.SAME, {name: value for name, value in seen.items() if value or name not in named}
             case Different(seen=seen, why=why):
                 return Found.DIFFERENT, seen | {"why": why}
     except BackendError as error:

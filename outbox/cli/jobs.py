@@ -94,6 +94,8 @@ def jobs_show(job_id: int, as_json: bool) -> None:
         story = queries.job_story(session, job_id)
     if as_json:
         told = dataclasses.asdict(story)
+        told["approvals"] = [_proposal(approval) for approval in story.approvals]
+        told["last_look"] = story.last_look and _looked(story.last_look)
         print_json(told.pop("job") | {"attempt_history": told.pop("attempts")} | told)
     else:
         tell(story)
@@ -106,7 +108,8 @@ _token = click.option(
     "--token",
     envvar="DEPROVISIONER_OPERATOR_TOKEN",
     show_envvar=True,
-    help="Your own operator's token: who forces must be known. Two are needed.",
+    help="Your own operator's token: who forces must be known. Two are needed, for the same job and fence within an "
+    "hour; each has a reason of their own.",
 )
 _wait = click.option(
     "--wait", type=click.FloatRange(0, 600), default=30, show_default=True, help="Seconds to wait for a worker's look."
@@ -118,7 +121,7 @@ _wait = click.option(
 @_fence
 @_reason
 @click.option(
-    "--force-outcome-unknown", "force", is_flag=True, help="Act again where nobody can look; it takes two operators."
+    "--force-outcome-unknown", "force", is_flag=True, help="Act again where nobody can look. Takes two operators."
 )
 @_token
 @as_json_option
@@ -133,7 +136,7 @@ def jobs_redrive(job_id: int, fence: int, reason: str, force: bool, token: str |
     with db.statement() as session:
         done = act(session, job_id, fence=fence, actor=actor, reason=reason)
     if isinstance(done, Approval):
-        return _show_proposal(done, "--force-outcome-unknown", as_json)
+        return _show_proposal(done, as_json)
     doorbell.ring_now()
     print_json(vars(done)) if as_json else click.echo(f"job {done.id} is pending again")
     return None
@@ -144,9 +147,18 @@ def jobs_redrive(job_id: int, fence: int, reason: str, force: bool, token: str |
 @_wait
 @as_json_option
 def jobs_observe(job_id: int, wait: float, as_json: bool) -> None:
-    """Have a worker look at the backend of a stuck teardown. Changes nothing."""
+    """Have a worker look at the backend of a stuck teardown. Changes nothing.
+
+    absent: it is gone. same: it is there, or part of it. different: another one has its name, it was renamed, or this
+    is another server. Where the backend could not be asked (unavailable), or its kind cannot tell (unobservable),
+    the exit code is 1.
+    """
+    from outbox.states import Found  # noqa: PLC0415
+
     look = _look(job_id, None, wait)
-    print_json(look) if as_json else print_fields(look)
+    print_json(_looked(look)) if as_json else print_fields(_looked(look))
+    if look.found in (Found.UNAVAILABLE, Found.UNOBSERVABLE):
+        raise SystemExit(1)
 
 
 @jobs.command(
@@ -156,7 +168,7 @@ def jobs_observe(job_id: int, wait: float, as_json: bool) -> None:
 @_fence
 @_reason
 @_wait
-@click.option("--force", is_flag=True, help="Whatever a look says, or without one; it takes two operators.")
+@click.option("--force", is_flag=True, help="Whatever a look says, or without one. Takes two operators.")
 @_token
 @as_json_option
 def jobs_resolve(
@@ -176,22 +188,28 @@ def jobs_resolve(
     with db.statement() as session:
         done = act(session, job_id, fence=fence, actor=actor, reason=reason)
     if isinstance(done, Approval):
-        return _show_proposal(done, "--force", as_json)
+        return _show_proposal(done, as_json)
     print_json(vars(done)) if as_json else click.echo(f"job {done.id} is {done.state}")
     return None
 
 
-def _look(job_id: int, fence: int | None, seconds: float) -> dict[str, Any]:
+def _look(job_id: int, fence: int | None, seconds: float) -> Any:
     from outbox import db, observations  # noqa: PLC0415
 
     def run(act: Any) -> Any:
         with db.statement() as session:
             return act(session)
 
+    asked = run(lambda session: observations.ask(session, job_id, actor=me(), fence=fence))
     click.echo(f"waiting for a worker to look, at most {seconds:g} s", err=True)
-    look = observations.look(run, job_id, actor=me(), fence=fence, seconds=seconds)
+    look = observations.wait_for(run, asked, seconds=seconds)
     click.echo(f"{look.observed_by} looked: {look.found}", err=True)
-    return {name: getattr(look, name) for name in ("job_id", "fence", "found", "seen", "observed_at", "observed_by")}
+    return look
+
+
+def _looked(look: Any) -> dict[str, Any]:
+    names = ("job_id", "fence", "found", "means", "seen", "observed_at", "observed_by")
+    return {name: getattr(look, name) for name in names}
 
 
 def _operator(token: str | None) -> str:
@@ -210,12 +228,24 @@ def _operator(token: str | None) -> str:
     return found.actor
 
 
-def _show_proposal(approval: Any, flag: str, as_json: bool) -> None:
-    """The first of two has spoken: what the second one must run."""
+def _show_proposal(approval: Any, as_json: bool) -> None:
+    """The first of two has spoken: what the second one must run, and what there is to know before."""
+    from outbox import advice, db, observations  # noqa: PLC0415
+
+    with db.statement() as session:
+        look = observations.last(session, approval.job_id, fence=approval.fence)
     if as_json:
-        print_json({"approval": vars(approval)})
+        print_json({"approval": _proposal(approval), "new": approval.new, "last_look": look and _looked(look)})
         return
-    click.echo(f"proposed by {approval.proposed_by}; nothing is done yet")
-    click.echo(f"another operator must run, with a token of their own, before {cell(approval.expires_at)}:")
-    again = f"deprovisioner jobs {approval.action} {approval.job_id} --fence {approval.fence}"
-    click.echo(f"  {again} {flag} --reason …")
+    stands = "" if approval.new else f" at {cell(approval.proposed_at)} already ({approval.reason})"
+    click.echo(f"proposed by {approval.proposed_by}{stands}; nothing is done yet")
+    click.echo(
+        f"another operator must run, with a token and a reason of their own, before {cell(approval.expires_at)}:"
+    )
+    click.echo(f"  {advice.to_approve(approval)}")
+    if look is not None:
+        click.echo(f"last look, by {look.observed_by} at {cell(look.observed_at)}: {look.means}")
+
+
+def _proposal(approval: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(approval).items() if name != "new"}

@@ -3,23 +3,37 @@
 import click
 
 from outbox import advice
+from outbox.approvals import Approval
 from outbox.cli.shell import cell, print_fields, print_table
+from outbox.holds import Hold
 from outbox.queries import Attempt, JobStory
 from outbox.states import JobState
+
+# Longer than the longest pause between two sweeps at their default of 5 s.
+OVERDUE_SECONDS = 7
 
 
 def tell(story: JobStory) -> None:
     """What it is and why it stands there, what to run next, who asked, every attempt, every event."""
     job = story.job
     click.echo(f"job {job.id}: {job.kind} of {story.resource_name!r} of tenant {story.tenant} on {job.backend}")
-    click.echo(f"{_state(story)}\n")
-    for hold in story.holds:
-        click.echo(f"does not start while there is {hold} (by {hold.actor}, {cell(hold.created_at)})")
+    click.echo(_state(story))
+    if job.state is not JobState.PENDING:
+        for hold in story.holds:
+            click.echo(f"does not start while there is {_told(hold)}")
+    for approval in story.approvals:
+        _tell_approval(approval)
+    if story.last_look is not None:
+        look = story.last_look
+        click.echo(f"last look, by {look.observed_by} at {cell(look.observed_at)}: {look.means}")
+    click.echo()
     for when, command in advice.next_steps(job):
         click.echo(f"next, {when}:\n  {command}")
     if job.stuck_reason is not None:
         click.echo(f"more: docs/runbook.md, {job.stuck_reason}\n")
-    print_fields(vars(job))
+    redriven = next((e.at for e in reversed(story.events) if e.event == "redriven"), None)
+    attempts = job.attempts if redriven is None else f"{job.attempts} since it was re-driven, at {cell(redriven)}"
+    print_fields(vars(job) | {"attempts": attempts})
     _tell_request(story)
     click.echo("\nattempts")
     for attempt in story.attempts:
@@ -33,13 +47,40 @@ def tell(story: JobStory) -> None:
 def _state(story: JobStory) -> str:
     job = story.job
     if job.stuck_reason is not None:
-        since = story.events[-1].at if story.events else None
-        return f"stuck since {cell(since)}, {job.stuck_reason}: {advice.MEANS[job.stuck_reason]}"
+        return f"stuck since {cell(story.stuck_since)}, {job.stuck_reason}: {advice.MEANS[job.stuck_reason]}"
     if job.state is JobState.RUNNING:
         return f"running, with fence {job.fence}; its last attempt below says where"
     if job.state is JobState.PENDING:
-        return f"pending: a worker takes it once it is due, at {cell(job.available_at)}"
+        return f"pending: {_waits_for(story)}"
     return f"{job.state} at {cell(job.finished_at)}"
+
+
+def _waits_for(story: JobStory) -> str:
+    """What keeps it, the strongest first."""
+    job, breaker, due = story.job, story.breaker, story.due_seconds
+    if story.holds:
+        return f"it does not start while there is {' and '.join(map(_told, story.holds))}"
+    if breaker is not None:
+        probe = f"the next probe is due at {cell(breaker.retry_at)}" if breaker.state == "open" else "a probe is due"
+        return f"{job.backend} is out of reach since {cell(breaker.since)} ({breaker.why}); {probe}"
+    if due is None:
+        return f"a worker takes it once it is due, at {cell(job.available_at)}"
+    if due < OVERDUE_SECONDS:
+        return "it is due, a worker takes it within seconds"
+    return f"due for {due} s and nobody has claimed it: are workers running that serve {job.backend}?"
+
+
+def _told(hold: Hold) -> str:
+    return f"{hold} (by {hold.actor}, {cell(hold.created_at)})"
+
+
+def _tell_approval(approval: Approval) -> None:
+    click.echo(
+        f"{approval.action} by force was proposed by {approval.proposed_by} at {cell(approval.proposed_at)}: "
+        f"{approval.reason}"
+    )
+    click.echo(f"to approve it, another operator, with a token of their own, before {cell(approval.expires_at)}:")
+    click.echo(f"  {advice.to_approve(approval)}")
 
 
 def _tell_request(story: JobStory) -> None:

@@ -4,19 +4,20 @@ import fcntl
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
 import termios
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
-from outbox import jobs, resources
+from outbox import breakers, holds, jobs, observations, resources
 from outbox.resources import NewResource
-from outbox.states import StuckReason
+from outbox.states import Found, HoldScope, StuckReason
 from tests.api.test_jobs import stuck
-from tests.outbox.given import a_job, claims
+from tests.outbox.given import a_job, a_look, claims
 from tests.processes import System, client
 
 Words = tuple[str, ...]
@@ -194,3 +195,115 @@ def test_show_says_of_any_state_where_it_stands(db: Connection, env: dict[str, s
         top = shell(env, "jobs", "show", str(job)).stdout.splitlines()
         assert top[1].startswith(word)
         assert "(nobody knows by whom: its first event is missing)" in top
+
+
+def headline(env: dict[str, str], job: int) -> str:
+    return shell(env, "jobs", "show", str(job)).stdout.splitlines()[1]
+
+
+def due(db: Connection, job: int, seconds: int) -> None:
+    asked = "UPDATE outbox SET available_at = now() - :seconds * interval '1 s' WHERE id = :id"
+    db.execute(text(asked), {"id": job, "seconds": seconds})
+
+
+def test_show_says_first_what_keeps_a_pending_job(
+    db: Connection, env: dict[str, str], system: System, operator: str, tenant: str
+) -> None:
+    job = a_job(db)
+    due(db, job, -3600)
+    assert headline(env, job).startswith("pending: a worker takes it once it is due, at 2")
+    due(db, job, 0)
+    assert headline(env, job) == "pending: it is due, a worker takes it within seconds"
+    due(db, job, 95)
+    nobody = r"pending: due for \d+ s and nobody has claimed it: are workers running that serve pg-main\?"
+    assert re.fullmatch(nobody, headline(env, job))
+    breakers.trip(db, "pg-2", reason="another's")
+    breakers.trip(db, "pg-main", reason="connection refused")
+    db.execute(text("UPDATE breakers SET retry_at = now() + interval '1 h'"))
+    assert "pending: pg-main is out of reach since 2" in headline(env, job)
+    assert "(connection refused); the next probe is due at 2" in headline(env, job)
+    db.execute(text("UPDATE breakers SET retry_at = now()"))
+    assert headline(env, job).endswith("(connection refused); a probe is due")
+    with client(system.api(), operator) as api, client(str(api.base_url), tenant) as acme:
+        story = api.get(f"/v1/jobs/{job}").json()
+        assert (story["breaker"]["why"], story["due_seconds"] >= 95) == ("connection refused", True)
+        theirs = acme.get(f"/v1/jobs/{job}").json()
+        assert (theirs["breaker"], theirs["due_seconds"] >= 95) == (None, True), "where our servers are is not theirs"
+    told = json.loads(shell(env, "jobs", "show", str(job), "--json").stdout)
+    assert told["breaker"]["state"] == "half_open"
+    holds.engage(db, HoldScope.TENANT, "acme", actor="cli:ann", reason="fraud case 8")
+    told_hold = "pending: it does not start while there is hold 1 on tenant acme: fraud case 8 (by cli:ann, 2"
+    assert headline(env, job).startswith(told_hold)
+
+
+def test_a_job_is_stuck_since_it_got_stuck_whoever_looks(db: Connection, env: dict[str, str], refused: int) -> None:
+    since = json.loads(shell(env, "jobs", "show", str(refused), "--json").stdout)["stuck_since"]
+    before = headline(env, refused)
+    observations.ask(db, refused, actor="cli:ann")
+    (look,) = observations.take(db, {"pg-main": 1}, slots=1)
+    assert observations.record(db, look, worker="w", found=Found.SAME, seen={"oid": 7})
+    jobs.resolve_forced(db, refused, fence=3, actor="token:1:anna", reason="scrapped")
+    told = json.loads(shell(env, "jobs", "show", str(refused), "--json").stdout)
+    assert [e["event"] for e in told["events"]][-3:] == ["stuck", "observed", "proposed"]
+    assert told["stuck_since"] == since == told["events"][-3]["at"]
+    assert headline(env, refused) == before
+    db.exec_driver_sql(
+        "UPDATE outbox SET state = 'running', stuck_reason = NULL, claimed_by = 'w', attempts = 3, "
+        "max_attempts = 3, lease_expires_at = now() - interval '1 s' WHERE state = 'stuck'"
+    )
+    assert jobs.sweep(db, actor="w3") == 1
+    swept = json.loads(shell(env, "jobs", "show", str(refused), "--json").stdout)
+    assert swept["stuck_since"] == swept["events"][-1]["at"]
+
+
+def test_attempts_are_told_since_the_redrive(db: Connection, env: dict[str, str], refused: int) -> None:
+    def attempts() -> str:
+        lines = shell(env, "jobs", "show", str(refused)).stdout.splitlines()
+        return next(" ".join(line.split()) for line in lines if line.startswith("attempts "))
+
+    assert attempts() == "attempts 3"
+    jobs.redrive(db, refused, fence=3, actor="cli:ann", reason="mended")
+    assert attempts().startswith("attempts 0 since it was re-driven, at 2")
+
+
+def test_a_proposal_stands_in_the_story_for_operators_with_the_command_of_the_second(
+    db: Connection, env: dict[str, str], refused: int, system: System, operator: str, tenant: str
+) -> None:
+    jobs.resolve_forced(db, refused, fence=3, actor="token:1:anna", reason="the server is scrap")
+    a_look(db, refused, "different")
+    read = shell(env, "jobs", "show", str(refused)).stdout
+    top = read.partition("\n\n")[0]
+    assert "resolve by force was proposed by token:1:anna at 2" in top
+    assert ": the server is scrap\n" in top
+    assert f"  deprovisioner jobs resolve {refused} --fence 3 --reason 'WHY' --force" in top
+    assert "last look, by w at 2" in top
+    told = json.loads(shell(env, "jobs", "show", str(refused), "--json").stdout)
+    with client(system.api(), operator) as api, client(str(api.base_url), tenant) as acme:
+        answer = api.get(f"/v1/jobs/{refused}").json()
+        theirs = acme.get(f"/v1/jobs/{refused}").json()
+    assert (theirs["approvals"], theirs["last_look"]) == ([], None)
+    for story in (told, answer):
+        (approval,) = story["approvals"]
+        assert {k: approval[k] for k in ("action", "job_id", "fence", "reason", "proposed_by")} == {
+            "action": "resolve",
+            "job_id": refused,
+            "fence": 3,
+            "reason": "the server is scrap",
+            "proposed_by": "token:1:anna",
+        }
+        assert story["last_look"]["found"] == "different"
+    for change in ("approved_by = 'token:2:b', approved_at = now()", "proposed_at = now() - interval '1 h'"):
+        db.exec_driver_sql("UPDATE approvals SET approved_by = NULL, approved_at = NULL")
+        db.exec_driver_sql(f"UPDATE approvals SET {change}")
+        assert json.loads(shell(env, "jobs", "show", str(refused), "--json").stdout)["approvals"] == [], change
+
+
+def test_a_stuck_birth_is_not_to_be_looked_at_but_tried_again_or_deleted(db: Connection, env: dict[str, str]) -> None:
+    job = stuck(db, kind="provision")
+    lines = shell(env, "jobs", "show", str(job)).stdout.splitlines()
+    again, delete, resolve = [line.split()[1:] for line in lines if line.startswith("  deprovisioner ")]
+    assert (again[:2], delete[:2], resolve[:2]) == (["jobs", "redrive"], ["resources", "delete"], ["jobs", "resolve"])
+    assert shell(env, *resolve).returncode == 1, "somebody wants it"
+    assert shell(env, *delete).returncode == 0
+    assert shell(env, *resolve).returncode == 0
+    assert headline(env, job).startswith("cancelled at 2")

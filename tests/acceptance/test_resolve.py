@@ -17,6 +17,7 @@ from outbox import embedded, jobs, tokens
 from outbox.states import StuckReason
 from tests.acceptance.test_main_job import at_once, create, until
 from tests.conftest import Servers
+from tests.outbox.given import a_look
 from tests.processes import System, client
 from tests.witness import eventually
 
@@ -86,10 +87,18 @@ def test_what_is_alive_is_not_resolved_and_what_is_gone_is_once(
     assert said(boss.post(f"{url}/resolve", json=word | {"fence": 0})) == (409, "fence_mismatch")
     refused = boss.post(f"{url}/resolve", json=word)
     assert said(refused) == (409, "still_there"), refused.text
+    assert refused.json()["seen"]["role"].startswith(resource["manifest"]["role"])
+    named = resource["manifest"]["database"]
+    servers.pg.query(f'ALTER DATABASE "{named}" RENAME TO theirs')
+    renamed = boss.post(f"{url}/resolve", json=word)
+    assert said(renamed) == (409, "still_there"), renamed.text
+    assert "it was not seen gone: the database was renamed to 'theirs' by somebody else" in renamed.json()["detail"]
+    servers.pg.query(f'ALTER DATABASE theirs RENAME TO "{named}"')
     assert servers.pg.bears(resource["manifest"])
     assert acme.get(f"/v1/resources/{resource['id']}").json()["status"] == "deleting"
     look = boss.post(f"{url}/observe").json()
     assert (look["found"], look["fence"]) == ("same", 1)
+    assert look["means"].startswith("it is still there: ")
 
     drop_by_hand(servers, resource)
     raced = at_once(2, lambda n: (boss, other)[n].post(f"{url}/resolve", json=word))
@@ -114,20 +123,28 @@ def test_two_operators_with_different_minds_and_one_of_them_wins(
 
 
 def test_a_look_at_the_wrong_server_or_at_none_resolves_nothing(
-    db: Connection, acme: httpx.Client, boss: httpx.Client, resource: Json, system: System, servers: Servers
+    db: Connection,
+    acme: httpx.Client,
+    boss: httpx.Client,
+    resource: Json,
+    system: System,
+    servers: Servers,
+    env: dict[str, str],
 ) -> None:
     url = stuck(db, acme, resource)
     word = {"reason": "r", "fence": 1}
     nobody = boss.post(f"{url}/resolve", json=word)
     assert said(nobody) == (409, "not_observed")
     assert LOOK_SECONDS <= nobody.elapsed.total_seconds() < LOOK_SECONDS + 5
-    for dsn, answer in [
-        (servers.control.dsn, (409, "still_there")),
-        (f"postgresql://p:p@127.0.0.1:{embedded.free_port()}/postgres", (409, "not_observed")),
+    id = url.rsplit("/", maxsplit=1)[1]
+    for dsn, answer, code in [
+        (servers.control.dsn, (409, "still_there"), 0),
+        (f"postgresql://p:p@127.0.0.1:{embedded.free_port()}/postgres", (409, "not_observed"), 1),
     ]:
         worker = system.worker(PG_MAIN_DSN=dsn)
         eventually(lambda: not db.execute(OPEN).all(), what="what was asked before is looked at, at the first sweep")
         assert said(boss.post(f"{url}/resolve", json=word)) == answer
+        assert cli(env, "observe", id).returncode == code, "where nothing could be seen, that is no success"
         worker.teardown()
     assert boss.get(url).json()["state"] == "stuck"
     assert servers.pg.bears(resource["manifest"])
@@ -148,13 +165,22 @@ def test_the_command_looks_and_resolves_though_the_broker_is_dead(
     assert (look.returncode, json.loads(look.stdout)["found"]) == (0, "same")
     alive = cli(env, "resolve", id, "--fence", "1", "--reason", "r", **dead)
     assert (alive.returncode, "still there" in alive.stderr) == (1, True)
-    drop_by_hand(servers, resource)
+    manifest = resource["manifest"]
+    servers.pg.query(f'DROP DATABASE "{manifest["database"]}" WITH (FORCE)')
+    half = cli(env, "observe", id, **dead).stdout
+    assert "part of it is still there: " in half
+    assert "(gone: databases)" in half
+    servers.pg.query(f'DROP ROLE "{manifest["role"]}"')
     assert "absent" in cli(env, "observe", id, **dead).stdout
     assert cli(env, "resolve", id, "--fence", "0", "--reason", "r", **dead).returncode == 1
     done = cli(env, "resolve", id, "--fence", "1", "--reason", "by hand", "--json", **dead)
     assert (done.returncode, json.loads(done.stdout)["state"]) == (0, "succeeded")
     assert acme.get(f"/v1/resources/{resource['id']}").json()["status"] == "deleted"
     assert cli(env, "resolve", id, "--fence", "1", **dead).returncode == 2, "without a reason"
+    late = cli(env, "observe", id, **dead)
+    assert late.returncode == 1
+    assert late.stderr.splitlines()[-1].endswith("only a stuck job can be observed, re-driven or resolved")
+    assert "waiting for a worker" not in late.stderr
 
 
 @pytest.mark.parametrize(
@@ -186,10 +212,18 @@ def test_two_operators_force_over_http_and_at_the_shell(
     first = at_once(16, lambda _: boss.post(f"{url}/{verb}", json={"reason": "scrapped", "fence": 1, flag: True}))
     assert {answer.status_code for answer in first} == {202}
     proposal = first[0].json()["approval"]
-    assert {"action", "job_id", "fence", "proposed_by", "proposed_at", "expires_at"} == set(proposal)
-    same = cli(env, *words, "--token", operator)
+    assert {"action", "job_id", "fence", "reason", "proposed_by", "proposed_at", "expires_at"} == set(proposal)
+    assert sorted(answer.json()["new"] for answer in first) == [False] * 15 + [True]
+    assert first[0].json()["last_look"] is None
+    a_look(db, int(words[1]), "unobservable")
+    same = cli(env, *words[:4], "--reason", "other words", words[-1], "--token", operator)
     assert same.returncode == 0
     assert "another operator must run" in same.stdout
+    assert f"proposed by {proposal['proposed_by']} at 2" in same.stdout
+    assert "already (scrapped)" in same.stdout
+    assert "last look, by w at 2" in same.stdout
+    look = boss.post(f"{url}/{verb}", json={"reason": "scrapped", "fence": 1, flag: True}).json()["last_look"]
+    assert (look["found"], look["means"]) == ("unobservable", "no look can tell on this kind of backend")
     assert json.loads(cli(env, *words, "--token", operator, "--json").stdout)["approval"]["action"] == verb
     assert cli(env, *words).returncode == 2, "who forces says who they are"
     revoked, gone = tokens.create(db, role="operator", tenant=None, name="gone")

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 import migrations
-from outbox import jobs
+from outbox import advice, jobs
 from outbox.doctor import CHECKS
 from outbox.states import StuckReason
 from tests.acceptance.test_jobs_shell import shell
@@ -147,3 +147,15 @@ def test_every_stuck_reason_and_every_check_has_its_part_and_no_part_is_of_somet
     assert len(set(named)) == len(named)
     assert set(named) == {*StuckReason, *CODES, *OTHERS}
     assert [part.names for part in parts() if not any(part.blocks)] == [], "each names a command"
+
+
+@pytest.mark.parametrize("reason", StuckReason)
+def test_the_runbook_and_the_next_steps_of_jobs_show_say_the_same(reason: StuckReason) -> None:
+    def words(command: str) -> tuple[str, ...]:
+        return tuple(re.findall(r"jobs \w+|--force[-\w]*", command))
+
+    (part,) = [part for part in parts() if part.names == [reason]]
+    runbook = {words(command) for block in part.blocks for command, _ in block}
+    shown = {words(command) for _, command in advice.NEXT[reason]}
+    moves = {told for told in runbook if told and told[0] in ("jobs observe", "jobs redrive", "jobs resolve")}
+    assert moves == shown

@@ -14,10 +14,12 @@ from pathlib import Path
 import psycopg2
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError
 
 from outbox import audit, breakers, doctor, holds, jobs, observations, resources, tables
 from outbox import db as database
 from outbox.doctor import CHECKS, Finding, examine
+from outbox.errors import Conflict
 from outbox.resources import NewResource
 from outbox.rows import Claim
 from outbox.states import Found, HoldScope, StuckReason
@@ -628,3 +630,23 @@ def test_wrong_words_are_a_usage_error_and_a_lost_database_a_failure(env: dict[s
     lost = _cli(env, DEPROVISIONER_DATABASE_URL="postgresql://nobody:x@127.0.0.1:1/none")
     assert lost.returncode == 1
     assert lost.stderr.startswith("Error: control database:")
+
+
+def test_a_delete_without_its_job_says_so_and_the_runbook_repairs_it(world: World) -> None:
+    resource, _ = BREAKS["deleting_without_job"](world)
+    assert isinstance(resource, uuid.UUID)
+    with pytest.raises(Conflict, match=r"is deleting, and its deprovision job is missing: .*deleting_without_job"):
+        jobs.enqueue(world.db, resource, actor="me")
+    part = (ROOT / "docs/runbook.md").read_text().partition("### `deleting_without_job`")[2].partition("\n### ")[0]
+    statement = part.partition("```sql\n")[2].partition("```")[0]
+    for name, value in {"RESOURCE": str(resource), "NAME": "ann", "REASON": "its job was lost"}.items():
+        assert f"${name}" in statement
+        statement = statement.replace(f"${name}", value)
+    assert world.db.exec_driver_sql(statement).rowcount == 1
+    with pytest.raises(IntegrityError, match="outbox_one_deprovision"):
+        world.db.exec_driver_sql(statement)
+    assert _found() == {}
+    (claim,) = jobs.claim(world.db, {"pg-main": 9}, slots=9, worker="w1")
+    assert claim.resource_id == resource
+    jobs.complete(world.db, claim, worker="w1", seen={"database": None})
+    assert _found() == {}

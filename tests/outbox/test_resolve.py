@@ -196,7 +196,7 @@ def test_what_was_seen_gone_is_resolved_with_its_resource_and_its_evidence(db: C
         ("absent", {"ago": "61 s"}, NotObserved, "no worker has looked"),
         ("absent", {"fence": 1}, NotObserved, "no worker has looked"),
         ("same", {}, StillThere, "looked"),
-        ("different", {}, StillThere, "something else"),
+        ("different", {}, StillThere, "not seen gone: something else is there; docs/runbook.md"),
         ("unavailable", {}, NotObserved, "did not let itself be looked at"),
         ("unobservable", {}, NotObserved, "only two operators"),
     ],
@@ -208,8 +208,10 @@ def test_what_was_not_just_seen_gone_is_not_resolved(
     if found:
         a_look(db, id, found, **words)
     before = job(db, id)
-    with pytest.raises(refused, match=says):
+    with pytest.raises(refused, match=says) as told:
         resolved(db, id)
+    assert "{" not in str(told.value), "words, and no dict"
+    assert getattr(told.value, "seen", {"looked": True}) == {"looked": True}
     assert job(db, id) == before
     assert status_of(db, before.resource_id) == "deleting"
     assert events_of(db, id) == []
@@ -316,7 +318,10 @@ def test_two_operators_force_what_one_never_can(db: Connection, act: Any, event:
     first = act(db, id, fence=2, actor=ANNA, reason="scrapped")
     assert isinstance(first, Approval)
     assert (first.proposed_by, first.expires_at - first.proposed_at) == (ANNA, approvals.LIFE)
-    assert act(db, id, fence=2, actor=ANNA, reason="again") == first
+    again = act(db, id, fence=2, actor=ANNA, reason="again")
+    assert (again, first.new, again.new, again.reason) == (first, True, False, "scrapped")
+    assert approvals.living(db, id, fence=2) == [first]
+    assert approvals.living(db, id, fence=1) == []
     assert (job(db, id).state, events_of(db, id)) == ("stuck", ["proposed"])
     assert act(db, id, fence=2, actor=BERT, reason="so it is").state == state
     assert events_of(db, id) == ["proposed", event]

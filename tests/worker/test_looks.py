@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import observations
+from outbox import advice, observations
 from outbox.errors import Refused, Transient, Unavailable
+from outbox.states import Found
 from tests.outbox.given import a_job, events_of
 from tests.worker.test_runner import Shelf
 from worker import looks
@@ -40,6 +41,36 @@ def test_what_a_backend_says_is_told_and_no_secret_with_it(db: Connection, sees:
     backend = Shelf(sees=[sees])
     assert seen(db, backend) == told
     assert backend.torn == []
+
+
+def test_what_it_never_had_is_no_part_of_it_that_is_gone(db: Connection) -> None:
+    asked = observations.ask(db, a_job(db, state="stuck"), actor="op")
+    db.execute(text("""UPDATE resources SET manifest = manifest || '{"role": null}'"""))
+    (turn,) = observations.take(db, {"pg-main": 9}, slots=9)
+    looks.look(turn, Shelf(sees=[Same({"databases": ["d"], "role": None})]), worker="w")
+    told = observations.find(db, asked.id)
+    assert told is not None
+    assert (told.seen, told.means) == ({"databases": ["d"]}, "it is still there: databases d")
+
+
+@pytest.mark.parametrize(
+    ("found", "seen", "means"),
+    [
+        ("absent", {"databases": []}, "it is gone: "),
+        ("absent", {"never_made": True}, "there is nothing to look for: it was never made"),
+        (
+            "same",
+            {"databases": ["d oid=7", "e"], "n": 0, "role": "r"},
+            "it is still there: databases d oid=7, e; n 0; role r",
+        ),
+        ("same", {"databases": [], "role": "r"}, "part of it is still there: role r (gone: databases)"),
+        ("different", {"databases": [], "why": "it was renamed to 'x'"}, "it was not seen gone: it was renamed to 'x'"),
+        ("unavailable", {"error": "no route"}, "the backend did not let itself be looked at: no route"),
+        ("unobservable", {}, "no look can tell on this kind of backend"),
+    ],
+)
+def test_what_was_found_is_said_in_words(found: str, seen: dict[str, Any], means: str) -> None:
+    assert advice.seen_in_words(Found(found), seen).startswith(means)
 
 
 def test_the_unobservable_is_not_asked(db: Connection) -> None:

@@ -4,10 +4,13 @@ import os
 import signal
 import threading
 import uuid
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
+from psycopg2 import extensions
 
 from outbox.errors import Refused, Transient, Unavailable
 from tests.conftest import Servers
@@ -170,6 +173,22 @@ def test_a_quarantine_leaves_no_way_in(backend: Postgres, pg: PgServer, born: di
     backend.quarantine(born)
     assert pg.query("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", born["role"]) == [(False,)]
     assert pg.query("SELECT datallowconn, datconnlimit FROM pg_database WHERE oid = %s", born["oid"]) == [(False, 0)]
+
+
+def test_the_runbook_lets_a_person_inside_what_is_quarantined_and_the_drop_waits_for_them_to_leave(
+    backend: Postgres, pg: PgServer, born: dict[str, Any]
+) -> None:
+    backend.quarantine(born)
+    dying = f"zz_del_{born['generation']}"
+    part = (Path(__file__).parents[2] / "docs/runbook.md").read_text().partition("### `attempts_exhausted`")[2]
+    statement = part.partition("```sql\n")[2].partition("```")[0]
+    pg.query(statement.replace("zz_del_…", dying))
+    with closing(psycopg2.connect(extensions.make_dsn(pg.dsn, dbname=dying))) as inside:
+        inside.cursor().execute("SELECT 1")
+        with pytest.raises(Transient, match="being accessed by other users"):
+            backend.teardown(born, 1)
+    backend.teardown(born, 2)
+    assert isinstance(backend.inspect(born), Absent)
 
 
 def test_a_second_worker_inside_one_object_waits_for_the_first(
