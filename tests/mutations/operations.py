@@ -34,13 +34,13 @@ GUARDS_OF_OPERATIONS = (
         ),
     ),
     *cut(
-        "migrations/versions/0004_operations.py",
-        "",
+        OPERATIONS,
+        "_INSERT = text(",
         BULK,
         (
-            "operations_once",
-            '["kind", "digest"],\n        unique=True',
-            '["kind", "digest", "id"],\n        unique=True',
+            "operations: once",
+            "ON CONFLICT (kind, digest) WHERE finished_at IS NULL DO NOTHING",
+            "",
             "test_a_double_click_begins_one_operation",
         ),
     ),
