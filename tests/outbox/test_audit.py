@@ -353,6 +353,32 @@ def test_a_role_that_no_grant_can_hold_is_refused(db: Connection) -> None:
         db.execute(text(f"DROP ROLE {name}"))
 
 
+# As it is made, the schema belongs to pg_database_owner: whoever owns the database owns it, too.
+OWNERSHIP = {
+    "a table": ["ALTER TABLE audit_heads OWNER TO {role}"],
+    "schema": ["ALTER SCHEMA public OWNER TO {role}"],
+    "database": ["ALTER SCHEMA public OWNER TO postgres", "ALTER DATABASE {database} OWNER TO {role}"],
+    "database and by that its schema": ["ALTER DATABASE {database} OWNER TO {role}"],
+}
+
+
+@pytest.mark.parametrize("what", OWNERSHIP)
+def test_whoever_owns_what_events_stand_in_is_refused_and_so_are_members(db: Connection, what: str) -> None:
+    owner, member = f"owner_{uuid.uuid4().hex}", f"member_{uuid.uuid4().hex}"
+    database_name = db.execute(text("SELECT current_database()")).scalar_one()
+    db.execute(text(f"CREATE ROLE {owner}"))
+    db.execute(text(f"CREATE ROLE {member} IN ROLE {owner}"))
+    try:
+        for made in OWNERSHIP[what]:
+            db.execute(text(made.format(role=owner, database=database_name)))
+        for role in (owner, member):
+            with pytest.raises(BadRequest, match="rewrite events"):
+                grants.grant(db, role)
+    finally:
+        db.execute(text(f"REASSIGN OWNED BY {owner} TO postgres; DROP OWNED BY {owner}, {member}"))
+        db.execute(text(f"DROP ROLE {member}, {owner}"))
+
+
 def test_granting_again_takes_away_what_was_too_much(db: Connection) -> None:
     name = f"Role {uuid.uuid4().hex}"
     grants.make_role(db, name, "it's secret")
