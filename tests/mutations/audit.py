@@ -78,9 +78,16 @@ GUARDS_OF_AUDIT = (
         TESTS,
         (
             "checkpoint: once an hour",
-            "\n         WHERE NOT EXISTS (SELECT FROM last WHERE at > now() - CAST(:every AS interval))",
+            "\n         WHERE NOT EXISTS (SELECT FROM last WHERE at "
+            "BETWEEN now() - CAST(:every AS interval) AND clock_timestamp())",
             "",
             "test_one_checkpoint_is_made_an_hour",
+        ),
+        (
+            "checkpoint: one of a time to come stops none",
+            "at BETWEEN now() - CAST(:every AS interval) AND clock_timestamp()",
+            "at > now() - CAST(:every AS interval)",
+            "test_a_checkpoint_of_a_time_to_come_is_told_and_stops_no_other",
         ),
         (
             "checkpoint: only what is new",

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 import migrations
 from outbox import audit, grants, jobs, tables
 from outbox import db as database
-from outbox.audit import LINKS, Checkpoint
+from outbox.audit import LINKS, SEAL, Checkpoint
 from outbox.doctor import examine
 from outbox.errors import BadRequest, Conflict, NotFound
 from tests.outbox.given import a_claim, a_resource, claims
@@ -205,6 +205,28 @@ def test_one_checkpoint_is_made_an_hour(db: Connection) -> None:
     db.execute(text("ALTER TABLE audit_checkpoints DISABLE TRIGGER ALL"))
     db.execute(text("UPDATE audit_checkpoints SET at = at - interval '61 min'"))
     assert checkpoint(audit.CHECKPOINT_EVERY)
+
+
+def test_a_checkpoint_of_a_time_to_come_is_told_and_stops_no_other(db: Connection) -> None:
+    claim = a_claim(db)
+    checkpoint()
+    db.execute(
+        text(f"""
+        WITH made AS (
+            SELECT now() + interval '1 year' AS at, events_to AS events_from, events_to, 0 AS heads, hash AS previous,
+                   CAST('' AS bytea) AS body FROM audit_checkpoints
+        )
+        INSERT INTO audit_checkpoints (at, events_from, events_to, heads, previous, hash)
+        SELECT at, events_from, events_to, heads, previous, {SEAL.format(row="made")} FROM made""")
+    )
+    with database.snapshot() as session:
+        told = {finding.check.code: finding.sample for finding in examine(session)}
+    assert told["checkpoint_overdue"][0].id == "2"
+    assert "checkpoint_broken" not in told
+    jobs.start(db, claim, worker="w")
+    assert checkpoint(audit.CHECKPOINT_EVERY)
+    with database.snapshot() as session:
+        assert "checkpoint_overdue" not in {finding.check.code for finding in examine(session)}
 
 
 def test_of_two_checkpoints_at_once_one_is_made(db: Connection) -> None:
