@@ -1,20 +1,28 @@
 """Reading the outbox over HTTP: filters, pages and counts, each caller within what it may see."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from sqlalchemy import Connection, text
 
+from api.jobs import LOOK_SECONDS, WAITING
+from outbox import observations
+from outbox.states import Found
 from tests.api.test_bad_input import problem
 from tests.outbox.given import a_job
 from tests.processes import System, client
+from tests.witness import eventually
 
 
 @pytest.fixture
 def api(system: System, operator: str) -> Iterator[httpx.Client]:
     with client(system.api(), operator) as made:
         yield made
+
+
+OPEN = text("SELECT count(*) FROM observations WHERE observed_at IS NULL")
 
 
 def stuck(db: Connection, *, tenant: str = "acme", error: str = "boom", hours: int = 0, **words: str) -> int:
@@ -125,3 +133,32 @@ def test_a_wrong_filter_is_named(api: httpx.Client, query: str) -> None:
     for path in ("/v1/jobs", "/v1/jobs/counts"):
         assert query.partition("=")[0] in problem(api.get(f"{path}?{query}"), 422, "invalid_request")["detail"]
     problem(api.get("/v1/jobs/counts?limit=5"), 422, "invalid_request")
+
+
+def test_those_who_wait_for_looks_leave_room_for_everybody_else(api: httpx.Client, db: Connection) -> None:
+    """More than a process has threads ask for a look, half of them to resolve, and no worker serves the backend."""
+    ids = [stuck(db, backend="gone") for _ in range(45)]
+    decision = {"reason": "r", "fence": 1}
+    asked = [(id, "observe", None) for id in ids[::2]] + [(id, "resolve", decision) for id in ids[1::2]]
+    with ThreadPoolExecutor(len(ids)) as people:
+        answers = [people.submit(api.post, f"/v1/jobs/{id}/{verb}", json=body) for id, verb, body in asked]
+        eventually(
+            lambda: sum(answer.done() for answer in answers) == len(ids) - WAITING,
+            LOOK_SECONDS - 2,
+            "all but a few are answered at once",
+        )
+        assert api.get("/v1/jobs?limit=1").status_code == 200
+        for answer in answers:
+            if answer.done():
+                problem(answer.result(), 503, "busy")
+                assert answer.result().headers["retry-after"] == str(LOOK_SECONDS)
+        for look in observations.take(db, {"gone": WAITING}, slots=WAITING):
+            assert observations.record(db, look, worker="w", found=Found.ABSENT, seen={"looked": True})
+    assert sum(answer.result().status_code == 200 for answer in answers) == WAITING
+    with ThreadPoolExecutor(1) as person:
+        id = next(id for (id, verb, _), answer in zip(asked, answers, strict=True) if answer.result().is_error)
+        again = person.submit(api.post, f"/v1/jobs/{id}/observe")
+        eventually(lambda: db.execute(OPEN).scalar_one() == 1, what="there is room again")
+        (look,) = observations.take(db, {"gone": 1}, slots=1)
+        assert observations.record(db, look, worker="w", found=Found.ABSENT, seen={"looked": True})
+        assert again.result().status_code == 200

@@ -50,6 +50,18 @@ GUARDS_OF_API = (
             f"{JOBS}::{_OWN}",
         ),
         (
+            "api: few wait at once",
+            "if not _room.acquire(blocking=False):",
+            "if not _room.acquire(blocking=False) and False:",
+            f"{JOBS}::test_those_who_wait_for_looks_leave_room_for_everybody_else",
+        ),
+        (
+            "api: who has waited makes room",
+            "        _room.release()",
+            "        pass",
+            f"{JOBS}::test_those_who_wait_for_looks_leave_room_for_everybody_else",
+        ),
+        (
             "api: only operators redrive",
             "body: Redrive, who: Operator",
             "body: Redrive, who: Anyone",
