@@ -1,11 +1,13 @@
 """Routes of jobs."""
 
 from contextlib import suppress
+from threading import BoundedSemaphore
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from api.deps import Anyone, Operator, ask
+from api.deps import Anyone, Caller, Operator, ask
+from api.problems import Problem
 from api.schemas import (
     JobCountsOut,
     JobFilterIn,
@@ -23,9 +25,13 @@ from outbox import jobs, observations, queries
 from outbox.approvals import Approval
 from outbox.doorbell import bell
 from outbox.errors import NotATeardown
+from outbox.observations import Observation
 
 # Two sweeps at their default: a look comes at a worker's next one though the broker is dead. Proxies wait longer.
 LOOK_SECONDS = 10
+# Who waits keeps one of the process's 40 threads; a fifth of them, so that everybody else is served.
+WAITING = 8
+_room = BoundedSemaphore(WAITING)
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -66,7 +72,7 @@ def redrive(job_id: JobId, body: Redrive, who: Operator, response: Response) -> 
 @router.post("/{job_id}/observe")
 def observe(job_id: JobId, who: Operator) -> ObservationOut:
     """Have a worker look at the backend of a stuck teardown; changes nothing."""
-    return ObservationOut.of(observations.look(ask, job_id, actor=who.actor, seconds=LOOK_SECONDS))
+    return ObservationOut.of(_look(job_id, who))
 
 
 @router.post("/{job_id}/resolve", responses={202: {"model": Proposed}})
@@ -74,10 +80,21 @@ def resolve(job_id: JobId, body: Resolve, who: Operator, response: Response) -> 
     """It did happen: a worker looks, and the job ends well if the object is gone; or two operators force it."""
     with suppress(NotATeardown):
         if not body.force:
-            observations.look(ask, job_id, actor=who.actor, fence=body.fence, seconds=LOOK_SECONDS)
+            _look(job_id, who, fence=body.fence)
     act = jobs.resolve_forced if body.force else jobs.resolve
     done = ask(lambda session: act(session, job_id, fence=body.fence, actor=who.actor, reason=body.reason))
     return _proposed(done, response) if isinstance(done, Approval) else JobOut.of(done)
+
+
+def _look(job_id: int, who: Caller, *, fence: int | None = None) -> Observation:
+    """What a worker sees, waited for; 503 at once while so many wait already that others would not be served."""
+    if not _room.acquire(blocking=False):
+        detail = f"{WAITING} requests wait for workers' looks already: ask again, or use `deprovisioner jobs observe`"
+        raise Problem(503, "busy", detail, headers={"Retry-After": str(LOOK_SECONDS)})
+    try:
+        return observations.look(ask, job_id, actor=who.actor, fence=fence, seconds=LOOK_SECONDS)
+    finally:
+        _room.release()
 
 
 def _proposed(approval: Approval, response: Response) -> Proposed:

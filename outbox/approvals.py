@@ -31,6 +31,10 @@ class Approval:
     new: bool = field(compare=False)
 
 
+# A proposal does not outlive the right to make it: an actor here is its token's id and name. `{}` is the proposal.
+REVOKED = """EXISTS (SELECT FROM tokens
+                    WHERE revoked_at IS NOT NULL AND 'token:' || tokens.id || ':' || name = {}.proposed_by)"""
+
 # One that nobody approved in time makes way for the next; the events keep both. The job's row is locked, so that the
 # event stands before whatever moves it on. A job is stuck at a fence once, so one approval is all that it can need.
 _COLUMNS = "action, job_id, fence, reason, proposed_by, proposed_at, proposed_at + :life AS expires_at"
@@ -45,7 +49,8 @@ _PROPOSE = text(f"""
         SELECT :action, id, fence, :reason, :actor FROM job
             ON CONFLICT (action, job_id, fence) DO UPDATE
            SET reason = excluded.reason, proposed_by = excluded.proposed_by, proposed_at = now()
-         WHERE before.approved_at IS NULL AND before.proposed_at <= now() - :life
+         WHERE before.approved_at IS NULL
+           AND (before.proposed_at <= now() - :life OR {REVOKED.format("before")})
      RETURNING *
     ), noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
@@ -56,7 +61,8 @@ _PROPOSE = text(f"""
      UNION ALL
     SELECT {_COLUMNS}, false FROM approvals
      WHERE action = :action AND job_id = :id AND fence = :fence AND approved_at IS NULL
-       AND proposed_at > now() - :life AND EXISTS (SELECT FROM job)""")
+       AND proposed_at > now() - :life AND EXISTS (SELECT FROM job)
+       AND NOT {REVOKED.format("approvals")}""")
 
 
 def propose(db: Connection, action: Action, job_id: int, *, fence: int, actor: str, reason: str) -> Approval | None:

@@ -59,14 +59,15 @@ class Checkpoint:
 
 _CHECKPOINT_COLUMNS = "id, at, heads, encode(hash, 'hex') AS hash"
 
-# Two at once: the unique index on `previous` lets one in, and the other makes none.
+# Two at once: the unique index on `previous` lets one in, and the other makes none. One that bears a time to come, by
+# a clock that went wrong or by somebody's hand, suffices for nothing: it would end all checkpoints until then.
 _CHECKPOINT = text(f"""
     WITH last AS (
         SELECT * FROM audit_checkpoints ORDER BY id DESC LIMIT 1
     ), due AS (
         SELECT clock_timestamp() AS at, coalesce((SELECT events_to FROM last), 0) AS events_from,
                coalesce((SELECT hash FROM last), '') AS previous
-         WHERE NOT EXISTS (SELECT FROM last WHERE at > now() - CAST(:every AS interval))
+         WHERE NOT EXISTS (SELECT FROM last WHERE at BETWEEN now() - CAST(:every AS interval) AND clock_timestamp())
     ), fresh AS (
         SELECT id, at, resource_id, seq, hash FROM events
          WHERE id > (SELECT events_from FROM due)

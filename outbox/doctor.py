@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 import migrations
 from outbox import db as database
 from outbox import settings, tables
-from outbox.audit import HEADS, LINKS, SEAL
+from outbox.audit import CHECKPOINT_EVERY, HEADS, LINKS, SEAL
 from outbox.rows import Json
 
 Status = Literal["broken", "warning", "unchecked"]
@@ -37,6 +37,9 @@ OVERDUE_MINUTES = 10
 LATE_DAYS = 7
 # What came late is undone by the same worker, at once: what is not undone by now will not be.
 UNDO_MINUTES = 10
+
+# Two checkpoints may be missed, by a fleet that is restarted or busy; workers make them hourly.
+UNVOUCHED = 3 * CHECKPOINT_EVERY
 
 # The triggers of the migrations; a test compares. Tables, constraints and indexes are known from `tables`.
 TRIGGERS = {
@@ -373,6 +376,27 @@ CHECKS = (
         "compare with the `audit_checkpoint` lines in the shipped logs, then with a backup; " + _REPORT,
     ),
     Check(
+        "checkpoint_overdue",
+        "checkpoint",
+        """
+        SELECT coalesce(CAST(max(last.id) AS text), 'none') AS id, min(event.at) AS since,
+               concat(count(*), ' events since then are in no checkpoint') AS note
+          FROM events AS event
+          LEFT JOIN (SELECT max(id) AS id, max(events_to) AS events_to FROM audit_checkpoints) AS last ON true
+         WHERE event.id > coalesce(last.events_to, 0) AND event.at < now() - CAST(:unvouched AS interval)
+           AND NOT EXISTS (SELECT FROM audit_heads AS told
+                            WHERE told.resource_id = event.resource_id AND told.seq >= event.seq)
+        HAVING count(*) > 0
+         UNION ALL
+        SELECT CAST(id AS text), at, 'it bears a time that is still to come'
+          FROM (SELECT id, at FROM audit_checkpoints ORDER BY id DESC LIMIT 1) AS last WHERE at > now()""",
+        f"workers keep the heads of all chains hourly; these events have stood for {UNVOUCHED.seconds // 3600} hours "
+        "and could be changed unseen, or the newest checkpoint cannot be true",
+        "are workers running, does their log tell why none is made? `deprovisioner audit checkpoint` makes one now; "
+        "of one that bears a time to come: whose clock was wrong, or who wrote it?",
+        "warning",
+    ),
+    Check(
         "late_birth_left",
         "resource",
         """
@@ -496,6 +520,7 @@ def _asked() -> Json:
         "overdue": dt.timedelta(minutes=OVERDUE_MINUTES),
         "late": dt.timedelta(days=LATE_DAYS),
         "undo": dt.timedelta(minutes=UNDO_MINUTES),
+        "unvouched": UNVOUCHED,
         **_wanted("guard", _guards()),
         **_wanted("index", [w for w in _indexes() if w[0] == "index"]),
     }

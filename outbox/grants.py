@@ -26,10 +26,14 @@ RIGHTS = {
     "alembic_version": "SELECT",
 }
 
+# Whoever owns the schema may drop what is in it, whoever owns the database all of it. The owner of a database is
+# a member of pg_database_owner, to whom the schema `public` belongs; a superuser is a member of all.
 _POWERS = text("""
-    SELECT EXISTS (SELECT FROM pg_class
-                    WHERE oid = ANY(CAST(CAST(:tables AS text[]) AS regclass[]))
-                      AND pg_has_role(pg_roles.oid, relowner, 'MEMBER')) AS unbound  -- a superuser is a member of all
+    SELECT EXISTS (SELECT FROM (
+                          SELECT relowner FROM pg_class WHERE oid = ANY(CAST(CAST(:tables AS text[]) AS regclass[]))
+                           UNION SELECT nspowner FROM pg_namespace WHERE nspname = current_schema()
+                           UNION SELECT datdba FROM pg_database WHERE datname = current_database()) AS owners (owner)
+                    WHERE pg_has_role(pg_roles.oid, owner, 'MEMBER')) AS unbound
       FROM pg_roles WHERE rolname = :role""")
 
 
@@ -53,7 +57,8 @@ def grant(db: Connection, role: str) -> None:
         raise NotFound(f"there is no role {role!r}; create it (LOGIN, with a password), then run this again")
     if row.unbound:
         raise BadRequest(
-            f"role {role!r} is a superuser or owns the tables: it could rewrite events whatever is granted"
+            f"role {role!r} is a superuser, or owns the tables, their schema or the database, itself or as a member: "
+            "it could rewrite events whatever is granted"
         )
     quote = db.dialect.identifier_preparer.quote_identifier
     schema = quote(str(db.execute(text("SELECT current_schema()")).scalar_one()))

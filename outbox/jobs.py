@@ -631,13 +631,14 @@ def redrive(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
 
 
 # What another operator has proposed, while it stands.
-_PROPOSED = """
+_PROPOSED = f"""
     proof AS (
         SELECT id AS approval, jsonb_build_object('forced', true, 'proposed_by', proposed_by,
                                                   'approved_by', CAST(:actor AS text)) AS evidence
           FROM approvals
          WHERE action = :action AND job_id = :id AND fence = :fence AND approved_at IS NULL
            AND proposed_by <> :actor AND proposed_at > now() - :life
+           AND NOT {approvals.REVOKED.format("approvals")}
     )"""
 _APPROVED = """
     approved AS (

@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import uuid
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import Any, Literal
 
@@ -212,12 +212,14 @@ _EVENTS = text(f"SELECT {columns(Event, 'event')} FROM events AS event WHERE job
 
 
 def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobStory:
-    """The job, its attempts and its events. Raises NotFound."""
+    """The job, its attempts and its events; to a `tenant`, operators are nameless and wordless. Raises NotFound."""
     row = db.execute(_STORY, {"id": job_id, "tenant": tenant}).one_or_none()
     if row is None:
         raise NotFound(f"there is no job {job_id}")
     job = read(Job, "job", row)
     events = [read(Event, "event", event) for event in db.execute(_EVENTS, {"id": job_id})]
+    if tenant is not None:
+        events = _as_told_to(db, tenant, events)
     asked = next((e for e in events if e.event == "enqueued"), None)
     stuck = job.state is JobState.STUCK
     # Looks and proposals come after it, and move nothing.
@@ -236,6 +238,28 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
         approvals=approvals.living(db, job_id, fence=job.fence) if stuck else [],
         last_look=observations.last(db, job_id, fence=job.fence) if stuck else None,
     )
+
+
+_OWN = text("""
+    SELECT actor FROM (SELECT 'token:' || id || ':' || name AS actor FROM tokens WHERE tenant = :tenant) AS own
+     WHERE actor = ANY(:actors)""")
+
+
+def _as_told_to(db: Connection, tenant: str, events: list[Event]) -> list[Event]:
+    """The events as the tenant may read them: who the operators are, and what they say and have looked at, is theirs.
+
+    A person is known by a token or a shell; whoever else acts is a worker.
+    """
+    persons = [event.actor for event in events if event.actor.startswith(("token:", "cli:"))]
+    others = set(persons) - set(db.execute(_OWN, {"tenant": tenant, "actors": persons}).scalars())
+    return [
+        replace(event, actor="operator", reason=None, detail=None)
+        if event.actor in others
+        else replace(event, detail=None)
+        if event.event == "observed"
+        else event
+        for event in events
+    ]
 
 
 _ENDINGS = {"completed", "activated", "retried", "deferred", "stuck", "rolled_back", "swept"}

@@ -1,20 +1,30 @@
 """Reading the outbox over HTTP: filters, pages and counts, each caller within what it may see."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import Connection, text
 
+from api.jobs import LOOK_SECONDS, WAITING
+from outbox import jobs as transitions
+from outbox import observations, tokens
+from outbox.states import Found, StuckReason
 from tests.api.test_bad_input import problem
-from tests.outbox.given import a_job
+from tests.outbox.given import a_job, a_resource, claims
 from tests.processes import System, client
+from tests.witness import eventually
 
 
 @pytest.fixture
 def api(system: System, operator: str) -> Iterator[httpx.Client]:
     with client(system.api(), operator) as made:
         yield made
+
+
+OPEN = text("SELECT count(*) FROM observations WHERE observed_at IS NULL")
 
 
 def stuck(db: Connection, *, tenant: str = "acme", error: str = "boom", hours: int = 0, **words: str) -> int:
@@ -125,3 +135,68 @@ def test_a_wrong_filter_is_named(api: httpx.Client, query: str) -> None:
     for path in ("/v1/jobs", "/v1/jobs/counts"):
         assert query.partition("=")[0] in problem(api.get(f"{path}?{query}"), 422, "invalid_request")["detail"]
     problem(api.get("/v1/jobs/counts?limit=5"), 422, "invalid_request")
+
+
+def test_those_who_wait_for_looks_leave_room_for_everybody_else(api: httpx.Client, db: Connection) -> None:
+    """More than a process has threads ask for a look, half of them to resolve, and no worker serves the backend."""
+    ids = [stuck(db, backend="gone") for _ in range(45)]
+    decision = {"reason": "r", "fence": 1}
+    asked = [(id, "observe", None) for id in ids[::2]] + [(id, "resolve", decision) for id in ids[1::2]]
+    with ThreadPoolExecutor(len(ids)) as people:
+        answers = [people.submit(api.post, f"/v1/jobs/{id}/{verb}", json=body) for id, verb, body in asked]
+        eventually(
+            lambda: sum(answer.done() for answer in answers) == len(ids) - WAITING,
+            LOOK_SECONDS - 2,
+            "all but a few are answered at once",
+        )
+        assert api.get("/v1/jobs?limit=1").status_code == 200
+        for answer in answers:
+            if answer.done():
+                problem(answer.result(), 503, "busy")
+                assert answer.result().headers["retry-after"] == str(LOOK_SECONDS)
+        for look in observations.take(db, {"gone": WAITING}, slots=WAITING):
+            assert observations.record(db, look, worker="w", found=Found.ABSENT, seen={"looked": True})
+    assert sum(answer.result().status_code == 200 for answer in answers) == WAITING
+    with ThreadPoolExecutor(1) as person:
+        id = next(id for (id, verb, _), answer in zip(asked, answers, strict=True) if answer.result().is_error)
+        again = person.submit(api.post, f"/v1/jobs/{id}/observe")
+        eventually(lambda: db.execute(OPEN).scalar_one() == 1, what="there is room again")
+        (look,) = observations.take(db, {"gone": 1}, slots=1)
+        assert observations.record(db, look, worker="w", found=Found.ABSENT, seen={"looked": True})
+        assert again.result().status_code == 200
+
+
+def test_a_tenant_reads_that_operators_acted_and_not_who_nor_what_they_said_or_saw(
+    api: httpx.Client, db: Connection, operator: str, tenant: str
+) -> None:
+    own, boss = (token.actor for who in (tenant, operator) if (token := tokens.find(db, who)))
+    theirs, offboarded, expired = a_resource(db), a_resource(db), a_resource(db, expires="now()")
+    asked = transitions.enqueue(db, theirs, actor=own, reason="too dear").job.id
+    (claim,) = claims(db)
+    transitions.stick(db, claim, worker="w", why=StuckReason.OUTCOME_UNKNOWN, error="not sure")
+    word: dict[str, Any] = {"fence": 1, "actor": boss, "reason": "SECRET fraud"}
+    transitions.redrive(db, asked, **word)
+    (claim,) = claims(db)
+    transitions.stick(db, claim, worker="w", why=StuckReason.OUTCOME_UNKNOWN, error="not sure")
+    transitions.resolve_forced(db, asked, **word | {"fence": 2})
+    observations.ask(db, asked, actor=boss)
+    (look,) = observations.take(db, {"pg-main": 1}, slots=1)
+    assert observations.record(db, look, worker="w", found=Found.DIFFERENT, seen={"who": "SECRET stranger"})
+    transitions.resolve_forced(db, asked, **word | {"fence": 2, "actor": "token:99:SECRET name"})
+    words: dict[str, Any] = {"actor": "cli:SECRET root", "reason": "SECRET fraud", "detail": {"operation": 7}}
+    away = transitions.enqueue_all(db, [offboarded], tenant="acme", **words)[offboarded]
+    transitions.expire(db, actor="w")
+    over = db.execute(text("SELECT id FROM outbox WHERE resource_id = :id"), {"id": expired}).scalar_one()
+
+    with client(str(api.base_url), tenant) as acme:
+        told = {id: acme.get(f"/v1/jobs/{id}") for id in (asked, away, over)}
+        listed = acme.get("/v1/jobs")
+    assert "SECRET" not in listed.text + "".join(answer.text for answer in told.values())
+    assert boss not in "".join(answer.text for answer in told.values())
+    events = {e["event"]: (e["actor"], e["reason"], e["detail"]) for e in told[asked].json()["events"]}
+    assert (events["enqueued"][0], events["enqueued"][1], events["stuck"][1]) == (own, "too dear", "not sure")
+    assert events["redriven"] == events["proposed"] == events["resolved"] == ("operator", None, None)
+    assert events["observed"] == ("w", None, None)
+    requests = [answer.json()["request"] for answer in told.values()]
+    assert [(r["actor"], r["reason"]) for r in requests] == [(own, "too dear"), ("operator", None), ("w", "expired")]
+    assert all(api.get(f"/v1/jobs/{id}").text.count("SECRET") for id in (asked, away)), "operators read it all"

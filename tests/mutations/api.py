@@ -9,6 +9,7 @@ API = "tests/api/test_bad_input.py"
 _FILTERS = "test_each_filter_finds_its_jobs_newest_first_and_counts_the_same"
 _PLANS = "tests/outbox/test_listing.py::test_every_page_is_read_by_an_index_and_every_count_in_one_pass"
 _OWN = "test_a_tenant_lists_and_counts_its_own_whatever_it_asks"
+_NAMELESS = "test_a_tenant_reads_that_operators_acted_and_not_who_nor_what_they_said_or_saw"
 _THEIRS = "test_another_tenants_things_do_not_exist"
 GUARDS_OF_API = (
     *(
@@ -48,6 +49,18 @@ GUARDS_OF_API = (
             "meant = wanted.seen_by(who.tenant)\n    return",
             "meant = wanted.seen_by(None)\n    return",
             f"{JOBS}::{_OWN}",
+        ),
+        (
+            "api: few wait at once",
+            "if not _room.acquire(blocking=False):",
+            "if not _room.acquire(blocking=False) and False:",
+            f"{JOBS}::test_those_who_wait_for_looks_leave_room_for_everybody_else",
+        ),
+        (
+            "api: who has waited makes room",
+            "        _room.release()",
+            "        pass",
+            f"{JOBS}::test_those_who_wait_for_looks_leave_room_for_everybody_else",
         ),
         (
             "api: only operators redrive",
@@ -148,6 +161,24 @@ GUARDS_OF_API = (
         "",
         API,
         ("queries: tenant of a job", " AND (CAST(:tenant AS text) IS NULL OR resources.tenant = :tenant)", "", _THEIRS),
+        (
+            "queries: operators are nameless to tenants",
+            "if tenant is not None:\n        events = ",
+            "if False:\n        events = ",
+            f"{JOBS}::{_NAMELESS}",
+        ),
+        (
+            "queries: looks are the operators'",
+            'if event.event == "observed"',
+            "if False",
+            f"{JOBS}::{_NAMELESS}",
+        ),
+        (
+            "queries: another's token is no tenant's own",
+            "FROM tokens WHERE tenant = :tenant)",
+            "FROM tokens WHERE :tenant <> '')",
+            f"{JOBS}::{_NAMELESS}",
+        ),
         ("queries: tenant of jobs", ".where(tables.resources.c.tenant == tenant)", "", _THEIRS),
         ("queries: no wildcards", "autoescape=True", "autoescape=False", f"{JOBS}::{_FILTERS}"),
         ("queries: state of a reason", "asked.append(job.state == JobState.STUCK)", "pass", _PLANS),

@@ -7,6 +7,7 @@ SCHEMA = "migrations/versions/0006_audit.py"
 TESTS = "tests/outbox/test_audit.py"
 FINDS = "tests/outbox/test_doctor.py::test_whoever_rewrites_history_is_found"
 
+_OWNERS = "test_whoever_owns_what_events_stand_in_is_refused_and_so_are_members"
 _CROSS = "test_statements_that_cross_each_other_s_chains_do_not_lock_each_other_out"
 
 GUARDS_OF_AUDIT = (
@@ -77,9 +78,16 @@ GUARDS_OF_AUDIT = (
         TESTS,
         (
             "checkpoint: once an hour",
-            "\n         WHERE NOT EXISTS (SELECT FROM last WHERE at > now() - CAST(:every AS interval))",
+            "\n         WHERE NOT EXISTS (SELECT FROM last WHERE at "
+            "BETWEEN now() - CAST(:every AS interval) AND clock_timestamp())",
             "",
             "test_one_checkpoint_is_made_an_hour",
+        ),
+        (
+            "checkpoint: one of a time to come stops none",
+            "at BETWEEN now() - CAST(:every AS interval) AND clock_timestamp()",
+            "at > now() - CAST(:every AS interval)",
+            "test_a_checkpoint_of_a_time_to_come_is_told_and_stops_no_other",
         ),
         (
             "checkpoint: only what is new",
@@ -129,10 +137,18 @@ GUARDS_OF_AUDIT = (
         ),
         (
             "grants: no owner",
-            "pg_has_role(pg_roles.oid, relowner, 'MEMBER')",
+            "pg_has_role(pg_roles.oid, owner, 'MEMBER')",
             "false",
             "test_a_role_that_no_grant_can_hold_is_refused",
         ),
+        (
+            "grants: no owner of a table",
+            "WHERE oid = ANY(CAST(CAST(:tables AS text[]) AS regclass[]))",
+            "WHERE false AND :tables IS NOT NULL",
+            f"{_OWNERS}[a table]",
+        ),
+        ("grants: no owner of the schema", "nspname = current_schema()", "false", f"{_OWNERS}[schema]"),
+        ("grants: no owner of the database", "datname = current_database()", "false", f"{_OWNERS}[database]"),
         (
             "grants: what was too much goes",
             'db.exec_driver_sql(f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {quote(role)}")',

@@ -11,6 +11,7 @@ HOLDS = "tests/worker/test_hands.py"
 _NOT_JUST_GONE = "test_what_was_not_just_seen_gone_is_not_resolved"
 _ONE_PROPOSAL = "test_a_proposal_is_for_one_action_one_job_and_one_fence"
 _TWO = "test_two_operators_force_what_one_never_can"
+_REVOKED = "test_the_proposal_of_a_revoked_operator_counts_no_more"
 _ONLY_STUCK = "test_a_look_is_asked_for_only_at_a_stuck_teardown_at_the_fence_that_was_seen"
 _TURNS = "test_a_look_is_taken_once_by_who_serves_the_backend_and_again_when_the_turn_is_over"
 _MOVED_ON = "test_who_has_moved_on_is_not_looked_at_and_its_look_goes"
@@ -89,10 +90,16 @@ OPERATORS = (
     # -- by two
     *cut(
         JOBS,
-        '_PROPOSED = """',
+        '_PROPOSED = f"""',
         RESOLVE,
         ("by two: another operator", "AND proposed_by <> :actor", "", _TWO),
         ("by two: an hour", " AND proposed_at > now() - :life", "", "test_a_proposal_ends_with_its_hour"),
+        (
+            "by two: not of a revoked token",
+            '\n           AND NOT {approvals.REVOKED.format("approvals")}',
+            "",
+            _REVOKED,
+        ),
         ("by two: action", "action = :action AND ", "", _ONE_PROPOSAL),
         ("by two: job", "job_id = :id AND ", "", _ONE_PROPOSAL),
         ("by two: fence", " AND fence = :fence AND approved_at", " AND approved_at", _ONE_PROPOSAL),
@@ -151,10 +158,11 @@ OPERATORS = (
             "",
             "test_only_an_unknown_outcome_is_forced_to_run_again",
         ),
-        ("approvals: one stands", " AND before.proposed_at <= now() - :life", "", _TWO),
+        ("approvals: one stands", "(before.proposed_at <= now() - :life OR", "(true OR", _TWO),
+        ("approvals: a revoked one makes way", ' OR {REVOKED.format("before")}', "", _REVOKED),
         (
             "approvals: carried out",
-            "before.approved_at IS NULL AND ",
+            "before.approved_at IS NULL\n           AND ",
             "",
             "test_a_proposal_that_was_carried_out_does_not_count_again",
         ),

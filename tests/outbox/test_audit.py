@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 import migrations
 from outbox import audit, grants, jobs, tables
 from outbox import db as database
-from outbox.audit import LINKS, Checkpoint
+from outbox.audit import LINKS, SEAL, Checkpoint
 from outbox.doctor import examine
 from outbox.errors import BadRequest, Conflict, NotFound
 from tests.outbox.given import a_claim, a_resource, claims
@@ -207,6 +207,28 @@ def test_one_checkpoint_is_made_an_hour(db: Connection) -> None:
     assert checkpoint(audit.CHECKPOINT_EVERY)
 
 
+def test_a_checkpoint_of_a_time_to_come_is_told_and_stops_no_other(db: Connection) -> None:
+    claim = a_claim(db)
+    checkpoint()
+    db.execute(
+        text(f"""
+        WITH made AS (
+            SELECT now() + interval '1 year' AS at, events_to AS events_from, events_to, 0 AS heads, hash AS previous,
+                   CAST('' AS bytea) AS body FROM audit_checkpoints
+        )
+        INSERT INTO audit_checkpoints (at, events_from, events_to, heads, previous, hash)
+        SELECT at, events_from, events_to, heads, previous, {SEAL.format(row="made")} FROM made""")
+    )
+    with database.snapshot() as session:
+        told = {finding.check.code: finding.sample for finding in examine(session)}
+    assert told["checkpoint_overdue"][0].id == "2"
+    assert "checkpoint_broken" not in told
+    jobs.start(db, claim, worker="w")
+    assert checkpoint(audit.CHECKPOINT_EVERY)
+    with database.snapshot() as session:
+        assert "checkpoint_overdue" not in {finding.check.code for finding in examine(session)}
+
+
 def test_of_two_checkpoints_at_once_one_is_made(db: Connection) -> None:
     a_claim(db)
     made: list[Checkpoint | None] = []
@@ -351,6 +373,32 @@ def test_a_role_that_no_grant_can_hold_is_refused(db: Connection) -> None:
             grants.grant(db, name)
     finally:
         db.execute(text(f"DROP ROLE {name}"))
+
+
+# As it is made, the schema belongs to pg_database_owner: whoever owns the database owns it, too.
+OWNERSHIP = {
+    "a table": ["ALTER TABLE audit_heads OWNER TO {role}"],
+    "schema": ["ALTER SCHEMA public OWNER TO {role}"],
+    "database": ["ALTER SCHEMA public OWNER TO postgres", "ALTER DATABASE {database} OWNER TO {role}"],
+    "database and by that its schema": ["ALTER DATABASE {database} OWNER TO {role}"],
+}
+
+
+@pytest.mark.parametrize("what", OWNERSHIP)
+def test_whoever_owns_what_events_stand_in_is_refused_and_so_are_members(db: Connection, what: str) -> None:
+    owner, member = f"owner_{uuid.uuid4().hex}", f"member_{uuid.uuid4().hex}"
+    database_name = db.execute(text("SELECT current_database()")).scalar_one()
+    db.execute(text(f"CREATE ROLE {owner}"))
+    db.execute(text(f"CREATE ROLE {member} IN ROLE {owner}"))
+    try:
+        for made in OWNERSHIP[what]:
+            db.execute(text(made.format(role=owner, database=database_name)))
+        for role in (owner, member):
+            with pytest.raises(BadRequest, match="rewrite events"):
+                grants.grant(db, role)
+    finally:
+        db.execute(text(f"REASSIGN OWNED BY {owner} TO postgres; DROP OWNED BY {owner}, {member}"))
+        db.execute(text(f"DROP ROLE {member}, {owner}"))
 
 
 def test_granting_again_takes_away_what_was_too_much(db: Connection) -> None:

@@ -322,6 +322,20 @@ def _(w: World) -> Broken:
     return w.resource_of(w.deferred), {"last_event_differs"}
 
 
+@breaks("checkpoint_overdue")
+def _(w: World) -> Broken:
+    id = w.resource_of(w.pending)
+    w.tell(w.pending, id, "observed", 0, at="181 min")
+    assert set(_found()) == {"checkpoint_overdue"}, "none was ever made"
+    made = w.checkpoint()
+    assert made
+    assert _found() == {}, "its chain's head is vouched for"
+    w.tell(w.pending, id, "observed", 0, at="179 min")
+    assert _found() == {}, "the next one is not long overdue"
+    w.tell(w.pending, id, "observed", 0, at="181 min")
+    return made.id, set()
+
+
 @breaks("late_birth_left")
 def _(w: World) -> Broken:
     job, resource = w.rolled_back.id, w.rolled_back.resource_id
@@ -337,6 +351,7 @@ def _(w: World) -> Broken:
 @breaks("late")
 def _(w: World) -> Broken:
     w.tell(w.swept.id, w.swept.resource_id, "late", 2, at="8 days", completed={})
+    w.checkpoint()
     assert _found() == {}, "old news"
     jobs.note_late(w.db, w.swept, worker="w1", news={"completed": {}})
     return w.swept.id, set()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import approvals, jobs, observations
+from outbox import approvals, jobs, observations, tokens
 from outbox import db as database
 from outbox.approvals import Approval
 from outbox.errors import (
@@ -367,6 +367,19 @@ def test_a_proposal_ends_with_its_hour(db: Connection, act: Any, event: str, sta
     assert second.proposed_by == BERT, "the old one has made way"
     assert job(db, id).state == "stuck"
     assert act(db, id, fence=2, actor=ANNA, reason="r").state == state
+
+
+@pytest.mark.parametrize(("act", "event", "state"), FORCED)
+def test_the_proposal_of_a_revoked_operator_counts_no_more(db: Connection, act: Any, event: str, state: str) -> None:
+    gone, anna, bert = (tokens.create(db, role="operator", tenant=None, name=who)[0] for who in ("gone", "a", "b"))
+    id = unknown(db)
+    assert isinstance(act(db, id, fence=2, actor=gone.actor, reason="r"), Approval)
+    tokens.revoke(db, gone.id)
+    second = act(db, id, fence=2, actor=anna.actor, reason="r")
+    assert isinstance(second, Approval)
+    assert second.proposed_by == anna.actor, "the revoked one's has made way"
+    assert (job(db, id).state, events_of(db, id)) == ("stuck", ["proposed", "proposed"])
+    assert act(db, id, fence=2, actor=bert.actor, reason="r").state == state
 
 
 def test_a_proposal_is_for_one_action_one_job_and_one_fence(db: Connection) -> None:
