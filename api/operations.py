@@ -43,7 +43,8 @@ def redrive_many(body: RedriveMany, who: Operator, response: Response) -> Redriv
     return Begun(operation=OperationOut.of(begun))
 
 
-@router.post("/tenants/{tenant}/offboard", responses={202: {"model": Begun}})
+# As a path: a tenant's name may have a slash in it.
+@router.post("/tenants/{tenant:path}/offboard", responses={202: {"model": Begun}})
 def offboard(tenant: Word, body: Offboard, who: Operator, response: Response) -> OffboardPreview | Begun:
     """Delete all that a tenant has: 200 with what it would be, or 202 with the operation.
 

@@ -23,7 +23,7 @@ from outbox.errors import BadRequest
 from outbox.holds import Hold
 from outbox.observations import Observation
 from outbox.queries import JobFilter, JobStory, Progress
-from outbox.rows import Job, Json, Operation, Resource
+from outbox.rows import Job, Json, Operation, Resource, storable
 from outbox.states import (
     Found,
     HoldCause,
@@ -38,9 +38,14 @@ from outbox.states import (
 
 
 def _storable(value: str) -> str:
-    """PostgreSQL's text takes neither NUL nor half a surrogate pair, and no log is served by control characters."""
-    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in value):
+    if not storable(value):
         raise ValueError("must not contain control characters")
+    return value
+
+
+def _said(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
     return value
 
 
@@ -59,7 +64,7 @@ def _in_the_calendar(value: dt.datetime) -> dt.datetime:
 
 # Whether it is still to come, the database's clock decides.
 Time = Annotated[AwareDatetime, BeforeValidator(_text), AfterValidator(_in_the_calendar)]
-Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable), AfterValidator(_said)]
 ResourceId = Annotated[uuid.UUID, Path(description="the resource's UUID")]
 JobId = Annotated[int, Path(ge=1, le=2**63 - 1, description="the job's number")]
 Cursor = Annotated[str | None, Field(max_length=500, description="`next_cursor` of the page before")]

@@ -110,6 +110,15 @@ class Operation:
     error: str | None
 
 
+def storable(words: str) -> bool:
+    """Whether words can be kept and shown.
+
+    PostgreSQL's text takes neither NUL nor half a surrogate pair, as which Python reads bytes that are no UTF-8, and
+    no log is served by control characters.
+    """
+    return not any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in words)
+
+
 class _Row(Protocol):
     @property
     def _mapping(self) -> Mapping[Any, Any]: ...

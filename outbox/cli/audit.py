@@ -19,7 +19,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 def _since(_: click.Context, __: click.Parameter, value: str | None) -> dt.datetime | dt.timedelta | None:
     if value is None:
         return None
-    if duration := re.fullmatch(r"(\d{1,6})([smhd])", value):
+    if duration := re.fullmatch(r"(\d{1,5})([smhd])", value):  # so long ago, PostgreSQL and Python share a calendar
         return dt.timedelta(**{_UNITS[duration[2]]: int(duration[1])})
     try:
         at = dt.datetime.fromisoformat(value)

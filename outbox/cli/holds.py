@@ -2,7 +2,7 @@
 
 import click
 
-from outbox.cli.shell import as_json_option, example, main, me, operate, print_json, show_page
+from outbox.cli.shell import WORDS, as_json_option, example, main, me, operate, print_json, show_page
 
 
 @main.group()
@@ -19,10 +19,10 @@ def hold() -> None:
     ),
 )
 @click.option("--global", "everything", is_flag=True, help="Everything: the kill switch.")
-@click.option("--backend", help="Only this backend's jobs.")
-@click.option("--tenant", help="Only this tenant's jobs.")
-@click.option("--kind", help="Only jobs on backends of this kind.")
-@click.option("--reason", help="Why; kept for ever. Only --global goes without.")
+@click.option("--backend", type=WORDS, help="Only this backend's jobs.")
+@click.option("--tenant", type=WORDS, help="Only this tenant's jobs.")
+@click.option("--kind", type=WORDS, help="Only jobs on backends of this kind.")
+@click.option("--reason", type=WORDS, help="Why; kept for ever. Only --global goes without.")
 @as_json_option
 def hold_set(
     everything: bool, backend: str | None, tenant: str | None, kind: str | None, reason: str | None, as_json: bool
@@ -35,7 +35,7 @@ def hold_set(
     from outbox.states import HoldScope  # noqa: PLC0415
 
     named = {HoldScope.BACKEND: backend, HoldScope.TENANT: tenant, HoldScope.KIND: kind}
-    chosen = [(scope, subject) for scope, subject in named.items() if subject]
+    chosen = [(scope, subject) for scope, subject in named.items() if subject is not None]
     if len(chosen) + everything != 1:
         raise click.UsageError("say one of --global, --backend, --tenant, --kind")
     if reason is None and not everything:
@@ -52,7 +52,7 @@ def hold_set(
 @hold.command("list", epilog=example("deprovisioner hold list", "deprovisioner hold list --all --json"))
 @click.option("--all", "released", is_flag=True, help="Those released, too.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
-@click.option("--cursor", help="`next_cursor` of the page before.")
+@click.option("--cursor", type=WORDS, help="`next_cursor` of the page before.")
 @as_json_option
 def hold_list(released: bool, limit: int, cursor: str | None, as_json: bool) -> None:
     """Holds in force, newest first."""
@@ -66,7 +66,7 @@ def hold_list(released: bool, limit: int, cursor: str | None, as_json: bool) -> 
 
 @hold.command("release", epilog=example("deprovisioner hold release 7 --reason 'disk was made larger'"))
 @click.argument("hold_id", type=click.IntRange(1, 2**63 - 1))
-@click.option("--reason", required=True, help="Why it is safe now; kept for ever.")
+@click.option("--reason", type=WORDS, required=True, help="Why it is safe now; kept for ever.")
 @as_json_option
 def hold_release(hold_id: int, reason: str, as_json: bool) -> None:
     """End one hold. A brake that engaged it begins to count anew."""

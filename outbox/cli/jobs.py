@@ -9,6 +9,7 @@ import click
 
 from outbox.cli.shell import (
     AGE,
+    WORDS,
     as_json_option,
     cell,
     example,
@@ -34,9 +35,11 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--state", type=click.Choice(["pending", "running", "stuck", "succeeded", "cancelled"])),
             click.option("--reason", type=click.Choice(["attempts_exhausted", "refused", "outcome_unknown"])),
             click.option("--kind", type=click.Choice(["provision", "deprovision", "restore"])),
-            click.option("--backend"),
-            click.option("--tenant"),
-            click.option("--error", metavar="TEXT", help="What the last error contains, in any case; no wildcards."),
+            click.option("--backend", type=WORDS),
+            click.option("--tenant", type=WORDS),
+            click.option(
+                "--error", type=WORDS, metavar="TEXT", help="What the last error contains, in any case; no wildcards."
+            ),
             click.option("--older-than", type=AGE, metavar="AGE", help="Asked for that long ago: 90s, 15m, 2h, 3d."),
         )
     ):
@@ -54,7 +57,7 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
 @filter_options
 @click.option("--counts", is_flag=True, help="How many there are, by state, reason and backend, instead of the jobs.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
-@click.option("--cursor", help="`next_cursor` of the page before.")
+@click.option("--cursor", type=WORDS, help="`next_cursor` of the page before.")
 @as_json_option
 def jobs_list(counts: bool, cursor: str | None, limit: int, as_json: bool, **filters: Any) -> None:
     """Jobs, newest first."""
@@ -103,9 +106,10 @@ def jobs_show(job_id: int, as_json: bool) -> None:
 
 _job = click.argument("job_id", type=click.IntRange(1, 2**63 - 1))
 _fence = click.option("--fence", type=click.IntRange(0), required=True, help="The fence that `jobs show` told you.")
-_reason = click.option("--reason", required=True, help="Why; kept with the job.")
+_reason = click.option("--reason", type=WORDS, required=True, help="Why; kept with the job.")
 _token = click.option(
     "--token",
+    type=WORDS,
     envvar="DEPROVISIONER_OPERATOR_TOKEN",
     show_envvar=True,
     help="Your own operator's token: who forces must be known. Two are needed, for the same job and fence within an "

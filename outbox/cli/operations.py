@@ -12,6 +12,7 @@ import click
 from outbox.cli.jobs import jobs
 from outbox.cli.shell import (
     AGE,
+    WORDS,
     as_json_option,
     example,
     main,
@@ -50,15 +51,15 @@ _digest_option = click.option(
         "deprovisioner jobs redrive-all --all --reason 'network is back' --digest 12-3f0c… --rate 5",
     ),
 )
-@click.option("--backend")
+@click.option("--backend", type=WORDS)
 @click.option("--reason-was", "was", type=click.Choice(["attempts_exhausted", "refused", "outcome_unknown"]))
 @click.option("--kind", type=click.Choice(["provision", "deprovision", "restore"]))
-@click.option("--tenant")
-@click.option("--error", metavar="TEXT", help="What the last error contains, in any case; no wildcards.")
+@click.option("--tenant", type=WORDS)
+@click.option("--error", type=WORDS, metavar="TEXT", help="What the last error contains, in any case; no wildcards.")
 @click.option("--older-than", type=AGE, metavar="AGE", help="Asked for that long ago: 90s, 15m, 2h, 3d.")
 @click.option("--resource", "resource_id", type=click.UUID)
 @click.option("--all", "every", is_flag=True, help="Every stuck job; instead of the options above.")
-@click.option("--reason", required=True, help="Why; kept with each job.")
+@click.option("--reason", type=WORDS, required=True, help="Why; kept with each job.")
 @click.option("--dry-run", is_flag=True, help="Only show what it would be, as without --digest.")
 @_digest_option
 @click.option("--rate", type=click.IntRange(1, 1000), default=50, show_default=True, help="Jobs a second, at most.")
@@ -117,8 +118,8 @@ def tenants() -> None:
         "deprovisioner tenants offboard acme --reason 'contract ended, ticket 811' --expect 312 --digest 312-9be1…",
     ),
 )
-@click.argument("tenant")
-@click.option("--reason", required=True, help="Why; kept with each job.")
+@click.argument("tenant", type=WORDS)
+@click.option("--reason", type=WORDS, required=True, help="Why; kept with each job.")
 @click.option("--dry-run", is_flag=True, help="Only show what it would be, as without --digest.")
 @click.option("--expect", type=click.IntRange(0), help="How many resources the dry run counted.")
 @_digest_option
@@ -170,7 +171,7 @@ def operations_() -> None:
 
 @operations_.command("list", epilog=example("deprovisioner operations list --json"))
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
-@click.option("--cursor", help="`next_cursor` of the page before.")
+@click.option("--cursor", type=WORDS, help="`next_cursor` of the page before.")
 @as_json_option
 def operations_list(limit: int, cursor: str | None, as_json: bool) -> None:
     """Operations, newest first."""
@@ -194,7 +195,7 @@ def operations_show(operation_id: int, as_json: bool) -> None:
 
 @operations_.command("stop", epilog=example("deprovisioner operations stop 7 --reason 'wrong tenant'"))
 @click.argument("operation_id", type=click.IntRange(1, 2**63 - 1))
-@click.option("--reason", required=True, help="Why; kept with the operation.")
+@click.option("--reason", type=WORDS, required=True, help="Why; kept with the operation.")
 @as_json_option
 def operations_stop(operation_id: int, reason: str, as_json: bool) -> None:
     """Leave alone what it has not done yet. What it has done goes on: `hold set` stops that."""

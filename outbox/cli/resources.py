@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from outbox.cli.shell import (
+    WORDS,
     as_json_option,
     example,
     main,
@@ -26,10 +27,10 @@ def resources() -> None:
 
 @resources.command("list", epilog=example("deprovisioner resources list --status deleting --tenant acme"))
 @click.option("--status", type=click.Choice(["provisioning", "active", "deleting", "deleted"]))
-@click.option("--kind")
-@click.option("--tenant")
+@click.option("--kind", type=WORDS)
+@click.option("--tenant", type=WORDS)
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
-@click.option("--cursor", help="`next_cursor` of the page before.")
+@click.option("--cursor", type=WORDS, help="`next_cursor` of the page before.")
 @as_json_option
 def resources_list(limit: int, as_json: bool, **filters: Any) -> None:
     """Resources, newest first."""
@@ -61,7 +62,7 @@ def resources_show(resource_id: uuid.UUID, as_json: bool) -> None:
 
 @resources.command("delete", epilog=example("deprovisioner resources delete 7d1f4c1e-… --reason 'ticket 811'"))
 @click.argument("resource_id", type=click.UUID)
-@click.option("--reason", help="Why; kept with the job.")
+@click.option("--reason", type=WORDS, help="Why; kept with the job.")
 @as_json_option
 def resources_delete(resource_id: uuid.UUID, reason: str | None, as_json: bool) -> None:
     """Delete a resource, as the API's DELETE does: harmless when it was deleted before."""

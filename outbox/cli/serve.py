@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from outbox import settings
-from outbox.cli.shell import as_json_option, example, main
+from outbox.cli.shell import WORDS, as_json_option, example, main
 from outbox.errors import BadRequest
 
 
@@ -29,8 +29,10 @@ def up(home: Path | None, port: int | None, workers: int) -> None:
 
 
 @main.command(epilog=example("deprovisioner migrate --service-role deprovisioner_service"))
-@click.option("--to", "revision", default="head", show_default=True, help="The revision to reach.")
-@click.option("--service-role", metavar="NAME", help="Grant this role what API and workers need, and nothing more.")
+@click.option("--to", "revision", type=WORDS, default="head", show_default=True, help="The revision to reach.")
+@click.option(
+    "--service-role", type=WORDS, metavar="NAME", help="Grant this role what API and workers need, and nothing more."
+)
 def migrate(revision: str, service_role: str | None) -> None:
     """Bring the control database's schema up to date; harmless when it is.
 

@@ -15,6 +15,7 @@ import click
 
 from outbox import settings
 from outbox.errors import DeprovisionerError, SettingsError
+from outbox.rows import storable
 
 
 class _Errors(click.Group):
@@ -74,6 +75,23 @@ class _Age(click.ParamType[dt.timedelta]):
 
 
 AGE = _Age()
+
+
+class _Words(click.ParamType[str]):
+    """What a person says, or calls things: it is kept, and shown to others."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The words as they are, unless there are none, or they can't be kept."""
+        if not value.strip():
+            self.fail("it is blank", param, ctx)
+        if not storable(value):
+            self.fail("it has control characters, or is not UTF-8", param, ctx)
+        return str(value)
+
+
+WORDS = _Words()
 
 
 @click.group(cls=_Errors, epilog=example("deprovisioner up", "deprovisioner jobs list --state stuck"))

@@ -2,7 +2,7 @@
 
 import click
 
-from outbox.cli.shell import as_json_option, example, main, operate, print_json, print_table
+from outbox.cli.shell import WORDS, as_json_option, example, main, operate, print_json, print_table
 
 
 @main.group()
@@ -13,17 +13,17 @@ def token() -> None:
 
 @token.command("create", epilog=example("deprovisioner token create --role tenant --tenant acme --name ci"))
 @click.option("--role", type=click.Choice(["tenant", "operator"]), required=True)
-@click.option("--tenant", help="Whose token; only with --role tenant.")
-@click.option("--name", default="", help="To recognise it by; shown in events.")
+@click.option("--tenant", type=WORDS, help="Whose token; only with --role tenant.")
+@click.option("--name", type=WORDS, help="To recognise it by; shown in events.")
 @as_json_option
-def token_create(role: str, tenant: str | None, name: str, as_json: bool) -> None:
+def token_create(role: str, tenant: str | None, name: str | None, as_json: bool) -> None:
     """Make a token. It is shown this once: only its hash is kept."""
     from outbox import db, tokens  # noqa: PLC0415
 
     if (role == "tenant") != bool(tenant):
         raise click.UsageError("--role tenant needs --tenant; --role operator takes none")
     with db.statement() as session:
-        made, secret = tokens.create(session, role=role, tenant=tenant, name=name)
+        made, secret = tokens.create(session, role=role, tenant=tenant, name=name or "")
     if as_json:
         print_json(vars(made) | {"token": secret})
     else:

@@ -10,6 +10,8 @@ _FILTERS = "test_each_filter_finds_its_jobs_newest_first_and_counts_the_same"
 _PLANS = "tests/outbox/test_listing.py::test_every_page_is_read_by_an_index_and_every_count_in_one_pass"
 _OWN = "test_a_tenant_lists_and_counts_its_own_whatever_it_asks"
 _NAMELESS = "test_a_tenant_reads_that_operators_acted_and_not_who_nor_what_they_said_or_saw"
+_WORDS = "test_words_that_are_none_or_cannot_be_kept_are_a_usage_error"
+_BYTES = "test_bytes_that_are_no_text_are_told_in_a_line"
 _THEIRS = "test_another_tenants_things_do_not_exist"
 GUARDS_OF_API = (
     *(
@@ -70,6 +72,20 @@ GUARDS_OF_API = (
         ),
     ),
     *cut(
+        "outbox/cli/shell.py",
+        "",
+        "tests/acceptance/test_usage.py",
+        ("shell: no blank words", "if not value.strip():", "if False:", f"{_WORDS}[hold set --global --reason-empty]"),
+        ("shell: words that can be kept", "if not storable(value):", "if False:", _BYTES),
+    ),
+    *cut(
+        "outbox/rows.py",
+        "",
+        "tests/acceptance/test_usage.py",
+        ("words: no control characters", "ord(c) < 32 or ", "", f"{_WORDS}[hold set --global --reason-escape]"),
+        ("words: no bytes that are no text", " or 0xD800 <= ord(c) <= 0xDFFF", "", _BYTES),
+    ),
+    *cut(
         "api/breakers.py",
         "",
         "tests/api/test_breakers.py",
@@ -84,6 +100,12 @@ GUARDS_OF_API = (
         "api/schemas.py",
         "",
         JOBS,
+        (
+            "api: no blank words",
+            "if not value.strip():",
+            "if False:",
+            "tests/acceptance/test_usage.py::test_a_tenant_is_offboarded_whatever_its_name_is[a/b]",
+        ),
         (
             "api: a tenant names no other",
             "if tenant is not None and self.tenant not in (None, tenant):",

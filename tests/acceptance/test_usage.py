@@ -1,0 +1,106 @@
+"""What a person types at a shell is looked at before anything is done: a usage error is exit code 2, no traceback."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import Connection, text
+
+from outbox import tokens
+from outbox.cli import main
+from outbox.cli.shell import WORDS
+from tests.outbox.given import a_job, a_resource
+from tests.processes import System, client
+
+ID = "7d1f4c1e-0f5e-4c59-9d0a-3a3f0b6f6a52"
+# Each is complete but for the words at its end.
+COMMANDS = [
+    "hold set --global --reason",
+    "hold set --global --backend",
+    "hold set --reason r --tenant",
+    "hold set --reason r --kind",
+    "hold release 1 --reason",
+    "hold list --cursor",
+    "jobs redrive 1 --fence 1 --reason",
+    "jobs resolve 1 --fence 1 --reason",
+    "jobs resolve 1 --fence 1 --force --reason r --token",
+    "jobs redrive-all --all --reason",
+    "jobs redrive-all --reason r --backend",
+    "jobs redrive-all --reason r --error",
+    "operations stop 1 --reason",
+    "jobs list --error",
+    "jobs list --tenant",
+    "tenants offboard acme --reason",
+    "tenants offboard --reason r",
+    "resources list --kind",
+    f"resources delete {ID} --reason",
+    "token create --role tenant --tenant",
+    "token create --role operator --name",
+    "migrate --service-role",
+]
+
+
+def commands(group: click.Group) -> Iterator[click.Command]:
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            yield from commands(command)
+        else:
+            yield command
+
+
+def test_all_free_words_are_looked_at() -> None:
+    free = [
+        f"{command.name} {parameter.name}"
+        for command in commands(main)
+        for parameter in command.params
+        if parameter.type is click.STRING and parameter.callback is None
+    ]
+    assert free == []
+    assert any(parameter.type is WORDS for command in commands(main) for parameter in command.params)
+
+
+@pytest.mark.parametrize(
+    "said", ["", " \t", "a\x1b[2J", "a\nb", "\udcff"], ids=["empty", "blank", "escape", "line", "bytes"]
+)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_words_that_are_none_or_cannot_be_kept_are_a_usage_error(
+    settled: dict[str, str], command: str, said: str
+) -> None:
+    answer = CliRunner().invoke(main, [*command.split(), said])
+    assert answer.exit_code == 2, answer
+    assert "it is blank" in answer.stderr or "control characters" in answer.stderr
+
+
+@pytest.mark.parametrize("since", ["999999d", "-1d", "\udcff", "yesterday"])
+def test_a_time_that_is_in_no_calendar_is_a_usage_error(settled: dict[str, str], since: str) -> None:
+    assert CliRunner().invoke(main, ["audit", "export", f"--since={since}"]).exit_code == 2
+
+
+def test_the_longest_time_ago_is_one(db: Connection) -> None:
+    for since in ("99999d", "0001-01-01"):
+        assert CliRunner().invoke(main, ["audit", "export", f"--since={since}"]).exit_code == 0
+
+
+def test_bytes_that_are_no_text_are_told_in_a_line(db: Connection, env: dict[str, str]) -> None:
+    a_job(db)
+    argv = [sys.executable.encode(), b"-m", b"outbox.cli", b"hold", b"set", b"--global", b"--reason", b"\xff"]
+    answer = subprocess.run(argv, env=os.environ | env, capture_output=True, text=True, check=False, timeout=60)
+    assert answer.returncode == 2
+    assert "UTF-8" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert db.execute(text("SELECT count(*) FROM holds")).scalar_one() == 0
+
+
+@pytest.mark.parametrize("name", ["a/b", "/a//b/", "x/offboard", "ü & ?"])
+def test_a_tenant_is_offboarded_whatever_its_name_is(db: Connection, system: System, operator: str, name: str) -> None:
+    a_resource(db, tenant=name)
+    tokens.create(db, role="tenant", tenant=name, name="t")
+    path = "".join(f"%{byte:02X}" for byte in name.encode())
+    with client(system.api(), operator) as api:
+        answer = api.post(f"/v1/tenants/{path}/offboard", json={"reason": "left"})
+        assert (answer.status_code, answer.json()["count"]) == (200, 1)
+        assert api.post(f"/v1/tenants/{path}/offboard", json={"reason": "  "}).status_code == 422
