@@ -78,6 +78,7 @@ def propose(db: Connection, action: Action, job_id: int, *, fence: int, actor: s
 _LIVING = text(f"""
     SELECT {_COLUMNS}, false AS new FROM approvals
      WHERE job_id = :id AND fence = :fence AND approved_at IS NULL AND proposed_at > now() - :life
+       AND NOT {REVOKED.format("approvals")}
      ORDER BY proposed_at""")
 
 

@@ -374,7 +374,9 @@ def test_the_proposal_of_a_revoked_operator_counts_no_more(db: Connection, act: 
     gone, anna, bert = (tokens.create(db, role="operator", tenant=None, name=who)[0] for who in ("gone", "a", "b"))
     id = unknown(db)
     assert isinstance(act(db, id, fence=2, actor=gone.actor, reason="r"), Approval)
+    assert len(approvals.living(db, id, fence=2)) == 1
     tokens.revoke(db, gone.id)
+    assert approvals.living(db, id, fence=2) == []
     second = act(db, id, fence=2, actor=anna.actor, reason="r")
     assert isinstance(second, Approval)
     assert second.proposed_by == anna.actor, "the revoked one's has made way"
