@@ -25,8 +25,8 @@ $(VENV)/.installed: requirements-dev.txt pyproject.toml
 up: install ## start everything on this machine; Ctrl-C stops it
 	@exec $(BIN)/deprovisioner up
 
-test: install ## all tests, on embedded servers
-	@$(BIN)/python -m pytest $(ARGS)
+test: install ## all tests, on embedded servers (ARGS="tests/outbox -k claim": a part, in one process)
+	@$(BIN)/python -m pytest $(or $(ARGS),-n 2 --dist loadfile)
 
 soak: install ## storms and faults for MINUTES=10, and a verdict from the servers' own records
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
