@@ -19,6 +19,8 @@ from outbox import embedded
 from tests.witness import eventually
 
 ROOT = Path(__file__).parent.parent
+# A start is a second of CPU; on a machine that is full of other tests' processes it may wait for that.
+START_SECONDS = 60
 
 
 class Process:
@@ -110,7 +112,7 @@ class System:
             name, command, self.env | env | {"DEPROVISIONER_API_PORT": str(port)}, self.logs / f"{name}.log"
         )
         self.apis.append(process)
-        eventually(lambda: process.status == "exited" or _answers(url), what=f"{name} answers")
+        eventually(lambda: process.status == "exited" or _answers(url), START_SECONDS, f"{name} answers")
         assert process.status == "running", process.logs().decode()
         return url
 
@@ -122,7 +124,7 @@ class System:
         node = CeleryTestWorker(ProcessContainer(process), Celery("tests", set_as_current=False))
         self.workers.append(node)
         if ready:
-            node.wait_for_log('"worker_ready"', timeout=20)
+            node.wait_for_log('"worker_ready"', timeout=START_SECONDS)
         return node
 
     def cli(self, *words: str, **env: str) -> "subprocess.CompletedProcess[str]":
