@@ -22,7 +22,7 @@ from outbox.observations import Look
 from outbox.rows import Claim
 from worker import looks
 from worker.backends import Backend
-from worker.runner import Run
+from worker.runner import Run, Shared
 
 T = TypeVar("T")
 # An operation whose step another worker is at is due: this keeps the wait for it from being a spin.
@@ -53,6 +53,7 @@ class Hands:
     ) -> None:
         self._served = dict(served)
         self._worker = worker
+        self._shared = Shared(worker=worker)
         self._slots = slots
         self._lease_seconds = lease_seconds
         self._beat_seconds = lease_seconds / 3  # one heartbeat may be lost, one late
@@ -215,7 +216,7 @@ class Hands:
 
     def _work(self, claim: Claim) -> None:
         try:
-            Run(claim, self._served[claim.backend].backend, worker=self._worker)()
+            Run(claim, self._served[claim.backend].backend, worker=self._worker, shared=self._shared)()
         except Exception:  # noqa: BLE001 - a bug, or a database gone for long: the lease passes, the sweep takes over
             log.exception("run_failed", job_id=claim.id, fence=claim.fence, actor=self._worker)
         finally:
