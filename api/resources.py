@@ -8,7 +8,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy import Connection
 
 from api.deps import Anyone, Caller, ask
 from api.problems import Problem
@@ -111,11 +110,6 @@ def _delete_all(asked: Sequence[Delete]) -> list[Enqueued | None]:
     return [won.get(each.request_id) for each in asked]
 
 
-def _delete(asked: Delete, session: Connection) -> Enqueued:
-    """One that came to nothing together with others: it did not win, or an answer was lost."""
-    return jobs.enqueue(session, asked.resource_id, actor=asked.actor, tenant=asked.tenant, request_id=asked.request_id)
-
-
 _deletes = Together("deletes", _delete_all)
 
 
@@ -123,7 +117,9 @@ _deletes = Together("deletes", _delete_all)
 async def delete(resource_id: ResourceId, who: Anyone, response: Response) -> Deleted:
     """Delete: 202 for the one call that did it, 200 for every other; all name the same job."""
     asked = Delete(resource_id, who.actor, who.tenant)
-    done = await asyncio.wrap_future(_deletes.ask(asked)) or await run_in_threadpool(ask, partial(_delete, asked))
+    done = await asyncio.wrap_future(_deletes.ask(asked))
+    if done is None:  # it did not win, or the answer for all of them was lost
+        done = await run_in_threadpool(ask, partial(jobs.enqueued_before, asked=asked))
     if done.won:
         bell.ring()
         response.status_code = 202

@@ -155,23 +155,31 @@ def enqueue(
     Raises NotFound, DeletionProtected.
     """
     asked = Delete(resource_id, actor, tenant, reason, request_id=request_id or uuid.uuid4())
-    for _ in range(3):  # a restore between the two statements makes the second see an active resource
-        if won := enqueue_all(db, [asked]):
-            return won[asked.request_id]
-        row = db.execute(_ENQUEUED_BEFORE, {"id": resource_id, "tenant": tenant}).one_or_none()
+    return enqueue_all(db, [asked]).get(asked.request_id) or enqueued_before(db, asked)
+
+
+def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
+    """What a DELETE that did not win comes to: the winner's job, which may be its own, of an answer that was lost.
+
+    Raises NotFound, DeletionProtected.
+    """
+    for _ in range(3):  # a restore between the two statements makes this one see an active resource
+        row = db.execute(_ENQUEUED_BEFORE, {"id": asked.resource_id, "tenant": asked.tenant}).one_or_none()
         if row is None:
-            raise NotFound(f"there is no resource {resource_id}")
+            raise NotFound(f"there is no resource {asked.resource_id}")
         if row.job_id is not None:
-            won_before = row.request_id == asked.request_id
-            return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=won_before)
+            won = row.request_id == asked.request_id
+            return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=won)
         if row.resource_status in (ResourceStatus.DELETING, ResourceStatus.DELETED):
             raise Conflict(
-                f"resource {resource_id} is {row.resource_status}, and its deprovision job is missing: "
+                f"resource {asked.resource_id} is {row.resource_status}, and its deprovision job is missing: "
                 "`deprovisioner doctor` (deleting_without_job) and docs/runbook.md tell what to do"
             )
         if row.resource_protected:
-            raise DeletionProtected(f"resource {resource_id} is protected: set `protected` to false first")
-    raise Conflict(f"resource {resource_id} changes faster than it can be read; try again")
+            raise DeletionProtected(f"resource {asked.resource_id} is protected: set `protected` to false first")
+        if won_now := enqueue_all(db, [asked]):
+            return won_now[asked.request_id]
+    raise Conflict(f"resource {asked.resource_id} changes faster than it can be read; try again")
 
 
 _EXPIRE = text(
@@ -196,8 +204,8 @@ def expire(db: Connection, *, actor: str, batch: int = 100) -> int:
 
 _CLAIMS = """
     SELECT job.id, job.kind, job.resource_id, job.backend, job.fence, job.attempts, job.max_attempts,
-           job.started_fence, job.forced_fence, resources.tenant, resources.generation, resources.adopted,
-           resources.activated_at IS NOT NULL AS activated, resources.manifest,
+           job.started_fence, job.forced_fence, job.available_at, resources.tenant, resources.generation,
+           resources.adopted, resources.activated_at IS NOT NULL AS activated, resources.manifest,
            breakers.backend IS NOT NULL AS probing,
            EXISTS (SELECT FROM outbox AS other
                     WHERE other.resource_id = job.resource_id AND other.id <> job.id
@@ -214,8 +222,9 @@ _CLAIMS = """
 _CLAIM = prepared(f"""
     WITH served AS (
         SELECT asked.*
-          FROM unnest(CAST(:backends AS text[]), CAST(:kinds AS text[]), CAST(:rooms AS int[]))
-               WITH ORDINALITY AS asked (backend, kind, room, place)
+          FROM unnest(CAST(:backends AS text[]), CAST(:kinds AS text[]), CAST(:rooms AS int[]),
+                      CAST(:since AS text[]), CAST(:after AS bigint[]))
+               WITH ORDINALITY AS asked (backend, kind, room, since, after, place)
          WHERE NOT EXISTS (SELECT FROM holds
                             WHERE released_at IS NULL AND cause = 'operator'
                               AND (scope = 'global' OR (scope = 'backend' AND subject = asked.backend)
@@ -237,7 +246,8 @@ _CLAIM = prepared(f"""
                claimed_by = :actor, lease_expires_at = now() + :lease
          WHERE state = 'pending' AND id = ANY(ARRAY(
                SELECT due.id
-                 FROM (SELECT served.backend, CASE WHEN probe.backend IS NULL THEN served.room ELSE 1 END AS room
+                 FROM (SELECT served.backend, CASE WHEN probe.backend IS NULL THEN served.room ELSE 1 END AS room,
+                              CAST(since AS timestamptz) AS since, after
                          FROM served
                          LEFT JOIN probe ON probe.backend = served.backend
                          LEFT JOIN breakers ON breakers.backend = served.backend
@@ -246,7 +256,7 @@ _CLAIM = prepared(f"""
                 CROSS JOIN LATERAL (
                       SELECT id FROM outbox
                        WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = open.backend
-                         AND available_at <= now()
+                         AND available_at <= now() AND (available_at, id) > (open.since, open.after)
                        ORDER BY available_at, id
                        LIMIT open.room
                          FOR UPDATE SKIP LOCKED) AS due
@@ -257,20 +267,25 @@ _CLAIM = prepared(f"""
     {_CLAIMS}""")
 
 
-def claim(db: Connection, rooms: Mapping[str, int], *, slots: int, worker: str) -> list[Claim]:
+def claim(
+    db: Connection, rooms: Mapping[str, int], *, slots: int, worker: str, passed: Mapping[str, Claim] | None = None
+) -> list[Claim]:
     """pending -> running: at most `slots` due jobs, at most `rooms[backend]` of each backend, in that order.
 
     None of a backend that is held as a whole; what a hold on its tenant or a brake covers is refused by `start`.
+    Of a backend in `passed`, only what comes after that claim's place in the order.
     """
     configured = settings.backends()
-    kinds = [configured[name].kind if name in configured else None for name in rooms]
+    last = [(passed or {}).get(name) for name in rooms]
     rows = db.execute(
         _CLAIM,
         _note("claimed", worker)
         | {
             "backends": list(rooms),
-            "kinds": kinds,
+            "kinds": [configured[name].kind if name in configured else None for name in rooms],
             "rooms": list(rooms.values()),
+            "since": [str(claim.available_at) if claim else "-infinity" for claim in last],
+            "after": [claim.id if claim else 0 for claim in last],
             "slots": slots,
             "lease": settings.get().lease,
         },
