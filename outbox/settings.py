@@ -1,56 +1,70 @@
 """One frozen Settings, read once from the environment; and the backends file it points to."""
 
 import difflib
+import math
 import os
 import re
+import shlex
 import tomllib
-from dataclasses import dataclass, field, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
-
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from outbox.errors import SettingsError
 
 PREFIX = "DEPROVISIONER_"
 
 
-class Settings(BaseSettings):
+# What is needed and has no default, as the error says it that names it.
+_MEANS = {
+    "database_url": "the control database, `postgresql://user:password@host:port/name`",
+    "broker_url": "the Celery broker, `redis://…` or `amqp://…`; carries only wake-ups",
+    "backends": "path of the TOML file that lists the backends",
+    "credentials_key": "Fernet key(s) that encrypt stored credentials, newest first, separated by commas",
+}
+# The least and the most of each number.
+_RANGES = {
+    "api_port": (1, 65535),
+    "worker_slots": (1, 256),
+    "lease_seconds": (1, 3600),
+    "sweep_seconds": (0.2, 600),
+    "max_attempts": (1, 1000),
+    "backoff_base_seconds": (0.001, 3600),
+    "backoff_max_seconds": (0.001, 86400),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
     """Everything that can be set. Each field is `DEPROVISIONER_<NAME>` in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
-
-    database_url: str = Field("", description="the control database, `postgresql://user:password@host:port/name`")
-    broker_url: str = Field("", description="the Celery broker, `redis://…` or `amqp://…`; carries only wake-ups")
-    backends: Path | None = Field(None, description="path of the TOML file that lists the backends")
-    credentials_key: str = Field(
-        "", description="Fernet key(s) that encrypt stored credentials, newest first, separated by commas"
-    )
-    home: Path = Field(Path(".deprovisioner"), description="where `up` keeps its servers, logs and `env`")
-    api_host: str = Field("127.0.0.1", description="the address the API listens on")
-    api_port: int = Field(8080, ge=1, le=65535, description="the port the API listens on")
-    api_url: str = Field("", description="written by `up` for scripts; the product itself does not read it")
-    operator_token: str = Field("", description="written by `up` for scripts; the product itself does not read it")
-    tenant_token: str = Field("", description="written by `up` for scripts; the product itself does not read it")
-    service_password: str = Field("", description="the password that `migrate --service-role` gives that role")
-    worker_slots: int = Field(8, ge=1, le=256, description="how many jobs one worker process runs at once")
-    lease_seconds: float = Field(
-        30, ge=1, le=3600, description="how long a claim is presumed alive without a heartbeat"
-    )
-    sweep_seconds: float = Field(5, ge=0.2, le=600, description="how often every worker looks for due and lost jobs")
-    max_attempts: int = Field(10, ge=1, le=1000, description="attempts before a job is stuck; stored in the job")
-    backoff_base_seconds: float = Field(2, gt=0, le=3600, description="the first retry waits at most this")
-    backoff_max_seconds: float = Field(300, gt=0, le=86400, description="no retry waits longer than this")
+    database_url: str = ""
+    broker_url: str = ""
+    backends: Path | None = None
+    credentials_key: str = ""
+    home: Path = Path(".deprovisioner")  # where `up` keeps its servers, logs and `env`
+    api_host: str = "127.0.0.1"
+    api_port: int = 8080
+    # Written by `up` for scripts; the product itself does not read these three.
+    api_url: str = ""
+    operator_token: str = ""
+    tenant_token: str = ""
+    service_password: str = ""  # the one that `migrate --service-role` gives that role
+    worker_slots: int = 8  # how many jobs one worker process runs at once
+    lease_seconds: float = 30.0  # how long a claim is presumed alive without a heartbeat
+    sweep_seconds: float = 5.0  # how often every worker looks for due and lost jobs
+    max_attempts: int = 10  # before a job is stuck; stored in the job
+    backoff_base_seconds: float = 2.0  # the first retry waits at most this
+    backoff_max_seconds: float = 300.0  # no retry waits longer than this
 
     def need(self, name: str) -> str:
         """The value of a setting that has no default; SettingsError when it is not set."""
         value = getattr(self, name)
         if not value:
             raise SettingsError(
-                f"{PREFIX}{name.upper()} is not set: {type(self).model_fields[name].description}. "
+                f"{PREFIX}{name.upper()} is not set: {_MEANS[name]}. "
                 "`deprovisioner up` writes one into its home's `env` file."
             )
         return str(value)
@@ -101,9 +115,9 @@ class BackendConfig:
         return os.environ[variable]
 
 
-def load(env_file: Path | None = None) -> Settings:
-    """Settings from the environment, then from `env_file` where that exists. Raises SettingsError."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+def load() -> Settings:
+    """Settings from the environment. Raises SettingsError."""
+    known = {PREFIX + one.name.upper(): one for one in fields(Settings)}
     for variable in os.environ:
         if variable.startswith(PREFIX) and variable not in known:
             close = difflib.get_close_matches(
@@ -111,11 +125,28 @@ def load(env_file: Path | None = None) -> Settings:
             )
             hint = f"did you mean {PREFIX}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
             raise SettingsError(f"{variable} is not a setting; {hint}")
+    said = {one.name: _value(variable, one) for variable, one in known.items() if variable in os.environ}
+    return Settings(**said)
+
+
+def _value(variable: str, setting: "Field[Any]") -> Any:
+    said = os.environ[variable]
+    if setting.name not in _RANGES:
+        return said if setting.type is str else Path(said)
+    (least, most), whole = _RANGES[setting.name], setting.type is int
     try:
-        return Settings(_env_file=env_file)
-    except ValidationError as error:
-        wrong = (f"{PREFIX}{str(e['loc'][0]).upper()}={e['input']!r}: {e['msg']}" for e in error.errors())
-        raise SettingsError("; ".join(wrong)) from error
+        value = int(said) if whole else float(said)
+    except ValueError:
+        value = math.nan  # which is in no range
+    if not least <= value <= most:
+        raise SettingsError(f"{variable}={said!r} must be a {'whole ' * whole}number from {least:g} to {most:g}")
+    return value
+
+
+def read_env(path: Path) -> dict[str, str]:
+    """The `NAME=value` lines of an `env` file, as `deprovisioner up` writes it."""
+    words = shlex.split(path.read_text())
+    return dict(word.split("=", 1) for word in words if "=" in word)
 
 
 @lru_cache(maxsize=1)
