@@ -73,9 +73,9 @@ def jobs_list(counts: bool, cursor: str | None, limit: int, as_json: bool, **fil
         print_json(found) if as_json else _show_counts(found)
         return
     with db.statement() as session:
-        page = queries.list_jobs(session, wanted, cursor=cursor, limit=limit)
-    columns = ("id", "kind", "state", "stuck_reason", "resource_id", "backend", "fence", "attempts", "last_error")
-    show_page(page, columns, as_json)
+        page = queries.with_tenants(session, queries.list_jobs(session, wanted, cursor=cursor, limit=limit))
+    columns = ("id", "kind", "state", "stuck_reason", "tenant", "resource_id", "backend", "fence", "attempts")
+    show_page(page, (*columns, "last_error"), as_json)
 
 
 def _show_counts(found: dict[str, Any]) -> None:
