@@ -42,6 +42,7 @@ def engine() -> Engine:
     """This process's engine. A process that forks must call `engine.cache_clear()` in the child."""
     made = sa.create_engine(
         control_url(),
+        use_native_hstore=False,  # three statements of each new connection, to look for a type that nothing here has
         # For the engine as a whole: chosen at each checkout, it would cost a round trip to set back.
         isolation_level="AUTOCOMMIT",
         pool_size=POOL_SIZE,

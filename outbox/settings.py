@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -104,8 +105,14 @@ class BackendConfig:
         return os.environ[variable]
 
 
-def load(env_file: Path | None = None) -> Settings:
-    """Settings from the environment, then from `env_file` where that exists. Raises SettingsError."""
+def read_env(path: Path) -> dict[str, str]:
+    """The `NAME=value` lines of an `env` file, as `deprovisioner up` writes it."""
+    words = shlex.split(path.read_text())
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def load() -> Settings:
+    """Settings from the environment. Raises SettingsError."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for variable in os.environ:
         if variable.startswith(PREFIX) and variable not in known:
@@ -115,7 +122,7 @@ def load(env_file: Path | None = None) -> Settings:
             hint = f"did you mean {PREFIX}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
             raise SettingsError(f"{variable} is not a setting; {hint}")
     try:
-        return Settings(_env_file=env_file)
+        return Settings()
     except ValidationError as error:
         wrong = (f"{PREFIX}{str(e['loc'][0]).upper()}={e['input']!r}: {e['msg']}" for e in error.errors())
         raise SettingsError("; ".join(wrong)) from error
