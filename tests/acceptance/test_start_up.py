@@ -54,7 +54,7 @@ def test_help_loads_nothing_heavy(env: dict[str, str], words: str) -> None:
 )
 def test_what_asks_the_database_loads_only_what_that_takes(db: Connection, env: dict[str, str], words: str) -> None:
     assert a_job(db) == 1
-    assert loaded(env, *words.split()) == {"sqlalchemy", "psycopg2", "pydantic"}
+    assert loaded(env, *words.split()) == {"sqlalchemy", "psycopg2"}
 
 
 def test_what_rings_the_bell_loads_celery_and_the_log(db: Connection, env: dict[str, str]) -> None:
