@@ -22,9 +22,9 @@ from bench.stack import Stack, stack
 from bench.table import Table, Target, write_between_markers
 
 try:
-    from bench import peers
+    from bench import costs, peers
 except ImportError:
-    peers = None  # type: ignore[assignment]
+    costs = peers = None  # type: ignore[assignment]
 
 README = Path(__file__).with_name("README.md")
 
@@ -42,18 +42,20 @@ class Size:
     sleepers: tuple[int, ...]  # processes
     sleeps: int  # jobs whose teardown sleeps, for each of those
     real: int  # databases, and as many namespaces
+    counted: int  # jobs whose costs are counted
 
 
 FULL = Size(
     rounds=3,
-    idle=100,
+    idle=80,
     deletes=3200,
-    floor=6400,
-    jobs=4000,
+    floor=4800,
+    jobs=5000,
     fleets=((1, 8), (2, 32), (2, 64)),
     sleepers=(1, 2, 4, 8),
-    sleeps=800,
-    real=60,
+    sleeps=600,
+    real=40,
+    counted=300,
 )
 QUICK = Size(
     rounds=1,
@@ -65,14 +67,24 @@ QUICK = Size(
     sleepers=(1, 4),
     sleeps=400,
     real=40,
+    counted=100,
 )
 
 DRAIN = "drain, {} x {} slots"
-SLEEPERS = f"{1000 * measures.SLEEP_SECONDS:g} ms teardown, {{}} x {measures.SLEEPERS_SLOTS} slots"
+SLEEPERS = f"{measures.SLEEP_MS} ms teardown, {{}} x {measures.SLEEPERS_SLOTS} slots"
 DELETE_FLOOR = f"pgbench: the DELETE's statement, {CLIENTS} clients"
 DRAIN_FLOOR = f"pgbench: claim, start, complete, {DRAINERS} clients"
 DELETE = f"DELETE endpoint, {CLIENTS} clients, 2 processes"
 IDLE = "idle: commit to start, {}"
+PEER_DRAIN, PEER_IDLE = "{}: drain, 2 processes", "{}: idle: commit to start, {}"
+COSTS = {
+    "round trips": "",
+    "commits": "",
+    "WAL bytes": "B",
+    "dead tuples": "",
+    "PostgreSQL CPU ms": "ms",
+    "our CPU ms": "ms",
+}
 WHOLE, LOOP = "{} dropped: the whole job", "{} dropped: a bare loop"
 
 
@@ -101,6 +113,7 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit("\nbench: interrupted; everything it started is stopped") from None
     _compare(table, size)
+    told["missing"] = table.missing
     words = f"{_head(told)}\n\n{table.text()}"
     print(f"\n{words}")
     if asked.json:
@@ -187,10 +200,13 @@ def _processes(running: Stack, size: Size, table: Table, step: Step) -> None:
 
 
 def _real(running: Stack, size: Size, table: Table, step: Step) -> None:
-    for what, act in ((_databases(size), real.databases), (_namespaces(size), real.namespaces)):
-        got = step(f"{what}, twice", lambda act=act: act(running, size.real))
-        table.add(WHOLE.format(what), "s", got["whole"])
-        table.add(LOOP.format(what), "s", got["loop"])
+    with running.real_backends():
+        for what, act in ((_databases(size), real.databases), (_namespaces(size), real.namespaces)):
+            # In turns: who comes second finds a server that is warm.
+            first = "loop" if len(table.samples.get(LOOP.format(what), ())) % 2 == 0 else "whole"
+            got = step(f"{what}, twice", lambda act=act, first=first: act(running, size.real, first=first))
+            table.add(WHOLE.format(what), "s", got["whole"])
+            table.add(LOOP.format(what), "s", got["loop"])
 
 
 def _list(running: Stack, size: Size, table: Table, step: Step) -> None:  # noqa: ARG001 - every part takes it
@@ -198,22 +214,39 @@ def _list(running: Stack, size: Size, table: Table, step: Step) -> None:  # noqa
     table.add("deprovisioner jobs list", "s", *took, target=Target(0.5, 0.25))
 
 
+def _costs(running: Stack, size: Size, table: Table, step: Step) -> None:
+    """Counted, so once is enough."""
+    if costs is None or any(name.startswith("a job, ") for name in table.samples):
+        return
+    got = step(f"what {size.counted} jobs cost", lambda: costs.costs(running, size.counted))
+    for what in ("one by one", "drain"):
+        for name, unit in COSTS.items():
+            table.add(f"a job, {what}: {name}", unit, got[what][name])
+
+
 def _peers(running: Stack, size: Size, table: Table, step: Step) -> None:
     if reason := _without_peers():
-        print(f"bench: {reason}")
+        table.missing["peers"] = reason
         return
     for peer in peers.PEERS:
-
-        def drain(peer: Any = peer) -> float:
-            return peers.drain(peer, running.dsn, running.broker_url, size.jobs, 2)
-
-        def latency(peer: Any = peer) -> dict[str, float]:
-            return peers.latency(peer, running.dsn, running.broker_url, size.idle)
-
-        table.add(f"{peer.name}: drain, 2 processes", "jobs/s", step(f"{peer.name} drains", drain))
-        got = step(f"{peer.name}, {size.idle} jobs one at a time", latency)
+        if peer.name in table.missing:
+            continue
+        try:
+            rate, waits = _peer(running, size, peer, step)
+        except peers.PeerFailed as failed:  # ours need not be lost for that
+            print(f"\nbench: {failed}")
+            table.forget(peer.name, str(failed).splitlines()[0])
+            continue
+        table.add(PEER_DRAIN.format(peer.name), "jobs/s", rate)
         for name in ("p50", "p99"):
-            table.add(f"{peer.name}: commit to start, {name}", "ms", got[name])
+            table.add(PEER_IDLE.format(peer.name, name), "ms", waits[name])
+
+
+def _peer(running: Stack, size: Size, peer: Any, step: Step) -> tuple[float, dict[str, float]]:
+    servers = running.dsn, running.broker_url
+    rate = step(f"{peer.name} drains", lambda: peers.drain(peer, *servers, size.jobs, 2))
+    waits = step(f"{peer.name}, {size.idle} jobs one at a time", lambda: peers.latency(peer, *servers, size.idle))
+    return rate, waits
 
 
 def _without_peers() -> str | None:
@@ -227,6 +260,7 @@ PARTS = {
     "processes": _processes,
     "real": _real,
     "list": _list,
+    "costs": _costs,
     "peers": _peers,
 }
 
@@ -250,13 +284,13 @@ def _compare(table: Table, size: Size) -> None:
     for fleet in fleets:
         table.ratio(f"{fleet} / pgbench", [fleet], [DRAIN_FLOOR])
     if not _without_peers():
-        rates = {peer.name: f"{peer.name}: drain, 2 processes" for peer in peers.PEERS}
+        rates = {peer.name: PEER_DRAIN.format(peer.name) for peer in peers.PEERS}
         pgqueuer = [row for name, row in rates.items() if name.startswith("PgQueuer")]
         table.ratio("drain / PgQueuer at its best", fleets, pgqueuer, Target(0.5, 1.0))
         others = [row for row in rates.values() if row not in pgqueuer]
         table.ratio("drain / the best other peer", fleets, others, Target(1.5, 3))
         for name, target in (("p50", Target(1.5, 1.0)), ("p99", Target(2.5, 1.5))):
-            theirs = f"PgQueuer: commit to start, {name}"
+            theirs = PEER_IDLE.format("PgQueuer", name)
             table.ratio(f"idle: commit to start, {name} / PgQueuer", [IDLE.format(name)], [theirs], target)
     four, one = SLEEPERS.format(4), SLEEPERS.format(1)
     table.ratio(f"{four} / 1 x {measures.SLEEPERS_SLOTS}", [four], [one], Target(3.2, 3.8))
@@ -278,7 +312,6 @@ def _told(running: Stack, *, quick: bool) -> dict[str, Any]:
         "flush_ms": measures.flush_ms(running.home),
         "versions": {name: version(name) for name in ours} | {peer.package: peers.version(peer) for peer in theirs},
         "peers": [{"name": peer.name, "durable": peer.durable, "settings": peer.settings} for peer in theirs],
-        "without_peers": _without_peers(),
     }
 
 
@@ -289,8 +322,7 @@ def _head(told: dict[str, Any]) -> str:
         f"{told['machine']}, {load}; the disk confirms 8 kB in {told['flush_ms']:.2f} ms",
         ", ".join(f"{name} {number}" for name, number in told["versions"].items()),
     ]
-    if told["without_peers"]:
-        lines.append(f"without peers: {told['without_peers']}")
+    lines += [f"not measured: {what}: {why}" for what, why in told["missing"].items()]
     return "\n".join(lines)
 
 

@@ -35,10 +35,10 @@ class Client:
         self._received = b""
         self._sent = 0.0
 
-    def send(self, number: int) -> None:
+    def send(self, id: uuid.UUID) -> None:
         """Ask for the resource's end."""
         self._received = b""
-        asked = f"DELETE /v1/resources/{resource_id(number)}".encode() + self._tail
+        asked = f"DELETE /v1/resources/{id}".encode() + self._tail
         self._sent = time.perf_counter()
         self.socket.sendall(asked)
 
@@ -54,26 +54,26 @@ class Client:
         assert head.startswith(b"HTTP/1.1 202 "), self._received
         return took
 
-    def delete(self, number: int) -> None:
+    def delete(self, id: uuid.UUID) -> None:
         """DELETE it and wait for the answer."""
-        self.send(number)
+        self.send(id)
         while self.receive() is None:
             pass
 
 
-def run(clients: Iterable[Client], numbers: Iterable[int]) -> list[float]:
+def run(clients: Iterable[Client], ids: Iterable[uuid.UUID]) -> list[float]:
     """Each resource once, by whichever client is free; the latencies in seconds.
 
     One more client joins at each answer. Where `clients` makes them, they connect while others are being served, as
     customers do: all at once, to processes that are idle, they would go to whichever wakes first.
     """
-    joining, todo, took = iter(clients), iter(numbers), []
+    joining, todo, took = iter(clients), iter(ids), []
     with selectors.DefaultSelector() as waiting:
 
         def ask(client: Client | None) -> None:
-            if client is not None and (number := next(todo, None)) is not None:
+            if client is not None and (id := next(todo, None)) is not None:
                 waiting.register(client.socket, selectors.EVENT_READ, client)
-                client.send(number)
+                client.send(id)
 
         ask(next(joining))
         while waiting.get_map():
@@ -93,13 +93,14 @@ def main() -> None:
     port, most, warm, count = map(int, sys.argv[1:])
     token = sys.stdin.readline().strip()
     clients: list[Client] = []
-    run(_connecting(clients, port, token, most), range(1, warm + 1))
+    ids = [resource_id(number) for number in range(1, warm + count + 1)]
+    run(_connecting(clients, port, token, most), ids[:warm])
     assert len(clients) == most, f"{len(clients)} of {most} clients connected"
     print("ready", flush=True)
     sys.stdin.readline()
     gc.disable()
     cpu, began = _cpu_seconds(), time.perf_counter()
-    took = run(clients, range(warm + 1, warm + count + 1))
+    took = run(clients, ids[warm:])
     seconds = time.perf_counter() - began
     told = {"seconds": seconds, "cpu_seconds": _cpu_seconds() - cpu, "ms": [1000 * each for each in took]}
     print(json.dumps(told), flush=True)

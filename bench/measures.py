@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sqlalchemy import text
 
 from bench import floors
 from bench.load import Client, resource_id
-from bench.noop_worker import TEARDOWN_SECONDS
+from bench.noop_worker import TEARDOWN_MS
 from bench.stack import BACKEND, TENANT, Stack
 from outbox import db, doorbell, holds, jobs
 from outbox.states import HoldScope
@@ -33,7 +34,7 @@ WARM_UP_EACH = 10
 # Longer than any drain we would wait for: a bench that hangs is a bug, not a figure.
 DRAIN_TIMEOUT_SECONDS = 180
 # A teardown that waits for a server: 5 ms, the quickest of the real ones.
-SLEEP_SECONDS = 0.005
+SLEEP_MS = 5
 SLEEPERS_SLOTS = 4
 LIST_RUNS = 4
 Figures = dict[str, float]
@@ -57,13 +58,14 @@ def query(statement: str, **words: Any) -> list[Any]:
         return list(result.all()) if result.returns_rows else []
 
 
-def seed(count: int, *, enqueued: bool = False) -> None:
+def seed(count: int, *, enqueued: bool = False) -> list[uuid.UUID]:
     """Resources 1 to `count`, active, in empty tables; `enqueued`, the product's own `expire` gives each a job."""
     query(_EMPTY)
     query(_SEED, count=count, expired=enqueued)
     if enqueued:
         enqueue_all(count)
     query("VACUUM ANALYZE resources, outbox, events")
+    return [resource_id(number) for number in range(1, count + 1)]
 
 
 def enqueue_all(count: int) -> None:
@@ -90,14 +92,14 @@ def _assert_jobs(state: str, status: str, count: int) -> None:
 
 def idle(stack: Stack, count: int) -> Figures:
     """DELETE one resource at a time over HTTP, nothing else queued: how long until its teardown has started."""
-    seed(WARM_UP + count)
+    ids = seed(WARM_UP + count)
     answered = {}
     with stack.workers(1, 8):
         client = Client(stack.api_port, stack.token)
-        for number in range(1, WARM_UP + count + 1):
+        for id in ids:
             time.sleep(random.uniform(0.02, 0.08))  # not in step with anything that beats
-            client.delete(number)
-            answered[resource_id(number)] = time.time()
+            client.delete(id)
+            answered[id] = time.time()
         wait_drained()
     rows = query("""
         SELECT asked.resource_id, 1000 * extract(epoch FROM begun.at - asked.at)::float AS ms,
@@ -180,17 +182,18 @@ def drain_floor(stack: Stack, count: int) -> float:
 def sleepers(stack: Stack, count: int, *, processes: int) -> float:
     """Jobs a second of workers whose teardown sleeps, while all of them work.
 
-    A hold keeps all of them waiting until the last one is ready. After that one bell wakes one of them and the sweep
-    the others, so it counts from the first claim of the last one to the last completion of the first one to end.
+    A hold keeps all of them waiting until the last one is ready, and a bell for each wakes them. It counts from the
+    first claim of the last one to begin to the last completion of the first one to end.
     """
     seed(count, enqueued=True)
     with db.statement() as session:
         hold = holds.engage(session, HoldScope.GLOBAL, None, actor="bench", reason="until all workers are ready")
-    more = {TEARDOWN_SECONDS: str(SLEEP_SECONDS), "DEPROVISIONER_SWEEP_SECONDS": "0.5"}
-    with stack.workers(processes, SLEEPERS_SLOTS, more=more):
+    with stack.workers(processes, SLEEPERS_SLOTS, more={TEARDOWN_MS: str(SLEEP_MS)}):
         with db.statement() as session:
             holds.release(session, hold.id, actor="bench", reason="all workers are ready")
-        doorbell.ring_now()
+        for _ in range(processes):
+            assert doorbell.ring_now()
+            doorbell.answered()  # or one bell would do for all
         wait_drained()
     drained_in(count)
     row = query("""

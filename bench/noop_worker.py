@@ -1,4 +1,7 @@
-"""`deprovisioner worker` with one backend whose teardown is nothing, or a sleep. Only the bench starts it."""
+"""`deprovisioner worker` with one backend that tears down nothing, at once. Only the bench starts it.
+
+With BENCH_TEARDOWN_MS in the environment each teardown waits that long, as for a server.
+"""
 
 import os
 import time
@@ -9,8 +12,7 @@ from outbox.settings import BackendConfig
 from worker import backends
 from worker.backends import Absent, Backend, Same
 
-# How long a teardown waits, as for a server: seconds.
-TEARDOWN_SECONDS = "BENCH_TEARDOWN_SECONDS"
+TEARDOWN_MS = "BENCH_TEARDOWN_MS"
 
 
 class Noop:
@@ -18,23 +20,22 @@ class Noop:
 
     observable = True
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self) -> None:
         self._gone: set[str] = set()
-        self._seconds = seconds
+        self._seconds = float(os.environ.get(TEARDOWN_MS, "0")) / 1000
 
     def inspect(self, manifest: Json) -> Same | Absent:
         """Same until torn down, then Absent."""
         return Absent(seen={}) if manifest["generation"] in self._gone else Same(seen={})
 
     def teardown(self, manifest: Json, fence: int) -> None:  # noqa: ARG002 - the Protocol's
-        """Remember the generation."""
-        if self._seconds:
-            time.sleep(self._seconds)
+        """Wait, then remember the generation."""
+        time.sleep(self._seconds)
         self._gone.add(manifest["generation"])
 
 
 def _build(_: BackendConfig, *, protected: frozenset[str]) -> Backend:  # noqa: ARG001 - the signature it replaces
-    return Noop(float(os.environ.get(TEARDOWN_SECONDS, "0")))  # type: ignore[return-value]  # makes and adopts nothing
+    return Noop()  # type: ignore[return-value]  # a bench makes and adopts nothing
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ _SEED = f"""
       FROM jsonb_array_elements(CAST(:manifests AS jsonb)) AS manifest"""
 
 
-def databases(stack: Stack, count: int) -> measures.Figures:
+def databases(stack: Stack, count: int, *, first: str) -> measures.Figures:
     """Drop `count` databases with their roles, and as many again in a bare loop: the seconds of both."""
     backend = Postgres(stack.pg_main_dsn)
     statements = _recorded(stack)
@@ -44,14 +44,14 @@ def databases(stack: Stack, count: int) -> measures.Figures:
             _replay(stack.pg_main_dsn, session)
 
     path = stack.backends("pg-main", "postgres", stack.pg_main_dsn, HANDS)
-    figures = _both(stack, "postgres", path, backend, count, statements, bare, lambda: _transactions(stack))
+    figures = _both(stack, "postgres", path, backend, count, first, statements, bare, lambda: _transactions(stack))
     left = _ask(stack.pg_main_dsn, "SELECT datname FROM pg_database WHERE datname ~ '^(db|zz)_'")
     left += _ask(stack.pg_main_dsn, "SELECT rolname FROM pg_roles WHERE rolname ~ '^usr_'")
     assert not left, f"these are still there: {left[:3]}"
     return figures
 
 
-def namespaces(stack: Stack, count: int) -> measures.Figures:
+def namespaces(stack: Stack, count: int, *, first: str) -> measures.Figures:
     """Remove `count` ACL users with KEYS keys each, and as many again in a bare loop: the seconds of both."""
     url = stack.redis_main_url
 
@@ -59,7 +59,9 @@ def namespaces(stack: Stack, count: int) -> measures.Figures:
         _remove_namespace(url, manifest)
 
     path = stack.backends("redis-main", "redis", url, HANDS)
-    figures = _both(stack, "redis", path, Redis(url), count, lambda manifest: manifest, bare, lambda: _calls(url))
+    figures = _both(
+        stack, "redis", path, Redis(url), count, first, lambda manifest: manifest, bare, lambda: _calls(url)
+    )
     with _connected(url) as server:
         left = (server.dbsize(), len(server.acl_list()))
     assert left == (1, 1), f"(keys, users) left: {left}; one of each is the server's own"
@@ -72,36 +74,35 @@ def _both(
     path: Path,
     backend: Backend,
     count: int,
+    first: str,
     ready: Callable[[Json], T],
     bare: Callable[[T], None],
     asked: Callable[[], measures.Figures],
 ) -> measures.Figures:
-    """The bare loop over `count` objects, then the product over as many that are just like them.
+    """The bare loop over `count` objects and the product over as many that are just like them, `first` one of them.
 
     `ready` makes of a manifest what `bare` takes. `asked` counts what the server has been asked for, by its own count:
-    what compares is the same work, or it is an error.
+    what is compared is the same work, or it is an error.
     """
-    todo = [ready(manifest) for manifest in _make_all(stack, kind, backend, count)]
-    before = asked()
-    began = time.perf_counter()
-    _at_once(bare, todo)
-    loop = time.perf_counter() - began
-    by_loop = _each(before, asked(), count)
-    made = _make_all(stack, kind, backend, count)
-    before = asked()
-    whole = _whole_job(stack, kind, path, made)
-    by_product = _each(before, asked(), count)
+    seconds, did = {}, {}
+    for name in ("loop", "whole") if first == "loop" else ("whole", "loop"):
+        made = _make_all(stack, kind, backend, count)
+        todo = [ready(manifest) for manifest in made]
+        before = asked()
+        if name == "whole":
+            seconds[name] = _whole_job(stack, kind, path, made)
+        else:
+            began = time.perf_counter()
+            _at_once(bare, todo)
+            seconds[name] = time.perf_counter() - began
+        did[name] = {what: (times - before.get(what, 0)) / count for what, times in asked().items()}
     other = {
-        name: (by_loop.get(name, 0), by_product.get(name, 0))
-        for name in by_loop | by_product
-        if abs(by_loop.get(name, 0) - by_product.get(name, 0)) > 0.5
+        what: {name: round(each.get(what, 0), 2) for name, each in did.items()}
+        for what in did["loop"] | did["whole"]
+        if abs(did["loop"].get(what, 0) - did["whole"].get(what, 0)) > 0.5
     }
-    assert not other, f"the bare loop is not what a teardown of the product sends; (loop, product) for each: {other}"
-    return {"whole": whole, "loop": loop}
-
-
-def _each(before: measures.Figures, after: measures.Figures, count: int) -> measures.Figures:
-    return {name: (after[name] - before.get(name, 0)) / count for name in after}
+    assert not other, f"the bare loop is not what a teardown of the product sends; for each object: {other}"
+    return seconds
 
 
 def _whole_job(stack: Stack, kind: str, path: Path, manifests: Sequence[Json]) -> float:
@@ -151,7 +152,7 @@ def _at_once(act: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
 
 def _transactions(stack: Stack) -> measures.Figures:
     """How many the server has committed in the database that teardowns work in."""
-    time.sleep(1.5)  # a session reports what it did when it ends, or a second later
+    time.sleep(0.3)  # a session reports what it did when it ends, which is after its client has left
     asked = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
     return {"transactions": float(_ask(stack.pg_main_dsn, asked)[0][0])}
 

@@ -1,6 +1,6 @@
 """What is measured: PostgreSQL, Valkey, the API's and the workers' processes, in a home that is removed afterwards.
 
-A second PostgreSQL and a second Valkey are the backends of the real work.
+A second PostgreSQL and a second Valkey, started when asked for, are the backends of the real work.
 """
 
 import os
@@ -39,7 +39,7 @@ class Stack:
         self.redis_main_url = embedded.valkey_url(self.redis_main_port, self.password)
 
     @contextmanager
-    def api(self, processes: int) -> Iterator[psutil.Process]:
+    def api(self, processes: int = 1) -> Iterator[psutil.Process]:
         """The API, as `deprovisioner api --processes N` runs it, once every process of it serves."""
         name = f"api-{time.monotonic_ns()}"
         child = Child(name, [*PRODUCT, "api", "--processes", str(processes)], self.home / "log" / f"{name}.log")
@@ -71,9 +71,18 @@ class Stack:
                 child.wait_until(lambda log=child.log: '"worker_ready"' in log.read_text())
             yield
 
-    def backends(self, name: str, kind: str, dsn: str, concurrency: int) -> Path:
+    @contextmanager
+    def real_backends(self) -> Iterator[None]:
+        """The servers of the real work, as `deprovisioner up` has them: what they hold is on disk."""
+        with (
+            _postgres(self.home, "pg-main", self.pg_main_port, self.password),
+            _valkey(self.home, "redis-main", self.redis_main_port, self.password),
+        ):
+            yield
+
+    def backends(self, name: str, kind: str, dsn: str, concurrency: int, file: str = "") -> Path:
         """A backends file with one backend in it: beside others, it would not be given all of a worker's slots."""
-        path = self.home / f"{name}.toml"
+        path = self.home / (file or f"{name}.toml")
         path.write_text(f'[backends.{name}]\nkind = "{kind}"\ndsn = "{dsn}"\nconcurrency = {concurrency}\n')
         return path
 
@@ -83,7 +92,7 @@ class Stack:
             "DATABASE_URL": self.dsn,
             "BROKER_URL": self.broker_url,
             # As many at once as there are hands: the slots are what is varied.
-            "BACKENDS": str(self.backends(BACKEND, "noop", "none", 1000)),
+            "BACKENDS": str(self.backends(BACKEND, "noop", "none", 1000, file="backends.toml")),
             "CREDENTIALS_KEY": credentials.new_key(),
             "HOME": str(self.home),
             "API_PORT": str(self.api_port),
@@ -92,8 +101,11 @@ class Stack:
 
 
 @contextmanager
-def stack() -> Iterator[Stack]:
-    """Servers up, schema migrated, a tenant's token made; everything stopped and removed at the end."""
+def stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """Servers up, schema migrated, a tenant's token made; everything stopped and removed at the end.
+
+    `settings` are PostgreSQL's, where its defaults are not what is measured.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="deprovisioner-bench-", ignore_cleanup_errors=True) as home,
         ExitStack() as up,
@@ -104,23 +116,29 @@ def stack() -> Iterator[Stack]:
             del os.environ[name]
         os.environ |= made.environment()
         os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
-        for name, port, dsn in (
-            ("control", made.postgres_port, made.dsn),
-            ("pg-main", made.pg_main_port, made.pg_main_dsn),
-        ):
-            postgres = embedded.postgres(made.home, name, port, made.password)
-            up.enter_context(_running(postgres))
-            postgres.wait_until(lambda dsn=dsn: embedded.postgres_ready(dsn))
-        for name, port, url, password in (
-            ("broker", made.broker_port, made.broker_url, ""),
-            ("redis-main", made.redis_main_port, made.redis_main_url, made.password),
-        ):
-            # As `deprovisioner up` has them: the broker may forget, the backend keeps keys and users on disk.
-            valkey = embedded.valkey(made.home, name, port, durable=name == "redis-main", password=password)
-            up.enter_context(_running(valkey))
-            valkey.wait_until(lambda url=url: embedded.valkey_ready(url))
+        up.enter_context(_postgres(made.home, "control", made.postgres_port, made.password, settings))
+        up.enter_context(_valkey(made.home, "broker", made.broker_port))
         made.token = _prepare()
         yield made
+
+
+@contextmanager
+def _postgres(
+    home: Path, name: str, port: int, password: str, settings: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    server = embedded.postgres(home, name, port, password, settings)
+    with _running(server):
+        server.wait_until(lambda: embedded.postgres_ready(embedded.postgres_dsn(port, password)))
+        yield
+
+
+@contextmanager
+def _valkey(home: Path, name: str, port: int, password: str = "") -> Iterator[None]:
+    """With a password it is a backend, which keeps keys and users on disk; the broker may forget."""
+    server = embedded.valkey(home, name, port, durable=bool(password), password=password)
+    with _running(server):
+        server.wait_until(lambda: embedded.valkey_ready(embedded.valkey_url(port, password)))
+        yield
 
 
 def _prepare() -> str:

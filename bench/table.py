@@ -35,6 +35,7 @@ class Table:
     units: dict[str, str] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
     targets: dict[str, Target] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # what could not be measured, and why
 
     def add(self, name: str, unit: str, *values: float, target: Target | None = None) -> None:
         """More samples of the row `name`."""
@@ -42,6 +43,12 @@ class Table:
         self.samples.setdefault(name, []).extend(values)
         if target:
             self.targets[name] = target
+
+    def forget(self, about: str, why: str) -> None:
+        """Every row of `about` goes: a round of it is missing."""
+        self.missing[about] = why
+        for name in [name for name in self.samples if name.startswith(f"{about}: ")]:
+            del self.samples[name]
 
     def ratio(self, name: str, over: Sequence[str], under: Sequence[str], target: Target | None = None) -> None:
         """A row of each round's own ratio; of several rows, that with the highest median. None measured: none."""
