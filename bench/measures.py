@@ -171,7 +171,7 @@ def _counters() -> Figures:
 def drain_floor(stack: Stack, count: int) -> float:
     """Claim, start and complete one by one, each durable, no Python."""
     seed(count, enqueued=True)
-    rate = floors.pgbench(stack, floors.drain_script(), DRAINERS, count // DRAINERS)
+    rate = floors.pgbench(stack.dsn, floors.drain_script(), DRAINERS, count // DRAINERS)
     drained_in(count)
     return rate
 
@@ -266,7 +266,7 @@ def _connections(stack: Stack, api: Any) -> list[int]:
 def delete_floor(stack: Stack, count: int) -> float:
     """The DELETE's statement alone: CLIENTS connections, no Python."""
     seed(count)
-    rate = floors.pgbench(stack, floors.delete_script(CLIENTS), CLIENTS, count // CLIENTS)
+    rate = floors.pgbench(stack.dsn, floors.delete_script(CLIENTS), CLIENTS, count // CLIENTS)
     _assert_jobs("pending", "deleting", count)
     return rate
 
