@@ -22,9 +22,13 @@ from bench.stack import Stack, stack
 from bench.table import Table, Target, write_between_markers
 
 try:
-    from bench import costs, peers
+    from bench import costs
 except ImportError:
-    costs = peers = None  # type: ignore[assignment]
+    costs = None  # type: ignore[assignment]
+try:
+    from bench import peers
+except ImportError:
+    peers = None  # type: ignore[assignment]
 
 README = Path(__file__).with_name("README.md")
 
@@ -43,6 +47,7 @@ class Size:
     sleeps: int  # jobs whose teardown sleeps, for each of those
     real: int  # databases, and as many namespaces
     counted: int  # jobs whose costs are counted
+    every_wait: bool  # whether each peer is asked how soon it starts, or only PgQueuer
 
 
 FULL = Size(
@@ -56,6 +61,7 @@ FULL = Size(
     sleeps=600,
     real=40,
     counted=300,
+    every_wait=True,
 )
 QUICK = Size(
     rounds=1,
@@ -68,6 +74,7 @@ QUICK = Size(
     sleeps=400,
     real=40,
     counted=100,
+    every_wait=False,
 )
 
 DRAIN = "drain, {} x {} slots"
@@ -105,16 +112,17 @@ def main() -> None:
     size = replace(size, rounds=asked.rounds or size.rounds, real=asked.real or size.real)
     for number in _SIGNALS:
         signal.signal(number, _interrupted)
+    began = time.monotonic()
     try:
         with stack() as running:
             told = _told(running, quick=asked.quick)
             table = _measure(running, size, parts)
-            told["load_at_end"] = os.getloadavg()[0]
+            told |= {"load_at_end": os.getloadavg()[0], "seconds": time.monotonic() - began}
     except KeyboardInterrupt:
         raise SystemExit("\nbench: interrupted; everything it started is stopped") from None
     _compare(table, size)
     told["missing"] = table.missing
-    words = f"{_head(told)}\n\n{table.text()}"
+    words = "\n\n".join(filter(None, (_head(told), table.text(), _peers_told(told))))
     print(f"\n{words}")
     if asked.json:
         asked.json.write_text(json.dumps(told | {"rows": table.rows()}, indent=2) + "\n")
@@ -238,13 +246,15 @@ def _peers(running: Stack, size: Size, table: Table, step: Step) -> None:
             table.forget(peer.name, str(failed).splitlines()[0])
             continue
         table.add(PEER_DRAIN.format(peer.name), "jobs/s", rate)
-        for name in ("p50", "p99"):
-            table.add(PEER_IDLE.format(peer.name, name), "ms", waits[name])
+        for name, wait in waits.items():
+            table.add(PEER_IDLE.format(peer.name, name), "ms", wait)
 
 
 def _peer(running: Stack, size: Size, peer: Any, step: Step) -> tuple[float, dict[str, float]]:
     servers = running.dsn, running.broker_url
     rate = step(f"{peer.name} drains", lambda: peers.drain(peer, *servers, size.jobs, 2))
+    if not size.every_wait and peer.name != "PgQueuer":
+        return rate, {}
     waits = step(f"{peer.name}, {size.idle} jobs one at a time", lambda: peers.latency(peer, *servers, size.idle))
     return rate, waits
 
@@ -310,13 +320,16 @@ def _told(running: Stack, *, quick: bool) -> dict[str, Any]:
         "load_at_start": os.getloadavg()[0],
         "postgresql": measures.server_version(),
         "flush_ms": measures.flush_ms(running.home),
-        "versions": {name: version(name) for name in ours} | {peer.package: peers.version(peer) for peer in theirs},
-        "peers": [{"name": peer.name, "durable": peer.durable, "settings": peer.settings} for peer in theirs],
+        "versions": {name: version(name) for name in ours},
+        "peers": [
+            {"name": peer.name, "version": peers.version(peer), "durable": peer.durable, "settings": peer.settings}
+            for peer in theirs
+        ],
     }
 
 
 def _head(told: dict[str, Any]) -> str:
-    load = f"load {told['load_at_start']:.1f} at the start, {told['load_at_end']:.1f} at the end"
+    load = f"load {told['load_at_start']:.1f} before and {told['load_at_end']:.1f} after {told['seconds']:.0f} s"
     lines = [
         f"{told['at']}  Python {told['python']}  {told['postgresql']}",
         f"{told['machine']}, {load}; the disk confirms 8 kB in {told['flush_ms']:.2f} ms",
@@ -324,6 +337,15 @@ def _head(told: dict[str, Any]) -> str:
     ]
     lines += [f"not measured: {what}: {why}" for what, why in told["missing"].items()]
     return "\n".join(lines)
+
+
+def _peers_told(told: dict[str, Any]) -> str:
+    """What of each is durable, and as what it was run: without that, a rate says little."""
+    return "\n".join(
+        f"{peer['name']} {peer['version']}: durable: {peer['durable']}. Settings: {peer['settings']}."
+        for peer in told["peers"]
+        if peer["name"] not in told["missing"]
+    )
 
 
 if __name__ == "__main__":
