@@ -8,6 +8,7 @@ import re
 import subprocess
 import uuid
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,25 +28,16 @@ RESOURCE = uuid.UUID("5eed5eed-0000-4000-8000-000000000001")
 REQUEST = uuid.UUID("5eed5eed-0000-4000-8000-000000000002")
 JOB = 5_033_503_350_335_033_503
 TIMEOUT_SECONDS = 120
-# A fresh job, as it is after its first claim.
-_CLAIM = Claim(
-    id=JOB,
-    kind=JobKind.DEPROVISION,
-    resource_id=RESOURCE,
-    backend=BACKEND,
-    fence=1,
-    attempts=1,
-    max_attempts=10,
-    started_fence=None,
-    tenant=TENANT,
-    forced_fence=None,
-    generation=RESOURCE,
-    adopted=False,
-    activated=True,
-    manifest={},
-    probing=False,
-    contended=False,
-)
+# A fresh job, as it is after its first claim; what no statement asks of a claim is None.
+_KNOWN = {
+    "id": JOB,
+    "kind": JobKind.DEPROVISION,
+    "resource_id": RESOURCE,
+    "backend": BACKEND,
+    "fence": 1,
+    "attempts": 1,
+}
+_CLAIM = Claim(**{each.name: _KNOWN.get(each.name) for each in fields(Claim)})  # type: ignore[arg-type]
 
 
 class _SentError(Exception):
