@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test soak matrix mutants check format demo bench model lock image clean
+.PHONY: help install up test soak matrix mutants check format demo bench bench-quick bench-real model lock image clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## make .venv and install everything, pinned by hash
 
@@ -50,8 +50,14 @@ format: install ## rewrite the code as `check` wants it
 demo: install ## the main job on real servers, for a person to watch (under a minute)
 	@$(BIN)/deprovisioner demo
 
-bench: install ## idle latency and drain rate
-	@$(BIN)/python -m bench
+bench: install ## all figures as ratios, and the peers' after `make peers` (under 10 minutes; ARGS="--write-readme")
+	@$(BIN)/python -m bench --json bench/results.json $(ARGS)
+
+bench-quick: install ## one round of less (under 90 seconds; ARGS="--only drain,api": some of it)
+	@$(BIN)/python -m bench --quick $(ARGS)
+
+bench-real: install ## 500 databases and 500 namespaces, once
+	@$(BIN)/python -m bench --only real --rounds 1 --real 500 --json bench/results-real.json $(ARGS)
 
 model: ## check the protocol's model, and that it falls without each guard (needs spin and gcc)
 	@docs/model/run
