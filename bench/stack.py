@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -75,8 +75,11 @@ class Stack:
 
 
 @contextmanager
-def stack() -> Iterator[Stack]:
-    """Servers up, schema migrated, a tenant's token made; everything stopped and removed at the end."""
+def stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """Servers up, schema migrated, a tenant's token made; everything stopped and removed at the end.
+
+    `settings` are PostgreSQL's, where its defaults are not what is measured.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="deprovisioner-bench-", ignore_cleanup_errors=True) as home,
         ExitStack() as up,
@@ -87,7 +90,7 @@ def stack() -> Iterator[Stack]:
             del os.environ[name]
         os.environ |= made.environment()
         os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
-        postgres = embedded.postgres(made.home, "control", made.postgres_port, made.password)
+        postgres = embedded.postgres(made.home, "control", made.postgres_port, made.password, settings)
         broker = embedded.valkey(made.home, "broker", made.broker_port, durable=False)
         up.enter_context(_running(postgres))
         up.enter_context(_running(broker))
