@@ -30,7 +30,6 @@ from bench.bulk import SETTINGS, Bulk, bulk
 from bench.noop_worker import TEARDOWN_MS
 from bench.stack import BACKEND, TENANT, Stack, stack
 from outbox import db, jobs, settings, tokens
-from outbox.settings import PREFIX
 
 Figures = dict[str, Any]
 # The product's claim, in pg_stat_statements.
@@ -39,8 +38,6 @@ CLAIM = "%served AS (%SKIP LOCKED%"
 SLOTS = (1, 32)
 # The first claims of a connection plan, and read what nobody has read.
 WARM_UP = 20
-# So that nobody sweeps what a measure claimed and left.
-LEASE_SECONDS = 3600
 WORKER_SLOTS = 8
 CLIENTS = 8
 # Longer than any wait for work that goes on: a bench that hangs is a bug, not a figure.
@@ -86,6 +83,7 @@ def _claim_cost(base: Bulk, slots: int, samples: int, backends: int) -> Figures:
             after = base.statements(CLAIM)
             assert len(claims) == slots, f"{len(claims)} jobs claimed, not {slots}"
             assert after["calls"] == before["calls"] + 1, "somebody else claimed"
+            base.finish([claim.id for claim in claims])
             spent.append({name: after[name] - before[name] for name in ("executing", "planning")})
     del spent[:WARM_UP]
     both = sorted(sum(one.values()) for one in spent)
@@ -378,8 +376,6 @@ def _tell(what: str, costs: Figures) -> None:
 @contextmanager
 def _ground() -> Iterator[tuple[Stack, Bulk]]:
     with stack(SETTINGS) as running, bulk(running) as base:
-        os.environ[f"{PREFIX}LEASE_SECONDS"] = str(LEASE_SECONDS)
-        settings.get.cache_clear()
         yield running, base
 
 
