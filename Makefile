@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test soak matrix mutants check format demo bench model lock image clean
+.PHONY: help install up test soak matrix mutants check format demo bench bench-scale model lock image clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## make .venv and install everything, pinned by hash
 
@@ -52,6 +52,10 @@ demo: install ## the main job on real servers, for a person to watch (under a mi
 
 bench: install ## idle latency and drain rate
 	@$(BIN)/python -m bench
+
+bench-scale: install ## what grows with the backlog, into docs/scaling.md (half an hour, 20 GB of disk)
+	@$(BIN)/python -m bench.scale --json bench/scale.json $(ARGS)
+	@$(BIN)/python -m bench.plots
 
 model: ## check the protocol's model, and that it falls without each guard (needs spin and gcc)
 	@docs/model/run
