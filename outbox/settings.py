@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     operator_token: str = Field("", description="written by `up` for scripts; the product itself does not read it")
     tenant_token: str = Field("", description="written by `up` for scripts; the product itself does not read it")
     service_password: str = Field("", description="the password that `migrate --service-role` gives that role")
+    prepared_statements: bool = Field(
+        True, description="whether connections keep prepared statements; `false` behind a pooler in transaction mode"
+    )
     worker_slots: int = Field(8, ge=1, le=256, description="how many jobs one worker process runs at once")
     lease_seconds: float = Field(
         30, ge=1, le=3600, description="how long a claim is presumed alive without a heartbeat"

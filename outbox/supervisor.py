@@ -47,7 +47,13 @@ adoption = "tenants"
 
 
 class _Stop(BaseException):
-    """A signal asked us to stop; passes through everything that only catches errors."""
+    """A signal asked us to stop; passes through everything that only catches errors.
+
+    Not through what Python calls by itself (a `__del__`, a weakref's callback: an import makes many): what is raised
+    there is dropped, so each step asks `asked` too.
+    """
+
+    asked = False
 
 
 class Up:
@@ -198,6 +204,7 @@ class Up:
         born = dict.fromkeys(range(len(self.children)), time.monotonic())
         while True:
             time.sleep(WATCH_SECONDS)
+            _stop_if_asked()
             for number, child in enumerate(self.children):
                 if child.alive() or time.monotonic() - born[number] < RESTART_PAUSE_SECONDS:
                     continue
@@ -287,7 +294,13 @@ def _ours(*words: str) -> list[str]:
 
 
 def _raise_stop(*_: object) -> None:
+    _Stop.asked = True
     raise _Stop
+
+
+def _stop_if_asked() -> None:
+    if _Stop.asked:
+        raise _Stop
 
 
 def _say(line: str) -> None:
@@ -296,6 +309,7 @@ def _say(line: str) -> None:
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
+    _stop_if_asked()
     began = time.monotonic()
     print(f"up: {what} ...", end="", flush=True)
     try:

@@ -329,6 +329,39 @@ def test_up_may_be_stopped_while_it_starts_and_then_starts_again(folder: Path) -
         assert again.stop() == 0
 
 
+_SIGNALLED_IN_A_DEL = """
+import os, signal, sys
+from pathlib import Path
+from outbox import embedded, supervisor
+
+class Ring:
+    def __del__(self):  # what a signal raises here, Python drops
+        os.kill(os.getpid(), signal.SIGTERM)
+
+asked = embedded.port_is_free
+def port_is_free(host, port):
+    Ring()
+    return asked(host, port)
+embedded.port_is_free = port_is_free
+supervisor.Up(Path(sys.argv[1]), "127.0.0.1", int(sys.argv[2]), 1, os.environ).run()
+"""
+
+
+def test_a_signal_that_python_drops_stops_up_all_the_same(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _SIGNALLED_IN_A_DEL, str(folder / "home"), str(embedded.free_port())],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Exception ignored in: <function Ring.__del__" in done.stderr
+    assert done.returncode == 0
+    assert "up: stopping" in done.stdout
+    assert "Ctrl-C stops everything" not in done.stdout, "it never got that far"
+
+
 def _runs(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

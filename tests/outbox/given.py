@@ -94,7 +94,7 @@ def claim_of(db: Connection, job_id: int, *, fence: int | None = None) -> Claim:
     row = db.execute(
         text("""
         SELECT outbox.id, outbox.kind, resource_id, outbox.backend, fence, attempts, max_attempts, started_fence,
-               forced_fence, tenant, generation, adopted, activated_at IS NOT NULL AS activated, manifest,
+               forced_fence, available_at, tenant, generation, adopted, activated_at IS NOT NULL AS activated, manifest,
                false AS probing, false AS contended
           FROM outbox JOIN resources ON resources.id = resource_id WHERE outbox.id = :id"""),
         {"id": job_id},

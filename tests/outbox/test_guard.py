@@ -129,8 +129,8 @@ def test_a_winning_delete_is_one_round_trip(db: Connection, servers: Servers) ->
     name = db.execute(text("SELECT current_database()")).scalar_one()
     db.execute(text(f"ALTER DATABASE {name} SET log_statement = 'all'"))
     database.engine().dispose()
-    with database.statement() as session:  # the connection's own greetings
-        session.execute(text("SELECT 1"))
+    with database.statement() as session:  # the connection's own greetings, and what it prepares
+        jobs.enqueue(session, a_resource(db), actor="me")
     before = len(servers.control.log.read_bytes())
     with database.statement() as session:
         assert jobs.enqueue(session, resource, actor="me").won

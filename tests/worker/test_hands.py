@@ -14,6 +14,7 @@ from tests.outbox.given import a_job, a_resource, job, status_of
 from tests.outbox.test_operations import redrive, stuck
 from tests.witness import eventually
 from tests.worker.test_runner import Shelf
+from worker.backends import Absent, Same
 from worker.hands import Hands, Served
 
 
@@ -103,6 +104,31 @@ def test_a_claim_whose_answer_was_lost_is_taken_up_at_the_next_look(
             made.drain()
         made.drain()
     assert (job(db, id).state, job(db, id).fence) == ("succeeded", 1)
+
+
+def test_what_is_put_in_front_of_a_full_row_of_claims_is_found_by_the_next_sweep(db: Connection) -> None:
+    one_more = threading.Semaphore(0)
+    shelf = Shelf(does=lambda: _acquire(one_more), sees=[Same({}), Absent({})] * 4)
+    served = {"pg-main": Served(shelf, 1)}
+    made = Hands(served, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
+    _, second, third = (a_job(db) for _ in range(3))
+    made.drain()
+    front = a_job(db)
+    db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": front})
+    one_more.release()
+    eventually(lambda: job(db, second).state == "running", what="the next claim goes on behind the first")
+    made.sweep()
+    one_more.release()
+    eventually(lambda: job(db, front).state == "running", what="the sweep looked at the front again")
+    assert job(db, third).state == "pending"
+    one_more.release(2)
+    eventually(lambda: job(db, third).state == "succeeded", what="all are done")
+    made.stop()
+    assert made.join(20)
+
+
+def _acquire(one_more: threading.Semaphore) -> None:
+    assert one_more.acquire(timeout=30)
 
 
 def test_a_sweep_puts_back_and_expires(db: Connection) -> None:
