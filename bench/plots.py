@@ -71,8 +71,8 @@ def _churn(part: Part) -> str:
     rows = [[words, *_costs(first[name])] for name, words in names.items()]
     return (
         f"{part['jobs']:,.0f} jobs were drained and fed in {part['seconds'] / 60:.3g} minutes, and "
-        f"{part['dead_rows']:,} dead rows kept. The worker's own claims came to cost {part['last_to_before']:.2f} times "
-        "what they had before. A claim by somebody who knows nothing of the claims before it:\n\n"
+        f"{part['dead_rows']:,} dead rows kept. In the end the worker's own claims cost {part['last_to_before']:.2f} "
+        "times what they had before. A claim by somebody who knows nothing of the claims before it:\n\n"
         + _table(["snapshot", *_slots(first["before"])], rows)
     )
 
