@@ -5,6 +5,7 @@ after, which is what takes minutes instead of hours. Nothing is measured while r
 """
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -119,6 +120,13 @@ class Bulk:
             self.run(f"VACUUM ANALYZE {table}")
         self.run("""SELECT sum(pg_prewarm(indexrelid)) FROM pg_index
                      WHERE indrelid = ANY(ARRAY['resources', 'outbox', 'events']::regclass[])""")
+
+    def checkpoint(self, *, images: bool) -> None:
+        """All on disk, so that nothing is written back meanwhile; from here on whole pages are logged, or not."""
+        self.run(f"ALTER SYSTEM SET full_page_writes = {images}")
+        self.run("SELECT pg_reload_conf()")
+        time.sleep(1)  # the server's own process for it reads the file, soon
+        self.run("CHECKPOINT")
 
     def statements(self, like: str = "%") -> dict[str, float]:
         """What the product's statements came to so far: calls, rows, and milliseconds in the server."""

@@ -101,22 +101,30 @@ def _rooms(backends: int, slots: int) -> dict[str, int]:
 
 
 def measure_claims(stack: Stack, base: Bulk, size: Size) -> Figures:
-    """The cost of a claim at each backlog; the last one beside a history of finished jobs."""
+    """The cost of a claim at each backlog; the last one beside a history of finished jobs.
+
+    Once without the images of whole pages, and once right after a checkpoint, when each page that is touched is logged
+    as a whole: of a small table that is soon over, of a large one it lasts until the next checkpoint.
+    """
     _serve(stack, 1)
     base.empty()
     rows = []
     for pending in size.pending:
         base.grow(size.finished if pending == size.pending[-1] else 0, "deleted")
-        base.grow(pending + size.claimed - _count(base, "pending"), "deleting")
+        base.grow(pending + 2 * size.claimed - _count(base, "pending"), "deleting")
         base.settle()
-        base.run("CHECKPOINT")  # or it would come while we measure
-        costs = claim_costs(base, size)
-        left, finished = _count(base, "pending"), _count(base, "succeeded")
+        finished, row = _count(base, "succeeded"), {}
+        for name, images in (("claim", False), ("after_checkpoint", True)):
+            base.checkpoint(images=images)
+            row[name] = claim_costs(base, size)
+            _tell(f"{pending:,} pending, {finished:,} finished{', right after a checkpoint' * images}", row[name])
+        left = _count(base, "pending")
         assert left == pending, f"{left} pending, not {pending}"
-        rows.append({"pending": left, "finished": finished, "database_mb": base.megabytes(), "claim": costs})
-        _tell(f"{left:,} pending, {finished:,} finished ({rows[-1]['database_mb']:,} MB)", costs)
-    first, last = rows[0]["claim"], rows[-1]["claim"]
-    return {"rows": rows, "last_to_first": {name: last[name]["ms"] / first[name]["ms"] for name in first}}
+        rows.append({"pending": left, "finished": finished, "database_mb": base.megabytes()} | row)
+    return {"rows": rows} | {
+        f"last_to_first_{name}": {slots: rows[-1][name][slots]["ms"] / rows[0][name][slots]["ms"] for slots in costs}
+        for name, costs in row.items()
+    }
 
 
 def measure_tenants(stack: Stack, base: Bulk, size: Size) -> Figures:

@@ -17,7 +17,6 @@ from sqlalchemy import Connection, text
 from outbox import db as database
 from outbox import embedded
 from outbox.embedded import UNPRIVILEGED_USER, Child
-from outbox.settings import Settings
 from tests.acceptance.test_main_job import KINDS, at_once, create, until
 from tests.conftest import BACKENDS, Servers
 from tests.processes import System, client
@@ -117,9 +116,11 @@ def pooled(
     backends = tmp_path / "braked.toml"  # with a brake, a start is a transaction of several statements and a lock
     backends.write_text(BACKENDS.replace("concurrency = 8", 'concurrency = 8\nbrake = "1000/1h"', 1))
     dsn = f"postgresql://{role}:secret@127.0.0.1:{port}/{name}"
-    ours = {"DEPROVISIONER_DATABASE_URL": dsn, "DEPROVISIONER_BACKENDS": str(backends)}
-    if "prepared_statements" in Settings.model_fields:
-        ours["DEPROVISIONER_PREPARED_STATEMENTS"] = "false"
+    ours = {
+        "DEPROVISIONER_DATABASE_URL": dsn,
+        "DEPROVISIONER_BACKENDS": str(backends),
+        "DEPROVISIONER_PREPARED_STATEMENTS": "false",
+    }
     system = System(env | ours, tmp_path)
     yield Pooled(system, dsn, role, pooler)
     system.stop()
