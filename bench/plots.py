@@ -57,11 +57,19 @@ def _between(doc: str, name: str, table: str) -> str:
 
 def _claims(part: Part) -> str:
     rows = [
-        [f"{row['pending']:,}", f"{row['finished']:,}", f"{row['database_mb']:,}", *_costs(row["claim"])]
+        [
+            *(f"{row[name]:,}" for name in ("pending", "finished", "database_mb")),
+            *_costs(row["claim"]),
+            *_costs(row["after_checkpoint"]),
+        ]
         for row in part["rows"]
     ]
-    return _table(["pending", "finished", "database, MB", *_slots(part["rows"][0]["claim"])], rows) + _ratio(
-        "The last row to the first", part["last_to_first"]
+    slots = _slots(part["rows"][0]["claim"])
+    heads = ["pending", "finished", "database, MB", *slots, *(f"{head}, right after a checkpoint" for head in slots)]
+    return (
+        _table(heads, rows)
+        + _ratio("The last row to the first", part["last_to_first_claim"])
+        + _ratio("Right after a checkpoint", part["last_to_first_after_checkpoint"])
     )
 
 
@@ -174,7 +182,7 @@ TABLES = {"claims": _claims, "churn": _churn, "tenants": _tenants, "memory": _me
 _STYLE = Style(
     background="white",
     plot_background="white",
-    colors=("#1f5fa8", "#c2571a"),
+    colors=("#1f5fa8", "#c2571a", "#8db4de", "#e6aa84"),
     font_family="sans-serif",
     guide_stroke_color="#ddd",
     major_guide_stroke_color="#ddd",
@@ -203,8 +211,10 @@ def _plot_claims(part: Part) -> pygal.XY:
     chart = _chart(
         "What a claim costs at a backlog", "pending jobs", x_labels=ticks, x_value_formatter=lambda x: f"{10**x:,.0f}"
     )
-    for slots in rows[0]["claim"]:
-        chart.add(f"{slots} at a time", [(x, row["claim"][slots]["ms"]) for x, row in zip(ticks, rows, strict=True)])
+    for name, words in (("claim", ""), ("after_checkpoint", ", right after a checkpoint")):
+        for slots in rows[0][name]:
+            points = [(x, row[name][slots]["ms"]) for x, row in zip(ticks, rows, strict=True)]
+            chart.add(f"{slots} at a time{words}", points)
     return chart
 
 

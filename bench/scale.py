@@ -15,6 +15,7 @@ import random
 import signal
 import statistics
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -121,6 +122,7 @@ def measure_claims(stack: Stack, base: Bulk, size: Size) -> Figures:
         left = _count(base, "pending")
         assert left == pending, f"{left} pending, not {pending}"
         rows.append({"pending": left, "finished": finished, "database_mb": base.megabytes()} | row)
+    base.checkpoint(images=False)
     return {"rows": rows} | {
         f"last_to_first_{name}": {slots: rows[-1][name][slots]["ms"] / rows[0][name][slots]["ms"] for slots in costs}
         for name, costs in row.items()
@@ -151,7 +153,8 @@ class Feeder:
     """Threads that DELETE, through the product's own function, as many as they are told."""
 
     def __init__(self, base: Bulk) -> None:
-        self._todo = iter([id for (id,) in base.run("SELECT id FROM resources WHERE status = 'active' ORDER BY id")])
+        found = base.run("SELECT id FROM resources WHERE status = 'active' ORDER BY id")
+        self._todo = iter([uuid.UUID(id) for (id,) in found])
         self._told: queue.Queue[Any] = queue.Queue()
         self._pool = ThreadPoolExecutor(4)
         self._runs = [self._pool.submit(self._run) for _ in range(4)]
@@ -384,6 +387,7 @@ def _tell(what: str, costs: Figures) -> None:
 @contextmanager
 def _ground() -> Iterator[tuple[Stack, Bulk]]:
     with stack(SETTINGS) as running, bulk(running) as base:
+        base.checkpoint(images=False)  # what they come to depends on how old the last checkpoint is
         yield running, base
 
 
