@@ -38,6 +38,9 @@ from worker.backends import redis as redis_backend
 from worker.hands import Hands
 
 _ALSO = {
+    "enqueue_all": (jobs, "enqueue"),
+    "start_all": (jobs, "start"),
+    "complete_all": (jobs, "complete"),
     "start_provision": (jobs, "start"),
     "heartbeat": (jobs, "heartbeat"),
     "register": (resources, "register"),

@@ -19,8 +19,14 @@ GUARDS_OF_RUNNER = (
             "test_a_teardown_does_not_look_while_the_birth_is_still_running",
         ),
         (
+            "run: a shared statement may leave one out",
+            "claim.id in done or None",
+            "True",
+            "test_a_stale_claim_among_those_that_share_a_statement_does_nothing",
+        ),
+        (
             "run: start is recorded",
-            "self._record(jobs.start, within=db.transaction if under else db.statement, seen=before, under=under)",
+            "self._record(jobs.start, seen=before)",
             "pass",
             "test_the_straight_way_is_claim_start_complete",
         ),
@@ -32,8 +38,8 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: started is remembered",
-            "seen=before, under=under)\n        self.started = True",
-            "seen=before, under=under)",
+            "seen=before)\n        self.started = True",
+            "seen=before)",
             "test_a_backend_that_dies_inside_the_teardown_costs_an_attempt",
         ),
         (
@@ -191,6 +197,24 @@ GUARDS_OF_RUNNER = (
         HANDS,
         "",
         HOLDS,
+        (
+            "hands: claims go on behind one another",
+            "passed=self._passed",
+            "passed={}",
+            "test_what_is_put_in_front_of_a_full_row_of_claims_is_found_by_the_next_sweep",
+        ),
+        (
+            "hands: a sweep looks at the front",
+            "        self._passed = {}\n        self.drain()",
+            "        self.drain()",
+            "test_what_is_put_in_front_of_a_full_row_of_claims_is_found_by_the_next_sweep",
+        ),
+        (
+            "hands: a claim that comes short looks at the front next",
+            " if name not in short",
+            "",
+            "test_after_a_claim_that_came_short_the_front_is_looked_at_again",
+        ),
         (
             "hands: heartbeat",
             "kept = jobs.heartbeat(session, claims)",

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -78,6 +79,14 @@ def a_job(
             "lease": lease,
         },
     ).scalar_one()
+
+
+def last_event(db: Connection, job_id: int) -> Any:
+    """The job's last event, whole."""
+    return db.execute(
+        text("SELECT event, fence, actor, reason, detail FROM events WHERE job_id = :id ORDER BY id DESC LIMIT 1"),
+        {"id": job_id},
+    ).one()
 
 
 def claims(db: Connection, n: int = 1, backend: str = "pg-main", worker: str = "w1") -> list[Claim]:

@@ -12,7 +12,7 @@ from outbox import jobs
 from outbox.errors import DeletionProtected, NotFound
 from outbox.states import JobState, ResourceStatus
 from tests.conftest import Servers
-from tests.outbox.given import a_job, a_resource, status_of
+from tests.outbox.given import a_job, a_resource, last_event, status_of
 
 
 def test_the_first_delete_wins_and_leaves_one_job_and_one_event(db: Connection) -> None:
@@ -122,6 +122,25 @@ def test_a_second_job_of_a_kind_is_impossible_whoever_inserts_it(db: Connection,
                     SELECT kind, resource_id, 'pg-main', 1, gen_random_uuid() FROM outbox WHERE id = :id"""),
             {"id": id},
         )
+
+
+def test_deletes_that_share_a_statement_are_each_its_own(db: Connection) -> None:
+    mine, theirs, shielded = a_resource(db), a_resource(db), a_resource(db)
+    db.execute(text("UPDATE resources SET protected = true WHERE id = :id"), {"id": shielded})
+    twice = [jobs.Delete(mine, f"caller-{n}", "acme", f"reason {n}", {"n": n}) for n in range(2)]
+    others = [jobs.Delete(theirs, "stranger", "globex"), jobs.Delete(shielded, "me"), jobs.Delete(uuid.uuid4(), "me")]
+    last = jobs.Delete(theirs, "operator")
+    done = jobs.enqueue_all(db, [*twice, *others, last])
+    (winner,) = [asked for asked in twice if asked.request_id in done]
+    assert set(done) == {winner.request_id, last.request_id}
+    told = done[winner.request_id]
+    assert (told.resource.id, told.resource.status, told.won) == (mine, "deleting", True)
+    event = last_event(db, told.job.id)
+    assert (event.event, event.actor, event.reason) == ("enqueued", winner.actor, winner.reason)
+    assert event.detail == winner.detail | {"request_id": str(winner.request_id)}
+    loser = jobs.enqueued_before(db, next(asked for asked in twice if asked is not winner))
+    assert (loser.job.id, loser.won) == (told.job.id, False)
+    assert jobs.enqueued_before(db, winner).won, "whose answer was lost learns that it won"
 
 
 def test_a_winning_delete_is_one_round_trip(db: Connection, servers: Servers) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tests.outbox.given import (
     claims,
     events_of,
     job,
+    last_event,
     resolved,
     status_of,
 )
@@ -500,3 +502,83 @@ def test_a_birth_whose_resource_is_deleted_does_not_end_well(db: Connection) -> 
     with pytest.raises(ClaimLost):
         jobs.activate(db, claim, worker="w", manifest={})
     assert job(db, claim.id).state == "running"
+
+
+# -- many in one statement --------------------------------------------------------------------------------------------
+
+
+def test_starts_that_share_a_statement_are_each_judged_by_itself(db: Connection) -> None:
+    first, stale, dead, gone, second = (a_claim(db) for _ in range(5))
+    db.execute(text("UPDATE outbox SET fence = fence + 1 WHERE id = :id"), {"id": stale.id})
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s' WHERE id = :id"), {"id": dead.id})
+    db.execute(
+        text("UPDATE resources SET status = 'deleted', purged_at = now() WHERE id = :id"), {"id": gone.resource_id}
+    )
+    asked = [(claim, {"n": claim.id}) for claim in (first, stale, dead, gone, second)]
+    assert jobs.start_all(db, asked, worker="w1") == {first.id, second.id}
+    assert jobs.start_all(db, asked, worker="w1") == set(), "each is started once"
+    for claim in (first, second):
+        started = last_event(db, claim.id)
+        assert (started.event, started.fence, started.detail) == ("started", claim.fence, {"seen": {"n": claim.id}})
+    for claim in (stale, dead, gone):
+        assert events_of(db, claim.id) == ["claimed"]
+
+
+def test_completions_that_share_a_statement_are_each_judged_by_itself(db: Connection) -> None:
+    first, stale, second = (a_claim(db) for _ in range(3))
+    db.execute(text("UPDATE outbox SET fence = fence + 1 WHERE id = :id"), {"id": stale.id})
+    asked = [(claim, {"n": claim.id}, None) for claim in (first, stale, second)]
+    assert jobs.complete_all(db, asked, worker="w1") == {first.id, second.id}
+    assert jobs.complete_all(db, asked, worker="w1") == set()
+    for claim in (first, second):
+        assert status_of(db, claim.resource_id) == "deleted"
+        assert last_event(db, claim.id).detail == {"seen": {"n": claim.id}}
+    assert (job(db, stale.id).state, status_of(db, stale.resource_id)) == ("running", "deleting")
+
+
+SHARED: dict[str, Callable[[Connection, list[Claim]], set[int]]] = {
+    "heartbeat": jobs.heartbeat,
+    "start": lambda db, of: jobs.start_all(db, [(claim, None) for claim in of], worker="w1"),
+    "complete": lambda db, of: jobs.complete_all(db, [(claim, {}, None) for claim in of], worker="w1"),
+}
+
+
+@pytest.mark.parametrize("move", SHARED)
+def test_statements_about_the_same_claims_lock_them_in_one_order(db: Connection, connect: Any, move: str) -> None:
+    first, second = a_claim(db), a_claim(db)
+    db.execute(text("UPDATE outbox SET last_error = 'e' WHERE id = :id"), {"id": first.id})  # now behind, in the table
+    holder = connect()
+    holder.cursor().execute("SELECT FROM outbox WHERE id = %s FOR UPDATE", (first.id,))
+    assert _meanwhile(db, holder, lambda session: SHARED[move](session, [second, first]), "outbox", second.id) == {
+        first.id, second.id,
+    }  # fmt: skip
+
+
+def test_completions_lock_their_resources_in_the_order_of_deletes(db: Connection, connect: Any) -> None:
+    second = first = a_claim(db)
+    while first.resource_id >= second.resource_id:  # against the order of the jobs
+        first = a_claim(db)
+    holder = connect()
+    holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(first.resource_id),))
+    act = partial(SHARED["complete"], of=[second, first])
+    assert _meanwhile(db, holder, act, "resources", second.resource_id) == {first.id, second.id}
+
+
+def _meanwhile(db: Connection, holder: Any, act: Callable[[Connection], Any], table: str, other: Any) -> Any:
+    """What `act` does once `holder` lets go of a row; until then it must not hold the row `other` of the table."""
+    done: list[Any] = []
+
+    def run() -> None:
+        with database.transaction() as session:
+            # The order of an index would do as well, where the plan has it.
+            session.execute(text("SET LOCAL enable_indexscan = off; SET LOCAL enable_bitmapscan = off"))
+            done.append(act(session))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    eventually(lambda: somebody_waits(db), what="it waits for the first row")
+    db.execute(text("SET lock_timeout = '1s'"))
+    db.execute(text(f"SELECT FROM {table} WHERE id = :id FOR UPDATE"), {"id": other})
+    holder.commit()
+    thread.join()
+    return done[0]

@@ -127,6 +127,16 @@ def test_what_is_put_in_front_of_a_full_row_of_claims_is_found_by_the_next_sweep
     assert made.join(20)
 
 
+def test_after_a_claim_that_came_short_the_front_is_looked_at_again(db: Connection) -> None:
+    a_job(db)
+    with hands({"pg-main": 2}, slots=3) as made:
+        made.drain()
+        front = a_job(db)
+        db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": front})
+        made.drain()
+        assert running(db) == {"pg-main": 2}
+
+
 def _acquire(one_more: threading.Semaphore) -> None:
     assert one_more.acquire(timeout=30)
 

@@ -5,10 +5,12 @@ The backends here are third parties' own.
 
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
 from outbox import credentials, jobs, resources
@@ -18,7 +20,7 @@ from outbox.rows import Claim, Json
 from outbox.states import StuckReason
 from tests.outbox.given import a_claim, a_job, claim_of, claims, events_of, job, status_of
 from worker.backends import Absent, Different, Observation, Plan, Same
-from worker.runner import Run
+from worker.runner import Run, Shared
 
 
 class Shelf:
@@ -80,6 +82,48 @@ def test_the_straight_way_is_claim_start_complete(db: Connection) -> None:
     assert (done.state, backend.torn) == ("succeeded", [1])
     assert events_of(db, done.id) == ["claimed", "started", "completed"]
     assert status_of(db, done.resource_id) == "deleted"
+
+
+def test_jobs_that_share_their_statements_go_the_same_way(db: Connection) -> None:
+    shared, backends = Shared(worker="w1"), [Shelf() for _ in range(8)]
+    at_work = [a_claim(db) for _ in backends]
+    runs = [Run(claim, backend, worker="w1", shared=shared) for claim, backend in zip(at_work, backends, strict=True)]
+    with ThreadPoolExecutor(len(runs)) as pool:
+        for ended in [pool.submit(run) for run in runs]:
+            ended.result()
+    for claim, backend in zip(at_work, backends, strict=True):
+        assert (job(db, claim.id).state, backend.torn) == ("succeeded", [1])
+        assert events_of(db, claim.id) == ["claimed", "started", "completed"]
+
+
+def test_a_stale_claim_among_those_that_share_a_statement_does_nothing(db: Connection) -> None:
+    id = a_job(db, state="running", attempts=2)
+    backend = Shelf()
+    Run(claim_of(db, id, fence=1), backend, worker="zombie", shared=Shared(worker="zombie"))()
+    assert (backend.torn, events_of(db, id)) == ([], [])
+
+
+def test_a_shared_statement_whose_answer_is_lost_is_read_back_by_each(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("start_all", "complete_all"):
+        monkeypatch.setattr(jobs, name, _answer_lost_once(getattr(jobs, name)))
+    claim, backend = a_claim(db), Shelf()
+    Run(claim, backend, worker="w1", shared=Shared(worker="w1"))()
+    assert (job(db, claim.id).state, backend.torn) == ("succeeded", [1])
+    assert events_of(db, claim.id) == ["claimed", "started", "completed"]
+
+
+def _answer_lost_once(honest: Callable[..., Any]) -> Callable[..., Any]:
+    answers = iter([sa.exc.OperationalError("the answer was lost", {}, Exception())])
+
+    def act(*words: Any, **more: Any) -> Any:
+        done = honest(*words, **more)
+        for lost in answers:
+            raise lost
+        return done
+
+    return act
 
 
 def test_what_is_absent_already_is_completed_without_a_teardown(db: Connection) -> None:
