@@ -392,7 +392,7 @@ def _ground() -> Iterator[tuple[Stack, Bulk]]:
 
 
 def main() -> None:
-    """Measure, print, and renew these parts of the JSON file; on Ctrl-C and SIGTERM stop all, after the statement in hand."""
+    """Measure, print, renew these parts of the JSON file; Ctrl-C and SIGTERM end it after the statement in hand."""
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
     parser.add_argument("--only", help=f"parts, by commas, of: {', '.join(PARTS)}", default=",".join(PARTS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there; other parts are left")
