@@ -55,7 +55,9 @@ def engine() -> Engine:
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 20_000,
-            "options": f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_MS}"
+            # Of a prepared statement the server would keep making plans: it takes lists of unknown length to be dear.
+            "options": f"-c timezone=UTC -c plan_cache_mode=force_generic_plan"
+            f" -c statement_timeout={STATEMENT_TIMEOUT_MS}"
             f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}",
         },
     )
