@@ -1,5 +1,6 @@
 """The control database: one engine a process, and the three ways to use it."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,8 +85,10 @@ def _execute_prepared(
         return statement, words
     executes = connection.info.setdefault("prepared", {})  # lives as long as the connection, like what is prepared
     if statement not in executes:
-        name, places = f"deprovisioner_{len(executes)}", list(dict.fromkeys(_PLACE.findall(statement)))
+        places = list(dict.fromkeys(_PLACE.findall(statement)))
         numbered = _PLACE.sub(lambda place: f"${places.index(place[1]) + 1}", statement)
+        # By what it says: behind a pooler that was not thought of, a name may fail and never be another's statement.
+        name = f"deprovisioner_{hashlib.sha256(numbered.encode()).hexdigest()[:16]}"
         cursor.execute(f"PREPARE {name} AS {numbered.replace('%%', '%')}")
         executes[statement] = f"EXECUTE {name} ({', '.join(f'%({place})s' for place in places)})"
     return executes[statement], words
