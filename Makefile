@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test soak matrix mutants check format demo bench bench-quick bench-real model lock image clean
+.PHONY: help install up test soak matrix mutants check format demo bench bench-quick bench-real bench-scale peers model lock image clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -58,6 +58,10 @@ bench-quick: install ## one round of less (under 90 seconds; ARGS="--only drain,
 
 bench-real: install ## 500 databases and 500 namespaces, once
 	@$(BIN)/python -m bench --only real --rounds 1 --real 500 --json bench/results-real.json $(ARGS)
+
+bench-scale: install ## what grows with the backlog, into docs/scaling.md (half an hour, 20 GB of disk)
+	@$(BIN)/python -m bench.scale --json bench/scale.json $(ARGS)
+	@$(BIN)/python -m bench.plots
 
 model: ## check the protocol's model, and that it falls without each guard (needs spin and gcc)
 	@docs/model/run

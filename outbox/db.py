@@ -1,5 +1,6 @@
 """The control database: one engine a process, and the three ways to use it."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +57,9 @@ def engine() -> Engine:
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 20_000,
-            "options": f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_MS}"
+            # Of a prepared statement the server would keep making plans: it takes lists of unknown length to be dear.
+            "options": f"-c timezone=UTC -c plan_cache_mode=force_generic_plan"
+            f" -c statement_timeout={STATEMENT_TIMEOUT_MS}"
             f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}",
         },
     )
@@ -83,8 +86,10 @@ def _execute_prepared(
         return statement, words
     executes = connection.info.setdefault("prepared", {})  # lives as long as the connection, like what is prepared
     if statement not in executes:
-        name, places = f"deprovisioner_{len(executes)}", list(dict.fromkeys(_PLACE.findall(statement)))
+        places = list(dict.fromkeys(_PLACE.findall(statement)))
         numbered = _PLACE.sub(lambda place: f"${places.index(place[1]) + 1}", statement)
+        # By what it says: behind a pooler that was not thought of, a name may fail and never be another's statement.
+        name = f"deprovisioner_{hashlib.sha256(numbered.encode()).hexdigest()[:16]}"
         cursor.execute(f"PREPARE {name} AS {numbered.replace('%%', '%')}")
         executes[statement] = f"EXECUTE {name} ({', '.join(f'%({place})s' for place in places)})"
     return executes[statement], words

@@ -100,7 +100,7 @@ _TAKE = text("""
                          AND outbox.backend = served.backend AND state = 'stuck' AND outbox.fence = look.fence
                          AND NOT EXISTS (SELECT FROM outbox AS other
                                           WHERE other.resource_id = outbox.resource_id AND other.id <> outbox.id
-                                            AND other.state = 'running')
+                                            AND other.claimed_by IS NOT NULL)
                        ORDER BY look.id
                        LIMIT served.room
                          FOR UPDATE OF look SKIP LOCKED) AS asked

@@ -241,7 +241,7 @@ CLAIMS = (
         RUNS,
         (
             "claim: contended",
-            "AND other.state = 'running'",
+            "AND other.claimed_by IS NOT NULL",
             "AND false",
             "test_a_teardown_does_not_look_while_the_birth_is_still_running",
         ),
@@ -298,7 +298,7 @@ CLAIMS = (
         ),
         (
             "start: no other running",
-            "AND other.state = 'running'",
+            "AND other.claimed_by IS NOT NULL",
             "AND false",
             "test_start_refuses_while_another_job_of_the_resource_runs",
         ),

@@ -202,7 +202,7 @@ OPERATORS = (
         ("looks: state", " AND state = 'stuck' AND outbox.fence = look.fence", "", _MOVED_ON),
         (
             "looks: no other running",
-            "AND other.state = 'running'",
+            "AND other.claimed_by IS NOT NULL",
             "AND false",
             "test_nobody_looks_while_another_job_of_the_resource_runs",
         ),

@@ -74,7 +74,7 @@ MUTANTS = {
     "state of a complete": ("_COMPLETE", " AND claimed_by IS NOT NULL", ""),
     "lease of a sweep": ("_SWEEP", " AND lease_expires_at < now()", ""),
     "lease of a start": ("_START_DEPROVISION", " AND lease_expires_at > now()", ""),
-    "one job at a time": ("_START_DEPROVISION", "AND other.state = 'running'", "AND false"),
+    "one job at a time": ("_START_DEPROVISION", "AND other.claimed_by IS NOT NULL", "AND false"),
     "hold of a start": ("_START_DEPROVISION", "WHERE holds.released_at IS NULL", "WHERE false"),
     "fence of a complete": ("_COMPLETE", " AND outbox.fence = asked.fence", ""),
     "fence of a birth's start": ("_START_PROVISION", " AND outbox.fence = asked.fence", ""),
