@@ -80,7 +80,7 @@ def prepared(sql: str) -> sa.TextClause:
 
 
 def _execute_prepared(
-    connection: Connection, cursor: Any, statement: str, words: Any, context: ExecutionContext, _: bool
+    connection: Connection, _cursor: Any, statement: str, words: Any, context: ExecutionContext, _many: bool
 ) -> tuple[str, Any]:
     if not context.execution_options.get("prepared"):
         return statement, words
@@ -90,7 +90,10 @@ def _execute_prepared(
         numbered = _PLACE.sub(lambda place: f"${places.index(place[1]) + 1}", statement)
         # By what it says: behind a pooler that was not thought of, a name may fail and never be another's statement.
         name = f"deprovisioner_{hashlib.sha256(numbered.encode()).hexdigest()[:16]}"
-        cursor.execute(f"PREPARE {name} AS {numbered.replace('%%', '%')}")
+        prepare = f"PREPARE {name} AS {numbered.replace('%%', '%')}"
+        connection.exec_driver_sql(
+            prepare, execution_options={"no_parameters": True}
+        )  # its errors are SQLAlchemy's too
         executes[statement] = f"EXECUTE {name} ({', '.join(f'%({place})s' for place in places)})"
     return executes[statement], words
 

@@ -4,15 +4,18 @@ import datetime as dt
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
 
 from outbox import credentials, doorbell, embedded, resources, settings, tokens
+from outbox import db as database
 from outbox.errors import BadRequest, IdempotencyKeyReused, NotActive, SettingsError
 from outbox.resources import NewResource
 from outbox.settings import Brake
-from tests.outbox.given import a_resource
+from tests.outbox.given import a_job, a_resource
 
 
 @pytest.mark.parametrize(
@@ -21,7 +24,9 @@ from tests.outbox.given import a_resource
         ("DEPROVISIONER_LEASE_SECOND", "30", "did you mean DEPROVISIONER_LEASE_SECONDS"),
         ("DEPROVISIONER_LEASE_SECONDS", "soon", "DEPROVISIONER_LEASE_SECONDS='soon'"),
         ("DEPROVISIONER_API_PORT", "99999", "DEPROVISIONER_API_PORT"),
-        ("DEPROVISIONER_MAX_ATTEMPTS", "0", "DEPROVISIONER_MAX_ATTEMPTS"),
+        ("DEPROVISIONER_MAX_ATTEMPTS", "0", "DEPROVISIONER_MAX_ATTEMPTS='0': Expected `int` >= 1"),
+        ("DEPROVISIONER_BACKOFF_MAX_SECONDS", "nan", "DEPROVISIONER_BACKOFF_MAX_SECONDS='nan'"),
+        ("DEPROVISIONER_PREPARED_STATEMENTS", "maybe", "DEPROVISIONER_PREPARED_STATEMENTS='maybe': Expected `bool`"),
         ("DEPROVISIONER_QQQ", "1", "is not a setting; known:"),
     ],
 )
@@ -31,6 +36,18 @@ def test_a_wrong_setting_is_named(
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=re.escape(named)):
         settings.load()
+
+
+def test_a_connection_lost_while_it_prepares_is_known_to_be_lost(db: Connection, connect: Any) -> None:
+    fresh = database.prepared("SELECT CAST(:word AS text) || '%' FROM outbox WHERE id = :id")
+    with pytest.raises(OperationalError) as lost, database.statement() as session:
+        pid = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        connect().cursor().execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        session.execute(fresh, {"word": "x", "id": 1})
+    assert database.unreachable(lost.value)
+    id = a_job(db)
+    with database.statement() as session:
+        assert session.execute(fresh, {"word": "x", "id": id}).scalars().all() == ["x%"]
 
 
 def test_a_missing_setting_is_named_when_it_is_needed(settled: dict, monkeypatch: pytest.MonkeyPatch) -> None:
