@@ -40,10 +40,11 @@ def test_a_wrong_setting_is_named(
 
 def test_a_connection_lost_while_it_prepares_is_known_to_be_lost(db: Connection, connect: Any) -> None:
     fresh = database.prepared("SELECT CAST(:word AS text) || '%' FROM outbox WHERE id = :id")
-    with pytest.raises(OperationalError) as lost, database.statement() as session:
+    with database.statement() as session:
         pid = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
         connect().cursor().execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
-        session.execute(fresh, {"word": "x", "id": 1})
+        with pytest.raises(OperationalError) as lost:
+            session.execute(fresh, {"word": "x", "id": 1})
     assert database.unreachable(lost.value)
     id = a_job(db)
     with database.statement() as session:
