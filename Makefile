@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 10
+PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test soak matrix mutants check format demo bench model lock image clean
+.PHONY: help install up test soak matrix mutants check format demo bench peers model lock image clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -53,15 +54,24 @@ demo: install ## the main job on real servers, for a person to watch (under a mi
 bench: install ## idle latency and drain rate
 	@$(BIN)/python -m bench
 
+peers: $(PEERS)/.installed ## make .venv-peers: the queues that `bench` compares with, pinned by hash
+
+$(PEERS)/.installed: bench/peers/requirements.txt
+	@echo "peers: making $(PEERS) with $$($(PYTHON) --version) (about half a minute the first time)"
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bench/peers/requirements.txt
+	@touch $@
+
 model: ## check the protocol's model, and that it falls without each guard (needs spin and gcc)
 	@docs/model/run
 
 lock: ## pin the dependencies anew (needs uv)
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header pyproject.toml -o requirements.txt
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header bench/peers/requirements.in -o bench/peers/requirements.txt
 
 image: ## the production image
 	@docker build -t deprovisioner .
 
-clean: ## remove .venv and caches (not .deprovisioner: it holds data)
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build
+clean: ## remove .venv, .venv-peers and caches (not .deprovisioner: it holds data)
+	@rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache *.egg-info build
