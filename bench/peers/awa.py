@@ -1,0 +1,100 @@
+"""awa-pg: its Rust core on queue storage, WORKERS handlers at once in each process."""
+
+import asyncio
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from awa import AsyncClient, Client, Job
+
+from bench.peers import harness
+from bench.peers.harness import Queue, Servers
+
+WORKERS = int(os.environ.get("C", 50))
+POLL = int(os.environ.get("POLL", 200))
+CONN = int(os.environ.get("CONN", 10))
+CLAIMERS = os.environ.get("CLAIMERS"); CLAIMB = os.environ.get("CLAIMB")
+# Finished rows go when their slot is pruned, after a second by default: before we could count them.
+ROTATE_MILLISECONDS = 60_000
+
+_watch = functools.partial(
+    harness.tables,
+    busy="""
+        SELECT (SELECT coalesce(sum(completed_count), 0) FROM awa.receipt_completion_batches)
+             < (SELECT count(*) FROM awa.ready_entries)""",
+    span="""
+        SELECT count(*) FILTER (WHERE state = 'completed'), extract(epoch FROM min(attempted_at)),
+               extract(epoch FROM max(finalized_at))
+          FROM awa.jobs""",
+)
+
+
+@dataclass
+class Noop:
+    """A job that does nothing."""
+
+
+@dataclass
+class Stamp:
+    """A job that notes the time."""
+
+    number: int
+
+
+def _install(servers: Servers) -> None:
+    client = Client(servers.dsn)
+    client.migrate()
+    client.install_queue_storage()
+    client.close()
+
+
+def _enqueue(servers: Servers, count: int) -> None:
+    client = Client(servers.dsn)
+    client.enqueue_many_copy([Noop()] * count, queue="bench")
+    client.close()
+
+
+def _work(servers: Servers, ready: Callable[[], None]) -> None:
+    async def work() -> None:
+        client = AsyncClient(servers.dsn, max_connections=CONN)
+
+        @client.task(Noop, queue="bench")
+        async def noop(_: Job) -> None:
+            pass
+
+        @client.task(Stamp, queue="bench")
+        async def stamp(job: Job) -> None:
+            harness.stamp(job.args.number)
+
+        q = {"name": "bench", "max_workers": WORKERS}
+        if CLAIMERS: q["claimers"] = int(CLAIMERS)
+        if CLAIMB: q["claim_batch_size"] = int(CLAIMB)
+        ready()
+        await client.start(
+            [q],
+            poll_interval_ms=POLL,
+            queue_storage_queue_rotate_interval_ms=ROTATE_MILLISECONDS,
+            queue_storage_claim_rotate_interval_ms=ROTATE_MILLISECONDS,
+        )
+        await asyncio.Event().wait()
+
+    asyncio.run(work())
+
+
+@contextlib.contextmanager
+def _sender(servers: Servers) -> Iterator[Callable[[int], float]]:
+    client = Client(servers.dsn)
+
+    def send(number: int) -> float:
+        client.insert(Stamp(number), queue="bench")
+        return time.time()
+
+    yield send
+    client.close()
+
+
+if __name__ == "__main__":
+    harness.main(Queue("awa-pg", _install, _enqueue, _work, _watch, _sender), "bench.peers.awa")

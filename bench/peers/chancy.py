@@ -1,0 +1,91 @@
+"""Chancy: its asynchronous executor, CONCURRENCY jobs at once, polling again as soon as one ends."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from chancy import Chancy, Job, Worker, job
+from chancy import Queue as ChancyQueue
+
+from bench.peers import harness
+from bench.peers.harness import Queue, Servers
+
+import os
+CONCURRENCY = int(os.environ.get("C", 500))
+SEND = float(os.environ.get("SEND", 1))
+# Its default logger writes a line a job; a production's would not.
+_LOG = logging.getLogger("bench.chancy")
+
+# `completed_at` is when the function returned; the record comes up to SEND_SECONDS later, and is what counts.
+_watch = functools.partial(
+    harness.tables,
+    busy="SELECT EXISTS (SELECT FROM chancy_jobs WHERE state <> 'succeeded')",
+    span="""
+        SELECT count(*) FILTER (WHERE state = 'succeeded'), extract(epoch FROM min(started_at)), NULL FROM chancy_jobs""",
+    seconds=0.01,
+)
+
+
+@job(queue="bench")
+async def noop() -> None:
+    """Do nothing."""
+
+
+@job(queue="bench")
+async def stamp(*, number: int) -> None:
+    """Note the time."""
+    harness.stamp(number)
+
+
+def _install(servers: Servers) -> None:
+    async def install() -> None:
+        async with Chancy(servers.dsn, log=_LOG) as chancy:
+            await chancy.migrate()
+            await chancy.declare(
+                ChancyQueue(
+                    "bench",
+                    concurrency=CONCURRENCY,
+                    executor=Chancy.Executor.Async,
+                    eager_polling=True,
+                )
+            )
+
+    asyncio.run(install())
+
+
+def _enqueue(servers: Servers, count: int) -> None:
+    with Chancy(servers.dsn, log=_LOG) as chancy:
+        for _ in chancy.sync_push_many([noop.job] * count):
+            pass
+
+
+def _work(servers: Servers, ready: Callable[[], None]) -> None:
+    async def work() -> None:
+        async with Chancy(servers.dsn, log=_LOG) as chancy:
+            worker = Worker(chancy)
+            worker.send_outgoing_interval = SEND
+            ready()
+            await worker.start()
+            await worker.wait_for_shutdown()
+
+    if os.environ.get("UV"):
+        import uvloop; uvloop.run(work())
+    asyncio.run(work())
+
+
+@contextlib.contextmanager
+def _sender(servers: Servers) -> Iterator[Callable[[int], float]]:
+    with Chancy(servers.dsn, log=_LOG) as chancy:
+
+        def send(number: int) -> float:
+            chancy.sync_push(stamp.job.with_kwargs(number=number))
+            return time.time()
+
+        yield send
+
+
+if __name__ == "__main__":
+    harness.main(Queue("Chancy", _install, _enqueue, _work, _watch, _sender), "bench.peers.chancy")

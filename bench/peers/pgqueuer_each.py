@@ -1,0 +1,6 @@
+"""PgQueuer with a batch size of 1: each job is claimed by itself, and each completion is sent as it happens."""
+
+from bench.peers import harness, pgqueuer
+
+if __name__ == "__main__":
+    harness.main(pgqueuer.queue(1), "bench.peers.pgqueuer_each")
