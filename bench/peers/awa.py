@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,10 +12,8 @@ from awa import AsyncClient, Client, Job
 from bench.peers import harness
 from bench.peers.harness import Queue, Servers
 
-WORKERS = int(os.environ.get("C", 50))
-POLL = int(os.environ.get("POLL", 200))
-CONN = int(os.environ.get("CONN", 10))
-CLAIMERS = os.environ.get("CLAIMERS"); CLAIMB = os.environ.get("CLAIMB")
+WORKERS = 512
+CONNECTIONS = 20
 # Finished rows go when their slot is pruned, after a second by default: before we could count them.
 ROTATE_MILLISECONDS = 60_000
 
@@ -59,7 +56,7 @@ def _enqueue(servers: Servers, count: int) -> None:
 
 def _work(servers: Servers, ready: Callable[[], None]) -> None:
     async def work() -> None:
-        client = AsyncClient(servers.dsn, max_connections=CONN)
+        client = AsyncClient(servers.dsn, max_connections=CONNECTIONS)
 
         @client.task(Noop, queue="bench")
         async def noop(_: Job) -> None:
@@ -69,13 +66,9 @@ def _work(servers: Servers, ready: Callable[[], None]) -> None:
         async def stamp(job: Job) -> None:
             harness.stamp(job.args.number)
 
-        q = {"name": "bench", "max_workers": WORKERS}
-        if CLAIMERS: q["claimers"] = int(CLAIMERS)
-        if CLAIMB: q["claim_batch_size"] = int(CLAIMB)
         ready()
         await client.start(
-            [q],
-            poll_interval_ms=POLL,
+            [("bench", WORKERS)],
             queue_storage_queue_rotate_interval_ms=ROTATE_MILLISECONDS,
             queue_storage_claim_rotate_interval_ms=ROTATE_MILLISECONDS,
         )
@@ -96,5 +89,7 @@ def _sender(servers: Servers) -> Iterator[Callable[[int], float]]:
     client.close()
 
 
+QUEUE = Queue("awa-pg", _install, _enqueue, _work, _watch, _sender)
+
 if __name__ == "__main__":
-    harness.main(Queue("awa-pg", _install, _enqueue, _work, _watch, _sender), "bench.peers.awa")
+    harness.main("bench.peers.awa")

@@ -1,4 +1,4 @@
-"""Celery on Redis alone: no results, no events, a wide prefetch; what each job leaves is an INCR of its own."""
+"""Celery on Redis alone: a job runs in the worker's own process, without result or event; it counts itself by INCR."""
 
 import contextlib
 import os
@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 
 import redis
 from celery import Celery
-from kombu import Connection
 
 from bench.peers import harness
 from bench.peers.harness import Queue, Servers, Span, Watch
 
-PREFETCH = int(os.environ.get("PRE", 128))
-ARGS = os.environ.get("ARGS", "--pool=prefork --concurrency=1").split()
-_ENDED, _FIRST, _LAST = "peer:ended", "peer:first", "peer:last"
+# Its guide's figure for many short tasks.
+PREFETCH = 128
+POOL = "--pool=solo"
+_JOBS, _ENDED, _FIRST = "peer:jobs", "peer:ended", "peer:first"
 
 
 def _app(servers: Servers) -> Celery:
@@ -28,13 +28,13 @@ def _app(servers: Servers) -> Celery:
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
     )
-    redis_client = redis.Redis.from_url(servers.redis)
+    counter = redis.Redis.from_url(servers.redis)
 
     @app.task(name="noop")
     def noop() -> None:
         began = time.time()
-        if redis_client.incr(_ENDED) == 1:
-            redis_client.set(_FIRST, began)
+        if counter.incr(_ENDED) == 1:
+            counter.set(_FIRST, began)
 
     @app.task(name="stamp")
     def stamp(number: int) -> None:
@@ -52,16 +52,14 @@ def _enqueue(servers: Servers, count: int) -> None:
         for _ in range(count):
             app.tasks["noop"].apply_async(producer=producer)
     with redis.Redis.from_url(servers.redis) as broker:
-        broker.set("peer:jobs", count)
+        broker.set(_JOBS, count)
 
 
 def _work(servers: Servers, ready: Callable[[], None]) -> None:
     app = _app(servers)
     ready()
-    app.worker_main(
-        ["worker", "--loglevel=WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat", *ARGS,
-         f"--hostname=bench-{os.getpid()}"]
-    )
+    alone = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+    app.worker_main(["worker", "--loglevel=WARNING", f"--hostname=bench-{os.getpid()}", *alone, POOL])
 
 
 @contextlib.contextmanager
@@ -71,7 +69,7 @@ def _watch(servers: Servers) -> Iterator[Watch]:
 
         def busy() -> bool:
             nonlocal seen
-            ended, jobs = broker.mget(_ENDED, "peer:jobs")
+            ended, jobs = broker.mget(_ENDED, _JOBS)
             seen = time.time()
             return int(ended or 0) < int(jobs)
 
@@ -92,5 +90,7 @@ def _sender(servers: Servers) -> Iterator[Callable[[int], float]]:
         yield send
 
 
+QUEUE = Queue("Celery", _install, _enqueue, _work, _watch, _sender)
+
 if __name__ == "__main__":
-    harness.main(Queue("Celery", _install, _enqueue, _work, _watch, _sender), "bench.peers.celery")
+    harness.main("bench.peers.celery")

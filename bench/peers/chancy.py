@@ -1,4 +1,4 @@
-"""Chancy: its asynchronous executor, CONCURRENCY jobs at once, polling again as soon as one ends."""
+"""Chancy: its asynchronous executor, CONCURRENCY jobs at once; it polls again as soon as one ends."""
 
 import asyncio
 import contextlib
@@ -7,15 +7,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from chancy import Chancy, Job, Worker, job
+from chancy import Chancy, Worker, job
 from chancy import Queue as ChancyQueue
 
 from bench.peers import harness
 from bench.peers.harness import Queue, Servers
 
-import os
-CONCURRENCY = int(os.environ.get("C", 500))
-SEND = float(os.environ.get("SEND", 1))
+CONCURRENCY = 500
+# Its default of 1 s would be most of a short drain.
+SEND_SECONDS = 0.1
 # Its default logger writes a line a job; a production's would not.
 _LOG = logging.getLogger("bench.chancy")
 
@@ -24,7 +24,8 @@ _watch = functools.partial(
     harness.tables,
     busy="SELECT EXISTS (SELECT FROM chancy_jobs WHERE state <> 'succeeded')",
     span="""
-        SELECT count(*) FILTER (WHERE state = 'succeeded'), extract(epoch FROM min(started_at)), NULL FROM chancy_jobs""",
+        SELECT count(*) FILTER (WHERE state = 'succeeded'), extract(epoch FROM min(started_at)), NULL
+          FROM chancy_jobs""",
     seconds=0.01,
 )
 
@@ -66,13 +67,11 @@ def _work(servers: Servers, ready: Callable[[], None]) -> None:
     async def work() -> None:
         async with Chancy(servers.dsn, log=_LOG) as chancy:
             worker = Worker(chancy)
-            worker.send_outgoing_interval = SEND
+            worker.send_outgoing_interval = SEND_SECONDS
             ready()
             await worker.start()
             await worker.wait_for_shutdown()
 
-    if os.environ.get("UV"):
-        import uvloop; uvloop.run(work())
     asyncio.run(work())
 
 
@@ -87,5 +86,7 @@ def _sender(servers: Servers) -> Iterator[Callable[[int], float]]:
         yield send
 
 
+QUEUE = Queue("Chancy", _install, _enqueue, _work, _watch, _sender)
+
 if __name__ == "__main__":
-    harness.main(Queue("Chancy", _install, _enqueue, _work, _watch, _sender), "bench.peers.chancy")
+    harness.main("bench.peers.chancy")

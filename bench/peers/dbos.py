@@ -1,23 +1,22 @@
-"""DBOS: a queue polled every POLL_SECONDS, CONCURRENCY workflows at once in each process."""
+"""DBOS: a queue polled every POLL_SECONDS, CONCURRENCY workflows claimed and THREADS running in each process."""
 
 import contextlib
 import functools
-import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 
+import sqlalchemy
 from dbos import DBOS, DBOSClient, DBOSConfig
 
 from bench.peers import harness
 from bench.peers.harness import Queue, Servers
 
-CONCURRENCY = int(os.environ.get("C", 100))
-POLL_SECONDS = float(os.environ.get("POLL", 0.05))
-THREADS = int(os.environ.get("T", 0)) or None
-POOL = int(os.environ.get("POOL", 0)) or 20
-ASYNC = bool(os.environ.get("ASYNC"))
+CONCURRENCY = 500
+# More threads than cores wait for each other: the fastest of 4, 8, 16 and as many as there are workflows.
+THREADS = 8
+POLL_SECONDS = 0.02
 
 # Both times are the database's, of the statements that claim and record; whole milliseconds.
 _watch = functools.partial(
@@ -29,21 +28,6 @@ _watch = functools.partial(
 )
 
 
-def _register():
-    if ASYNC:
-        @DBOS.workflow(name="noop")
-        async def noop() -> None:
-            pass
-    else:
-        @DBOS.workflow(name="noop")
-        def noop() -> None:
-            pass
-
-    @DBOS.workflow(name="stamp")
-    def stamp(number: int) -> None:
-        harness.stamp(number)
-
-
 def _install(servers: Servers) -> None:
     _launch(servers)
     DBOS.register_queue("bench", worker_concurrency=CONCURRENCY, polling_interval_sec=POLL_SECONDS)
@@ -51,29 +35,33 @@ def _install(servers: Servers) -> None:
 
 
 def _enqueue(servers: Servers, count: int) -> None:
-    import sqlalchemy as sa
-    client = DBOSClient(system_database_url=servers.dsn)
-    engine = sa.create_engine(servers.dsn.replace("postgresql://", "postgresql+psycopg://"))
-    try:
-        with engine.begin() as c:
-            for _ in range(count):
-                client.enqueue_in_transaction(c, {"queue_name": "bench", "workflow_name": "noop"})
-    finally:
-        client.destroy()
+    engine = sqlalchemy.create_engine(servers.dsn.replace("postgresql:", "postgresql+psycopg:", 1))
+    with _client(servers) as client, engine.begin() as connection:
+        for _ in range(count):
+            client.enqueue_in_transaction(connection, {"queue_name": "bench", "workflow_name": "noop"})
+    engine.dispose()
 
 
 def _launch(servers: Servers) -> None:
-    config = DBOSConfig(
-        name="bench",
-        system_database_url=servers.dsn,
-        sys_db_pool_size=POOL,
-        executor_id=str(uuid.uuid4()),
-        application_version="bench",
-        log_level="WARNING",
+    DBOS(
+        config=DBOSConfig(
+            name="bench",
+            system_database_url=servers.dsn,
+            executor_id=str(uuid.uuid4()),
+            application_version="bench",
+            max_executor_threads=THREADS,
+            log_level="WARNING",
+        )
     )
-    if THREADS: config["max_executor_threads"] = THREADS
-    DBOS(config=config)
-    _register()
+
+    @DBOS.workflow(name="noop")
+    def noop() -> None:
+        pass
+
+    @DBOS.workflow(name="stamp")
+    def stamp(number: int) -> None:
+        harness.stamp(number)
+
     DBOS.launch()
 
 
@@ -85,17 +73,25 @@ def _work(servers: Servers, ready: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def _sender(servers: Servers) -> Iterator[Callable[[int], float]]:
-    client = DBOSClient(system_database_url=servers.dsn)
+    with _client(servers) as client:
 
-    def send(number: int) -> float:
-        client.enqueue({"queue_name": "bench", "workflow_name": "stamp"}, number)
-        return time.time()
+        def send(number: int) -> float:
+            client.enqueue({"queue_name": "bench", "workflow_name": "stamp"}, number)
+            return time.time()
 
-    try:
         yield send
+
+
+@contextlib.contextmanager
+def _client(servers: Servers) -> Iterator[DBOSClient]:
+    client = DBOSClient(system_database_url=servers.dsn)
+    try:
+        yield client
     finally:
         client.destroy()
 
 
+QUEUE = Queue("DBOS", _install, _enqueue, _work, _watch, _sender)
+
 if __name__ == "__main__":
-    harness.main(Queue("DBOS", _install, _enqueue, _work, _watch, _sender), "bench.peers.dbos")
+    harness.main("bench.peers.dbos")

@@ -7,6 +7,7 @@ It runs with the peers' interpreter, so it imports nothing but the standard libr
 import argparse
 import contextlib
 import functools
+import importlib
 import json
 import os
 import random
@@ -70,7 +71,7 @@ class Queue:
     enqueue(servers, count)  that many no-op jobs, in bulk
     work(servers, ready)     work until killed; calls `ready()` once connected, before it takes the first job
     watch(servers)           a context with a Watch
-    sender(servers)          a context with send(number) -> Unix time just after the commit; the job calls `stamp(number)`
+    sender(servers)          a context with send(number) -> Unix time just after the commit of a job that calls `stamp`
     """
 
     name: str
@@ -81,8 +82,10 @@ class Queue:
     sender: Callable[[Servers], AbstractContextManager[Callable[[int], float]]]
 
 
-def main(queue: Queue, module: str) -> None:
-    """`drain`, `latency`, or `work` (what the first two start): prints one line of JSON."""
+def main(module: str) -> None:
+    """The command line of a module with a QUEUE: `drain` and `latency` print a line of JSON, and start `work`."""
+    # By its own name: some peers look for their jobs in the module that made them, and `__main__` is none.
+    queue: Queue = importlib.import_module(module).QUEUE
     parser = argparse.ArgumentParser(prog=f"python -m {module}")
     parser.add_argument("act", choices=("drain", "latency", "work"))
     parser.add_argument("--dsn", required=True, help="a superuser's; a database is made there and dropped")

@@ -82,5 +82,7 @@ def _sender(servers: Servers) -> Iterator[Callable[[int], float]]:
         yield lambda number: runner.run(send(number))
 
 
+QUEUE = queue(BATCH)
+
 if __name__ == "__main__":
-    harness.main(queue(BATCH), "bench.peers.pgqueuer")
+    harness.main("bench.peers.pgqueuer")

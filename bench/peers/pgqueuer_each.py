@@ -2,5 +2,7 @@
 
 from bench.peers import harness, pgqueuer
 
+QUEUE = pgqueuer.queue(1)
+
 if __name__ == "__main__":
-    harness.main(pgqueuer.queue(1), "bench.peers.pgqueuer_each")
+    harness.main("bench.peers.pgqueuer_each")

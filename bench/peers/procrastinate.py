@@ -11,9 +11,7 @@ from procrastinate import App, PsycopgConnector, SyncPsycopgConnector
 from bench.peers import harness
 from bench.peers.harness import Queue, Servers
 
-import os
-CONCURRENCY = int(os.environ.get("C", 10))
-POOL = int(os.environ.get("POOL", 4))
+CONCURRENCY = 10
 
 # A trigger of its own writes an event for each claim ("started") and each end ("succeeded").
 _watch = functools.partial(
@@ -53,12 +51,10 @@ def _enqueue(servers: Servers, count: int) -> None:
 
 def _work(servers: Servers, ready: Callable[[], None]) -> None:
     async def work() -> None:
-        async with _app(PsycopgConnector(conninfo=servers.dsn, min_size=POOL, max_size=POOL)).open_async() as app:
+        async with _app(PsycopgConnector(conninfo=servers.dsn)).open_async() as app:
             ready()
             await app.run_worker_async(concurrency=CONCURRENCY)
 
-    if os.environ.get("UV"):
-        import uvloop; uvloop.run(work())
     asyncio.run(work())
 
 
@@ -73,8 +69,7 @@ def _sender(servers: Servers) -> Iterator[Callable[[int], float]]:
         yield send
 
 
+QUEUE = Queue("Procrastinate", _install, _enqueue, _work, _watch, _sender)
+
 if __name__ == "__main__":
-    harness.main(
-        Queue("Procrastinate", _install, _enqueue, _work, _watch, _sender),
-        "bench.peers.procrastinate",
-    )
+    harness.main("bench.peers.procrastinate")
