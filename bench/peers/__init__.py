@@ -64,7 +64,7 @@ PEERS = (
         "chancy",
         "chancy",
         durable="claims, as many at a time as slots are free; completions every 0.1 s: a crash repeats them",
-        settings="asynchronous executor, concurrency 500, eager polling, updates sent every 0.1 s",
+        settings="asynchronous executor, concurrency 1000, eager polling, updates sent every 0.1 s",
         scale=1.0,
     ),
     Peer(
@@ -134,18 +134,28 @@ def _run(peer: Peer, act: str, dsn: str, redis_url: str, *words: str) -> dict[st
     if reason := available():
         raise PeerFailed(reason)
     argv = [VENV / "bin" / "python", "-m", f"bench.peers.{peer.module}", act, "--dsn", dsn, "--redis", redis_url]
-    try:
-        done = subprocess.run(
-            [*argv, *words], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired as late:
-        raise PeerFailed(f"{peer.name}: {act} was not over after {TIMEOUT_SECONDS} s\n{_tail(late.stderr)}") from None
-    if done.returncode:
-        raise PeerFailed(f"{peer.name}: {act} ended with code {done.returncode}\n{_tail(done.stderr)}")
-    figures: dict[str, float] = json.loads(done.stdout)
+    # A session of its own: a Ctrl-C in the terminal is for us, who then let it tidy up.
+    with subprocess.Popen(
+        [*argv, *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+        except BaseException as stopped:
+            process.terminate()
+            _, errors = process.communicate()
+            if isinstance(stopped, subprocess.TimeoutExpired):
+                raise PeerFailed(f"{peer.name}: {act} was not over after {TIMEOUT_SECONDS} s{_tail(errors)}") from None
+            raise
+    if process.returncode:
+        raise PeerFailed(f"{peer.name}: {act} ended with code {process.returncode}{_tail(errors)}")
+    figures: dict[str, float] = json.loads(output)
     return figures
 
 
-def _tail(output: str | bytes | None, lines: int = 15) -> str:
-    text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
-    return "\n".join(text.splitlines()[-lines:])
+def _tail(output: str, lines: int = 15) -> str:
+    return "".join(f"\n{line}" for line in output.splitlines()[-lines:])

@@ -13,7 +13,9 @@ from chancy import Queue as ChancyQueue
 from bench.peers import harness
 from bench.peers.harness import Queue, Servers
 
-CONCURRENCY = 500
+CONCURRENCY = 1000
+# A worker makes this one if it is not there, with an executor whose processes take a second to start.
+QUEUE_NAME = "default"
 # Its default of 1 s would be most of a short drain.
 SEND_SECONDS = 0.1
 # Its default logger writes a line a job; a production's would not.
@@ -30,12 +32,12 @@ _watch = functools.partial(
 )
 
 
-@job(queue="bench")
+@job(queue=QUEUE_NAME)
 async def noop() -> None:
     """Do nothing."""
 
 
-@job(queue="bench")
+@job(queue=QUEUE_NAME)
 async def stamp(*, number: int) -> None:
     """Note the time."""
     harness.stamp(number)
@@ -47,7 +49,7 @@ def _install(servers: Servers) -> None:
             await chancy.migrate()
             await chancy.declare(
                 ChancyQueue(
-                    "bench",
+                    QUEUE_NAME,
                     concurrency=CONCURRENCY,
                     executor=Chancy.Executor.Async,
                     eager_polling=True,

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -99,6 +100,7 @@ def main(module: str) -> None:
     if asked.act == "work":
         queue.work(servers, functools.partial(_gate, asked.ready))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # with its workers, and what it made
     with _fresh(servers, f"peer_{module.rpartition('.')[2]}") as own:
         queue.install(own)
         if asked.act == "drain":
