@@ -5,7 +5,7 @@
 - `harness`       what their modules share: servers made afresh, worker processes, the two measures
 - the others      one module a peer: its tables, its worker, its records
 
-They live in an environment of their own (`make peers`): this module runs in ours and starts theirs. Each modules'
+They live in an environment of their own (`make peers`): this module runs in ours and starts theirs. A module's
 command line is `python -m bench.peers.<name> drain|latency --dsn DSN --redis URL`. All of them in a table, with few
 jobs, only to see that they run: `python -m bench.peers --smoke`.
 """
@@ -96,7 +96,7 @@ PEERS = (
         "awa",
         "awa-pg",
         durable="claims, as many at a time as slots are free; completions in batches of what ended within 1 ms",
-        settings="queue storage, COPY, max_workers 512, 20 connections",
+        settings="queue storage, COPY, max_workers 512, 24 connections",
         scale=1.0,
     ),
 )
@@ -116,7 +116,8 @@ def version(peer: Peer) -> str:
 def drain(peer: Peer, dsn: str, redis_url: str, jobs: int, processes: int) -> float:
     """Jobs a second, from the first pick-up to the last recorded end, of `jobs` * `peer.scale` no-op jobs.
 
-    `dsn` is a superuser's: a database is made for it and dropped. Redis's database 15 is emptied. Raises PeerFailed.
+    `dsn` is a superuser's: a database is made for it and dropped. Redis's database 15 is emptied. One call at a time:
+    the next would empty it too. Raises PeerFailed.
     """
     scaled = max(1, round(jobs * peer.scale))
     return _run(peer, "drain", dsn, redis_url, "--jobs", str(scaled), "--processes", str(processes))["rate"]

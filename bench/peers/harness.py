@@ -132,7 +132,7 @@ def tables(servers: Servers, *, busy: str, span: str, seconds: float = 0.05) -> 
 
         def measure() -> Span:
             ended, first, last = connection.execute(span).fetchone()
-            return Span(ended, float(first), seen if last is None else float(last))
+            return Span(ended, float(first or 0), seen if last is None else float(last))
 
         yield Watch(look, measure, seconds)
 
