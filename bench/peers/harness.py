@@ -226,9 +226,13 @@ def _workers(module: str, servers: Servers, processes: int) -> Iterator[list[Chi
         os.environ[_STAMPS] = str(stamps)
         argv = [sys.executable, "-m", module, "work", "--dsn", servers.dsn, "--redis", servers.redis, "--ready"]
         files = [home / f"ready-{number}" for number in range(processes)]
-        workers = [Child(f"worker {file.name}", [*argv, file], file.with_suffix(".log")) for file in files]
+        workers = [
+            # Killed at the end: what counts has been recorded by then, and some take seconds to stop.
+            Child(f"worker {file.name}", [*argv, file], file.with_suffix(".log"), stop_signal=signal.SIGKILL)
+            for file in files
+        ]
         for worker in workers:
-            running.callback(worker.stop, 5)
+            running.callback(worker.stop)
             worker.spawn()
         for worker, file in zip(workers, files, strict=True):
             worker.wait_until(file.exists, START_SECONDS)
