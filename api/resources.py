@@ -106,7 +106,7 @@ def show_credentials(resource_id: ResourceId, who: Anyone, response: Response) -
 
 def _delete_all(asked: Sequence[Delete]) -> list[Enqueued | None]:
     with db.statement() as session:
-        won = jobs.enqueue_all(session, asked)
+        won = jobs.enqueue_all(session, asked, waits=False)
     return [won.get(each.request_id) for each in asked]
 
 

@@ -57,8 +57,9 @@ def engine() -> Engine:
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 20_000,
-            # Of a prepared statement the server would keep making plans: it takes lists of unknown length to be dear.
-            "options": f"-c timezone=UTC -c plan_cache_mode=force_generic_plan"
+            # Of a prepared statement the server would keep making plans: it takes lists of unknown length to be dear. A
+            # plan must suit a table that grows, and what is asked for is in memory: by its index.
+            "options": f"-c timezone=UTC -c plan_cache_mode=force_generic_plan -c random_page_cost=1.1"
             f" -c statement_timeout={STATEMENT_TIMEOUT_MS}"
             f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}",
         },

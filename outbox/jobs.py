@@ -99,19 +99,27 @@ def _enqueue(asked: str, which: str) -> str:
       FROM resource JOIN job ON job.resource_id = resource.id"""
 
 
+def _if_free(statement: TextClause) -> TextClause:
+    """The same, but rows that somebody else holds are left out, not waited for."""
+    return prepared(statement.text.replace("FOR NO KEY UPDATE", "FOR NO KEY UPDATE SKIP LOCKED"))
+
+
 # Rows are locked in one order: DELETEs and operations over the same resources wait for each other, never in a circle.
+# LATERAL keeps that order, and has the row looked up by its key however small the table was when the plan was made.
 _ENQUEUE = prepared(
     _enqueue(
         """
         SELECT asked.*
-          FROM unnest(CAST(:ids AS uuid[]), CAST(:tenants AS text[]), CAST(:request_ids AS uuid[]),
-                      CAST(:actors AS text[]), CAST(:reasons AS text[]), CAST(:details AS text[]))
-               AS asked (id, tenant, request_id, actor, reason, detail)
-          JOIN resources USING (id)
-         ORDER BY id FOR NO KEY UPDATE OF resources""",
+          FROM (SELECT *
+                  FROM unnest(CAST(:ids AS uuid[]), CAST(:tenants AS text[]), CAST(:request_ids AS uuid[]),
+                              CAST(:actors AS text[]), CAST(:reasons AS text[]), CAST(:details AS text[]))
+                       AS asked (id, tenant, request_id, actor, reason, detail)
+                 ORDER BY id) AS asked
+         CROSS JOIN LATERAL (SELECT FROM resources WHERE resources.id = asked.id FOR NO KEY UPDATE) AS locked""",
         "(asked.tenant IS NULL OR asked.tenant = resources.tenant) AND status IN ('active', 'provisioning')",
     )
 )
+_ENQUEUE_IF_FREE = _if_free(_ENQUEUE)
 
 _ENQUEUED_BEFORE = text(f"""
     SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, job.request_id AS request_id
@@ -121,13 +129,13 @@ _ENQUEUED_BEFORE = text(f"""
      WHERE resource.id = :id AND (CAST(:tenant AS text) IS NULL OR resource.tenant = :tenant)""")
 
 
-def enqueue_all(db: Connection, asked: Sequence[Delete]) -> dict[uuid.UUID, Enqueued]:
-    """() -> pending, by resource, for each that a DELETE may win: the flip and the outbox row are one statement.
+def enqueue_all(db: Connection, asked: Sequence[Delete], *, waits: bool = True) -> dict[uuid.UUID, Enqueued]:
+    """() -> pending, for each that a DELETE may win, by `request_id`: the flip and the outbox row are one statement.
 
-    Of several for one resource one wins, whose `request_id` the job has.
+    Of several for one resource one wins. Unless it `waits`, those whose resource somebody holds are left out.
     """
     rows = db.execute(
-        _ENQUEUE,
+        _ENQUEUE if waits else _ENQUEUE_IF_FREE,
         {
             "ids": [a.resource_id for a in asked],
             "tenants": [a.tenant for a in asked],
@@ -319,16 +327,20 @@ def _claims(rows: Iterable[Row[Any]]) -> list[Claim]:
     return [Claim(**{**row._mapping, "kind": JobKind(row.kind)}) for row in rows]
 
 
-# Of these claims, those that are still ours, locked in one order: heartbeats, starts and completions of the same jobs
-# wait for each other, never in a circle. By the CHECK only a running job has a `claimed_by`; asked for its `state`, the
-# planner may walk the index of leases, dead entries and all.
+# Of these claims, those that are still ours, locked in one order as above: heartbeats, starts and completions of the
+# same jobs wait in no circle. By the CHECK only a running job has a `claimed_by`; asked for its `state`, the planner
+# may walk the index of leases, dead entries and all.
 _OURS = """
     ours AS (
-        SELECT outbox.id, outbox.resource_id, detail
-          FROM unnest(CAST(:ids AS bigint[]), CAST(:fences AS bigint[]), CAST(:details AS text[]))
-               AS asked (id, fence, detail)
-          JOIN outbox ON outbox.id = asked.id AND outbox.fence = asked.fence AND claimed_by IS NOT NULL
-         ORDER BY id FOR NO KEY UPDATE OF outbox
+        SELECT job.id, resource_id, detail
+          FROM (SELECT *
+                  FROM unnest(CAST(:ids AS bigint[]), CAST(:fences AS bigint[]), CAST(:details AS text[]))
+                       AS asked (id, fence, detail)
+                 ORDER BY id) AS asked
+         CROSS JOIN LATERAL (
+               SELECT id, resource_id FROM outbox
+                WHERE outbox.id = asked.id AND outbox.fence = asked.fence AND claimed_by IS NOT NULL
+                  FOR NO KEY UPDATE) AS job
     )"""
 
 
@@ -374,6 +386,7 @@ _START_DEPROVISION = prepared(f"""
     ), {_START}, noted AS ({_events(reason="NULL", detail="detail")}
     )
     SELECT id FROM job""")
+_START_IF_FREE = _if_free(_START_DEPROVISION)
 # The row lock: a DELETE at this moment comes before, and is seen here, or after, and then sees the manifest.
 # What is about to be made is written down first, once: a second attempt makes the very same thing.
 _START_PROVISION = text(f"""
@@ -389,13 +402,16 @@ _START_PROVISION = text(f"""
  RETURNING resources.manifest, resources.credentials""")
 
 
-def start_all(db: Connection, seen: Sequence[tuple[Claim, Json | None]], *, worker: str) -> set[int]:
+def start_all(
+    db: Connection, seen: Sequence[tuple[Claim, Json | None]], *, worker: str, waits: bool = True
+) -> set[int]:
     """running -> running, for each of these teardowns that `start` would let start; their ids.
 
-    With each claim, what was looked at before.
+    With each claim, what was looked at before. Unless it `waits`, those that somebody holds are left out.
     """
     noted = [(claim, None if before is None else {"seen": before}) for claim, before in seen]
-    return set(db.execute(_START_DEPROVISION, _ours(noted) | {"event": "started", "actor": worker}).scalars())
+    statement = _START_DEPROVISION if waits else _START_IF_FREE
+    return set(db.execute(statement, _ours(noted) | {"event": "started", "actor": worker}).scalars())
 
 
 def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None, under: Sequence[Brake] = ()) -> None:
@@ -461,8 +477,11 @@ def _has_started(db: Connection, claim: Claim, wanted: ResourceStatus) -> bool:
 
 _COMPLETE = prepared(f"""
     WITH {_OURS}, resource AS (
-        SELECT ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
-         WHERE status = 'deleting' ORDER BY resources.id FOR NO KEY UPDATE OF resources
+        SELECT ours.id AS job_id, detail
+          FROM (SELECT * FROM ours ORDER BY resource_id) AS ours
+         CROSS JOIN LATERAL (
+               SELECT FROM resources WHERE resources.id = resource_id AND status = 'deleting'
+                  FOR NO KEY UPDATE) AS locked
     ), job AS (
         UPDATE outbox
            SET state = 'succeeded', claimed_by = NULL, lease_expires_at = NULL, finished_at = now(), last_error = NULL
@@ -474,15 +493,20 @@ _COMPLETE = prepared(f"""
     UPDATE resources SET status = 'deleted', purged_at = now(), credentials = NULL
       FROM job WHERE resources.id = job.resource_id
  RETURNING job.id""")
+_COMPLETE_IF_FREE = _if_free(_COMPLETE)
 
 
-def complete_all(db: Connection, ended: Sequence[tuple[Claim, Json, Json | None]], *, worker: str) -> set[int]:
+def complete_all(
+    db: Connection, ended: Sequence[tuple[Claim, Json, Json | None]], *, worker: str, waits: bool = True
+) -> set[int]:
     """running -> succeeded, for each of these teardowns that `complete` would take; their ids.
 
-    With each claim, what was `seen` of the object's absence, and what this attempt `did`.
+    With each claim, what was `seen` of the object's absence, and what this attempt `did`. Unless it `waits`, those that
+    somebody holds are left out.
     """
     noted = [(claim, {"seen": seen} | ({"did": did} if did else {})) for claim, seen, did in ended]
-    return set(db.execute(_COMPLETE, _ours(noted) | {"event": "completed", "actor": worker}).scalars())
+    statement = _COMPLETE if waits else _COMPLETE_IF_FREE
+    return set(db.execute(statement, _ours(noted) | {"event": "completed", "actor": worker}).scalars())
 
 
 def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json | None = None) -> None:

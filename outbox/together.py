@@ -17,8 +17,9 @@ MOST = 100
 class Together(Generic[A, R]):
     """Asks for many at once. `act` returns one answer for each, durable by then; None where it came to nothing.
 
-    Whoever gets None asks by itself: for the reason, or because the statement failed for all. What must not happen
-    twice when only an answer was lost is `act`'s own affair, as it is for a single one.
+    Whoever gets None asks by itself: for the reason, for a row that it must wait for, or because the statement failed
+    for all. `act` must wait for no row: whoever comes next waits for it. What must not happen twice when only an answer
+    was lost is its own affair, as it is for a single one.
     """
 
     def __init__(self, name: str, act: Callable[[Sequence[A]], Sequence[R | None]]) -> None:

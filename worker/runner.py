@@ -62,7 +62,7 @@ class Shared:
 
 def _together(transition: Callable[..., set[int]], worker: str, asked: Sequence[tuple[Any, ...]]) -> list[bool | None]:
     with db.statement() as session:
-        done = transition(session, asked, worker=worker)
+        done = transition(session, asked, worker=worker, waits=False)
     return [claim.id in done or None for claim, *_ in asked]
 
 

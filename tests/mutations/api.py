@@ -31,6 +31,17 @@ GUARDS_OF_API = (
         )
     ),
     *cut(
+        "api/resources.py",
+        "",
+        API,
+        (
+            "api: a shared DELETE waits for no row",
+            "waits=False",
+            "waits=True",
+            "test_a_locked_resource_keeps_no_other_delete_waiting",
+        ),
+    ),
+    *cut(
         "api/jobs.py",
         "",
         API,

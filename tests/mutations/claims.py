@@ -50,8 +50,8 @@ CLAIMS = (
         ),
         (
             "enqueue: order of locks",
-            "ORDER BY id FOR NO KEY UPDATE OF resources",
-            "",
+            "                 ORDER BY id)",
+            ")",
             "tests/outbox/test_operations.py::test_enqueue_all_locks_in_one_order",
         ),
     ),
@@ -108,6 +108,19 @@ CLAIMS = (
             "\"status = 'active'\"",
             '"true"',
             "test_a_look_that_locks_nothing_still_moves_nothing_twice[_EXPIRE]",
+        ),
+    ),
+    *cut(
+        JOBS,
+        "def _if_free(",
+        MOVES,
+        (
+            "shared: what somebody holds is left out",
+            '"FOR NO KEY UPDATE SKIP LOCKED"',
+            '"FOR NO KEY UPDATE"',
+            "test_a_shared_statement_leaves_out_what_somebody_holds[start-outbox]",
+            "test_a_shared_statement_leaves_out_what_somebody_holds[complete-outbox]",
+            f"{GUARD}::test_a_resource_that_somebody_holds_keeps_no_other_delete_waiting",
         ),
     ),
     # -- claim, heartbeat
@@ -279,8 +292,8 @@ CLAIMS = (
         ("complete: state", _CLAIMED, "", "test_a_transition_moves_a_job_only_along_its_arrow[complete-stuck]"),
         (
             "ours: order of locks",
-            "ORDER BY id FOR NO KEY UPDATE OF outbox",
-            "",
+            "                 ORDER BY id)",
+            ")",
             "test_statements_about_the_same_claims_lock_them_in_one_order[start]",
         ),
     ),

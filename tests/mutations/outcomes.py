@@ -47,13 +47,13 @@ OUTCOMES = (
         ("complete: kind", " AND kind = 'deprovision'", "", "test_a_job_ends_only_as_its_kind_does[complete]"),
         (
             "complete: status",
-            "WHERE status = 'deleting' ",
+            " AND status = 'deleting'",
             "",
             "test_a_teardown_of_what_nobody_deletes_does_not_end_well",
         ),
         (
             "complete: order of locks",
-            "ORDER BY resources.id FOR NO KEY UPDATE OF resources",
+            " ORDER BY resource_id",
             "",
             "test_completions_lock_their_resources_in_the_order_of_deletes",
         ),

@@ -25,6 +25,12 @@ GUARDS_OF_RUNNER = (
             "test_a_stale_claim_among_those_that_share_a_statement_does_nothing",
         ),
         (
+            "run: a shared statement waits for no row",
+            "waits=False",
+            "waits=True",
+            "test_a_resource_that_somebody_holds_keeps_no_other_job_waiting",
+        ),
+        (
             "run: start is recorded",
             "self._record(jobs.start, seen=before)",
             "pass",

@@ -2,6 +2,7 @@
 
 import threading
 import uuid
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -141,6 +142,16 @@ def test_deletes_that_share_a_statement_are_each_its_own(db: Connection) -> None
     loser = jobs.enqueued_before(db, next(asked for asked in twice if asked is not winner))
     assert (loser.job.id, loser.won) == (told.job.id, False)
     assert jobs.enqueued_before(db, winner).won, "whose answer was lost learns that it won"
+
+
+def test_a_resource_that_somebody_holds_keeps_no_other_delete_waiting(db: Connection, connect: Any) -> None:
+    held, free = a_resource(db), a_resource(db)
+    connect().cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held),))
+    db.execute(text("SET lock_timeout = '1s'"))
+    asked = [jobs.Delete(resource, "me") for resource in (held, free)]
+    assert [done.resource.id for done in jobs.enqueue_all(db, asked, waits=False).values()] == [free]
+    with pytest.raises(sa.exc.OperationalError, match="lock timeout"):
+        jobs.enqueue_all(db, asked)
 
 
 def test_a_winning_delete_is_one_round_trip(db: Connection, servers: Servers) -> None:

@@ -536,10 +536,10 @@ def test_completions_that_share_a_statement_are_each_judged_by_itself(db: Connec
     assert (job(db, stale.id).state, status_of(db, stale.resource_id)) == ("running", "deleting")
 
 
-SHARED: dict[str, Callable[[Connection, list[Claim]], set[int]]] = {
+SHARED: dict[str, Callable[..., set[int]]] = {
     "heartbeat": jobs.heartbeat,
-    "start": lambda db, of: jobs.start_all(db, [(claim, None) for claim in of], worker="w1"),
-    "complete": lambda db, of: jobs.complete_all(db, [(claim, {}, None) for claim in of], worker="w1"),
+    "start": lambda db, of, **how: jobs.start_all(db, [(claim, None) for claim in of], worker="w1", **how),
+    "complete": lambda db, of, **how: jobs.complete_all(db, [(claim, {}, None) for claim in of], worker="w1", **how),
 }
 
 
@@ -552,6 +552,17 @@ def test_statements_about_the_same_claims_lock_them_in_one_order(db: Connection,
     assert _meanwhile(db, holder, lambda session: SHARED[move](session, [second, first]), "outbox", second.id) == {
         first.id, second.id,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("move", "table"), [("start", "outbox"), ("complete", "outbox"), ("complete", "resources")])
+def test_a_shared_statement_leaves_out_what_somebody_holds(db: Connection, connect: Any, move: str, table: str) -> None:
+    held, free = a_claim(db), a_claim(db)
+    row = held.id if table == "outbox" else held.resource_id
+    connect().cursor().execute(f"SELECT FROM {table} WHERE id = %s FOR UPDATE", (str(row),))
+    db.execute(text("SET lock_timeout = '1s'"))
+    assert SHARED[move](db, [held, free], waits=False) == {free.id}
+    with pytest.raises(sa.exc.OperationalError, match="lock timeout"):
+        SHARED[move](db, [held])
 
 
 def test_completions_lock_their_resources_in_the_order_of_deletes(db: Connection, connect: Any) -> None:

@@ -19,6 +19,8 @@ from outbox.resources import NewResource
 from outbox.rows import Claim, Json
 from outbox.states import StuckReason
 from tests.outbox.given import a_claim, a_job, claim_of, claims, events_of, job, status_of
+from tests.outbox.test_transitions import somebody_waits
+from tests.witness import eventually
 from worker.backends import Absent, Different, Observation, Plan, Same
 from worker.runner import Run, Shared
 
@@ -112,6 +114,21 @@ def test_a_shared_statement_whose_answer_is_lost_is_read_back_by_each(
     Run(claim, backend, worker="w1", shared=Shared(worker="w1"))()
     assert (job(db, claim.id).state, backend.torn) == ("succeeded", [1])
     assert events_of(db, claim.id) == ["claimed", "started", "completed"]
+
+
+def test_a_resource_that_somebody_holds_keeps_no_other_job_waiting(db: Connection, connect: Any) -> None:
+    shared = Shared(worker="w1")
+    held, free = a_claim(db), a_claim(db)
+    holder = connect()
+    holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held.resource_id),))
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(Run(held, Shelf(), worker="w1", shared=shared))
+        eventually(lambda: somebody_waits(db), what="it waits by itself")
+        Run(free, Shelf(), worker="w1", shared=shared)()
+        assert (job(db, free.id).state, waiting.done()) == ("succeeded", False)
+        holder.commit()
+        waiting.result(20)
+    assert job(db, held.id).state == "succeeded"
 
 
 def _answer_lost_once(honest: Callable[..., Any]) -> Callable[..., Any]:
