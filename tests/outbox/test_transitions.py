@@ -593,3 +593,25 @@ def _meanwhile(db: Connection, holder: Any, act: Callable[[Connection], Any], ta
     holder.commit()
     thread.join()
     return done[0]
+
+
+@pytest.mark.parametrize("move", SHARED)
+def test_who_waited_for_a_claim_that_moved_on_meanwhile_moves_nothing(db: Connection, connect: Any, move: str) -> None:
+    claim = a_claim(db)
+    other = connect()
+    other.cursor().execute(
+        "UPDATE outbox SET fence = fence + 1, claimed_by = 'w2' WHERE id = %s AND claimed_by = 'w1'", (claim.id,)
+    )
+    done: list[set[int]] = []
+
+    def run() -> None:
+        with database.statement() as session:
+            done.append(SHARED[move](session, [claim]))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    eventually(lambda: somebody_waits(db), what="it waits for the other")
+    other.commit()
+    thread.join()
+    assert (done, events_of(db, claim.id)) == ([set()], ["claimed"])
+    assert status_of(db, claim.resource_id) == "deleting"
