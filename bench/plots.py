@@ -1,4 +1,4 @@
-"""`python -m bench.plots`: the plots and tables of docs/scaling.md, from what bench/scale.py measured.
+"""`python -m bench.plots`: the plots and tables of docs/scaling.md, from what bench/scale.py and `make bench` measured.
 
 A table stands between two comments with its name; a part that was not measured leaves its own as it is.
 """
@@ -16,6 +16,9 @@ from pygal.style import Style
 ROOT = Path(__file__).parent.parent
 DOC = ROOT / "docs" / "scaling.md"
 MEASURED = ROOT / "bench" / "scale.json"
+# Of `make bench`: the workers of one slot, whose teardowns sleep.
+BENCH = ROOT / "bench" / "results.json"
+SLEEPER = re.compile(r"5 ms teardown, (\d+) x 1 slots")
 Part = dict[str, Any]
 
 # Busier than this, a process or a server keeps its callers waiting for each other.
@@ -37,6 +40,10 @@ def main() -> None:
             doc = _between(doc, name, f"{tell(parts[name])}\n\n{_told(parts[name])}")
     if "costs" in parts:
         doc = _between(doc, "arithmetic", _arithmetic(parts["costs"]["a_delete"]))
+    bench = json.loads(BENCH.read_text())
+    rates = {int(found[1]): row["median"] for row in bench["rows"] if (found := SLEEPER.fullmatch(row["measure"]))}
+    doc = _between(doc, "processes", _processes(bench, rates))
+    _write(_plot_processes(rates), DOC.parent / "scaling-processes.svg")
     DOC.write_text(doc)
     for name, draw in PLOTS.items():
         if name in parts:
@@ -119,6 +126,14 @@ def _costs_table(part: Part) -> str:
     )
 
 
+def _processes(bench: Part, rates: dict[int, float]) -> str:
+    rows = [[str(processes), f"{rate:,.0f}", f"{rate / rates[1]:.2f}"] for processes, rate in rates.items()]
+    told = (
+        f"{bench['at'][:10]}, {bench['postgresql']}, {bench['machine']}, load {bench['load_at_start']:.1f} as it began"
+    )
+    return _table(["worker processes", "teardowns/s", "times one"], rows) + f"\n\n_{told}._"
+
+
 CPU = {"api_cpu_ms": "the API", "worker_cpu_ms": "the worker", "postgresql_cpu_ms": "PostgreSQL"}
 
 
@@ -189,11 +204,11 @@ _STYLE = Style(
 )
 
 
-def _chart(title: str, x: str, **words: Any) -> pygal.XY:
+def _chart(title: str, x: str, y: str = "ms a claim", **words: Any) -> pygal.XY:
     return pygal.XY(
         title=title,
         x_title=x,
-        y_title="ms a claim",
+        y_title=y,
         width=800,
         height=380,
         style=_STYLE,
@@ -227,6 +242,13 @@ def _plot_churn(part: Part) -> pygal.XY:
         at += interval["seconds"]
     chart.add("before", lines[False])
     chart.add("snapshot held", lines[True])
+    return chart
+
+
+def _plot_processes(rates: dict[int, float]) -> pygal.XY:
+    chart = _chart("Workers of one slot, a teardown of 5 ms, two cores", "worker processes", "teardowns/s")
+    chart.add("measured", [(0, 0), *rates.items()])
+    chart.add("as many times one", [(0, 0), *((processes, processes * rates[1]) for processes in rates)])
     return chart
 
 
