@@ -3,13 +3,14 @@
 import json
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import Connection, text
 
+from outbox import db as database
 from outbox import tokens
 from tests.outbox.given import a_resource
 from tests.outbox.test_transitions import somebody_waits
@@ -45,10 +46,12 @@ def test_a_locked_resource_keeps_no_other_delete_waiting(
     held, free = a_resource(db), a_resource(db)
     holder = connect()
     holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held),))
-    with ThreadPoolExecutor(1) as pool, client(str(api.base_url), tenant) as other:
+    with ThreadPoolExecutor(2) as pool, client(str(api.base_url), tenant) as other:
         waiting = pool.submit(other.delete, f"/v1/resources/{held}")
         eventually(lambda: somebody_waits(db), what="it waits for the row")
-        assert api.delete(f"/v1/resources/{free}").status_code == 202
+        going = pool.submit(api.delete, f"/v1/resources/{free}")
+        assert wait([going], database.STATEMENT_TIMEOUT_MS / 2000).done, "sooner than a statement gives up waiting"
+        assert going.result().status_code == 202
         assert not waiting.done()
         holder.commit()
         assert waiting.result(20).status_code == 202

@@ -5,7 +5,7 @@ The backends here are third parties' own.
 
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
 from outbox import credentials, jobs, resources
+from outbox import db as database
 from outbox.errors import Refused, Transient, Unavailable
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
@@ -124,7 +125,8 @@ def test_a_resource_that_somebody_holds_keeps_no_other_job_waiting(db: Connectio
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(Run(held, Shelf(), worker="w1", shared=shared))
         eventually(lambda: somebody_waits(db), what="it waits by itself")
-        Run(free, Shelf(), worker="w1", shared=shared)()
+        going = pool.submit(Run(free, Shelf(), worker="w1", shared=shared))
+        assert wait([going], database.STATEMENT_TIMEOUT_MS / 2000).done, "sooner than a statement gives up waiting"
         assert (job(db, free.id).state, waiting.done()) == ("succeeded", False)
         holder.commit()
         waiting.result(20)
