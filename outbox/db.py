@@ -25,6 +25,8 @@ READ_ONLY = "25006"
 _AWAY = ("57P01", "57P02", "57P03", "25P03", READ_ONLY)
 # Classes: connection lost; no disk, no memory or no connection slot left.
 _AWAY_CLASSES = ("08", "53")
+# There is none of that name, or there is already.
+_NOT_PREPARED = ("26000", "42P05")
 
 
 def control_url() -> URL:
@@ -32,7 +34,7 @@ def control_url() -> URL:
     try:
         url = make_url(settings.get().need("database_url"))
     except ArgumentError as error:
-        raise SettingsError(f"DEPROVISIONER_DATABASE_URL: {error}") from error
+        raise SettingsError(f"DEPROVISIONER_DATABASE_URL must be a postgresql:// URL: {error}") from error
     if url.get_backend_name() not in ("postgresql", "postgres"):
         raise SettingsError(f"DEPROVISIONER_DATABASE_URL must be a postgresql:// URL, not {url.drivername}://")
     return url.set(drivername="postgresql+psycopg2")
@@ -68,6 +70,7 @@ def engine() -> Engine:
     sa.event.listen(made, "handle_error", _forget_a_standby)
     if settings.get().prepared_statements:
         sa.event.listen(made, "before_cursor_execute", _execute_prepared, retval=True)
+        sa.event.listen(made, "handle_error", _tell_of_a_pooler)
     return made
 
 
@@ -105,6 +108,17 @@ def _forget_a_standby(context: sa.engine.ExceptionContext) -> None:
     """After a failover the old connections lead to what is now read-only: they are as good as lost."""
     if getattr(context.original_exception, "pgcode", None) == READ_ONLY:
         context.is_disconnect = True
+
+
+def _tell_of_a_pooler(context: sa.engine.ExceptionContext) -> None:
+    """What a connection has prepared is there as long as the connection, unless it is another one each time."""
+    if getattr(context.original_exception, "pgcode", None) in _NOT_PREPARED:
+        from outbox.events import log  # noqa: PLC0415 - the command line starts without it
+
+        log.error(
+            "prepared_statement_of_another_session",
+            hint="behind a pooler in transaction mode set DEPROVISIONER_PREPARED_STATEMENTS=false (docs/scaling.md)",
+        )
 
 
 @contextmanager

@@ -123,6 +123,8 @@ def load() -> Settings:
             hint = f"did you mean {PREFIX}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
             raise SettingsError(f"{variable} is not a setting; {hint}")
     said = {name: os.environ[variable] for variable, name in known.items() if variable in os.environ}
+    if said.get("broker_url") and "://" not in said["broker_url"]:  # Celery would take it for a host's name
+        raise SettingsError(f"{PREFIX}BROKER_URL={said['broker_url']!r}: must be a URL, `redis://…` or `amqp://…`")
     try:
         return convert(said, Settings, strict=False, dec_hook=lambda kind, value: kind(value))
     except ValidationError as error:

@@ -23,6 +23,7 @@ from tests.outbox.given import a_job, a_resource
     [
         ("DEPROVISIONER_LEASE_SECOND", "30", "did you mean DEPROVISIONER_LEASE_SECONDS"),
         ("DEPROVISIONER_LEASE_SECONDS", "soon", "DEPROVISIONER_LEASE_SECONDS='soon'"),
+        ("DEPROVISIONER_BROKER_URL", "localhost", "DEPROVISIONER_BROKER_URL='localhost': must be a URL"),
         ("DEPROVISIONER_API_PORT", "99999", "DEPROVISIONER_API_PORT"),
         ("DEPROVISIONER_MAX_ATTEMPTS", "0", "DEPROVISIONER_MAX_ATTEMPTS='0': Expected `int` >= 1"),
         ("DEPROVISIONER_BACKOFF_MAX_SECONDS", "nan", "DEPROVISIONER_BACKOFF_MAX_SECONDS='nan'"),
