@@ -1,6 +1,7 @@
 """Every transition from every state, on real PostgreSQL: the arrows of TRANSITIONS, and no others."""
 
 import threading
+import uuid
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -563,6 +564,38 @@ def test_a_shared_statement_leaves_out_what_somebody_holds(db: Connection, conne
     assert SHARED[move](db, [held, free], waits=False) == {free.id}
     with pytest.raises(sa.exc.OperationalError, match="lock timeout"):
         SHARED[move](db, [held])
+
+
+@pytest.mark.parametrize("move", ["start", "complete"])
+def test_a_shared_statement_leaves_out_what_somebody_writes_events_of(db: Connection, connect: Any, move: str) -> None:
+    held, free = a_claim(db), a_claim(db)
+    _writes_an_event(connect(), held.resource_id)
+    db.execute(text("SET lock_timeout = '1s'"))
+    assert SHARED[move](db, [held, free], waits=False) == {free.id}
+
+
+def test_shared_deletes_leave_out_what_somebody_writes_events_of(db: Connection, connect: Any) -> None:
+    held, free = (jobs.Delete(a_resource(db), "me") for _ in range(2))
+    _writes_an_event(connect(), held.resource_id)
+    db.execute(text("SET lock_timeout = '1s'"))
+    assert set(jobs.enqueue_all(db, [held, free], waits=False)) == {free.request_id}
+
+
+def _writes_an_event(holder: Any, resource: uuid.UUID) -> None:
+    """Another transaction that has the resource's chain, and no row of it: an operation's step, or a person's psql."""
+    holder.cursor().execute(
+        "INSERT INTO events (job_id, resource_id, fence, event, actor) VALUES (0, %s, 0, 'noted', 'me')",
+        (str(resource),),
+    )
+
+
+def test_a_delete_is_not_told_of_an_old_teardown_as_its_own(db: Connection) -> None:
+    resource = a_resource(db)
+    jobs.enqueue(db, resource, actor="me")
+    # What psql can do, and no transition: the row is put back by hand, its job forgotten.
+    db.execute(text("UPDATE resources SET status = 'active', deleted_at = NULL WHERE id = :id"), {"id": resource})
+    with pytest.raises(sa.exc.IntegrityError):
+        jobs.enqueued_before(db, jobs.Delete(resource, "me"))
 
 
 def test_completions_lock_their_resources_in_the_order_of_deletes(db: Connection, connect: Any) -> None:
