@@ -385,7 +385,7 @@ _START_DEPROVISION = prepared(f"""
          WHERE status = 'deleting'
     ), {_START}, noted AS ({_events(reason="NULL", detail="detail")}
     )
-    SELECT id FROM job""")
+    SELECT id, fence FROM job""")
 _START_IF_FREE = _if_free(_START_DEPROVISION)
 # The row lock: a DELETE at this moment comes before, and is seen here, or after, and then sees the manifest.
 # What is about to be made is written down first, once: a second attempt makes the very same thing.
@@ -404,14 +404,14 @@ _START_PROVISION = text(f"""
 
 def start_all(
     db: Connection, seen: Sequence[tuple[Claim, Json | None]], *, worker: str, waits: bool = True
-) -> set[int]:
-    """running -> running, for each of these teardowns that `start` would let start; their ids.
+) -> set[tuple[int, int]]:
+    """running -> running, for each of these teardowns that `start` would let start; by job and fence.
 
     With each claim, what was looked at before. Unless it `waits`, those that somebody holds are left out.
     """
     noted = [(claim, None if before is None else {"seen": before}) for claim, before in seen]
     statement = _START_DEPROVISION if waits else _START_IF_FREE
-    return set(db.execute(statement, _ours(noted) | {"event": "started", "actor": worker}).scalars())
+    return {(row.id, row.fence) for row in db.execute(statement, _ours(noted) | {"event": "started", "actor": worker})}
 
 
 def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None, under: Sequence[Brake] = ()) -> None:
@@ -492,21 +492,23 @@ _COMPLETE = prepared(f"""
     )
     UPDATE resources SET status = 'deleted', purged_at = now(), credentials = NULL
       FROM job WHERE resources.id = job.resource_id
- RETURNING job.id""")
+ RETURNING job.id, job.fence""")
 _COMPLETE_IF_FREE = _if_free(_COMPLETE)
 
 
 def complete_all(
     db: Connection, ended: Sequence[tuple[Claim, Json, Json | None]], *, worker: str, waits: bool = True
-) -> set[int]:
-    """running -> succeeded, for each of these teardowns that `complete` would take; their ids.
+) -> set[tuple[int, int]]:
+    """running -> succeeded, for each of these teardowns that `complete` would take; by job and fence.
 
     With each claim, what was `seen` of the object's absence, and what this attempt `did`. Unless it `waits`, those that
     somebody holds are left out.
     """
     noted = [(claim, {"seen": seen} | ({"did": did} if did else {})) for claim, seen, did in ended]
     statement = _COMPLETE if waits else _COMPLETE_IF_FREE
-    return set(db.execute(statement, _ours(noted) | {"event": "completed", "actor": worker}).scalars())
+    return {
+        (row.id, row.fence) for row in db.execute(statement, _ours(noted) | {"event": "completed", "actor": worker})
+    }
 
 
 def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json | None = None) -> None:

@@ -20,9 +20,15 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: a shared statement may leave one out",
-            "claim.id in done or None",
+            "(claim.id, claim.fence) in done or None",
             "True",
             "test_a_stale_claim_among_those_that_share_a_statement_does_nothing",
+        ),
+        (
+            "run: a shared statement tells claims of one job apart",
+            "(claim.id, claim.fence) in done or None",
+            "claim.id in {id for id, _ in done} or None",
+            "test_an_old_claim_and_a_new_one_of_the_same_job_in_one_statement_are_told_apart",
         ),
         (
             "run: a shared statement waits for no row",
