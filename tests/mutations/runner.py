@@ -217,9 +217,21 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "hands: a sweep looks at the front",
-            "        self._passed = {}\n        self.drain()",
-            "        self.drain()",
+            "self._from_front = True",
+            "self._from_front = False",
             "test_what_is_put_in_front_of_a_full_row_of_claims_is_found_by_the_next_sweep",
+        ),
+        (
+            "hands: a sweep is not undone by a claim under way",
+            "self._from_front = True",
+            "self._passed = {}",
+            "test_a_claim_that_was_under_way_at_a_sweep_keeps_no_later_one_from_the_front",
+        ),
+        (
+            "hands: a claim that comes short is followed by one from the front",
+            "                or unseen\n",
+            "",
+            "test_a_bell_for_what_was_put_in_front_of_a_full_row_of_claims_waits_for_no_sweep",
         ),
         (
             "hands: a claim that comes short looks at the front next",
