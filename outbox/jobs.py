@@ -99,9 +99,10 @@ def _enqueue(asked: str, which: str) -> str:
       FROM resource JOIN job ON job.resource_id = resource.id"""
 
 
-def _if_free(statement: TextClause) -> TextClause:
-    """The same, but rows that somebody else holds are left out, not waited for."""
-    return prepared(statement.text.replace("FOR NO KEY UPDATE", "FOR NO KEY UPDATE SKIP LOCKED"))
+def _if_free(statement: TextClause, resource: str) -> TextClause:
+    """The same, but what somebody else holds is left out, not waited for: the rows, and the chain of the `resource`."""
+    chain = f"pg_try_advisory_xact_lock(hashtextextended(CAST({resource} AS text), 0))"  # as its trigger will take it
+    return prepared(statement.text.replace("FOR NO KEY UPDATE", f"AND {chain} FOR NO KEY UPDATE SKIP LOCKED"))
 
 
 # Rows are locked in one order: DELETEs and operations over the same resources wait for each other, never in a circle.
@@ -119,7 +120,7 @@ _ENQUEUE = prepared(
         "(asked.tenant IS NULL OR asked.tenant = resources.tenant) AND status IN ('active', 'provisioning')",
     )
 )
-_ENQUEUE_IF_FREE = _if_free(_ENQUEUE)
+_ENQUEUE_IF_FREE = _if_free(_ENQUEUE, "asked.id")
 
 _ENQUEUED_BEFORE = text(f"""
     SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, job.request_id AS request_id
@@ -386,7 +387,7 @@ _START_DEPROVISION = prepared(f"""
     ), {_START}, noted AS ({_events(reason="NULL", detail="detail")}
     )
     SELECT id, fence FROM job""")
-_START_IF_FREE = _if_free(_START_DEPROVISION)
+_START_IF_FREE = _if_free(_START_DEPROVISION, "resource_id")
 # The row lock: a DELETE at this moment comes before, and is seen here, or after, and then sees the manifest.
 # What is about to be made is written down first, once: a second attempt makes the very same thing.
 _START_PROVISION = text(f"""
@@ -493,7 +494,7 @@ _COMPLETE = prepared(f"""
     UPDATE resources SET status = 'deleted', purged_at = now(), credentials = NULL
       FROM job WHERE resources.id = job.resource_id
  RETURNING job.id, job.fence""")
-_COMPLETE_IF_FREE = _if_free(_COMPLETE)
+_COMPLETE_IF_FREE = _if_free(_COMPLETE, "resource_id")
 
 
 def complete_all(
