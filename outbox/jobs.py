@@ -176,10 +176,10 @@ def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
         row = db.execute(_ENQUEUED_BEFORE, {"id": asked.resource_id, "tenant": asked.tenant}).one_or_none()
         if row is None:
             raise NotFound(f"there is no resource {asked.resource_id}")
-        if row.job_id is not None:
-            won = row.request_id == asked.request_id
-            return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=won)
         if row.resource_status in (ResourceStatus.DELETING, ResourceStatus.DELETED):
+            if row.job_id is not None:
+                won = row.request_id == asked.request_id
+                return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=won)
             raise Conflict(
                 f"resource {asked.resource_id} is {row.resource_status}, and its deprovision job is missing: "
                 "`deprovisioner doctor` (deleting_without_job) and docs/runbook.md tell what to do"

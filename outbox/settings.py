@@ -125,6 +125,9 @@ def load() -> Settings:
     said = {name: os.environ[variable] for variable, name in known.items() if variable in os.environ}
     try:
         return convert(said, Settings, strict=False, dec_hook=lambda kind, value: kind(value))
+    except UnicodeEncodeError as error:
+        name = next(name for name, value in said.items() if value == error.object)
+        raise SettingsError(f"{PREFIX}{name.upper()}={error.object!r}: it is not UTF-8") from error
     except ValidationError as error:
         wrong, _, where = str(error).partition(" - at `$.")
         name = where.rstrip("`")

@@ -28,6 +28,7 @@ from tests.outbox.given import a_job, a_resource
         ("DEPROVISIONER_BACKOFF_MAX_SECONDS", "nan", "DEPROVISIONER_BACKOFF_MAX_SECONDS='nan'"),
         ("DEPROVISIONER_PREPARED_STATEMENTS", "maybe", "DEPROVISIONER_PREPARED_STATEMENTS='maybe': Expected `bool`"),
         ("DEPROVISIONER_QQQ", "1", "is not a setting; known:"),
+        ("DEPROVISIONER_WORKER_SLOTS", "8\udcff", "DEPROVISIONER_WORKER_SLOTS='8\\udcff': it is not UTF-8"),
     ],
 )
 def test_a_wrong_setting_is_named(
