@@ -234,12 +234,6 @@ GUARDS_OF_RUNNER = (
             "test_a_bell_for_what_was_put_in_front_of_a_full_row_of_claims_waits_for_no_sweep",
         ),
         (
-            "hands: a claim that comes short looks at the front next",
-            " if name not in short",
-            "",
-            "test_after_a_claim_that_came_short_the_front_is_looked_at_again",
-        ),
-        (
             "hands: heartbeat",
             "kept = jobs.heartbeat(session, claims)",
             "kept = {c.id for c in claims}",
