@@ -99,9 +99,10 @@ def _enqueue(asked: str, which: str) -> str:
       FROM resource JOIN job ON job.resource_id = resource.id"""
 
 
-def _if_free(statement: TextClause) -> TextClause:
-    """The same, but rows that somebody else holds are left out, not waited for."""
-    return prepared(statement.text.replace("FOR NO KEY UPDATE", "FOR NO KEY UPDATE SKIP LOCKED"))
+def _if_free(statement: TextClause, resource: str) -> TextClause:
+    """The same, but what somebody else holds is left out, not waited for: the rows, and the chain of the `resource`."""
+    chain = f"pg_try_advisory_xact_lock(hashtextextended(CAST({resource} AS text), 0))"  # as its trigger will take it
+    return prepared(statement.text.replace("FOR NO KEY UPDATE", f"AND {chain} FOR NO KEY UPDATE SKIP LOCKED"))
 
 
 # Rows are locked in one order: DELETEs and operations over the same resources wait for each other, never in a circle.
@@ -119,7 +120,7 @@ _ENQUEUE = prepared(
         "(asked.tenant IS NULL OR asked.tenant = resources.tenant) AND status IN ('active', 'provisioning')",
     )
 )
-_ENQUEUE_IF_FREE = _if_free(_ENQUEUE)
+_ENQUEUE_IF_FREE = _if_free(_ENQUEUE, "asked.id")
 
 _ENQUEUED_BEFORE = text(f"""
     SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, job.request_id AS request_id
@@ -175,10 +176,10 @@ def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
         row = db.execute(_ENQUEUED_BEFORE, {"id": asked.resource_id, "tenant": asked.tenant}).one_or_none()
         if row is None:
             raise NotFound(f"there is no resource {asked.resource_id}")
-        if row.job_id is not None:
-            won = row.request_id == asked.request_id
-            return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=won)
         if row.resource_status in (ResourceStatus.DELETING, ResourceStatus.DELETED):
+            if row.job_id is not None:
+                won = row.request_id == asked.request_id
+                return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=won)
             raise Conflict(
                 f"resource {asked.resource_id} is {row.resource_status}, and its deprovision job is missing: "
                 "`deprovisioner doctor` (deleting_without_job) and docs/runbook.md tell what to do"
@@ -385,8 +386,8 @@ _START_DEPROVISION = prepared(f"""
          WHERE status = 'deleting'
     ), {_START}, noted AS ({_events(reason="NULL", detail="detail")}
     )
-    SELECT id FROM job""")
-_START_IF_FREE = _if_free(_START_DEPROVISION)
+    SELECT id, fence FROM job""")
+_START_IF_FREE = _if_free(_START_DEPROVISION, "resource_id")
 # The row lock: a DELETE at this moment comes before, and is seen here, or after, and then sees the manifest.
 # What is about to be made is written down first, once: a second attempt makes the very same thing.
 _START_PROVISION = text(f"""
@@ -404,14 +405,14 @@ _START_PROVISION = text(f"""
 
 def start_all(
     db: Connection, seen: Sequence[tuple[Claim, Json | None]], *, worker: str, waits: bool = True
-) -> set[int]:
-    """running -> running, for each of these teardowns that `start` would let start; their ids.
+) -> set[tuple[int, int]]:
+    """running -> running, for each of these teardowns that `start` would let start; by job and fence.
 
     With each claim, what was looked at before. Unless it `waits`, those that somebody holds are left out.
     """
     noted = [(claim, None if before is None else {"seen": before}) for claim, before in seen]
     statement = _START_DEPROVISION if waits else _START_IF_FREE
-    return set(db.execute(statement, _ours(noted) | {"event": "started", "actor": worker}).scalars())
+    return {(row.id, row.fence) for row in db.execute(statement, _ours(noted) | {"event": "started", "actor": worker})}
 
 
 def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None, under: Sequence[Brake] = ()) -> None:
@@ -492,21 +493,23 @@ _COMPLETE = prepared(f"""
     )
     UPDATE resources SET status = 'deleted', purged_at = now(), credentials = NULL
       FROM job WHERE resources.id = job.resource_id
- RETURNING job.id""")
-_COMPLETE_IF_FREE = _if_free(_COMPLETE)
+ RETURNING job.id, job.fence""")
+_COMPLETE_IF_FREE = _if_free(_COMPLETE, "resource_id")
 
 
 def complete_all(
     db: Connection, ended: Sequence[tuple[Claim, Json, Json | None]], *, worker: str, waits: bool = True
-) -> set[int]:
-    """running -> succeeded, for each of these teardowns that `complete` would take; their ids.
+) -> set[tuple[int, int]]:
+    """running -> succeeded, for each of these teardowns that `complete` would take; by job and fence.
 
     With each claim, what was `seen` of the object's absence, and what this attempt `did`. Unless it `waits`, those that
     somebody holds are left out.
     """
     noted = [(claim, {"seen": seen} | ({"did": did} if did else {})) for claim, seen, did in ended]
     statement = _COMPLETE if waits else _COMPLETE_IF_FREE
-    return set(db.execute(statement, _ours(noted) | {"event": "completed", "actor": worker}).scalars())
+    return {
+        (row.id, row.fence) for row in db.execute(statement, _ours(noted) | {"event": "completed", "actor": worker})
+    }
 
 
 def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json | None = None) -> None:

@@ -127,6 +127,9 @@ def load() -> Settings:
         raise SettingsError(f"{PREFIX}BROKER_URL={said['broker_url']!r}: must be a URL, `redis://…` or `amqp://…`")
     try:
         return convert(said, Settings, strict=False, dec_hook=lambda kind, value: kind(value))
+    except UnicodeEncodeError as error:
+        name = next(name for name, value in said.items() if value == error.object)
+        raise SettingsError(f"{PREFIX}{name.upper()}={error.object!r}: it is not UTF-8") from error
     except ValidationError as error:
         wrong, _, where = str(error).partition(" - at `$.")
         name = where.rstrip("`")

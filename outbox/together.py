@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
@@ -56,6 +57,7 @@ class Together(Generic[A, R]):
             try:
                 answers = self._act([asked for asked, _ in batch])
             except Exception as error:  # noqa: BLE001 - each of them meets it again by itself, and knows what to do
-                log.warning("asked_together_in_vain", name=self._name, count=len(batch), error=repr(error))
+                with suppress(Exception):  # a log that takes nothing (a full disk) must not be the end of this thread
+                    log.warning("asked_together_in_vain", name=self._name, count=len(batch), error=repr(error))
             for (_, answer), came in zip(batch, answers, strict=True):
                 answer.set_result(came)

@@ -62,6 +62,7 @@ class Hands:
         self._running: dict[tuple[int, int], Claim] = {}  # by job and fence: a lost claim may come again
         self._looking: list[Look] = []
         self._passed: dict[str, Claim] = {}  # by backend, the last claim of a row of claims that were all filled
+        self._from_front = False
         self._claiming = threading.Lock()
         self._asked = threading.Event()
         self._more = False
@@ -105,7 +106,7 @@ class Hands:
         if expired or lost or woken:
             log.warning("swept", actor=self._worker, lost=lost, expired=expired, woken=woken)
         self._looks_wanted, self._next_look = True, -math.inf
-        self._passed = {}
+        self._from_front = True  # for whoever claims next: one that is under way has its place already
         self.drain()
         with db.transaction() as session:
             audit.checkpoint(session, actor=self._worker)
@@ -159,6 +160,8 @@ class Hands:
             if not rooms:
                 return  # all hands are full: the first to end comes by here
             self._more = False  # a bell from here on makes it true again
+            if self._from_front:
+                self._from_front, self._passed = False, {}
             try:
                 with db.statement() as session:
                     claims = self._read_back(session, slots)
@@ -170,8 +173,11 @@ class Hands:
                 self._doubt_until = time.monotonic() + self._lease_seconds
                 raise
             taken = Counter(claim.backend for claim in claims)
+            short = {name for name in rooms if not found and len(claims) < slots and taken[name] < rooms[name]}
+            # The bell may have rung for what stands before the place where this claim began.
+            unseen = not short.isdisjoint(self._passed)
             if not found:
-                self._pass(claims, short={name for name in rooms if len(claims) < slots and taken[name] < rooms[name]})
+                self._pass(claims, short=short)
             for claim in claims:
                 with self._idle:
                     self._running[claim.id, claim.fence] = claim
@@ -183,16 +189,17 @@ class Hands:
                 or len(rooms) < len(self._served)
                 or any(taken[name] == room for name, room in rooms.items())
                 or any(claim.probing for claim in claims)
+                or unseen
             ):
                 self._more = True
-            if not claims:
+            if not claims and not unseen:
                 return
 
     def _pass(self, claims: Sequence[Claim], *, short: Collection[str]) -> None:
         """While a backend has more than its room, each claim begins behind the one before, not at the front.
 
         The front of the index is full of dead entries when a long transaction elsewhere keeps vacuum away. What was put
-        back there meanwhile is seen when a claim comes short, or by the next sweep.
+        back there meanwhile is seen at once when a claim comes short, or by the first claim after a sweep.
         """
         passed = self._passed | {claim.backend: claim for claim in claims}
         self._passed = {name: claim for name, claim in passed.items() if name not in short}

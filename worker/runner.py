@@ -60,10 +60,13 @@ class Shared:
         self.completions = Together("completions", partial(_together, jobs.complete_all, worker))
 
 
-def _together(transition: Callable[..., set[int]], worker: str, asked: Sequence[tuple[Any, ...]]) -> list[bool | None]:
+def _together(
+    transition: Callable[..., set[tuple[int, int]]], worker: str, asked: Sequence[tuple[Any, ...]]
+) -> list[bool | None]:
     with db.statement() as session:
         done = transition(session, asked, worker=worker, waits=False)
-    return [claim.id in done or None for claim, *_ in asked]
+    # By the fence too: an old claim of a job may ask in the same statement as the one that came after it.
+    return [(claim.id, claim.fence) in done or None for claim, *_ in asked]
 
 
 class Run:

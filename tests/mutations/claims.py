@@ -116,11 +116,19 @@ CLAIMS = (
         MOVES,
         (
             "shared: what somebody holds is left out",
-            '"FOR NO KEY UPDATE SKIP LOCKED"',
-            '"FOR NO KEY UPDATE"',
+            "FOR NO KEY UPDATE SKIP LOCKED",
+            "FOR NO KEY UPDATE",
             "test_a_shared_statement_leaves_out_what_somebody_holds[start-outbox]",
             "test_a_shared_statement_leaves_out_what_somebody_holds[complete-outbox]",
             f"{GUARD}::test_a_resource_that_somebody_holds_keeps_no_other_delete_waiting",
+        ),
+        (
+            "shared: what somebody writes events of is left out",
+            "AND {chain} FOR NO",
+            "FOR NO",
+            "test_a_shared_statement_leaves_out_what_somebody_writes_events_of[start]",
+            "test_a_shared_statement_leaves_out_what_somebody_writes_events_of[complete]",
+            "test_shared_deletes_leave_out_what_somebody_writes_events_of",
         ),
     ),
     # -- claim, heartbeat

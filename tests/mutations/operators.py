@@ -265,8 +265,8 @@ OPERATORS = (
         ),
         (
             "hands: looks at the sweep",
-            "        self._looks_wanted, self._next_look = True, -math.inf\n        self._passed",
-            "        self._passed",
+            "        self._looks_wanted, self._next_look = True, -math.inf\n        self._from_front",
+            "        self._from_front",
             "test_a_look_that_an_operator_waits_for_is_taken_at_the_message_and_at_the_sweep",
         ),
         (

@@ -20,9 +20,15 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: a shared statement may leave one out",
-            "claim.id in done or None",
+            "(claim.id, claim.fence) in done or None",
             "True",
             "test_a_stale_claim_among_those_that_share_a_statement_does_nothing",
+        ),
+        (
+            "run: a shared statement tells claims of one job apart",
+            "(claim.id, claim.fence) in done or None",
+            "claim.id in {id for id, _ in done} or None",
+            "test_an_old_claim_and_a_new_one_of_the_same_job_in_one_statement_are_told_apart",
         ),
         (
             "run: a shared statement waits for no row",
@@ -211,15 +217,21 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "hands: a sweep looks at the front",
-            "        self._passed = {}\n        self.drain()",
-            "        self.drain()",
+            "self._from_front = True",
+            "self._from_front = False",
             "test_what_is_put_in_front_of_a_full_row_of_claims_is_found_by_the_next_sweep",
         ),
         (
-            "hands: a claim that comes short looks at the front next",
-            " if name not in short",
+            "hands: a sweep is not undone by a claim under way",
+            "self._from_front = True",
+            "self._passed = {}",
+            "test_a_claim_that_was_under_way_at_a_sweep_keeps_no_later_one_from_the_front",
+        ),
+        (
+            "hands: a claim that comes short is followed by one from the front",
+            "                or unseen\n",
             "",
-            "test_after_a_claim_that_came_short_the_front_is_looked_at_again",
+            "test_a_bell_for_what_was_put_in_front_of_a_full_row_of_claims_waits_for_no_sweep",
         ),
         (
             "hands: heartbeat",

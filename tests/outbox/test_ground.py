@@ -2,6 +2,8 @@
 
 import datetime as dt
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from tests.outbox.given import a_job, a_resource
         ("DEPROVISIONER_BACKOFF_MAX_SECONDS", "nan", "DEPROVISIONER_BACKOFF_MAX_SECONDS='nan'"),
         ("DEPROVISIONER_PREPARED_STATEMENTS", "maybe", "DEPROVISIONER_PREPARED_STATEMENTS='maybe': Expected `bool`"),
         ("DEPROVISIONER_QQQ", "1", "is not a setting; known:"),
+        ("DEPROVISIONER_WORKER_SLOTS", "8\udcff", "DEPROVISIONER_WORKER_SLOTS='8\\udcff': it is not UTF-8"),
     ],
 )
 def test_a_wrong_setting_is_named(
@@ -166,3 +169,11 @@ def test_a_ring_to_a_dead_broker_is_bounded_and_raises_nothing(settled: dict, mo
     began = time.monotonic()
     doorbell.Bell().ring()
     assert time.monotonic() - began < 0.1, "a request never waits for the broker"
+
+
+def test_a_log_that_cannot_be_written_fails_nobody() -> None:
+    says = "from outbox import events; events.configure(); events.log.info('a'); events.log.exception('b'); print('on')"
+    with Path("/dev/full").open("w") as full:
+        argv = [sys.executable, "-c", says]
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=full, text=True, timeout=60, check=False)
+    assert done.stdout == "on\n"

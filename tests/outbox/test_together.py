@@ -50,6 +50,18 @@ def test_when_a_statement_fails_each_asks_by_itself_and_the_next_goes_on() -> No
     assert others[0].result(20) == 10
 
 
+def test_a_log_that_cannot_be_written_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("outbox.together.log.warning", full)
+    gate = Gate()
+    first, others = ask(gate, 13, 1)
+    gate.open.set()
+    assert first.result(20) is None
+    assert others[0].result(20) == 10
+
+
 def test_a_statement_is_for_a_bounded_number() -> None:
     gate = Gate()
     _, others = ask(gate, 1, *[1] * (MOST + 1))

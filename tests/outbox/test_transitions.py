@@ -1,6 +1,7 @@
 """Every transition from every state, on real PostgreSQL: the arrows of TRANSITIONS, and no others."""
 
 import threading
+import uuid
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -515,7 +516,7 @@ def test_starts_that_share_a_statement_are_each_judged_by_itself(db: Connection)
         text("UPDATE resources SET status = 'deleted', purged_at = now() WHERE id = :id"), {"id": gone.resource_id}
     )
     asked = [(claim, {"n": claim.id}) for claim in (first, stale, dead, gone, second)]
-    assert jobs.start_all(db, asked, worker="w1") == {first.id, second.id}
+    assert jobs.start_all(db, asked, worker="w1") == _keys(first, second)
     assert jobs.start_all(db, asked, worker="w1") == set(), "each is started once"
     for claim in (first, second):
         started = last_event(db, claim.id)
@@ -528,7 +529,7 @@ def test_completions_that_share_a_statement_are_each_judged_by_itself(db: Connec
     first, stale, second = (a_claim(db) for _ in range(3))
     db.execute(text("UPDATE outbox SET fence = fence + 1 WHERE id = :id"), {"id": stale.id})
     asked = [(claim, {"n": claim.id}, None) for claim in (first, stale, second)]
-    assert jobs.complete_all(db, asked, worker="w1") == {first.id, second.id}
+    assert jobs.complete_all(db, asked, worker="w1") == _keys(first, second)
     assert jobs.complete_all(db, asked, worker="w1") == set()
     for claim in (first, second):
         assert status_of(db, claim.resource_id) == "deleted"
@@ -536,8 +537,12 @@ def test_completions_that_share_a_statement_are_each_judged_by_itself(db: Connec
     assert (job(db, stale.id).state, status_of(db, stale.resource_id)) == ("running", "deleting")
 
 
-SHARED: dict[str, Callable[..., set[int]]] = {
-    "heartbeat": jobs.heartbeat,
+def _keys(*claims: Claim) -> set[tuple[int, int]]:
+    return {(claim.id, claim.fence) for claim in claims}
+
+
+SHARED: dict[str, Callable[..., set[tuple[int, int]]]] = {
+    "heartbeat": lambda db, of: {(id, 1) for id in jobs.heartbeat(db, of)},
     "start": lambda db, of, **how: jobs.start_all(db, [(claim, None) for claim in of], worker="w1", **how),
     "complete": lambda db, of, **how: jobs.complete_all(db, [(claim, {}, None) for claim in of], worker="w1", **how),
 }
@@ -549,9 +554,8 @@ def test_statements_about_the_same_claims_lock_them_in_one_order(db: Connection,
     db.execute(text("UPDATE outbox SET last_error = 'e' WHERE id = :id"), {"id": first.id})  # now behind, in the table
     holder = connect()
     holder.cursor().execute("SELECT FROM outbox WHERE id = %s FOR UPDATE", (first.id,))
-    assert _meanwhile(db, holder, lambda session: SHARED[move](session, [second, first]), "outbox", second.id) == {
-        first.id, second.id,
-    }  # fmt: skip
+    act = partial(SHARED[move], of=[second, first])
+    assert _meanwhile(db, holder, act, "outbox", second.id) == _keys(first, second)
 
 
 @pytest.mark.parametrize(("move", "table"), [("start", "outbox"), ("complete", "outbox"), ("complete", "resources")])
@@ -560,9 +564,41 @@ def test_a_shared_statement_leaves_out_what_somebody_holds(db: Connection, conne
     row = held.id if table == "outbox" else held.resource_id
     connect().cursor().execute(f"SELECT FROM {table} WHERE id = %s FOR UPDATE", (str(row),))
     db.execute(text("SET lock_timeout = '1s'"))
-    assert SHARED[move](db, [held, free], waits=False) == {free.id}
+    assert SHARED[move](db, [held, free], waits=False) == _keys(free)
     with pytest.raises(sa.exc.OperationalError, match="lock timeout"):
         SHARED[move](db, [held])
+
+
+@pytest.mark.parametrize("move", ["start", "complete"])
+def test_a_shared_statement_leaves_out_what_somebody_writes_events_of(db: Connection, connect: Any, move: str) -> None:
+    held, free = a_claim(db), a_claim(db)
+    _writes_an_event(connect(), held.resource_id)
+    db.execute(text("SET lock_timeout = '1s'"))
+    assert SHARED[move](db, [held, free], waits=False) == _keys(free)
+
+
+def test_shared_deletes_leave_out_what_somebody_writes_events_of(db: Connection, connect: Any) -> None:
+    held, free = (jobs.Delete(a_resource(db), "me") for _ in range(2))
+    _writes_an_event(connect(), held.resource_id)
+    db.execute(text("SET lock_timeout = '1s'"))
+    assert set(jobs.enqueue_all(db, [held, free], waits=False)) == {free.request_id}
+
+
+def _writes_an_event(holder: Any, resource: uuid.UUID) -> None:
+    """Another transaction that has the resource's chain, and no row of it: an operation's step, or a person's psql."""
+    holder.cursor().execute(
+        "INSERT INTO events (job_id, resource_id, fence, event, actor) VALUES (0, %s, 0, 'noted', 'me')",
+        (str(resource),),
+    )
+
+
+def test_a_delete_is_not_told_of_an_old_teardown_as_its_own(db: Connection) -> None:
+    resource = a_resource(db)
+    jobs.enqueue(db, resource, actor="me")
+    # What psql can do, and no transition: the row is put back by hand, its job forgotten.
+    db.execute(text("UPDATE resources SET status = 'active', deleted_at = NULL WHERE id = :id"), {"id": resource})
+    with pytest.raises(sa.exc.IntegrityError):
+        jobs.enqueued_before(db, jobs.Delete(resource, "me"))
 
 
 def test_completions_lock_their_resources_in_the_order_of_deletes(db: Connection, connect: Any) -> None:
@@ -572,7 +608,7 @@ def test_completions_lock_their_resources_in_the_order_of_deletes(db: Connection
     holder = connect()
     holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(first.resource_id),))
     act = partial(SHARED["complete"], of=[second, first])
-    assert _meanwhile(db, holder, act, "resources", second.resource_id) == {first.id, second.id}
+    assert _meanwhile(db, holder, act, "resources", second.resource_id) == _keys(first, second)
 
 
 def _meanwhile(db: Connection, holder: Any, act: Callable[[Connection], Any], table: str, other: Any) -> Any:

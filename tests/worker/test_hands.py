@@ -1,7 +1,7 @@
 """The hands of one worker: how many jobs they take, how they keep them, and when they take none."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -135,6 +135,47 @@ def test_after_a_claim_that_came_short_the_front_is_looked_at_again(db: Connecti
         db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": front})
         made.drain()
         assert running(db) == {"pg-main": 2}
+
+
+def test_a_bell_for_what_was_put_in_front_of_a_full_row_of_claims_waits_for_no_sweep(db: Connection) -> None:
+    one_more = threading.Semaphore(0)
+    shelf = Shelf(does=lambda: _acquire(one_more), sees=[Same({}), Absent({})] * 2)
+    made = Hands({"pg-main": Served(shelf, 1)}, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
+    a_job(db)
+    made.drain()
+    front = a_job(db)
+    db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": front})
+    made.drain()
+    one_more.release(2)
+    eventually(lambda: job(db, front).state == "succeeded", what="the hand that was free took it")
+    made.stop()
+    assert made.join(20)
+
+
+def test_a_claim_that_was_under_way_at_a_sweep_keeps_no_later_one_from_the_front(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swept(*words: Any, honest: Callable[..., Any] = jobs.claim, **more: Any) -> Any:
+        claims = honest(*words, **more)
+        monkeypatch.setattr(jobs, "claim", honest)
+        made.sweep()
+        return claims
+
+    first, front, last = (a_job(db) for _ in range(3))
+    db.execute(text("UPDATE outbox SET available_at = 'infinity' WHERE id = :id"), {"id": front})
+    one_more = threading.Semaphore(0)
+    shelf = Shelf(does=lambda: _acquire(one_more), sees=[Same({}), Absent({})] * 3)
+    made = Hands({"pg-main": Served(shelf, 1)}, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
+    monkeypatch.setattr(jobs, "claim", swept)
+    made.drain()
+    assert job(db, first).state == "running"
+    db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": front})
+    one_more.release()
+    eventually(lambda: "running" in (job(db, front).state, job(db, last).state), what="the next is claimed")
+    assert (job(db, front).state, job(db, last).state) == ("running", "pending")
+    one_more.release(2)
+    made.stop()
+    assert made.join(20)
 
 
 def _acquire(one_more: threading.Semaphore) -> None:

@@ -3,6 +3,7 @@
 The backends here are third parties' own.
 """
 
+import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -104,6 +105,30 @@ def test_a_stale_claim_among_those_that_share_a_statement_does_nothing(db: Conne
     backend = Shelf()
     Run(claim_of(db, id, fence=1), backend, worker="zombie", shared=Shared(worker="zombie"))()
     assert (backend.torn, events_of(db, id)) == ([], [])
+
+
+def test_an_old_claim_and_a_new_one_of_the_same_job_in_one_statement_are_told_apart(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way, gate = threading.Event(), threading.Event()
+
+    def slowly(*words: Any, honest: Callable[..., Any] = jobs.start_all, **more: Any) -> Any:
+        under_way.set()
+        assert gate.wait(20)
+        return honest(*words, **more)
+
+    monkeypatch.setattr(jobs, "start_all", slowly)
+    shared = Shared(worker="w1")
+    other, id = a_claim(db), a_job(db, state="running", attempts=2)
+    stale, ours = claim_of(db, id, fence=1), claim_of(db, id)
+    first = shared.starts.ask((other, {}))
+    assert under_way.wait(20)
+    both = [shared.starts.ask((claim, {})) for claim in (stale, ours)]
+    gate.set()
+    assert [answer.result(20) for answer in (first, *both)] == [True, None, True]
+    both = [shared.completions.ask((claim, {}, None)) for claim in (stale, ours)]
+    assert both[0].result(20) is None
+    assert both[1].result(20)
 
 
 def test_a_shared_statement_whose_answer_is_lost_is_read_back_by_each(
