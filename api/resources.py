@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Annotated
 
@@ -33,7 +34,7 @@ from outbox.errors import BadRequest, NoCredentials, NotActive, UnknownBackend, 
 from outbox.jobs import Delete, Enqueued
 from outbox.resources import NewResource
 from outbox.states import ResourceStatus
-from outbox.together import Together
+from outbox.together import PATIENCE_SECONDS, Together
 
 router = APIRouter(prefix="/v1/resources", tags=["resources"])
 
@@ -117,7 +118,9 @@ _deletes = Together("deletes", _delete_all)
 async def delete(resource_id: ResourceId, who: Anyone, response: Response) -> Deleted:
     """Delete: 202 for the one call that did it, 200 for every other; all name the same job."""
     asked = Delete(resource_id, who.actor, who.tenant)
-    done = await asyncio.wrap_future(_deletes.ask(asked))
+    done = None
+    with suppress(TimeoutError):
+        done = await asyncio.wait_for(asyncio.wrap_future(_deletes.ask(asked)), PATIENCE_SECONDS)
     if done is None:  # it did not win, or the answer for all of them was lost
         done = await run_in_threadpool(ask, partial(jobs.enqueued_before, asked=asked))
     if done.won:

@@ -67,7 +67,7 @@ def engine() -> Engine:
         },
     )
 
-    sa.event.listen(made, "handle_error", _forget_a_standby)
+    sa.event.listen(made, "handle_error", _forget_what_is_of_no_use)
     if settings.get().prepared_statements:
         sa.event.listen(made, "before_cursor_execute", _execute_prepared, retval=True)
         sa.event.listen(made, "handle_error", _tell_of_a_pooler)
@@ -104,9 +104,10 @@ def _execute_prepared(
 _PLACE = re.compile(r"%\((\w+)\)s")
 
 
-def _forget_a_standby(context: sa.engine.ExceptionContext) -> None:
-    """After a failover the old connections lead to what is now read-only: they are as good as lost."""
-    if getattr(context.original_exception, "pgcode", None) == READ_ONLY:
+def _forget_what_is_of_no_use(context: sa.engine.ExceptionContext) -> None:
+    """After a failover connections lead to what is read-only; after a migration what they prepared may not fit."""
+    state = getattr(context.original_exception, "pgcode", None)
+    if state == READ_ONLY or (state == "0A000" and "cached plan" in str(context.original_exception)):
         context.is_disconnect = True
 
 
@@ -149,7 +150,9 @@ def unreachable(error: BaseException) -> bool:
         return True
     if not isinstance(error, DBAPIError):
         return False
+    if error.connection_invalidated:
+        return True
     state: Any = getattr(error.orig, "pgcode", None)
     if state is None:  # libpq lost or never had the server
-        return error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
+        return isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
     return state[:2] in _AWAY_CLASSES or state in _AWAY

@@ -13,6 +13,9 @@ A = TypeVar("A")
 R = TypeVar("R")
 # A statement for more takes longer than it saves.
 MOST = 100
+# More than any statement may take. Whoever has waited longer asks by itself: a connection that stands still (its server
+# process is stopped, a proxy half dead) must not stop all who share it.
+PATIENCE_SECONDS = 20
 
 
 class Together(Generic[A, R]):
@@ -38,6 +41,13 @@ class Together(Generic[A, R]):
         if self._thread is None:
             self._start()
         return answer
+
+    def wait(self, asked: A) -> R | None:
+        """The same, for a thread that has nothing else to do; None when its patience ends."""
+        try:
+            return self.ask(asked).result(PATIENCE_SECONDS)
+        except TimeoutError:
+            return None
 
     def _start(self) -> None:
         with self._lock:

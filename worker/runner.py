@@ -151,7 +151,7 @@ class Run:
         under = settings.brakes(self.claim.backend, self.claim.tenant)
         if under:
             self._record(jobs.start, within=db.transaction, seen=before, under=under)
-        elif not (self.shared and self.shared.starts.ask((self.claim, before)).result()):
+        elif not (self.shared and self.shared.starts.wait((self.claim, before))):
             self._record(jobs.start, seen=before)
         self.started = True
 
@@ -167,7 +167,7 @@ class Run:
 
     def _complete(self, seen: Json, did: Json | None = None) -> None:
         try:
-            if not (self.shared and self.shared.completions.ask((self.claim, seen, did)).result()):
+            if not (self.shared and self.shared.completions.wait((self.claim, seen, did))):
                 self._record(jobs.complete, seen=seen, did=did)
         except ClaimLost:
             self._record(jobs.note_late, news={"completed": seen, "did": did})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import NotSupportedError, OperationalError
 
 from outbox import credentials, doorbell, embedded, resources, settings, tokens
 from outbox import db as database
@@ -53,6 +53,19 @@ def test_a_connection_lost_while_it_prepares_is_known_to_be_lost(db: Connection,
     id = a_job(db)
     with database.statement() as session:
         assert session.execute(fresh, {"word": "x", "id": id}).scalars().all() == ["x%"]
+
+
+def test_a_plan_that_no_longer_fits_after_a_migration_is_made_anew(db: Connection) -> None:
+    database.engine().dispose()
+    whole = database.prepared("SELECT * FROM holds WHERE id = :id")
+    with database.statement() as session:
+        session.execute(whole, {"id": 1})
+        db.execute(text("ALTER TABLE holds ADD COLUMN more text"))
+        with pytest.raises(NotSupportedError) as lost:
+            session.execute(whole, {"id": 1})
+    assert database.unreachable(lost.value), "so it is asked again"
+    with database.statement() as session:
+        assert session.execute(whole, {"id": 1}).keys()[-1:] == ["more"]
 
 
 def test_a_missing_setting_is_named_when_it_is_needed(settled: dict, monkeypatch: pytest.MonkeyPatch) -> None:

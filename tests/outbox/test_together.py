@@ -62,6 +62,15 @@ def test_a_log_that_cannot_be_written_stops_nobody(monkeypatch: pytest.MonkeyPat
     assert others[0].result(20) == 10
 
 
+def test_nobody_waits_for_ever_for_a_connection_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outbox.together.PATIENCE_SECONDS", 0.1)
+    gate = Gate()
+    together: Together[int, int] = Together("test", gate)
+    assert together.wait(1) is None
+    gate.open.set()
+    assert together.wait(3) == 30, "who comes when it moves again is answered"
+
+
 def test_a_statement_is_for_a_bounded_number() -> None:
     gate = Gate()
     _, others = ask(gate, 1, *[1] * (MOST + 1))
