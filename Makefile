@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 10
+PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test soak matrix mutants check format demo bench model lock image clean
+.PHONY: help install up test soak matrix mutants check format demo bench bench-quick bench-real bench-scale peers model lock image clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## make .venv and install everything, pinned by hash
 
@@ -50,8 +51,26 @@ format: install ## rewrite the code as `check` wants it
 demo: install ## the main job on real servers, for a person to watch (under a minute)
 	@$(BIN)/deprovisioner demo
 
-bench: install ## idle latency and drain rate
-	@$(BIN)/python -m bench
+bench: install ## all figures as ratios, and the peers' after `make peers` (under 10 minutes; ARGS="--write-readme")
+	@$(BIN)/python -m bench --json bench/results.json $(ARGS)
+
+bench-quick: install ## one round of less (under 90 seconds; ARGS="--only drain,api": some of it)
+	@$(BIN)/python -m bench --quick $(ARGS)
+
+bench-real: install ## 500 databases and 500 namespaces, once
+	@$(BIN)/python -m bench --only real --rounds 1 --real 500 --json bench/results-real.json $(ARGS)
+
+bench-scale: install ## what grows with the backlog, into docs/scaling.md (half an hour, 20 GB of disk)
+	@$(BIN)/python -m bench.scale --json bench/scale.json $(ARGS)
+	@$(BIN)/python -m bench.plots
+
+peers: $(PEERS)/.installed ## make .venv-peers: the queues that `bench` compares with, pinned by hash
+
+$(PEERS)/.installed: bench/peers/requirements.txt
+	@echo "peers: making $(PEERS) with $$($(PYTHON) --version) (about half a minute the first time)"
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bench/peers/requirements.txt
+	@touch $@
 
 model: ## check the protocol's model, and that it falls without each guard (needs spin and gcc)
 	@docs/model/run
@@ -59,9 +78,10 @@ model: ## check the protocol's model, and that it falls without each guard (need
 lock: ## pin the dependencies anew (needs uv)
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header pyproject.toml -o requirements.txt
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header bench/peers/requirements.in -o bench/peers/requirements.txt
 
 image: ## the production image
 	@docker build -t deprovisioner .
 
-clean: ## remove .venv and caches (not .deprovisioner: it holds data)
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build
+clean: ## remove .venv, .venv-peers and caches (not .deprovisioner: it holds data)
+	@rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Lock
+from functools import partial
 from typing import Annotated, TypeVar
 
 from cachetools import TTLCache
 from fastapi import Depends
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Connection
 from tenacity import retry, retry_if_exception, stop_after_attempt
@@ -17,8 +18,8 @@ from outbox import db, tokens
 T = TypeVar("T")
 # A revoked token opens nothing after this; a request more than that costs no round trip to find out who calls.
 TOKEN_CACHE_SECONDS = 2
+# Only the event loop's: no lock.
 _CACHE: TTLCache[str, "Caller"] = TTLCache(maxsize=10_000, ttl=TOKEN_CACHE_SECONDS)
-_CACHE_LOCK = Lock()
 _bearer = HTTPBearer(auto_error=False, description="a token of `deprovisioner token create`")
 
 
@@ -37,24 +38,21 @@ def ask(act: Callable[[Connection], T]) -> T:
         return act(session)
 
 
-def caller(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Caller:
+async def caller(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Caller:
     """The bearer of the token, or 401."""
     if given is None or not given.credentials:
         raise _unauthenticated("send `Authorization: Bearer TOKEN`; `deprovisioner token create` makes one")
     secret = given.credentials
-    with _CACHE_LOCK:
-        known = _CACHE.get(secret)
+    known = _CACHE.get(secret)
     if known is None:
-        token = ask(lambda session: tokens.find(session, secret))
+        token = await run_in_threadpool(ask, partial(tokens.find, secret=secret))
         if token is None:
             raise _unauthenticated("this token is unknown or was revoked")
-        known = Caller(actor=token.actor, tenant=token.tenant)
-        with _CACHE_LOCK:
-            _CACHE[secret] = known
+        known = _CACHE[secret] = Caller(actor=token.actor, tenant=token.tenant)
     return known
 
 
-def operator(who: Annotated[Caller, Depends(caller)]) -> Caller:
+async def operator(who: Annotated[Caller, Depends(caller)]) -> Caller:
     """The bearer of an operator's token, or 403."""
     if who.tenant is not None:
         raise Problem(403, "forbidden", "this needs an operator's token; yours is a tenant's")

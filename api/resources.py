@@ -1,10 +1,14 @@
 """Routes of resources."""
 
+import asyncio
 import hashlib
-import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
+from fastapi.concurrency import run_in_threadpool
 
 from api.deps import Anyone, Caller, ask
 from api.problems import Problem
@@ -27,8 +31,10 @@ from api.schemas import (
 from outbox import credentials, db, jobs, queries, resources, settings
 from outbox.doorbell import bell
 from outbox.errors import BadRequest, NoCredentials, NotActive, UnknownBackend, UnknownKind
+from outbox.jobs import Delete, Enqueued
 from outbox.resources import NewResource
 from outbox.states import ResourceStatus
+from outbox.together import PATIENCE_SECONDS, Together
 
 router = APIRouter(prefix="/v1/resources", tags=["resources"])
 
@@ -99,13 +105,24 @@ def show_credentials(resource_id: ResourceId, who: Anyone, response: Response) -
     return credentials.unseal(sealed)
 
 
+def _delete_all(asked: Sequence[Delete]) -> list[Enqueued | None]:
+    with db.statement() as session:
+        won = jobs.enqueue_all(session, asked, waits=False)
+    return [won.get(each.request_id) for each in asked]
+
+
+_deletes = Together("deletes", _delete_all)
+
+
 @router.delete("/{resource_id}", responses={202: {"model": Deleted}})
-def delete(resource_id: ResourceId, who: Anyone, response: Response) -> Deleted:
+async def delete(resource_id: ResourceId, who: Anyone, response: Response) -> Deleted:
     """Delete: 202 for the one call that did it, 200 for every other; all name the same job."""
-    request_id = uuid.uuid4()
-    done = ask(
-        lambda session: jobs.enqueue(session, resource_id, actor=who.actor, tenant=who.tenant, request_id=request_id)
-    )
+    asked = Delete(resource_id, who.actor, who.tenant)
+    done = None
+    with suppress(TimeoutError):
+        done = await asyncio.wait_for(asyncio.wrap_future(_deletes.ask(asked)), PATIENCE_SECONDS)
+    if done is None:  # it did not win, or the answer for all of them was lost
+        done = await run_in_threadpool(ask, partial(jobs.enqueued_before, asked=asked))
     if done.won:
         bell.ring()
         response.status_code = 202

@@ -1,10 +1,18 @@
-"""`deprovisioner worker` with one backend that tears down nothing, at once. Only the bench starts it."""
+"""`deprovisioner worker` with one backend that tears down nothing, at once. Only the bench starts it.
+
+With BENCH_TEARDOWN_MS in the environment each teardown waits that long, as for a server.
+"""
+
+import os
+import time
 
 from outbox.cli import main
 from outbox.rows import Json
 from outbox.settings import BackendConfig
 from worker import backends
 from worker.backends import Absent, Backend, Same
+
+TEARDOWN_MS = "BENCH_TEARDOWN_MS"
 
 
 class Noop:
@@ -14,13 +22,15 @@ class Noop:
 
     def __init__(self) -> None:
         self._gone: set[str] = set()
+        self._seconds = float(os.environ.get(TEARDOWN_MS, "0")) / 1000
 
     def inspect(self, manifest: Json) -> Same | Absent:
         """Same until torn down, then Absent."""
         return Absent(seen={}) if manifest["generation"] in self._gone else Same(seen={})
 
     def teardown(self, manifest: Json, fence: int) -> None:  # noqa: ARG002 - the Protocol's
-        """Remember the generation."""
+        """Wait, then remember the generation."""
+        time.sleep(self._seconds)
         self._gone.add(manifest["generation"])
 
 

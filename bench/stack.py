@@ -1,14 +1,18 @@
-"""What is measured: PostgreSQL, Valkey, one API process and worker processes, in a home that is removed afterwards."""
+"""What is measured: PostgreSQL, Valkey, the API's and the workers' processes, in a home that is removed afterwards.
+
+A second PostgreSQL and a second Valkey, started when asked for, are the backends of the real work.
+"""
 
 import os
 import secrets
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+import psutil
 
 from outbox import credentials, embedded
 from outbox.embedded import Child
@@ -16,8 +20,8 @@ from outbox.settings import PREFIX
 
 BACKEND = "noop"
 TENANT = "bench"
-# As many at once as there are hands: the slots are what is varied.
-BACKENDS_TOML = f'[backends.{BACKEND}]\nkind = "noop"\ndsn = "none"\nconcurrency = 1000\n'
+PRODUCT = (sys.executable, "-m", "outbox.cli")
+NOOP_WORKER = (sys.executable, "-m", "bench.noop_worker")
 
 
 class Stack:
@@ -27,22 +31,37 @@ class Stack:
         self.home = home
         self.token = ""
         self.password = secrets.token_urlsafe(18)
-        self.postgres_port, self.broker_port, self.api_port = (embedded.free_port() for _ in range(3))
+        ports = [embedded.free_port() for _ in range(5)]
+        self.postgres_port, self.broker_port, self.api_port, self.pg_main_port, self.redis_main_port = ports
         self.dsn = embedded.postgres_dsn(self.postgres_port, self.password)
+        self.broker_url = embedded.valkey_url(self.broker_port)
+        self.pg_main_dsn = embedded.postgres_dsn(self.pg_main_port, self.password)
+        self.redis_main_url = embedded.valkey_url(self.redis_main_port, self.password)
 
     @contextmanager
-    def api(self) -> Iterator[None]:
-        """One API process, as `deprovisioner api` runs it."""
-        child = Child("api", [sys.executable, "-m", "outbox.cli", "api"], self.home / "log" / "api.log")
+    def api(self, processes: int = 1) -> Iterator[psutil.Process]:
+        """The API, as `deprovisioner api --processes N` runs it, once every process of it serves."""
+        name = f"api-{time.monotonic_ns()}"
+        child = Child(name, [*PRODUCT, "api", "--processes", str(processes)], self.home / "log" / f"{name}.log")
         with _running(child):
-            child.wait_until(self._api_answers)
-            yield
+            child.wait_until(lambda: child.log.read_text().count("Application startup complete") == processes)
+            assert child.process is not None
+            yield psutil.Process(child.process.pid)
 
     @contextmanager
-    def workers(self, processes: int, slots: int) -> Iterator[None]:
-        """Worker processes that know the kind `noop`; they begin to work before this yields."""
-        env = os.environ | {f"{PREFIX}WORKER_SLOTS": str(slots)}
-        argv = [sys.executable, "-m", "bench.noop_worker"]
+    def workers(
+        self,
+        processes: int,
+        slots: int,
+        *,
+        argv: Sequence[str] = NOOP_WORKER,
+        backends: Path | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> Iterator[None]:
+        """Worker processes that serve `backends`, a no-op unless told; they begin to work before this yields."""
+        env = os.environ | {f"{PREFIX}WORKER_SLOTS": str(slots)} | dict(more or {})
+        if backends:
+            env[f"{PREFIX}BACKENDS"] = str(backends)
         names = [f"worker-{time.monotonic_ns()}-{number}" for number in range(processes)]
         children = [Child(name, argv, self.home / "log" / f"{name}.log", env=env) for name in names]
         with ExitStack() as running:
@@ -52,21 +71,28 @@ class Stack:
                 child.wait_until(lambda log=child.log: '"worker_ready"' in log.read_text())
             yield
 
-    def _api_answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.api_port}/healthz", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+    @contextmanager
+    def real_backends(self) -> Iterator[None]:
+        """The servers of the real work, as `deprovisioner up` has them: what they hold is on disk."""
+        with (
+            _postgres(self.home, "pg-main", self.pg_main_port, self.password),
+            _valkey(self.home, "redis-main", self.redis_main_port, self.password),
+        ):
+            yield
+
+    def backends(self, name: str, kind: str, dsn: str, concurrency: int, file: str = "") -> Path:
+        """A backends file with one backend in it: beside others, it would not be given all of a worker's slots."""
+        path = self.home / (file or f"{name}.toml")
+        path.write_text(f'[backends.{name}]\nkind = "{kind}"\ndsn = "{dsn}"\nconcurrency = {concurrency}\n')
+        return path
 
     def environment(self) -> dict[str, str]:
         """What our processes read; nothing of the caller's own installation stays in it."""
-        backends = self.home / "backends.toml"
-        backends.write_text(BACKENDS_TOML)
         ours = {
             "DATABASE_URL": self.dsn,
-            "BROKER_URL": embedded.valkey_url(self.broker_port),
-            "BACKENDS": str(backends),
+            "BROKER_URL": self.broker_url,
+            # As many at once as there are hands: the slots are what is varied.
+            "BACKENDS": str(self.backends(BACKEND, "noop", "none", 1000, file="backends.toml")),
             "CREDENTIALS_KEY": credentials.new_key(),
             "HOME": str(self.home),
             "API_PORT": str(self.api_port),
@@ -75,8 +101,11 @@ class Stack:
 
 
 @contextmanager
-def stack() -> Iterator[Stack]:
-    """Servers up, schema migrated, a tenant's token made; everything stopped and removed at the end."""
+def stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """Servers up, schema migrated, a tenant's token made; everything stopped and removed at the end.
+
+    `settings` are PostgreSQL's, where its defaults are not what is measured.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="deprovisioner-bench-", ignore_cleanup_errors=True) as home,
         ExitStack() as up,
@@ -87,14 +116,29 @@ def stack() -> Iterator[Stack]:
             del os.environ[name]
         os.environ |= made.environment()
         os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
-        postgres = embedded.postgres(made.home, "control", made.postgres_port, made.password)
-        broker = embedded.valkey(made.home, "broker", made.broker_port, durable=False)
-        up.enter_context(_running(postgres))
-        up.enter_context(_running(broker))
-        postgres.wait_until(lambda: embedded.postgres_ready(made.dsn))
-        broker.wait_until(lambda: embedded.valkey_ready(embedded.valkey_url(made.broker_port)))
+        up.enter_context(_postgres(made.home, "control", made.postgres_port, made.password, settings))
+        up.enter_context(_valkey(made.home, "broker", made.broker_port))
         made.token = _prepare()
         yield made
+
+
+@contextmanager
+def _postgres(
+    home: Path, name: str, port: int, password: str, settings: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    server = embedded.postgres(home, name, port, password, settings)
+    with _running(server):
+        server.wait_until(lambda: embedded.postgres_ready(embedded.postgres_dsn(port, password)))
+        yield
+
+
+@contextmanager
+def _valkey(home: Path, name: str, port: int, password: str = "") -> Iterator[None]:
+    """With a password it is a backend, which keeps keys and users on disk; the broker may forget."""
+    server = embedded.valkey(home, name, port, durable=bool(password), password=password)
+    with _running(server):
+        server.wait_until(lambda: embedded.valkey_ready(embedded.valkey_url(port, password)))
+        yield
 
 
 def _prepare() -> str:

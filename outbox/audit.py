@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Row, text
 from outbox import db as database
 from outbox.errors import Conflict
 from outbox.events import log
+from outbox.queries import attempts
 from outbox.resources import find
 from outbox.rows import Event, Json, Resource, columns, read
 from outbox.states import ResourceStatus
@@ -230,7 +231,7 @@ def _proof(resource: Resource, links: list[Row[Any]], end: Row[Any] | None) -> P
         resource=resource,
         request_id=end.request_id if end else None,
         asked=named.get("enqueued"),
-        attempts=_attempts(story),
+        attempts=[_attempt(*attempt) for attempt in attempts(story)],
         redriven=[event for event in story if event.event == "redriven"],
         ended=named.get("completed") or named.get("resolved"),
         chain=Chain(links[-1].seq if links else 0, links[-1].hash if links else None, whole),
@@ -239,30 +240,18 @@ def _proof(resource: Resource, links: list[Row[Any]], end: Row[Any] | None) -> P
     )
 
 
-# What a person or a latecomer did beside an attempt.
-_ASIDE = ("late", "redriven", "observed", "proposed", "resolved")
-
-
-def _attempts(story: list[Event]) -> list[Attempt]:
-    attempts = []
-    for fence, group in groupby((e for e in story if e.fence and e.event not in _ASIDE), attrgetter("fence")):
-        events = list(group)
-        started = next((e for e in events if e.event == "started"), None)
-        ended = next((e for e in events if e.event not in ("claimed", "started")), None)
-        told = (ended.detail if ended else None) or {}
-        gone = ended is not None and ended.event == "completed"
-        attempts.append(
-            Attempt(
-                fence=fence,
-                worker=events[0].actor,
-                at=events[0].at,
-                started_at=started.at if started else None,
-                saw=(started.detail or {}).get("seen") if started else None if gone else told.get("seen"),
-                did=told.get("did"),
-                seen_gone=told.get("seen") if gone else None,
-                outcome=ended.event if ended else None,
-                outcome_at=ended.at if ended else None,
-                error=ended.reason if ended else None,
-            )
-        )
-    return attempts
+def _attempt(claimed: Event, started: Event | None, ended: Event | None) -> Attempt:
+    told = (ended.detail if ended else None) or {}
+    gone = ended is not None and ended.event == "completed"
+    return Attempt(
+        fence=claimed.fence,
+        worker=claimed.actor,
+        at=claimed.at,
+        started_at=started.at if started else None,
+        saw=(started.detail or {}).get("seen") if started else None if gone else told.get("seen"),
+        did=told.get("did"),
+        seen_gone=told.get("seen") if gone else None,
+        outcome=ended.event if ended else None,
+        outcome_at=ended.at if ended else None,
+        error=ended.reason if ended else None,
+    )

@@ -1,12 +1,14 @@
 """The control database: one engine a process, and the three ways to use it."""
 
+import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.engine import URL, Connection, Engine, ExecutionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from outbox import settings
@@ -23,6 +25,8 @@ READ_ONLY = "25006"
 _AWAY = ("57P01", "57P02", "57P03", "25P03", READ_ONLY)
 # Classes: connection lost; no disk, no memory or no connection slot left.
 _AWAY_CLASSES = ("08", "53")
+# There is none of that name, or there is already.
+_NOT_PREPARED = ("26000", "42P05")
 
 
 def control_url() -> URL:
@@ -30,7 +34,7 @@ def control_url() -> URL:
     try:
         url = make_url(settings.get().need("database_url"))
     except ArgumentError as error:
-        raise SettingsError(f"DEPROVISIONER_DATABASE_URL: {error}") from error
+        raise SettingsError(f"DEPROVISIONER_DATABASE_URL must be a postgresql:// URL: {error}") from error
     if url.get_backend_name() not in ("postgresql", "postgres"):
         raise SettingsError(f"DEPROVISIONER_DATABASE_URL must be a postgresql:// URL, not {url.drivername}://")
     return url.set(drivername="postgresql+psycopg2")
@@ -41,6 +45,7 @@ def engine() -> Engine:
     """This process's engine. A process that forks must call `engine.cache_clear()` in the child."""
     made = sa.create_engine(
         control_url(),
+        use_native_hstore=False,  # three statements of each new connection, to look for a type that nothing here has
         # For the engine as a whole: chosen at each checkout, it would cost a round trip to set back.
         isolation_level="AUTOCOMMIT",
         pool_size=POOL_SIZE,
@@ -54,19 +59,67 @@ def engine() -> Engine:
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 20_000,
-            "options": f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_MS}"
+            # Of a prepared statement the server would keep making plans: it takes lists of unknown length to be dear. A
+            # plan must suit a table that grows, and what is asked for is in memory: by its index.
+            "options": f"-c timezone=UTC -c plan_cache_mode=force_generic_plan -c random_page_cost=1.1"
+            f" -c statement_timeout={STATEMENT_TIMEOUT_MS}"
             f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}",
         },
     )
 
-    sa.event.listen(made, "handle_error", _forget_a_standby)
+    sa.event.listen(made, "handle_error", _forget_what_is_of_no_use)
+    if settings.get().prepared_statements:
+        sa.event.listen(made, "before_cursor_execute", _execute_prepared, retval=True)
+        sa.event.listen(made, "handle_error", _tell_of_a_pooler)
     return made
 
 
-def _forget_a_standby(context: sa.engine.ExceptionContext) -> None:
-    """After a failover the old connections lead to what is now read-only: they are as good as lost."""
-    if getattr(context.original_exception, "pgcode", None) == READ_ONLY:
+def prepared(sql: str) -> sa.TextClause:
+    """A statement that each connection has parsed and planned once: for the few that every job needs.
+
+    libpq's own way is closed to psycopg2, so it is SQL's PREPARE and EXECUTE. A list of words is a `text[]` there: its
+    elements are cast one by one.
+    """
+    return sa.text(sql).execution_options(prepared=True)
+
+
+def _execute_prepared(
+    connection: Connection, _cursor: Any, statement: str, words: Any, context: ExecutionContext, _many: bool
+) -> tuple[str, Any]:
+    if not context.execution_options.get("prepared"):
+        return statement, words
+    executes = connection.info.setdefault("prepared", {})  # lives as long as the connection, like what is prepared
+    if statement not in executes:
+        places = list(dict.fromkeys(_PLACE.findall(statement)))
+        numbered = _PLACE.sub(lambda place: f"${places.index(place[1]) + 1}", statement)
+        # By what it says: behind a pooler that was not thought of, a name may fail and never be another's statement.
+        name = f"deprovisioner_{hashlib.sha256(numbered.encode()).hexdigest()[:16]}"
+        prepare = f"PREPARE {name} AS {numbered.replace('%%', '%')}"
+        # Through SQLAlchemy, which knows by the error when the connection is lost.
+        connection.exec_driver_sql(prepare, execution_options={"no_parameters": True})
+        executes[statement] = f"EXECUTE {name} ({', '.join(f'%({place})s' for place in places)})"
+    return executes[statement], words
+
+
+_PLACE = re.compile(r"%\((\w+)\)s")
+
+
+def _forget_what_is_of_no_use(context: sa.engine.ExceptionContext) -> None:
+    """After a failover connections lead to what is read-only; after a migration what they prepared may not fit."""
+    state = getattr(context.original_exception, "pgcode", None)
+    if state == READ_ONLY or (state == "0A000" and "cached plan" in str(context.original_exception)):
         context.is_disconnect = True
+
+
+def _tell_of_a_pooler(context: sa.engine.ExceptionContext) -> None:
+    """What a connection has prepared is there as long as the connection, unless it is another one each time."""
+    if getattr(context.original_exception, "pgcode", None) in _NOT_PREPARED:
+        from outbox.events import log  # noqa: PLC0415 - the command line starts without it
+
+        log.error(
+            "prepared_statement_of_another_session",
+            hint="behind a pooler in transaction mode set DEPROVISIONER_PREPARED_STATEMENTS=false (docs/scaling.md)",
+        )
 
 
 @contextmanager
@@ -97,7 +150,9 @@ def unreachable(error: BaseException) -> bool:
         return True
     if not isinstance(error, DBAPIError):
         return False
+    if error.connection_invalidated:
+        return True
     state: Any = getattr(error.orig, "pgcode", None)
     if state is None:  # libpq lost or never had the server
-        return error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
+        return isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
     return state[:2] in _AWAY_CLASSES or state in _AWAY

@@ -31,8 +31,7 @@ from psycopg2.extensions import make_dsn
 from outbox import embedded, evidence
 from outbox.errors import DeprovisionerError
 from outbox.evidence import Answer, Finding, Holding, Servers, contents, finding
-from outbox.settings import PREFIX
-from outbox.supervisor import read_env
+from outbox.settings import PREFIX, read_env
 
 KINDS = {"postgres": "pg-main", "redis": "redis-main"}
 WORKERS = 2  # one to kill, one to go on

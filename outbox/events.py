@@ -5,11 +5,27 @@ Never prose, never a secret.
 
 import logging
 import sys
+from contextlib import suppress
 from typing import Any
 
 import structlog
 
 log: Any = structlog.get_logger()
+
+
+class _Lines(structlog.PrintLogger):
+    """A line that cannot be written (a full disk, a pipe nobody reads) is lost, and nothing that it tells of."""
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
+
+
+def _to_stderr(*_: Any) -> _Lines:
+    return _Lines(sys.stderr)
 
 
 def configure() -> None:
@@ -22,6 +38,6 @@ def configure() -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=_to_stderr,
         cache_logger_on_first_use=True,
     )

@@ -9,13 +9,14 @@ import datetime as dt
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 from sqlalchemy import Connection, Row, TextClause, text
 
 from outbox import advice, approvals, brakes, holds, settings
 from outbox.approvals import Action, Approval
+from outbox.db import prepared
 from outbox.errors import (
     Busy,
     ClaimLost,
@@ -35,12 +36,35 @@ from outbox.rows import Claim, Job, Json, Resource, columns, read
 from outbox.settings import Brake
 from outbox.states import Found, JobKind, JobState, ResourceStatus, StuckReason
 
-# What every transition writes beside its change; `job` is the CTE that made it. In the order of resources: each
-# event locks its resource's chain until commit, and statements that lock several must do so in one order.
-_EVENT = """
+
+def _events(actor: str = ":actor", reason: str = "CAST(:reason AS text)", detail: str = ":detail") -> str:
+    """What every transition writes beside its change; `job` is the CTE that made it.
+
+    In the order of resources: each event locks its resource's chain until commit, and statements that lock several
+    must do so in one order.
+    """
+    return f"""
     INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
-    SELECT id, resource_id, fence, :event, :actor, CAST(:reason AS text), CAST(:detail AS jsonb) FROM job
+    SELECT id, resource_id, fence, :event, {actor}, {reason}, CAST({detail} AS jsonb) FROM job
      ORDER BY resource_id"""
+
+
+_EVENT = _events()
+
+
+@dataclass(frozen=True)
+class Delete:
+    """What one caller asks for. `tenant` None means an operator; `detail` is kept with the event.
+
+    A caller that lost the answer asks with the same `request_id` again and learns whether it was the winner.
+    """
+
+    resource_id: uuid.UUID
+    actor: str
+    tenant: str | None = None
+    reason: str | None = None
+    detail: Json = field(default_factory=dict)
+    request_id: uuid.UUID = field(default_factory=uuid.uuid4)
 
 
 @dataclass(frozen=True)
@@ -52,28 +76,51 @@ class Enqueued:
     won: bool
 
 
-def _enqueue(which: str) -> str:
+def _enqueue(asked: str, which: str) -> str:
     return f"""
-    WITH resource AS (
+    WITH asked AS ({asked}
+    ), resource AS (
         UPDATE resources
            SET status = 'deleting', deleted_at = now()
-         WHERE NOT protected AND {which}
-     RETURNING *
+          FROM asked
+         WHERE resources.id = asked.id AND NOT protected AND {which}
+     RETURNING resources.*, asked.request_id, asked.actor, asked.reason, asked.detail
     ), job AS (
         INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id)
-        SELECT 'deprovision', id, backend, :max_attempts, :request_id FROM resource
+        SELECT 'deprovision', id, backend, :max_attempts, request_id FROM resource
      RETURNING *
-    ), noted AS ({_EVENT}
+    ), noted AS (
+        INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
+        SELECT job.id, resource_id, fence, 'enqueued', actor, reason, CAST(detail AS jsonb)
+          FROM job JOIN resource ON resource.id = resource_id
+         ORDER BY resource_id
     )
-    SELECT {columns(Resource, "resource")}, {columns(Job, "job")}
+    SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, job.request_id AS request_id
       FROM resource JOIN job ON job.resource_id = resource.id"""
 
 
-_ENQUEUE = text(
+def _if_free(statement: TextClause, resource: str) -> TextClause:
+    """The same, but what somebody else holds is left out, not waited for: the rows, and the chain of the `resource`."""
+    chain = f"pg_try_advisory_xact_lock(hashtextextended(CAST({resource} AS text), 0))"  # as its trigger will take it
+    return prepared(statement.text.replace("FOR NO KEY UPDATE", f"AND {chain} FOR NO KEY UPDATE SKIP LOCKED"))
+
+
+# Rows are locked in one order: DELETEs and operations over the same resources wait for each other, never in a circle.
+# LATERAL keeps that order, and has the row looked up by its key however small the table was when the plan was made.
+_ENQUEUE = prepared(
     _enqueue(
-        "id = :id AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant) AND status IN ('active', 'provisioning')"
+        """
+        SELECT asked.*
+          FROM (SELECT *
+                  FROM unnest(CAST(:ids AS uuid[]), CAST(:tenants AS text[]), CAST(:request_ids AS uuid[]),
+                              CAST(:actors AS text[]), CAST(:reasons AS text[]), CAST(:details AS text[]))
+                       AS asked (id, tenant, request_id, actor, reason, detail)
+                 ORDER BY id) AS asked
+         CROSS JOIN LATERAL (SELECT FROM resources WHERE resources.id = asked.id FOR NO KEY UPDATE) AS locked""",
+        "(asked.tenant IS NULL OR asked.tenant = resources.tenant) AND status IN ('active', 'provisioning')",
     )
 )
+_ENQUEUE_IF_FREE = _if_free(_ENQUEUE, "asked.id")
 
 _ENQUEUED_BEFORE = text(f"""
     SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, job.request_id AS request_id
@@ -81,6 +128,26 @@ _ENQUEUED_BEFORE = text(f"""
       LEFT JOIN outbox AS job
              ON job.resource_id = resource.id AND job.kind = 'deprovision' AND job.state <> 'cancelled'
      WHERE resource.id = :id AND (CAST(:tenant AS text) IS NULL OR resource.tenant = :tenant)""")
+
+
+def enqueue_all(db: Connection, asked: Sequence[Delete], *, waits: bool = True) -> dict[uuid.UUID, Enqueued]:
+    """() -> pending, for each that a DELETE may win, by `request_id`: the flip and the outbox row are one statement.
+
+    Of several for one resource one wins. Unless it `waits`, those whose resource somebody holds are left out.
+    """
+    rows = db.execute(
+        _ENQUEUE if waits else _ENQUEUE_IF_FREE,
+        {
+            "ids": [a.resource_id for a in asked],
+            "tenants": [a.tenant for a in asked],
+            "request_ids": [a.request_id for a in asked],
+            "actors": [a.actor for a in asked],
+            "reasons": [a.reason for a in asked],
+            "details": [json.dumps(a.detail | {"request_id": str(a.request_id)}) for a in asked],
+            "max_attempts": settings.get().max_attempts,
+        },
+    )
+    return {row.request_id: Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=True) for row in rows}
 
 
 def enqueue(
@@ -92,91 +159,68 @@ def enqueue(
     reason: str | None = None,
     request_id: uuid.UUID | None = None,
 ) -> Enqueued:
-    """() -> pending: the flip and the outbox row are one statement, so one caller wins and none is lost.
+    """() -> pending, of one resource; every other caller learns of the winner's job.
 
-    `tenant` None means an operator. A caller that lost the answer passes the same `request_id` again and
-    learns whether it was the winner. Raises NotFound, DeletionProtected.
+    Raises NotFound, DeletionProtected.
     """
-    request_id = request_id or uuid.uuid4()
-    asked = {"id": resource_id, "tenant": tenant}
-    for _ in range(3):  # a restore between the two statements makes the second see an active resource
-        row = db.execute(
-            _ENQUEUE,
-            asked
-            | _note("enqueued", actor, reason=reason, detail={"request_id": str(request_id)})
-            | {"max_attempts": settings.get().max_attempts, "request_id": request_id},
-        ).one_or_none()
-        if row is not None:
-            return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=True)
-        row = db.execute(_ENQUEUED_BEFORE, asked).one_or_none()
+    asked = Delete(resource_id, actor, tenant, reason, request_id=request_id or uuid.uuid4())
+    return enqueue_all(db, [asked]).get(asked.request_id) or enqueued_before(db, asked)
+
+
+def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
+    """What a DELETE that did not win comes to: the winner's job, which may be its own, of an answer that was lost.
+
+    Raises NotFound, DeletionProtected.
+    """
+    for _ in range(3):  # a restore between the two statements makes this one see an active resource
+        row = db.execute(_ENQUEUED_BEFORE, {"id": asked.resource_id, "tenant": asked.tenant}).one_or_none()
         if row is None:
-            raise NotFound(f"there is no resource {resource_id}")
-        if row.job_id is not None:
-            won = row.request_id == request_id
-            return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=won)
+            raise NotFound(f"there is no resource {asked.resource_id}")
         if row.resource_status in (ResourceStatus.DELETING, ResourceStatus.DELETED):
+            if row.job_id is not None:
+                won = row.request_id == asked.request_id
+                return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=won)
             raise Conflict(
-                f"resource {resource_id} is {row.resource_status}, and its deprovision job is missing: "
+                f"resource {asked.resource_id} is {row.resource_status}, and its deprovision job is missing: "
                 "`deprovisioner doctor` (deleting_without_job) and docs/runbook.md tell what to do"
             )
         if row.resource_protected:
-            raise DeletionProtected(f"resource {resource_id} is protected: set `protected` to false first")
-    raise Conflict(f"resource {resource_id} changes faster than it can be read; try again")
-
-
-# Rows are locked in one order: two operations over the same tenant wait for each other, and never in a circle.
-_ENQUEUE_ALL = text(
-    _enqueue("""id = ANY(ARRAY(
-               SELECT id FROM resources WHERE id = ANY(:ids) ORDER BY id FOR UPDATE))
-           AND tenant = :tenant AND status IN ('active', 'provisioning')""")
-)
-
-
-def enqueue_all(
-    db: Connection, resource_ids: Sequence[uuid.UUID], *, tenant: str, actor: str, reason: str, detail: Json
-) -> dict[uuid.UUID, int]:
-    """() -> pending, for each of these that a DELETE would win; the new jobs by resource."""
-    request_id = uuid.uuid4()
-    rows = db.execute(
-        _ENQUEUE_ALL,
-        _note("enqueued", actor, reason=reason, detail=detail | {"request_id": str(request_id)})
-        | {
-            "ids": list(resource_ids),
-            "tenant": tenant,
-            "max_attempts": settings.get().max_attempts,
-            "request_id": request_id,
-        },
-    )
-    return {row.resource_id: row.job_id for row in rows}
+            raise DeletionProtected(f"resource {asked.resource_id} is protected: set `protected` to false first")
+        if won_now := enqueue_all(db, [asked]):
+            return won_now[asked.request_id]
+    raise Conflict(f"resource {asked.resource_id} changes faster than it can be read; try again")
 
 
 _EXPIRE = text(
-    _enqueue("""id = ANY(ARRAY(
-               SELECT id FROM resources
-                WHERE status = 'active' AND expires_at <= now() AND NOT protected
-                ORDER BY expires_at LIMIT :batch
-                  FOR UPDATE SKIP LOCKED)) AND status = 'active'""")
+    _enqueue(
+        """
+        SELECT id, CAST(:actor AS text) AS actor, 'expired' AS reason, CAST(:request_id AS uuid) AS request_id,
+               CAST(NULL AS text) AS detail
+          FROM resources
+         WHERE status = 'active' AND expires_at <= now() AND NOT protected
+         ORDER BY expires_at LIMIT :batch
+           FOR UPDATE SKIP LOCKED""",
+        "status = 'active'",
+    )
 )
 
 
 def expire(db: Connection, *, actor: str, batch: int = 100) -> int:
     """() -> pending, for every active resource past its `expires_at`; how many."""
-    rows = db.execute(
-        _EXPIRE,
-        _note("enqueued", actor, reason="expired")
-        | {"max_attempts": settings.get().max_attempts, "request_id": uuid.uuid4(), "batch": batch},
-    )
-    return len(rows.all())
+    asked = {"actor": actor, "max_attempts": settings.get().max_attempts, "request_id": uuid.uuid4(), "batch": batch}
+    return len(db.execute(_EXPIRE, asked).all())
 
 
+# Not `other.state = 'running'`, which is the same, by a CHECK: with few jobs running the planner would take the index
+# of the leases for it, and read all that vacuum has not removed there, for each job.
 _CLAIMS = """
     SELECT job.id, job.kind, job.resource_id, job.backend, job.fence, job.attempts, job.max_attempts,
-           job.started_fence, job.forced_fence, resources.tenant, resources.generation, resources.adopted,
-           resources.activated_at IS NOT NULL AS activated, resources.manifest,
+           job.started_fence, job.forced_fence, job.available_at, resources.tenant, resources.generation,
+           resources.adopted, resources.activated_at IS NOT NULL AS activated, resources.manifest,
            breakers.backend IS NOT NULL AS probing,
            EXISTS (SELECT FROM outbox AS other
                     WHERE other.resource_id = job.resource_id AND other.id <> job.id
-                      AND other.state = 'running') AS contended
+                      AND other.claimed_by IS NOT NULL) AS contended
       FROM job
       JOIN resources ON resources.id = job.resource_id
       LEFT JOIN breakers ON breakers.backend = job.backend
@@ -185,11 +229,13 @@ _CLAIMS = """
 # By backend and in the callers' order: what one backend has waiting costs the others nothing.
 # A half-open breaker lets one job through in all, as its probe, which keeps the next one away for a lease; probes
 # go first, so that the slots cannot run out between the breaker and its job.
-_CLAIM = text(f"""
+# The outer guard is less than the index of pending jobs says, or the planner might look the ids up in that.
+_CLAIM = prepared(f"""
     WITH served AS (
         SELECT asked.*
-          FROM unnest(CAST(:backends AS text[]), CAST(:kinds AS text[]), CAST(:rooms AS int[]))
-               WITH ORDINALITY AS asked (backend, kind, room, place)
+          FROM unnest(CAST(:backends AS text[]), CAST(:kinds AS text[]), CAST(:rooms AS int[]),
+                      CAST(:since AS text[]), CAST(:after AS bigint[]))
+               WITH ORDINALITY AS asked (backend, kind, room, since, after, place)
          WHERE NOT EXISTS (SELECT FROM holds
                             WHERE released_at IS NULL AND cause = 'operator'
                               AND (scope = 'global' OR (scope = 'backend' AND subject = asked.backend)
@@ -209,9 +255,10 @@ _CLAIM = text(f"""
         UPDATE outbox
            SET state = 'running', fence = fence + 1, attempts = attempts + 1,
                claimed_by = :actor, lease_expires_at = now() + :lease
-         WHERE state = 'pending' AND held_by IS NULL AND id = ANY(ARRAY(
+         WHERE state = 'pending' AND id = ANY(ARRAY(
                SELECT due.id
-                 FROM (SELECT served.backend, CASE WHEN probe.backend IS NULL THEN served.room ELSE 1 END AS room
+                 FROM (SELECT served.backend, CASE WHEN probe.backend IS NULL THEN served.room ELSE 1 END AS room,
+                              CAST(since AS timestamptz) AS since, after
                          FROM served
                          LEFT JOIN probe ON probe.backend = served.backend
                          LEFT JOIN breakers ON breakers.backend = served.backend
@@ -220,7 +267,7 @@ _CLAIM = text(f"""
                 CROSS JOIN LATERAL (
                       SELECT id FROM outbox
                        WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = open.backend
-                         AND available_at <= now()
+                         AND available_at <= now() AND (available_at, id) > (open.since, open.after)
                        ORDER BY available_at, id
                        LIMIT open.room
                          FOR UPDATE SKIP LOCKED) AS due
@@ -231,20 +278,25 @@ _CLAIM = text(f"""
     {_CLAIMS}""")
 
 
-def claim(db: Connection, rooms: Mapping[str, int], *, slots: int, worker: str) -> list[Claim]:
+def claim(
+    db: Connection, rooms: Mapping[str, int], *, slots: int, worker: str, passed: Mapping[str, Claim] | None = None
+) -> list[Claim]:
     """pending -> running: at most `slots` due jobs, at most `rooms[backend]` of each backend, in that order.
 
     None of a backend that is held as a whole; what a hold on its tenant or a brake covers is refused by `start`.
+    Of a backend in `passed`, only what comes after that claim's place in the order.
     """
     configured = settings.backends()
-    kinds = [configured[name].kind if name in configured else None for name in rooms]
+    last = [(passed or {}).get(name) for name in rooms]
     rows = db.execute(
         _CLAIM,
         _note("claimed", worker)
         | {
             "backends": list(rooms),
-            "kinds": kinds,
+            "kinds": [configured[name].kind if name in configured else None for name in rooms],
             "rooms": list(rooms.values()),
+            "since": [str(claim.available_at) if claim else "-infinity" for claim in last],
+            "after": [claim.id if claim else 0 for claim in last],
             "slots": slots,
             "lease": settings.get().lease,
         },
@@ -276,20 +328,42 @@ def _claims(rows: Iterable[Row[Any]]) -> list[Claim]:
     return [Claim(**{**row._mapping, "kind": JobKind(row.kind)}) for row in rows]
 
 
-_HEARTBEAT = text("""
+# Of these claims, those that are still ours, locked in one order as above: heartbeats, starts and completions of the
+# same jobs wait in no circle. By the CHECK only a running job has a `claimed_by`; asked for its `state`, the planner
+# may walk the index of leases, dead entries and all.
+_OURS = """
+    ours AS (
+        SELECT job.id, resource_id, detail
+          FROM (SELECT *
+                  FROM unnest(CAST(:ids AS bigint[]), CAST(:fences AS bigint[]), CAST(:details AS text[]))
+                       AS asked (id, fence, detail)
+                 ORDER BY id) AS asked
+         CROSS JOIN LATERAL (
+               SELECT id, resource_id FROM outbox
+                WHERE outbox.id = asked.id AND outbox.fence = asked.fence AND claimed_by IS NOT NULL
+                  FOR NO KEY UPDATE) AS job
+    )"""
+
+
+def _ours(asked: Sequence[tuple[Claim, Json | None]]) -> Json:
+    return {
+        "ids": [claim.id for claim, _ in asked],
+        "fences": [claim.fence for claim, _ in asked],
+        "details": [None if detail is None else json.dumps(detail) for _, detail in asked],
+    }
+
+
+_HEARTBEAT = prepared(f"""
+    WITH {_OURS}
     UPDATE outbox
        SET lease_expires_at = now() + :lease
-      FROM unnest(CAST(:ids AS bigint[]), CAST(:fences AS bigint[])) AS held (id, fence)
-     WHERE outbox.id = held.id AND outbox.fence = held.fence AND state = 'running'
+      FROM ours WHERE outbox.id = ours.id
  RETURNING outbox.id""")
 
 
 def heartbeat(db: Connection, claims: Sequence[Claim]) -> set[int]:
     """Extend the leases of what this process runs, in one statement; the ids that are still ours."""
-    rows = db.execute(
-        _HEARTBEAT,
-        {"ids": [c.id for c in claims], "fences": [c.fence for c in claims], "lease": settings.get().lease},
-    )
+    rows = db.execute(_HEARTBEAT, _ours([(claim, None) for claim in claims]) | {"lease": settings.get().lease})
     return set(rows.scalars())
 
 
@@ -298,27 +372,29 @@ _START = f"""
     job AS (
         UPDATE outbox
            SET started_fence = fence
-         WHERE id = :id AND fence = :fence AND state = 'running' AND lease_expires_at > now()
-           AND started_fence IS DISTINCT FROM fence
-           AND EXISTS (SELECT FROM resource WHERE resource.id = outbox.resource_id)
-           AND NOT EXISTS (SELECT FROM holds, resource WHERE {holds.COVERS.format("resource", "outbox.kind")})
+          FROM resource
+         WHERE outbox.id = job_id AND lease_expires_at > now() AND started_fence IS DISTINCT FROM fence
+           AND NOT EXISTS (SELECT FROM holds WHERE {holds.COVERS.format("resource", "outbox.kind")})
            AND NOT EXISTS (SELECT FROM outbox AS other
                             WHERE other.resource_id = outbox.resource_id AND other.id <> outbox.id
-                              AND other.state = 'running')
-     RETURNING *
+                              AND other.claimed_by IS NOT NULL)
+     RETURNING outbox.*, detail
     )"""
-_START_DEPROVISION = text(f"""
-    WITH resource AS (
-        SELECT * FROM resources WHERE id = :resource_id AND status = 'deleting'
-    ), {_START}, noted AS ({_EVENT}
+_START_DEPROVISION = prepared(f"""
+    WITH {_OURS}, resource AS (
+        SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
+         WHERE status = 'deleting'
+    ), {_START}, noted AS ({_events(reason="NULL", detail="detail")}
     )
-    SELECT id FROM job""")
+    SELECT id, fence FROM job""")
+_START_IF_FREE = _if_free(_START_DEPROVISION, "resource_id")
 # The row lock: a DELETE at this moment comes before, and is seen here, or after, and then sees the manifest.
 # What is about to be made is written down first, once: a second attempt makes the very same thing.
 _START_PROVISION = text(f"""
-    WITH resource AS (
-        SELECT * FROM resources WHERE id = :resource_id AND status = 'provisioning' FOR NO KEY UPDATE
-    ), {_START}, noted AS ({_EVENT}
+    WITH {_OURS}, resource AS (
+        SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
+         WHERE status = 'provisioning' FOR NO KEY UPDATE OF resources
+    ), {_START}, noted AS ({_events(reason="NULL", detail="detail")}
     )
     UPDATE resources
        SET manifest = CASE WHEN adopted OR manifest IS NULL THEN CAST(:manifest AS jsonb) ELSE manifest END,
@@ -327,16 +403,27 @@ _START_PROVISION = text(f"""
  RETURNING resources.manifest, resources.credentials""")
 
 
+def start_all(
+    db: Connection, seen: Sequence[tuple[Claim, Json | None]], *, worker: str, waits: bool = True
+) -> set[tuple[int, int]]:
+    """running -> running, for each of these teardowns that `start` would let start; by job and fence.
+
+    With each claim, what was looked at before. Unless it `waits`, those that somebody holds are left out.
+    """
+    noted = [(claim, None if before is None else {"seen": before}) for claim, before in seen]
+    statement = _START_DEPROVISION if waits else _START_IF_FREE
+    return {(row.id, row.fence) for row in db.execute(statement, _ours(noted) | {"event": "started", "actor": worker})}
+
+
 def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None, under: Sequence[Brake] = ()) -> None:
     """running -> running, with the durable mark that from now on the backend may have been touched.
 
     `seen` is what was looked at before. `under` brakes, `db` is a transaction, in which the teardown is counted
     and started. Raises ClaimLost, Busy, Held, BrakeHit, Unwanted; then nothing may be done.
     """
-    if under and not _may_start(db, claim, ResourceStatus.DELETING):
+    if under and not _has_started(db, claim, ResourceStatus.DELETING):
         brakes.take(db, claim, under)  # only what may start is judged, and so can hit it
-    asked = _of(claim) | _note("started", worker, detail=None if seen is None else {"seen": seen})
-    if db.execute(_START_DEPROVISION, asked).one_or_none() is None:
+    if not start_all(db, [(claim, seen)], worker=worker):
         _start_refused(db, claim, ResourceStatus.DELETING)
 
 
@@ -347,7 +434,7 @@ def start_provision(
 
     Returns those in force, which are the first attempt's. Raises ClaimLost, Busy, Held, Unwanted.
     """
-    asked = _of(claim) | _note("started", worker)
+    asked = _ours([(claim, None)]) | {"event": "started", "actor": worker}
     row = db.execute(
         _START_PROVISION, asked | {"manifest": json.dumps(manifest), "credentials": credentials}
     ).one_or_none()
@@ -360,22 +447,22 @@ def start_provision(
 
 
 def _start_refused(db: Connection, claim: Claim, wanted: ResourceStatus) -> None:
-    if not _may_start(db, claim, wanted):
+    if not _has_started(db, claim, wanted):
         raise Busy(f"job {claim.id}: what kept it from starting has just passed")
 
 
-_MAY_START = text("""
+_HAS_STARTED = text("""
     SELECT outbox.fence, outbox.state, outbox.started_fence, lease_expires_at > now() AS alive, resources.status,
            EXISTS (SELECT FROM outbox AS other
                     WHERE other.resource_id = outbox.resource_id AND other.id <> outbox.id
-                      AND other.state = 'running') AS contended
+                      AND other.claimed_by IS NOT NULL) AS contended
       FROM outbox JOIN resources ON resources.id = outbox.resource_id
      WHERE outbox.id = :id""")
 
 
-def _may_start(db: Connection, claim: Claim, wanted: ResourceStatus) -> bool:
+def _has_started(db: Connection, claim: Claim, wanted: ResourceStatus) -> bool:
     """Raise what keeps it from starting; True when it has started, and only the answer was lost."""
-    row = db.execute(_MAY_START, {"id": claim.id}).one()
+    row = db.execute(_HAS_STARTED, {"id": claim.id}).one()
     if row.fence != claim.fence or row.state != JobState.RUNNING or not row.alive:
         raise ClaimLost(f"job {claim.id}: the claim with fence {claim.fence} is no longer ours")
     if row.started_fence == claim.fence:
@@ -389,20 +476,40 @@ def _may_start(db: Connection, claim: Claim, wanted: ResourceStatus) -> bool:
     return False
 
 
-_COMPLETE = text(f"""
-    WITH resource AS (
-        SELECT id FROM resources WHERE id = :resource_id AND status = 'deleting' FOR NO KEY UPDATE
+_COMPLETE = prepared(f"""
+    WITH {_OURS}, resource AS (
+        SELECT ours.id AS job_id, detail
+          FROM (SELECT * FROM ours ORDER BY resource_id) AS ours
+         CROSS JOIN LATERAL (
+               SELECT FROM resources WHERE resources.id = resource_id AND status = 'deleting'
+                  FOR NO KEY UPDATE) AS locked
     ), job AS (
         UPDATE outbox
            SET state = 'succeeded', claimed_by = NULL, lease_expires_at = NULL, finished_at = now(), last_error = NULL
-         WHERE id = :id AND fence = :fence AND state = 'running' AND kind = 'deprovision'
-           AND EXISTS (SELECT FROM resource WHERE resource.id = outbox.resource_id)
-     RETURNING *
-    ), noted AS ({_EVENT}
+          FROM resource
+         WHERE outbox.id = job_id AND kind = 'deprovision'
+     RETURNING outbox.*, detail
+    ), noted AS ({_events(reason="NULL", detail="detail")}
     )
     UPDATE resources SET status = 'deleted', purged_at = now(), credentials = NULL
       FROM job WHERE resources.id = job.resource_id
- RETURNING job.id""")
+ RETURNING job.id, job.fence""")
+_COMPLETE_IF_FREE = _if_free(_COMPLETE, "resource_id")
+
+
+def complete_all(
+    db: Connection, ended: Sequence[tuple[Claim, Json, Json | None]], *, worker: str, waits: bool = True
+) -> set[tuple[int, int]]:
+    """running -> succeeded, for each of these teardowns that `complete` would take; by job and fence.
+
+    With each claim, what was `seen` of the object's absence, and what this attempt `did`. Unless it `waits`, those that
+    somebody holds are left out.
+    """
+    noted = [(claim, {"seen": seen} | ({"did": did} if did else {})) for claim, seen, did in ended]
+    statement = _COMPLETE if waits else _COMPLETE_IF_FREE
+    return {
+        (row.id, row.fence) for row in db.execute(statement, _ours(noted) | {"event": "completed", "actor": worker})
+    }
 
 
 def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json | None = None) -> None:
@@ -410,9 +517,8 @@ def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json
 
     `seen` is the evidence that the object was seen to be absent, `did` what this attempt did. Raises ClaimLost.
     """
-    asked = _of(claim) | _note("completed", worker, detail={"seen": seen} | ({"did": did} if did else {}))
-    if db.execute(_COMPLETE, asked).one_or_none() is None:
-        _landed(db, claim, asked)
+    if not complete_all(db, [(claim, seen, did)], worker=worker):
+        _landed(db, claim, _of(claim) | {"event": "completed"})
 
 
 # Not once the resource is deleted: then what was made must be unmade, and the job may not look well ended.

@@ -401,7 +401,9 @@ def _offboard(db: Connection, operation: sa.Row[Any], worker: str) -> tuple[int,
     listed: Sequence[uuid.UUID] = [
         item.resource_id for item in db.execute(_TO_DELETE, {"id": operation.id, "batch": BATCH})
     ]
-    done = jobs.enqueue_all(db, listed, tenant=operation.filter["tenant"], **_by(operation, worker))
+    by = {"tenant": operation.filter["tenant"]} | _by(operation, worker)
+    enqueued = jobs.enqueue_all(db, [jobs.Delete(resource, **by) for resource in listed])
+    done = {each.resource.id: each.job.id for each in enqueued.values()}
     db.execute(
         _DELETED,
         {"id": operation.id, "resources": list(listed), "jobs": [done.get(resource) for resource in listed]},

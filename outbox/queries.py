@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import Any, Literal
@@ -164,6 +165,21 @@ def list_jobs(db: Connection, wanted: JobFilter = EVERY_JOB, *, cursor: str | No
     return _page(rows, limit, lambda job: [job.id])
 
 
+@dataclass(frozen=True)
+class ListedJob(Job):
+    """A job, and whose it is, for those who see every tenant's."""
+
+    tenant: str
+
+
+def with_tenants(db: Connection, page: Page) -> Page:
+    """The same page of jobs, with the tenants: asked for these alone, lest the planner join first and choose then."""
+    resource = tables.resources.c
+    asked = sa.select(resource.id, resource.tenant).where(resource.id.in_({job.resource_id for job in page.items}))
+    tenants = {row.id: row.tenant for row in db.execute(asked)}
+    return replace(page, items=[ListedJob(**vars(job), tenant=tenants[job.resource_id]) for job in page.items])
+
+
 def list_holds(db: Connection, *, released: bool = False, cursor: str | None = None, limit: int = 50) -> Page:
     """Those in force, or with `released` all that ever were; newest first. Raises BadCursor."""
     query = sa.select(*(tables.holds.c[field.name] for field in fields(Hold)))
@@ -229,7 +245,7 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
         tenant=row.tenant,
         resource_name=row.name,
         request=None if asked is None else Request(asked.actor, asked.at, asked.reason, row.request_id),
-        attempts=_attempts(events),
+        attempts=[_attempt(*attempt) for attempt in attempts(events)],
         events=events,
         holds=over(db, job_id) if job.finished_at is None else [],
         breaker=next(iter(list_breakers(db, job.backend)), None) if job.state is JobState.PENDING else None,
@@ -265,27 +281,30 @@ def _as_told_to(db: Connection, tenant: str, events: list[Event]) -> list[Event]
 _ENDINGS = {"completed", "activated", "retried", "deferred", "stuck", "rolled_back", "swept"}
 
 
-def _attempts(events: list[Event]) -> list[Attempt]:
-    attempts = []
-    for fence, group in groupby((e for e in events if e.fence > 0), key=lambda e: e.fence):
-        by_name = {e.event: e for e in group}
-        claimed, started = by_name.get("claimed"), by_name.get("started")
-        if claimed is None:
-            continue
-        ended = next((e for name, e in by_name.items() if name in _ENDINGS), None)
-        attempts.append(
-            Attempt(
-                fence=fence,
-                worker=claimed.actor,
-                claimed_at=claimed.at,
-                started_at=started.at if started else None,
-                finished_at=ended.at if ended else None,
-                outcome=ended.event if ended else None,
-                error=ended.reason if ended else None,
-                seen=_seen(started, ended),
-            )
-        )
-    return attempts
+def attempts(events: list[Event]) -> Iterator[tuple[Event, Event | None, Event | None]]:
+    """Of a job's events, in order: each attempt's first, which is its claim, its start and its end, as far as it came.
+
+    What a person or a latecomer did beside an attempt is no part of it.
+    """
+    course = [event for event in events if event.event in {"claimed", "started", *_ENDINGS}]
+    for _, group in groupby(course, key=lambda event: event.fence):
+        of_attempt = list(group)
+        started = next((event for event in of_attempt if event.event == "started"), None)
+        ended = next((event for event in of_attempt if event.event in _ENDINGS), None)
+        yield of_attempt[0], started, ended
+
+
+def _attempt(claimed: Event, started: Event | None, ended: Event | None) -> Attempt:
+    return Attempt(
+        fence=claimed.fence,
+        worker=claimed.actor,
+        claimed_at=claimed.at,
+        started_at=started.at if started else None,
+        finished_at=ended.at if ended else None,
+        outcome=ended.event if ended else None,
+        error=ended.reason if ended else None,
+        seen=_seen(started, ended),
+    )
 
 
 def _seen(started: Event | None, ended: Event | None) -> Seen:

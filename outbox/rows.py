@@ -67,6 +67,7 @@ class Claim:
     attempts: int
     max_attempts: int
     started_fence: int | None
+    available_at: dt.datetime
     tenant: str
     forced_fence: int | None
     generation: uuid.UUID

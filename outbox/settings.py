@@ -3,54 +3,59 @@
 import difflib
 import os
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from msgspec import Meta, Struct, ValidationError, convert
 
 from outbox.errors import SettingsError
 
 PREFIX = "DEPROVISIONER_"
 
 
-class Settings(BaseSettings):
+# What is needed and has no default, as the error says it that names it.
+_MEANS = {
+    "database_url": "the control database, `postgresql://user:password@host:port/name`",
+    "broker_url": "the Celery broker, `redis://…` or `amqp://…`; carries only wake-ups",
+    "backends": "path of the TOML file that lists the backends",
+    "credentials_key": "Fernet key(s) that encrypt stored credentials, newest first, separated by commas",
+}
+
+
+class Settings(Struct, frozen=True):
     """Everything that can be set. Each field is `DEPROVISIONER_<NAME>` in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
-
-    database_url: str = Field("", description="the control database, `postgresql://user:password@host:port/name`")
-    broker_url: str = Field("", description="the Celery broker, `redis://…` or `amqp://…`; carries only wake-ups")
-    backends: Path | None = Field(None, description="path of the TOML file that lists the backends")
-    credentials_key: str = Field(
-        "", description="Fernet key(s) that encrypt stored credentials, newest first, separated by commas"
-    )
-    home: Path = Field(Path(".deprovisioner"), description="where `up` keeps its servers, logs and `env`")
-    api_host: str = Field("127.0.0.1", description="the address the API listens on")
-    api_port: int = Field(8080, ge=1, le=65535, description="the port the API listens on")
-    api_url: str = Field("", description="written by `up` for scripts; the product itself does not read it")
-    operator_token: str = Field("", description="written by `up` for scripts; the product itself does not read it")
-    tenant_token: str = Field("", description="written by `up` for scripts; the product itself does not read it")
-    service_password: str = Field("", description="the password that `migrate --service-role` gives that role")
-    worker_slots: int = Field(8, ge=1, le=256, description="how many jobs one worker process runs at once")
-    lease_seconds: float = Field(
-        30, ge=1, le=3600, description="how long a claim is presumed alive without a heartbeat"
-    )
-    sweep_seconds: float = Field(5, ge=0.2, le=600, description="how often every worker looks for due and lost jobs")
-    max_attempts: int = Field(10, ge=1, le=1000, description="attempts before a job is stuck; stored in the job")
-    backoff_base_seconds: float = Field(2, gt=0, le=3600, description="the first retry waits at most this")
-    backoff_max_seconds: float = Field(300, gt=0, le=86400, description="no retry waits longer than this")
+    database_url: str = ""
+    broker_url: str = ""
+    backends: Path | None = None
+    credentials_key: str = ""
+    home: Path = Path(".deprovisioner")  # where `up` keeps its servers, logs and `env`
+    api_host: str = "127.0.0.1"
+    api_port: Annotated[int, Meta(ge=1, le=65535)] = 8080
+    # Written by `up` for scripts; the product itself does not read these three.
+    api_url: str = ""
+    operator_token: str = ""
+    tenant_token: str = ""
+    service_password: str = ""  # the one that `migrate --service-role` gives that role
+    prepared_statements: bool = True  # false behind a pooler in transaction mode
+    worker_slots: Annotated[int, Meta(ge=1, le=256)] = 8  # how many jobs one worker process runs at once
+    lease_seconds: Annotated[float, Meta(ge=1, le=3600)] = 30  # how long a claim is presumed alive without a heartbeat
+    sweep_seconds: Annotated[float, Meta(ge=0.2, le=600)] = 5  # how often every worker looks for due and lost jobs
+    max_attempts: Annotated[int, Meta(ge=1, le=1000)] = 10  # before a job is stuck; stored in the job
+    backoff_base_seconds: Annotated[float, Meta(gt=0, le=3600)] = 2  # the first retry waits at most this
+    backoff_max_seconds: Annotated[float, Meta(gt=0, le=86400)] = 300  # no retry waits longer than this
 
     def need(self, name: str) -> str:
         """The value of a setting that has no default; SettingsError when it is not set."""
         value = getattr(self, name)
         if not value:
             raise SettingsError(
-                f"{PREFIX}{name.upper()} is not set: {type(self).model_fields[name].description}. "
+                f"{PREFIX}{name.upper()} is not set: {_MEANS[name]}. "
                 "`deprovisioner up` writes one into its home's `env` file."
             )
         return str(value)
@@ -101,9 +106,15 @@ class BackendConfig:
         return os.environ[variable]
 
 
-def load(env_file: Path | None = None) -> Settings:
-    """Settings from the environment, then from `env_file` where that exists. Raises SettingsError."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+def read_env(path: Path) -> dict[str, str]:
+    """The `NAME=value` lines of an `env` file, as `deprovisioner up` writes it."""
+    words = shlex.split(path.read_text())
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def load() -> Settings:
+    """Settings from the environment. Raises SettingsError."""
+    known = {PREFIX + name.upper(): name for name in Settings.__struct_fields__}
     for variable in os.environ:
         if variable.startswith(PREFIX) and variable not in known:
             close = difflib.get_close_matches(
@@ -111,11 +122,18 @@ def load(env_file: Path | None = None) -> Settings:
             )
             hint = f"did you mean {PREFIX}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
             raise SettingsError(f"{variable} is not a setting; {hint}")
+    said = {name: os.environ[variable] for variable, name in known.items() if variable in os.environ}
+    if said.get("broker_url") and "://" not in said["broker_url"]:  # Celery would take it for a host's name
+        raise SettingsError(f"{PREFIX}BROKER_URL={said['broker_url']!r}: must be a URL, `redis://…` or `amqp://…`")
     try:
-        return Settings(_env_file=env_file)
+        return convert(said, Settings, strict=False, dec_hook=lambda kind, value: kind(value))
+    except UnicodeEncodeError as error:
+        name = next(name for name, value in said.items() if value == error.object)
+        raise SettingsError(f"{PREFIX}{name.upper()}={error.object!r}: it is not UTF-8") from error
     except ValidationError as error:
-        wrong = (f"{PREFIX}{str(e['loc'][0]).upper()}={e['input']!r}: {e['msg']}" for e in error.errors())
-        raise SettingsError("; ".join(wrong)) from error
+        wrong, _, where = str(error).partition(" - at `$.")
+        name = where.rstrip("`")
+        raise SettingsError(f"{PREFIX}{name.upper()}={said[name]!r}: {wrong}") from error
 
 
 @lru_cache(maxsize=1)

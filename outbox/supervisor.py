@@ -21,7 +21,7 @@ from typing import IO, Any
 from outbox import credentials, embedded
 from outbox.embedded import Child
 from outbox.errors import DeprovisionerError
-from outbox.settings import PREFIX
+from outbox.settings import PREFIX, read_env
 
 # A child that dies at once is not restarted in a tight loop.
 RESTART_PAUSE_SECONDS = 1.0
@@ -281,12 +281,6 @@ class Up:
 """,
             flush=True,
         )
-
-
-def read_env(path: Path) -> dict[str, str]:
-    """The `NAME=value` lines of an `env` file."""
-    words = shlex.split(path.read_text())
-    return dict(word.split("=", 1) for word in words if "=" in word)
 
 
 def _ours(*words: str) -> list[str]:

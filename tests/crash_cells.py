@@ -550,6 +550,38 @@ class Held(Deprovision):
             super().die()
 
 
+class Braked(Deprovision):
+    """Its start is counted, and one transaction has both: whoever dies in it has neither started nor counted."""
+
+    def set_up(self) -> None:
+        super().set_up()
+        path = self.folder / "backends.toml"
+        backends = Path(self.lane.env["DEPROVISIONER_BACKENDS"]).read_text()
+        # One in the window: an attempt after the death must not be stopped by the one that died.
+        path.write_text(backends.replace('kind = "postgres"\n', 'kind = "postgres"\nbrake = "1/10m"\n'))
+        self.wrong = self.rescue = {"DEPROVISIONER_BACKENDS": str(path)}
+
+    def seen_at_death(self) -> str | None:
+        committed = self.cell.at != "count"
+        assert (self.counted(), self.events("started")) == (committed, committed)
+        return super().seen_at_death()
+
+    def judged(self, arrow: str | None) -> Outcome:
+        assert self.counted() == 1
+        return super().judged(arrow)
+
+    def counted(self) -> int:
+        asked = "SELECT count(*) FROM brake_starts WHERE resource_id = :id"
+        return int(self.lane.ask(asked, id=self.resource)[0][0])
+
+    def events(self, event: str) -> int:
+        asked = "SELECT count(*) FROM events WHERE resource_id = :id AND event = :event AND id > :mark"
+        return int(self.lane.ask(asked, id=self.resource, event=event, mark=self.mark)[0][0])
+
+    def bury(self) -> None:
+        self.lane.ask("DELETE FROM brake_starts")
+
+
 class Dead(Deprovision):
     """The backend does not answer, to this worker."""
 
@@ -788,6 +820,7 @@ STORIES: dict[str, type[Story]] = {
     "backend dead": Dead,
     "backend back": Back,
     "object held": Held,
+    "under a brake": Braked,
     "prepared transaction": Prepared,
     "not ours": NotOurs,
     "birth refused": Refused,

@@ -113,6 +113,7 @@ _OTHERS: dict[tuple[str, str], tuple[str, ...]] = {
     ("backend dead", "redis"): ("open breaker", "defer"),
     ("backend back", "postgres"): ("close breaker",),
     ("object held", "postgres"): ("heartbeat", "retry"),
+    ("under a brake", "postgres"): ("count", "ALTER ROLE role NOLOGIN"),
     ("prepared transaction", "postgres"): ("ROLLBACK PREPARED gid",),
     ("not ours", "postgres"): ("stick",),
     ("not ours", "redis"): ("stick",),

@@ -38,6 +38,9 @@ from worker.backends import redis as redis_backend
 from worker.hands import Hands
 
 _ALSO = {
+    "enqueue_all": (jobs, "enqueue"),
+    "start_all": (jobs, "start"),
+    "complete_all": (jobs, "complete"),
     "start_provision": (jobs, "start"),
     "heartbeat": (jobs, "heartbeat"),
     "register": (resources, "register"),
@@ -45,6 +48,8 @@ _ALSO = {
     "close": (breakers, "close breaker"),
 }
 CONTROL = {t.name: (jobs, t.name) for t in TRANSITIONS} | _ALSO
+# A brake's count, inside the transaction of a start.
+_COUNTS = "INSERT INTO brake_starts"
 _WRITES = {"SET", "ACL SETUSER", "ACL SAVE", "ACL DELUSER", "CLIENT KILL", "EVAL"}
 
 
@@ -113,16 +118,20 @@ def _around_transitions(reach: _Reach) -> None:
         setattr(module, function, named(name, getattr(module, function)))
 
     @event.listens_for(sqlalchemy.Engine, "before_cursor_execute")
-    def before(*_: Any) -> None:
+    def before(_: Any, __: Any, statement: str, *___: Any) -> None:
         if waiting := inside.get():
             reach("before", waiting[0])
+        elif _COUNTS in statement:
+            reach("before", "count")
 
     @event.listens_for(sqlalchemy.Engine, "after_cursor_execute")
-    def after(_: Any, cursor: Any, *__: Any) -> None:
+    def after(_: Any, cursor: Any, statement: str, *__: Any) -> None:
         if waiting := inside.get():
             name = waiting.pop()
             if cursor.rowcount > 0:
                 reach("after", name)
+        elif _COUNTS in statement:
+            reach("after", "count")
 
 
 def _around_postgres(reach: _Reach) -> None:

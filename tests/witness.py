@@ -3,7 +3,8 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg2
@@ -11,8 +12,37 @@ import redis
 
 _LINE = re.compile(r"^\S+ \S+ \S+ \[(?P<pid>\d+)\] (?:\S+ )?(?P<level>[A-Z]+): +(?P<text>.*)$")
 
+# With log_statement = all: one line a message of the client's, its further lines behind a tab.
+_SAID = re.compile(r"^\S+ \S+ \S+ \[(?P<pid>\d+)\] \S+@(?P<database>\S+) LOG: +statement: (?P<sql>.*)$")
 _ACT = re.compile(r'statement: (CREATE|DROP) DATABASE "?([^"; ]+)')
 _BEGINNINGS = ("starting PostgreSQL", "all server processes terminated")
+
+
+@dataclass(frozen=True)
+class Said:
+    """One message that asked for something: a round trip."""
+
+    pid: int
+    sql: str
+
+    @property
+    def verb(self) -> str:
+        return self.sql.split(None, 1)[0].upper()
+
+
+def commits(said: Iterable[Said]) -> int:
+    """How many transactions these were: what stands outside of BEGIN and COMMIT is one by itself."""
+    inside: set[int] = set()
+    done = 0
+    for one in said:
+        if one.verb == "BEGIN":
+            inside.add(one.pid)
+        elif one.verb in ("COMMIT", "ROLLBACK"):
+            inside.discard(one.pid)
+            done += one.verb == "COMMIT"
+        elif one.pid not in inside:
+            done += 1
+    return done
 
 
 class PgServer:
@@ -80,6 +110,16 @@ class PgServer:
                     done.subtract(open_.values())
                     open_.clear()
         return +done
+
+    def said(self, since: int, database: str, *, but: Collection[int | None] = ()) -> list[Said]:
+        """What was asked of a database, by the log from byte `since` on, where log_statement is all; not by these pids.
+
+        What each connection prepares once is left out: it is not asked again for the next job.
+        """
+        lines = self.log.read_bytes()[since:].decode(errors="replace").replace("\n\t", "\t").splitlines()
+        found = [match for match in map(_SAID.match, lines) if match and match["database"] == database]
+        heard = [Said(int(match["pid"]), match["sql"]) for match in found]
+        return [one for one in heard if one.verb != "PREPARE" and one.pid not in but]
 
     def drops_of(self, manifest: dict) -> int:
         """How often the database of the manifest was dropped, under whichever name."""

@@ -4,6 +4,7 @@ One process, `threads` pool: a message only wakes the process's hands, which do 
 own. More hands: a higher DEPROVISIONER_WORKER_SLOTS; more cores: more processes.
 """
 
+import gc
 import os
 import secrets
 import socket
@@ -100,6 +101,9 @@ class _StartHands(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has 
     """
 
     def start(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
+        # What was imported stays: to look through all of it for garbage again and again stops every hand.
+        gc.collect()
+        gc.freeze()
         hands().start()
         log.info("worker_ready", actor=_name(), backends=sorted(settings.backends()), slots=settings.get().worker_slots)
 

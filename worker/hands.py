@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from outbox.observations import Look
 from outbox.rows import Claim
 from worker import looks
 from worker.backends import Backend
-from worker.runner import Run
+from worker.runner import Run, Shared
 
 T = TypeVar("T")
 # An operation whose step another worker is at is due: this keeps the wait for it from being a spin.
@@ -53,6 +53,7 @@ class Hands:
     ) -> None:
         self._served = dict(served)
         self._worker = worker
+        self._shared = Shared(worker=worker)
         self._slots = slots
         self._lease_seconds = lease_seconds
         self._beat_seconds = lease_seconds / 3  # one heartbeat may be lost, one late
@@ -60,6 +61,8 @@ class Hands:
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="hand")
         self._running: dict[tuple[int, int], Claim] = {}  # by job and fence: a lost claim may come again
         self._looking: list[Look] = []
+        self._passed: dict[str, Claim] = {}  # by backend, the last claim of a row of claims that were all filled
+        self._from_front = False
         self._claiming = threading.Lock()
         self._asked = threading.Event()
         self._more = False
@@ -103,6 +106,7 @@ class Hands:
         if expired or lost or woken:
             log.warning("swept", actor=self._worker, lost=lost, expired=expired, woken=woken)
         self._looks_wanted, self._next_look = True, -math.inf
+        self._from_front = True  # for whoever claims next: one that is under way has its place already
         self.drain()
         with db.transaction() as session:
             audit.checkpoint(session, actor=self._worker)
@@ -156,17 +160,24 @@ class Hands:
             if not rooms:
                 return  # all hands are full: the first to end comes by here
             self._more = False  # a bell from here on makes it true again
+            if self._from_front:
+                self._from_front, self._passed = False, {}
             try:
                 with db.statement() as session:
                     claims = self._read_back(session, slots)
                     found = bool(claims)
-                    claims = claims or jobs.claim(session, rooms, slots=slots, worker=self._worker)
+                    claims = claims or jobs.claim(session, rooms, slots=slots, worker=self._worker, passed=self._passed)
             except BaseException:
                 self._more = True
                 # It may have been done and its answer lost, or may yet be.
                 self._doubt_until = time.monotonic() + self._lease_seconds
                 raise
             taken = Counter(claim.backend for claim in claims)
+            short = {name for name in rooms if not found and len(claims) < slots and taken[name] < rooms[name]}
+            # The bell may have rung for what stands before the place where this claim began.
+            unseen = not short.isdisjoint(self._passed)
+            if not found:
+                self._pass(claims, short=short)
             for claim in claims:
                 with self._idle:
                     self._running[claim.id, claim.fence] = claim
@@ -178,10 +189,20 @@ class Hands:
                 or len(rooms) < len(self._served)
                 or any(taken[name] == room for name, room in rooms.items())
                 or any(claim.probing for claim in claims)
+                or unseen
             ):
                 self._more = True
-            if not claims:
+            if not claims and not unseen:
                 return
+
+    def _pass(self, claims: Sequence[Claim], *, short: Collection[str]) -> None:
+        """While a backend has more than its room, each claim begins behind the one before, not at the front.
+
+        The front of the index is full of dead entries when a long transaction elsewhere keeps vacuum away. What was put
+        back there meanwhile is seen at once when a claim comes short, or by the first claim after a sweep.
+        """
+        passed = self._passed | {claim.backend: claim for claim in claims}
+        self._passed = {name: claim for name, claim in passed.items() if name not in short}
 
     def _read_back(self, session: Connection, slots: int) -> list[Claim]:
         """What was claimed and never heard of. Later its lease has passed, and it is the sweep's."""
@@ -215,7 +236,7 @@ class Hands:
 
     def _work(self, claim: Claim) -> None:
         try:
-            Run(claim, self._served[claim.backend].backend, worker=self._worker)()
+            Run(claim, self._served[claim.backend].backend, worker=self._worker, shared=self._shared)()
         except Exception:  # noqa: BLE001 - a bug, or a database gone for long: the lease passes, the sweep takes over
             log.exception("run_failed", job_id=claim.id, fence=claim.fence, actor=self._worker)
         finally:

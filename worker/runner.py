@@ -4,8 +4,9 @@ No transaction is open across a backend call.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, assert_never
 
 from sqlalchemy import Connection
@@ -34,6 +35,7 @@ from outbox.errors import (
 from outbox.events import log
 from outbox.rows import Claim, Json
 from outbox.states import JobKind, ResourceStatus, StuckReason
+from outbox.together import Together
 from worker.backends import Absent, Backend, Different, Same
 
 # A control database that restarts is back within this; after it the lease has passed and the sweep takes over.
@@ -50,13 +52,31 @@ class _Exhausted(Exception):
     """A provision was claimed once more than it has attempts: its worker died under the last."""
 
 
+class Shared:
+    """The statements that the jobs of one worker share: the starts, and the completions, of one moment."""
+
+    def __init__(self, *, worker: str) -> None:
+        self.starts = Together("starts", partial(_together, jobs.start_all, worker))
+        self.completions = Together("completions", partial(_together, jobs.complete_all, worker))
+
+
+def _together(
+    transition: Callable[..., set[tuple[int, int]]], worker: str, asked: Sequence[tuple[Any, ...]]
+) -> list[bool | None]:
+    with db.statement() as session:
+        done = transition(session, asked, worker=worker, waits=False)
+    # By the fence too: an old claim of a job may ask in the same statement as the one that came after it.
+    return [(claim.id, claim.fence) in done or None for claim, *_ in asked]
+
+
 class Run:
     """One claim, carried to its outcome."""
 
-    def __init__(self, claim: Claim, backend: Backend, *, worker: str) -> None:
+    def __init__(self, claim: Claim, backend: Backend, *, worker: str, shared: Shared | None = None) -> None:
         self.claim = claim
         self.backend = backend
         self.worker = worker
+        self.shared = shared
         self.started = False
         self.probed = not claim.probing  # whether the breaker, if this is its probe, has its answer
         self.making: Json | None = None  # what the backend may have made for us, from the moment it is asked to
@@ -129,7 +149,10 @@ class Run:
 
     def _start(self, before: Json) -> None:
         under = settings.brakes(self.claim.backend, self.claim.tenant)
-        self._record(jobs.start, within=db.transaction if under else db.statement, seen=before, under=under)
+        if under:
+            self._record(jobs.start, within=db.transaction, seen=before, under=under)
+        elif not (self.shared and self.shared.starts.wait((self.claim, before))):
+            self._record(jobs.start, seen=before)
         self.started = True
 
     def _in_doubt(self) -> bool:
@@ -144,7 +167,8 @@ class Run:
 
     def _complete(self, seen: Json, did: Json | None = None) -> None:
         try:
-            self._record(jobs.complete, seen=seen, did=did)
+            if not (self.shared and self.shared.completions.wait((self.claim, seen, did))):
+                self._record(jobs.complete, seen=seen, did=did)
         except ClaimLost:
             self._record(jobs.note_late, news={"completed": seen, "did": did})
             raise

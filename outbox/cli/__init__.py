@@ -1,9 +1,9 @@
-"""The command `deprovisioner`. Heavy parts are imported by the command that needs them.
+"""The command `deprovisioner`: a module a group of commands, loaded when one of them is asked for.
 
-Exit codes: 0 done, 1 refused or not found, 2 usage.
+What is heavy (SQLAlchemy, Celery, Alembic) is imported inside the command that needs it, so that help, and commands
+that only read, come at once. Exit codes: 0 done, 1 refused or not found, 2 usage.
 """
 
-from outbox.cli import audit, breakers, doctor, holds, jobs, operations, resources, serve, tokens
 from outbox.cli.shell import main
 
-__all__ = ["audit", "breakers", "doctor", "holds", "jobs", "main", "operations", "resources", "serve", "tokens"]
+__all__ = ["main"]

@@ -25,8 +25,17 @@ def doctor(as_json: bool) -> None:
     else:
         for check in CHECKS:
             _show_checked(**_checked(check, found.get(check.code)))
+        click.echo(f"\n{_summary(len(CHECKS), [finding.status for finding in found.values()])}")
     if not ok:
         raise SystemExit(1)
+
+
+def _summary(checks: int, found: list[str]) -> str:
+    """What it comes to: `23 checks: 1 broken, 2 warnings`."""
+    broken, warnings, unchecked = (found.count(status) for status in ("broken", "warning", "unchecked"))
+    said = [f"{broken} broken"] * (broken > 0) + [f"{unchecked} unchecked"] * (unchecked > 0)
+    said += [f"{warnings} warning{'s' * (warnings > 1)}"] * (warnings > 0)
+    return f"{checks} checks: {', '.join(said) or 'all ok'}"
 
 
 def _checked(check: Any, finding: Any) -> dict[str, Any]:

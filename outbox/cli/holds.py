@@ -2,7 +2,7 @@
 
 import click
 
-from outbox.cli.shell import WORDS, as_json_option, example, main, me, operate, print_json, show_page
+from outbox.cli.shell import WORDS, as_json_option, example, main, me, operate, print_json, ring, show_page
 
 
 @main.group()
@@ -74,14 +74,14 @@ def hold_release(hold_id: int, reason: str, as_json: bool) -> None:
 
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
-    from outbox import db, doorbell, holds, jobs, queries  # noqa: PLC0415
+    from outbox import db, holds, jobs, queries  # noqa: PLC0415
 
     with db.statement() as session:
         released = holds.release(session, hold_id, actor=me(), reason=reason)
         others = queries.list_holds(session).items
     with suppress(SQLAlchemyError), db.statement() as session:
         jobs.wake(session)  # a first batch; it is released, and the sweeps see to the rest
-    doorbell.ring_now()
+    ring()
     if as_json:
         print_json(vars(released))
         return

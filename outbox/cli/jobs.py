@@ -18,6 +18,7 @@ from outbox.cli.shell import (
     operate,
     print_fields,
     print_json,
+    ring,
     show_page,
 )
 
@@ -72,9 +73,9 @@ def jobs_list(counts: bool, cursor: str | None, limit: int, as_json: bool, **fil
         print_json(found) if as_json else _show_counts(found)
         return
     with db.statement() as session:
-        page = queries.list_jobs(session, wanted, cursor=cursor, limit=limit)
-    columns = ("id", "kind", "state", "stuck_reason", "resource_id", "backend", "fence", "attempts", "last_error")
-    show_page(page, columns, as_json)
+        page = queries.with_tenants(session, queries.list_jobs(session, wanted, cursor=cursor, limit=limit))
+    columns = ("id", "kind", "state", "stuck_reason", "tenant", "resource_id", "backend", "fence", "attempts")
+    show_page(page, (*columns, "last_error"), as_json)
 
 
 def _show_counts(found: dict[str, Any]) -> None:
@@ -131,7 +132,7 @@ _wait = click.option(
 @as_json_option
 def jobs_redrive(job_id: int, fence: int, reason: str, force: bool, token: str | None, as_json: bool) -> None:
     """Give a stuck job fresh attempts. It looks at the backend before it acts."""
-    from outbox import db, doorbell  # noqa: PLC0415
+    from outbox import db  # noqa: PLC0415
     from outbox import jobs as transitions  # noqa: PLC0415
     from outbox.approvals import Approval  # noqa: PLC0415
 
@@ -141,7 +142,7 @@ def jobs_redrive(job_id: int, fence: int, reason: str, force: bool, token: str |
         done = act(session, job_id, fence=fence, actor=actor, reason=reason)
     if isinstance(done, Approval):
         return _show_proposal(done, as_json)
-    doorbell.ring_now()
+    ring()
     print_json(vars(done)) if as_json else click.echo(f"job {done.id} is pending again")
     return None
 
@@ -198,7 +199,9 @@ def jobs_resolve(
 
 
 def _look(job_id: int, fence: int | None, seconds: float) -> Any:
-    from outbox import db, observations  # noqa: PLC0415
+    from outbox import db, events, observations  # noqa: PLC0415
+
+    events.configure()  # a bell that fails is a log line on stderr
 
     def run(act: Any) -> Any:
         with db.statement() as session:

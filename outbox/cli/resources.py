@@ -15,6 +15,7 @@ from outbox.cli.shell import (
     print_fields,
     print_json,
     print_table,
+    ring,
     show_page,
 )
 
@@ -66,12 +67,12 @@ def resources_show(resource_id: uuid.UUID, as_json: bool) -> None:
 @as_json_option
 def resources_delete(resource_id: uuid.UUID, reason: str | None, as_json: bool) -> None:
     """Delete a resource, as the API's DELETE does: harmless when it was deleted before."""
-    from outbox import db, doorbell  # noqa: PLC0415
+    from outbox import db  # noqa: PLC0415
     from outbox import jobs as transitions  # noqa: PLC0415
 
     with db.statement() as session:
         done = transitions.enqueue(session, resource_id, actor=me(), reason=reason)
-    doorbell.ring_now()
+    ring()
     if as_json:
         job = {"id": done.job.id, "state": done.job.state}
         print_json({"ok": True, "already_deleted": not done.won, "resource": vars(done.resource), "job": job})

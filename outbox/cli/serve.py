@@ -5,7 +5,6 @@ from pathlib import Path
 
 import click
 
-from outbox import settings
 from outbox.cli.shell import WORDS, as_json_option, example, main
 from outbox.errors import BadRequest
 
@@ -22,6 +21,7 @@ def up(home: Path | None, port: int | None, workers: int) -> None:
     PostgreSQL and Valkey come embedded, unless DEPROVISIONER_DATABASE_URL, _BROKER_URL or _BACKENDS say
     where they are.
     """
+    from outbox import settings  # noqa: PLC0415
     from outbox.supervisor import Up  # noqa: PLC0415
 
     current = settings.load()
@@ -41,7 +41,7 @@ def migrate(revision: str, service_role: str | None) -> None:
     from alembic.util import CommandError  # noqa: PLC0415
 
     import migrations  # noqa: PLC0415
-    from outbox import db, grants  # noqa: PLC0415
+    from outbox import db, grants, settings  # noqa: PLC0415
 
     try:
         migrations.upgrade(revision)
@@ -63,6 +63,8 @@ def api(processes: int) -> None:
     """Serve the HTTP API on DEPROVISIONER_API_HOST:DEPROVISIONER_API_PORT."""
     import uvicorn  # noqa: PLC0415
 
+    from outbox import settings  # noqa: PLC0415
+
     current = settings.get()
     uvicorn.run(
         "api.app:create_app",
@@ -81,6 +83,8 @@ def api(processes: int) -> None:
 def worker() -> None:
     """Run one Celery worker process, with its sweep. SIGTERM lets started teardowns end first."""
     import importlib  # noqa: PLC0415
+
+    from outbox import settings  # noqa: PLC0415
 
     settings.backends()
     celery = importlib.import_module("worker.app").app  # by name: outbox knows no worker

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import getpass
+import importlib
 import json
 import os
 import re
@@ -13,13 +14,40 @@ from typing import Any
 
 import click
 
-from outbox import settings
 from outbox.errors import DeprovisionerError, SettingsError
 from outbox.rows import storable
 
+# The modules of this package that make a command. One is loaded when its command is asked for, and all for `--help`.
+_MODULES = {
+    "api": ["serve"],
+    "audit": ["audit"],
+    "breakers": ["breakers"],
+    "demo": ["serve"],
+    "doctor": ["doctor"],
+    "hold": ["holds"],
+    "jobs": ["jobs", "operations"],
+    "migrate": ["serve"],
+    "operations": ["operations"],
+    "resources": ["resources"],
+    "tenants": ["operations"],
+    "token": ["tokens"],
+    "up": ["serve"],
+    "worker": ["serve"],
+}
 
-class _Errors(click.Group):
-    """Shows our errors as one line on stderr, exit code 1; a lost control database too."""
+
+class _Main(click.Group):
+    """Loads only what a command needs. Shows our errors as one line on stderr, exit code 1; a lost database too."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Their names, in order."""
+        return sorted(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, after its modules have added it."""
+        for module in _MODULES.get(cmd_name, []):
+            importlib.import_module(f"outbox.cli.{module}")
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -29,6 +57,8 @@ class _Errors(click.Group):
             raise _Failed(str(error), code=2) from error
         except DeprovisionerError as error:
             raise _Failed(str(error)) from error
+        except (click.ClickException, click.exceptions.Exit):
+            raise  # click's own: a help text must not load SQLAlchemy to be told from its errors
         except Exception as error:
             from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
@@ -94,7 +124,7 @@ class _Words(click.ParamType[str]):
 WORDS = _Words()
 
 
-@click.group(cls=_Errors, epilog=example("deprovisioner up", "deprovisioner jobs list --state stuck"))
+@click.group(cls=_Main, epilog=example("deprovisioner up", "deprovisioner jobs list --state stuck"))
 @click.version_option(package_name="deprovisioner")
 def main() -> None:
     """Tears down what customers delete: exactly once, or visibly stuck."""
@@ -102,15 +132,20 @@ def main() -> None:
 
 def operate() -> None:
     """For a person at a shell: where the environment names no database, a running `up` of this folder is meant."""
-    from outbox import events  # noqa: PLC0415
+    from outbox import settings  # noqa: PLC0415
 
-    events.configure()  # on stderr: stdout is the answer's, which may be JSON
     env_file = settings.load().home / "env"
     if not os.environ.get("DEPROVISIONER_DATABASE_URL") and env_file.exists():
-        from outbox.supervisor import read_env  # noqa: PLC0415
-
-        for name, value in read_env(env_file).items():
+        for name, value in settings.read_env(env_file).items():
             os.environ.setdefault(name, value)
+
+
+def ring() -> None:
+    """Wake the workers. A broker that cannot be reached is a log line on stderr: stdout may be JSON."""
+    from outbox import doorbell, events  # noqa: PLC0415
+
+    events.configure()
+    doorbell.ring_now()
 
 
 def me() -> str:

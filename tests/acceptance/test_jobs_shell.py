@@ -57,6 +57,9 @@ def test_each_filter_of_the_shell_finds_its_jobs(db: Connection, env: dict[str, 
         (("--older-than", "1d"), []),
     ]:
         assert listed(env, *words) == expected, words
+    answer = json.loads(shell(env, "jobs", "list", "--json", "--state", "stuck").stdout)
+    assert [item["tenant"] for item in answer["items"]] == ["acme", "globex", "acme"]
+    assert "globex" in shell(env, "jobs", "list").stdout.splitlines()[3].split()
     counts = json.loads(shell(env, "jobs", "list", "--counts", "--state", "stuck", "--json").stdout)
     assert counts == {
         "total": 3,
@@ -103,13 +106,13 @@ def test_a_long_error_is_cut_for_a_terminal_and_for_nobody_else(db: Connection, 
     stuck(db, error=error)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DEPROVISIONER_", "COLUMNS", "LINES"))}
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 140, 0, 0))
     argv = [sys.executable, "-m", "outbox.cli", "jobs", "list"]
     subprocess.run(argv, env=kept | env, stdout=theirs, check=True, timeout=60)
     seen = os.read(ours, 65536).decode()
     os.close(theirs)
     os.close(ours)
-    assert [len(line) for line in seen.splitlines()][1:] == [120]
+    assert [len(line) for line in seen.splitlines()][1:] == [140]
     assert "first line xxx" in seen
     assert seen.rstrip().endswith("…")
     piped = shell(env, "jobs", "list").stdout

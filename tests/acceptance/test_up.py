@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from outbox import embedded
-from outbox.supervisor import read_env
+from outbox.settings import read_env
 from tests.acceptance.test_main_job import create, until
 from tests.processes import client, descendants
 from tests.witness import PgServer, eventually

@@ -3,13 +3,17 @@
 import json
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import Connection, text
 
+from outbox import db as database
 from outbox import tokens
 from tests.outbox.given import a_resource
+from tests.outbox.test_transitions import somebody_waits
 from tests.processes import System, client
 from tests.witness import eventually
 
@@ -34,6 +38,23 @@ def problem(answer: httpx.Response, status: int, code: str) -> dict:
 
 def rows(db: Connection) -> tuple[int, int, int]:
     return tuple(db.execute(text(f"SELECT count(*) FROM {t}")).scalar_one() for t in ("resources", "outbox", "events"))  # type: ignore[return-value]
+
+
+def test_a_locked_resource_keeps_no_other_delete_waiting(
+    system: System, api: httpx.Client, tenant: str, db: Connection, connect: Any
+) -> None:
+    held, free = a_resource(db), a_resource(db)
+    holder = connect()
+    holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held),))
+    with ThreadPoolExecutor(2) as pool, client(str(api.base_url), tenant) as other:
+        waiting = pool.submit(other.delete, f"/v1/resources/{held}")
+        eventually(lambda: somebody_waits(db), what="it waits for the row")
+        going = pool.submit(api.delete, f"/v1/resources/{free}")
+        assert wait([going], database.STATEMENT_TIMEOUT_MS / 2000).done, "sooner than a statement gives up waiting"
+        assert going.result().status_code == 202
+        assert not waiting.done()
+        holder.commit()
+        assert waiting.result(20).status_code == 202
 
 
 def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, operator: str) -> None:

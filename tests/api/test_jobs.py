@@ -183,8 +183,8 @@ def test_a_tenant_reads_that_operators_acted_and_not_who_nor_what_they_said_or_s
     (look,) = observations.take(db, {"pg-main": 1}, slots=1)
     assert observations.record(db, look, worker="w", found=Found.DIFFERENT, seen={"who": "SECRET stranger"})
     transitions.resolve_forced(db, asked, **word | {"fence": 2, "actor": "token:99:SECRET name"})
-    words: dict[str, Any] = {"actor": "cli:SECRET root", "reason": "SECRET fraud", "detail": {"operation": 7}}
-    away = transitions.enqueue_all(db, [offboarded], tenant="acme", **words)[offboarded]
+    gone = transitions.Delete(offboarded, "cli:SECRET root", "acme", "SECRET fraud", {"operation": 7})
+    away = transitions.enqueue_all(db, [gone])[gone.request_id].job.id
     transitions.expire(db, actor="w")
     over = db.execute(text("SELECT id FROM outbox WHERE resource_id = :id"), {"id": expired}).scalar_one()
 

@@ -47,18 +47,6 @@ EQUIVALENT: dict[Mutant, str] = {
                 "test_a_customer_reaches_its_own_keys_and_nothing_else",
             ),
         ),
-        "only complete moves a resource on from deleting, and its job's row is locked already": cut(
-            JOBS,
-            "_COMPLETE = text(",
-            MOVES,
-            (
-                "complete: row lock",
-                " FOR NO KEY UPDATE",
-                "",
-                "test_complete_deletes_the_resource_in_the_same_statement",
-                "test_a_teardown_of_what_nobody_deletes_does_not_end_well",
-            ),
-        ),
         "the CHECK outbox_stuck_has_reason gives a reason to stuck jobs only": cut(
             JOBS,
             "_REDRIVE_FORCED = text(",

@@ -19,7 +19,7 @@ GUARDS_OF_API = (
         for verb, old in {
             "show": "resources.find(session, resource_id, tenant=who.tenant)",
             "show_credentials": "resources.find(session, resource_id, tenant=who.tenant)",
-            "delete": "jobs.enqueue(session, resource_id, actor=who.actor, tenant=who.tenant, request_id=request_id)",
+            "delete": "Delete(resource_id, who.actor, who.tenant)",
             "change": "tenant=who.tenant,",
             "list_resources": "queries.list_resources(session, tenant=who.tenant, ",
         }.items()
@@ -29,6 +29,17 @@ GUARDS_OF_API = (
             API,
             (f"api: tenant at {verb}", old, old.replace("who.tenant", "None"), _THEIRS),
         )
+    ),
+    *cut(
+        "api/resources.py",
+        "",
+        API,
+        (
+            "api: a shared DELETE waits for no row",
+            "waits=False",
+            "waits=True",
+            "test_a_locked_resource_keeps_no_other_delete_waiting",
+        ),
     ),
     *cut(
         "api/jobs.py",

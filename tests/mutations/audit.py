@@ -17,8 +17,8 @@ GUARDS_OF_AUDIT = (
         TESTS,
         (
             "audit: events in the order of resources",
-            "CAST(:detail AS jsonb) FROM job\n     ORDER BY resource_id",
-            "CAST(:detail AS jsonb) FROM job",
+            "CAST({detail} AS jsonb) FROM job\n     ORDER BY resource_id",
+            "CAST({detail} AS jsonb) FROM job",
             f"{_CROSS}[claim]",
         ),
         (

@@ -11,7 +11,7 @@ HOLDS = "tests/outbox/test_holds.py"
 BRAKES = "tests/outbox/test_brakes.py"
 
 _NOTED = "), noted AS ({_EVENT}\n    )"
-_FENCE, _RUNNING = " AND fence = :fence", " AND state = 'running'"
+_OUR_FENCE, _CLAIMED = " AND outbox.fence = asked.fence", " AND claimed_by IS NOT NULL"
 
 
 def _along(name: str, state: str = "running") -> str:
@@ -29,18 +29,30 @@ CLAIMS = (
         JOBS,
         "def _enqueue(",
         GUARD,
-        ("enqueue: event", _NOTED, ")", "test_the_first_delete_wins_and_leaves_one_job_and_one_event"),
+        (
+            "enqueue: event",
+            "FROM job JOIN resource ON resource.id = resource_id",
+            "FROM job JOIN resource ON resource.id = resource_id WHERE false",
+            "test_the_first_delete_wins_and_leaves_one_job_and_one_event",
+        ),
     ),
     *cut(
         JOBS,
-        "_ENQUEUE = text(",
+        "_ENQUEUE = prepared(",
         GUARD,
         ("enqueue: status", " AND status IN ('active', 'provisioning')", "", "test_the_flip_alone_lets_one_delete_win"),
         (
             "enqueue: tenant",
-            " AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant)",
+            "(asked.tenant IS NULL OR asked.tenant = resources.tenant) AND ",
             "",
             "test_another_tenants_resource_does_not_exist",
+            "test_deletes_that_share_a_statement_are_each_its_own",
+        ),
+        (
+            "enqueue: order of locks",
+            "                 ORDER BY id)",
+            ")",
+            "tests/outbox/test_operations.py::test_enqueue_all_locks_in_one_order",
         ),
     ),
     *cut(
@@ -60,13 +72,13 @@ CLAIMS = (
         GUARD,
         (
             "enqueue: who won",
-            "row.request_id == request_id",
+            "row.request_id == asked.request_id",
             "True",
             "test_a_later_delete_changes_nothing_and_names_the_same_job",
         ),
         (
             "enqueue: an answer lost",
-            "row.request_id == request_id",
+            "row.request_id == asked.request_id",
             "False",
             "test_a_sender_who_lost_the_answer_learns_that_it_won",
         ),
@@ -93,15 +105,36 @@ CLAIMS = (
         ("expire: FOR UPDATE SKIP LOCKED", "FOR UPDATE SKIP LOCKED", "", "test_expiry_waits_for_nobody"),
         (
             "expire: status again",
-            " AND status = 'active'\"",
-            '"',
+            "\"status = 'active'\"",
+            '"true"',
             "test_a_look_that_locks_nothing_still_moves_nothing_twice[_EXPIRE]",
+        ),
+    ),
+    *cut(
+        JOBS,
+        "def _if_free(",
+        MOVES,
+        (
+            "shared: what somebody holds is left out",
+            "FOR NO KEY UPDATE SKIP LOCKED",
+            "FOR NO KEY UPDATE",
+            "test_a_shared_statement_leaves_out_what_somebody_holds[start-outbox]",
+            "test_a_shared_statement_leaves_out_what_somebody_holds[complete-outbox]",
+            f"{GUARD}::test_a_resource_that_somebody_holds_keeps_no_other_delete_waiting",
+        ),
+        (
+            "shared: what somebody writes events of is left out",
+            "AND {chain} FOR NO",
+            "FOR NO",
+            "test_a_shared_statement_leaves_out_what_somebody_writes_events_of[start]",
+            "test_a_shared_statement_leaves_out_what_somebody_writes_events_of[complete]",
+            "test_shared_deletes_leave_out_what_somebody_writes_events_of",
         ),
     ),
     # -- claim, heartbeat
     *cut(
         JOBS,
-        "_CLAIM = text(",
+        "_CLAIM = prepared(",
         CLAIM,
         (
             "claim: SKIP LOCKED",
@@ -123,15 +156,21 @@ CLAIMS = (
         ),
         (
             "claim: state again",
-            "state = 'pending' AND held_by IS NULL AND id = ANY",
-            "held_by IS NULL AND id = ANY",
+            "WHERE state = 'pending' AND id = ANY",
+            "WHERE id = ANY",
             f"{MOVES}::test_a_look_that_locks_nothing_still_moves_nothing_twice[_CLAIM]",
         ),
         (
             "claim: available_at",
-            "AND available_at <= now()\n                       ORDER",
-            "ORDER",
+            "AND available_at <= now() AND (available_at, id) >",
+            "AND (available_at, id) >",
             "test_jobs_that_are_not_due_stay",
+        ),
+        (
+            "claim: behind the one before",
+            " AND (available_at, id) > (open.since, open.after)",
+            "",
+            "test_a_claim_behind_another_takes_only_what_comes_after",
         ),
         (
             "claim: breaker",
@@ -223,7 +262,7 @@ CLAIMS = (
         RUNS,
         (
             "claim: contended",
-            "AND other.state = 'running'",
+            "AND other.claimed_by IS NOT NULL",
             "AND false",
             "test_a_teardown_does_not_look_while_the_birth_is_still_running",
         ),
@@ -248,20 +287,29 @@ CLAIMS = (
             )
         ),
     ),
+    # One guard of three statements: each has its own test.
     *cut(
         JOBS,
-        "_HEARTBEAT = text(",
-        CLAIM,
-        ("heartbeat: fence", " AND outbox.fence = held.fence", "", "test_a_heartbeat_keeps_only_what_is_still_ours"),
-        ("heartbeat: state", _RUNNING, "", "test_a_heartbeat_keeps_only_what_is_still_ours"),
+        '_OURS = """',
+        MOVES,
+        ("heartbeat: fence", _OUR_FENCE, "", f"{CLAIM}::test_a_heartbeat_keeps_only_what_is_still_ours"),
+        ("start: fence", _OUR_FENCE, "", "test_an_older_fence_moves_nothing[start]"),
+        ("complete: fence", _OUR_FENCE, "", "test_an_older_fence_moves_nothing[complete]"),
+        ("heartbeat: state", _CLAIMED, "", f"{CLAIM}::test_a_heartbeat_keeps_only_what_is_still_ours"),
+        ("start: state", _CLAIMED, "", "test_start_refuses_what_does_not_run_whatever_its_lease"),
+        ("complete: state", _CLAIMED, "", "test_a_transition_moves_a_job_only_along_its_arrow[complete-stuck]"),
+        (
+            "ours: order of locks",
+            "                 ORDER BY id)",
+            ")",
+            "test_statements_about_the_same_claims_lock_them_in_one_order[start]",
+        ),
     ),
     # -- start
     *cut(
         JOBS,
         '_START = f"""',
         MOVES,
-        ("start: fence", _FENCE, "", "test_an_older_fence_moves_nothing[start]"),
-        ("start: state", _RUNNING, "", "test_start_refuses_what_does_not_run_whatever_its_lease"),
         ("start: lease", " AND lease_expires_at > now()", "", "test_start_refuses_a_lease_that_has_passed"),
         (
             "start: once",
@@ -270,38 +318,32 @@ CLAIMS = (
             "test_an_answer_that_was_lost_is_read_back_by_fence_and_event[start]",
         ),
         (
-            "start: resource",
-            "AND EXISTS (SELECT FROM resource WHERE resource.id = outbox.resource_id)",
-            "",
-            "test_start_refuses_what_the_resource_does_not_want",
-        ),
-        (
             "start: no other running",
-            "AND other.state = 'running'",
+            "AND other.claimed_by IS NOT NULL",
             "AND false",
             "test_start_refuses_while_another_job_of_the_resource_runs",
         ),
         (
             "start: hold",
-            "AND NOT EXISTS (SELECT FROM holds, resource WHERE",
-            "AND NOT EXISTS (SELECT FROM holds, resource WHERE false AND",
+            "AND NOT EXISTS (SELECT FROM holds WHERE",
+            "AND NOT EXISTS (SELECT FROM holds WHERE false AND",
             f"{HOLDS}::test_a_hold_refuses_the_start_of_what_was_claimed_before_it",
         ),
         (
             "start: status deleting",
-            " AND status = 'deleting'",
+            "WHERE status = 'deleting'",
             "",
             "test_start_refuses_what_the_resource_does_not_want",
         ),
         (
             "start: status provisioning",
-            " AND status = 'provisioning'",
+            "WHERE status = 'provisioning' ",
             "",
             "test_start_refuses_a_provision_whose_resource_is_being_deleted",
         ),
         (
             "start: row lock of a birth",
-            " FOR NO KEY UPDATE",
+            " FOR NO KEY UPDATE OF resources",
             "",
             "test_a_delete_at_the_moment_of_a_birth_s_start_comes_before_it_or_sees_its_manifest",
         ),
@@ -319,20 +361,20 @@ CLAIMS = (
         ),
         (
             "start: event",
-            "status = 'deleting'\n    ), {_START}, noted AS ({_EVENT}\n    )",
+            'status = \'deleting\'\n    ), {_START}, noted AS ({_events(reason="NULL", detail="detail")}\n    )',
             "status = 'deleting'\n    ), {_START}",
             _along("start"),
         ),
         (
             "start: event of a birth",
-            "FOR NO KEY UPDATE\n    ), {_START}, noted AS ({_EVENT}\n    )",
-            "FOR NO KEY UPDATE\n    ), {_START}",
+            'OF resources\n    ), {_START}, noted AS ({_events(reason="NULL", detail="detail")}\n    )',
+            "OF resources\n    ), {_START}",
             "test_what_is_about_to_be_made_is_stored_once",
         ),
     ),
     *cut(
         JOBS,
-        "def _may_start(",
+        "def _has_started(",
         MOVES,
         (
             "start: refused to a stale fence",
@@ -396,7 +438,7 @@ CLAIMS = (
         BRAKES,
         (
             "brake: only what may start is judged",
-            "under and not _may_start(db, claim, ResourceStatus.DELETING)",
+            "under and not _has_started(db, claim, ResourceStatus.DELETING)",
             "under",
             "test_what_may_not_start_is_not_judged",
         ),

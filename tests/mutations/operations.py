@@ -61,11 +61,13 @@ GUARDS_OF_OPERATIONS = (
     ),
     *cut(
         JOBS,
-        "_ENQUEUE_ALL = text(",
+        "_ENQUEUE = prepared(",
         BULK,
-        ("enqueue_all: tenant", "tenant = :tenant AND ", "", _LEFT),
-        ("enqueue_all: status", " AND status IN ('active', 'provisioning')", "", _LEFT),
-        ("enqueue_all: order of locks", "ORDER BY id FOR UPDATE", "", "test_enqueue_all_locks_in_one_order"),
+        ("offboard: status", " AND status IN ('active', 'provisioning')", "", _LEFT),
+    ),
+    *_of(
+        "def _offboard(",
+        ("offboard: tenant", '{"tenant": operation.filter["tenant"]}', '{"tenant": None}', _LEFT),
     ),
     # -- the set
     *_of(

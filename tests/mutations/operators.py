@@ -202,7 +202,7 @@ OPERATORS = (
         ("looks: state", " AND state = 'stuck' AND outbox.fence = look.fence", "", _MOVED_ON),
         (
             "looks: no other running",
-            "AND other.state = 'running'",
+            "AND other.claimed_by IS NOT NULL",
             "AND false",
             "test_nobody_looks_while_another_job_of_the_resource_runs",
         ),
@@ -265,8 +265,8 @@ OPERATORS = (
         ),
         (
             "hands: looks at the sweep",
-            "        self._looks_wanted, self._next_look = True, -math.inf\n        self.drain()",
-            "        self.drain()",
+            "        self._looks_wanted, self._next_look = True, -math.inf\n        self._from_front",
+            "        self._from_front",
             "test_a_look_that_an_operator_waits_for_is_taken_at_the_message_and_at_the_sweep",
         ),
         (

@@ -12,7 +12,6 @@ RUNS = "tests/worker/test_runner.py"
 _NOTED = "), noted AS ({_EVENT}\n    )"
 _FENCE, _RUNNING = " AND fence = :fence", " AND state = 'running'"
 _STATEMENTS = {
-    "complete": "_COMPLETE = text(",
     "activate": "_ACTIVATE = text(",
     "retry": "_RETRY = text(",
     "defer": "_DEFER = text(",
@@ -42,8 +41,9 @@ OUTCOMES = (
     # -- complete, activate
     *cut(
         JOBS,
-        "_COMPLETE = text(",
+        "_COMPLETE = prepared(",
         MOVES,
+        ("complete: event", ', noted AS ({_events(reason="NULL", detail="detail")}\n    )', "", _along("complete")),
         ("complete: kind", " AND kind = 'deprovision'", "", "test_a_job_ends_only_as_its_kind_does[complete]"),
         (
             "complete: status",
@@ -52,10 +52,10 @@ OUTCOMES = (
             "test_a_teardown_of_what_nobody_deletes_does_not_end_well",
         ),
         (
-            "complete: resource",
-            "AND EXISTS (SELECT FROM resource WHERE resource.id = outbox.resource_id)",
+            "complete: order of locks",
+            " ORDER BY resource_id",
             "",
-            "test_a_teardown_of_what_nobody_deletes_does_not_end_well",
+            "test_completions_lock_their_resources_in_the_order_of_deletes",
         ),
         (
             "complete: deleted in the same statement",

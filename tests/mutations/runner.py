@@ -19,8 +19,26 @@ GUARDS_OF_RUNNER = (
             "test_a_teardown_does_not_look_while_the_birth_is_still_running",
         ),
         (
+            "run: a shared statement may leave one out",
+            "(claim.id, claim.fence) in done or None",
+            "True",
+            "test_a_stale_claim_among_those_that_share_a_statement_does_nothing",
+        ),
+        (
+            "run: a shared statement tells claims of one job apart",
+            "(claim.id, claim.fence) in done or None",
+            "claim.id in {id for id, _ in done} or None",
+            "test_an_old_claim_and_a_new_one_of_the_same_job_in_one_statement_are_told_apart",
+        ),
+        (
+            "run: a shared statement waits for no row",
+            "waits=False",
+            "waits=True",
+            "test_a_resource_that_somebody_holds_keeps_no_other_job_waiting",
+        ),
+        (
             "run: start is recorded",
-            "self._record(jobs.start, within=db.transaction if under else db.statement, seen=before, under=under)",
+            "self._record(jobs.start, seen=before)",
             "pass",
             "test_the_straight_way_is_claim_start_complete",
         ),
@@ -32,8 +50,8 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: started is remembered",
-            "seen=before, under=under)\n        self.started = True",
-            "seen=before, under=under)",
+            "seen=before)\n        self.started = True",
+            "seen=before)",
             "test_a_backend_that_dies_inside_the_teardown_costs_an_attempt",
         ),
         (
@@ -191,6 +209,30 @@ GUARDS_OF_RUNNER = (
         HANDS,
         "",
         HOLDS,
+        (
+            "hands: claims go on behind one another",
+            "passed=self._passed",
+            "passed={}",
+            "test_what_is_put_in_front_of_a_full_row_of_claims_is_found_by_the_next_sweep",
+        ),
+        (
+            "hands: a sweep looks at the front",
+            "self._from_front = True",
+            "self._from_front = False",
+            "test_what_is_put_in_front_of_a_full_row_of_claims_is_found_by_the_next_sweep",
+        ),
+        (
+            "hands: a sweep is not undone by a claim under way",
+            "self._from_front = True",
+            "self._passed = {}",
+            "test_a_claim_that_was_under_way_at_a_sweep_keeps_no_later_one_from_the_front",
+        ),
+        (
+            "hands: a claim that comes short is followed by one from the front",
+            "                or unseen\n",
+            "",
+            "test_a_bell_for_what_was_put_in_front_of_a_full_row_of_claims_waits_for_no_sweep",
+        ),
         (
             "hands: heartbeat",
             "kept = jobs.heartbeat(session, claims)",

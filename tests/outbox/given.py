@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -80,6 +81,14 @@ def a_job(
     ).scalar_one()
 
 
+def last_event(db: Connection, job_id: int) -> Any:
+    """The job's last event, whole."""
+    return db.execute(
+        text("SELECT event, fence, actor, reason, detail FROM events WHERE job_id = :id ORDER BY id DESC LIMIT 1"),
+        {"id": job_id},
+    ).one()
+
+
 def claims(db: Connection, n: int = 1, backend: str = "pg-main", worker: str = "w1") -> list[Claim]:
     return jobs.claim(db, {backend: n}, slots=n, worker=worker)
 
@@ -94,7 +103,7 @@ def claim_of(db: Connection, job_id: int, *, fence: int | None = None) -> Claim:
     row = db.execute(
         text("""
         SELECT outbox.id, outbox.kind, resource_id, outbox.backend, fence, attempts, max_attempts, started_fence,
-               forced_fence, tenant, generation, adopted, activated_at IS NOT NULL AS activated, manifest,
+               forced_fence, available_at, tenant, generation, adopted, activated_at IS NOT NULL AS activated, manifest,
                false AS probing, false AS contended
           FROM outbox JOIN resources ON resources.id = resource_id WHERE outbox.id = :id"""),
         {"id": job_id},

@@ -622,6 +622,7 @@ def test_the_command_says_what_is_broken_and_what_to_do(world: World, env: dict[
     )
     assert re.search(rf"^warning    stuck: .*\n +job {stuck} ", human.stdout, re.M)
     assert "ok         two_jobs\n" in human.stdout
+    assert human.stdout.endswith(f"\n{len(CODES)} checks: 1 broken, 1 warning\n")
 
 
 def test_a_warning_alone_is_no_failure(world: World, env: dict[str, str]) -> None:
@@ -629,6 +630,7 @@ def test_a_warning_alone_is_no_failure(world: World, env: dict[str, str]) -> Non
     answer = _cli(env, "--json")
     assert answer.returncode == 0
     assert json.loads(answer.stdout)["ok"] is True
+    assert _cli(env).stdout.endswith(f"\n{len(CODES)} checks: 1 warning\n")
 
 
 def test_a_database_without_the_schema_is_told_to_migrate(world: World, env: dict[str, str]) -> None:

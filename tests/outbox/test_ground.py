@@ -2,17 +2,22 @@
 
 import datetime as dt
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import NotSupportedError, OperationalError
 
 from outbox import credentials, doorbell, embedded, resources, settings, tokens
+from outbox import db as database
 from outbox.errors import BadRequest, IdempotencyKeyReused, NotActive, SettingsError
 from outbox.resources import NewResource
 from outbox.settings import Brake
-from tests.outbox.given import a_resource
+from tests.outbox.given import a_job, a_resource
 
 
 @pytest.mark.parametrize(
@@ -20,9 +25,13 @@ from tests.outbox.given import a_resource
     [
         ("DEPROVISIONER_LEASE_SECOND", "30", "did you mean DEPROVISIONER_LEASE_SECONDS"),
         ("DEPROVISIONER_LEASE_SECONDS", "soon", "DEPROVISIONER_LEASE_SECONDS='soon'"),
+        ("DEPROVISIONER_BROKER_URL", "localhost", "DEPROVISIONER_BROKER_URL='localhost': must be a URL"),
         ("DEPROVISIONER_API_PORT", "99999", "DEPROVISIONER_API_PORT"),
-        ("DEPROVISIONER_MAX_ATTEMPTS", "0", "DEPROVISIONER_MAX_ATTEMPTS"),
+        ("DEPROVISIONER_MAX_ATTEMPTS", "0", "DEPROVISIONER_MAX_ATTEMPTS='0': Expected `int` >= 1"),
+        ("DEPROVISIONER_BACKOFF_MAX_SECONDS", "nan", "DEPROVISIONER_BACKOFF_MAX_SECONDS='nan'"),
+        ("DEPROVISIONER_PREPARED_STATEMENTS", "maybe", "DEPROVISIONER_PREPARED_STATEMENTS='maybe': Expected `bool`"),
         ("DEPROVISIONER_QQQ", "1", "is not a setting; known:"),
+        ("DEPROVISIONER_WORKER_SLOTS", "8\udcff", "DEPROVISIONER_WORKER_SLOTS='8\\udcff': it is not UTF-8"),
     ],
 )
 def test_a_wrong_setting_is_named(
@@ -31,6 +40,32 @@ def test_a_wrong_setting_is_named(
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=re.escape(named)):
         settings.load()
+
+
+def test_a_connection_lost_while_it_prepares_is_known_to_be_lost(db: Connection, connect: Any) -> None:
+    fresh = database.prepared("SELECT CAST(:word AS text) || '%' FROM outbox WHERE id = :id")
+    with database.statement() as session:
+        pid = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        connect().cursor().execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        with pytest.raises(OperationalError) as lost:
+            session.execute(fresh, {"word": "x", "id": 1})
+    assert database.unreachable(lost.value)
+    id = a_job(db)
+    with database.statement() as session:
+        assert session.execute(fresh, {"word": "x", "id": id}).scalars().all() == ["x%"]
+
+
+def test_a_plan_that_no_longer_fits_after_a_migration_is_made_anew(db: Connection) -> None:
+    database.engine().dispose()
+    whole = database.prepared("SELECT * FROM holds WHERE id = :id")
+    with database.statement() as session:
+        session.execute(whole, {"id": 1})
+        db.execute(text("ALTER TABLE holds ADD COLUMN more text"))
+        with pytest.raises(NotSupportedError) as lost:
+            session.execute(whole, {"id": 1})
+    assert database.unreachable(lost.value), "so it is asked again"
+    with database.statement() as session:
+        assert session.execute(whole, {"id": 1}).keys()[-1:] == ["more"]
 
 
 def test_a_missing_setting_is_named_when_it_is_needed(settled: dict, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,3 +182,11 @@ def test_a_ring_to_a_dead_broker_is_bounded_and_raises_nothing(settled: dict, mo
     began = time.monotonic()
     doorbell.Bell().ring()
     assert time.monotonic() - began < 0.1, "a request never waits for the broker"
+
+
+def test_a_log_that_cannot_be_written_fails_nobody() -> None:
+    says = "from outbox import events; events.configure(); events.log.info('a'); events.log.exception('b'); print('on')"
+    with Path("/dev/full").open("w") as full:
+        argv = [sys.executable, "-c", says]
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=full, text=True, timeout=60, check=False)
+    assert done.stdout == "on\n"

@@ -2,6 +2,7 @@
 
 import threading
 import uuid
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ from outbox import jobs
 from outbox.errors import DeletionProtected, NotFound
 from outbox.states import JobState, ResourceStatus
 from tests.conftest import Servers
-from tests.outbox.given import a_job, a_resource, status_of
+from tests.outbox.given import a_job, a_resource, last_event, status_of
 
 
 def test_the_first_delete_wins_and_leaves_one_job_and_one_event(db: Connection) -> None:
@@ -124,13 +125,42 @@ def test_a_second_job_of_a_kind_is_impossible_whoever_inserts_it(db: Connection,
         )
 
 
+def test_deletes_that_share_a_statement_are_each_its_own(db: Connection) -> None:
+    mine, theirs, shielded = a_resource(db), a_resource(db), a_resource(db)
+    db.execute(text("UPDATE resources SET protected = true WHERE id = :id"), {"id": shielded})
+    twice = [jobs.Delete(mine, f"caller-{n}", "acme", f"reason {n}", {"n": n}) for n in range(2)]
+    others = [jobs.Delete(theirs, "stranger", "globex"), jobs.Delete(shielded, "me"), jobs.Delete(uuid.uuid4(), "me")]
+    last = jobs.Delete(theirs, "operator")
+    done = jobs.enqueue_all(db, [*twice, *others, last])
+    (winner,) = [asked for asked in twice if asked.request_id in done]
+    assert set(done) == {winner.request_id, last.request_id}
+    told = done[winner.request_id]
+    assert (told.resource.id, told.resource.status, told.won) == (mine, "deleting", True)
+    event = last_event(db, told.job.id)
+    assert (event.event, event.actor, event.reason) == ("enqueued", winner.actor, winner.reason)
+    assert event.detail == winner.detail | {"request_id": str(winner.request_id)}
+    loser = jobs.enqueued_before(db, next(asked for asked in twice if asked is not winner))
+    assert (loser.job.id, loser.won) == (told.job.id, False)
+    assert jobs.enqueued_before(db, winner).won, "whose answer was lost learns that it won"
+
+
+def test_a_resource_that_somebody_holds_keeps_no_other_delete_waiting(db: Connection, connect: Any) -> None:
+    held, free = a_resource(db), a_resource(db)
+    connect().cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held),))
+    db.execute(text("SET lock_timeout = '1s'"))
+    asked = [jobs.Delete(resource, "me") for resource in (held, free)]
+    assert [done.resource.id for done in jobs.enqueue_all(db, asked, waits=False).values()] == [free]
+    with pytest.raises(sa.exc.OperationalError, match="lock timeout"):
+        jobs.enqueue_all(db, asked)
+
+
 def test_a_winning_delete_is_one_round_trip(db: Connection, servers: Servers) -> None:
     resource = a_resource(db)
     name = db.execute(text("SELECT current_database()")).scalar_one()
     db.execute(text(f"ALTER DATABASE {name} SET log_statement = 'all'"))
     database.engine().dispose()
-    with database.statement() as session:  # the connection's own greetings
-        session.execute(text("SELECT 1"))
+    with database.statement() as session:  # the connection's own greetings, and what it prepares
+        jobs.enqueue(session, a_resource(db), actor="me")
     before = len(servers.control.log.read_bytes())
     with database.statement() as session:
         assert jobs.enqueue(session, resource, actor="me").won

@@ -70,21 +70,21 @@ def test_any_order_of_anything_keeps_the_promises(still: None) -> None:
 QUICK = 4
 MUTANTS = {
     "one DELETE": ("_ENQUEUE", " AND status IN ('active', 'provisioning')", ""),
-    "fence of a start": ("_START_DEPROVISION", " AND fence = :fence", ""),
-    "state of a complete": ("_COMPLETE", " AND state = 'running'", ""),
+    "fence of a start": ("_START_DEPROVISION", " AND outbox.fence = asked.fence", ""),
+    "state of a complete": ("_COMPLETE", " AND claimed_by IS NOT NULL", ""),
     "lease of a sweep": ("_SWEEP", " AND lease_expires_at < now()", ""),
     "lease of a start": ("_START_DEPROVISION", " AND lease_expires_at > now()", ""),
-    "one job at a time": ("_START_DEPROVISION", "AND other.state = 'running'", "AND false"),
+    "one job at a time": ("_START_DEPROVISION", "AND other.claimed_by IS NOT NULL", "AND false"),
     "hold of a start": ("_START_DEPROVISION", "WHERE holds.released_at IS NULL", "WHERE false"),
-    "fence of a complete": ("_COMPLETE", " AND fence = :fence", ""),
-    "fence of a birth's start": ("_START_PROVISION", " AND fence = :fence", ""),
+    "fence of a complete": ("_COMPLETE", " AND outbox.fence = asked.fence", ""),
+    "fence of a birth's start": ("_START_PROVISION", " AND outbox.fence = asked.fence", ""),
     "lease of a birth's start": ("_START_PROVISION", " AND lease_expires_at > now()", ""),
-    "resource of a birth's start": ("_START_PROVISION", " AND status = 'provisioning'", ""),
+    "resource of a birth's start": ("_START_PROVISION", "WHERE status = 'provisioning'", ""),
     "fence of an activate": ("_ACTIVATE", " AND fence = :fence", ""),
     "start before a defer": ("_DEFER", " AND started_fence IS DISTINCT FROM fence", ""),
     "fence of a rollback": ("_ROLLBACK", " AND fence = :fence", ""),
     "growing fence": ("_CLAIM", "fence = fence + 1, attempts", "fence = greatest(fence, 1), attempts"),
-    "fence of a heartbeat": ("_HEARTBEAT", " AND outbox.fence = held.fence", ""),
+    "fence of a heartbeat": ("_HEARTBEAT", " AND outbox.fence = asked.fence", ""),
 }
 
 

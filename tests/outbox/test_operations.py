@@ -601,7 +601,7 @@ def test_enqueue_all_locks_in_one_order(db: Connection, connect: Any) -> None:
         with database.transaction() as session:
             # The order of the index would do as well, where the plan has it.
             session.execute(text("SET LOCAL enable_indexscan = off; SET LOCAL enable_bitmapscan = off"))
-            done.append(jobs.enqueue_all(session, [second, first], tenant="acme", actor="o", reason="r", detail={}))
+            done.append(jobs.enqueue_all(session, [jobs.Delete(second, "o"), jobs.Delete(first, "o")]))
 
     thread = threading.Thread(target=act)
     thread.start()
@@ -610,19 +610,18 @@ def test_enqueue_all_locks_in_one_order(db: Connection, connect: Any) -> None:
     db.execute(text("SELECT FROM resources WHERE id = :id FOR UPDATE"), {"id": second})
     holder.commit()
     thread.join()
-    assert set(done[0]) == {first, second}
+    assert {enqueued.resource.id for enqueued in done[0].values()} == {first, second}
 
 
 def test_enqueue_all_takes_nothing_twice(db: Connection) -> None:
     resource = a_resource(db)
-    words: dict[str, Any] = {"tenant": "acme", "actor": "o", "reason": "r", "detail": {}}
-    answers = at_once(4, lambda n: _enqueued([resource], words))
+    answers = at_once(4, lambda n: _enqueued([resource]))
     assert sorted(map(len, answers)) == [0, 0, 0, 1]
 
 
-def _enqueued(resources: list[uuid.UUID], words: dict[str, Any]) -> dict[uuid.UUID, int]:
+def _enqueued(resources: list[uuid.UUID]) -> dict[uuid.UUID, jobs.Enqueued]:
     with database.statement() as session:
-        return jobs.enqueue_all(session, resources, **words)
+        return jobs.enqueue_all(session, [jobs.Delete(resource, "o", "acme") for resource in resources])
 
 
 # -- stopping, and how far it is ------------------------------------------------------------------------------------

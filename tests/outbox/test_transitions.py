@@ -1,7 +1,9 @@
 """Every transition from every state, on real PostgreSQL: the arrows of TRANSITIONS, and no others."""
 
 import threading
+import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from tests.outbox.given import (
     claims,
     events_of,
     job,
+    last_event,
     resolved,
     status_of,
 )
@@ -500,3 +503,151 @@ def test_a_birth_whose_resource_is_deleted_does_not_end_well(db: Connection) -> 
     with pytest.raises(ClaimLost):
         jobs.activate(db, claim, worker="w", manifest={})
     assert job(db, claim.id).state == "running"
+
+
+# -- many in one statement --------------------------------------------------------------------------------------------
+
+
+def test_starts_that_share_a_statement_are_each_judged_by_itself(db: Connection) -> None:
+    first, stale, dead, gone, second = (a_claim(db) for _ in range(5))
+    db.execute(text("UPDATE outbox SET fence = fence + 1 WHERE id = :id"), {"id": stale.id})
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s' WHERE id = :id"), {"id": dead.id})
+    db.execute(
+        text("UPDATE resources SET status = 'deleted', purged_at = now() WHERE id = :id"), {"id": gone.resource_id}
+    )
+    asked = [(claim, {"n": claim.id}) for claim in (first, stale, dead, gone, second)]
+    assert jobs.start_all(db, asked, worker="w1") == _keys(first, second)
+    assert jobs.start_all(db, asked, worker="w1") == set(), "each is started once"
+    for claim in (first, second):
+        started = last_event(db, claim.id)
+        assert (started.event, started.fence, started.detail) == ("started", claim.fence, {"seen": {"n": claim.id}})
+    for claim in (stale, dead, gone):
+        assert events_of(db, claim.id) == ["claimed"]
+
+
+def test_completions_that_share_a_statement_are_each_judged_by_itself(db: Connection) -> None:
+    first, stale, second = (a_claim(db) for _ in range(3))
+    db.execute(text("UPDATE outbox SET fence = fence + 1 WHERE id = :id"), {"id": stale.id})
+    asked = [(claim, {"n": claim.id}, None) for claim in (first, stale, second)]
+    assert jobs.complete_all(db, asked, worker="w1") == _keys(first, second)
+    assert jobs.complete_all(db, asked, worker="w1") == set()
+    for claim in (first, second):
+        assert status_of(db, claim.resource_id) == "deleted"
+        assert last_event(db, claim.id).detail == {"seen": {"n": claim.id}}
+    assert (job(db, stale.id).state, status_of(db, stale.resource_id)) == ("running", "deleting")
+
+
+def _keys(*claims: Claim) -> set[tuple[int, int]]:
+    return {(claim.id, claim.fence) for claim in claims}
+
+
+SHARED: dict[str, Callable[..., set[tuple[int, int]]]] = {
+    "heartbeat": lambda db, of: {(id, 1) for id in jobs.heartbeat(db, of)},
+    "start": lambda db, of, **how: jobs.start_all(db, [(claim, None) for claim in of], worker="w1", **how),
+    "complete": lambda db, of, **how: jobs.complete_all(db, [(claim, {}, None) for claim in of], worker="w1", **how),
+}
+
+
+@pytest.mark.parametrize("move", SHARED)
+def test_statements_about_the_same_claims_lock_them_in_one_order(db: Connection, connect: Any, move: str) -> None:
+    first, second = a_claim(db), a_claim(db)
+    db.execute(text("UPDATE outbox SET last_error = 'e' WHERE id = :id"), {"id": first.id})  # now behind, in the table
+    holder = connect()
+    holder.cursor().execute("SELECT FROM outbox WHERE id = %s FOR UPDATE", (first.id,))
+    act = partial(SHARED[move], of=[second, first])
+    assert _meanwhile(db, holder, act, "outbox", second.id) == _keys(first, second)
+
+
+@pytest.mark.parametrize(("move", "table"), [("start", "outbox"), ("complete", "outbox"), ("complete", "resources")])
+def test_a_shared_statement_leaves_out_what_somebody_holds(db: Connection, connect: Any, move: str, table: str) -> None:
+    held, free = a_claim(db), a_claim(db)
+    row = held.id if table == "outbox" else held.resource_id
+    connect().cursor().execute(f"SELECT FROM {table} WHERE id = %s FOR UPDATE", (str(row),))
+    db.execute(text("SET lock_timeout = '1s'"))
+    assert SHARED[move](db, [held, free], waits=False) == _keys(free)
+    with pytest.raises(sa.exc.OperationalError, match="lock timeout"):
+        SHARED[move](db, [held])
+
+
+@pytest.mark.parametrize("move", ["start", "complete"])
+def test_a_shared_statement_leaves_out_what_somebody_writes_events_of(db: Connection, connect: Any, move: str) -> None:
+    held, free = a_claim(db), a_claim(db)
+    _writes_an_event(connect(), held.resource_id)
+    db.execute(text("SET lock_timeout = '1s'"))
+    assert SHARED[move](db, [held, free], waits=False) == _keys(free)
+
+
+def test_shared_deletes_leave_out_what_somebody_writes_events_of(db: Connection, connect: Any) -> None:
+    held, free = (jobs.Delete(a_resource(db), "me") for _ in range(2))
+    _writes_an_event(connect(), held.resource_id)
+    db.execute(text("SET lock_timeout = '1s'"))
+    assert set(jobs.enqueue_all(db, [held, free], waits=False)) == {free.request_id}
+
+
+def _writes_an_event(holder: Any, resource: uuid.UUID) -> None:
+    """Another transaction that has the resource's chain, and no row of it: an operation's step, or a person's psql."""
+    holder.cursor().execute(
+        "INSERT INTO events (job_id, resource_id, fence, event, actor) VALUES (0, %s, 0, 'noted', 'me')",
+        (str(resource),),
+    )
+
+
+def test_a_delete_is_not_told_of_an_old_teardown_as_its_own(db: Connection) -> None:
+    resource = a_resource(db)
+    jobs.enqueue(db, resource, actor="me")
+    # What psql can do, and no transition: the row is put back by hand, its job forgotten.
+    db.execute(text("UPDATE resources SET status = 'active', deleted_at = NULL WHERE id = :id"), {"id": resource})
+    with pytest.raises(sa.exc.IntegrityError):
+        jobs.enqueued_before(db, jobs.Delete(resource, "me"))
+
+
+def test_completions_lock_their_resources_in_the_order_of_deletes(db: Connection, connect: Any) -> None:
+    second = first = a_claim(db)
+    while first.resource_id >= second.resource_id:  # against the order of the jobs
+        first = a_claim(db)
+    holder = connect()
+    holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(first.resource_id),))
+    act = partial(SHARED["complete"], of=[second, first])
+    assert _meanwhile(db, holder, act, "resources", second.resource_id) == _keys(first, second)
+
+
+def _meanwhile(db: Connection, holder: Any, act: Callable[[Connection], Any], table: str, other: Any) -> Any:
+    """What `act` does once `holder` lets go of a row; until then it must not hold the row `other` of the table."""
+    done: list[Any] = []
+
+    def run() -> None:
+        with database.transaction() as session:
+            # The order of an index would do as well, where the plan has it.
+            session.execute(text("SET LOCAL enable_indexscan = off; SET LOCAL enable_bitmapscan = off"))
+            done.append(act(session))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    eventually(lambda: somebody_waits(db), what="it waits for the first row")
+    db.execute(text("SET lock_timeout = '1s'"))
+    db.execute(text(f"SELECT FROM {table} WHERE id = :id FOR UPDATE"), {"id": other})
+    holder.commit()
+    thread.join()
+    return done[0]
+
+
+@pytest.mark.parametrize("move", SHARED)
+def test_who_waited_for_a_claim_that_moved_on_meanwhile_moves_nothing(db: Connection, connect: Any, move: str) -> None:
+    claim = a_claim(db)
+    other = connect()
+    other.cursor().execute(
+        "UPDATE outbox SET fence = fence + 1, claimed_by = 'w2' WHERE id = %s AND claimed_by = 'w1'", (claim.id,)
+    )
+    done: list[set[int]] = []
+
+    def run() -> None:
+        with database.statement() as session:
+            done.append(SHARED[move](session, [claim]))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    eventually(lambda: somebody_waits(db), what="it waits for the other")
+    other.commit()
+    thread.join()
+    assert (done, events_of(db, claim.id)) == ([set()], ["claimed"])
+    assert status_of(db, claim.resource_id) == "deleting"

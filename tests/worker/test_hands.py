@@ -1,7 +1,7 @@
 """The hands of one worker: how many jobs they take, how they keep them, and when they take none."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -14,6 +14,7 @@ from tests.outbox.given import a_job, a_resource, job, status_of
 from tests.outbox.test_operations import redrive, stuck
 from tests.witness import eventually
 from tests.worker.test_runner import Shelf
+from worker.backends import Absent, Same
 from worker.hands import Hands, Served
 
 
@@ -103,6 +104,82 @@ def test_a_claim_whose_answer_was_lost_is_taken_up_at_the_next_look(
             made.drain()
         made.drain()
     assert (job(db, id).state, job(db, id).fence) == ("succeeded", 1)
+
+
+def test_what_is_put_in_front_of_a_full_row_of_claims_is_found_by_the_next_sweep(db: Connection) -> None:
+    one_more = threading.Semaphore(0)
+    shelf = Shelf(does=lambda: _acquire(one_more), sees=[Same({}), Absent({})] * 4)
+    served = {"pg-main": Served(shelf, 1)}
+    made = Hands(served, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
+    _, second, third = (a_job(db) for _ in range(3))
+    made.drain()
+    front = a_job(db)
+    db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": front})
+    one_more.release()
+    eventually(lambda: job(db, second).state == "running", what="the next claim goes on behind the first")
+    made.sweep()
+    one_more.release()
+    eventually(lambda: job(db, front).state == "running", what="the sweep looked at the front again")
+    assert job(db, third).state == "pending"
+    one_more.release(2)
+    eventually(lambda: job(db, third).state == "succeeded", what="all are done")
+    made.stop()
+    assert made.join(20)
+
+
+def test_after_a_claim_that_came_short_the_front_is_looked_at_again(db: Connection) -> None:
+    a_job(db)
+    with hands({"pg-main": 2}, slots=3) as made:
+        made.drain()
+        front = a_job(db)
+        db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": front})
+        made.drain()
+        assert running(db) == {"pg-main": 2}
+
+
+def test_a_bell_for_what_was_put_in_front_of_a_full_row_of_claims_waits_for_no_sweep(db: Connection) -> None:
+    one_more = threading.Semaphore(0)
+    shelf = Shelf(does=lambda: _acquire(one_more), sees=[Same({}), Absent({})] * 2)
+    made = Hands({"pg-main": Served(shelf, 1)}, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
+    a_job(db)
+    made.drain()
+    front = a_job(db)
+    db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": front})
+    made.drain()
+    one_more.release(2)
+    eventually(lambda: job(db, front).state == "succeeded", what="the hand that was free took it")
+    made.stop()
+    assert made.join(20)
+
+
+def test_a_claim_that_was_under_way_at_a_sweep_keeps_no_later_one_from_the_front(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swept(*words: Any, honest: Callable[..., Any] = jobs.claim, **more: Any) -> Any:
+        claims = honest(*words, **more)
+        monkeypatch.setattr(jobs, "claim", honest)
+        made.sweep()
+        return claims
+
+    first, front, last = (a_job(db) for _ in range(3))
+    db.execute(text("UPDATE outbox SET available_at = 'infinity' WHERE id = :id"), {"id": front})
+    one_more = threading.Semaphore(0)
+    shelf = Shelf(does=lambda: _acquire(one_more), sees=[Same({}), Absent({})] * 3)
+    made = Hands({"pg-main": Served(shelf, 1)}, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
+    monkeypatch.setattr(jobs, "claim", swept)
+    made.drain()
+    assert job(db, first).state == "running"
+    db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": front})
+    one_more.release()
+    eventually(lambda: "running" in (job(db, front).state, job(db, last).state), what="the next is claimed")
+    assert (job(db, front).state, job(db, last).state) == ("running", "pending")
+    one_more.release(2)
+    made.stop()
+    assert made.join(20)
+
+
+def _acquire(one_more: threading.Semaphore) -> None:
+    assert one_more.acquire(timeout=30)
 
 
 def test_a_sweep_puts_back_and_expires(db: Connection) -> None:

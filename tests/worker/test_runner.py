@@ -3,22 +3,28 @@
 The backends here are third parties' own.
 """
 
+import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
 from outbox import credentials, jobs, resources
+from outbox import db as database
 from outbox.errors import Refused, Transient, Unavailable
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
 from outbox.states import StuckReason
 from tests.outbox.given import a_claim, a_job, claim_of, claims, events_of, job, status_of
+from tests.outbox.test_transitions import somebody_waits
+from tests.witness import eventually
 from worker.backends import Absent, Different, Observation, Plan, Same
-from worker.runner import Run
+from worker.runner import Run, Shared
 
 
 class Shelf:
@@ -80,6 +86,88 @@ def test_the_straight_way_is_claim_start_complete(db: Connection) -> None:
     assert (done.state, backend.torn) == ("succeeded", [1])
     assert events_of(db, done.id) == ["claimed", "started", "completed"]
     assert status_of(db, done.resource_id) == "deleted"
+
+
+def test_jobs_that_share_their_statements_go_the_same_way(db: Connection) -> None:
+    shared, backends = Shared(worker="w1"), [Shelf() for _ in range(8)]
+    at_work = [a_claim(db) for _ in backends]
+    runs = [Run(claim, backend, worker="w1", shared=shared) for claim, backend in zip(at_work, backends, strict=True)]
+    with ThreadPoolExecutor(len(runs)) as pool:
+        for ended in [pool.submit(run) for run in runs]:
+            ended.result()
+    for claim, backend in zip(at_work, backends, strict=True):
+        assert (job(db, claim.id).state, backend.torn) == ("succeeded", [1])
+        assert events_of(db, claim.id) == ["claimed", "started", "completed"]
+
+
+def test_a_stale_claim_among_those_that_share_a_statement_does_nothing(db: Connection) -> None:
+    id = a_job(db, state="running", attempts=2)
+    backend = Shelf()
+    Run(claim_of(db, id, fence=1), backend, worker="zombie", shared=Shared(worker="zombie"))()
+    assert (backend.torn, events_of(db, id)) == ([], [])
+
+
+def test_an_old_claim_and_a_new_one_of_the_same_job_in_one_statement_are_told_apart(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way, gate = threading.Event(), threading.Event()
+
+    def slowly(*words: Any, honest: Callable[..., Any] = jobs.start_all, **more: Any) -> Any:
+        under_way.set()
+        assert gate.wait(20)
+        return honest(*words, **more)
+
+    monkeypatch.setattr(jobs, "start_all", slowly)
+    shared = Shared(worker="w1")
+    other, id = a_claim(db), a_job(db, state="running", attempts=2)
+    stale, ours = claim_of(db, id, fence=1), claim_of(db, id)
+    first = shared.starts.ask((other, {}))
+    assert under_way.wait(20)
+    both = [shared.starts.ask((claim, {})) for claim in (stale, ours)]
+    gate.set()
+    assert [answer.result(20) for answer in (first, *both)] == [True, None, True]
+    both = [shared.completions.ask((claim, {}, None)) for claim in (stale, ours)]
+    assert both[0].result(20) is None
+    assert both[1].result(20)
+
+
+def test_a_shared_statement_whose_answer_is_lost_is_read_back_by_each(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("start_all", "complete_all"):
+        monkeypatch.setattr(jobs, name, _answer_lost_once(getattr(jobs, name)))
+    claim, backend = a_claim(db), Shelf()
+    Run(claim, backend, worker="w1", shared=Shared(worker="w1"))()
+    assert (job(db, claim.id).state, backend.torn) == ("succeeded", [1])
+    assert events_of(db, claim.id) == ["claimed", "started", "completed"]
+
+
+def test_a_resource_that_somebody_holds_keeps_no_other_job_waiting(db: Connection, connect: Any) -> None:
+    shared = Shared(worker="w1")
+    held, free = a_claim(db), a_claim(db)
+    holder = connect()
+    holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held.resource_id),))
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(Run(held, Shelf(), worker="w1", shared=shared))
+        eventually(lambda: somebody_waits(db), what="it waits by itself")
+        going = pool.submit(Run(free, Shelf(), worker="w1", shared=shared))
+        assert wait([going], database.STATEMENT_TIMEOUT_MS / 2000).done, "sooner than a statement gives up waiting"
+        assert (job(db, free.id).state, waiting.done()) == ("succeeded", False)
+        holder.commit()
+        waiting.result(20)
+    assert job(db, held.id).state == "succeeded"
+
+
+def _answer_lost_once(honest: Callable[..., Any]) -> Callable[..., Any]:
+    answers = iter([sa.exc.OperationalError("the answer was lost", {}, Exception())])
+
+    def act(*words: Any, **more: Any) -> Any:
+        done = honest(*words, **more)
+        for lost in answers:
+            raise lost
+        return done
+
+    return act
 
 
 def test_what_is_absent_already_is_completed_without_a_teardown(db: Connection) -> None:

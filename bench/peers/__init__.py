@@ -1,0 +1,162 @@
+"""Other Python queues doing nothing, each at its best documented settings, on servers handed to it.
+
+- `PEERS`         what is compared, what of it is durable, and with which settings
+- `drain`         jobs a second through one of them;  `latency`  from commit to start when it is idle
+- `harness`       what their modules share: servers made afresh, worker processes, the two measures
+- the others      one module a peer: its tables, its worker, its records
+
+They live in an environment of their own (`make peers`): this module runs in ours and starts theirs. A module's
+command line is `python -m bench.peers.<name> drain|latency --dsn DSN --redis URL`. All of them in a table, with few
+jobs, only to see that they run: `python -m bench.peers --smoke`.
+"""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+VENV = ROOT / ".venv-peers"
+# Longer than the harness's own deadlines, which say more: its start, its work and its end.
+TIMEOUT_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One queue at one choice of settings.
+
+    `durable` says what a crash cannot take, and what it repeats; `scale` is the share of the jobs that a drain gets,
+    so that the slow do not take long and the fast not too short.
+    """
+
+    name: str
+    module: str
+    package: str
+    durable: str
+    settings: str
+    scale: float
+
+
+class PeerFailed(RuntimeError):
+    """A peer did not do its work, or did not say so; the message has the end of what it did say."""
+
+
+PEERS = (
+    Peer(
+        "PgQueuer",
+        "pgqueuer",
+        "pgqueuer",
+        durable="claims, 500 at a time; completions when 500 wait or 0.1 s have passed: a crash repeats them",
+        settings="asyncpg, uvloop, batch_size 500, its autovacuum settings",
+        scale=4.0,
+    ),
+    Peer(
+        "PgQueuer, one by one",
+        "pgqueuer_each",
+        "pgqueuer",
+        durable="each claim by itself, and each completion as it happens, though nothing waits for it",
+        settings="the same with batch_size 1",
+        scale=0.2,
+    ),
+    Peer(
+        "Chancy",
+        "chancy",
+        "chancy",
+        durable="claims, as many at a time as slots are free; completions every 0.1 s: a crash repeats them",
+        settings="asynchronous executor, concurrency 1000, eager polling, updates sent every 0.1 s",
+        scale=1.0,
+    ),
+    Peer(
+        "DBOS",
+        "dbos",
+        "dbos",
+        durable="claims, as many at a time as slots are free; each workflow's outcome by itself",
+        settings="worker_concurrency 500 on 8 executor threads, polled every 0.02 s",
+        scale=0.4,
+    ),
+    Peer(
+        "Procrastinate",
+        "procrastinate",
+        "procrastinate",
+        durable="each claim and each completion by itself, with an event of each",
+        settings="concurrency 10, woken by LISTEN, finished jobs stay",
+        scale=0.2,
+    ),
+    Peer(
+        "Celery on Redis",
+        "celery",
+        "celery",
+        durable="nothing: Redis in memory, no results; acknowledged before it runs, so a crash loses the job",
+        settings="solo pool, prefetch 128, no results, events, gossip or rate limits; each job is an INCR",
+        scale=0.4,
+    ),
+    Peer(
+        "awa-pg",
+        "awa",
+        "awa-pg",
+        durable="claims, as many at a time as slots are free; completions in batches of what ended within 1 ms",
+        settings="queue storage, COPY, max_workers 512, 24 connections",
+        scale=1.0,
+    ),
+)
+
+
+def available() -> str | None:
+    """None when the peers are installed, else what to do."""
+    return None if (VENV / ".installed").exists() else 'the peers are not installed: run "make peers"'
+
+
+def version(peer: Peer) -> str:
+    """The installed version of its package."""
+    places = [str(place) for place in (VENV / "lib").glob("python*/site-packages")]
+    return next(iter(distributions(name=peer.package, path=places))).version
+
+
+def drain(peer: Peer, dsn: str, redis_url: str, jobs: int, processes: int) -> float:
+    """Jobs a second, from the first pick-up to the last recorded end, of `jobs` * `peer.scale` no-op jobs.
+
+    `dsn` is a superuser's: a database is made for it and dropped. Redis's database 15 is emptied. One call at a time:
+    the next would empty it too. Raises PeerFailed.
+    """
+    scaled = max(1, round(jobs * peer.scale))
+    return _run(peer, "drain", dsn, redis_url, "--jobs", str(scaled), "--processes", str(processes))["rate"]
+
+
+def latency(peer: Peer, dsn: str, redis_url: str, count: int) -> dict[str, float]:
+    """`p50` and `p99` in ms, from the enqueue's commit to the function's first line; one job at a time, else idle.
+
+    One worker process; servers as in `drain`. Raises PeerFailed.
+    """
+    return _run(peer, "latency", dsn, redis_url, "--count", str(count))
+
+
+def _run(peer: Peer, act: str, dsn: str, redis_url: str, *words: str) -> dict[str, float]:
+    if reason := available():
+        raise PeerFailed(reason)
+    argv = [VENV / "bin" / "python", "-m", f"bench.peers.{peer.module}", act, "--dsn", dsn, "--redis", redis_url]
+    # A session of its own: a Ctrl-C in the terminal is for us, who then let it tidy up.
+    with subprocess.Popen(
+        [*argv, *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+        except BaseException as stopped:
+            process.terminate()
+            _, errors = process.communicate()
+            if isinstance(stopped, subprocess.TimeoutExpired):
+                raise PeerFailed(f"{peer.name}: {act} was not over after {TIMEOUT_SECONDS} s{_tail(errors)}") from None
+            raise
+    if process.returncode:
+        raise PeerFailed(f"{peer.name}: {act} ended with code {process.returncode}{_tail(errors)}")
+    figures: dict[str, float] = json.loads(output)
+    return figures
+
+
+def _tail(output: str, lines: int = 15) -> str:
+    return "".join(f"\n{line}" for line in output.splitlines()[-lines:])

@@ -1,0 +1,8 @@
+"""PgQueuer with a batch size of 1: each job is claimed by itself, and each completion is sent as it happens."""
+
+from bench.peers import harness, pgqueuer
+
+QUEUE = pgqueuer.queue(1)
+
+if __name__ == "__main__":
+    harness.main("bench.peers.pgqueuer_each")

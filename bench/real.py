@@ -1,0 +1,318 @@
+"""Real work: databases and key namespaces torn down by the product's own worker, and by a bare loop.
+
+The bare loop sends the backend the same commands with the same number of hands, in plain psycopg2 and redis-py, and
+knows no control database: no claim, no start, no record. What the whole job takes longer is what safety costs.
+"""
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psycopg2
+import redis
+
+from bench import measures
+from bench.stack import PRODUCT, TENANT, Stack
+from outbox.rows import Json
+from worker.backends import Backend
+from worker.backends.postgres import Postgres
+from worker.backends.redis import _UNLINK_IF_OURS, BATCH, SERVER_KEY, Redis
+
+T = TypeVar("T")
+HANDS = 8
+KEYS = 1000
+_SEED = f"""
+    INSERT INTO resources (id, tenant, kind, backend, name, status, generation, manifest, activated_at, expires_at)
+    SELECT gen_random_uuid(), '{TENANT}', :kind, :backend, manifest->>'generation', 'active',
+           (manifest->>'generation')::uuid, manifest, now(), now()
+      FROM jsonb_array_elements(CAST(:manifests AS jsonb)) AS manifest"""
+
+
+def databases(stack: Stack, count: int, *, first: str) -> measures.Figures:
+    """Drop `count` databases with their roles, and as many again in a bare loop: the seconds of both."""
+    backend = Postgres(stack.pg_main_dsn)
+    statements = _recorded(stack)
+
+    def bare(sessions: list[list[str]]) -> None:
+        for session in sessions:
+            _replay(stack.pg_main_dsn, session)
+
+    path = stack.backends("pg-main", "postgres", stack.pg_main_dsn, HANDS)
+    figures = _both(stack, "postgres", path, backend, count, first, statements, bare, lambda: _transactions(stack))
+    left = _ask(stack.pg_main_dsn, "SELECT datname FROM pg_database WHERE datname ~ '^(db|zz)_'")
+    left += _ask(stack.pg_main_dsn, "SELECT rolname FROM pg_roles WHERE rolname ~ '^usr_'")
+    assert not left, f"these are still there: {left[:3]}"
+    return figures
+
+
+def namespaces(stack: Stack, count: int, *, first: str) -> measures.Figures:
+    """Remove `count` ACL users with KEYS keys each, and as many again in a bare loop: the seconds of both."""
+    url = stack.redis_main_url
+
+    def bare(manifest: Json) -> None:
+        _remove_namespace(url, manifest)
+
+    path = stack.backends("redis-main", "redis", url, HANDS)
+    figures = _both(
+        stack, "redis", path, Redis(url), count, first, lambda manifest: manifest, bare, lambda: _calls(url)
+    )
+    with _connected(url) as server:
+        left = (server.dbsize(), len(server.acl_list()))
+    assert left == (1, 1), f"(keys, users) left: {left}; one of each is the server's own"
+    return figures
+
+
+def _both(
+    stack: Stack,
+    kind: str,
+    path: Path,
+    backend: Backend,
+    count: int,
+    first: str,
+    ready: Callable[[Json], T],
+    bare: Callable[[T], None],
+    asked: Callable[[], measures.Figures],
+) -> measures.Figures:
+    """The bare loop over `count` objects and the product over as many that are just like them, `first` one of them.
+
+    `ready` makes of a manifest what `bare` takes. `asked` counts what the server has been asked for, by its own count:
+    what is compared is the same work, or it is an error.
+    """
+    seconds, did = {}, {}
+    for name in ("loop", "whole") if first == "loop" else ("whole", "loop"):
+        made = _make_all(stack, kind, backend, count)
+        todo = [ready(manifest) for manifest in made]
+        before = asked()
+        if name == "whole":
+            seconds[name] = _whole_job(stack, kind, path, made)
+        else:
+            began = time.perf_counter()
+            _at_once(bare, todo)
+            seconds[name] = time.perf_counter() - began
+        did[name] = {what: (times - before.get(what, 0)) / count for what, times in asked().items()}
+    other = {
+        what: {name: round(each.get(what, 0), 2) for name, each in did.items()}
+        for what in did["loop"] | did["whole"]
+        if abs(did["loop"].get(what, 0) - did["whole"].get(what, 0)) > 0.5
+    }
+    assert not other, f"the bare loop is not what a teardown of the product sends; for each object: {other}"
+    return seconds
+
+
+def _whole_job(stack: Stack, kind: str, path: Path, manifests: Sequence[Json]) -> float:
+    """The seconds from the first claim to the last completion, by one real worker."""
+    measures.seed(0)
+    measures.query(_SEED, kind=kind, backend=path.stem, manifests=json.dumps(manifests))
+    measures.enqueue_all(len(manifests))
+    measures.query("VACUUM ANALYZE resources, outbox, events")
+    with stack.workers(1, HANDS, argv=[*PRODUCT, "worker"], backends=path):
+        measures.wait_drained()
+    return measures.drained_in(len(manifests))
+
+
+def _make_all(stack: Stack, kind: str, backend: Backend, count: int) -> list[Json]:
+    """Without fsync, and with the checkpoint that forgets what was not synced: as if they had been there for long.
+
+    Else the first to drop one would wait until the 300 files of each are on disk.
+    """
+    if kind == "postgres":
+        _fsync(stack.pg_main_dsn, "off")
+    made = _at_once(lambda _: _make(stack, kind, backend), range(count))
+    if kind == "postgres":
+        _ask(stack.pg_main_dsn, "CHECKPOINT")
+        _fsync(stack.pg_main_dsn, "on")
+    return made
+
+
+def _fsync(dsn: str, wanted: str) -> None:
+    _ask(dsn, f"ALTER SYSTEM SET fsync = {wanted}")
+    _ask(dsn, "SELECT pg_reload_conf()")
+    deadline = time.monotonic() + 10
+    while _ask(dsn, "SHOW fsync") != [(wanted,)]:
+        assert time.monotonic() < deadline, f"fsync is not {wanted} after 10 s"
+        time.sleep(0.05)
+
+
+def _make(stack: Stack, kind: str, backend: Backend) -> Json:
+    """One object, made by the product's own backend, with its marks."""
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    manifest = backend.provision(plan.manifest, plan.credentials)
+    if kind == "redis":
+        with _connected(stack.redis_main_url) as server:
+            assert server.eval(_FILL, 0, manifest["prefix"], KEYS - 1) == KEYS - 1  # the generation key is the last
+    return manifest
+
+
+_FILL = """
+for n = 1, tonumber(ARGV[2]) do redis.call('SET', ARGV[1] .. n, string.rep('x', 100)) end
+return tonumber(ARGV[2])"""
+
+
+def _at_once(act: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
+    """`act` on each with HANDS threads; the first error ends it, and so does Ctrl-C."""
+    pool = ThreadPoolExecutor(HANDS)
+    try:
+        return list(pool.map(act, items))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# -- PostgreSQL: what the server's own log says a teardown sends ------------------------------------------------------
+
+
+def _transactions(stack: Stack) -> measures.Figures:
+    """How many the server has committed in the database that teardowns work in."""
+    time.sleep(0.3)  # a session reports what it did when it ends, which is after its client has left
+    asked = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+    return {"transactions": float(_ask(stack.pg_main_dsn, asked)[0][0])}
+
+
+def _recorded(stack: Stack) -> Callable[[Json], list[list[str]]]:
+    """The sessions of one teardown by the product, as the server logged them, with another object's names put in."""
+    log = stack.home / "log" / "pg-main.log"
+    plain, logged = Postgres(stack.pg_main_dsn), Postgres(stack.pg_main_dsn + "?options=-c%20log_statement%3Dall")
+    made = _make(stack, "postgres", plain)
+    role_oid = _role_oid(stack, made)
+    seen = log.stat().st_size
+    logged.inspect(made)  # the three steps of `worker.runner.Run` for a teardown
+    logged.teardown(made, 1)
+    logged.inspect(made)
+    sessions = _sessions(log.read_bytes()[seen:].decode())
+    assert any("DROP DATABASE" in statement for session in sessions for statement in session), sessions
+
+    def of(manifest: Json) -> list[list[str]]:
+        names = {str(made[key]): str(manifest[key]) for key in ("database", "role", "generation", "oid")}
+        names[role_oid] = _role_oid(stack, manifest)
+        pattern = re.compile("|".join(rf"(?<!\d){re.escape(name)}(?!\d)" for name in names))
+        # Its lock is made of the name: one number for all would have the hands wait for each other.
+        lock = f"pg_advisory_lock({uuid.UUID(manifest['generation']).int >> 65})"
+        return [
+            [_LOCK.sub(lock, pattern.sub(lambda found: names[found[0]], statement)) for statement in session]
+            for session in sessions
+        ]
+
+    return of
+
+
+_LOCK = re.compile(r"pg_advisory_lock\(-?\d+\)")
+_ENTRY = re.compile(r"^\S+ \S+ UTC \[(\d+)\] \S+ LOG:  statement: (.*(?:\n\t.*)*)", re.MULTILINE)
+
+
+def _sessions(log: str) -> list[list[str]]:
+    found: dict[str, list[str]] = {}
+    for pid, statement in _ENTRY.findall(log):
+        found.setdefault(pid, []).append(statement)
+    return list(found.values())
+
+
+def _replay(dsn: str, statements: list[str]) -> None:
+    session = psycopg2.connect(dsn)
+    try:
+        session.autocommit = True
+        with session.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+                if cursor.description:
+                    cursor.fetchall()
+    finally:
+        session.close()
+
+
+def _role_oid(stack: Stack, manifest: Json) -> str:
+    return str(_ask(stack.pg_main_dsn, f"SELECT oid FROM pg_roles WHERE rolname = '{manifest['role']}'")[0][0])
+
+
+def _ask(dsn: str, statement: str) -> list[Any]:
+    session = psycopg2.connect(dsn)
+    try:
+        session.autocommit = True
+        with session.cursor() as cursor:
+            cursor.execute(statement)
+            return list(cursor.fetchall()) if cursor.description else []
+    finally:
+        session.close()
+
+
+# -- Redis: the same by hand, since its cursors cannot be played back -------------------------------------------------
+
+
+def _calls(url: str) -> measures.Figures:
+    """How often the server was asked for each command. How many SCANs it takes depends on what else is there."""
+    with _connected(url) as server:
+        stats = server.info("commandstats")
+    calls = {name.removeprefix("cmdstat_"): float(told["calls"]) for name, told in stats.items()}
+    return {name: count for name, count in calls.items() if name != "scan"}
+
+
+def _remove_namespace(url: str, manifest: Json) -> None:
+    with _connected(url) as server:
+        _look(server, manifest)
+    with _connected(url) as server:
+        _look(server, manifest)
+        server.acl_getuser(manifest["user"])
+        server.type(_generation(manifest))
+        server.get(_generation(manifest))
+        _if_ours(server, manifest, ("ACL", "SETUSER", manifest["user"], "off"), ("PERSIST", _generation(manifest)))
+        server.execute_command("CLIENT", "KILL", "USER", manifest["user"])
+        _save(server)
+        while _unlink_pass(url, server, manifest):
+            pass
+        _if_ours(server, manifest, ("ACL", "DELUSER", manifest["user"]))
+        _save(server)
+        server.eval(_UNLINK_IF_OURS, 2, _generation(manifest), _generation(manifest), manifest["generation"], 0, 0)
+    with _connected(url) as server:
+        _look(server, manifest)
+        server.info("keyspace")
+        with _connected(url) as there:
+            assert not list(there.scan_iter(match=f"{manifest['prefix']}*", count=1000))
+
+
+def _look(server: "redis.Redis", manifest: Json) -> None:
+    server.acl_getuser(manifest["user"])
+    server.type(_generation(manifest))
+    server.get(_generation(manifest))
+    server.get(SERVER_KEY)
+
+
+def _if_ours(server: "redis.Redis", manifest: Json, *commands: tuple[str, ...]) -> None:
+    with server.pipeline() as pipe:
+        pipe.watch(_generation(manifest))
+        _look(server, manifest)
+        pipe.multi()
+        for command in commands:
+            pipe.execute_command(*command)
+        pipe.execute()
+
+
+def _unlink_pass(url: str, server: "redis.Redis", manifest: Json) -> int:
+    server.info("keyspace")
+    with _connected(url) as there:
+        keys = set(there.scan_iter(match=f"{manifest['prefix']}*", count=1000)) - {_generation(manifest)}
+    for first in range(0, len(keys), BATCH):
+        batch = list(keys)[first : first + BATCH]
+        server.eval(_UNLINK_IF_OURS, 1 + len(batch), _generation(manifest), *batch, manifest["generation"], 0, 0)
+    return len(keys)
+
+
+def _save(server: "redis.Redis") -> None:
+    server.config_get("aclfile")
+    server.execute_command("ACL", "SAVE")
+
+
+def _generation(manifest: Json) -> str:
+    return f"{manifest['prefix']}gen"
+
+
+@contextmanager
+def _connected(url: str) -> Iterator["redis.Redis"]:
+    server = redis.Redis.from_url(url, decode_responses=True, client_name="bench")
+    try:
+        yield server
+    finally:
+        server.connection_pool.disconnect()

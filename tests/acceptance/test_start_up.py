@@ -1,0 +1,77 @@
+"""A command loads what it needs: what is heavy and not needed is not even imported."""
+
+import json
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+from sqlalchemy import Connection
+
+from outbox.cli import main
+from tests.outbox.given import a_job, a_resource
+
+# Runs the command as `deprovisioner` does, then tells what this process has loaded.
+SPY = """
+import sys
+from outbox.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("\\n" + " ".join({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+"""
+HEAVY = {"sqlalchemy", "psycopg2", "celery", "redis", "fastapi", "pydantic", "alembic", "cryptography", "structlog"}
+
+
+def loaded(env: dict[str, str], *words: str) -> set[str]:
+    """Which of the heavy packages a command has imported by its end."""
+    argv = [sys.executable, "-c", SPY, *words]
+    done = subprocess.run(argv, env=os.environ | env, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done
+    assert done.stdout
+    return HEAVY & set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("words", ["--help", "jobs --help", "jobs list --help", "up --help", "token --help"])
+def test_help_loads_nothing_heavy(env: dict[str, str], words: str) -> None:
+    assert loaded(env, *words.split()) == set()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "jobs list",
+        "jobs list --counts --json",
+        "jobs show 1",
+        "resources list",
+        "hold list",
+        "hold set --global",
+        "breakers list",
+        "operations list",
+        "token list",
+    ],
+)
+def test_what_asks_the_database_loads_only_what_that_takes(db: Connection, env: dict[str, str], words: str) -> None:
+    assert a_job(db) == 1
+    assert loaded(env, *words.split()) == {"sqlalchemy", "psycopg2"}
+
+
+def test_what_rings_the_bell_loads_celery_and_the_log(db: Connection, env: dict[str, str]) -> None:
+    """So that the tests above cannot pass because nothing is ever seen to be loaded."""
+    assert {"celery", "redis", "structlog"} <= loaded(env, "resources", "delete", str(a_resource(db)))
+
+
+def test_a_bell_that_nobody_hears_does_not_spoil_the_answer(db: Connection, env: dict[str, str]) -> None:
+    deaf = env | {"DEPROVISIONER_BROKER_URL": "redis://127.0.0.1:1/0"}
+    argv = [sys.executable, "-m", "outbox.cli", "resources", "delete", "--json", str(a_resource(db))]
+    done = subprocess.run(argv, env=os.environ | deaf, capture_output=True, text=True, check=False, timeout=60)
+    assert json.loads(done.stdout)["ok"] is True
+    assert json.loads(done.stderr)["event"] == "doorbell_failed"
+
+
+def test_every_command_is_found_by_its_name() -> None:
+    context = click.Context(main)
+    names = main.list_commands(context)
+    assert all(main.get_command(context, name) is not None for name in names)
+    assert sorted(main.commands) == names, "a command that no name leads to"
