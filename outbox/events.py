@@ -24,10 +24,6 @@ class _Lines(structlog.PrintLogger):
     fatal = failure = err = error = critical = exception = msg
 
 
-def _to_stderr(*_: Any) -> _Lines:
-    return _Lines(sys.stderr)
-
-
 def configure() -> None:
     """One JSON object a line on stderr, or coloured text where a person looks on."""
     processors: list[Any] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
@@ -38,6 +34,6 @@ def configure() -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=_to_stderr,
+        logger_factory=lambda *_, stderr=sys.stderr: _Lines(stderr),  # as it is now: Celery puts its own log there
         cache_logger_on_first_use=True,
     )

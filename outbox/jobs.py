@@ -412,7 +412,7 @@ def start_all(
     """
     noted = [(claim, None if before is None else {"seen": before}) for claim, before in seen]
     statement = _START_DEPROVISION if waits else _START_IF_FREE
-    return {(row.id, row.fence) for row in db.execute(statement, _ours(noted) | {"event": "started", "actor": worker})}
+    return {(row.id, row.fence) for row in db.execute(statement, _ours(noted) | _note("started", worker))}
 
 
 def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None, under: Sequence[Brake] = ()) -> None:
@@ -434,7 +434,7 @@ def start_provision(
 
     Returns those in force, which are the first attempt's. Raises ClaimLost, Busy, Held, Unwanted.
     """
-    asked = _ours([(claim, None)]) | {"event": "started", "actor": worker}
+    asked = _ours([(claim, None)]) | _note("started", worker)
     row = db.execute(
         _START_PROVISION, asked | {"manifest": json.dumps(manifest), "credentials": credentials}
     ).one_or_none()
@@ -507,9 +507,7 @@ def complete_all(
     """
     noted = [(claim, {"seen": seen} | ({"did": did} if did else {})) for claim, seen, did in ended]
     statement = _COMPLETE if waits else _COMPLETE_IF_FREE
-    return {
-        (row.id, row.fence) for row in db.execute(statement, _ours(noted) | {"event": "completed", "actor": worker})
-    }
+    return {(row.id, row.fence) for row in db.execute(statement, _ours(noted) | _note("completed", worker))}
 
 
 def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json | None = None) -> None:
@@ -518,7 +516,7 @@ def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json
     `seen` is the evidence that the object was seen to be absent, `did` what this attempt did. Raises ClaimLost.
     """
     if not complete_all(db, [(claim, seen, did)], worker=worker):
-        _landed(db, claim, _of(claim) | {"event": "completed"})
+        _landed(db, claim, _of(claim) | _note("completed", worker))
 
 
 # Not once the resource is deleted: then what was made must be unmade, and the job may not look well ended.

@@ -119,6 +119,8 @@ def _around_transitions(reach: _Reach) -> None:
 
     @event.listens_for(sqlalchemy.Engine, "before_cursor_execute")
     def before(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if statement.startswith("PREPARE "):
+            return
         if waiting := inside.get():
             reach("before", waiting[0])
         elif _COUNTS in statement:
@@ -126,6 +128,8 @@ def _around_transitions(reach: _Reach) -> None:
 
     @event.listens_for(sqlalchemy.Engine, "after_cursor_execute")
     def after(_: Any, cursor: Any, statement: str, *__: Any) -> None:
+        if statement.startswith("PREPARE "):
+            return
         if waiting := inside.get():
             name = waiting.pop()
             if cursor.rowcount > 0:
