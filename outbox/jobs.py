@@ -36,20 +36,14 @@ from outbox.rows import Claim, Job, Json, Resource, columns, read
 from outbox.settings import Brake
 from outbox.states import Found, JobKind, JobState, ResourceStatus, StuckReason
 
-
-def _events(actor: str = ":actor", reason: str = "CAST(:reason AS text)", detail: str = ":detail") -> str:
-    """What every transition writes beside its change; `job` is the CTE that made it.
-
-    In the order of resources: each event locks its resource's chain until commit, and statements that lock several
-    must do so in one order.
-    """
-    return f"""
+# What every transition writes beside its change; `job` is the CTE that made it. In the order of resources: each
+# event locks its resource's chain until commit, and statements that lock several must do so in one order.
+_EVENT_OF = """
     INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
-    SELECT id, resource_id, fence, :event, {actor}, {reason}, CAST({detail} AS jsonb) FROM job
+    SELECT id, resource_id, fence, :event, :actor, {reason}, CAST({detail} AS jsonb) FROM job
      ORDER BY resource_id"""
-
-
-_EVENT = _events()
+_EVENT = _EVENT_OF.format(reason="CAST(:reason AS text)", detail=":detail")
+_EVENT_EACH = _EVENT_OF.format(reason="NULL", detail="detail")  # where each row has brought its own
 
 
 @dataclass(frozen=True)
@@ -384,7 +378,7 @@ _START_DEPROVISION = prepared(f"""
     WITH {_OURS}, resource AS (
         SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
          WHERE status = 'deleting'
-    ), {_START}, noted AS ({_events(reason="NULL", detail="detail")}
+    ), {_START}, noted AS ({_EVENT_EACH}
     )
     SELECT id, fence FROM job""")
 _START_IF_FREE = _if_free(_START_DEPROVISION, "resource_id")
@@ -394,7 +388,7 @@ _START_PROVISION = text(f"""
     WITH {_OURS}, resource AS (
         SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
          WHERE status = 'provisioning' FOR NO KEY UPDATE OF resources
-    ), {_START}, noted AS ({_events(reason="NULL", detail="detail")}
+    ), {_START}, noted AS ({_EVENT_EACH}
     )
     UPDATE resources
        SET manifest = CASE WHEN adopted OR manifest IS NULL THEN CAST(:manifest AS jsonb) ELSE manifest END,
@@ -489,7 +483,7 @@ _COMPLETE = prepared(f"""
           FROM resource
          WHERE outbox.id = job_id AND kind = 'deprovision'
      RETURNING outbox.*, detail
-    ), noted AS ({_events(reason="NULL", detail="detail")}
+    ), noted AS ({_EVENT_EACH}
     )
     UPDATE resources SET status = 'deleted', purged_at = now(), credentials = NULL
       FROM job WHERE resources.id = job.resource_id

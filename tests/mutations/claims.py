@@ -361,13 +361,13 @@ CLAIMS = (
         ),
         (
             "start: event",
-            'status = \'deleting\'\n    ), {_START}, noted AS ({_events(reason="NULL", detail="detail")}\n    )',
+            "status = 'deleting'\n    ), {_START}, noted AS ({_EVENT_EACH}\n    )",
             "status = 'deleting'\n    ), {_START}",
             _along("start"),
         ),
         (
             "start: event of a birth",
-            'OF resources\n    ), {_START}, noted AS ({_events(reason="NULL", detail="detail")}\n    )',
+            "OF resources\n    ), {_START}, noted AS ({_EVENT_EACH}\n    )",
             "OF resources\n    ), {_START}",
             "test_what_is_about_to_be_made_is_stored_once",
         ),

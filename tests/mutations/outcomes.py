@@ -43,7 +43,7 @@ OUTCOMES = (
         JOBS,
         "_COMPLETE = prepared(",
         MOVES,
-        ("complete: event", ', noted AS ({_events(reason="NULL", detail="detail")}\n    )', "", _along("complete")),
+        ("complete: event", ", noted AS ({_EVENT_EACH}\n    )", "", _along("complete")),
         ("complete: kind", " AND kind = 'deprovision'", "", "test_a_job_ends_only_as_its_kind_does[complete]"),
         (
             "complete: status",
