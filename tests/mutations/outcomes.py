@@ -203,7 +203,7 @@ OUTCOMES = (
         (
             "sweep: event",
             "jsonb_build_object('state', state) FROM job",
-            "jsonb_build_object('state', state) FROM job LIMIT 0",
+            "jsonb_build_object('state', state) FROM job WHERE false",
             f"{MOVES}::{_along('sweep')}",
         ),
     ),
