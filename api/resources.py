@@ -108,6 +108,8 @@ def show_credentials(resource_id: ResourceId, who: Anyone, response: Response) -
 def _delete_all(asked: Sequence[Delete]) -> list[Enqueued | None]:
     with db.statement() as session:
         won = jobs.enqueue_all(session, asked, waits=False)
+    if won:
+        bell.ring()
     return [won.get(each.request_id) for each in asked]
 
 
@@ -123,8 +125,9 @@ async def delete(resource_id: ResourceId, who: Anyone, response: Response) -> De
         done = await asyncio.wait_for(asyncio.wrap_future(_deletes.ask(asked)), PATIENCE_SECONDS)
     if done is None:  # it did not win, or the answer for all of them was lost
         done = await run_in_threadpool(ask, partial(jobs.enqueued_before, asked=asked))
+        if done.won:
+            bell.ring()
     if done.won:
-        bell.ring()
         response.status_code = 202
     return Deleted(
         already_deleted=not done.won,

@@ -1,28 +1,30 @@
-"""The doorbell: a Celery message that says "there is work" and nothing else. Lost, doubled or late, it does no harm.
+"""The doorbell: it says "there is work" and nothing else. Lost, doubled or late, it does no harm.
 
-Rung after commit, from a thread of its own, so that no request ever waits for the broker. One waiting
-message is enough: `mark` is a key with a short life, which a drain clears before its first claim, so work
-that commits after the drain looked always finds the bell unmarked.
+Rung after commit, from a thread of its own, so that no request ever waits for the broker. On Redis it is a set of one
+member that a worker with nothing to do waits at, and takes before it claims: however often it is rung, it waits once,
+and what commits after that look rings anew. To any other broker, and for a look, it is a Celery message.
 """
 
 import threading
 import time
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
-from celery import Celery
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from outbox import settings
 from outbox.events import log
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 QUEUE = "deprovisioner"
 DRAIN = "deprovisioner.drain"
 SWEEP = "deprovisioner.sweep"
 OBSERVE = "deprovisioner.observe"
-_MARK = "deprovisioner:rung"
-# A mark whose message was lost silences the bell for this long; the sweep looks anyway.
-MARK_MILLISECONDS = 1_000
+BELL = "deprovisioner:bell"
 # How long a ring may wait for a broker that does not answer.
 TIMEOUT_SECONDS = 1.0
 
@@ -78,12 +80,12 @@ bell = Bell()
 
 
 def ring_now() -> bool:
-    """Send the message unless one is waiting; False when the broker did not take it. Bounded, never raises."""
+    """Ring; False when the broker did not take it. Bounded, never raises."""
     try:
-        marks = _marks()
-        if marks is not None and not marks.set(_MARK, 1, nx=True, px=MARK_MILLISECONDS):
-            return True
-        _sender().send_task(DRAIN, expires=settings.get().sweep_seconds, ignore_result=True)
+        if on_redis():
+            _redis(TIMEOUT_SECONDS).zadd(BELL, {DRAIN: 0})
+        else:
+            _sender().send_task(DRAIN, expires=settings.get().sweep_seconds, ignore_result=True)
     except Exception as error:  # noqa: BLE001 - any failure of any broker means the same: the sweep will find the work
         log.warning("doorbell_failed", error=repr(error))
         return False
@@ -93,7 +95,7 @@ def ring_now() -> bool:
 def ring_to_look() -> bool:
     """Send the message that an operator waits for a look; False when the broker did not take it. Never raises.
 
-    Bounded like a ring, without a mark: nobody asks for looks in crowds, and a sweep takes them too.
+    Bounded like a ring. A message each time: nobody asks for looks in crowds, and a sweep takes them too.
     """
     try:
         _sender().send_task(OBSERVE, expires=settings.get().sweep_seconds, ignore_result=True)
@@ -103,20 +105,21 @@ def ring_to_look() -> bool:
     return True
 
 
-def answered() -> None:
-    """Clear the mark; the drain calls it before its first claim."""
-    marks = _marks()
-    if marks is None:
-        return
-    try:
-        marks.delete(_MARK)
-    except redis.RedisError as error:
-        log.warning("doorbell_mark_not_cleared", error=repr(error))
+def on_redis() -> bool:
+    """Whether there is a bell to wait at; to another broker every ring is a message."""
+    return settings.get().need("broker_url").startswith(("redis://", "rediss://"))
+
+
+def wait(seconds: float) -> bool:
+    """Wait at the bell, on Redis; whether it rang. Of those who wait one hears it. Raises RedisError."""
+    return _redis(seconds + TIMEOUT_SECONDS).bzpopmin(BELL, seconds) is not None
 
 
 def broker_alive() -> bool:
     """Whether the broker takes a connection now; bounded by TIMEOUT_SECONDS."""
     try:
+        if on_redis():
+            return bool(_redis(TIMEOUT_SECONDS).ping())
         with _sender().connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=TIMEOUT_SECONDS)
     except Exception:  # noqa: BLE001 - every transport raises its own
@@ -125,16 +128,21 @@ def broker_alive() -> bool:
 
 
 @lru_cache(maxsize=1)
-def _sender() -> Celery:
+def _sender() -> "Celery":
+    from celery import Celery  # noqa: PLC0415 - what only rings, and on Redis, starts without it
+
     app = Celery("deprovisioner", broker=settings.get().need("broker_url"), set_as_current=False)
     app.conf.update(CONFIG)
     app.conf.broker_transport_options = CONFIG["broker_transport_options"] | {"socket_timeout": TIMEOUT_SECONDS}
     return app
 
 
-@lru_cache(maxsize=1)
-def _marks() -> "redis.Redis | None":
-    url = settings.get().need("broker_url")
-    if not url.startswith(("redis://", "rediss://")):
-        return None  # another broker: every ring is a message, and a drain that finds nothing is cheap
-    return redis.Redis.from_url(url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS)
+@lru_cache(maxsize=2)
+def _redis(answers_within: float) -> "redis.Redis":
+    return redis.Redis.from_url(
+        settings.get().need("broker_url"),
+        socket_timeout=answers_within,
+        socket_connect_timeout=TIMEOUT_SECONDS,
+        socket_keepalive=True,
+        retry=Retry(NoBackoff(), 1),  # a broker that was restarted is met by the next command, not the one after it
+    )

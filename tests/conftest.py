@@ -230,6 +230,6 @@ def _forget() -> None:
         database.engine,
         credentials._keys,
         doorbell._sender,
-        doorbell._marks,
+        doorbell._redis,
     ):
         cached.cache_clear()

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from redis import RedisError
 from sqlalchemy import Connection
 
 from outbox import audit, db, doorbell, jobs, observations, operations
@@ -27,6 +28,10 @@ from worker.runner import Run, Shared
 T = TypeVar("T")
 # An operation whose step another worker is at is due: this keeps the wait for it from being a spin.
 SHORTEST_PAUSE_SECONDS = 0.1
+
+
+# Whoever waits at the bell and is gone, its connection not, is rung for no longer than this.
+LISTEN_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -66,14 +71,18 @@ class Hands:
         self._claiming = threading.Lock()
         self._asked = threading.Event()
         self._more = False
+        self._hungry = threading.Event()  # a hand is free, and only a bell or a sweep tells of work for it
+        self._deaf = False
         self._looks_wanted = False
         self._doubt_until = self._next_look = -math.inf
         self._stopping = threading.Event()
         self._idle = threading.Condition()  # also guards _running and _looking
 
     def start(self) -> None:
-        """Begin to keep leases and to sweep."""
+        """Begin to keep leases, to sweep and to listen."""
         tasks = {"heartbeat": self._keep_leases, "sweep": self._keep_sweeping, "operations": self._keep_advancing}
+        if doorbell.on_redis():
+            tasks["bell"] = self._keep_listening
         for name, task in tasks.items():
             threading.Thread(target=task, name=name, daemon=True).start()
 
@@ -128,11 +137,13 @@ class Hands:
         self._more = self._more or rung
         self._asked.set()
         while self._asked.is_set() and self._claiming.acquire(blocking=False):
+            full = False
             try:
                 self._asked.clear()
                 self._take_looks()
-                self._claim_what_fits()
+                full = self._claim_what_fits()
             finally:
+                (self._hungry.clear if full else self._hungry.set)()
                 self._claiming.release()
 
     def _take_looks(self) -> None:
@@ -153,12 +164,13 @@ class Hands:
         if not taken:
             self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
 
-    def _claim_what_fits(self) -> None:
+    def _claim_what_fits(self) -> bool:
+        """Whether all hands are full, and there may be more."""
         while self._more and not self._stopping.is_set():
             slots = self._free()
             rooms = self._rooms(slots)
             if not rooms:
-                return  # all hands are full: the first to end comes by here
+                return True  # the first hand to end comes by here
             self._more = False  # a bell from here on makes it true again
             if self._from_front:
                 self._from_front, self._passed = False, {}
@@ -193,7 +205,8 @@ class Hands:
             ):
                 self._more = True
             if not claims and not unseen:
-                return
+                break
+        return False
 
     def _pass(self, claims: Sequence[Claim], *, short: Collection[str]) -> None:
         """While a backend has more than its room, each claim begins behind the one before, not at the front.
@@ -278,6 +291,27 @@ class Hands:
             self._guarded(self.sweep)
             # Spread, so that many workers do not look at the same moment.
             self._stopping.wait(self._sweep_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+
+    def _keep_listening(self) -> None:
+        while not self._stopping.is_set():
+            if self._hungry.wait(LISTEN_SECONDS):
+                self._guarded(self._listen)
+
+    def _listen(self) -> None:
+        """Answer the bell once. Who has enough to do passes it on, and so does who has got enough by it."""
+        try:
+            rung = doorbell.wait(LISTEN_SECONDS)
+        except RedisError as error:
+            if not self._deaf:
+                log.warning("doorbell_not_heard", actor=self._worker, error=repr(error))
+            self._deaf = True
+            self._stopping.wait(doorbell.TIMEOUT_SECONDS)
+            return
+        self._deaf = False
+        if rung and self._hungry.is_set():
+            self.drain()
+        if rung and (self._stopping.is_set() or not self._hungry.is_set()):
+            doorbell.ring_now()
 
     def _keep_advancing(self) -> None:
         while not self._stopping.is_set():

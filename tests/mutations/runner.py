@@ -234,6 +234,24 @@ GUARDS_OF_RUNNER = (
             "test_a_bell_for_what_was_put_in_front_of_a_full_row_of_claims_waits_for_no_sweep",
         ),
         (
+            "hands: a full worker leaves the bell to others",
+            "(self._hungry.clear if full else self._hungry.set)()",
+            "self._hungry.set()",
+            "test_one_bell_brings_as_many_workers_as_there_is_work_for_and_none_that_is_full",
+        ),
+        (
+            "hands: who is filled by a bell rings for the next",
+            "if rung and (self._stopping.is_set() or not self._hungry.is_set()):",
+            "if rung and self._stopping.is_set():",
+            "test_one_bell_brings_as_many_workers_as_there_is_work_for_and_none_that_is_full",
+        ),
+        (
+            "hands: who stops gives the bell back",
+            "if rung and (self._stopping.is_set() or not self._hungry.is_set()):",
+            "if rung and not self._hungry.is_set():",
+            "test_a_worker_that_was_told_to_stop_gives_the_bell_back",
+        ),
+        (
             "hands: heartbeat",
             "kept = jobs.heartbeat(session, claims)",
             "kept = {c.id for c in claims}",

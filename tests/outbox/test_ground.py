@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import NotSupportedError, OperationalError
 
@@ -159,21 +160,35 @@ def test_protection_can_be_lifted_until_the_delete(db: Connection) -> None:
         resources.change(db, gone, protected=True)
 
 
-def test_rings_coalesce_into_one_waiting_message_until_it_is_answered(db: Connection, servers) -> None:
-    waiting = lambda: doorbell._marks().llen(doorbell.QUEUE)  # noqa: E731
-    doorbell._marks().flushdb()
-    for _ in range(20):
-        assert doorbell.ring_now()
-    assert waiting() == 1
-    doorbell.answered()
+def test_however_often_it_is_rung_one_look_answers_until_it_is_rung_again(settled: dict) -> None:
+    broker = redis.Redis.from_url(settled["DEPROVISIONER_BROKER_URL"])
+    broker.flushdb()
+    for _ in range(2):
+        for _ in range(20):
+            assert doorbell.ring_now()
+        assert broker.zcard(doorbell.BELL) == 1
+        assert doorbell.wait(5)
+        assert not doorbell.wait(0.01)
+    assert broker.keys() == []
+
+
+def test_to_a_broker_that_is_not_redis_each_ring_is_a_message(settled: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPROVISIONER_BROKER_URL", "memory://")
+    for cached in (settings.get, doorbell._sender, doorbell._redis):
+        cached.cache_clear()
+    assert not doorbell.on_redis()
     assert doorbell.ring_now()
-    assert waiting() == 2
-    doorbell._marks().flushdb()
+    assert doorbell.ring_now()
+    with doorbell._sender().connection_for_read() as connection:
+        queue = connection.SimpleQueue(doorbell.QUEUE)
+        rung = [queue.get(block=False).headers["task"] for _ in range(2)]
+        assert queue.qsize() == 0
+    assert rung == [doorbell.DRAIN] * 2
 
 
 def test_a_ring_to_a_dead_broker_is_bounded_and_raises_nothing(settled: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEPROVISIONER_BROKER_URL", f"redis://127.0.0.1:{embedded.free_port()}/0")
-    for cached in (settings.get, doorbell._sender, doorbell._marks):
+    for cached in (settings.get, doorbell._sender, doorbell._redis):
         cached.cache_clear()
     began = time.monotonic()
     assert doorbell.ring_now() is False

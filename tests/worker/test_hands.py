@@ -6,10 +6,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
+import redis
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
-from outbox import jobs, observations, operations
+from outbox import doorbell, jobs, observations, operations
 from tests.outbox.given import a_job, a_resource, job, status_of
 from tests.outbox.test_operations import redrive, stuck
 from tests.witness import eventually
@@ -19,11 +20,11 @@ from worker.hands import Hands, Served
 
 
 @contextmanager
-def hands(concurrency: dict[str, int], *, slots: int, sweep_seconds: float = 60) -> Iterator[Hands]:
+def hands(concurrency: dict[str, int], *, slots: int, sweep_seconds: float = 60, worker: str = "w1") -> Iterator[Hands]:
     """Hands whose teardowns all wait until the block ends."""
     gate = threading.Event()
     served = {name: Served(Shelf(does=lambda: _pass(gate)), most) for name, most in concurrency.items()}
-    made = Hands(served, worker="w1", slots=slots, lease_seconds=0.3, sweep_seconds=sweep_seconds)
+    made = Hands(served, worker=worker, slots=slots, lease_seconds=0.3, sweep_seconds=sweep_seconds)
     try:
         yield made
     finally:
@@ -75,6 +76,46 @@ def test_hands_that_were_stopped_claim_nothing(db: Connection) -> None:
     with hands({"pg-main": 8}, slots=3) as made:
         made.stop()
         made.drain()
+        assert job(db, id).state == "pending"
+
+
+@pytest.fixture
+def broker(settled: dict[str, str]) -> "redis.Redis":
+    client = redis.Redis.from_url(settled["DEPROVISIONER_BROKER_URL"])
+    client.delete(doorbell.BELL)
+    return client
+
+
+def listeners(broker: "redis.Redis") -> int:
+    ours = str(broker.get_connection_kwargs()["db"])
+    return sum(
+        client["cmd"] == "bzpopmin" and "b" in client["flags"] and client["db"] == ours
+        for client in broker.client_list()
+    )
+
+
+def test_one_bell_brings_as_many_workers_as_there_is_work_for_and_none_that_is_full(
+    db: Connection, broker: "redis.Redis"
+) -> None:
+    with hands({"pg-main": 8}, slots=1) as one, hands({"pg-main": 8}, slots=1, worker="w2") as two:
+        for each in (one, two):
+            each.start()
+        eventually(lambda: listeners(broker) == 2, what="both have looked once and wait")
+        ids = [a_job(db) for _ in range(3)]
+        assert doorbell.ring_now()
+        eventually(lambda: {job(db, id).claimed_by for id in ids} == {"w1", "w2", None}, what="each takes one")
+        eventually(lambda: broker.zcard(doorbell.BELL) == 1, what="it waits for a third")
+        eventually(lambda: listeners(broker) == 0, what="and those two no longer wait for it")
+
+
+def test_a_worker_that_was_told_to_stop_gives_the_bell_back(db: Connection, broker: "redis.Redis") -> None:
+    with hands({"pg-main": 8}, slots=1) as made:
+        made.start()
+        eventually(lambda: listeners(broker) == 1, what="it waits")
+        made.stop()
+        id = a_job(db)
+        assert doorbell.ring_now()
+        eventually(lambda: listeners(broker) == 0 and broker.zcard(doorbell.BELL) == 1, what="it gave it back")
         assert job(db, id).state == "pending"
 
 
