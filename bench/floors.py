@@ -22,6 +22,7 @@ from bench.stack import BACKEND, TENANT
 from outbox import jobs
 from outbox.rows import Claim
 from outbox.states import JobKind
+from outbox.together import MOST
 
 # Stand where a variable of pgbench will; nothing else in a statement looks like them.
 RESOURCE = uuid.UUID("5eed5eed-0000-4000-8000-000000000001")
@@ -70,6 +71,29 @@ def drain_script() -> str:
     start = _sent(lambda ear: jobs.start(ear, _CLAIM, worker="bench", seen={}))
     complete = _sent(lambda ear: jobs.complete(ear, _CLAIM, worker="bench", seen={}))
     return f"{claim} \\gset\n" + "".join(f"{_of_claim(sent)};\n" for sent in (start, complete))
+
+
+def shared_drain_script() -> str:
+    """As many jobs as one statement is given at most, by the three statements that a full worker sends.
+
+    Between them it is asked once for what was claimed: the rows that a worker has in its hands. The statements wait for
+    rows, where a worker's ask again: a claim elsewhere locks what it comes upon for a moment.
+    """
+    claim = _sent(lambda ear: jobs.claim(ear, {BACKEND: MOST}, slots=MOST, worker="bench"))
+    start = _sent(lambda ear: jobs.start_all(ear, [(_CLAIM, {})], worker="bench"))
+    complete = _sent(lambda ear: jobs.complete_all(ear, [(_CLAIM, {}, None)], worker="bench"))
+    lists = {"ids": f"ARRAY[{JOB}]", "fences": f"ARRAY[{_CLAIM.fence}]", "details": """ARRAY['{"seen": {}}']"""}
+    for name, placeholder in lists.items():
+        start, complete = (_put(sent, placeholder, f":{name}") for sent in (start, complete))
+    claimed = f"""
+        SELECT array_agg(id) AS ids, array_agg(fence) AS fences, array_agg('{{"seen": {{}}}}'::text) AS details
+          FROM outbox WHERE claimed_by = {_WORKER} AND state = 'running' \\gset"""
+    claim, start, complete = (_put(sent, "'bench'", _WORKER) for sent in (claim, start, complete))
+    return f"{claim};\n{claimed}\n{start};\n{complete};\n"
+
+
+# Each connection of pgbench is a worker.
+_WORKER = "('bench' || :client_id)"
 
 
 def _of_claim(sent: str) -> str:

@@ -1,7 +1,7 @@
 """One function a measure, on the product's own tables and processes; each asserts that its work was done.
 
-Times of jobs are the database's own: `events.at` is `clock_timestamp()`, taken inside the transaction, so its
-commit lies a moment after it, at both ends alike.
+Times of jobs are the database's own: `events.at` is `clock_timestamp()`, taken inside the transaction, and a commit's
+is its record's, before the flush to disk.
 """
 
 import json
@@ -23,10 +23,13 @@ from bench.noop_worker import TEARDOWN_MS
 from bench.stack import BACKEND, TENANT, Stack
 from outbox import db, doorbell, holds, jobs
 from outbox.states import HoldScope
+from outbox.together import MOST
 
 CLIENTS = 16
 # Connections of pgbench that claim, start and complete: as many as one worker has slots by default.
 DRAINERS = 8
+# Connections that do so for MOST jobs at a time: as many as keep two cores busy, and no more.
+SHARERS = 2
 # The first ring of an API process connects to the broker, which takes long enough to be all there is to see; and
 # each connection of the clients has an API process prepare what it needs.
 WARM_UP = 3
@@ -101,7 +104,8 @@ def idle(stack: Stack, count: int) -> Figures:
             answered[id] = time.time()
         wait_drained()
     rows = query("""
-        SELECT asked.resource_id, 1000 * extract(epoch FROM begun.at - asked.at)::float AS ms,
+        SELECT asked.resource_id,
+               1000 * extract(epoch FROM begun.at - pg_xact_commit_timestamp(asked.xmin))::float AS ms,
                extract(epoch FROM begun.at)::float AS begun
           FROM events AS asked JOIN events AS begun USING (job_id)
          WHERE asked.event = 'enqueued' AND begun.event = 'started' ORDER BY asked.id""")
@@ -173,6 +177,14 @@ def drain_floor(stack: Stack, count: int) -> float:
     rate = floors.pgbench(stack.dsn, floors.drain_script(), DRAINERS, count // DRAINERS)
     drained_in(count)
     return rate
+
+
+def shared_drain_floor(stack: Stack, count: int) -> float:
+    """The same, as many jobs to a statement as a full worker's: what a worker that cost nothing would come to."""
+    seed(count, enqueued=True)
+    rounds = floors.pgbench(stack.dsn, floors.shared_drain_script(), SHARERS, count // (SHARERS * MOST))
+    drained_in(count)
+    return rounds * MOST
 
 
 # -- more processes --------------------------------------------------------------------------------------------------

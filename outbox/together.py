@@ -1,9 +1,9 @@
 """Natural group commit: what is asked for while a statement is under way shares the next one. No timers."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
@@ -16,6 +16,25 @@ MOST = 100
 # More than any statement may take. Whoever has waited longer asks by itself: a connection that stands still (its server
 # process is stopped, a proxy half dead) must not stop all who share it.
 PATIENCE_SECONDS = 20
+# So long at most a statement that stands still keeps others of its process from going beside it.
+TURN_SECONDS = 0.1
+
+
+class Turn:
+    """One statement at a time of those that share it: each finds more to do, and a job costs less. No guard at all."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Wait for the turn; without it, when that takes too long."""
+        mine = self._lock.acquire(timeout=TURN_SECONDS)
+        try:
+            yield
+        finally:
+            if mine:
+                self._lock.release()
 
 
 class Together(Generic[A, R]):
@@ -26,9 +45,12 @@ class Together(Generic[A, R]):
     was lost is its own affair, as it is for a single one.
     """
 
-    def __init__(self, name: str, act: Callable[[Sequence[A]], Sequence[R | None]]) -> None:
+    def __init__(
+        self, name: str, act: Callable[[Sequence[A]], Sequence[R | None]], *, turn: Turn | None = None
+    ) -> None:
         self._name = name
         self._act = act
+        self._turn = turn or Turn()
         self._asked: SimpleQueue[tuple[A, Future[R | None]]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -58,16 +80,18 @@ class Together(Generic[A, R]):
     def _run(self) -> None:
         while True:
             batch = [self._asked.get()]
-            try:
-                while len(batch) < MOST:
-                    batch.append(self._asked.get_nowait())
-            except Empty:
-                pass
-            answers: Sequence[R | None] = [None] * len(batch)
-            try:
-                answers = self._act([asked for asked, _ in batch])
-            except Exception as error:  # noqa: BLE001 - each of them meets it again by itself, and knows what to do
-                with suppress(Exception):  # a log that takes nothing (a full disk) must not be the end of this thread
-                    log.warning("asked_together_in_vain", name=self._name, count=len(batch), error=repr(error))
+            with self._turn.taken():
+                with suppress(Empty):
+                    while len(batch) < MOST:
+                        batch.append(self._asked.get_nowait())
+                answers = self._answers([asked for asked, _ in batch])
             for (_, answer), came in zip(batch, answers, strict=True):
                 answer.set_result(came)
+
+    def _answers(self, asked: Sequence[A]) -> Sequence[R | None]:
+        try:
+            return self._act(asked)
+        except Exception as error:  # noqa: BLE001 - each of them meets it again by itself, and knows what to do
+            with suppress(Exception):  # a log that takes nothing (a full disk) must not be the end of this thread
+                log.warning("asked_together_in_vain", name=self._name, count=len(asked), error=repr(error))
+            return [None] * len(asked)

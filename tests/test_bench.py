@@ -5,6 +5,7 @@ import pytest
 from bench import floors, measures
 from bench.load import resource_id
 from bench.table import Table, Target, write_between_markers
+from outbox.together import MOST
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,14 @@ def test_the_floors_statements_do_what_the_product_does(settled, db):
         ("started",),
         ("completed",),
     ]
+
+
+def test_the_floor_of_many_at_a_time_does_all_of_them(settled, db):
+    measures.query(measures._SEED, count=MOST, expired=True)
+    measures.enqueue_all(MOST)
+    dsn = settled["DEPROVISIONER_DATABASE_URL"]
+    floors.pgbench(dsn, floors.shared_drain_script(), clients=1, each=1)
+    assert measures.drained_in(MOST) > 0
 
 
 def test_the_load_names_the_resources_that_were_seeded(settled, db):

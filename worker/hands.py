@@ -147,9 +147,11 @@ class Hands:
                 self._claiming.release()
 
     def _take_looks(self) -> None:
+        if not self._looks_wanted or self._stopping.is_set() or time.monotonic() < self._next_look:
+            return
         slots = self._free()
         rooms = self._rooms(slots)
-        if not self._looks_wanted or not rooms or self._stopping.is_set() or time.monotonic() < self._next_look:
+        if not rooms:
             return
         self._looks_wanted = False
         with db.statement() as session:
@@ -167,23 +169,13 @@ class Hands:
     def _claim_what_fits(self) -> bool:
         """Whether all hands are full, and there may be more."""
         while self._more and not self._stopping.is_set():
-            slots = self._free()
-            rooms = self._rooms(slots)
-            if not rooms:
-                return True  # the first hand to end comes by here
-            self._more = False  # a bell from here on makes it true again
-            if self._from_front:
-                self._from_front, self._passed = False, {}
-            try:
-                with db.statement() as session:
-                    claims = self._read_back(session, slots)
-                    found = bool(claims)
-                    claims = claims or jobs.claim(session, rooms, slots=slots, worker=self._worker, passed=self._passed)
-            except BaseException:
-                self._more = True
-                # It may have been done and its answer lost, or may yet be.
-                self._doubt_until = time.monotonic() + self._lease_seconds
-                raise
+            with self._shared.turn.taken():
+                slots = self._free()
+                rooms = self._rooms(slots)
+                if not rooms:
+                    return True  # the first hand to end comes by here
+                self._more = False  # a bell from here on makes it true again
+                claims, found = self._claim(rooms, slots)
             taken = Counter(claim.backend for claim in claims)
             short = {name for name in rooms if not found and len(claims) < slots and taken[name] < rooms[name]}
             # The bell may have rung for what stands before the place where this claim began.
@@ -207,6 +199,21 @@ class Hands:
             if not claims and not unseen:
                 break
         return False
+
+    def _claim(self, rooms: Mapping[str, int], slots: int) -> tuple[list[Claim], bool]:
+        """What fits, and whether it had been claimed before, and its answer lost."""
+        if self._from_front:
+            self._from_front, self._passed = False, {}
+        try:
+            with db.statement() as session:
+                if found := self._read_back(session, slots):
+                    return found, True
+                return jobs.claim(session, rooms, slots=slots, worker=self._worker, passed=self._passed), False
+        except BaseException:
+            self._more = True
+            # It may have been done and its answer lost, or may yet be.
+            self._doubt_until = time.monotonic() + self._lease_seconds
+            raise
 
     def _pass(self, claims: Sequence[Claim], *, short: Collection[str]) -> None:
         """While a backend has more than its room, each claim begins behind the one before, not at the front.

@@ -35,7 +35,7 @@ from outbox.errors import (
 from outbox.events import log
 from outbox.rows import Claim, Json
 from outbox.states import JobKind, ResourceStatus, StuckReason
-from outbox.together import Together
+from outbox.together import Together, Turn
 from worker.backends import Absent, Backend, Different, Same
 
 # A control database that restarts is back within this; after it the lease has passed and the sweep takes over.
@@ -53,11 +53,15 @@ class _Exhausted(Exception):
 
 
 class Shared:
-    """The statements that the jobs of one worker share: the starts, and the completions, of one moment."""
+    """The statements that the jobs of one worker share: the starts, and the completions, of one moment.
+
+    They and its claims take turns, or each would go out for the few that happen to have come.
+    """
 
     def __init__(self, *, worker: str) -> None:
-        self.starts = Together("starts", partial(_together, jobs.start_all, worker))
-        self.completions = Together("completions", partial(_together, jobs.complete_all, worker))
+        self.turn = Turn()
+        self.starts = Together("starts", partial(_together, jobs.start_all, worker), turn=self.turn)
+        self.completions = Together("completions", partial(_together, jobs.complete_all, worker), turn=self.turn)
 
 
 def _together(

@@ -271,8 +271,8 @@ OPERATORS = (
         ),
         (
             "hands: no look once stopped",
-            "or not rooms or self._stopping.is_set() or",
-            "or not rooms or",
+            "not self._looks_wanted or self._stopping.is_set() or",
+            "not self._looks_wanted or",
             "test_hands_that_were_stopped_do_not_look",
         ),
     ),

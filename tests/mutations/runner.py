@@ -317,4 +317,21 @@ GUARDS_OF_RUNNER = (
             "test_the_control_database_is_never_adopted",
         ),
     ),
+    *cut(
+        "outbox/together.py",
+        "",
+        "tests/outbox/test_together.py",
+        (
+            "together: whose turn it is not waits",
+            "mine = self._lock.acquire(timeout=TURN_SECONDS)",
+            "mine = False",
+            "test_who_shares_a_turn_waits_for_it_and_finds_what_has_come_meanwhile",
+        ),
+        (
+            "together: nobody waits long for a turn",
+            "self._lock.acquire(timeout=TURN_SECONDS)",
+            "self._lock.acquire()",
+            "test_nobody_waits_long_for_a_turn_that_does_not_end",
+        ),
+    ),
 )

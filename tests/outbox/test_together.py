@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError, Future
 
 import pytest
 
-from outbox.together import MOST, Together
+from outbox.together import MOST, Together, Turn
 from tests.witness import eventually
 
 
@@ -69,6 +69,31 @@ def test_nobody_waits_for_ever_for_a_connection_that_stands_still(monkeypatch: p
     assert together.wait(1) is None
     gate.open.set()
     assert together.wait(3) == 30, "who comes when it moves again is answered"
+
+
+def test_who_shares_a_turn_waits_for_it_and_finds_what_has_come_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outbox.together.TURN_SECONDS", 20)
+    turn, one, other = Turn(), Gate(), Gate()
+    other.open.set()
+    begun = Together("one", one, turn=turn).ask(1)
+    eventually(lambda: one.asked, what="the one is under way")
+    together: Together[int, int] = Together("other", other, turn=turn)
+    asked = [together.ask(number) for number in (1, 3, 5)]
+    assert other.asked == []
+    one.open.set()
+    assert begun.result(20) == 10
+    assert [answer.result(20) for answer in asked] == [10, 30, 50]
+    assert other.asked == [[1, 3, 5]]
+
+
+def test_nobody_waits_long_for_a_turn_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outbox.together.PATIENCE_SECONDS", 5)
+    turn, one, other = Turn(), Gate(), Gate()
+    other.open.set()
+    Together("one", one, turn=turn).ask(1)
+    eventually(lambda: one.asked, what="the one is under way")
+    assert Together("other", other, turn=turn).wait(1) == 10
+    one.open.set()
 
 
 def test_a_statement_is_for_a_bounded_number() -> None:
