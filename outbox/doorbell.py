@@ -111,7 +111,7 @@ def on_redis() -> bool:
 
 
 def wait(seconds: float) -> bool:
-    """Wait at the bell, on Redis; whether it rang. Of those who wait one hears it. Raises RedisError."""
+    """Wait at the bell, on Redis; whether it rang. Of those who wait one hears it."""
     return _redis(seconds + TIMEOUT_SECONDS).bzpopmin(BELL, seconds) is not None
 
 

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from redis import RedisError
 from sqlalchemy import Connection
 
 from outbox import audit, db, doorbell, jobs, observations, operations
@@ -308,7 +307,7 @@ class Hands:
         """Answer the bell once. Who has enough to do passes it on, and so does who has got enough by it."""
         try:
             rung = doorbell.wait(LISTEN_SECONDS)
-        except RedisError as error:
+        except Exception as error:  # noqa: BLE001 - whatever the broker or its URL has, the sweep looks, and this goes on
             if not self._deaf:
                 log.warning("doorbell_not_heard", actor=self._worker, error=repr(error))
             self._deaf = True
