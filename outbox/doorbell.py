@@ -1,12 +1,15 @@
 """The doorbell: it says "there is work" and nothing else. Lost, doubled or late, it does no harm.
 
 Rung after commit, from a thread of its own, so that no request ever waits for the broker. On Redis it is a set of one
-member that a worker with nothing to do waits at, and takes before it claims: however often it is rung, it waits once,
-and what commits after that look rings anew. To any other broker, and for a look, it is a Celery message.
+member that a worker with a free hand waits at, and takes before it claims: however often it is rung, it waits once, and
+what commits after that look rings anew. Workers have one more for each backend, for what they have no room for. To any
+other broker, and for a look, it is a Celery message.
 """
 
+import re
 import threading
 import time
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -79,15 +82,19 @@ class Bell:
 bell = Bell()
 
 
-def ring_now() -> bool:
-    """Ring; False when the broker did not take it. Bounded, never raises."""
+def ring_now(backends: Iterable[str] = ()) -> bool:
+    """Ring for these backends, or for whatever there is; False when the broker did not take it.
+
+    Bounded, never raises.
+    """
     try:
         if on_redis():
-            _redis(TIMEOUT_SECONDS).zadd(BELL, {DRAIN: 0})
+            for key in [_of(name) for name in backends] or [BELL]:
+                _ask("ZADD", key, 0, DRAIN)
         else:
             _sender().send_task(DRAIN, expires=settings.get().sweep_seconds, ignore_result=True)
     except Exception as error:  # noqa: BLE001 - any failure of any broker means the same: the sweep will find the work
-        log.warning("doorbell_failed", error=repr(error))
+        log.warning("doorbell_failed", error=told(error))
         return False
     return True
 
@@ -100,26 +107,32 @@ def ring_to_look() -> bool:
     try:
         _sender().send_task(OBSERVE, expires=settings.get().sweep_seconds, ignore_result=True)
     except Exception as error:  # noqa: BLE001 - as in ring_now
-        log.warning("doorbell_failed", error=repr(error))
+        log.warning("doorbell_failed", error=told(error))
         return False
     return True
 
 
 def on_redis() -> bool:
     """Whether there is a bell to wait at; to another broker every ring is a message."""
-    return settings.get().need("broker_url").startswith(("redis://", "rediss://"))
+    url = settings.get().need("broker_url")
+    return url.startswith(("redis://", "rediss://")) and ";" not in url  # several, in turn, are Celery's to choose from
 
 
-def wait(seconds: float) -> bool:
-    """Wait at the bell, on Redis; whether it rang. Of those who wait one hears it."""
-    return _redis(seconds + TIMEOUT_SECONDS).bzpopmin(BELL, seconds) is not None
+def wait(backends: Iterable[str], seconds: float) -> bool:
+    """Wait at the bell and at those of these backends, on Redis; whether one rang. Of those who wait one hears it."""
+    return bool(_ask("BZPOPMIN", BELL, *map(_of, backends), seconds, takes=seconds))
+
+
+def told(error: Exception) -> str:
+    """The error in words: redis-py's own `repr` has none."""
+    return f"{type(error).__name__}: {error}"
 
 
 def broker_alive() -> bool:
     """Whether the broker takes a connection now; bounded by TIMEOUT_SECONDS."""
     try:
         if on_redis():
-            return bool(_redis(TIMEOUT_SECONDS).ping())
+            return bool(_ask("PING"))
         with _sender().connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=TIMEOUT_SECONDS)
     except Exception:  # noqa: BLE001 - every transport raises its own
@@ -137,12 +150,29 @@ def _sender() -> "Celery":
     return app
 
 
+def _of(backend: str) -> str:
+    return f"{BELL}:{backend}"
+
+
+def _ask(*command: Any, takes: float = 0) -> Any:
+    client = _redis(takes + TIMEOUT_SECONDS)
+    try:
+        return client.execute_command(*command)
+    except redis.RedisError:
+        # After a failover the connection may be to a server that is up and takes no writes.
+        client.connection_pool.disconnect(inuse_connections=False)
+        raise
+
+
 @lru_cache(maxsize=2)
 def _redis(answers_within: float) -> "redis.Redis":
+    # Celery's URLs may have Python's names for it, redis-py's have Redis's.
+    url = re.sub(r"(?<=ssl_cert_reqs=)CERT_\w+", lambda name: name[0][5:].lower(), settings.get().need("broker_url"))
     return redis.Redis.from_url(
-        settings.get().need("broker_url"),
+        url,
         socket_timeout=answers_within,
         socket_connect_timeout=TIMEOUT_SECONDS,
         socket_keepalive=True,
-        retry=Retry(NoBackoff(), 1),  # a broker that was restarted is met by the next command, not the one after it
+        # A broker that was restarted is met by the next command, not the one after it; a slow one is not asked twice.
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )

@@ -17,7 +17,7 @@ MOST = 100
 # process is stopped, a proxy half dead) must not stop all who share it.
 PATIENCE_SECONDS = 20
 # So long at most a statement that stands still keeps others of its process from going beside it.
-TURN_SECONDS = 0.1
+TURN_SECONDS = 0.01
 
 
 class Turn:

@@ -304,20 +304,37 @@ class Hands:
                 self._guarded(self._listen)
 
     def _listen(self) -> None:
-        """Answer the bell once. Who has enough to do passes it on, and so does who has got enough by it."""
+        """Answer the bell once; what this worker has no room for, it rings for anew, and others hear."""
+        rooms = self._rooms(self._free())
+        if not rooms:  # looks have taken all hands
+            with self._idle:
+                self._idle.wait(LISTEN_SECONDS)
+            return
         try:
-            rung = doorbell.wait(LISTEN_SECONDS)
+            rung = doorbell.wait(rooms, LISTEN_SECONDS)
         except Exception as error:  # noqa: BLE001 - whatever the broker or its URL has, the sweep looks, and this goes on
             if not self._deaf:
-                log.warning("doorbell_not_heard", actor=self._worker, error=repr(error))
+                log.warning("doorbell_not_heard", actor=self._worker, error=doorbell.told(error))
             self._deaf = True
             self._stopping.wait(doorbell.TIMEOUT_SECONDS)
             return
         self._deaf = False
-        if rung and self._hungry.is_set():
+        if rung:
+            self._answer()
+
+    def _answer(self) -> None:
+        try:
             self.drain()
-        if rung and (self._stopping.is_set() or not self._hungry.is_set()):
+        except Exception:
+            doorbell.ring_now()  # others may reach the database
+            self._stopping.wait(LISTEN_SECONDS)
+            raise
+        with self._claiming:  # a claim that was under way has ended too
+            rooms = self._rooms(self._free())
+        if self._stopping.is_set() or not rooms:
             doorbell.ring_now()
+        elif full := self._served.keys() - rooms.keys():
+            doorbell.ring_now(full)
 
     def _keep_advancing(self) -> None:
         while not self._stopping.is_set():

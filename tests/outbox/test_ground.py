@@ -2,6 +2,7 @@
 
 import datetime as dt
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -167,9 +168,42 @@ def test_however_often_it_is_rung_one_look_answers_until_it_is_rung_again(settle
         for _ in range(20):
             assert doorbell.ring_now()
         assert broker.zcard(doorbell.BELL) == 1
-        assert doorbell.wait(5)
-        assert not doorbell.wait(0.01)
-    assert broker.keys() == []
+        assert doorbell.wait([], 5)
+        assert not doorbell.wait([], 0.01)
+    assert doorbell.ring_now(["a", "b"])
+    assert not doorbell.wait(["c"], 0.01), "nobody rang for it, nor for all"
+    assert doorbell.wait(["c", "a"], 5)
+    assert broker.keys() == [b"deprovisioner:bell:b"]
+    broker.flushdb()
+
+
+@pytest.mark.parametrize(
+    ("url", "bell"),
+    [
+        ("redis://h/1", True),
+        ("rediss://h/1?ssl_cert_reqs=CERT_REQUIRED", True),
+        ("redis://a/3;redis://b/3", False),
+        ("sentinel://h", False),
+        ("amqp://h", False),
+    ],
+)
+def test_only_one_redis_has_a_bell_to_wait_at(
+    settled: dict, monkeypatch: pytest.MonkeyPatch, url: str, bell: bool
+) -> None:
+    monkeypatch.setenv("DEPROVISIONER_BROKER_URL", url)
+    for cached in (settings.get, doorbell._redis):
+        cached.cache_clear()
+    assert doorbell.on_redis() == bell
+    if bell:
+        doorbell._redis(1.0).connection_pool.make_connection()
+
+
+def test_why_the_bell_did_not_ring_is_logged(settled: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    broker = redis.Redis.from_url(settled["DEPROVISIONER_BROKER_URL"])
+    broker.set(doorbell.BELL, "something else")
+    assert doorbell.ring_now() is False
+    broker.delete(doorbell.BELL)
+    assert "WRONGTYPE" in "".join(capsys.readouterr())
 
 
 def test_to_a_broker_that_is_not_redis_each_ring_is_a_message(settled: dict, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,10 +227,22 @@ def test_a_ring_to_a_dead_broker_is_bounded_and_raises_nothing(settled: dict, mo
     began = time.monotonic()
     assert doorbell.ring_now() is False
     assert doorbell.broker_alive() is False
-    assert time.monotonic() - began < 4 * doorbell.TIMEOUT_SECONDS
+    assert time.monotonic() - began < 2 * doorbell.TIMEOUT_SECONDS
     began = time.monotonic()
     doorbell.Bell().ring()
     assert time.monotonic() - began < 0.1, "a request never waits for the broker"
+
+
+def test_a_broker_that_takes_connections_and_never_answers_is_asked_once(
+    settled: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("DEPROVISIONER_BROKER_URL", f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        for cached in (settings.get, doorbell._sender, doorbell._redis):
+            cached.cache_clear()
+        began = time.monotonic()
+        assert doorbell.broker_alive() is False
+        assert time.monotonic() - began < 1.5 * doorbell.TIMEOUT_SECONDS
 
 
 def test_a_log_that_cannot_be_written_fails_nobody() -> None:

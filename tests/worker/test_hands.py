@@ -82,7 +82,8 @@ def test_hands_that_were_stopped_claim_nothing(db: Connection) -> None:
 @pytest.fixture
 def broker(settled: dict[str, str]) -> "redis.Redis":
     client = redis.Redis.from_url(settled["DEPROVISIONER_BROKER_URL"])
-    client.delete(doorbell.BELL)
+    for key in client.keys(f"{doorbell.BELL}*"):
+        client.delete(key)
     return client
 
 
@@ -106,6 +107,70 @@ def test_one_bell_brings_as_many_workers_as_there_is_work_for_and_none_that_is_f
         eventually(lambda: {job(db, id).claimed_by for id in ids} == {"w1", "w2", None}, what="each takes one")
         eventually(lambda: broker.zcard(doorbell.BELL) == 1, what="it waits for a third")
         eventually(lambda: listeners(broker) == 0, what="and those two no longer wait for it")
+
+
+def test_what_a_worker_has_no_room_for_it_leaves_to_others(db: Connection, broker: "redis.Redis") -> None:
+    rooms = {"pg-main": 1, "other": 1}
+    with hands(rooms, slots=2) as one, hands(rooms, slots=2, worker="w2") as two:
+        for each in (one, two):
+            each.start()
+        eventually(lambda: listeners(broker) == 2, what="both have looked once and wait")
+        ids = [a_job(db) for _ in range(3)]
+        assert doorbell.ring_now()
+        eventually(lambda: {job(db, id).claimed_by for id in ids} == {"w1", "w2", None}, what="each takes one")
+        eventually(
+            lambda: broker.exists(f"{doorbell.BELL}:pg-main") and listeners(broker) == 2,
+            what="a third may have the last: they wait for what they have room for, and not for that",
+        )
+        other = a_job(db, backend="other")
+        assert doorbell.ring_now()
+        eventually(lambda: job(db, other).claimed_by, what="and they hear what they have room for")
+
+
+def test_a_bell_that_comes_while_the_worker_claims_is_passed_on_when_that_has_filled_it(
+    db: Connection, broker: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, asked, honest = threading.Event(), threading.Event(), jobs.claim
+
+    def slow(*words: Any, **more: Any) -> Any:
+        asked.set()
+        assert gate.wait(20)
+        return honest(*words, **more)
+
+    with hands({"pg-main": 8}, slots=1) as made:
+        made.start()
+        eventually(lambda: listeners(broker) == 1, what="it has looked once and waits")
+        monkeypatch.setattr(jobs, "claim", slow)
+        claiming = threading.Thread(target=made.drain)
+        claiming.start()
+        assert asked.wait(20)
+        ids = [a_job(db) for _ in range(2)]
+        assert doorbell.ring_now()
+        eventually(lambda: not broker.exists(doorbell.BELL), what="it has heard")
+        gate.set()
+        claiming.join()
+        eventually(lambda: broker.exists(doorbell.BELL), what="it has rung for others")
+        assert sorted(job(db, id).state for id in ids) == ["pending", "running"]
+
+
+def test_a_worker_that_cannot_reach_the_database_leaves_the_bell_to_others(
+    db: Connection, broker: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = jobs.claim
+
+    def blind(*words: Any, worker: str, **more: Any) -> Any:
+        if worker == "w1":
+            raise sa.exc.OperationalError("unreachable", {}, Exception())
+        return honest(*words, worker=worker, **more)
+
+    with hands({"pg-main": 8}, slots=8) as one, hands({"pg-main": 8}, slots=8, worker="w2") as two:
+        for number, each in enumerate((one, two)):
+            each.start()
+            eventually(lambda wanted=number + 1: listeners(broker) == wanted, what="it has looked and waits")
+        monkeypatch.setattr(jobs, "claim", blind)
+        id = a_job(db)
+        assert doorbell.ring_now()
+        eventually(lambda: job(db, id).claimed_by == "w2", 4, what="the second heard")
 
 
 def test_a_worker_that_was_told_to_stop_gives_the_bell_back(db: Connection, broker: "redis.Redis") -> None:
