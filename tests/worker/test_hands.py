@@ -95,13 +95,18 @@ def listeners(broker: "redis.Redis") -> int:
     )
 
 
+def listen(broker: "redis.Redis", *those: Hands) -> None:
+    """Start them, one after the other: each has looked once, and waits at the bell."""
+    for number, each in enumerate(those, 1):
+        each.start()
+        eventually(lambda wanted=number: listeners(broker) == wanted, what="it waits at the bell")
+
+
 def test_one_bell_brings_as_many_workers_as_there_is_work_for_and_none_that_is_full(
     db: Connection, broker: "redis.Redis"
 ) -> None:
     with hands({"pg-main": 8}, slots=1) as one, hands({"pg-main": 8}, slots=1, worker="w2") as two:
-        for each in (one, two):
-            each.start()
-        eventually(lambda: listeners(broker) == 2, what="both have looked once and wait")
+        listen(broker, one, two)
         ids = [a_job(db) for _ in range(3)]
         assert doorbell.ring_now()
         eventually(lambda: {job(db, id).claimed_by for id in ids} == {"w1", "w2", None}, what="each takes one")
@@ -112,9 +117,7 @@ def test_one_bell_brings_as_many_workers_as_there_is_work_for_and_none_that_is_f
 def test_what_a_worker_has_no_room_for_it_leaves_to_others(db: Connection, broker: "redis.Redis") -> None:
     rooms = {"pg-main": 1, "other": 1}
     with hands(rooms, slots=2) as one, hands(rooms, slots=2, worker="w2") as two:
-        for each in (one, two):
-            each.start()
-        eventually(lambda: listeners(broker) == 2, what="both have looked once and wait")
+        listen(broker, one, two)
         ids = [a_job(db) for _ in range(3)]
         assert doorbell.ring_now()
         eventually(lambda: {job(db, id).claimed_by for id in ids} == {"w1", "w2", None}, what="each takes one")
@@ -138,8 +141,7 @@ def test_a_bell_that_comes_while_the_worker_claims_is_passed_on_when_that_has_fi
         return honest(*words, **more)
 
     with hands({"pg-main": 8}, slots=1) as made:
-        made.start()
-        eventually(lambda: listeners(broker) == 1, what="it has looked once and waits")
+        listen(broker, made)
         monkeypatch.setattr(jobs, "claim", slow)
         claiming = threading.Thread(target=made.drain)
         claiming.start()
@@ -164,9 +166,7 @@ def test_a_worker_that_cannot_reach_the_database_leaves_the_bell_to_others(
         return honest(*words, worker=worker, **more)
 
     with hands({"pg-main": 8}, slots=8) as one, hands({"pg-main": 8}, slots=8, worker="w2") as two:
-        for number, each in enumerate((one, two)):
-            each.start()
-            eventually(lambda wanted=number + 1: listeners(broker) == wanted, what="it has looked and waits")
+        listen(broker, one, two)
         monkeypatch.setattr(jobs, "claim", blind)
         id = a_job(db)
         assert doorbell.ring_now()
@@ -175,8 +175,7 @@ def test_a_worker_that_cannot_reach_the_database_leaves_the_bell_to_others(
 
 def test_a_worker_that_was_told_to_stop_gives_the_bell_back(db: Connection, broker: "redis.Redis") -> None:
     with hands({"pg-main": 8}, slots=1) as made:
-        made.start()
-        eventually(lambda: listeners(broker) == 1, what="it waits")
+        listen(broker, made)
         made.stop()
         id = a_job(db)
         assert doorbell.ring_now()
