@@ -29,6 +29,8 @@ RESOURCE = uuid.UUID("5eed5eed-0000-4000-8000-000000000001")
 REQUEST = uuid.UUID("5eed5eed-0000-4000-8000-000000000002")
 JOB = 5_033_503_350_335_033_503
 TIMEOUT_SECONDS = 120
+# Where each connection of pgbench is a worker of its own.
+_WORKER = "('bench' || :client_id)"
 # A fresh job, as it is after its first claim; what no statement asks of a claim is None.
 _KNOWN = {
     "id": JOB,
@@ -90,10 +92,6 @@ def shared_drain_script() -> str:
           FROM outbox WHERE claimed_by = {_WORKER} AND state = 'running' \\gset"""
     claim, start, complete = (_put(sent, "'bench'", _WORKER) for sent in (claim, start, complete))
     return f"{claim};\n{claimed}\n{start};\n{complete};\n"
-
-
-# Each connection of pgbench is a worker.
-_WORKER = "('bench' || :client_id)"
 
 
 def _of_claim(sent: str) -> str:

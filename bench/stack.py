@@ -116,7 +116,7 @@ def stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
             del os.environ[name]
         os.environ |= made.environment()
         os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
-        told = {"track_commit_timestamp": "on"} | dict(settings or {})
+        told = {"track_commit_timestamp": "on", **(settings or {})}
         up.enter_context(_postgres(made.home, "control", made.postgres_port, made.password, told))
         up.enter_context(_valkey(made.home, "broker", made.broker_port))
         made.token = _prepare()

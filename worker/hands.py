@@ -142,7 +142,10 @@ class Hands:
                 self._take_looks()
                 full = self._claim_what_fits()
             finally:
-                (self._hungry.clear if full else self._hungry.set)()
+                if full:
+                    self._hungry.clear()
+                else:
+                    self._hungry.set()
                 self._claiming.release()
 
     def _take_looks(self) -> None:

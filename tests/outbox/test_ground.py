@@ -19,6 +19,7 @@ from outbox import db as database
 from outbox.errors import BadRequest, IdempotencyKeyReused, NotActive, SettingsError
 from outbox.resources import NewResource
 from outbox.settings import Brake
+from tests.conftest import _settle
 from tests.outbox.given import a_job, a_resource
 
 
@@ -190,9 +191,7 @@ def test_however_often_it_is_rung_one_look_answers_until_it_is_rung_again(settle
 def test_only_one_redis_has_a_bell_to_wait_at(
     settled: dict, monkeypatch: pytest.MonkeyPatch, url: str, bell: bool
 ) -> None:
-    monkeypatch.setenv("DEPROVISIONER_BROKER_URL", url)
-    for cached in (settings.get, doorbell._redis):
-        cached.cache_clear()
+    _settle(monkeypatch, settled | {"DEPROVISIONER_BROKER_URL": url})
     assert doorbell.on_redis() == bell
     if bell:
         doorbell._redis(1.0).connection_pool.make_connection()
@@ -207,9 +206,7 @@ def test_why_the_bell_did_not_ring_is_logged(settled: dict, capsys: pytest.Captu
 
 
 def test_to_a_broker_that_is_not_redis_each_ring_is_a_message(settled: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DEPROVISIONER_BROKER_URL", "memory://")
-    for cached in (settings.get, doorbell._sender, doorbell._redis):
-        cached.cache_clear()
+    _settle(monkeypatch, settled | {"DEPROVISIONER_BROKER_URL": "memory://"})
     assert not doorbell.on_redis()
     assert doorbell.ring_now()
     assert doorbell.ring_now()
@@ -221,9 +218,7 @@ def test_to_a_broker_that_is_not_redis_each_ring_is_a_message(settled: dict, mon
 
 
 def test_a_ring_to_a_dead_broker_is_bounded_and_raises_nothing(settled: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DEPROVISIONER_BROKER_URL", f"redis://127.0.0.1:{embedded.free_port()}/0")
-    for cached in (settings.get, doorbell._sender, doorbell._redis):
-        cached.cache_clear()
+    _settle(monkeypatch, settled | {"DEPROVISIONER_BROKER_URL": f"redis://127.0.0.1:{embedded.free_port()}/0"})
     began = time.monotonic()
     assert doorbell.ring_now() is False
     assert doorbell.broker_alive() is False
@@ -237,9 +232,7 @@ def test_a_broker_that_takes_connections_and_never_answers_is_asked_once(
     settled: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("DEPROVISIONER_BROKER_URL", f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
-        for cached in (settings.get, doorbell._sender, doorbell._redis):
-            cached.cache_clear()
+        _settle(monkeypatch, settled | {"DEPROVISIONER_BROKER_URL": f"redis://127.0.0.1:{silent.getsockname()[1]}/0"})
         began = time.monotonic()
         assert doorbell.broker_alive() is False
         assert time.monotonic() - began < 1.5 * doorbell.TIMEOUT_SECONDS
