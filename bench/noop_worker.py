@@ -6,7 +6,7 @@ With BENCH_TEARDOWN_MS in the environment each teardown waits that long, as for 
 import os
 import time
 
-from outbox.cli import main
+from deprovisioner.cli import main
 from outbox.rows import Json
 from outbox.settings import BackendConfig
 from worker import backends

@@ -307,7 +307,7 @@ def measure_costs(stack: Stack, base: Bulk, size: Size) -> Figures:
 
 def _spent(base: Bulk) -> dict[str, float]:
     return {
-        "api_cpu_ms": _cpu_ms("outbox.cli"),
+        "api_cpu_ms": _cpu_ms("deprovisioner.cli"),
         "worker_cpu_ms": _cpu_ms("bench.noop_worker"),
         "postgresql_cpu_ms": _cpu_ms("/postgres"),
         "statements": base.statements()["calls"],

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import psutil
 
-from outbox import credentials, embedded
-from outbox.embedded import Child
+from deprovisioner.up import servers
+from deprovisioner.up.servers import Child
+from outbox import credentials
 from outbox.settings import PREFIX
 
 BACKEND = "noop"
 TENANT = "bench"
-PRODUCT = (sys.executable, "-m", "outbox.cli")
+PRODUCT = (sys.executable, "-m", "deprovisioner.cli")
 NOOP_WORKER = (sys.executable, "-m", "bench.noop_worker")
 
 
@@ -31,12 +32,12 @@ class Stack:
         self.home = home
         self.token = ""
         self.password = secrets.token_urlsafe(18)
-        ports = [embedded.free_port() for _ in range(5)]
+        ports = [servers.free_port() for _ in range(5)]
         self.postgres_port, self.broker_port, self.api_port, self.pg_main_port, self.redis_main_port = ports
-        self.dsn = embedded.postgres_dsn(self.postgres_port, self.password)
-        self.broker_url = embedded.valkey_url(self.broker_port)
-        self.pg_main_dsn = embedded.postgres_dsn(self.pg_main_port, self.password)
-        self.redis_main_url = embedded.valkey_url(self.redis_main_port, self.password)
+        self.dsn = servers.postgres_dsn(self.postgres_port, self.password)
+        self.broker_url = servers.valkey_url(self.broker_port)
+        self.pg_main_dsn = servers.postgres_dsn(self.pg_main_port, self.password)
+        self.redis_main_url = servers.valkey_url(self.redis_main_port, self.password)
 
     @contextmanager
     def api(self, processes: int = 1) -> Iterator[psutil.Process]:
@@ -127,18 +128,18 @@ def stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
 def _postgres(
     home: Path, name: str, port: int, password: str, settings: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    server = embedded.postgres(home, name, port, password, settings)
+    server = servers.postgres(home, name, port, password, settings)
     with _running(server):
-        server.wait_until(lambda: embedded.postgres_ready(embedded.postgres_dsn(port, password)))
+        server.wait_until(lambda: servers.postgres_ready(servers.postgres_dsn(port, password)))
         yield
 
 
 @contextmanager
 def _valkey(home: Path, name: str, port: int, password: str = "") -> Iterator[None]:
     """With a password it is a backend, which keeps keys and users on disk; the broker may forget."""
-    server = embedded.valkey(home, name, port, durable=bool(password), password=password)
+    server = servers.valkey(home, name, port, durable=bool(password), password=password)
     with _running(server):
-        server.wait_until(lambda: embedded.valkey_ready(embedded.valkey_url(port, password)))
+        server.wait_until(lambda: servers.valkey_ready(servers.valkey_url(port, password)))
         yield
 
 

@@ -15,6 +15,4 @@ The map, in reading order:
 - `credentials` those of resources, encrypted at rest
 - `doorbell`   "there is work": best effort, carries no authority
 - `settings`, `db`, `events`, `errors`   the ground they stand on
-- `embedded`, `supervisor`, `cli`   the command `deprovisioner`
-- `demo`, `evidence`   the main job for a person to watch, judged by the servers' own records
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 from alembic import command
 
 import migrations
-from outbox import embedded
+from deprovisioner.up import servers as embedded
 
 
 def main() -> int:

@@ -14,9 +14,10 @@ import psycopg2
 import pytest
 from sqlalchemy import Connection
 
-from outbox import credentials, doorbell, embedded, settings, tokens
+from deprovisioner.up import servers as embedded
+from deprovisioner.up.servers import Child
+from outbox import credentials, doorbell, settings, tokens
 from outbox import db as database
-from outbox.embedded import Child
 from tests.processes import System, client
 from tests.witness import PgServer, RedisServer
 

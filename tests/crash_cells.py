@@ -19,7 +19,8 @@ import redis
 import sqlalchemy as sa
 from sqlalchemy import text
 
-from outbox import credentials, embedded, jobs, resources, tokens
+from deprovisioner.up import servers as embedded
+from outbox import credentials, jobs, resources, tokens
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
 from outbox.states import JobState, StuckReason

@@ -31,7 +31,8 @@ import sqlalchemy
 from redis.client import Pipeline
 from sqlalchemy import event
 
-from outbox import breakers, cli, jobs, resources
+from deprovisioner import cli
+from outbox import breakers, jobs, resources
 from outbox.states import TRANSITIONS
 from worker.backends import postgres
 from worker.backends import redis as redis_backend

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from outbox import embedded
+from deprovisioner.up import servers as embedded
 from tests import doomed
 from tests.witness import eventually
 

@@ -21,9 +21,10 @@ import psutil
 import psycopg2
 import pytest
 
+from deprovisioner.up import servers as embedded
+from deprovisioner.up.servers import Child
 from outbox import db as database
-from outbox import embedded, jobs, tokens
-from outbox.embedded import Child
+from outbox import jobs, tokens
 from tests import forks
 from tests.aftermath import all_is_well
 from tests.conftest import BACKENDS, Servers, _forget, _settle

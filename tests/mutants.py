@@ -30,7 +30,7 @@ from tests.conftest import KEPT, serving
 from tests.mutations import EQUIVALENT, MUTANTS, Mutant, Stale
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("outbox", "api", "worker", "migrations", "tests")
+PACKAGES = ("deprovisioner", "outbox", "api", "worker", "migrations", "tests")
 TIMEOUT_SECONDS = 150  # of one mutant; the slowest selection takes ten
 TEST_TIMEOUT_SECONDS = 60  # of one test; pytest-timeout's word for it is no kill
 ALL_TIMEOUT_SECONDS = 600  # of every selection together

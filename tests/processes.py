@@ -15,7 +15,7 @@ from celery import Celery
 from pytest_celery import CeleryTestWorker
 from pytest_celery.vendors.worker.container import CeleryWorkerContainer
 
-from outbox import embedded
+from deprovisioner.up import servers as embedded
 from tests.witness import eventually
 
 ROOT = Path(__file__).parent.parent
@@ -107,7 +107,7 @@ class System:
         port = embedded.free_port()
         url = f"http://127.0.0.1:{port}"
         name = f"api-{len(self.apis)}"
-        command = [sys.executable, *(argv or ("-m", "outbox.cli", "api"))]
+        command = [sys.executable, *(argv or ("-m", "deprovisioner.cli", "api"))]
         process = Process(
             name, command, self.env | env | {"DEPROVISIONER_API_PORT": str(port)}, self.logs / f"{name}.log"
         )
@@ -119,7 +119,7 @@ class System:
     def worker(self, *argv: str, ready: bool = True, **env: str) -> CeleryTestWorker:
         """A new worker process, as a pytest-celery node."""
         name = f"worker-{len(self.workers)}"
-        command = [sys.executable, *(argv or ("-m", "outbox.cli", "worker"))]
+        command = [sys.executable, *(argv or ("-m", "deprovisioner.cli", "worker"))]
         process = Process(name, command, self.env | env, self.logs / f"{name}.log")
         node = CeleryTestWorker(ProcessContainer(process), Celery("tests", set_as_current=False))
         self.workers.append(node)
@@ -129,7 +129,7 @@ class System:
 
     def cli(self, *words: str, **env: str) -> "subprocess.CompletedProcess[str]":
         """The command line, as a person at a shell has it."""
-        argv = [sys.executable, "-m", "outbox.cli", *words]
+        argv = [sys.executable, "-m", "deprovisioner.cli", *words]
         return subprocess.run(
             argv, env=self.env | env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
         )

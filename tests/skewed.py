@@ -41,6 +41,6 @@ def skew() -> None:
 
 if __name__ == "__main__":
     skew()
-    from outbox import cli
+    from deprovisioner import cli
 
     cli.main(sys.argv[1:])

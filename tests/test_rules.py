@@ -10,7 +10,12 @@ from outbox.states import TRANSITIONS
 from tests.mutations import EQUIVALENT, MUTANTS
 
 ROOT = Path(__file__).parent.parent
-PRODUCT = [*ROOT.glob("outbox/**/*.py"), *ROOT.glob("api/**/*.py"), *ROOT.glob("worker/**/*.py")]
+PRODUCT = [
+    *ROOT.glob("deprovisioner/**/*.py"),
+    *ROOT.glob("outbox/**/*.py"),
+    *ROOT.glob("api/**/*.py"),
+    *ROOT.glob("worker/**/*.py"),
+]
 # A write of a state or status, in SQL; and statements that destroy a customer's thing.
 WRITES_STATE = re.compile(
     r"SET\s+(\w+\s*=\s*[^;]*?,\s*)?(state|status)\s*=|\((\w+, )*(state|status)(, \w+)*\)\s*(VALUES|SELECT)"
@@ -75,6 +80,6 @@ def test_every_guard_that_the_mutants_take_out_still_stands() -> None:
 def test_every_package_of_the_product_is_installed() -> None:
     """An editable install finds them all; a wheel, and so the image, has only what is listed."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    tops = ("outbox", "api", "worker", "migrations")
+    tops = ("deprovisioner", "outbox", "api", "worker", "migrations")
     found = [path.parent.relative_to(ROOT) for top in tops for path in (ROOT / top).rglob("__init__.py")]
     assert sorted(listed) == sorted(str(path).replace("/", ".") for path in found)

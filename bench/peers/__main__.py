@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench import peers
-from outbox import embedded
+from deprovisioner.up import servers
 
 JOBS = 50
 _PASSWORD = "bench"
@@ -35,15 +35,15 @@ def main() -> None:
 
 def _servers(home: Path, up: ExitStack) -> tuple[str, str]:
     os.chmod(home, 0o711)  # where we are root, PostgreSQL is not
-    postgres_port, broker_port = embedded.free_port(), embedded.free_port()
-    dsn, redis_url = embedded.postgres_dsn(postgres_port, _PASSWORD), embedded.valkey_url(broker_port)
-    postgres = embedded.postgres(home, "control", postgres_port, _PASSWORD)
-    broker = embedded.valkey(home, "broker", broker_port, durable=False)
+    postgres_port, broker_port = servers.free_port(), servers.free_port()
+    dsn, redis_url = servers.postgres_dsn(postgres_port, _PASSWORD), servers.valkey_url(broker_port)
+    postgres = servers.postgres(home, "control", postgres_port, _PASSWORD)
+    broker = servers.valkey(home, "broker", broker_port, durable=False)
     for server in (postgres, broker):
         up.callback(server.stop)
         server.spawn()
-    postgres.wait_until(lambda: embedded.postgres_ready(dsn))
-    broker.wait_until(lambda: embedded.valkey_ready(redis_url))
+    postgres.wait_until(lambda: servers.postgres_ready(dsn))
+    broker.wait_until(lambda: servers.valkey_ready(redis_url))
     return dsn, redis_url
 
 

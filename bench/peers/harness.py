@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import psycopg
 import redis
 
-from outbox.embedded import Child
+from deprovisioner.up.servers import Child
 
 # Longer than any drain we would wait for: one that does not end is an error, not a figure.
 DRAIN_SECONDS = 60

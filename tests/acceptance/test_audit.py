@@ -28,7 +28,7 @@ class Installation:
 
     def cli(self, *words: str, **more: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-m", "outbox.cli", *words],
+            [sys.executable, "-m", "deprovisioner.cli", *words],
             env=self.system.env | more,
             capture_output=True,
             text=True,

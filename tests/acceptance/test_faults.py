@@ -10,7 +10,8 @@ import pytest
 import redis
 from celery import Celery
 
-from outbox import doorbell, embedded
+from deprovisioner.up import servers as embedded
+from outbox import doorbell
 from tests.acceptance.test_main_job import create, until
 from tests.conftest import Servers
 from tests.processes import System, client

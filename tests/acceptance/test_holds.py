@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 from sqlalchemy import Connection, text
 
-from outbox import embedded
+from deprovisioner.up import servers as embedded
 from tests.acceptance.test_main_job import create, until
 from tests.conftest import Servers
 from tests.processes import System, client

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
-from outbox import doorbell, embedded
+from deprovisioner.up import servers as embedded
+from outbox import doorbell
 from tests.conftest import Servers
 from tests.ground import LEASE, Ground, seconds
 from tests.processes import Process

@@ -26,7 +26,7 @@ Words = tuple[str, ...]
 def shell(env: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
     """One command of the real CLI, its output piped."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("DEPROVISIONER_")}
-    argv = [sys.executable, "-m", "outbox.cli", *words]
+    argv = [sys.executable, "-m", "deprovisioner.cli", *words]
     return subprocess.run(argv, env=kept | env, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -107,7 +107,7 @@ def test_a_long_error_is_cut_for_a_terminal_and_for_nobody_else(db: Connection, 
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DEPROVISIONER_", "COLUMNS", "LINES"))}
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 140, 0, 0))
-    argv = [sys.executable, "-m", "outbox.cli", "jobs", "list"]
+    argv = [sys.executable, "-m", "deprovisioner.cli", "jobs", "list"]
     subprocess.run(argv, env=kept | env, stdout=theirs, check=True, timeout=60)
     seen = os.read(ours, 65536).decode()
     os.close(theirs)

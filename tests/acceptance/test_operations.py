@@ -15,9 +15,9 @@ import httpx
 import pytest
 from sqlalchemy import Connection, text
 
+from deprovisioner.cli.shell import cell
 from outbox import db as database
 from outbox import jobs, operations
-from outbox.cli.shell import cell
 from outbox.queries import JobFilter
 from outbox.states import StuckReason
 from tests.acceptance.test_main_job import at_once, create, until
@@ -41,7 +41,7 @@ def shell(system: System) -> Callable[..., subprocess.CompletedProcess[str]]:
     """The real command, as a person runs it."""
 
     def run(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-m", "outbox.cli", *words]
+        argv = [sys.executable, "-m", "deprovisioner.cli", *words]
         done = subprocess.run(argv, env=system.env, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == code, done.stdout + done.stderr
         return done
@@ -265,7 +265,18 @@ def test_two_operators_who_begin_the_same_at_once_redrive_each_job_once(
 def test_a_wait_that_is_broken_off_leaves_the_operation_running(db: Connection, system: System, shell: Any) -> None:
     stuck(db, 3)
     digest = json.loads(shell("jobs", "redrive-all", "--all", "--reason", "r", "--json").stdout)["digest"]
-    argv = [sys.executable, "-m", "outbox.cli", "jobs", "redrive-all", "--all", "--reason", "r", "--digest", digest]
+    argv = [
+        sys.executable,
+        "-m",
+        "deprovisioner.cli",
+        "jobs",
+        "redrive-all",
+        "--all",
+        "--reason",
+        "r",
+        "--digest",
+        digest,
+    ]
     with subprocess.Popen(argv, env=system.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
         assert waiting.stderr is not None
         first = waiting.stderr.readline()
@@ -383,7 +394,7 @@ def test_what_goes_first_and_waits_for_its_next_attempt_is_told_with_its_time(db
     id = stuck(db)[0]
     with database.snapshot() as session:
         digest = operations.preview_redrive(session, JobFilter(backend="pg-main")).digest
-    argv = [sys.executable, "-m", "outbox.cli", "jobs", "redrive-all", "--backend", "pg-main", "--reason", "r"]
+    argv = [sys.executable, "-m", "deprovisioner.cli", "jobs", "redrive-all", "--backend", "pg-main", "--reason", "r"]
     with subprocess.Popen(
         [*argv, "--digest", digest], env=system.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as waiting:

@@ -14,9 +14,9 @@ import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
+from deprovisioner.up import servers as embedded
+from deprovisioner.up.servers import UNPRIVILEGED_USER, Child
 from outbox import db as database
-from outbox import embedded
-from outbox.embedded import UNPRIVILEGED_USER, Child
 from tests.acceptance.test_main_job import KINDS, at_once, create, until
 from tests.conftest import BACKENDS, Servers
 from tests.processes import System, client

@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import Connection, text
 
 from api.jobs import LOOK_SECONDS
-from outbox import embedded, jobs, tokens
+from deprovisioner.up import servers as embedded
+from outbox import jobs, tokens
 from outbox.states import StuckReason
 from tests.acceptance.test_main_job import at_once, create, until
 from tests.conftest import Servers
@@ -68,7 +69,7 @@ def said(answer: httpx.Response) -> tuple[int, str]:
 
 def cli(env: Mapping[str, str], *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("DEPROVISIONER_")}
-    argv = [sys.executable, "-m", "outbox.cli", "jobs", *words]
+    argv = [sys.executable, "-m", "deprovisioner.cli", "jobs", *words]
     return subprocess.run(argv, env=kept | env | more, capture_output=True, text=True, check=False, timeout=90)
 
 

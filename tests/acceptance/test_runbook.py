@@ -90,7 +90,7 @@ def test_every_command_of_the_runbook_exits_as_it_says(
 def run(words: dict[str, str], line: str) -> subprocess.CompletedProcess[str]:
     """A line of the runbook, typed into a shell."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("DEPROVISIONER_")}
-    typed = f'deprovisioner() {{ "{sys.executable}" -m outbox.cli "$@"; }}; {line}'
+    typed = f'deprovisioner() {{ "{sys.executable}" -m deprovisioner.cli "$@"; }}; {line}'
     return subprocess.run(
         ["bash", "-uc", typed], env=kept | words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=90
     )

@@ -9,13 +9,13 @@ import click
 import pytest
 from sqlalchemy import Connection
 
-from outbox.cli import main
+from deprovisioner.cli import main
 from tests.outbox.given import a_job, a_resource
 
 # Runs the command as `deprovisioner` does, then tells what this process has loaded.
 SPY = """
 import sys
-from outbox.cli import main
+from deprovisioner.cli import main
 try:
     main(sys.argv[1:])
 finally:
@@ -68,7 +68,7 @@ def test_what_rings_the_bell_loads_what_its_broker_takes(db: Connection, env: di
 
 def test_a_bell_that_nobody_hears_does_not_spoil_the_answer(db: Connection, env: dict[str, str]) -> None:
     deaf = env | {"DEPROVISIONER_BROKER_URL": "redis://127.0.0.1:1/0"}
-    argv = [sys.executable, "-m", "outbox.cli", "resources", "delete", "--json", str(a_resource(db))]
+    argv = [sys.executable, "-m", "deprovisioner.cli", "resources", "delete", "--json", str(a_resource(db))]
     done = subprocess.run(argv, env=os.environ | deaf, capture_output=True, text=True, check=False, timeout=60)
     assert json.loads(done.stdout)["ok"] is True
     assert json.loads(done.stderr)["event"] == "doorbell_failed"

@@ -17,13 +17,13 @@ import psycopg2
 import pytest
 import redis
 
-from outbox import embedded
+from deprovisioner.up import servers as embedded
 from outbox.settings import read_env
 from tests.acceptance.test_main_job import create, until
 from tests.processes import client, descendants
 from tests.witness import PgServer, eventually
 
-CLI = [sys.executable, "-m", "outbox.cli"]
+CLI = [sys.executable, "-m", "deprovisioner.cli"]
 
 
 def clean_environment(**more: str) -> dict[str, str]:
@@ -252,7 +252,7 @@ def test_the_demo_kills_a_worker_and_keeps_its_promise() -> None:
 
 
 def test_a_child_that_dies_is_started_again_and_said(up: Running) -> None:
-    (worker,) = [p for p in descendants(up.popen.pid) if p.line.endswith("outbox.cli worker")]
+    (worker,) = [p for p in descendants(up.popen.pid) if p.line.endswith("deprovisioner.cli worker")]
     os.kill(worker.pid, signal.SIGKILL)
     eventually(lambda: "worker-1 ended (SIGKILL); starting it again" in up.log.read_text())
     with up.api() as api:
@@ -332,7 +332,7 @@ def test_up_may_be_stopped_while_it_starts_and_then_starts_again(folder: Path) -
 _SIGNALLED_IN_A_DEL = """
 import os, signal, sys
 from pathlib import Path
-from outbox import embedded, supervisor
+from deprovisioner.up import servers as embedded, supervisor
 
 class Ring:
     def __del__(self):  # what a signal raises here, Python drops

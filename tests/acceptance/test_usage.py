@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import Connection, text
 
+from deprovisioner.cli import main
+from deprovisioner.cli.shell import WORDS
 from outbox import tokens
-from outbox.cli import main
-from outbox.cli.shell import WORDS
 from tests.outbox.given import a_job, a_resource
 from tests.processes import System, client
 
@@ -90,7 +90,7 @@ def test_the_longest_time_ago_is_one(db: Connection) -> None:
 
 def test_bytes_that_are_no_text_are_told_in_a_line(db: Connection, env: dict[str, str]) -> None:
     a_job(db)
-    argv = [sys.executable.encode(), b"-m", b"outbox.cli", b"hold", b"set", b"--global", b"--reason", b"\xff"]
+    argv = [sys.executable.encode(), b"-m", b"deprovisioner.cli", b"hold", b"set", b"--global", b"--reason", b"\xff"]
     answer = subprocess.run(argv, env=os.environ | env, capture_output=True, text=True, check=False, timeout=60)
     assert answer.returncode == 2
     assert "UTF-8" in answer.stderr

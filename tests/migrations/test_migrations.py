@@ -36,7 +36,7 @@ def test_up_down_up_leaves_nothing_behind(db: Connection) -> None:
 
 def test_two_migrations_at_once_take_turns(db: Connection) -> None:
     migrations.downgrade("base")
-    argv = [sys.executable, "-m", "outbox.cli", "migrate"]
+    argv = [sys.executable, "-m", "deprovisioner.cli", "migrate"]
     both = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
     said = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
@@ -44,7 +44,7 @@ def test_two_migrations_at_once_take_turns(db: Connection) -> None:
 
 
 def test_a_revision_that_is_none_is_a_line_not_a_traceback(db: Connection) -> None:
-    argv = [sys.executable, "-m", "outbox.cli", "migrate", "--to", "nosuch"]
+    argv = [sys.executable, "-m", "deprovisioner.cli", "migrate", "--to", "nosuch"]
     answer = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert answer.returncode == 1
     assert answer.stderr.startswith("Error: --to nosuch: ")

@@ -83,7 +83,7 @@ GUARDS_OF_API = (
         ),
     ),
     *cut(
-        "outbox/cli/shell.py",
+        "deprovisioner/cli/shell.py",
         "",
         "tests/acceptance/test_usage.py",
         ("shell: no blank words", "if not value.strip():", "if False:", f"{_WORDS}[hold set --global --reason-empty]"),

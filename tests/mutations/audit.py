@@ -2,7 +2,7 @@
 
 from tests.mutations.cut import cut
 
-JOBS, AUDIT, GRANTS, DOCTOR = "outbox/jobs.py", "outbox/audit.py", "outbox/grants.py", "outbox/doctor.py"
+JOBS, AUDIT, GRANTS, DOCTOR = "outbox/jobs.py", "outbox/audit.py", "deprovisioner/grants.py", "outbox/doctor.py"
 SCHEMA = "migrations/versions/0006_audit.py"
 TESTS = "tests/outbox/test_audit.py"
 FINDS = "tests/outbox/test_doctor.py::test_whoever_rewrites_history_is_found"

@@ -311,7 +311,7 @@ OPERATORS = (
         ),
     ),
     *cut(
-        "outbox/cli/jobs.py",
+        "deprovisioner/cli/jobs.py",
         "",
         "tests/acceptance/test_resolve.py",
         (

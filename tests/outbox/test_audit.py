@@ -13,7 +13,8 @@ from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
 import migrations
-from outbox import audit, grants, jobs, tables
+from deprovisioner import grants
+from outbox import audit, jobs, tables
 from outbox import db as database
 from outbox.audit import LINKS, SEAL, Checkpoint
 from outbox.doctor import examine

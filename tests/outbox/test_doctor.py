@@ -567,7 +567,7 @@ def test_a_check_that_cannot_be_made_is_no_good_news(world: World, monkeypatch: 
 def _cli(env: dict[str, str], *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("DEPROVISIONER_")}
     return subprocess.run(
-        [sys.executable, "-m", "outbox.cli", "doctor", *words],
+        [sys.executable, "-m", "deprovisioner.cli", "doctor", *words],
         env=kept | env | more,
         capture_output=True,
         text=True,

@@ -14,7 +14,8 @@ import redis
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import NotSupportedError, OperationalError
 
-from outbox import credentials, doorbell, embedded, resources, settings, tokens
+from deprovisioner.up import servers as embedded
+from outbox import credentials, doorbell, resources, settings, tokens
 from outbox import db as database
 from outbox.errors import BadRequest, IdempotencyKeyReused, NotActive, SettingsError
 from outbox.resources import NewResource

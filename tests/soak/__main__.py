@@ -25,7 +25,7 @@ from typing import Any
 from psycopg2 import sql
 from psycopg2.extensions import make_dsn
 
-from outbox.evidence import Holding
+from deprovisioner.demo.witnesses import Holding
 from tests.soak.checker import Verdict, judge, quantile, timeline
 from tests.soak.faults import Faults
 from tests.soak.load import Load

@@ -14,8 +14,8 @@ from typing import Any
 
 import redis
 
-from outbox import evidence
-from outbox.evidence import Holding
+from deprovisioner.demo import witnesses
+from deprovisioner.demo.witnesses import Holding
 from tests.soak.load import Life, Load
 from tests.soak.stage import Stage
 from tests.soak.strangers import Newcomer, intact
@@ -116,7 +116,7 @@ class _Judge:
                 signs.append(f"still {resource['status']}")
             if left := _names(resource) & self.there[life.backend] - self.strange[life.backend]:
                 signs.append(f"still on {life.backend}: {sorted(left)}")
-            if life.holding and evidence.contents(life.holding) is not None:
+            if life.holding and witnesses.contents(life.holding) is not None:
                 signs.append("its login still works")
             if signs:
                 yield f"{resource['id']}: {'; '.join(signs)}"
@@ -143,7 +143,7 @@ class _Judge:
         }
         for it in strangers:
             if not intact(it.holding):
-                now = str(evidence.contents(it.holding))[:80]
+                now = str(witnesses.contents(it.holding))[:80]
                 yield f"{it.backend} {it.holding.names} (after {it.resource or 'nobody'}): holds {now}"
             if it.oid and it.oid not in oids[it.backend]:
                 yield f"{it.backend} {it.holding.names}: OID {it.oid} is gone"
@@ -156,7 +156,7 @@ class _Judge:
                 yield f"{resource['id']}: {sorted(missing)} not on {resource['backend']}"
         for life in self.load.lives.values():
             if life.filled and life.holding and not _must_be_gone(life) and not intact(life.holding):
-                yield f"{life.id}: its customer finds {str(evidence.contents(life.holding))[:80]}"
+                yield f"{life.id}: its customer finds {str(witnesses.contents(life.holding))[:80]}"
 
     def _orphans(self) -> Iterator[str]:
         for resource in self.listed:
@@ -216,7 +216,7 @@ def removals(folder: Path) -> Counter[tuple[str, str]]:
     done: Counter[tuple[str, str]] = Counter()
     for path in sorted(folder.glob("*.incr.aof")):
         with path.open("rb") as file:
-            for verb, *words in evidence._commands(file):  # type: ignore[arg-type]
+            for verb, *words in witnesses._commands(file):  # type: ignore[arg-type]
                 if verb.upper() in ("DEL", "UNLINK", "FLUSHDB", "FLUSHALL"):
                     done.update(("UNLINK", key) for key in words or [verb])
                 elif verb.upper() == "SET":

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from outbox.evidence import Holding
+from deprovisioner.demo.witnesses import Holding
 from tests.processes import client
 from tests.soak.stage import POSTGRES, REDIS, TENANTS, Stage
 from tests.soak.strangers import PATIENCE_SECONDS, Newcomer, database, fill, namespace, patiently

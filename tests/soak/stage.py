@@ -13,8 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from outbox import credentials, db, embedded, tokens
-from outbox.embedded import Child
+from deprovisioner.up import servers as embedded
+from deprovisioner.up.servers import Child
+from outbox import credentials, db, tokens
 from outbox.settings import PREFIX
 from tests.witness import PgServer, RedisServer
 
@@ -101,9 +102,9 @@ class Stage:
         for number in range(APIS):
             port = embedded.free_port()
             self.urls.append(f"http://127.0.0.1:{port}")
-            self._ours(f"api-{number}", "-m", "outbox.cli", "api", env={f"{PREFIX}API_PORT": str(port)})
+            self._ours(f"api-{number}", "-m", "deprovisioner.cli", "api", env={f"{PREFIX}API_PORT": str(port)})
         for number in range(WORKERS):
-            self._ours(f"worker-{number}", "-m", "outbox.cli", "worker")
+            self._ours(f"worker-{number}", "-m", "deprovisioner.cli", "worker")
         schedule = str(self.home / "beat")
         self._ours("beat", *("-m", "celery", "-A", "worker.app", "beat", "--pidfile=", "--schedule", schedule))
 

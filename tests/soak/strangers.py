@@ -13,8 +13,8 @@ import redis
 from psycopg2 import sql
 from psycopg2.extensions import make_dsn
 
-from outbox import evidence
-from outbox.evidence import ROWS, Holding
+from deprovisioner.demo import witnesses
+from deprovisioner.demo.witnesses import ROWS, Holding
 from tests.soak.stage import Stage
 
 PATIENCE_SECONDS = 90  # for one answer, over restarts of whatever is between
@@ -33,7 +33,7 @@ class Newcomer:
 def fill(holding: Holding) -> bool:
     """Put data in, as who holds it would; may be said again."""
     with suppress(psycopg2.errors.DuplicateTable):  # the answer was lost, not the table
-        evidence.fill(holding)
+        witnesses.fill(holding)
     return True
 
 
@@ -41,7 +41,7 @@ def intact(holding: Holding) -> bool:
     """Whether who holds it can log in and finds all of that."""
     keys = [f"paid {number}".encode() for number in range(ROWS)]
     rows = [(number, f"paid {number}") for number in range(1, ROWS + 1)]
-    return evidence.contents(holding) == (keys if holding.kind == "redis" else rows)
+    return witnesses.contents(holding) == (keys if holding.kind == "redis" else rows)
 
 
 def patiently(act: Callable[[], Any], unless: Callable[[], bool] = lambda: False) -> Any:
@@ -85,7 +85,7 @@ def namespace(stage: Stage, backend: str, user: str, prefix: str) -> Newcomer:
     server.set(f"{prefix}gen", "a stranger's")
     url = httpx.URL(stage.redis[backend].url).copy_with(username=user, password=password)
     holding = Holding("redis", {"user": user, "prefix": prefix}, str(url))
-    evidence.fill(holding)
+    witnesses.fill(holding)
     return Newcomer(backend, holding)
 
 

@@ -13,7 +13,7 @@ import psycopg2
 import pytest
 import redis
 
-from outbox import embedded
+from deprovisioner.up import servers as embedded
 from outbox.errors import Refused, Unavailable
 from tests.conftest import Servers
 from tests.witness import PgServer, RedisServer

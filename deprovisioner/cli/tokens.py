@@ -2,7 +2,7 @@
 
 import click
 
-from outbox.cli.shell import WORDS, as_json_option, example, main, operate, print_json, print_table
+from deprovisioner.cli.shell import WORDS, as_json_option, example, main, operate, print_json, print_table
 
 
 @main.group()
@@ -18,7 +18,7 @@ def token() -> None:
 @as_json_option
 def token_create(role: str, tenant: str | None, name: str | None, as_json: bool) -> None:
     """Make a token. It is shown this once: only its hash is kept."""
-    from outbox import db, tokens  # noqa: PLC0415
+    from outbox import db, tokens
 
     if (role == "tenant") != bool(tenant):
         raise click.UsageError("--role tenant needs --tenant; --role operator takes none")
@@ -35,7 +35,7 @@ def token_create(role: str, tenant: str | None, name: str | None, as_json: bool)
 @as_json_option
 def token_list(as_json: bool) -> None:
     """All tokens, without their secrets."""
-    from outbox import db, tokens  # noqa: PLC0415
+    from outbox import db, tokens
 
     with db.statement() as session:
         rows = [vars(row) for row in tokens.list_all(session)]
@@ -49,7 +49,7 @@ def token_list(as_json: bool) -> None:
 @as_json_option
 def token_revoke(token_id: int, as_json: bool) -> None:
     """Revoke a token; API processes that have just seen it forget it within two seconds."""
-    from outbox import db, tokens  # noqa: PLC0415
+    from outbox import db, tokens
 
     with db.statement() as session:
         revoked = tokens.revoke(session, token_id)

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from outbox.cli.jobs import jobs
-from outbox.cli.shell import (
+from deprovisioner.cli.jobs import jobs
+from deprovisioner.cli.shell import (
     AGE,
     WORDS,
     as_json_option,
@@ -32,7 +32,7 @@ COLUMNS = ("id", "kind", "state", "total", "rate", "actor", "reason", "created_a
 
 
 def _digest(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    from outbox.operations import DIGEST  # noqa: PLC0415
+    from outbox.operations import DIGEST
 
     if value is not None and not re.fullmatch(DIGEST, value):
         raise click.BadParameter(f"{value!r} is no digest: copy the one that the dry run printed, whole")
@@ -82,8 +82,8 @@ def jobs_redrive_all(
     command is gone. Re-driven means pending again: `operations show` tells how the jobs end. Exit code 1 when it was
     stopped, or when a job of it is stuck again by then.
     """
-    from outbox import db, operations, queries  # noqa: PLC0415
-    from outbox.cli.progress import options  # noqa: PLC0415
+    from deprovisioner.cli.progress import options
+    from outbox import db, operations, queries
 
     if every == any(value is not None for value in (was, *filters.values())):
         raise click.UsageError("say which jobs, or --all for every stuck one; not both")
@@ -134,7 +134,7 @@ def tenants_offboard(
     it: revoke its tokens first. At the end its deletes are enqueued; `operations show` tells how the teardowns end.
     Exit code 1 when it was stopped, or when a job of it is stuck by then.
     """
-    from outbox import db, operations  # noqa: PLC0415
+    from outbox import db, operations
 
     if (expect is None) != (digest is None):
         raise click.UsageError("--expect and --digest go together; the dry run prints both")
@@ -175,8 +175,8 @@ def operations_() -> None:
 @as_json_option
 def operations_list(limit: int, cursor: str | None, as_json: bool) -> None:
     """Operations, newest first."""
-    from outbox import db, queries  # noqa: PLC0415
-    from outbox.cli.progress import words  # noqa: PLC0415
+    from deprovisioner.cli.progress import words
+    from outbox import db, queries
 
     with db.statement() as session:
         page = queries.list_operations(session, cursor=cursor, limit=limit)
@@ -199,8 +199,8 @@ def operations_show(operation_id: int, as_json: bool) -> None:
 @as_json_option
 def operations_stop(operation_id: int, reason: str, as_json: bool) -> None:
     """Leave alone what it has not done yet. What it has done goes on: `hold set` stops that."""
-    from outbox import db, operations, queries  # noqa: PLC0415
-    from outbox.cli.progress import tell  # noqa: PLC0415
+    from deprovisioner.cli.progress import tell
+    from outbox import db, operations, queries
 
     with db.statement() as session:
         ended = operations.stop(session, operation_id, actor=me(), reason=reason)
@@ -241,8 +241,8 @@ def _follow(begun: Any, *, wait: bool, as_json: bool) -> None:
 
 def _watch(begun: Any) -> None:
     """A bar on stderr until it ends."""
-    from outbox import db, queries  # noqa: PLC0415
-    from outbox.cli.progress import tell_first, waits  # noqa: PLC0415
+    from deprovisioner.cli.progress import tell_first, waits
+    from outbox import db, queries
 
     shown, moved_at, said = 0, time.monotonic(), False
     with click.progressbar(length=begun.total, label=f"operation {begun.id}", file=sys.stderr) as bar:
@@ -266,8 +266,8 @@ def _watch(begun: Any) -> None:
 
 
 def _show(operation_id: int, as_json: bool) -> None:
-    from outbox import db, queries  # noqa: PLC0415
-    from outbox.cli.progress import tell  # noqa: PLC0415
+    from deprovisioner.cli.progress import tell
+    from outbox import db, queries
 
     with db.statement() as session:
         operation, progress = queries.operation(session, operation_id)

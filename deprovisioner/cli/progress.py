@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import click
 
-from outbox.cli.shell import UNITS, cell, print_fields, print_table
+from deprovisioner.cli.shell import UNITS, cell, print_fields, print_table
 from outbox.queries import Canary, Progress
 from outbox.rows import Json, Operation
 from outbox.states import JobState, OperationKind

@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from outbox import credentials, embedded
-from outbox.embedded import Child
+from deprovisioner.up import servers as embedded
+from deprovisioner.up.servers import Child
+from outbox import credentials
 from outbox.errors import DeprovisionerError
 from outbox.settings import PREFIX, read_env
 
@@ -284,7 +285,7 @@ class Up:
 
 
 def _ours(*words: str) -> list[str]:
-    return [sys.executable, "-m", "outbox.cli", *words]
+    return [sys.executable, "-m", "deprovisioner.cli", *words]
 
 
 def _raise_stop(*_: object) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from outbox.cli.shell import (
+from deprovisioner.cli.shell import (
     AGE,
     WORDS,
     as_json_option,
@@ -62,7 +62,7 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
 @as_json_option
 def jobs_list(counts: bool, cursor: str | None, limit: int, as_json: bool, **filters: Any) -> None:
     """Jobs, newest first."""
-    from outbox import db, queries  # noqa: PLC0415
+    from outbox import db, queries
 
     wanted = queries.JobFilter(**filters)
     if counts:
@@ -91,8 +91,8 @@ def _show_counts(found: dict[str, Any]) -> None:
 @as_json_option
 def jobs_show(job_id: int, as_json: bool) -> None:
     """One job's whole story: why it stands there, what to run next, who asked, every attempt, every event."""
-    from outbox import db, queries  # noqa: PLC0415
-    from outbox.cli.story import tell  # noqa: PLC0415
+    from deprovisioner.cli.story import tell
+    from outbox import db, queries
 
     with db.statement() as session:
         story = queries.job_story(session, job_id)
@@ -132,9 +132,9 @@ _wait = click.option(
 @as_json_option
 def jobs_redrive(job_id: int, fence: int, reason: str, force: bool, token: str | None, as_json: bool) -> None:
     """Give a stuck job fresh attempts. It looks at the backend before it acts."""
-    from outbox import db  # noqa: PLC0415
-    from outbox import jobs as transitions  # noqa: PLC0415
-    from outbox.approvals import Approval  # noqa: PLC0415
+    from outbox import db
+    from outbox import jobs as transitions
+    from outbox.approvals import Approval
 
     actor = _operator(token) if force else me()
     act = transitions.redrive_forced if force else transitions.redrive
@@ -158,7 +158,7 @@ def jobs_observe(job_id: int, wait: float, as_json: bool) -> None:
     is another server. Where the backend could not be asked (unavailable), or its kind cannot tell (unobservable),
     the exit code is 1.
     """
-    from outbox.states import Found  # noqa: PLC0415
+    from outbox.states import Found
 
     look = _look(job_id, None, wait)
     print_json(_looked(look)) if as_json else print_fields(_looked(look))
@@ -180,10 +180,10 @@ def jobs_resolve(
     job_id: int, fence: int, reason: str, wait: float, force: bool, token: str | None, as_json: bool
 ) -> None:
     """It did happen: end a stuck job well, after a worker has seen the backend without the object."""
-    from outbox import db  # noqa: PLC0415
-    from outbox import jobs as transitions  # noqa: PLC0415
-    from outbox.approvals import Approval  # noqa: PLC0415
-    from outbox.errors import NotATeardown  # noqa: PLC0415
+    from outbox import db
+    from outbox import jobs as transitions
+    from outbox.approvals import Approval
+    from outbox.errors import NotATeardown
 
     actor = _operator(token) if force else me()
     with suppress(NotATeardown):
@@ -199,7 +199,7 @@ def jobs_resolve(
 
 
 def _look(job_id: int, fence: int | None, seconds: float) -> Any:
-    from outbox import db, events, observations  # noqa: PLC0415
+    from outbox import db, events, observations
 
     events.configure()  # a bell that fails is a log line on stderr
 
@@ -221,8 +221,8 @@ def _looked(look: Any) -> dict[str, Any]:
 
 def _operator(token: str | None) -> str:
     """The actor of an operator's token: at a shell, a user's name proves nothing."""
-    from outbox import db, tokens  # noqa: PLC0415
-    from outbox.errors import NotFound  # noqa: PLC0415
+    from outbox import db, tokens
+    from outbox.errors import NotFound
 
     if not token:
         raise click.UsageError(
@@ -237,7 +237,7 @@ def _operator(token: str | None) -> str:
 
 def _show_proposal(approval: Any, as_json: bool) -> None:
     """The first of two has spoken: what the second one must run, and what there is to know before."""
-    from outbox import advice, db, observations  # noqa: PLC0415
+    from outbox import advice, db, observations
 
     with db.statement() as session:
         look = observations.last(session, approval.job_id, fence=approval.fence)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from outbox.cli.shell import (
+from deprovisioner.cli.shell import (
     WORDS,
     as_json_option,
     example,
@@ -35,7 +35,7 @@ def resources() -> None:
 @as_json_option
 def resources_list(limit: int, as_json: bool, **filters: Any) -> None:
     """Resources, newest first."""
-    from outbox import db, queries  # noqa: PLC0415
+    from outbox import db, queries
 
     with db.statement() as session:
         page = queries.list_resources(session, limit=limit, **filters)
@@ -47,8 +47,8 @@ def resources_list(limit: int, as_json: bool, **filters: Any) -> None:
 @as_json_option
 def resources_show(resource_id: uuid.UUID, as_json: bool) -> None:
     """One resource and its jobs."""
-    from outbox import db, queries  # noqa: PLC0415
-    from outbox import resources as rows  # noqa: PLC0415
+    from outbox import db, queries
+    from outbox import resources as rows
 
     with db.statement() as session:
         resource, _ = rows.find(session, resource_id)
@@ -67,8 +67,8 @@ def resources_show(resource_id: uuid.UUID, as_json: bool) -> None:
 @as_json_option
 def resources_delete(resource_id: uuid.UUID, reason: str | None, as_json: bool) -> None:
     """Delete a resource, as the API's DELETE does: harmless when it was deleted before."""
-    from outbox import db  # noqa: PLC0415
-    from outbox import jobs as transitions  # noqa: PLC0415
+    from outbox import db
+    from outbox import jobs as transitions
 
     with db.statement() as session:
         done = transitions.enqueue(session, resource_id, actor=me(), reason=reason)

@@ -1,6 +1,6 @@
 """`deprovisioner breakers`."""
 
-from outbox.cli.shell import as_json_option, example, main, operate, print_json, print_table
+from deprovisioner.cli.shell import as_json_option, example, main, operate, print_json, print_table
 
 
 @main.group()
@@ -13,7 +13,7 @@ def breakers() -> None:
 @as_json_option
 def breakers_list(as_json: bool) -> None:
     """The backends whose jobs wait because they could not be reached: since when, and why."""
-    from outbox import db, queries  # noqa: PLC0415
+    from outbox import db, queries
 
     with db.statement() as session:
         rows = [vars(row) for row in queries.list_breakers(session)]

@@ -4,6 +4,6 @@ What is heavy (SQLAlchemy, Celery, Alembic) is imported inside the command that 
 that only read, come at once. Exit codes: 0 done, 1 refused or not found, 2 usage.
 """
 
-from outbox.cli.shell import main
+from deprovisioner.cli.shell import main
 
 __all__ = ["main"]

@@ -1,7 +1,7 @@
 """`deprovisioner demo`: storms of DELETEs on real servers, a worker killed, and what the servers' own records say.
 
 It starts an installation of its own in a temporary home and works on it as customers do: through HTTP, and
-with the credentials it is given. The administrator's DSNs serve only to make neighbours and to read evidence.
+with the credentials it is given. The administrator's DSNs serve only to make neighbours and to read witnesses.
 """
 
 import json
@@ -28,9 +28,10 @@ import redis
 from psycopg2 import sql
 from psycopg2.extensions import make_dsn
 
-from outbox import embedded, evidence
+from deprovisioner.demo import witnesses
+from deprovisioner.demo.witnesses import Answer, Finding, Holding, Servers, contents, finding
+from deprovisioner.up import servers
 from outbox.errors import DeprovisionerError
-from outbox.evidence import Answer, Finding, Holding, Servers, contents, finding
 from outbox.settings import PREFIX, read_env
 
 KINDS = {"postgres": "pg-main", "redis": "redis-main"}
@@ -80,10 +81,10 @@ class Demo:
         self._say(f"starting PostgreSQL and Valkey servers, the API and {WORKERS} workers in {self.home}")
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)  # both end it as Ctrl-C does
-        options = ["--home", str(self.home), "--port", str(embedded.free_port()), "--workers", str(WORKERS)]
+        options = ["--home", str(self.home), "--port", str(servers.free_port()), "--workers", str(WORKERS)]
         clean = {k: v for k, v in os.environ.items() if not k.startswith((PREFIX, "PG", "REDIS_MAIN_URL"))}
-        argv = [sys.executable, "-m", "outbox.cli", "up", *options]
-        self.up = embedded.Child("up", argv, self.home / "log" / "up.log", env=clean | RHYTHM)
+        argv = [sys.executable, "-m", "deprovisioner.cli", "up", *options]
+        self.up = servers.Child("up", argv, self.home / "log" / "up.log", env=clean | RHYTHM)
         try:
             self.up.spawn()
             self.up.wait_until(lambda: "Ctrl-C stops everything" in self.up.tail(), START_SECONDS)
@@ -104,10 +105,10 @@ class Demo:
     def _story(self) -> tuple[list[Finding], Json | None]:
         victims, neighbours = self._provision()
         neighbours += self._make_by_hand(victims)
-        self._say(f"putting {evidence.ROWS} rows or keys into each, with the customers' own credentials")
-        _all_at_once(evidence.fill, [*victims, *neighbours])
+        self._say(f"putting {witnesses.ROWS} rows or keys into each, with the customers' own credentials")
+        _all_at_once(witnesses.fill, [*victims, *neighbours])
         before = [contents(neighbour) for neighbour in neighbours]
-        deluser_before = evidence.deluser_calls(self.servers)
+        deluser_before = witnesses.deluser_calls(self.servers)
         guests = [psycopg2.connect(v.url) for v in victims if v.kind == "postgres"][:GUESTS]
         self._say(f"{self.deletes} concurrent DELETEs of each of {len(victims)}; {len(guests)} customers are logged in")
         with ThreadPoolExecutor(1) as pool:
@@ -121,8 +122,8 @@ class Demo:
         untouched = [n for n, was in zip(neighbours, before, strict=True) if was and contents(n) == was]
         gone = {resource["id"] for resource in self._listing("/v1/resources", status="deleted")}
         findings = [
-            *evidence.from_answers(answers, self.resources, self.deletes),
-            *evidence.from_records(self.servers, victims, gone),
+            *witnesses.from_answers(answers, self.resources, self.deletes),
+            *witnesses.from_records(self.servers, victims, gone),
         ]
         findings += [
             finding("old credentials that log in", (v for v in victims if contents(v) is not None), 0, "logging in"),
@@ -130,7 +131,7 @@ class Demo:
             Finding(
                 "acl|deluser calls",
                 None,
-                evidence.deluser_calls(self.servers) - deluser_before,
+                witnesses.deluser_calls(self.servers) - deluser_before,
                 None,
                 "INFO commandstats",
             ),

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from outbox.cli.shell import as_json_option, cell, example, main, operate, print_json
+from deprovisioner.cli.shell import as_json_option, cell, example, main, operate, print_json
 
 
 @main.command(
@@ -14,8 +14,8 @@ from outbox.cli.shell import as_json_option, cell, example, main, operate, print
 def doctor(as_json: bool) -> None:
     """Check every invariant of this installation. Reads only; exit code 1 when something is broken."""
     operate()
-    from outbox import db  # noqa: PLC0415
-    from outbox.doctor import CHECKS, examine  # noqa: PLC0415
+    from outbox import db
+    from outbox.doctor import CHECKS, examine
 
     with db.snapshot() as session:
         found = {finding.check.code: finding for finding in examine(session)}

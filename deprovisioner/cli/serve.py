@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from outbox.cli.shell import WORDS, as_json_option, example, main
+from deprovisioner.cli.shell import WORDS, as_json_option, example, main
 from outbox.errors import BadRequest
 
 
@@ -21,8 +21,8 @@ def up(home: Path | None, port: int | None, workers: int) -> None:
     PostgreSQL and Valkey come embedded, unless DEPROVISIONER_DATABASE_URL, _BROKER_URL or _BACKENDS say
     where they are.
     """
-    from outbox import settings  # noqa: PLC0415
-    from outbox.supervisor import Up  # noqa: PLC0415
+    from deprovisioner.up.supervisor import Up
+    from outbox import settings
 
     current = settings.load()
     Up(home or current.home, current.api_host, port or current.api_port, workers, os.environ).run()
@@ -38,10 +38,11 @@ def migrate(revision: str, service_role: str | None) -> None:
 
     With DEPROVISIONER_SERVICE_PASSWORD set, the service role is made too, or given that password.
     """
-    from alembic.util import CommandError  # noqa: PLC0415
+    from alembic.util import CommandError
 
-    import migrations  # noqa: PLC0415
-    from outbox import db, grants, settings  # noqa: PLC0415
+    import migrations
+    from deprovisioner import grants
+    from outbox import db, settings
 
     try:
         migrations.upgrade(revision)
@@ -61,9 +62,9 @@ def migrate(revision: str, service_role: str | None) -> None:
 @click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes on one port.")
 def api(processes: int) -> None:
     """Serve the HTTP API on DEPROVISIONER_API_HOST:DEPROVISIONER_API_PORT."""
-    import uvicorn  # noqa: PLC0415
+    import uvicorn
 
-    from outbox import settings  # noqa: PLC0415
+    from outbox import settings
 
     current = settings.get()
     uvicorn.run(
@@ -82,9 +83,9 @@ def api(processes: int) -> None:
 @main.command(epilog=example("deprovisioner worker", "DEPROVISIONER_WORKER_SLOTS=32 deprovisioner worker"))
 def worker() -> None:
     """Run one Celery worker process, with its sweep. SIGTERM lets started teardowns end first."""
-    import importlib  # noqa: PLC0415
+    import importlib
 
-    from outbox import settings  # noqa: PLC0415
+    from outbox import settings
 
     settings.backends()
     celery = importlib.import_module("worker.app").app  # by name: outbox knows no worker
@@ -102,7 +103,7 @@ def worker() -> None:
 @as_json_option
 def demo(resources: int, deletes: int, as_json: bool) -> None:
     """The main job on real servers, to watch: storms of DELETEs, a worker killed, and the servers' own records."""
-    from outbox.demo import Demo  # noqa: PLC0415
+    from deprovisioner.demo.story import Demo
 
     if not Demo(resources, deletes, as_json=as_json).run():
         raise SystemExit(1)

@@ -46,7 +46,7 @@ class _Main(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, after its modules have added it."""
         for module in _MODULES.get(cmd_name, []):
-            importlib.import_module(f"outbox.cli.{module}")
+            importlib.import_module(f"deprovisioner.cli.{module}")
         return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -60,7 +60,7 @@ class _Main(click.Group):
         except (click.ClickException, click.exceptions.Exit):
             raise  # click's own: a help text must not load SQLAlchemy to be told from its errors
         except Exception as error:
-            from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+            from sqlalchemy.exc import SQLAlchemyError
 
             if not isinstance(error, SQLAlchemyError):
                 raise
@@ -132,7 +132,7 @@ def main() -> None:
 
 def operate() -> None:
     """For a person at a shell: where the environment names no database, a running `up` of this folder is meant."""
-    from outbox import settings  # noqa: PLC0415
+    from outbox import settings
 
     env_file = settings.load().home / "env"
     if not os.environ.get("DEPROVISIONER_DATABASE_URL") and env_file.exists():
@@ -142,7 +142,7 @@ def operate() -> None:
 
 def ring() -> None:
     """Wake the workers. A broker that cannot be reached is a log line on stderr: stdout may be JSON."""
-    from outbox import doorbell, events  # noqa: PLC0415
+    from outbox import doorbell, events
 
     events.configure()
     doorbell.ring_now()

@@ -2,9 +2,9 @@
 
 import click
 
+from deprovisioner.cli.shell import cell, print_fields, print_table
 from outbox import advice
 from outbox.approvals import Approval
-from outbox.cli.shell import cell, print_fields, print_table
 from outbox.holds import Hold
 from outbox.queries import Attempt, JobStory
 from outbox.states import JobState

@@ -2,7 +2,7 @@
 
 import click
 
-from outbox.cli.shell import WORDS, as_json_option, example, main, me, operate, print_json, ring, show_page
+from deprovisioner.cli.shell import WORDS, as_json_option, example, main, me, operate, print_json, ring, show_page
 
 
 @main.group()
@@ -31,8 +31,8 @@ def hold_set(
 
     Talks to the control database alone: neither API nor broker need be alive. Nothing burns attempts meanwhile.
     """
-    from outbox import db, holds  # noqa: PLC0415
-    from outbox.states import HoldScope  # noqa: PLC0415
+    from outbox import db, holds
+    from outbox.states import HoldScope
 
     named = {HoldScope.BACKEND: backend, HoldScope.TENANT: tenant, HoldScope.KIND: kind}
     chosen = [(scope, subject) for scope, subject in named.items() if subject is not None]
@@ -56,7 +56,7 @@ def hold_set(
 @as_json_option
 def hold_list(released: bool, limit: int, cursor: str | None, as_json: bool) -> None:
     """Holds in force, newest first."""
-    from outbox import db, queries  # noqa: PLC0415
+    from outbox import db, queries
 
     with db.statement() as session:
         page = queries.list_holds(session, released=released, limit=limit, cursor=cursor)
@@ -70,11 +70,11 @@ def hold_list(released: bool, limit: int, cursor: str | None, as_json: bool) -> 
 @as_json_option
 def hold_release(hold_id: int, reason: str, as_json: bool) -> None:
     """End one hold. A brake that engaged it begins to count anew."""
-    from contextlib import suppress  # noqa: PLC0415
+    from contextlib import suppress
 
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+    from sqlalchemy.exc import SQLAlchemyError
 
-    from outbox import db, holds, jobs, queries  # noqa: PLC0415
+    from outbox import db, holds, jobs, queries
 
     with db.statement() as session:
         released = holds.release(session, hold_id, actor=me(), reason=reason)

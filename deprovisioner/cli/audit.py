@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from outbox.cli.shell import as_json_option, as_text, cell, example, main, me, operate, print_fields, print_json
+from deprovisioner.cli.shell import as_json_option, as_text, cell, example, main, me, operate, print_fields, print_json
 
 # What was seen or done, in a line for people; `--json` has all of it.
 LINE = 120
@@ -39,8 +39,8 @@ def audit() -> None:
 @as_json_option
 def audit_checkpoint(as_json: bool) -> None:
     """Keep the heads of all chains of events now, and print the hash to keep elsewhere."""
-    from outbox import audit as evidence  # noqa: PLC0415
-    from outbox import db, events  # noqa: PLC0415
+    from outbox import audit as evidence
+    from outbox import db, events
 
     events.configure()  # its log line goes to stderr
     with db.transaction() as session:
@@ -70,7 +70,7 @@ def audit_checkpoint(as_json: bool) -> None:
 @as_json_option
 def audit_export(since: dt.datetime | dt.timedelta | None, resource_id: uuid.UUID | None, as_json: bool) -> None:
     """Proofs of deletion: who asked and why, what was seen and done, who stepped in, how absence was verified."""
-    from outbox import audit as evidence  # noqa: PLC0415
+    from outbox import audit as evidence
 
     if since is None and resource_id is None:
         raise click.UsageError("--since or --resource is needed")

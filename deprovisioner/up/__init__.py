@@ -1,0 +1,1 @@
+"""Everything on one machine: `supervisor` watches the processes, `servers` makes PostgreSQL and Valkey from wheels."""
