@@ -116,7 +116,9 @@ def _around_transitions(reach: _Reach) -> None:
         return wrapped
 
     for function, (module, name) in CONTROL.items():
-        setattr(module, function, named(name, getattr(module, function)))
+        honest = getattr(module, function)
+        for place in (module, sys.modules[honest.__module__]):  # a package's own modules call each other's
+            setattr(place, function, named(name, honest))
 
     @event.listens_for(sqlalchemy.Engine, "before_cursor_execute")
     def before(_: Any, __: Any, statement: str, *___: Any) -> None:

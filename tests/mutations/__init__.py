@@ -7,7 +7,7 @@ named is the quickest that should notice.
 from tests.mutations.api import GUARDS_OF_API
 from tests.mutations.audit import GUARDS_OF_AUDIT
 from tests.mutations.claims import CLAIMS
-from tests.mutations.cut import Mutant, Stale, cut
+from tests.mutations.cut import FINISH_SQL, OPERATORS_SQL, Mutant, Stale, cut
 from tests.mutations.operations import GUARDS_OF_OPERATIONS
 from tests.mutations.operators import OPERATORS
 from tests.mutations.outcomes import OUTCOMES
@@ -17,7 +17,7 @@ from tests.mutations.runner import GUARDS_OF_RUNNER
 from tests.mutations.schema import GUARDS_OF_SCHEMA
 
 __all__ = ["EQUIVALENT", "MUTANTS", "Mutant", "Stale"]
-JOBS, MOVES = "outbox/jobs.py", "tests/outbox/test_transitions.py"
+MOVES = "tests/outbox/test_transitions.py"
 
 MUTANTS = (
     *CLAIMS,
@@ -48,7 +48,7 @@ EQUIVALENT: dict[Mutant, str] = {
             ),
         ),
         "the CHECK outbox_stuck_has_reason gives a reason to stuck jobs only": cut(
-            JOBS,
+            OPERATORS_SQL,
             "_REDRIVE_FORCED = text(",
             "tests/outbox/test_resolve.py",
             (
@@ -59,7 +59,7 @@ EQUIVALENT: dict[Mutant, str] = {
             ),
         ),
         "the CHECK outbox_running_has_lease gives a lease to running jobs only": cut(
-            JOBS,
+            FINISH_SQL,
             "_SWEEP = text(",
             MOVES,
             (

@@ -1,8 +1,8 @@
 """The guards of the evidence: chains, checkpoints, and what the service's role may do."""
 
-from tests.mutations.cut import cut
+from tests.mutations.cut import FINISH_SQL, SHARED_SQL, cut
 
-JOBS, AUDIT, GRANTS, DOCTOR = "outbox/jobs.py", "outbox/audit.py", "deprovisioner/grants.py", "outbox/doctor.py"
+AUDIT, GRANTS, DOCTOR = "outbox/audit.py", "deprovisioner/grants.py", "outbox/doctor.py"
 SCHEMA = "migrations/versions/0006_audit.py"
 TESTS = "tests/outbox/test_audit.py"
 FINDS = "tests/outbox/test_doctor.py::test_whoever_rewrites_history_is_found"
@@ -12,7 +12,7 @@ _CROSS = "test_statements_that_cross_each_other_s_chains_do_not_lock_each_other_
 
 GUARDS_OF_AUDIT = (
     *cut(
-        JOBS,
+        SHARED_SQL,
         "",
         TESTS,
         (
@@ -21,6 +21,11 @@ GUARDS_OF_AUDIT = (
             "CAST({detail} AS jsonb) FROM job",
             f"{_CROSS}[claim]",
         ),
+    ),
+    *cut(
+        FINISH_SQL,
+        "",
+        TESTS,
         (
             "audit: swept events in the order of resources",
             "jsonb_build_object('state', state) FROM job\n         ORDER BY resource_id",

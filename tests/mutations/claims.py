@@ -1,8 +1,7 @@
 """The guards of a job on its way to the backend: enqueue, expire, claim, heartbeat, start."""
 
-from tests.mutations.cut import cut
+from tests.mutations.cut import CLAIM_SQL, ENQUEUE_SQL, FINISH_SQL, SHARED_SQL, START_SQL, cut
 
-JOBS = "outbox/jobs.py"
 GUARD = "tests/outbox/test_guard.py"
 CLAIM = "tests/outbox/test_claim.py"
 MOVES = "tests/outbox/test_transitions.py"
@@ -20,13 +19,13 @@ def _along(name: str, state: str = "running") -> str:
 
 CLAIMS = (
     *cut(
-        JOBS,
+        ENQUEUE_SQL,
         "def _enqueue(",
         GUARD,
         ("enqueue: protected", "NOT protected AND ", "", "test_a_protected_resource_is_not_deleted"),
     ),
     *cut(
-        JOBS,
+        ENQUEUE_SQL,
         "def _enqueue(",
         GUARD,
         (
@@ -37,7 +36,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        JOBS,
+        ENQUEUE_SQL,
         "_ENQUEUE = prepared(",
         GUARD,
         ("enqueue: status", " AND status IN ('active', 'provisioning')", "", "test_the_flip_alone_lets_one_delete_win"),
@@ -56,7 +55,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        JOBS,
+        ENQUEUE_SQL,
         "_ENQUEUED_BEFORE = text(",
         GUARD,
         (
@@ -67,7 +66,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        JOBS,
+        ENQUEUE_SQL,
         "",
         GUARD,
         (
@@ -84,7 +83,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        JOBS,
+        ENQUEUE_SQL,
         "_EXPIRE = text(",
         MOVES,
         (
@@ -111,7 +110,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        JOBS,
+        SHARED_SQL,
         "def _if_free(",
         MOVES,
         (
@@ -133,7 +132,7 @@ CLAIMS = (
     ),
     # -- claim, heartbeat
     *cut(
-        JOBS,
+        CLAIM_SQL,
         "_CLAIM = prepared(",
         CLAIM,
         (
@@ -257,7 +256,7 @@ CLAIMS = (
         ("claim: event", _NOTED, ")", f"{MOVES}::{_along('claim', 'pending')}"),
     ),
     *cut(
-        JOBS,
+        CLAIM_SQL,
         "_CLAIMS = ",
         RUNS,
         (
@@ -268,7 +267,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        JOBS,
+        CLAIM_SQL,
         "_CLAIMED_BEFORE = text(",
         CLAIM,
         *(
@@ -289,7 +288,7 @@ CLAIMS = (
     ),
     # One guard of three statements: each has its own test.
     *cut(
-        JOBS,
+        SHARED_SQL,
         '_OURS = """',
         MOVES,
         ("heartbeat: fence", _OUR_FENCE, "", f"{CLAIM}::test_a_heartbeat_keeps_only_what_is_still_ours"),
@@ -307,7 +306,7 @@ CLAIMS = (
     ),
     # -- start
     *cut(
-        JOBS,
+        START_SQL,
         '_START = f"""',
         MOVES,
         ("start: lease", " AND lease_expires_at > now()", "", "test_start_refuses_a_lease_that_has_passed"),
@@ -373,7 +372,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        JOBS,
+        START_SQL,
         "def _has_started(",
         MOVES,
         (
@@ -433,7 +432,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        JOBS,
+        START_SQL,
         "",
         BRAKES,
         (
@@ -455,7 +454,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        JOBS,
+        FINISH_SQL,
         "_WAKE = text(",
         HOLDS,
         (
@@ -473,7 +472,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        JOBS,
+        FINISH_SQL,
         "_DEFER = text(",
         HOLDS,
         (

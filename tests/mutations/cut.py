@@ -34,6 +34,14 @@ class Stale(Exception):
     """The product's text is no longer what the mutant takes for granted."""
 
 
+# Where the statements of a job's transitions stand.
+ENQUEUE_SQL = "outbox/jobs/enqueue.py"
+CLAIM_SQL = "outbox/jobs/claim.py"
+START_SQL = "outbox/jobs/start.py"
+FINISH_SQL = "outbox/jobs/finish.py"
+OPERATORS_SQL = "outbox/jobs/operators.py"
+SHARED_SQL = "outbox/jobs/_sql.py"
+
 Entry = tuple[str, ...]  # name, old text, new text, tests
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from tests.mutations.cut import Mutant, cut
+from tests.mutations.cut import ENQUEUE_SQL, OPERATORS_SQL, Mutant, cut
 
-JOBS, OPERATIONS = "outbox/jobs.py", "outbox/operations.py"
+OPERATIONS = "outbox/operations.py"
 BULK = "tests/outbox/test_operations.py"
 _MOVES = "test_redrive_all_moves_what_redrive_would_and_nothing_else"
 _FIRST = "test_one_of_each_backend_goes_first_and_the_others_when_it_has_succeeded"
@@ -45,7 +45,7 @@ GUARDS_OF_OPERATIONS = (
         ),
     ),
     *cut(
-        JOBS,
+        OPERATORS_SQL,
         "_REDRIVE_ALL = text(",
         BULK,
         ("redrive_all: fence", " AND outbox.fence = listed.fence", "", f"{_MOVES}[stuck]"),
@@ -60,7 +60,7 @@ GUARDS_OF_OPERATIONS = (
         ),
     ),
     *cut(
-        JOBS,
+        ENQUEUE_SQL,
         "_ENQUEUE = prepared(",
         BULK,
         ("offboard: status", " AND status IN ('active', 'provisioning')", "", _LEFT),

@@ -1,8 +1,7 @@
 """The guards of what an operator does with a stuck job: looks, resolve, and what takes two."""
 
-from tests.mutations.cut import cut
+from tests.mutations.cut import OPERATORS_SQL, cut
 
-JOBS = "outbox/jobs.py"
 RESOLVE = "tests/outbox/test_resolve.py"
 MOVES = "tests/outbox/test_transitions.py"
 LOOKS = "tests/worker/test_looks.py"
@@ -18,7 +17,7 @@ _MOVED_ON = "test_who_has_moved_on_is_not_looked_at_and_its_look_goes"
 
 OPERATORS = (
     *cut(
-        JOBS,
+        OPERATORS_SQL,
         "def _resolve(",
         RESOLVE,
         ("resolve: fence", " AND fence = :fence", "", "test_resolve_wants_the_fence_the_operator_saw"),
@@ -73,7 +72,7 @@ OPERATORS = (
         ),
     ),
     *cut(
-        JOBS,
+        OPERATORS_SQL,
         '_LAST_LOOK = """',
         RESOLVE,
         ("resolve: job of the look", "job_id = :id AND ", "", "test_a_look_at_another_job_proves_nothing"),
@@ -89,7 +88,7 @@ OPERATORS = (
     ),
     # -- by two
     *cut(
-        JOBS,
+        OPERATORS_SQL,
         '_PROPOSED = f"""',
         RESOLVE,
         ("by two: another operator", "AND proposed_by <> :actor", "", _TWO),
@@ -111,7 +110,7 @@ OPERATORS = (
         ),
     ),
     *cut(
-        JOBS,
+        OPERATORS_SQL,
         "_REDRIVE_FORCED = text(",
         RESOLVE,
         ("redrive by two: fence", " AND fence = :fence", "", _ONE_PROPOSAL),

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 
-from tests.mutations.cut import Mutant, cut
+from tests.mutations.cut import FINISH_SQL, OPERATORS_SQL, SHARED_SQL, Mutant, cut
 
-JOBS = "outbox/jobs.py"
 CLAIM = "tests/outbox/test_claim.py"
 MOVES = "tests/outbox/test_transitions.py"
 RUNS = "tests/worker/test_runner.py"
@@ -27,9 +26,9 @@ def _fenced() -> Iterable[Mutant]:
         from_elsewhere = [
             f"test_a_transition_moves_a_job_only_along_its_arrow[{name}-{s}]" for s in ("pending", "stuck")
         ]
-        yield from cut(JOBS, block, MOVES, (f"{name}: fence", _FENCE, "", older))
-        yield from cut(JOBS, block, MOVES, (f"{name}: state", _RUNNING, "", *from_elsewhere))
-        yield from cut(JOBS, block, MOVES, (f"{name}: event", _NOTED, ")", _along(name)))
+        yield from cut(FINISH_SQL, block, MOVES, (f"{name}: fence", _FENCE, "", older))
+        yield from cut(FINISH_SQL, block, MOVES, (f"{name}: state", _RUNNING, "", *from_elsewhere))
+        yield from cut(FINISH_SQL, block, MOVES, (f"{name}: event", _NOTED, ")", _along(name)))
 
 
 def _along(name: str, state: str = "running") -> str:
@@ -40,7 +39,7 @@ OUTCOMES = (
     *_fenced(),
     # -- complete, activate
     *cut(
-        JOBS,
+        FINISH_SQL,
         "_COMPLETE = prepared(",
         MOVES,
         ("complete: event", ", noted AS ({_EVENT_EACH}\n    )", "", _along("complete")),
@@ -71,7 +70,7 @@ OUTCOMES = (
         ),
     ),
     *cut(
-        JOBS,
+        FINISH_SQL,
         "_ACTIVATE = text(",
         MOVES,
         ("activate: kind", " AND kind = 'provision'", "", "test_a_job_ends_only_as_its_kind_does[activate]"),
@@ -102,19 +101,19 @@ OUTCOMES = (
     ),
     # -- retry, defer, rollback
     *cut(
-        JOBS,
+        FINISH_SQL,
         "_RETRY = text(",
         MOVES,
         ("retry: attempts left", " AND attempts < max_attempts", "", "test_retry_refuses_when_the_attempts_are_spent"),
     ),
     *cut(
-        JOBS,
+        FINISH_SQL,
         "_RETRY = text(",
         MOVES,
         ("retry: cap", "least(:cap, ", "greatest(0, ", "test_retry_waits_with_full_jitter_under_a_cap_that_doubles"),
     ),
     *cut(
-        JOBS,
+        FINISH_SQL,
         "_DEFER = text(",
         MOVES,
         (
@@ -125,7 +124,7 @@ OUTCOMES = (
         ),
     ),
     *cut(
-        JOBS,
+        FINISH_SQL,
         "_ROLLBACK = text(",
         MOVES,
         ("rollback: kind", " AND kind = 'provision'", "", "test_a_job_ends_only_as_its_kind_does[rollback]"),
@@ -155,21 +154,21 @@ OUTCOMES = (
         ),
     ),
     *cut(
-        JOBS,
+        SHARED_SQL,
         "_NOTED = text(",
         MOVES,
         ("landed: fence", " AND fence = :fence", "", "test_an_end_under_a_later_fence_is_not_taken_for_one_s_own"),
         ("landed: event", " AND event = :event", "", "test_what_a_sweep_put_back_is_no_retry_that_landed"),
     ),
     *cut(
-        JOBS,
+        SHARED_SQL,
         "def _landed(",
         MOVES,
         ("landed: at all", "not row.noted", "False", "test_what_a_sweep_put_back_is_no_retry_that_landed"),
     ),
     # -- sweep, redrive, late news
     *cut(
-        JOBS,
+        FINISH_SQL,
         "_SWEEP = text(",
         CLAIM,
         (
@@ -208,7 +207,7 @@ OUTCOMES = (
         ),
     ),
     *cut(
-        JOBS,
+        OPERATORS_SQL,
         "_REDRIVE = text(",
         MOVES,
         ("redrive: fence", _FENCE, "", "test_redrive_wants_the_fence_the_operator_saw"),
@@ -217,7 +216,7 @@ OUTCOMES = (
         ("redrive: event", _NOTED, ")", _along("redrive", "stuck")),
     ),
     *cut(
-        JOBS,
+        FINISH_SQL,
         "_LATE = text(",
         RUNS,
         ("late: event", "noted AS ({_EVENT})", "noted AS (SELECT)", "test_late_news_is_kept_and_not_applied"),

@@ -11,6 +11,7 @@ from outbox import breakers, jobs
 from outbox import db as database
 from outbox.rows import Claim
 from tests.outbox.given import a_job, a_resource, claim_of, claims, job
+from tests.support.transitions import module_of
 
 
 def test_concurrent_claims_share_the_jobs_and_none_twice(db: Connection) -> None:
@@ -246,7 +247,7 @@ def test_the_plans_hold_with_a_million_rows_behind_them(db: Connection, a_millio
     }
     words |= {"tenant": None}
     for name in ("_START_DEPROVISION", "_COMPLETE", "_RETRY", "_DEFER", "_STICK", "_SWEEP", "_HEARTBEAT", "_EXPIRE"):
-        statement = getattr(jobs, name).text
+        statement = getattr(module_of(name), name).text
         plan = db.execute(text(f"EXPLAIN (FORMAT JSON) {statement}"), asked | words).scalar_one()
         plan = json.loads(plan) if isinstance(plan, str) else plan
         scanned = [
@@ -261,7 +262,9 @@ def explained(db: Connection, passed: dict[str, Claim | None]) -> list[Any]:
     asked |= {"since": [str(claim.available_at) if claim else "-infinity" for claim in passed.values()]}
     asked |= {"after": [claim.id if claim else 0 for claim in passed.values()], "lease": "30 s"}
     asked |= {"event": "claimed", "actor": "w", "reason": None, "detail": None}
-    plan = db.execute(text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {jobs._CLAIM.text}"), asked).scalar_one()
+    plan = db.execute(
+        text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {module_of('_CLAIM')._CLAIM.text}"), asked
+    ).scalar_one()
     return json.loads(plan) if isinstance(plan, str) else plan
 
 

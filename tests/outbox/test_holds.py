@@ -11,6 +11,7 @@ from outbox import holds, jobs
 from outbox.errors import AlreadyReleased, BadRequest, Held, NotFound, Transient
 from outbox.states import HoldScope
 from tests.outbox.given import a_claim, a_job, a_resource, claim_of, claims, events_of, job
+from tests.support.transitions import module_of
 from tests.worker.test_runner import Shelf
 from worker.runner import Run
 
@@ -148,7 +149,9 @@ def test_waking_reads_what_is_parked_and_no_more_however_many_holds_there_were(d
     last = db.execute(text("SELECT max(id) FROM holds")).scalar_one()
     db.execute(text("UPDATE outbox SET held_by = :last WHERE id IN (7, 8, 9)"), {"last": last})
     db.execute(text("ANALYZE outbox, holds"))
-    plan = db.execute(text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {jobs._WAKE.text}"), {"batch": 1000}).scalar_one()
+    plan = db.execute(
+        text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {module_of('_WAKE')._WAKE.text}"), {"batch": 1000}
+    ).scalar_one()
     told = json.dumps(plan)
     assert not re.search(r'"Node Type": "Seq Scan", [^}]*"Relation Name": "outbox"', told)
     assert plan[0]["Plan"]["Shared Hit Blocks"] < 500

@@ -13,9 +13,10 @@ from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from outbox import breakers, jobs
+from outbox import breakers
 from outbox import db as database
 from tests.outbox.machine import MAX_ATTEMPTS, Outbox
+from tests.support.transitions import module_of
 from worker import runner
 
 # For a long run, of all mutants too: MODEL_EXAMPLES=2000 make test ARGS=tests/outbox/test_model.py
@@ -91,9 +92,10 @@ MUTANTS = {
 @pytest.mark.parametrize("guard", [*MUTANTS][: None if "MODEL_EXAMPLES" in os.environ else QUICK])
 def test_the_machine_falls_without_the(guard: str, still: None, monkeypatch: pytest.MonkeyPatch) -> None:
     constant, words, instead = MUTANTS[guard]
-    whole = str(getattr(jobs, constant))
+    home = module_of(constant)
+    whole = str(getattr(home, constant))
     assert words in whole
-    monkeypatch.setattr(jobs, constant, text(whole.replace(words, instead)))
+    monkeypatch.setattr(home, constant, text(whole.replace(words, instead)))
     if guard == "one DELETE":  # the unique index is a guard of its own
         with database.statement() as db:
             db.exec_driver_sql("DROP INDEX outbox_one_deprovision")

@@ -28,6 +28,7 @@ from tests.outbox.given import (
     resolved,
     status_of,
 )
+from tests.support.transitions import module_of
 from tests.witness import eventually
 
 Act = Callable[[Connection, Claim], Any]
@@ -348,8 +349,9 @@ def test_a_look_that_locks_nothing_still_moves_nothing_twice(
     """What a statement picked may have moved before it is written: the guard is said again, and holds by itself."""
     make, meanwhile, act = RACES[statement]
     make(db)
-    look = getattr(jobs, statement).text
-    monkeypatch.setattr(jobs, statement, text(look.replace("FOR UPDATE SKIP LOCKED", "")))
+    home = module_of(statement)
+    look = getattr(home, statement).text
+    monkeypatch.setattr(home, statement, text(look.replace("FOR UPDATE SKIP LOCKED", "")))
     other = connect()
     other.cursor().execute(meanwhile)
     moved: list[Any] = []

@@ -22,6 +22,7 @@ from outbox.rows import Claim, Json
 from outbox.states import StuckReason
 from tests.outbox.given import a_claim, a_job, claim_of, claims, events_of, job, status_of
 from tests.outbox.test_transitions import somebody_waits
+from tests.support.transitions import module_of
 from tests.witness import eventually
 from worker.backends import Absent, Different, Observation, Plan, Same
 from worker.runner import Run, Shared
@@ -135,7 +136,9 @@ def test_a_shared_statement_whose_answer_is_lost_is_read_back_by_each(
     db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("start_all", "complete_all"):
-        monkeypatch.setattr(jobs, name, _answer_lost_once(getattr(jobs, name)))
+        lost_once = _answer_lost_once(getattr(jobs, name))
+        for place in (jobs, module_of(name)):
+            monkeypatch.setattr(place, name, lost_once)
     claim, backend = a_claim(db), Shelf()
     Run(claim, backend, worker="w1", shared=Shared(worker="w1"))()
     assert (job(db, claim.id).state, backend.torn) == ("succeeded", [1])

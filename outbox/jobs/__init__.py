@@ -1,0 +1,66 @@
+"""Every transition of a job, its SQL above its function. Nothing else writes a state.
+
+In the order of a job's life:
+
+- `enqueue`    () -> pending
+- `claim`      pending -> running, and the heartbeat
+- `start`      running, with the durable mark
+- `finish`     running -> succeeded, cancelled, stuck, or pending again
+- `operators`  stuck -> pending, succeeded, cancelled
+- `_sql`       what their statements share
+
+Each is one statement: the guard is in its WHERE, its event in the same transaction. Called on
+`db.statement()` it is one round trip. Functions take `db` first and never commit. Zero rows means
+that the guard did not hold; `_sql._landed` then tells an answer that was lost from a claim that was.
+"""
+
+from outbox.jobs.claim import claim, claimed_before, heartbeat
+from outbox.jobs.enqueue import Delete, Enqueued, enqueue, enqueue_all, enqueued_before, expire
+from outbox.jobs.finish import (
+    WAKE_BATCH,
+    activate,
+    complete,
+    complete_all,
+    defer,
+    note_late,
+    retry,
+    rollback,
+    stick,
+    sweep,
+    wake,
+)
+from outbox.jobs.operators import FRESH, redrive, redrive_all, redrive_forced, resolve, resolve_forced, stuck_or_refuse
+from outbox.jobs.start import start, start_all, start_provision
+
+__all__ = [
+    "FRESH",
+    "WAKE_BATCH",
+    "Delete",
+    "Enqueued",
+    "activate",
+    "claim",
+    "claimed_before",
+    "complete",
+    "complete_all",
+    "defer",
+    "enqueue",
+    "enqueue_all",
+    "enqueued_before",
+    "expire",
+    "heartbeat",
+    "note_late",
+    "redrive",
+    "redrive_all",
+    "redrive_forced",
+    "resolve",
+    "resolve_forced",
+    "retry",
+    "rollback",
+    "start",
+    "start_all",
+    "start_provision",
+    "stick",
+    "stuck_or_refuse",
+    "sweep",
+    "wake",
+]

@@ -1,0 +1,142 @@
+"""pending -> running: a worker's claim, reading back one whose answer was lost, and the heartbeat that keeps it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from outbox import settings
+from outbox.db import prepared
+from outbox.jobs._sql import _EVENT, _OURS, _note, _ours
+from outbox.rows import Claim
+from outbox.states import JobKind
+
+# Not `other.state = 'running'`, which is the same, by a CHECK: with few jobs running the planner would take the index
+# of the leases for it, and read all that vacuum has not removed there, for each job.
+_CLAIMS = """
+    SELECT job.id, job.kind, job.resource_id, job.backend, job.fence, job.attempts, job.max_attempts,
+           job.started_fence, job.forced_fence, job.available_at, resources.tenant, resources.generation,
+           resources.adopted, resources.activated_at IS NOT NULL AS activated, resources.manifest,
+           breakers.backend IS NOT NULL AS probing,
+           EXISTS (SELECT FROM outbox AS other
+                    WHERE other.resource_id = job.resource_id AND other.id <> job.id
+                      AND other.claimed_by IS NOT NULL) AS contended
+      FROM job
+      JOIN resources ON resources.id = job.resource_id
+      LEFT JOIN breakers ON breakers.backend = job.backend
+     ORDER BY job.available_at, job.id"""
+
+# By backend and in the callers' order: what one backend has waiting costs the others nothing.
+# A half-open breaker lets one job through in all, as its probe, which keeps the next one away for a lease; probes
+# go first, so that the slots cannot run out between the breaker and its job.
+# The outer guard is less than the index of pending jobs says, or the planner might look the ids up in that.
+_CLAIM = prepared(f"""
+    WITH served AS (
+        SELECT asked.*
+          FROM unnest(CAST(:backends AS text[]), CAST(:kinds AS text[]), CAST(:rooms AS int[]),
+                      CAST(:since AS text[]), CAST(:after AS bigint[]))
+               WITH ORDINALITY AS asked (backend, kind, room, since, after, place)
+         WHERE NOT EXISTS (SELECT FROM holds
+                            WHERE released_at IS NULL AND cause = 'operator'
+                              AND (scope = 'global' OR (scope = 'backend' AND subject = asked.backend)
+                                   OR (scope = 'kind' AND subject = asked.kind)))
+    ), probe AS (
+        UPDATE breakers SET retry_at = now() + :lease
+         WHERE backend = ANY(ARRAY(
+               SELECT breakers.backend FROM breakers JOIN served USING (backend)
+                WHERE retry_at <= now()
+                  AND EXISTS (SELECT FROM outbox
+                               WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = breakers.backend
+                                 AND available_at <= now())
+                LIMIT :slots
+                  FOR UPDATE OF breakers SKIP LOCKED))
+     RETURNING backend
+    ), job AS (
+        UPDATE outbox
+           SET state = 'running', fence = fence + 1, attempts = attempts + 1,
+               claimed_by = :actor, lease_expires_at = now() + :lease
+         WHERE state = 'pending' AND id = ANY(ARRAY(
+               SELECT due.id
+                 FROM (SELECT served.backend, CASE WHEN probe.backend IS NULL THEN served.room ELSE 1 END AS room,
+                              CAST(since AS timestamptz) AS since, after
+                         FROM served
+                         LEFT JOIN probe ON probe.backend = served.backend
+                         LEFT JOIN breakers ON breakers.backend = served.backend
+                        WHERE breakers.backend IS NULL OR probe.backend IS NOT NULL
+                        ORDER BY probe.backend IS NULL, served.place) AS open
+                CROSS JOIN LATERAL (
+                      SELECT id FROM outbox
+                       WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = open.backend
+                         AND available_at <= now() AND (available_at, id) > (open.since, open.after)
+                       ORDER BY available_at, id
+                       LIMIT open.room
+                         FOR UPDATE SKIP LOCKED) AS due
+                LIMIT :slots))
+     RETURNING *
+    ), noted AS ({_EVENT}
+    )
+    {_CLAIMS}""")
+
+
+def claim(
+    db: Connection, rooms: Mapping[str, int], *, slots: int, worker: str, passed: Mapping[str, Claim] | None = None
+) -> list[Claim]:
+    """pending -> running: at most `slots` due jobs, at most `rooms[backend]` of each backend, in that order.
+
+    None of a backend that is held as a whole; what a hold on its tenant or a brake covers is refused by `start`.
+    Of a backend in `passed`, only what comes after that claim's place in the order.
+    """
+    configured = settings.backends()
+    last = [(passed or {}).get(name) for name in rooms]
+    rows = db.execute(
+        _CLAIM,
+        _note("claimed", worker)
+        | {
+            "backends": list(rooms),
+            "kinds": [configured[name].kind if name in configured else None for name in rooms],
+            "rooms": list(rooms.values()),
+            "since": [str(claim.available_at) if claim else "-infinity" for claim in last],
+            "after": [claim.id if claim else 0 for claim in last],
+            "slots": slots,
+            "lease": settings.get().lease,
+        },
+    )
+    return _claims(rows)
+
+
+_CLAIMED_BEFORE = text(f"""
+    WITH job AS (
+        SELECT * FROM outbox
+         WHERE state = 'running' AND claimed_by = :worker AND lease_expires_at > now()
+           AND started_fence IS DISTINCT FROM fence
+           AND (id, fence) NOT IN (SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:fences AS bigint[])))
+         LIMIT :slots
+    )
+    {_CLAIMS}""")
+
+
+def claimed_before(db: Connection, held: Sequence[Claim], *, slots: int, worker: str) -> list[Claim]:
+    """No arrow: the claims of this worker that it does not hold, for their answer was lost; at most `slots`.
+
+    Only while nobody else claims under the name `worker`: a fence is one pair of hands'.
+    """
+    ids, fences = [c.id for c in held], [c.fence for c in held]
+    return _claims(db.execute(_CLAIMED_BEFORE, {"worker": worker, "ids": ids, "fences": fences, "slots": slots}))
+
+
+def _claims(rows: Iterable[Row[Any]]) -> list[Claim]:
+    return [Claim(**{**row._mapping, "kind": JobKind(row.kind)}) for row in rows]
+
+
+_HEARTBEAT = prepared(f"""
+    WITH {_OURS}
+    UPDATE outbox
+       SET lease_expires_at = now() + :lease
+      FROM ours WHERE outbox.id = ours.id
+ RETURNING outbox.id""")
+
+
+def heartbeat(db: Connection, claims: Sequence[Claim]) -> set[int]:
+    """Extend the leases of what this process runs, in one statement; the ids that are still ours."""
+    rows = db.execute(_HEARTBEAT, _ours([(claim, None) for claim in claims]) | {"lease": settings.get().lease})
+    return set(rows.scalars())

@@ -1,0 +1,168 @@
+"""() -> pending: a DELETE that wins, an expiry. Every other caller learns of the winner's job."""
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, text
+
+from outbox import settings
+from outbox.db import prepared
+from outbox.errors import Conflict, DeletionProtected, NotFound
+from outbox.jobs._sql import _if_free
+from outbox.rows import Job, Json, Resource, columns, read
+from outbox.states import ResourceStatus
+
+
+@dataclass(frozen=True)
+class Delete:
+    """What one caller asks for. `tenant` None means an operator; `detail` is kept with the event.
+
+    A caller that lost the answer asks with the same `request_id` again and learns whether it was the winner.
+    """
+
+    resource_id: uuid.UUID
+    actor: str
+    tenant: str | None = None
+    reason: str | None = None
+    detail: Json = field(default_factory=dict)
+    request_id: uuid.UUID = field(default_factory=uuid.uuid4)
+
+
+@dataclass(frozen=True)
+class Enqueued:
+    """What a DELETE came to: `won` is True for the one call that flipped the status."""
+
+    resource: Resource
+    job: Job
+    won: bool
+
+
+def _enqueue(asked: str, which: str) -> str:
+    return f"""
+    WITH asked AS ({asked}
+    ), resource AS (
+        UPDATE resources
+           SET status = 'deleting', deleted_at = now()
+          FROM asked
+         WHERE resources.id = asked.id AND NOT protected AND {which}
+     RETURNING resources.*, asked.request_id, asked.actor, asked.reason, asked.detail
+    ), job AS (
+        INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id)
+        SELECT 'deprovision', id, backend, :max_attempts, request_id FROM resource
+     RETURNING *
+    ), noted AS (
+        INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
+        SELECT job.id, resource_id, fence, 'enqueued', actor, reason, CAST(detail AS jsonb)
+          FROM job JOIN resource ON resource.id = resource_id
+         ORDER BY resource_id
+    )
+    SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, job.request_id AS request_id
+      FROM resource JOIN job ON job.resource_id = resource.id"""
+
+
+# Rows are locked in one order: DELETEs and operations over the same resources wait for each other, never in a circle.
+# LATERAL keeps that order, and has the row looked up by its key however small the table was when the plan was made.
+_ENQUEUE = prepared(
+    _enqueue(
+        """
+        SELECT asked.*
+          FROM (SELECT *
+                  FROM unnest(CAST(:ids AS uuid[]), CAST(:tenants AS text[]), CAST(:request_ids AS uuid[]),
+                              CAST(:actors AS text[]), CAST(:reasons AS text[]), CAST(:details AS text[]))
+                       AS asked (id, tenant, request_id, actor, reason, detail)
+                 ORDER BY id) AS asked
+         CROSS JOIN LATERAL (SELECT FROM resources WHERE resources.id = asked.id FOR NO KEY UPDATE) AS locked""",
+        "(asked.tenant IS NULL OR asked.tenant = resources.tenant) AND status IN ('active', 'provisioning')",
+    )
+)
+_ENQUEUE_IF_FREE = _if_free(_ENQUEUE, "asked.id")
+
+_ENQUEUED_BEFORE = text(f"""
+    SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, job.request_id AS request_id
+      FROM resources AS resource
+      LEFT JOIN outbox AS job
+             ON job.resource_id = resource.id AND job.kind = 'deprovision' AND job.state <> 'cancelled'
+     WHERE resource.id = :id AND (CAST(:tenant AS text) IS NULL OR resource.tenant = :tenant)""")
+
+
+def enqueue_all(db: Connection, asked: Sequence[Delete], *, waits: bool = True) -> dict[uuid.UUID, Enqueued]:
+    """() -> pending, for each that a DELETE may win, by `request_id`: the flip and the outbox row are one statement.
+
+    Of several for one resource one wins. Unless it `waits`, those whose resource somebody holds are left out.
+    """
+    rows = db.execute(
+        _ENQUEUE if waits else _ENQUEUE_IF_FREE,
+        {
+            "ids": [a.resource_id for a in asked],
+            "tenants": [a.tenant for a in asked],
+            "request_ids": [a.request_id for a in asked],
+            "actors": [a.actor for a in asked],
+            "reasons": [a.reason for a in asked],
+            "details": [json.dumps(a.detail | {"request_id": str(a.request_id)}) for a in asked],
+            "max_attempts": settings.get().max_attempts,
+        },
+    )
+    return {row.request_id: Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=True) for row in rows}
+
+
+def enqueue(
+    db: Connection,
+    resource_id: uuid.UUID,
+    *,
+    actor: str,
+    tenant: str | None = None,
+    reason: str | None = None,
+    request_id: uuid.UUID | None = None,
+) -> Enqueued:
+    """() -> pending, of one resource; every other caller learns of the winner's job.
+
+    Raises NotFound, DeletionProtected.
+    """
+    asked = Delete(resource_id, actor, tenant, reason, request_id=request_id or uuid.uuid4())
+    return enqueue_all(db, [asked]).get(asked.request_id) or enqueued_before(db, asked)
+
+
+def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
+    """What a DELETE that did not win comes to: the winner's job, which may be its own, of an answer that was lost.
+
+    Raises NotFound, DeletionProtected.
+    """
+    for _ in range(3):  # a restore between the two statements makes this one see an active resource
+        row = db.execute(_ENQUEUED_BEFORE, {"id": asked.resource_id, "tenant": asked.tenant}).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no resource {asked.resource_id}")
+        if row.resource_status in (ResourceStatus.DELETING, ResourceStatus.DELETED):
+            if row.job_id is not None:
+                won = row.request_id == asked.request_id
+                return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=won)
+            raise Conflict(
+                f"resource {asked.resource_id} is {row.resource_status}, and its deprovision job is missing: "
+                "`deprovisioner doctor` (deleting_without_job) and docs/runbook.md tell what to do"
+            )
+        if row.resource_protected:
+            raise DeletionProtected(f"resource {asked.resource_id} is protected: set `protected` to false first")
+        if won_now := enqueue_all(db, [asked]):
+            return won_now[asked.request_id]
+    raise Conflict(f"resource {asked.resource_id} changes faster than it can be read; try again")
+
+
+_EXPIRE = text(
+    _enqueue(
+        """
+        SELECT id, CAST(:actor AS text) AS actor, 'expired' AS reason, CAST(:request_id AS uuid) AS request_id,
+               CAST(NULL AS text) AS detail
+          FROM resources
+         WHERE status = 'active' AND expires_at <= now() AND NOT protected
+         ORDER BY expires_at LIMIT :batch
+           FOR UPDATE SKIP LOCKED""",
+        "status = 'active'",
+    )
+)
+
+
+def expire(db: Connection, *, actor: str, batch: int = 100) -> int:
+    """() -> pending, for every active resource past its `expires_at`; how many."""
+    asked = {"actor": actor, "max_attempts": settings.get().max_attempts, "request_id": uuid.uuid4(), "batch": batch}
+    return len(db.execute(_EXPIRE, asked).all())

@@ -1,0 +1,258 @@
+"""What ends an attempt: complete, activate, retry, defer, stick, rollback, sweep; and what wakes what was parked."""
+
+import json
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, text
+
+from outbox import settings
+from outbox.db import prepared
+from outbox.jobs._sql import _EVENT, _EVENT_EACH, _OURS, _if_free, _landed, _note, _of, _ours
+from outbox.rows import Claim, Json
+from outbox.states import StuckReason
+
+_COMPLETE = prepared(f"""
+    WITH {_OURS}, resource AS (
+        SELECT ours.id AS job_id, detail
+          FROM (SELECT * FROM ours ORDER BY resource_id) AS ours
+         CROSS JOIN LATERAL (
+               SELECT FROM resources WHERE resources.id = resource_id AND status = 'deleting'
+                  FOR NO KEY UPDATE) AS locked
+    ), job AS (
+        UPDATE outbox
+           SET state = 'succeeded', claimed_by = NULL, lease_expires_at = NULL, finished_at = now(), last_error = NULL
+          FROM resource
+         WHERE outbox.id = job_id AND kind = 'deprovision'
+     RETURNING outbox.*, detail
+    ), noted AS ({_EVENT_EACH}
+    )
+    UPDATE resources SET status = 'deleted', purged_at = now(), credentials = NULL
+      FROM job WHERE resources.id = job.resource_id
+ RETURNING job.id, job.fence""")
+_COMPLETE_IF_FREE = _if_free(_COMPLETE, "resource_id")
+
+
+def complete_all(
+    db: Connection, ended: Sequence[tuple[Claim, Json, Json | None]], *, worker: str, waits: bool = True
+) -> set[tuple[int, int]]:
+    """running -> succeeded, for each of these teardowns that `complete` would take; by job and fence.
+
+    With each claim, what was `seen` of the object's absence, and what this attempt `did`. Unless it `waits`, those that
+    somebody holds are left out.
+    """
+    noted = [(claim, {"seen": seen} | ({"did": did} if did else {})) for claim, seen, did in ended]
+    statement = _COMPLETE if waits else _COMPLETE_IF_FREE
+    return {(row.id, row.fence) for row in db.execute(statement, _ours(noted) | _note("completed", worker))}
+
+
+def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json | None = None) -> None:
+    """running -> succeeded; the resource is deleted in the same statement.
+
+    `seen` is the evidence that the object was seen to be absent, `did` what this attempt did. Raises ClaimLost.
+    """
+    if not complete_all(db, [(claim, seen, did)], worker=worker):
+        _landed(db, claim, _of(claim) | _note("completed", worker))
+
+
+# Not once the resource is deleted: then what was made must be unmade, and the job may not look well ended.
+_ACTIVATE = text(f"""
+    WITH resource AS (
+        SELECT id FROM resources WHERE id = :resource_id AND status IN ('provisioning', 'deleting') FOR NO KEY UPDATE
+    ), job AS (
+        UPDATE outbox
+           SET state = 'succeeded', claimed_by = NULL, lease_expires_at = NULL, finished_at = now(), last_error = NULL
+         WHERE id = :id AND fence = :fence AND state = 'running' AND kind = 'provision'
+           AND EXISTS (SELECT FROM resource WHERE resource.id = outbox.resource_id)
+     RETURNING *
+    ), noted AS ({_EVENT}
+    )
+    UPDATE resources
+       SET manifest = CAST(:manifest AS jsonb),
+           status = CASE status WHEN 'provisioning' THEN 'active' ELSE status END,
+           activated_at = CASE status WHEN 'provisioning' THEN now() ELSE activated_at END
+      FROM job WHERE resources.id = job.resource_id
+ RETURNING job.id""")
+
+
+def activate(db: Connection, claim: Claim, *, worker: str, manifest: Json) -> None:
+    """running -> succeeded, for a birth: the manifest with its identity, and the resource active.
+
+    A resource that was deleted meanwhile stays `deleting`: its deprovision job is next. Raises ClaimLost.
+    """
+    asked = _of(claim) | _note("activated", worker, detail={"manifest": manifest}) | {"manifest": json.dumps(manifest)}
+    if db.execute(_ACTIVATE, asked).one_or_none() is None:
+        _landed(db, claim, asked)
+
+
+# Full jitter: anything up to the exponential bound, so that a crowd of failures does not come back as one.
+_RETRY = text(f"""
+    WITH job AS (
+        UPDATE outbox
+           SET state = 'pending', claimed_by = NULL, lease_expires_at = NULL, last_error = :error,
+               available_at = now() + random() * least(:cap, :base * 2 ^ least(attempts - 1, 30)) * interval '1 second'
+         WHERE id = :id AND fence = :fence AND state = 'running' AND attempts < max_attempts
+     RETURNING *
+    ), noted AS ({_EVENT}
+    )
+    SELECT id FROM job""")
+
+
+def retry(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
+    """running -> pending, later: exponential backoff with full jitter and a cap, in the row. Raises ClaimLost."""
+    asked = _of(claim) | _note("retried", worker, reason=error) | {"error": error}
+    if db.execute(_RETRY, asked | _backoff()).one_or_none() is None:
+        _landed(db, claim, asked)
+
+
+_DEFER = text(f"""
+    WITH job AS (
+        UPDATE outbox
+           SET state = 'pending', claimed_by = NULL, lease_expires_at = NULL, last_error = :error,
+               attempts = attempts - 1, available_at = greatest(available_at, now() + :delay * interval '1 second'),
+               held_by = (SELECT id FROM holds WHERE id = :hold AND released_at IS NULL)
+         WHERE id = :id AND fence = :fence AND state = 'running' AND started_fence IS DISTINCT FROM fence
+     RETURNING *
+    ), noted AS ({_EVENT}
+    )
+    SELECT id FROM job""")
+
+
+def defer(db: Connection, claim: Claim, *, worker: str, error: str, delay: float = 0, hold: int | None = None) -> None:
+    """running -> pending, the attempt given back, since nothing was started; `delay` in seconds.
+
+    Under a `hold`, unless that was released meanwhile, it waits to be woken. Raises ClaimLost.
+    """
+    note = _note("deferred", worker, reason=error, detail=None if hold is None else {"hold": hold})
+    asked = _of(claim) | note | {"error": error, "delay": delay, "hold": hold}
+    if db.execute(_DEFER, asked).one_or_none() is None:
+        _landed(db, claim, asked)
+
+
+# Whatever was parked at the very moment of a release is found by the next sweep. From what is parked to the holds, by
+# hops over the index: neither many released holds nor many parked jobs cost more than what is woken. The range is one
+# hold; written so, only the index has the order that is asked for.
+_WAKE = text("""
+    WITH RECURSIVE parked AS (
+        SELECT min(held_by) AS hold FROM outbox WHERE held_by IS NOT NULL
+         UNION ALL
+        SELECT (SELECT min(held_by) FROM outbox WHERE held_by > parked.hold) FROM parked WHERE parked.hold IS NOT NULL
+    )
+    UPDATE outbox SET held_by = NULL
+     WHERE id = ANY(ARRAY(
+           SELECT woken.id
+             FROM parked JOIN holds ON holds.id = parked.hold
+            CROSS JOIN LATERAL (
+                  SELECT outbox.id FROM outbox WHERE held_by >= parked.hold AND held_by <= parked.hold
+                   ORDER BY held_by LIMIT :batch FOR UPDATE SKIP LOCKED) AS woken
+            WHERE released_at IS NOT NULL
+            LIMIT :batch))
+ RETURNING id""")
+
+
+# Each batch locks its rows for some tens of milliseconds.
+WAKE_BATCH = 1_000
+
+
+def wake(db: Connection, *, batch: int = WAKE_BATCH) -> int:
+    """No arrow: jobs parked under a hold that was released may be claimed again; how many, at most `batch`."""
+    return len(db.execute(_WAKE, {"batch": batch}).all())
+
+
+_STICK = text(f"""
+    WITH job AS (
+        UPDATE outbox
+           SET state = 'stuck', stuck_reason = :why, claimed_by = NULL, lease_expires_at = NULL, last_error = :error
+         WHERE id = :id AND fence = :fence AND state = 'running'
+     RETURNING *
+    ), noted AS ({_EVENT}
+    )
+    SELECT id FROM job""")
+
+
+def stick(db: Connection, claim: Claim, *, worker: str, why: StuckReason, error: str, seen: Json | None = None) -> None:
+    """running -> stuck(why): a person's now. Raises ClaimLost."""
+    asked = _of(claim) | _note("stuck", worker, reason=error, detail={"stuck_reason": why, "seen": seen})
+    if db.execute(_STICK, asked | {"why": why, "error": error}).one_or_none() is None:
+        _landed(db, claim, asked)
+
+
+# An adopted object was there before us: an adoption that fails must never destroy it.
+_ROLLBACK = text(f"""
+    WITH job AS (
+        UPDATE outbox
+           SET state = 'cancelled', claimed_by = NULL, lease_expires_at = NULL, finished_at = now(), last_error = :error
+         WHERE id = :id AND fence = :fence AND state = 'running' AND kind = 'provision'
+           AND EXISTS (SELECT FROM resources
+                        WHERE id = outbox.resource_id AND (NOT adopted OR status <> 'provisioning'))
+     RETURNING *
+    ), noted AS ({_EVENT}
+    ), resource AS (
+        UPDATE resources SET status = 'deleting', deleted_at = now()
+          FROM job WHERE resources.id = job.resource_id AND status = 'provisioning'
+     RETURNING resources.id, resources.backend, job.max_attempts, job.request_id
+    ), undo AS (
+        INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id)
+        SELECT 'deprovision', id, backend, max_attempts, request_id FROM resource
+     RETURNING *
+    ), undo_noted AS (
+        INSERT INTO events (job_id, resource_id, fence, event, actor, reason)
+        SELECT id, resource_id, fence, 'enqueued', :actor, 'the provision failed' FROM undo
+    )
+    SELECT id FROM job""")
+
+
+def rollback(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
+    """running -> cancelled, for a birth that failed or is no longer wanted; what there is of it goes a DELETE's way.
+
+    Raises ClaimLost.
+    """
+    asked = _of(claim) | _note("rolled_back", worker, reason=error) | {"error": error}
+    if db.execute(_ROLLBACK, asked).one_or_none() is None:
+        _landed(db, claim, asked)
+
+
+# A provision goes back to pending even when its attempts are spent: the runner rolls it back.
+# Those that were lost together more than once come back one after the other: one of them may be what kills the
+# workers, and must not use up the others' attempts with its own.
+_SWEEP = text("""
+    WITH lost AS (
+        SELECT id, claimed_by, kind <> 'provision' AND attempts >= max_attempts AS spent FROM outbox
+         WHERE state = 'running' AND lease_expires_at < now()
+         ORDER BY lease_expires_at LIMIT :batch
+           FOR UPDATE SKIP LOCKED
+    ), placed AS (
+        SELECT *, row_number() OVER (ORDER BY id) - 1 AS place FROM lost
+    ), job AS (
+        UPDATE outbox
+           SET state = CASE WHEN spent THEN 'stuck' ELSE 'pending' END,
+               stuck_reason = CASE WHEN spent THEN 'attempts_exhausted' END,
+               last_error = 'the lease of ' || placed.claimed_by || ' passed: it died, or stood still',
+               available_at = CASE WHEN attempts < 2 THEN available_at ELSE
+                   now() + least(:cap, place * :base * 2 ^ least(attempts - 2, 30)) * interval '1 second' END,
+               claimed_by = NULL, lease_expires_at = NULL
+          FROM placed
+         WHERE outbox.id = placed.id AND state = 'running' AND lease_expires_at < now()
+     RETURNING outbox.*
+    ), noted AS (
+        INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
+        SELECT id, resource_id, fence, 'swept', :actor, last_error, jsonb_build_object('state', state) FROM job
+         ORDER BY resource_id
+    )
+    SELECT id, state FROM job""")
+
+
+def sweep(db: Connection, *, actor: str, batch: int = 100) -> int:
+    """running -> pending, or stuck when the attempts are spent, for claims whose lease has passed; how many."""
+    return len(db.execute(_SWEEP, {"actor": actor, "batch": batch} | _backoff()).all())
+
+
+_LATE = text(f"WITH job AS (SELECT * FROM outbox WHERE id = :id), noted AS ({_EVENT}) SELECT id FROM job")
+
+
+def note_late(db: Connection, claim: Claim, *, worker: str, news: Json) -> None:
+    """No arrow: what a worker saw after its claim was gone is evidence; kept, never applied."""
+    db.execute(_LATE, {"id": claim.id} | _note("late", worker, detail=news | {"fence": claim.fence}))
+
+
+def _backoff() -> Json:
+    return {"base": settings.get().backoff_base_seconds, "cap": settings.get().backoff_max_seconds}

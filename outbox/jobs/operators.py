@@ -1,0 +1,263 @@
+"""What a person may do with a stuck job: redrive, resolve; alone, by two, and many at once."""
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Any, assert_never
+
+from sqlalchemy import Connection, Row, TextClause, text
+
+from outbox import advice, approvals
+from outbox.approvals import Action, Approval
+from outbox.errors import (
+    Conflict,
+    FenceMismatch,
+    JobNotStuck,
+    NotFound,
+    NothingToForce,
+    NotObserved,
+    StillThere,
+    StillWanted,
+)
+from outbox.jobs._sql import _EVENT, _note
+from outbox.rows import Job, Json, columns, read
+from outbox.states import Found, JobKind, JobState, ResourceStatus, StuckReason
+
+_REDRIVE = text(f"""
+    WITH job AS (
+        UPDATE outbox
+           SET state = 'pending', stuck_reason = NULL, attempts = 0, available_at = now()
+         WHERE id = :id AND fence = :fence AND state = 'stuck'
+     RETURNING *
+    ), noted AS ({_EVENT}
+    )
+    SELECT {columns(Job, "job")} FROM job""")
+
+
+def redrive(db: Connection, job_id: int, *, fence: int, actor: str, reason: str) -> Job:
+    """stuck -> pending with fresh attempts; fence and history stay, and the run observes before it acts.
+
+    `fence` is the one the operator saw. Raises NotFound, JobNotStuck, FenceMismatch.
+    """
+    row = db.execute(_REDRIVE, {"id": job_id, "fence": fence} | _note("redriven", actor, reason=reason)).one_or_none()
+    if row is not None:
+        return read(Job, "job", row)
+    stuck_or_refuse(db, job_id, fence=fence)
+    raise _unsteady(job_id)
+
+
+# What another operator has proposed, while it stands.
+_PROPOSED = f"""
+    proof AS (
+        SELECT id AS approval, jsonb_build_object('forced', true, 'proposed_by', proposed_by,
+                                                  'approved_by', CAST(:actor AS text)) AS evidence
+          FROM approvals
+         WHERE action = :action AND job_id = :id AND fence = :fence AND approved_at IS NULL
+           AND proposed_by <> :actor AND proposed_at > now() - :life
+           AND NOT {approvals.REVOKED.format("approvals")}
+    )"""
+_APPROVED = """
+    approved AS (
+        UPDATE approvals SET approved_by = :actor, approved_at = now()
+          FROM job, proof WHERE approvals.id = proof.approval
+    ),"""
+_REDRIVE_FORCED = text(f"""
+    WITH {_PROPOSED}, job AS (
+        UPDATE outbox
+           SET state = 'pending', stuck_reason = NULL, attempts = 0, available_at = now(), forced_fence = fence
+         WHERE id = :id AND fence = :fence AND state = 'stuck' AND kind = 'deprovision'
+           AND stuck_reason = 'outcome_unknown' AND EXISTS (SELECT FROM proof)
+     RETURNING *
+    ), {_APPROVED} noted AS (
+        INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
+        SELECT id, resource_id, fence, :event, :actor, :reason, evidence FROM job, proof
+    )
+    SELECT {columns(Job, "job")} FROM job""")
+
+
+def redrive_forced(db: Connection, job_id: int, *, fence: int, actor: str, reason: str) -> Job | Approval:
+    """stuck -> pending, though what an attempt did is unknown and can't be looked at: two operators answer for it.
+
+    The first one's call is an Approval, which waits for the other's. Only a teardown's unknown outcome is forced.
+    Raises NotFound, JobNotStuck, FenceMismatch, NothingToForce.
+    """
+    done = _by_two(db, _REDRIVE_FORCED, "redriven", "redrive", job_id, fence=fence, actor=actor, reason=reason)
+    if done is not None:
+        return done
+    now = stuck_or_refuse(db, job_id, fence=fence)
+    if now.kind != JobKind.DEPROVISION or now.stuck_reason != StuckReason.OUTCOME_UNKNOWN:
+        why = f"job {job_id} is a {now.kind}, stuck for {now.stuck_reason}"
+        raise NothingToForce(f"{why}: re-drive it without force; it looks before it acts")
+    raise _unsteady(job_id)
+
+
+# Nobody may resolve on an older look: longer than a command waits for one, too short for much to happen meanwhile.
+FRESH = dt.timedelta(seconds=60)
+# The last look under this fence, not an earlier one that pleased more.
+_LAST_LOOK = """
+        SELECT found, seen, observed_by, observed_at, observed_at > now() - :fresh AS fresh FROM observations
+         WHERE job_id = :id AND fence = :fence AND observed_at IS NOT NULL
+         ORDER BY observed_at DESC, id DESC LIMIT 1"""
+_SEEN_ABSENT = f"""
+    proof AS (
+        SELECT jsonb_build_object('seen', seen, 'observed_by', observed_by) AS evidence
+          FROM ({_LAST_LOOK}) AS last WHERE found = 'absent' AND fresh
+    )"""
+
+
+def _resolve(proof: str, approved: str) -> str:
+    """A teardown needs proof; of a birth whose resource is deleted, or being deleted, nothing is left to do."""
+    return f"""
+    WITH {proof}, resource AS (
+        SELECT resources.id, status FROM resources JOIN outbox ON resource_id = resources.id
+         WHERE outbox.id = :id AND status IN ('deleting', 'deleted')
+    ), job AS (
+        UPDATE outbox
+           SET state = CASE kind WHEN 'deprovision' THEN 'succeeded' ELSE 'cancelled' END,
+               stuck_reason = NULL, finished_at = now()
+          FROM resource
+         WHERE outbox.id = :id AND fence = :fence AND state = 'stuck' AND resource.id = resource_id
+           AND (kind = 'provision' OR (kind = 'deprovision' AND status = 'deleting' AND EXISTS (SELECT FROM proof)))
+     RETURNING outbox.*
+    ), {approved} noted AS (
+        INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
+        SELECT id, resource_id, fence, :event, :actor, :reason,
+               jsonb_build_object('state', state) || COALESCE(evidence, '{{}}')
+          FROM job LEFT JOIN proof ON kind = 'deprovision'
+    ), purged AS (
+        UPDATE resources SET status = 'deleted', purged_at = now(), credentials = NULL
+          FROM job WHERE resources.id = job.resource_id AND job.kind = 'deprovision'
+    )
+    SELECT {columns(Job, "job")} FROM job"""
+
+
+_RESOLVE = text(_resolve(_SEEN_ABSENT, ""))
+_RESOLVE_FORCED = text(_resolve(_PROPOSED, _APPROVED))
+
+
+def resolve(db: Connection, job_id: int, *, fence: int, actor: str, reason: str) -> Job:
+    """stuck -> succeeded, "it did happen": the backend was just seen without the object. A birth -> cancelled.
+
+    The resource is deleted in the same statement. A birth needs no look, and a resource that is deleted or being
+    deleted. Raises NotFound, JobNotStuck, FenceMismatch, StillThere, NotObserved, StillWanted.
+    """
+    asked = {"id": job_id, "fence": fence, "fresh": FRESH}
+    row = db.execute(_RESOLVE, asked | _note("resolved", actor, reason=reason)).one_or_none()
+    if row is not None:
+        return read(Job, "job", row)
+    now = _resolvable(db, job_id, fence)
+    look = db.execute(text(_LAST_LOOK), asked).one_or_none()
+    if look is None or not look.fresh:
+        raise NotObserved(
+            f"no worker has looked at job {job_id} in the last {FRESH.seconds} s: start one that serves {now.backend}, "
+            "or have two operators force it"
+        )
+    words = advice.seen_in_words(Found(look.found), look.seen)
+    match Found(look.found):
+        case Found.SAME:
+            raise StillThere(f"job {job_id}: {words}; re-drive the job to tear it down", look.seen)
+        case Found.DIFFERENT:
+            raise StillThere(f"job {job_id}: {words}; docs/runbook.md, refused, tells what to do", look.seen)
+        case Found.UNAVAILABLE:
+            raise NotObserved(f"job {job_id}, {now.backend}: {words}")
+        case Found.UNOBSERVABLE:
+            raise NotObserved(f"job {job_id}, {now.backend}: {words}; only two operators can force it")
+        case Found.ABSENT:
+            raise _unsteady(job_id)
+        case never:
+            assert_never(never)
+
+
+def resolve_forced(db: Connection, job_id: int, *, fence: int, actor: str, reason: str) -> Job | Approval:
+    """stuck -> succeeded, whatever a look says: two operators answer for it. A birth -> cancelled.
+
+    The first one's call is an Approval, which waits for the other's; a birth needs only one. Raises NotFound,
+    JobNotStuck, FenceMismatch, StillWanted.
+    """
+    done = _by_two(db, _RESOLVE_FORCED, "resolved", "resolve", job_id, fence=fence, actor=actor, reason=reason)
+    if done is not None:
+        return done
+    _resolvable(db, job_id, fence)
+    raise _unsteady(job_id)
+
+
+def _resolvable(db: Connection, job_id: int, fence: int) -> Row[Any]:
+    """Why a resolve found no row, but for the proof; the job as it is, when that was not the reason."""
+    now = stuck_or_refuse(db, job_id, fence=fence)
+    if now.kind != JobKind.DEPROVISION and now.status not in (ResourceStatus.DELETING, ResourceStatus.DELETED):
+        raise StillWanted(f"job {job_id}: its resource {now.resource_id} is {now.status}; DELETE the resource first")
+    return now
+
+
+def _by_two(
+    db: Connection,
+    statement: TextClause,
+    event: str,
+    action: Action,
+    job_id: int,
+    *,
+    fence: int,
+    actor: str,
+    reason: str,
+) -> Job | Approval | None:
+    """The transition, when another operator has proposed it; else this one's proposal; None where neither may be."""
+    asked = {"id": job_id, "fence": fence, "action": action, "life": approvals.LIFE}
+    for _ in range(3):  # of two first calls at once, the one that comes second is the approval
+        row = db.execute(statement, asked | _note(event, actor, reason=reason)).one_or_none()
+        if row is not None:
+            return read(Job, "job", row)
+        proposal = approvals.propose(db, action, job_id, fence=fence, actor=actor, reason=reason)
+        if proposal is not None and proposal.proposed_by == actor:
+            return proposal
+        stuck_or_refuse(db, job_id, fence=fence)
+    return None
+
+
+_STUCK = text("""
+    SELECT state, fence, outbox.kind, stuck_reason, outbox.backend, resource_id, status
+      FROM outbox JOIN resources ON resources.id = resource_id WHERE outbox.id = :id""")
+
+
+def stuck_or_refuse(db: Connection, job_id: int, *, fence: int | None) -> Row[Any]:
+    """Why a person's statement found no row; the job as it is, when that was not the reason.
+
+    `fence` None is the job's own. Raises NotFound, JobNotStuck, FenceMismatch.
+    """
+    now = db.execute(_STUCK, {"id": job_id}).one_or_none()
+    if now is None:
+        raise NotFound(f"there is no job {job_id}")
+    if now.state != JobState.STUCK:
+        raise JobNotStuck(f"job {job_id} is {now.state}; only a stuck job can be observed, re-driven or resolved")
+    if fence not in (None, now.fence):
+        raise FenceMismatch(f"job {job_id} has moved on: its fence is {now.fence}, not {fence}; look at it again")
+    return now
+
+
+def _unsteady(job_id: int) -> Conflict:
+    return Conflict(f"job {job_id} changes faster than it can be read; look at it again")
+
+
+# The inner SELECT only takes the locks in one order, so that two operations over the same jobs never wait in a circle.
+_REDRIVE_ALL = text(f"""
+    WITH job AS (
+        UPDATE outbox
+           SET state = 'pending', stuck_reason = NULL, attempts = 0, available_at = now()
+          FROM (SELECT id, listed.fence
+                  FROM outbox JOIN unnest(CAST(:ids AS bigint[]), CAST(:fences AS bigint[])) AS listed (id, fence)
+                 USING (id) ORDER BY id FOR UPDATE OF outbox) AS listed
+         WHERE outbox.id = listed.id AND outbox.fence = listed.fence AND state = 'stuck'
+     RETURNING outbox.*
+    ), noted AS ({_EVENT}
+    )
+    SELECT id FROM job""")
+
+
+def redrive_all(
+    db: Connection, listed: Sequence[tuple[int, int]], *, actor: str, reason: str, detail: Json
+) -> set[int]:
+    """stuck -> pending, for each of these (job, fence as it was listed) that `redrive` would take; their ids."""
+    rows = db.execute(
+        _REDRIVE_ALL,
+        _note("redriven", actor, reason=reason, detail=detail)
+        | {"ids": [id for id, _ in listed], "fences": [fence for _, fence in listed]},
+    )
+    return set(rows.scalars())

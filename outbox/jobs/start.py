@@ -1,0 +1,122 @@
+"""running -> running: the durable mark that from now on the backend may have been touched."""
+
+import json
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, text
+
+from outbox import brakes, holds
+from outbox.db import prepared
+from outbox.errors import Busy, ClaimLost, Held, Unwanted
+from outbox.jobs._sql import _EVENT_EACH, _OURS, _if_free, _note, _ours
+from outbox.rows import Claim, Json
+from outbox.settings import Brake
+from outbox.states import JobState, ResourceStatus
+
+# The resource's jobs run one at a time: whichever of two claims committed last sees the other running.
+_START = f"""
+    job AS (
+        UPDATE outbox
+           SET started_fence = fence
+          FROM resource
+         WHERE outbox.id = job_id AND lease_expires_at > now() AND started_fence IS DISTINCT FROM fence
+           AND NOT EXISTS (SELECT FROM holds WHERE {holds.COVERS.format("resource", "outbox.kind")})
+           AND NOT EXISTS (SELECT FROM outbox AS other
+                            WHERE other.resource_id = outbox.resource_id AND other.id <> outbox.id
+                              AND other.claimed_by IS NOT NULL)
+     RETURNING outbox.*, detail
+    )"""
+_START_DEPROVISION = prepared(f"""
+    WITH {_OURS}, resource AS (
+        SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
+         WHERE status = 'deleting'
+    ), {_START}, noted AS ({_EVENT_EACH}
+    )
+    SELECT id, fence FROM job""")
+_START_IF_FREE = _if_free(_START_DEPROVISION, "resource_id")
+# The row lock: a DELETE at this moment comes before, and is seen here, or after, and then sees the manifest.
+# What is about to be made is written down first, once: a second attempt makes the very same thing.
+_START_PROVISION = text(f"""
+    WITH {_OURS}, resource AS (
+        SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
+         WHERE status = 'provisioning' FOR NO KEY UPDATE OF resources
+    ), {_START}, noted AS ({_EVENT_EACH}
+    )
+    UPDATE resources
+       SET manifest = CASE WHEN adopted OR manifest IS NULL THEN CAST(:manifest AS jsonb) ELSE manifest END,
+           credentials = COALESCE(credentials, CAST(:credentials AS bytea))
+      FROM job WHERE resources.id = job.resource_id
+ RETURNING resources.manifest, resources.credentials""")
+
+
+def start_all(
+    db: Connection, seen: Sequence[tuple[Claim, Json | None]], *, worker: str, waits: bool = True
+) -> set[tuple[int, int]]:
+    """running -> running, for each of these teardowns that `start` would let start; by job and fence.
+
+    With each claim, what was looked at before. Unless it `waits`, those that somebody holds are left out.
+    """
+    noted = [(claim, None if before is None else {"seen": before}) for claim, before in seen]
+    statement = _START_DEPROVISION if waits else _START_IF_FREE
+    return {(row.id, row.fence) for row in db.execute(statement, _ours(noted) | _note("started", worker))}
+
+
+def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None, under: Sequence[Brake] = ()) -> None:
+    """running -> running, with the durable mark that from now on the backend may have been touched.
+
+    `seen` is what was looked at before. `under` brakes, `db` is a transaction, in which the teardown is counted
+    and started. Raises ClaimLost, Busy, Held, BrakeHit, Unwanted; then nothing may be done.
+    """
+    if under and not _has_started(db, claim, ResourceStatus.DELETING):
+        brakes.take(db, claim, under)  # only what may start is judged, and so can hit it
+    if not start_all(db, [(claim, seen)], worker=worker):
+        _start_refused(db, claim, ResourceStatus.DELETING)
+
+
+def start_provision(
+    db: Connection, claim: Claim, *, worker: str, manifest: Json, credentials: bytes | None
+) -> tuple[Json, bytes | None]:
+    """running -> running, for a birth: stores the planned manifest and encrypted credentials, once.
+
+    Returns those in force, which are the first attempt's. Raises ClaimLost, Busy, Held, Unwanted.
+    """
+    asked = _ours([(claim, None)]) | _note("started", worker)
+    row = db.execute(
+        _START_PROVISION, asked | {"manifest": json.dumps(manifest), "credentials": credentials}
+    ).one_or_none()
+    if row is None:
+        _start_refused(db, claim, ResourceStatus.PROVISIONING)
+        row = db.execute(
+            text("SELECT manifest, credentials FROM resources WHERE id = :id"), {"id": claim.resource_id}
+        ).one()
+    return row.manifest, None if row.credentials is None else bytes(row.credentials)
+
+
+def _start_refused(db: Connection, claim: Claim, wanted: ResourceStatus) -> None:
+    if not _has_started(db, claim, wanted):
+        raise Busy(f"job {claim.id}: what kept it from starting has just passed")
+
+
+_HAS_STARTED = text("""
+    SELECT outbox.fence, outbox.state, outbox.started_fence, lease_expires_at > now() AS alive, resources.status,
+           EXISTS (SELECT FROM outbox AS other
+                    WHERE other.resource_id = outbox.resource_id AND other.id <> outbox.id
+                      AND other.claimed_by IS NOT NULL) AS contended
+      FROM outbox JOIN resources ON resources.id = outbox.resource_id
+     WHERE outbox.id = :id""")
+
+
+def _has_started(db: Connection, claim: Claim, wanted: ResourceStatus) -> bool:
+    """Raise what keeps it from starting; True when it has started, and only the answer was lost."""
+    row = db.execute(_HAS_STARTED, {"id": claim.id}).one()
+    if row.fence != claim.fence or row.state != JobState.RUNNING or not row.alive:
+        raise ClaimLost(f"job {claim.id}: the claim with fence {claim.fence} is no longer ours")
+    if row.started_fence == claim.fence:
+        return True
+    if row.status != wanted:
+        raise Unwanted(f"job {claim.id}: its resource is {row.status}, not {wanted}")
+    if over := holds.over(db, claim.id):
+        raise Held(f"{over[0].name} is in force", over[0].id)
+    if row.contended:
+        raise Busy(f"job {claim.id}: another job of its resource is running")
+    return False

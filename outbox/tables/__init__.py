@@ -1,0 +1,31 @@
+"""Tables, indexes and CHECKs. Alembic's migrations create them; `alembic check` holds the two together.
+
+- `resources`, `jobs`   the customers' things, and the outbox
+- `evidence`            events, checkpoints
+- `control`             tokens, breakers, holds, brakes, observations, approvals
+- `operations`          bulk work
+"""
+
+from outbox.tables.control import approvals, brake_starts, breakers, holds, observations, tokens
+from outbox.tables.evidence import audit_checkpoints, audit_heads, events
+from outbox.tables.jobs import outbox
+from outbox.tables.metadata import metadata
+from outbox.tables.operations import operation_items, operations
+from outbox.tables.resources import resources
+
+__all__ = [
+    "approvals",
+    "audit_checkpoints",
+    "audit_heads",
+    "brake_starts",
+    "breakers",
+    "events",
+    "holds",
+    "metadata",
+    "observations",
+    "operation_items",
+    "operations",
+    "outbox",
+    "resources",
+    "tokens",
+]

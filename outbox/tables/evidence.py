@@ -1,0 +1,50 @@
+"""Append-only: events, and the checkpoints over their chains."""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from outbox.tables.metadata import metadata
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("at", sa.DateTime(timezone=True), nullable=False, server_default=sa.text("clock_timestamp()")),
+    # No foreign keys: history must never slow or block what it tells of.
+    sa.Column("job_id", sa.BigInteger, nullable=False),
+    sa.Column("resource_id", sa.Uuid, nullable=False),
+    sa.Column("fence", sa.BigInteger, nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("detail", JSONB),
+    # A chain for each resource, written by the trigger `events_chained`; one for all would make everybody wait.
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+    sa.Index("events_of_job", "job_id", "id"),
+    sa.Index("events_chain", "resource_id", "seq", unique=True),
+)
+
+audit_checkpoints = sa.Table(
+    "audit_checkpoints",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("events_from", sa.BigInteger, nullable=False),
+    sa.Column("events_to", sa.BigInteger, nullable=False),
+    sa.Column("heads", sa.BigInteger, nullable=False),
+    sa.Column("previous", sa.LargeBinary, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+    # The chain of checkpoints has no forks: of two made at once, one is.
+    sa.Index("audit_checkpoints_previous", "previous", unique=True),
+)
+
+audit_heads = sa.Table(
+    "audit_heads",
+    metadata,
+    sa.Column("checkpoint_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("resource_id", sa.Uuid, primary_key=True),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+    sa.Index("audit_heads_of_resource", "resource_id", "seq"),
+)

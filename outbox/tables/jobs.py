@@ -1,0 +1,80 @@
+"""The outbox: one row a job."""
+
+import sqlalchemy as sa
+
+from outbox.states import (
+    JobKind,
+    JobState,
+    StuckReason,
+)
+from outbox.tables.metadata import _one_of, _timestamp, metadata
+
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, server_default=JobState.PENDING),
+    sa.Column("stuck_reason", sa.Text),
+    sa.Column("resource_id", sa.Uuid, sa.ForeignKey("resources.id"), nullable=False),
+    sa.Column("backend", sa.Text, nullable=False),
+    sa.Column("fence", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("max_attempts", sa.Integer, nullable=False),
+    _timestamp("available_at", now=True),
+    sa.Column("claimed_by", sa.Text),
+    _timestamp("lease_expires_at"),
+    sa.Column("started_fence", sa.BigInteger),
+    sa.Column("forced_fence", sa.BigInteger),
+    sa.Column("last_error", sa.Text),
+    sa.Column("request_id", sa.Uuid, nullable=False),
+    _timestamp("created_at", now=True),
+    _timestamp("finished_at"),
+    # The hold that `start` met: the job waits for its release, out of the claims' way.
+    sa.Column("held_by", sa.BigInteger),
+    sa.CheckConstraint(_one_of("kind", JobKind), name="outbox_kind_known"),
+    sa.CheckConstraint(_one_of("state", JobState), name="outbox_state_known"),
+    sa.CheckConstraint(_one_of("stuck_reason", StuckReason), name="outbox_stuck_reason_known"),
+    sa.CheckConstraint("(state = 'stuck') = (stuck_reason IS NOT NULL)", name="outbox_stuck_has_reason"),
+    sa.CheckConstraint("(state = 'running') = (claimed_by IS NOT NULL)", name="outbox_running_has_claim"),
+    sa.CheckConstraint("(state = 'running') = (lease_expires_at IS NOT NULL)", name="outbox_running_has_lease"),
+    sa.CheckConstraint(
+        "(state IN ('succeeded', 'cancelled')) = (finished_at IS NOT NULL)", name="outbox_final_is_finished"
+    ),
+    sa.CheckConstraint("attempts >= 0 AND attempts <= fence", name="outbox_attempts_within_fence"),
+    sa.CheckConstraint("started_fence <= fence", name="outbox_started_within_fence"),
+    sa.CheckConstraint("forced_fence <= fence", name="outbox_forced_within_fence"),
+    sa.CheckConstraint("max_attempts >= 1", name="outbox_max_attempts_positive"),
+    sa.CheckConstraint("held_by IS NULL OR state = 'pending'", name="outbox_held_is_pending"),
+    # The promise "not two", held by the database itself.
+    sa.Index(
+        "outbox_one_deprovision",
+        "resource_id",
+        unique=True,
+        postgresql_where=sa.text("kind = 'deprovision' AND state <> 'cancelled'"),
+    ),
+    sa.Index(
+        "outbox_one_provision",
+        "resource_id",
+        unique=True,
+        postgresql_where=sa.text("kind = 'provision' AND state <> 'cancelled'"),
+    ),
+    # In the claim's own order, so that a claim reads the rows it takes and no others.
+    sa.Index(
+        "outbox_pending",
+        "backend",
+        "available_at",
+        "id",
+        postgresql_where=sa.text("state = 'pending' AND held_by IS NULL"),
+    ),
+    sa.Index("outbox_held", "held_by", postgresql_where=sa.text("held_by IS NOT NULL")),
+    sa.Index("outbox_leases", "lease_expires_at", postgresql_where=sa.text("state = 'running'")),
+    sa.Index("outbox_of_resource", "resource_id"),
+    sa.Index("outbox_stuck", "id", postgresql_where=sa.text("state = 'stuck'")),
+    # For the pages of a listing that asks for what is rare: common things the primary key finds at once.
+    sa.Index("outbox_of_backend", "backend", "id"),
+    sa.Index("outbox_age", "created_at", postgresql_using="brin"),  # ages stand in the table nearly in order
+    sa.Index("outbox_failed", "id", postgresql_where=sa.text("last_error IS NOT NULL")),
+    sa.Index("outbox_cancelled", "id", postgresql_where=sa.text("state = 'cancelled'")),
+    sa.Index("outbox_restores", "id", postgresql_where=sa.text("kind = 'restore'")),
+)

@@ -1,0 +1,61 @@
+"""The customers' things."""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from outbox.states import (
+    ResourceStatus,
+)
+from outbox.tables.metadata import _one_of, _timestamp, metadata
+
+resources = sa.Table(
+    "resources",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("backend", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False, server_default=ResourceStatus.PROVISIONING),
+    sa.Column("protected", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("adopted", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("generation", sa.Uuid, nullable=False),
+    sa.Column("manifest", JSONB),
+    sa.Column("credentials", sa.LargeBinary),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("request_digest", sa.Text),
+    _timestamp("created_at", now=True),
+    _timestamp("activated_at"),
+    _timestamp("deleted_at"),
+    _timestamp("purged_at"),
+    _timestamp("expires_at"),
+    sa.CheckConstraint(_one_of("status", ResourceStatus), name="resources_status_known"),
+    sa.CheckConstraint("(status = 'deleted') = (purged_at IS NOT NULL)", name="resources_deleted_is_purged"),
+    sa.CheckConstraint(
+        "(status IN ('deleting', 'deleted')) = (deleted_at IS NOT NULL)", name="resources_deleting_since"
+    ),
+    sa.CheckConstraint(
+        "status <> 'active' OR (activated_at IS NOT NULL AND manifest IS NOT NULL)",
+        name="resources_active_has_manifest",
+    ),
+    sa.CheckConstraint("status <> 'deleted' OR credentials IS NULL", name="resources_deleted_has_no_credentials"),
+    sa.Index("resources_listing", "tenant", sa.text("created_at DESC"), sa.text("id DESC")),
+    sa.Index("resources_listing_all", sa.text("created_at DESC"), sa.text("id DESC")),
+    # One object belongs to one resource, ever: whoever copies a manifest must not get a second hold on it.
+    sa.Index("resources_generation", "generation", unique=True),
+    # What a brake's percentage is of.
+    sa.Index("resources_live_of_backend", "backend", postgresql_where=sa.text("status IN ('active', 'deleting')")),
+    sa.Index("resources_live_of_tenant", "tenant", postgresql_where=sa.text("status IN ('active', 'deleting')")),
+    sa.Index(
+        "resources_expiring", "expires_at", postgresql_where=sa.text("status = 'active' AND expires_at IS NOT NULL")
+    ),
+    sa.Index(
+        "resources_idempotency",
+        "tenant",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    ),
+    # The export of proofs goes along it, page by page.
+    sa.Index("resources_purged", "purged_at", "id", postgresql_where=sa.text("status = 'deleted'")),
+)
