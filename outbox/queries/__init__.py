@@ -1,0 +1,41 @@
+"""Reads for the API and the command. Never writes.
+
+- `pages`                   one page of a listing, and its cursor
+- `resources`, `jobs`, `stops`, `operations`   listings and counts
+- `story`                   one job with all that happened to it
+- `attempts`                a job's attempts, told from its events
+"""
+
+from outbox.queries.attempts import Attempt, Seen, attempts
+from outbox.queries.jobs import EVERY_JOB, JobCounts, JobFilter, ListedJob, count_jobs, list_jobs, with_tenants
+from outbox.queries.operations import Canary, Progress, Tally, list_operations, operation
+from outbox.queries.pages import Page
+from outbox.queries.resources import list_resources
+from outbox.queries.stops import Breaker, list_breakers, list_holds
+from outbox.queries.story import JobStory, Request, job_story
+
+__all__ = [
+    "EVERY_JOB",
+    "Attempt",
+    "Breaker",
+    "Canary",
+    "JobCounts",
+    "JobFilter",
+    "JobStory",
+    "ListedJob",
+    "Page",
+    "Progress",
+    "Request",
+    "Seen",
+    "Tally",
+    "attempts",
+    "count_jobs",
+    "job_story",
+    "list_breakers",
+    "list_holds",
+    "list_jobs",
+    "list_operations",
+    "list_resources",
+    "operation",
+    "with_tenants",
+]

@@ -1,0 +1,113 @@
+"""Operations, and how far they are."""
+
+import datetime as dt
+from collections import Counter
+from dataclasses import dataclass, fields
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, text
+
+from outbox import tables
+from outbox.errors import NotFound
+from outbox.queries.pages import Page, _decode, _page
+from outbox.rows import Operation
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of an operation's items so far."""
+
+    total: int
+    waiting: int
+    done: int
+    failed: int
+    stopped: int
+    skipped: int
+    protected: int
+
+
+@dataclass(frozen=True)
+class Canary:
+    """The job of a backend that goes first. `state` is the job's now, `outcome` the item's.
+
+    `next_attempt_at` is until when it waits after an attempt that failed; None when it does not.
+    """
+
+    backend: str
+    job_id: int
+    state: str
+    outcome: str | None
+    next_attempt_at: dt.datetime | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an operation is. `jobs` counts the jobs of what is done by their state now.
+
+    `stuck_jobs` are the first of those that are stuck.
+    """
+
+    all: Tally
+    backends: dict[str, Tally]
+    canaries: list[Canary]
+    jobs: dict[str, int]
+    stuck_jobs: list[int]
+
+
+def list_operations(db: Connection, *, cursor: str | None = None, limit: int = 50) -> Page:
+    """Newest first. Raises BadCursor."""
+    query = _operations()
+    if cursor is not None:
+        (last,) = _decode(cursor, lambda last: (int(last),))
+        query = query.where(tables.operations.c.id < last)
+    rows = db.execute(query.order_by(tables.operations.c.id.desc()).limit(limit + 1))
+    return _page([Operation(**row._mapping) for row in rows], limit, lambda operation: [operation.id])
+
+
+_OUTCOMES = text("""
+    SELECT backend, coalesce(outcome, 'waiting') AS outcome, count(*) AS n FROM operation_items
+     WHERE operation_id = :id GROUP BY 1, 2 ORDER BY 1""")
+_CANARIES = text("""
+    SELECT item.backend, job_id, outbox.state, outcome,
+           CASE WHEN outbox.state = 'pending' AND available_at > now() THEN available_at END AS next_attempt_at
+      FROM operation_items AS item JOIN outbox ON outbox.id = job_id
+     WHERE operation_id = :id AND canary ORDER BY item.backend, n""")
+_JOBS_NOW = text("""
+    SELECT outbox.state, count(*) FROM operation_items AS item JOIN outbox ON outbox.id = job_id
+     WHERE operation_id = :id AND outcome IN ('redriven', 'enqueued', 'failed') GROUP BY 1 ORDER BY 1""")
+# Ten: as many as a person looks at one by one.
+_STUCK_NOW = text("""
+    SELECT outbox.id FROM operation_items AS item JOIN outbox ON outbox.id = job_id
+     WHERE operation_id = :id AND outcome IN ('redriven', 'enqueued', 'failed') AND outbox.state = 'stuck'
+     ORDER BY outbox.id LIMIT 10""")
+
+
+def operation(db: Connection, operation_id: int) -> tuple[Operation, Progress]:
+    """An operation, and how far it is. Raises NotFound."""
+    row = db.execute(_operations().where(tables.operations.c.id == operation_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no operation {operation_id}")
+    asked = {"id": operation_id}
+    backends: dict[str, Counter[str]] = {}
+    for backend, outcome, n in db.execute(_OUTCOMES, asked):
+        backends.setdefault(backend, Counter())[outcome] = n
+    return Operation(**row._mapping), Progress(
+        all=_tally(sum(backends.values(), Counter())),
+        backends={backend: _tally(counts) for backend, counts in backends.items()},
+        canaries=[Canary(**row._mapping) for row in db.execute(_CANARIES, asked)],
+        jobs={state: n for state, n in db.execute(_JOBS_NOW, asked)},  # noqa: C416 - rows are no pairs to mypy
+        stuck_jobs=list(db.execute(_STUCK_NOW, asked).scalars()),
+    )
+
+
+def _operations() -> "sa.Select[Any]":
+    return sa.select(*(tables.operations.c[f.name] for f in fields(Operation)))
+
+
+def _tally(counts: "Counter[str]") -> Tally:
+    return Tally(
+        total=counts.total(),
+        done=counts["redriven"] + counts["enqueued"],
+        **{name: counts[name] for name in ("waiting", "failed", "stopped", "skipped", "protected")},
+    )

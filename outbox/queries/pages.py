@@ -1,0 +1,37 @@
+"""One page of a listing, and the cursor to the next."""
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from outbox.errors import BadCursor
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of a listing; `next_cursor` is None on the last."""
+
+    items: list[Any]
+    next_cursor: str | None
+
+
+def _select(cls: type, table: sa.Table, alias: str, **equal: Any) -> "sa.Select[Any]":
+    query = sa.select(*(table.c[name].label(f"{alias}_{name}") for name in cls.__dataclass_fields__))  # type: ignore[attr-defined]
+    return query.where(*(table.c[name] == value for name, value in equal.items() if value is not None))
+
+
+def _page(rows: list[Any], limit: int, key: Any) -> Page:
+    more = len(rows) > limit
+    rows = rows[:limit]
+    return Page(rows, base64.urlsafe_b64encode(json.dumps(key(rows[-1])).encode()).decode() if more else None)
+
+
+def _decode(cursor: str, parse: Any) -> Any:
+    try:
+        return parse(*json.loads(base64.urlsafe_b64decode(cursor)))
+    except (binascii.Error, ValueError, TypeError, OverflowError, AttributeError) as error:
+        raise BadCursor("the cursor is none that this listing gave out; start again without one") from error

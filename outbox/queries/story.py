@@ -1,0 +1,110 @@
+"""One job with all that happened to it."""
+
+import datetime as dt
+import uuid
+from dataclasses import dataclass, replace
+
+from sqlalchemy import Connection, text
+
+from outbox import approvals, observations
+from outbox.approvals import Approval
+from outbox.errors import NotFound
+from outbox.holds import Hold, over
+from outbox.observations import Observation
+from outbox.queries.attempts import Attempt, _attempt, attempts
+from outbox.queries.stops import Breaker, list_breakers
+from outbox.rows import Event, Job, columns, read
+from outbox.states import JobState
+
+
+@dataclass(frozen=True)
+class Request:
+    """Who asked for a job, when and why, and under which request id."""
+
+    actor: str
+    at: dt.datetime
+    reason: str | None
+    request_id: uuid.UUID
+
+
+@dataclass(frozen=True)
+class JobStory:
+    """A job with all that happened to it. `request` is None where its first event is missing.
+
+    `holds` are those in force that cover it: while there is one, it does not start. `breaker` is its backend's, and
+    `due_seconds` how long it has been due by the database's clock, while it is pending. `stuck_since`, the proposals
+    that wait for a second operator, and the last look at this fence, while it is stuck.
+    """
+
+    job: Job
+    tenant: str
+    resource_name: str
+    request: Request | None
+    attempts: list[Attempt]
+    events: list[Event]
+    holds: list[Hold]
+    breaker: "Breaker | None"
+    due_seconds: int | None
+    stuck_since: dt.datetime | None
+    approvals: list[Approval]
+    last_look: Observation | None
+
+
+_STORY = text(f"""
+    SELECT {columns(Job, "job")}, job.request_id, resources.tenant, resources.name,
+           CASE WHEN job.state = 'pending' AND available_at <= now()
+                THEN CAST(floor(extract(epoch FROM now() - available_at)) AS bigint) END AS due_seconds
+      FROM outbox AS job JOIN resources ON resources.id = job.resource_id
+     WHERE job.id = :id AND (CAST(:tenant AS text) IS NULL OR resources.tenant = :tenant)""")
+_EVENTS = text(f"SELECT {columns(Event, 'event')} FROM events AS event WHERE job_id = :id ORDER BY id")
+
+
+def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobStory:
+    """The job, its attempts and its events; to a `tenant`, operators are nameless and wordless. Raises NotFound."""
+    row = db.execute(_STORY, {"id": job_id, "tenant": tenant}).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no job {job_id}")
+    job = read(Job, "job", row)
+    events = [read(Event, "event", event) for event in db.execute(_EVENTS, {"id": job_id})]
+    if tenant is not None:
+        events = _as_told_to(db, tenant, events)
+    asked = next((e for e in events if e.event == "enqueued"), None)
+    stuck = job.state is JobState.STUCK
+    # Looks and proposals come after it, and move nothing.
+    since = next((e.at for e in reversed(events) if e.event in ("stuck", "swept")), None)
+    return JobStory(
+        job=job,
+        tenant=row.tenant,
+        resource_name=row.name,
+        request=None if asked is None else Request(asked.actor, asked.at, asked.reason, row.request_id),
+        attempts=[_attempt(*attempt) for attempt in attempts(events)],
+        events=events,
+        holds=over(db, job_id) if job.finished_at is None else [],
+        breaker=next(iter(list_breakers(db, job.backend)), None) if job.state is JobState.PENDING else None,
+        due_seconds=row.due_seconds,
+        stuck_since=since if stuck else None,
+        approvals=approvals.living(db, job_id, fence=job.fence) if stuck else [],
+        last_look=observations.last(db, job_id, fence=job.fence) if stuck else None,
+    )
+
+
+_OWN = text("""
+    SELECT actor FROM (SELECT 'token:' || id || ':' || name AS actor FROM tokens WHERE tenant = :tenant) AS own
+     WHERE actor = ANY(:actors)""")
+
+
+def _as_told_to(db: Connection, tenant: str, events: list[Event]) -> list[Event]:
+    """The events as the tenant may read them: who the operators are, and what they say and have looked at, is theirs.
+
+    A person is known by a token or a shell; whoever else acts is a worker.
+    """
+    persons = [event.actor for event in events if event.actor.startswith(("token:", "cli:"))]
+    others = set(persons) - set(db.execute(_OWN, {"tenant": tenant, "actors": persons}).scalars())
+    return [
+        replace(event, actor="operator", reason=None, detail=None)
+        if event.actor in others
+        else replace(event, detail=None)
+        if event.event == "observed"
+        else event
+        for event in events
+    ]
