@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from api.deps import Operator, ask
-from api.schemas import BreakerOut, BreakerPage
+from api.schemas.holds import BreakerOut, BreakerPage
 from outbox import queries
 
 router = APIRouter(prefix="/v1/breakers", tags=["breakers"])

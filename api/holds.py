@@ -7,7 +7,8 @@ from fastapi import APIRouter, Path, Query
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.deps import Operator, ask
-from api.schemas import HoldFilter, HoldOut, HoldPage, NewHold, Reason
+from api.schemas.fields import Reason
+from api.schemas.holds import HoldFilter, HoldOut, HoldPage, NewHold
 from outbox import db, holds, jobs, queries
 from outbox.doorbell import bell
 

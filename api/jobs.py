@@ -8,10 +8,10 @@ from fastapi import APIRouter, Query, Response
 
 from api.deps import Anyone, Caller, Operator, ask
 from api.problems import Problem
-from api.schemas import (
+from api.schemas.fields import JobId
+from api.schemas.jobs import (
     JobCountsOut,
     JobFilterIn,
-    JobId,
     JobListing,
     JobOut,
     JobPage,

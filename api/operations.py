@@ -5,7 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 
 from api.deps import Operator, ask
-from api.schemas import (
+from api.schemas.fields import Reason, Word
+from api.schemas.operations import (
     Begun,
     Offboard,
     OffboardPreview,
@@ -13,10 +14,8 @@ from api.schemas import (
     OperationOut,
     OperationPage,
     OperationStoryOut,
-    Reason,
     RedriveMany,
     RedrivePreview,
-    Word,
 )
 from outbox import db, operations, queries
 

@@ -12,20 +12,16 @@ from fastapi.concurrency import run_in_threadpool
 
 from api.deps import Anyone, Caller, ask
 from api.problems import Problem
-from api.schemas import (
+from api.schemas.fields import Credentials, ResourceId, Word
+from api.schemas.jobs import JobOut, JobRef, job_url
+from api.schemas.resources import (
     ChangeResource,
     Created,
     CreateResource,
-    Credentials,
     Deleted,
-    JobOut,
-    JobRef,
     ResourceFilter,
-    ResourceId,
     ResourceOut,
     ResourcePage,
-    Word,
-    job_url,
     manifest_of,
 )
 from outbox import credentials, db, jobs, queries, resources, settings

@@ -1,0 +1,1 @@
+"""What comes in and goes out: the contract, checked at the edge; a module a noun."""

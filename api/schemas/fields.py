@@ -1,0 +1,67 @@
+"""The fields that requests share, and how each is checked."""
+
+import datetime as dt
+import uuid
+from typing import Annotated, Any
+
+from fastapi import Path
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+from outbox import operations
+from outbox.rows import storable
+
+
+def _storable(value: str) -> str:
+    if not storable(value):
+        raise ValueError("must not contain control characters")
+    return value
+
+
+def _said(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+def _text(value: object) -> object:
+    """A number would be read as seconds since 1970: somebody's "in an hour" would be long past."""
+    if value is not None and not isinstance(value, str | dt.datetime):
+        raise ValueError("must be a time such as 2030-01-31T12:00:00Z")
+    return value
+
+
+def _in_the_calendar(value: dt.datetime) -> dt.datetime:
+    if not 2000 < value.year < 9000:  # at the edges of the calendar, other time zones fall out of it
+        raise ValueError("must be in a year that has a calendar")
+    return value
+
+
+# Whether it is still to come, the database's clock decides.
+Time = Annotated[AwareDatetime, BeforeValidator(_text), AfterValidator(_in_the_calendar)]
+Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable), AfterValidator(_said)]
+ResourceId = Annotated[uuid.UUID, Path(description="the resource's UUID")]
+JobId = Annotated[int, Path(ge=1, le=2**63 - 1, description="the job's number")]
+Cursor = Annotated[str | None, Field(max_length=500, description="`next_cursor` of the page before")]
+Limit = Annotated[int, Field(ge=1, le=200, description="rows a page")]
+# A hundred years: subtracted from now, it stays in PostgreSQL's calendar.
+MAX_AGE_SECONDS = 100 * 366 * 86_400
+# A name of PostgreSQL's: longer ones it would cut, and a cut name is another name.
+PgName = Annotated[str, Field(min_length=1, max_length=63), AfterValidator(_storable)]
+
+
+class _In(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Reason(_In):
+    """Why; kept for ever."""
+
+    reason: Word
+
+
+Digest = Annotated[
+    str, Field(pattern=f"^{operations.DIGEST}$", description="`digest` of the dry run: the very same set, or 409")
+]
+
+
+Credentials = dict[str, Any]

@@ -1,0 +1,249 @@
+"""Jobs: filters, an operator's decisions, and a job with its story."""
+
+import dataclasses
+import datetime as dt
+import uuid
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    Field,
+)
+
+from api.schemas.fields import MAX_AGE_SECONDS, Cursor, Limit, Word, _In
+from api.schemas.holds import BreakerOut, HoldOut
+from outbox.approvals import Approval
+from outbox.errors import BadRequest
+from outbox.observations import Observation
+from outbox.queries import JobFilter, JobStory
+from outbox.rows import Job, Json
+from outbox.states import (
+    Found,
+    JobKind,
+    JobState,
+    StuckReason,
+)
+
+
+class JobFilterIn(_In):
+    """Which jobs are meant: `error` is a part of the last error, `tenant` another's for operators only."""
+
+    state: JobState | None = None
+    kind: JobKind | None = None
+    backend: Word | None = None
+    reason: StuckReason | None = None
+    tenant: Word | None = None
+    error: Word | None = None
+    older_than_seconds: Annotated[int | None, Field(ge=0, le=MAX_AGE_SECONDS)] = None
+    resource_id: uuid.UUID | None = None
+
+    def seen_by(self, tenant: str | None) -> JobFilter:
+        """The filter, within what the caller may see; `tenant` None is an operator. Raises BadRequest."""
+        if tenant is not None and self.tenant not in (None, tenant):
+            raise BadRequest(f"tenant: this token is {tenant!r}'s")
+        age = None if self.older_than_seconds is None else dt.timedelta(seconds=self.older_than_seconds)
+        same = self.model_dump(include={"state", "kind", "backend", "reason", "error", "resource_id"})
+        return JobFilter(**same, tenant=tenant or self.tenant, older_than=age)
+
+
+class JobListing(JobFilterIn):
+    """Which jobs to list, and from where."""
+
+    cursor: Cursor = None
+    limit: Limit = 50
+
+
+class _Decision(_In):
+    """`fence` is the one the operator saw: a job that has moved since is left alone."""
+
+    reason: Word
+    fence: Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+class Redrive(_Decision):
+    """`force_outcome_unknown`: act again though an attempt may have acted, and nobody can look. It takes two."""
+
+    force_outcome_unknown: bool = False
+
+
+class Resolve(_Decision):
+    """`force`: whatever a look says, or without one. It takes two operators."""
+
+    force: bool = False
+
+
+class JobOut(BaseModel):
+    """A job."""
+
+    id: int
+    kind: JobKind
+    state: JobState
+    stuck_reason: StuckReason | None
+    resource_id: uuid.UUID
+    backend: str
+    fence: int
+    attempts: int
+    max_attempts: int
+    available_at: dt.datetime
+    created_at: dt.datetime
+    finished_at: dt.datetime | None
+    last_error: str | None
+    url: str
+
+    @classmethod
+    def of(cls, row: Job) -> "JobOut":
+        """From its row."""
+        return cls(**vars(row), url=job_url(row))
+
+
+class ObservationOut(BaseModel):
+    """What a worker saw at a stuck job's backend; `means` says it in words."""
+
+    job_id: int
+    fence: int
+    found: Found
+    means: str
+    seen: Json | None
+    observed_at: dt.datetime
+    observed_by: str
+
+    @classmethod
+    def of(cls, look: Observation) -> "ObservationOut":
+        """From its row."""
+        return cls.model_validate(dataclasses.asdict(look) | {"means": look.means})
+
+
+class ApprovalOut(BaseModel):
+    """A forced action that waits for a second operator: the same of this job and fence, before `expires_at`."""
+
+    action: str
+    job_id: int
+    fence: int
+    reason: str
+    proposed_by: str
+    proposed_at: dt.datetime
+    expires_at: dt.datetime
+
+    @classmethod
+    def of(cls, approval: Approval) -> "ApprovalOut":
+        """From its row."""
+        return cls(**vars(approval))
+
+
+class Proposed(BaseModel):
+    """The answer to the first of two operators: nothing was done yet. `new` is false when it had proposed before."""
+
+    approval: ApprovalOut
+    new: bool
+    last_look: ObservationOut | None
+
+    @classmethod
+    def of(cls, approval: Approval, look: Observation | None) -> "Proposed":
+        """From its row, and what the last look saw."""
+        seen = None if look is None else ObservationOut.of(look)
+        return cls(approval=ApprovalOut.of(approval), new=approval.new, last_look=seen)
+
+
+class JobRef(BaseModel):
+    """A job, as much as a DELETE needs to say."""
+
+    id: int
+    state: JobState
+    url: str
+
+
+class RequestOut(BaseModel):
+    """Who asked for a job, when, and why."""
+
+    actor: str
+    at: dt.datetime
+    reason: str | None
+    request_id: uuid.UUID
+
+
+class SeenOut(BaseModel):
+    """What an attempt saw of the backend before it acted, and when it had."""
+
+    before: Json | None
+    after: Json | None
+
+
+class AttemptOut(BaseModel):
+    """One claim of a job."""
+
+    fence: int
+    worker: str
+    claimed_at: dt.datetime
+    started_at: dt.datetime | None
+    finished_at: dt.datetime | None
+    outcome: str | None
+    error: str | None
+    seen: SeenOut
+
+
+class EventOut(BaseModel):
+    """One line of evidence."""
+
+    id: int
+    at: dt.datetime
+    event: str
+    fence: int
+    actor: str
+    reason: str | None
+    detail: Json | None
+
+
+class JobStoryOut(JobOut):
+    """A job with all that happened to it."""
+
+    tenant: str
+    resource_name: str
+    request: RequestOut | None
+    attempt_history: list[AttemptOut]
+    events: list[EventOut]
+    holds: Annotated[list["HoldOut"], Field(description="what keeps it from starting; for operators only")]
+    breaker: Annotated["BreakerOut | None", Field(description="its backend's, while it waits; for operators only")]
+    due_seconds: int | None
+    stuck_since: dt.datetime | None
+    approvals: Annotated[list[ApprovalOut], Field(description="what waits for a second operator; for operators only")]
+    last_look: Annotated[ObservationOut | None, Field(description="at the fence it is stuck at; for operators only")]
+
+    @classmethod
+    def told(cls, story: JobStory, *, to_operator: bool) -> "JobStoryOut":
+        """From its rows."""
+        return cls(
+            **vars(story.job),
+            url=job_url(story.job),
+            tenant=story.tenant,
+            resource_name=story.resource_name,
+            request=None if story.request is None else RequestOut(**vars(story.request)),
+            attempt_history=[AttemptOut.model_validate(dataclasses.asdict(attempt)) for attempt in story.attempts],
+            events=[EventOut.model_validate(dataclasses.asdict(event)) for event in story.events],
+            holds=[HoldOut.of(hold) for hold in story.holds if to_operator],
+            breaker=BreakerOut(**vars(story.breaker)) if story.breaker and to_operator else None,
+            due_seconds=story.due_seconds,
+            stuck_since=story.stuck_since,
+            approvals=[ApprovalOut.of(approval) for approval in story.approvals if to_operator],
+            last_look=ObservationOut.of(story.last_look) if story.last_look and to_operator else None,
+        )
+
+
+class JobPage(BaseModel):
+    """One page of jobs."""
+
+    items: list[JobOut]
+    next_cursor: str | None
+
+
+class JobCountsOut(BaseModel):
+    """How many jobs a filter finds; `by_reason` counts the stuck ones. What has none is left out."""
+
+    total: int
+    by_state: dict[JobState, int]
+    by_reason: dict[StuckReason, int]
+    by_backend: dict[str, int]
+
+
+def job_url(job: Job) -> str:
+    """Where the job is read."""
+    return f"/v1/jobs/{job.id}"

@@ -1,0 +1,123 @@
+"""Resources: what a caller may ask for, and how one is shown."""
+
+import datetime as dt
+import uuid
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+)
+
+from api.schemas.fields import Cursor, Limit, PgName, Time, Word, _In
+from api.schemas.jobs import JobOut, JobRef
+from outbox.errors import BadRequest
+from outbox.rows import Json, Resource
+from outbox.states import ResourceStatus
+
+
+class PostgresManifest(_In):
+    """An existing database to adopt; what is left out is observed."""
+
+    database: PgName
+    role: PgName | None = None
+    oid: Annotated[int | None, Field(ge=1, le=2**32 - 1)] = None
+    system_identifier: Annotated[int | None, Field(ge=1, le=2**64 - 1)] = None
+    generation: uuid.UUID | None = None
+
+
+class RedisManifest(_In):
+    """An existing ACL user and key prefix to adopt."""
+
+    user: Word
+    prefix: Annotated[Word, Field(pattern=r".:$", description="ends with ':', or it would match its neighbours' keys")]
+    generation: uuid.UUID | None = None
+    server: Word | None = None
+
+
+_MANIFESTS: dict[str, type[BaseModel]] = {"postgres": PostgresManifest, "redis": RedisManifest}
+
+
+def manifest_of(kind: str, manifest: Json) -> Json:
+    """The manifest as it is stored; BadRequest names the wrong field. Third parties' kinds check their own."""
+    if kind not in _MANIFESTS:
+        return manifest
+    try:
+        return _MANIFESTS[kind].model_validate(manifest).model_dump(mode="json")
+    except ValidationError as error:
+        wrong = (f"manifest.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise BadRequest("; ".join(wrong)) from error
+
+
+class CreateResource(_In):
+    """A resource to make, or with `manifest` to adopt. Only an operator names the `tenant`."""
+
+    kind: Word
+    backend: Word
+    name: Word
+    tenant: Word | None = None
+    manifest: Annotated[Json | None, Field(max_length=20)] = None
+    protected: bool = False
+    expires_at: Time | None = None
+
+
+class ChangeResource(_In):
+    """What may change while a resource lives; what is left out stays."""
+
+    protected: bool | None = None
+    expires_at: Time | None = None
+
+
+class ResourceFilter(_In):
+    """Which resources to list. An unknown filter is an error: ignored, it would list what was not meant."""
+
+    status: ResourceStatus | None = None
+    kind: Word | None = None
+    cursor: Cursor = None
+    limit: Limit = 50
+
+
+class ResourceOut(BaseModel):
+    """A resource."""
+
+    id: uuid.UUID
+    tenant: str
+    kind: str
+    backend: str
+    name: str
+    status: ResourceStatus
+    protected: bool
+    manifest: Json | None
+    created_at: dt.datetime
+    deleted_at: dt.datetime | None
+    purged_at: dt.datetime | None
+    expires_at: dt.datetime | None
+
+    @classmethod
+    def of(cls, row: Resource) -> "ResourceOut":
+        """From its row."""
+        return cls(**vars(row))
+
+
+class Created(BaseModel):
+    """The answer to a POST: not there yet, but it will be."""
+
+    resource: ResourceOut
+    job: JobOut
+
+
+class Deleted(BaseModel):
+    """The answer to a DELETE: winner and losers name the same job."""
+
+    ok: bool = True
+    already_deleted: bool
+    resource: ResourceOut
+    job: JobRef
+
+
+class ResourcePage(BaseModel):
+    """One page of resources."""
+
+    items: list[ResourceOut]
+    next_cursor: str | None
