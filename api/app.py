@@ -5,8 +5,9 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from api import breakers, health, holds, jobs, operations, problems, resources
+from api import health, problems
 from api.limits import BodyLimit
+from api.v1 import breakers, holds, jobs, operations, resources
 from outbox import credentials, db, events, settings
 from outbox.doorbell import bell
 

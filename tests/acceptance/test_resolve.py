@@ -12,7 +12,7 @@ import httpx
 import pytest
 from sqlalchemy import Connection, text
 
-from api.jobs import LOOK_SECONDS
+from api.v1.jobs import LOOK_SECONDS
 from deprovisioner.up import servers as embedded
 from outbox import jobs, tokens
 from outbox.states import StuckReason

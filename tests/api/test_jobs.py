@@ -8,7 +8,7 @@ import httpx
 import pytest
 from sqlalchemy import Connection, text
 
-from api.jobs import LOOK_SECONDS, WAITING
+from api.v1.jobs import LOOK_SECONDS, WAITING
 from outbox import jobs as transitions
 from outbox import observations, tokens
 from outbox.states import Found, StuckReason
