@@ -1,0 +1,197 @@
+"""Events that are missing, chains and checkpoints that do not follow, and late reports."""
+
+from outbox.audit import CHECKPOINT_EVERY, HEADS, LINKS, SEAL
+from outbox.doctor.checks.check import _BY_HAND, _REPORT, Check
+
+# A late report is worth a look, and not for ever: events cannot be removed.
+LATE_DAYS = 7
+# What came late is undone by the same worker, at once: what is not undone by now will not be.
+UNDO_MINUTES = 10
+
+# Two checkpoints may be missed, by a fleet that is restarted or busy; workers make them hourly.
+UNVOUCHED = 3 * CHECKPOINT_EVERY
+
+
+# Events that leave no state: they only tell.
+ASIDE = ("late", "observed", "proposed")
+# The state that each other event leaves its job in; None: the event says so itself.
+LEAVES = {
+    "enqueued": "pending",
+    "claimed": "running",
+    "started": "running",
+    "completed": "succeeded",
+    "activated": "succeeded",
+    "retried": "pending",
+    "deferred": "pending",
+    "stuck": "stuck",
+    "rolled_back": "cancelled",
+    "swept": None,
+    "redriven": "pending",
+    "resolved": None,
+}
+_OUTCOMES = ", ".join(repr(e) for e in LEAVES if e not in ("enqueued", "claimed", "started", "redriven", "resolved"))
+_WHEN = [f"WHEN {event!r} THEN " + (repr(state) if state else "detail ->> 'state'") for event, state in LEAVES.items()]
+_LEFT_IN = f"CASE event {' '.join(_WHEN)} END"
+
+
+EVIDENCE = (
+    Check(
+        "never_enqueued",
+        "job",
+        """
+        SELECT id, created_at AS since, concat(kind, ', ', state) AS note FROM outbox
+         WHERE NOT EXISTS (SELECT FROM events WHERE job_id = outbox.id AND event = 'enqueued')""",
+        "events are missing: who asked for this job is not recorded",
+        _BY_HAND + _REPORT,
+    ),
+    Check(
+        "claim_not_recorded",
+        "job",
+        """
+        SELECT id, created_at AS since, concat('fence ', fence, ', ', coalesce(told, 0), ' claims recorded') AS note
+          FROM outbox
+          LEFT JOIN (SELECT job_id, count(DISTINCT fence) AS told FROM events
+                      WHERE event = 'claimed' GROUP BY job_id) AS claims ON job_id = outbox.id
+         WHERE coalesce(told, 0) < fence""",
+        "events are missing: each of the fences 1 to the job's own has a `claimed` event, and these have not",
+        _BY_HAND + _REPORT,
+    ),
+    Check(
+        "last_event_differs",
+        "job",
+        f"""
+        SELECT outbox.id, last.at AS since,
+               concat(state, ' at fence ', outbox.fence, '; last event ', event, ' at fence ', last.fence) AS note
+          FROM outbox
+         CROSS JOIN LATERAL (SELECT * FROM events WHERE job_id = outbox.id AND event NOT IN {ASIDE}
+                              ORDER BY id DESC LIMIT 1) AS last
+         WHERE state IN ('pending', 'running', 'stuck')
+           AND (last.fence <> outbox.fence OR {_LEFT_IN} IS DISTINCT FROM state)""",
+        "events are missing: the last one did not leave the job in the state that it is in",
+        _BY_HAND + _REPORT,
+    ),
+    Check(
+        "end_not_recorded",
+        "job",
+        f"""
+        SELECT id, finished_at AS since, concat(kind, ', ', state, ' at fence ', fence) AS note FROM outbox
+         WHERE state IN ('succeeded', 'cancelled')
+           AND NOT EXISTS (SELECT FROM events WHERE job_id = outbox.id AND events.fence = outbox.fence
+                                                AND {_LEFT_IN} = outbox.state)""",
+        "events are missing: the job is finished, and what finished it is not recorded",
+        _BY_HAND + _REPORT,
+    ),
+    Check(
+        "start_without_outcome",
+        "job",
+        f"""
+        SELECT job_id AS id, min(at) AS since,
+               concat('again at fence ', string_agg(CAST(fence AS text), ', ' ORDER BY id)) AS note
+          FROM (SELECT *, lag(event) OVER (PARTITION BY job_id ORDER BY id) AS before FROM events
+                 WHERE event IN ('claimed', 'started', {_OUTCOMES})) AS told
+         WHERE event IN ('claimed', 'started') AND before = 'started'
+         GROUP BY job_id""",
+        "more than one start with no outcome between: what the earlier one did is not known, and it was tried again",
+        "compare `deprovisioner jobs show ID` with the backend's own log: was the right thing torn down, once? "
+        + _REPORT,
+    ),
+    Check(
+        "claim_without_outcome",
+        "job",
+        f"""
+        SELECT job_id AS id, min(at) AS since,
+               concat('again at fence ', string_agg(CAST(fence AS text), ', ' ORDER BY id)) AS note
+          FROM (SELECT *, lag(event) OVER (PARTITION BY job_id ORDER BY id) AS before FROM events
+                 WHERE event IN ('claimed', 'started', {_OUTCOMES})) AS told
+         WHERE event = 'claimed' AND before = 'claimed'
+         GROUP BY job_id""",
+        "events are missing: a claim was followed by the next with no outcome between (nothing had been started)",
+        _BY_HAND + _REPORT,
+    ),
+    Check(
+        "chain_broken",
+        "resource",
+        f"""
+        SELECT resource_id AS id, min(at) AS since,
+               concat('at event ', min(seq), ' of its chain: a row was altered, lost or put in') AS note
+          FROM ({LINKS.format(which="")}) AS link
+         WHERE NOT holds GROUP BY resource_id
+         UNION ALL
+        SELECT resource_id, min(created_at), concat('no event at all; jobs ', string_agg(CAST(id AS text), ', '))
+          FROM outbox WHERE NOT EXISTS (SELECT FROM events WHERE events.resource_id = outbox.resource_id)
+         GROUP BY resource_id""",
+        "the evidence was tampered with: the hashes of these events no longer follow from what stands in them",
+        "whoever may switch triggers off did this, or a restore: compare with a backup and the servers' logs; "
+        + _REPORT,
+    ),
+    Check(
+        "checkpoint_broken",
+        "resource or checkpoint",
+        f"""
+        SELECT CAST(told.resource_id AS text) AS id, min(audit_checkpoints.at) AS since,
+               concat('checkpoint ', min(audit_checkpoints.id), ' has its event ', min(told.seq),
+                      ', and it is not that event any more') AS note
+          FROM audit_heads AS told
+          JOIN audit_checkpoints ON audit_checkpoints.id = checkpoint_id
+          LEFT JOIN events AS event ON event.resource_id = told.resource_id AND event.seq = told.seq
+         WHERE event.hash IS DISTINCT FROM told.hash
+         GROUP BY told.resource_id
+         UNION ALL
+        SELECT concat('checkpoint ', id), at, 'its own hash does not follow from its heads and the checkpoint before it'
+          FROM (SELECT audit_checkpoints.*, coalesce(body, '') AS body, lag(hash, 1, '') OVER (ORDER BY id) AS before
+                  FROM audit_checkpoints
+                  LEFT JOIN (SELECT checkpoint_id, {HEADS} AS body FROM audit_heads GROUP BY checkpoint_id) AS kept
+                    ON checkpoint_id = id) AS made
+         WHERE previous <> before OR hash <> {SEAL.format(row="made")}""",
+        "events that a checkpoint vouches for were changed or removed, or a checkpoint was",
+        "compare with the `audit_checkpoint` lines in the shipped logs, then with a backup; " + _REPORT,
+    ),
+    Check(
+        "checkpoint_overdue",
+        "checkpoint",
+        """
+        SELECT coalesce(CAST(max(last.id) AS text), 'none') AS id, min(event.at) AS since,
+               concat(count(*), ' events since then are in no checkpoint') AS note
+          FROM events AS event
+          LEFT JOIN (SELECT max(id) AS id, max(events_to) AS events_to FROM audit_checkpoints) AS last ON true
+         WHERE event.id > coalesce(last.events_to, 0) AND event.at < now() - CAST(:unvouched AS interval)
+           AND NOT EXISTS (SELECT FROM audit_heads AS told
+                            WHERE told.resource_id = event.resource_id AND told.seq >= event.seq)
+        HAVING count(*) > 0
+         UNION ALL
+        SELECT CAST(id AS text), at, 'it bears a time that is still to come'
+          FROM (SELECT id, at FROM audit_checkpoints ORDER BY id DESC LIMIT 1) AS last WHERE at > now()""",
+        f"workers keep the heads of all chains hourly; these events have stood for {UNVOUCHED.seconds // 3600} hours "
+        "and could be changed unseen, or the newest checkpoint cannot be true",
+        "are workers running, does their log tell why none is made? `deprovisioner audit checkpoint` makes one now; "
+        "of one that bears a time to come: whose clock was wrong, or who wrote it?",
+        "warning",
+    ),
+    Check(
+        "late_birth_left",
+        "resource",
+        """
+        SELECT resources.id, events.at AS since, concat('job ', job_id, ', made: ', detail ->> 'provisioned') AS note
+          FROM events JOIN resources ON resources.id = resource_id
+         WHERE event = 'late' AND detail ->> 'provisioned' IS NOT NULL AND status = 'deleted' AND NOT adopted
+           AND at < now() - CAST(:undo AS interval)
+           AND EXISTS (SELECT FROM events AS gone WHERE gone.resource_id = events.resource_id
+                          AND gone.event IN ('completed', 'resolved') AND gone.id < events.id)
+           AND NOT EXISTS (SELECT FROM events AS undone WHERE undone.resource_id = events.resource_id
+                              AND undone.event = 'late' AND undone.detail ->> 'undone' IS NOT NULL
+                              AND undone.id > events.id)""",
+        "a worker that had stood still reported what it made after the resource was seen gone, and did not undo it",
+        "look at the backend for the names in the note: what bears this resource's generation is an orphan",
+    ),
+    Check(
+        "late",
+        "job",
+        """
+        SELECT job_id AS id, at AS since, concat(actor, ' at fence ', detail ->> 'fence', ': ',
+               (SELECT string_agg(word, ', ') FROM jsonb_object_keys(detail) AS word WHERE word <> 'fence')) AS note
+          FROM events WHERE event = 'late' AND at > now() - CAST(:late AS interval)""",
+        f"a worker reported after its claim was gone (in the last {LATE_DAYS} days); it was kept, not applied",
+        "harmless by itself; where it repeats, workers stand still: give them CPU, or a longer lease",
+        "warning",
+    ),
+)

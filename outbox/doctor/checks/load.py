@@ -1,0 +1,68 @@
+"""What waits: for a person, for a worker, for a hold or a backend."""
+
+from outbox.doctor.checks.check import Check
+
+# A burst drains within it on any installation that keeps up; breakers and backoff pause for less.
+OVERDUE_MINUTES = 10
+
+
+LOAD = (
+    Check(
+        "stuck",
+        "job",
+        """
+        SELECT outbox.id, last.at AS since, concat(stuck_reason, ': ', left(last_error, 200)) AS note
+          FROM outbox
+          LEFT JOIN LATERAL (SELECT at FROM events WHERE job_id = outbox.id AND event IN ('stuck', 'swept')
+                              ORDER BY id DESC LIMIT 1) AS last ON true
+         WHERE state = 'stuck'""",
+        "these wait for a person; oldest first",
+        "`deprovisioner jobs show ID` tells why, `jobs observe ID` what is there now; then `jobs redrive ID --fence N "
+        "--reason …`, or `jobs resolve …` where it did happen",
+        "warning",
+    ),
+    Check(
+        "due_long_ago",
+        "job",
+        """
+        SELECT outbox.id, available_at AS since,
+               concat(backend, CASE WHEN breakers.backend IS NOT NULL THEN ', whose breaker is open' END) AS note
+          FROM outbox LEFT JOIN breakers USING (backend)
+         WHERE state = 'pending' AND held_by IS NULL AND available_at < now() - CAST(:overdue AS interval)""",
+        f"due for more than {OVERDUE_MINUTES} minutes, and nobody claims them; oldest first",
+        "are workers running, do they serve this backend, is its breaker open or a hold on it (below), are there "
+        "enough of them?",
+        "warning",
+    ),
+    Check(
+        "woken_by_nobody",
+        "job",
+        """
+        SELECT outbox.id, released_at AS since, concat('waits for hold ', held_by, ', which was released') AS note
+          FROM outbox LEFT JOIN holds ON holds.id = held_by
+         WHERE held_by IS NOT NULL AND (holds.id IS NULL OR released_at < now() - CAST(:overdue AS interval))""",
+        f"it waits for a hold that was released more than {OVERDUE_MINUTES} minutes ago: nobody sweeps",
+        "start a worker, or look why the sweep fails: are workers running, do they reach this database?",
+    ),
+    Check(
+        "hold_in_force",
+        "hold",
+        """
+        SELECT id, created_at AS since,
+               concat(scope, ' ' || subject, ', by ', cause, ' (', actor, '): ', left(reason, 200)) AS note
+          FROM holds WHERE released_at IS NULL""",
+        "what it covers does not start; its jobs wait, and burn no attempts",
+        "when its cause is gone: `deprovisioner hold release ID --reason …`; after a brake, look who asked first",
+        "warning",
+    ),
+    Check(
+        "breaker_open",
+        "backend",
+        """
+        SELECT backend AS id, opened_at AS since, concat(failures, ' failures: ', left(reason, 200)) AS note
+          FROM breakers""",
+        "the backend is out of reach: its jobs wait, and burn no attempts",
+        "bring the backend back, or correct its dsn; the next probe that is answered closes the breaker",
+        "warning",
+    ),
+)

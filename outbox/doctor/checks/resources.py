@@ -1,0 +1,72 @@
+"""Resources whose status nothing bears out."""
+
+from outbox.doctor.checks.check import _BY_HAND, Check
+
+RESOURCES = (
+    Check(
+        "deleting_without_job",
+        "resource",
+        """
+        SELECT id, deleted_at AS since, concat(name, ' of ', tenant, ' on ', backend) AS note FROM resources
+         WHERE status = 'deleting'
+           AND NOT EXISTS (SELECT FROM outbox WHERE resource_id = resources.id AND kind = 'deprovision'
+                                                AND state IN ('pending', 'running', 'stuck'))""",
+        "the DELETE was accepted, and nothing will ever tear it down: an orphan with working credentials",
+        _BY_HAND + "insert its deprovision job and the job's `enqueued` event, in one transaction",
+    ),
+    Check(
+        "provisioning_without_job",
+        "resource",
+        """
+        SELECT id, created_at AS since, concat(name, ' of ', tenant, ' on ', backend) AS note FROM resources
+         WHERE status = 'provisioning'
+           AND NOT EXISTS (SELECT FROM outbox WHERE resource_id = resources.id AND kind = 'provision'
+                                                AND state IN ('pending', 'running', 'stuck'))""",
+        "it was asked for, and nothing will ever make it",
+        "`deprovisioner resources delete ID`: what there is of it is torn down; then ask for it again",
+    ),
+    Check(
+        "active_without_identity",
+        "resource",
+        """
+        SELECT id, created_at AS since, concat(name, ' of ', tenant, ' on ', backend) AS note FROM resources
+         WHERE status = 'active'
+           AND (activated_at IS NULL OR manifest ->> 'generation' IS DISTINCT FROM CAST(generation AS text))""",
+        "it serves, and no identity is recorded: a DELETE could not tell it from whatever bears its name",
+        "take the manifest from the job's `activated` event; do not delete the resource before that",
+    ),
+    Check(
+        "deleted_without_evidence",
+        "resource",
+        """
+        SELECT id, purged_at AS since, concat(name, ' of ', tenant, ' on ', backend) AS note FROM resources
+         WHERE status = 'deleted'
+           AND NOT EXISTS (SELECT FROM events WHERE resource_id = resources.id AND event IN ('completed', 'resolved')
+                              AND (detail ->> 'seen' IS NOT NULL
+                                   OR (event = 'resolved' AND detail ->> 'forced' = 'true'
+                                       AND detail ->> 'proposed_by' <> detail ->> 'approved_by')))""",
+        "it is called deleted, and nobody recorded having seen it gone, nor did two operators: it may still run",
+        "look at the backend for the names in its manifest; what bears its generation is an orphan",
+    ),
+    Check(
+        "deprovision_of_undeleted",
+        "resource",
+        """
+        SELECT resources.id, outbox.created_at AS since,
+               concat('it is ', status, '; deprovision job ', outbox.id, ' is ', state) AS note
+          FROM resources JOIN outbox ON resource_id = resources.id
+         WHERE status IN ('provisioning', 'active') AND outbox.kind = 'deprovision' AND state <> 'cancelled'""",
+        "a teardown was decided or done for a resource that says it was never deleted; no DELETE can win any more",
+        _BY_HAND + "decide by the job's events whether it is deleted, and set status and its times to that",
+    ),
+    Check(
+        "deleted_with_open_job",
+        "resource",
+        """
+        SELECT resources.id, purged_at AS since, concat('deprovision job ', outbox.id, ' is ', state) AS note
+          FROM resources JOIN outbox ON resource_id = resources.id
+         WHERE status = 'deleted' AND outbox.kind = 'deprovision' AND state IN ('pending', 'running', 'stuck')""",
+        "it is called deleted while its teardown is not done",
+        _BY_HAND + "set the resource to `deleting`, with `purged_at` NULL: the job sees to the rest",
+    ),
+)

@@ -1,0 +1,93 @@
+"""What must stand in the schema: its revision, guards and indexes."""
+
+from collections.abc import Sequence
+
+from outbox import tables
+from outbox.doctor.checks.check import Check
+from outbox.rows import Json
+
+# The triggers of the migrations; a test compares. Tables, constraints and indexes are known from `tables`.
+TRIGGERS = {
+    "outbox_final_is_final": "outbox",
+    "outbox_fence_never_falls": "outbox",
+    "outbox_live_stays": "outbox",
+    "resources_deleted_is_final": "resources",
+    "resources_live_stays": "resources",
+    "events_append_only": "events",
+    "holds_released_is_final": "holds",
+    "holds_are_kept": "holds",
+    "operations_finished_is_final": "operations",
+    "events_chained": "events",
+    "audit_checkpoints_append_only": "audit_checkpoints",
+    "audit_heads_append_only": "audit_heads",
+}
+
+
+# Name, table and sort of what the schema must have; of a trigger switched off, it has nothing.
+_MISSING = """
+    SELECT wanted.name AS id, CAST(NULL AS timestamptz) AS since, concat(sort, ' on ', relation) AS note
+      FROM unnest(CAST(:{0}_sorts AS text[]), CAST(:{0}_relations AS text[]), CAST(:{0}_names AS text[]))
+           AS wanted (sort, relation, name)
+     WHERE NOT CASE sort
+           WHEN 'constraint' THEN EXISTS (
+                SELECT FROM pg_constraint
+                 WHERE conrelid = to_regclass(relation) AND conname = wanted.name AND convalidated)
+           WHEN 'trigger' THEN EXISTS (
+                SELECT FROM pg_trigger
+                 WHERE tgrelid = to_regclass(relation) AND tgname = wanted.name AND tgenabled IN ('O', 'A'))
+           ELSE EXISTS (
+                SELECT FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+                 WHERE indrelid = to_regclass(relation) AND relname = wanted.name AND indisvalid
+                   AND (indisunique OR sort = 'index')) END"""
+
+
+SCHEMA = (
+    Check(
+        "schema_not_at_head",
+        "revision",
+        """
+        SELECT revision AS id, CAST(NULL AS timestamptz) AS since, concat('this version wants ', :head) AS note
+          FROM (SELECT coalesce(max(version_num), 'none') AS revision FROM alembic_version) AS at
+         WHERE revision <> :head""",
+        "the schema is not the one this version was written for; the other checks may mislead",
+        "run `deprovisioner migrate` of the newest version that is deployed, and its `doctor`",
+    ),
+    Check(
+        "guard_missing",
+        "constraint, unique index or trigger",
+        _MISSING.format("guard"),
+        "what holds the promises inside the database itself is gone, invalid or switched off",
+        "stop the workers, look for what else is broken below, put the guard back as migrations/versions has it",
+    ),
+    Check(
+        "index_missing",
+        "index",
+        _MISSING.format("index"),
+        "an index is gone or invalid: claims, sweeps or listings scan whole tables",
+        "CREATE INDEX CONCURRENTLY it again, as migrations/versions has it",
+        "warning",
+    ),
+)
+
+
+def _guards() -> list[tuple[str, str, str]]:
+    constraints = [
+        ("constraint", table.name, str(constraint.name))
+        for table in tables.metadata.tables.values()
+        for constraint in table.constraints
+    ]
+    triggers = [("trigger", table, name) for name, table in TRIGGERS.items()]
+    return constraints + triggers + [w for w in _indexes() if w[0] == "unique index"]
+
+
+def _indexes() -> list[tuple[str, str, str]]:
+    return [
+        ("unique index" if index.unique else "index", table.name, str(index.name))
+        for table in tables.metadata.tables.values()
+        for index in table.indexes
+    ]
+
+
+def _wanted(prefix: str, rows: Sequence[tuple[str, str, str]]) -> Json:
+    sorts, relations, names = map(list, zip(*rows, strict=True))
+    return {f"{prefix}_sorts": sorts, f"{prefix}_relations": relations, f"{prefix}_names": names}
