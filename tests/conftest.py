@@ -230,7 +230,7 @@ def _forget() -> None:
         settings._tenants,
         database.engine,
         credentials._keys,
-        doorbell._sender,
-        doorbell._redis,
+        doorbell.celery.sender,
+        doorbell.redis.client_for,
     ):
         cached.cache_clear()

@@ -11,7 +11,7 @@ STATEMENT_TIMEOUT_SECONDS is `unchecked`, which counts as broken: nobody knows.
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from sqlalchemy import Connection, text
@@ -19,8 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 import migrations
 from outbox import db as database
-from outbox import settings, tables
-from outbox.audit import CHECKPOINT_EVERY, HEADS, LINKS, SEAL
+from outbox import settings
 from outbox.doctor.checks.check import Check
 from outbox.doctor.checks.evidence import EVIDENCE, LATE_DAYS, UNDO_MINUTES, UNVOUCHED
 from outbox.doctor.checks.jobs import JOBS

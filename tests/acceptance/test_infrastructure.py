@@ -128,7 +128,7 @@ def test_each_message_comes_twenty_times_more(ground: Ground) -> None:
             for kept in ground.kept:
                 kept.fork.pause()
             for _ in range(4):  # one each for those who wait in BRPOP; what follows lies in the queue
-                doorbell._sender().send_task(doorbell.DRAIN)
+                doorbell.celery.sender().send_task(doorbell.DRAIN)
             for message in queue.lrange(doorbell.QUEUE, 0, -1):
                 messages = queue.lpush(doorbell.QUEUE, *[message] * 20)
             for kept in ground.kept:

@@ -195,7 +195,7 @@ def test_only_one_redis_has_a_bell_to_wait_at(
     _settle(monkeypatch, settled | {"DEPROVISIONER_BROKER_URL": url})
     assert doorbell.on_redis() == bell
     if bell:
-        doorbell._redis(1.0).connection_pool.make_connection()
+        doorbell.redis.client_for(1.0).connection_pool.make_connection()
 
 
 def test_why_the_bell_did_not_ring_is_logged(settled: dict, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,7 +211,7 @@ def test_to_a_broker_that_is_not_redis_each_ring_is_a_message(settled: dict, mon
     assert not doorbell.on_redis()
     assert doorbell.ring_now()
     assert doorbell.ring_now()
-    with doorbell._sender().connection_for_read() as connection:
+    with doorbell.celery.sender().connection_for_read() as connection:
         queue = connection.SimpleQueue(doorbell.QUEUE)
         rung = [queue.get(block=False).headers["task"] for _ in range(2)]
         assert queue.qsize() == 0

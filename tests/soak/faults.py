@@ -101,5 +101,5 @@ class Faults:
 
     def _ring(self) -> str:
         for task in (doorbell.DRAIN, doorbell.SWEEP) * 50:
-            doorbell._sender().send_task(task, ignore_result=True)
+            doorbell.celery.sender().send_task(task, ignore_result=True)
         return "all workers"
