@@ -7,7 +7,9 @@ named is the quickest that should notice.
 from tests.mutations.api import GUARDS_OF_API
 from tests.mutations.audit import GUARDS_OF_AUDIT
 from tests.mutations.claims import CLAIMS
-from tests.mutations.cut import FINISH_SQL, OPERATORS_SQL, Mutant, Stale, cut
+from tests.mutations.cut import Mutant, Stale, cut
+
+TRANSITIONS = "outbox/jobs"
 from tests.mutations.operations import GUARDS_OF_OPERATIONS
 from tests.mutations.operators import OPERATORS
 from tests.mutations.outcomes import OUTCOMES
@@ -48,7 +50,7 @@ EQUIVALENT: dict[Mutant, str] = {
             ),
         ),
         "the CHECK outbox_stuck_has_reason gives a reason to stuck jobs only": cut(
-            OPERATORS_SQL,
+            TRANSITIONS,
             "_REDRIVE_FORCED = text(",
             "tests/outbox/test_resolve.py",
             (
@@ -59,7 +61,7 @@ EQUIVALENT: dict[Mutant, str] = {
             ),
         ),
         "the CHECK outbox_running_has_lease gives a lease to running jobs only": cut(
-            FINISH_SQL,
+            TRANSITIONS,
             "_SWEEP = text(",
             MOVES,
             (

@@ -24,14 +24,14 @@ GUARDS_OF_API = (
             "list_resources": "queries.list_resources(session, tenant=who.tenant, ",
         }.items()
         for mutant in cut(
-            "api/resources.py",
+            "api/v1/resources.py",
             f"def {verb}(",
             API,
             (f"api: tenant at {verb}", old, old.replace("who.tenant", "None"), _THEIRS),
         )
     ),
     *cut(
-        "api/resources.py",
+        "api/v1/resources.py",
         "",
         API,
         (
@@ -42,7 +42,7 @@ GUARDS_OF_API = (
         ),
     ),
     *cut(
-        "api/jobs.py",
+        "api/v1/jobs.py",
         "",
         API,
         (
@@ -97,7 +97,7 @@ GUARDS_OF_API = (
         ("words: no bytes that are no text", " or 0xD800 <= ord(c) <= 0xDFFF", "", _BYTES),
     ),
     *cut(
-        "api/breakers.py",
+        "api/v1/breakers.py",
         "",
         "tests/api/test_breakers.py",
         (
@@ -108,7 +108,7 @@ GUARDS_OF_API = (
         ),
     ),
     *cut(
-        "api/schemas.py",
+        "api/schemas",
         "",
         JOBS,
         (
@@ -125,7 +125,7 @@ GUARDS_OF_API = (
         ),
     ),
     *cut(
-        "api/resources.py",
+        "api/v1/resources.py",
         "",
         API,
         ("api: only operators adopt", "_may_adopt(new, who)\n    digest", "digest", "test_a_tenant_adopts_nothing"),
@@ -190,7 +190,7 @@ GUARDS_OF_API = (
         ),
     ),
     *cut(
-        "outbox/queries.py",
+        "outbox/queries",
         "",
         API,
         ("queries: tenant of a job", " AND (CAST(:tenant AS text) IS NULL OR resources.tenant = :tenant)", "", _THEIRS),

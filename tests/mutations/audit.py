@@ -1,8 +1,11 @@
 """The guards of the evidence: chains, checkpoints, and what the service's role may do."""
 
-from tests.mutations.cut import FINISH_SQL, SHARED_SQL, cut
+from tests.mutations.cut import cut
 
-AUDIT, GRANTS, DOCTOR = "outbox/audit.py", "deprovisioner/grants.py", "outbox/doctor.py"
+TRANSITIONS = "outbox/jobs"
+
+
+AUDIT, GRANTS, DOCTOR = "outbox/audit", "deprovisioner/grants.py", "outbox/doctor"
 SCHEMA = "migrations/versions/0006_audit.py"
 TESTS = "tests/outbox/test_audit.py"
 FINDS = "tests/outbox/test_doctor.py::test_whoever_rewrites_history_is_found"
@@ -12,7 +15,7 @@ _CROSS = "test_statements_that_cross_each_other_s_chains_do_not_lock_each_other_
 
 GUARDS_OF_AUDIT = (
     *cut(
-        SHARED_SQL,
+        TRANSITIONS,
         "",
         TESTS,
         (
@@ -23,7 +26,7 @@ GUARDS_OF_AUDIT = (
         ),
     ),
     *cut(
-        FINISH_SQL,
+        TRANSITIONS,
         "",
         TESTS,
         (
@@ -78,7 +81,7 @@ GUARDS_OF_AUDIT = (
         ),
     ),
     *cut(
-        AUDIT,
+        "outbox/audit",
         "_CHECKPOINT = text(",
         TESTS,
         (
@@ -108,7 +111,7 @@ GUARDS_OF_AUDIT = (
         ),
     ),
     *cut(
-        DOCTOR,
+        "outbox/doctor",
         "",
         "tests/outbox/test_doctor.py",
         (

@@ -1,6 +1,8 @@
 """The guards of a job on its way to the backend: enqueue, expire, claim, heartbeat, start."""
 
-from tests.mutations.cut import CLAIM_SQL, ENQUEUE_SQL, FINISH_SQL, SHARED_SQL, START_SQL, cut
+from tests.mutations.cut import cut
+
+TRANSITIONS = "outbox/jobs"
 
 GUARD = "tests/outbox/test_guard.py"
 CLAIM = "tests/outbox/test_claim.py"
@@ -19,13 +21,13 @@ def _along(name: str, state: str = "running") -> str:
 
 CLAIMS = (
     *cut(
-        ENQUEUE_SQL,
+        TRANSITIONS,
         "def _enqueue(",
         GUARD,
         ("enqueue: protected", "NOT protected AND ", "", "test_a_protected_resource_is_not_deleted"),
     ),
     *cut(
-        ENQUEUE_SQL,
+        TRANSITIONS,
         "def _enqueue(",
         GUARD,
         (
@@ -36,7 +38,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        ENQUEUE_SQL,
+        TRANSITIONS,
         "_ENQUEUE = prepared(",
         GUARD,
         ("enqueue: status", " AND status IN ('active', 'provisioning')", "", "test_the_flip_alone_lets_one_delete_win"),
@@ -55,7 +57,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        ENQUEUE_SQL,
+        TRANSITIONS,
         "_ENQUEUED_BEFORE = text(",
         GUARD,
         (
@@ -66,7 +68,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        ENQUEUE_SQL,
+        TRANSITIONS,
         "",
         GUARD,
         (
@@ -83,7 +85,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        ENQUEUE_SQL,
+        TRANSITIONS,
         "_EXPIRE = text(",
         MOVES,
         (
@@ -110,7 +112,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        SHARED_SQL,
+        TRANSITIONS,
         "def _if_free(",
         MOVES,
         (
@@ -132,7 +134,7 @@ CLAIMS = (
     ),
     # -- claim, heartbeat
     *cut(
-        CLAIM_SQL,
+        TRANSITIONS,
         "_CLAIM = prepared(",
         CLAIM,
         (
@@ -256,7 +258,7 @@ CLAIMS = (
         ("claim: event", _NOTED, ")", f"{MOVES}::{_along('claim', 'pending')}"),
     ),
     *cut(
-        CLAIM_SQL,
+        TRANSITIONS,
         "_CLAIMS = ",
         RUNS,
         (
@@ -267,7 +269,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        CLAIM_SQL,
+        TRANSITIONS,
         "_CLAIMED_BEFORE = text(",
         CLAIM,
         *(
@@ -288,7 +290,7 @@ CLAIMS = (
     ),
     # One guard of three statements: each has its own test.
     *cut(
-        SHARED_SQL,
+        TRANSITIONS,
         '_OURS = """',
         MOVES,
         ("heartbeat: fence", _OUR_FENCE, "", f"{CLAIM}::test_a_heartbeat_keeps_only_what_is_still_ours"),
@@ -306,7 +308,7 @@ CLAIMS = (
     ),
     # -- start
     *cut(
-        START_SQL,
+        TRANSITIONS,
         '_START = f"""',
         MOVES,
         ("start: lease", " AND lease_expires_at > now()", "", "test_start_refuses_a_lease_that_has_passed"),
@@ -372,7 +374,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        START_SQL,
+        TRANSITIONS,
         "def _has_started(",
         MOVES,
         (
@@ -432,7 +434,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        START_SQL,
+        TRANSITIONS,
         "",
         BRAKES,
         (
@@ -454,7 +456,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        FINISH_SQL,
+        TRANSITIONS,
         "_WAKE = text(",
         HOLDS,
         (
@@ -472,7 +474,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        FINISH_SQL,
+        TRANSITIONS,
         "_DEFER = text(",
         HOLDS,
         (

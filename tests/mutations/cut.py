@@ -2,6 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @dataclass(frozen=True)
@@ -34,18 +38,24 @@ class Stale(Exception):
     """The product's text is no longer what the mutant takes for granted."""
 
 
-# Where the statements of a job's transitions stand.
-ENQUEUE_SQL = "outbox/jobs/enqueue.py"
-CLAIM_SQL = "outbox/jobs/claim.py"
-START_SQL = "outbox/jobs/start.py"
-FINISH_SQL = "outbox/jobs/finish.py"
-OPERATORS_SQL = "outbox/jobs/operators.py"
-SHARED_SQL = "outbox/jobs/_sql.py"
-
 Entry = tuple[str, ...]  # name, old text, new text, tests
 
 
-def cut(file: str, block: str, tests: str, *entries: Entry) -> Iterable[Mutant]:
-    """The mutants of one block; a test without a file is one of the file `tests`."""
+def cut(place: str, block: str, tests: str, *entries: Entry) -> Iterable[Mutant]:
+    """The mutants of one block; a test without a file is one of the file `tests`.
+
+    `place` is a file, or a package: then each mutant is of the one module in it that has its block and its old text.
+    """
     for name, old, new, *ids in entries:
+        file = place if place.endswith(".py") else _module_with(place, block, old)
         yield Mutant(name, file, block, old, new, tuple(id if "/" in id else f"{tests}::{id}" for id in ids))
+
+
+def _module_with(package: str, block: str, old: str) -> str:
+    fits = [str(path.relative_to(ROOT)) for path, text in _texts(package).items() if block in text and old in text]
+    return fits[0] if len(fits) == 1 else f"{package}/__init__.py"  # where it will be found to be stale
+
+
+@lru_cache
+def _texts(package: str) -> dict[Path, str]:
+    return {path: path.read_text() for path in sorted((ROOT / package).rglob("*.py"))}

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 
-from tests.mutations.cut import ENQUEUE_SQL, OPERATORS_SQL, Mutant, cut
+from tests.mutations.cut import Mutant, cut
 
-OPERATIONS = "outbox/operations.py"
+TRANSITIONS = "outbox/jobs"
+
+
+OPERATIONS = "outbox/operations"
 BULK = "tests/outbox/test_operations.py"
 _MOVES = "test_redrive_all_moves_what_redrive_would_and_nothing_else"
 _FIRST = "test_one_of_each_backend_goes_first_and_the_others_when_it_has_succeeded"
@@ -23,7 +26,7 @@ def _of(block: str, *entries: tuple[str, ...]) -> Iterable[Mutant]:
 
 GUARDS_OF_OPERATIONS = (
     *cut(
-        OPERATIONS,
+        "outbox/operations",
         "",
         BULK,
         (
@@ -34,7 +37,7 @@ GUARDS_OF_OPERATIONS = (
         ),
     ),
     *cut(
-        OPERATIONS,
+        "outbox/operations",
         "_INSERT = text(",
         BULK,
         (
@@ -45,7 +48,7 @@ GUARDS_OF_OPERATIONS = (
         ),
     ),
     *cut(
-        OPERATORS_SQL,
+        TRANSITIONS,
         "_REDRIVE_ALL = text(",
         BULK,
         ("redrive_all: fence", " AND outbox.fence = listed.fence", "", f"{_MOVES}[stuck]"),
@@ -60,7 +63,7 @@ GUARDS_OF_OPERATIONS = (
         ),
     ),
     *cut(
-        ENQUEUE_SQL,
+        TRANSITIONS,
         "_ENQUEUE = prepared(",
         BULK,
         ("offboard: status", " AND status IN ('active', 'provisioning')", "", _LEFT),

@@ -1,6 +1,8 @@
 """The guards of what an operator does with a stuck job: looks, resolve, and what takes two."""
 
-from tests.mutations.cut import OPERATORS_SQL, cut
+from tests.mutations.cut import cut
+
+TRANSITIONS = "outbox/jobs"
 
 RESOLVE = "tests/outbox/test_resolve.py"
 MOVES = "tests/outbox/test_transitions.py"
@@ -17,7 +19,7 @@ _MOVED_ON = "test_who_has_moved_on_is_not_looked_at_and_its_look_goes"
 
 OPERATORS = (
     *cut(
-        OPERATORS_SQL,
+        TRANSITIONS,
         "def _resolve(",
         RESOLVE,
         ("resolve: fence", " AND fence = :fence", "", "test_resolve_wants_the_fence_the_operator_saw"),
@@ -72,7 +74,7 @@ OPERATORS = (
         ),
     ),
     *cut(
-        OPERATORS_SQL,
+        TRANSITIONS,
         '_LAST_LOOK = """',
         RESOLVE,
         ("resolve: job of the look", "job_id = :id AND ", "", "test_a_look_at_another_job_proves_nothing"),
@@ -88,7 +90,7 @@ OPERATORS = (
     ),
     # -- by two
     *cut(
-        OPERATORS_SQL,
+        TRANSITIONS,
         '_PROPOSED = f"""',
         RESOLVE,
         ("by two: another operator", "AND proposed_by <> :actor", "", _TWO),
@@ -110,7 +112,7 @@ OPERATORS = (
         ),
     ),
     *cut(
-        OPERATORS_SQL,
+        TRANSITIONS,
         "_REDRIVE_FORCED = text(",
         RESOLVE,
         ("redrive by two: fence", " AND fence = :fence", "", _ONE_PROPOSAL),
@@ -276,7 +278,7 @@ OPERATORS = (
         ),
     ),
     *cut(
-        "outbox/doctor.py",
+        "outbox/doctor",
         "",
         "tests/outbox/test_doctor.py",
         *(
@@ -293,7 +295,7 @@ OPERATORS = (
         ),
     ),
     *cut(
-        "api/jobs.py",
+        "api/v1/jobs.py",
         "",
         "tests/api/test_bad_input.py",
         *(

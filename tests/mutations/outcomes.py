@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 
-from tests.mutations.cut import FINISH_SQL, OPERATORS_SQL, SHARED_SQL, Mutant, cut
+from tests.mutations.cut import Mutant, cut
+
+TRANSITIONS = "outbox/jobs"
 
 CLAIM = "tests/outbox/test_claim.py"
 MOVES = "tests/outbox/test_transitions.py"
@@ -26,9 +28,9 @@ def _fenced() -> Iterable[Mutant]:
         from_elsewhere = [
             f"test_a_transition_moves_a_job_only_along_its_arrow[{name}-{s}]" for s in ("pending", "stuck")
         ]
-        yield from cut(FINISH_SQL, block, MOVES, (f"{name}: fence", _FENCE, "", older))
-        yield from cut(FINISH_SQL, block, MOVES, (f"{name}: state", _RUNNING, "", *from_elsewhere))
-        yield from cut(FINISH_SQL, block, MOVES, (f"{name}: event", _NOTED, ")", _along(name)))
+        yield from cut(TRANSITIONS, block, MOVES, (f"{name}: fence", _FENCE, "", older))
+        yield from cut(TRANSITIONS, block, MOVES, (f"{name}: state", _RUNNING, "", *from_elsewhere))
+        yield from cut(TRANSITIONS, block, MOVES, (f"{name}: event", _NOTED, ")", _along(name)))
 
 
 def _along(name: str, state: str = "running") -> str:
@@ -39,7 +41,7 @@ OUTCOMES = (
     *_fenced(),
     # -- complete, activate
     *cut(
-        FINISH_SQL,
+        TRANSITIONS,
         "_COMPLETE = prepared(",
         MOVES,
         ("complete: event", ", noted AS ({_EVENT_EACH}\n    )", "", _along("complete")),
@@ -70,7 +72,7 @@ OUTCOMES = (
         ),
     ),
     *cut(
-        FINISH_SQL,
+        TRANSITIONS,
         "_ACTIVATE = text(",
         MOVES,
         ("activate: kind", " AND kind = 'provision'", "", "test_a_job_ends_only_as_its_kind_does[activate]"),
@@ -101,19 +103,19 @@ OUTCOMES = (
     ),
     # -- retry, defer, rollback
     *cut(
-        FINISH_SQL,
+        TRANSITIONS,
         "_RETRY = text(",
         MOVES,
         ("retry: attempts left", " AND attempts < max_attempts", "", "test_retry_refuses_when_the_attempts_are_spent"),
     ),
     *cut(
-        FINISH_SQL,
+        TRANSITIONS,
         "_RETRY = text(",
         MOVES,
         ("retry: cap", "least(:cap, ", "greatest(0, ", "test_retry_waits_with_full_jitter_under_a_cap_that_doubles"),
     ),
     *cut(
-        FINISH_SQL,
+        TRANSITIONS,
         "_DEFER = text(",
         MOVES,
         (
@@ -124,7 +126,7 @@ OUTCOMES = (
         ),
     ),
     *cut(
-        FINISH_SQL,
+        TRANSITIONS,
         "_ROLLBACK = text(",
         MOVES,
         ("rollback: kind", " AND kind = 'provision'", "", "test_a_job_ends_only_as_its_kind_does[rollback]"),
@@ -154,21 +156,21 @@ OUTCOMES = (
         ),
     ),
     *cut(
-        SHARED_SQL,
+        TRANSITIONS,
         "_NOTED = text(",
         MOVES,
         ("landed: fence", " AND fence = :fence", "", "test_an_end_under_a_later_fence_is_not_taken_for_one_s_own"),
         ("landed: event", " AND event = :event", "", "test_what_a_sweep_put_back_is_no_retry_that_landed"),
     ),
     *cut(
-        SHARED_SQL,
+        TRANSITIONS,
         "def _landed(",
         MOVES,
         ("landed: at all", "not row.noted", "False", "test_what_a_sweep_put_back_is_no_retry_that_landed"),
     ),
     # -- sweep, redrive, late news
     *cut(
-        FINISH_SQL,
+        TRANSITIONS,
         "_SWEEP = text(",
         CLAIM,
         (
@@ -207,7 +209,7 @@ OUTCOMES = (
         ),
     ),
     *cut(
-        OPERATORS_SQL,
+        TRANSITIONS,
         "_REDRIVE = text(",
         MOVES,
         ("redrive: fence", _FENCE, "", "test_redrive_wants_the_fence_the_operator_saw"),
@@ -216,7 +218,7 @@ OUTCOMES = (
         ("redrive: event", _NOTED, ")", _along("redrive", "stuck")),
     ),
     *cut(
-        FINISH_SQL,
+        TRANSITIONS,
         "_LATE = text(",
         RUNS,
         ("late: event", "noted AS ({_EVENT})", "noted AS (SELECT)", "test_late_news_is_kept_and_not_applied"),
