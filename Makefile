@@ -33,17 +33,17 @@ soak: install ## storms and faults for MINUTES=10, and a verdict from the server
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 matrix: install ## live the crash matrix through, and write docs/guarantees.md
-	@$(BIN)/python -m tests.crash_matrix
+	@$(BIN)/python -m tests.support.crash_matrix
 
 mutants: install ## take one guard at a time out of the product: a test must notice each
-	@$(BIN)/python -m tests.mutants $(ARGS)
+	@$(BIN)/python -m tests.support.mutants $(ARGS)
 
 check: install ## format, lint, types, imports, migrations
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
-	@$(BIN)/python -m tests.alembic_check
+	@$(BIN)/python -m tests.support.alembic_check
 
 format: install ## rewrite the code as `check` wants it
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

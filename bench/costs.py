@@ -26,7 +26,7 @@ from outbox import db, doorbell, holds, jobs
 from outbox.rows import Claim
 from outbox.settings import Brake
 from outbox.states import HoldScope
-from tests.witness import PgServer, commits
+from tests.support.witness import PgServer, commits
 
 WORKER = "bench"
 SLOTS = 8

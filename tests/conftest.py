@@ -18,8 +18,8 @@ from deprovisioner.up import servers as embedded
 from deprovisioner.up.servers import Child
 from outbox import credentials, doorbell, settings, tokens
 from outbox import db as database
-from tests.processes import System, client
-from tests.witness import PgServer, RedisServer
+from tests.support.processes import System, client
+from tests.support.witness import PgServer, RedisServer
 
 _NUMBERS = itertools.count()
 KEPT = "KEPT_SERVERS"

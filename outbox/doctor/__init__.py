@@ -17,7 +17,6 @@ from typing import Literal
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-import migrations
 from outbox import db as database
 from outbox import settings
 from outbox.doctor.checks.check import Check
@@ -73,14 +72,15 @@ _TO_BE_CHECKED = "what is missing: `deprovisioner migrate`; what takes too long:
 CHECKS = (*SCHEMA, *RESOURCES, *JOBS, *EVIDENCE, *LOAD)
 
 
-def examine(db: Connection) -> list[Finding]:
+def examine(db: Connection, *, head: str | None) -> list[Finding]:
     """What is broken or wants a look, in the order of CHECKS; empty when all is well.
 
-    `db` is `db.snapshot()`'s: nothing is written, and all checks see the same moment.
+    `head` is the newest revision that this version knows. `db` is `db.snapshot()`'s: nothing is written, and all
+    checks see the same moment.
     """
     db.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_SECONDS}s'"))
     db.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
-    asked = _asked()
+    asked = _asked() | {"head": head}
     return [finding for check in CHECKS if (finding := _make(db, check, asked)) is not None]
 
 
@@ -104,7 +104,6 @@ def _asked() -> Json:
     """What the statements take; each picks its own."""
     current = settings.get()
     return {
-        "head": migrations.head(),
         "patience": 3 * current.lease + dt.timedelta(seconds=current.sweep_seconds),
         "overdue": dt.timedelta(minutes=OVERDUE_MINUTES),
         "late": dt.timedelta(days=LATE_DAYS),

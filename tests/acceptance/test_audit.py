@@ -15,9 +15,9 @@ from sqlalchemy import Connection, text
 from outbox import jobs, observations, tokens
 from outbox.states import Found, StuckReason
 from tests.acceptance.test_main_job import create, until
-from tests.outbox.given import a_resource, claims
-from tests.processes import System, client
-from tests.witness import eventually
+from tests.support.factories import a_resource, claims
+from tests.support.processes import System, client
+from tests.support.witness import eventually
 
 
 class Installation:

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, text
 from deprovisioner.up import servers as embedded
 from tests.acceptance.test_main_job import create, until
 from tests.conftest import Servers
-from tests.processes import System, client
-from tests.witness import eventually
+from tests.support.processes import System, client
+from tests.support.witness import eventually
 
 
 def test_the_kill_switch_stops_new_starts_within_a_second_with_broker_and_api_dead(

@@ -19,9 +19,9 @@ import pytest
 from deprovisioner.up import servers as embedded
 from outbox import doorbell
 from tests.conftest import Servers
-from tests.ground import LEASE, Ground, seconds
-from tests.processes import Process
-from tests.witness import eventually
+from tests.support.installation import LEASE, Ground, seconds
+from tests.support.processes import Process
+from tests.support.witness import eventually
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from outbox import breakers, holds, jobs, observations, resources
 from outbox.resources import NewResource
 from outbox.states import Found, HoldScope, StuckReason
 from tests.api.test_jobs import stuck
-from tests.outbox.given import a_job, a_look, claims
-from tests.processes import System, client
+from tests.support.factories import a_job, a_look, claims
+from tests.support.processes import System, client
 
 Words = tuple[str, ...]
 

@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from tests.conftest import Servers
-from tests.processes import System, client
-from tests.witness import eventually
+from tests.support.processes import System, client
+from tests.support.witness import eventually
 
 KINDS = {"postgres": "pg-main", "redis": "redis-main"}
 

@@ -6,8 +6,8 @@ import httpx
 
 from tests.acceptance.test_main_job import create, until
 from tests.conftest import Servers
-from tests.processes import System
-from tests.witness import eventually
+from tests.support.processes import System
+from tests.support.witness import eventually
 
 
 def stuck(api: httpx.Client, url: str) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from outbox.states import StuckReason
 from tests.acceptance.test_main_job import at_once, create, until
 from tests.api.test_bad_input import problem
 from tests.conftest import Servers
-from tests.outbox.given import a_job, a_resource, claims, events_of, job, status_of
-from tests.processes import System, client
-from tests.witness import eventually
+from tests.support.factories import a_job, a_resource, claims, events_of, job, status_of
+from tests.support.processes import System, client
+from tests.support.witness import eventually
 
 ALL = {"filter": {"all": True}, "reason": "mended"}
 

@@ -19,7 +19,7 @@ from deprovisioner.up.servers import UNPRIVILEGED_USER, Child
 from outbox import db as database
 from tests.acceptance.test_main_job import KINDS, at_once, create, until
 from tests.conftest import BACKENDS, Servers
-from tests.processes import System, client
+from tests.support.processes import System, client
 
 # Debian puts it where only root's PATH looks.
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")

@@ -6,12 +6,12 @@ import pytest
 
 from outbox import jobs
 from outbox.states import StuckReason
-from tests.aftermath import all_is_well
 from tests.conftest import Servers
-from tests.crash_cells import DOOMED, RESCUER, Lane
-from tests.forks import Fork, Kept
-from tests.lanes import lanes
-from tests.witness import PgServer, eventually
+from tests.support.crash_cells import DOOMED, RESCUER, Lane
+from tests.support.final_checks import all_is_well
+from tests.support.forked import Fork, Kept
+from tests.support.parallel_installs import lanes
+from tests.support.witness import PgServer, eventually
 
 ATTEMPTS = 4
 # Far enough apart for a teardown on a busy machine.

@@ -18,9 +18,9 @@ from outbox import jobs, tokens
 from outbox.states import StuckReason
 from tests.acceptance.test_main_job import at_once, create, until
 from tests.conftest import Servers
-from tests.outbox.given import a_look
-from tests.processes import System, client
-from tests.witness import eventually
+from tests.support.factories import a_look
+from tests.support.processes import System, client
+from tests.support.witness import eventually
 
 Json = dict[str, Any]
 OPEN = text("SELECT id FROM observations WHERE observed_at IS NULL")

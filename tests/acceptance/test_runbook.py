@@ -17,9 +17,9 @@ from outbox import advice, jobs
 from outbox.doctor import CHECKS
 from outbox.states import StuckReason
 from tests.acceptance.test_jobs_shell import shell
-from tests.outbox.given import a_resource, claims
 from tests.outbox.test_doctor import BREAKS, World
-from tests.processes import ROOT, System
+from tests.support.factories import a_resource, claims
+from tests.support.processes import ROOT, System
 
 RUNBOOK = Path(ROOT / "docs/runbook.md")
 CODES = [check.code for check in CHECKS]

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.processes import ROOT
 from tests.soak.checker import removals, twice
-from tests.witness import PgServer
+from tests.support.processes import ROOT
+from tests.support.witness import PgServer
 
 GENERATION = str(uuid.uuid4())
 DATABASE = {

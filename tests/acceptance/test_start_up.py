@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection
 
 from deprovisioner.cli import main
-from tests.outbox.given import a_job, a_resource
+from tests.support.factories import a_job, a_resource
 
 # Runs the command as `deprovisioner` does, then tells what this process has loaded.
 SPY = """

@@ -20,8 +20,8 @@ import redis
 from deprovisioner.up import servers as embedded
 from outbox.settings import read_env
 from tests.acceptance.test_main_job import create, until
-from tests.processes import client, descendants
-from tests.witness import PgServer, eventually
+from tests.support.processes import client, descendants
+from tests.support.witness import PgServer, eventually
 
 CLI = [sys.executable, "-m", "deprovisioner.cli"]
 

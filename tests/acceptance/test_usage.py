@@ -13,8 +13,8 @@ from sqlalchemy import Connection, text
 from deprovisioner.cli import main
 from deprovisioner.cli.shell import WORDS
 from outbox import tokens
-from tests.outbox.given import a_job, a_resource
-from tests.processes import System, client
+from tests.support.factories import a_job, a_resource
+from tests.support.processes import System, client
 
 ID = "7d1f4c1e-0f5e-4c59-9d0a-3a3f0b6f6a52"
 # Each is complete but for the words at its end.

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, text
 
 from tests.acceptance.test_main_job import create, until
 from tests.conftest import Servers
-from tests.processes import System, client
-from tests.witness import eventually
+from tests.support.processes import System, client
+from tests.support.witness import eventually
 from worker.backends.postgres import Postgres
 
 LEASE, SWEEP = 1.5, 0.5
@@ -25,7 +25,7 @@ AHEAD, BEHIND = {"SKEW_SECONDS": str(DAY)}, {"SKEW_SECONDS": str(-DAY)}
 def workers(system: System) -> tuple[CeleryTestWorker, CeleryTestWorker]:
     """One a day ahead, one a day behind."""
     system.env["DEPROVISIONER_LEASE_SECONDS"] = str(LEASE)
-    both = [system.worker("-m", "tests.skewed", "worker", ready=False, **skew) for skew in (AHEAD, BEHIND)]
+    both = [system.worker("-m", "tests.support.clock_skew", "worker", ready=False, **skew) for skew in (AHEAD, BEHIND)]
     for worker in both:
         worker.wait_for_log('"worker_ready"', timeout=20)
     return both[0], both[1]
@@ -36,7 +36,7 @@ def test_an_api_with_a_wrong_clock_stamps_and_judges_by_the_databases(
     system: System, db: Connection, tenant: str, skew: dict[str, str]
 ) -> None:
     now = db.execute(text("SELECT now()")).scalar_one()
-    with client(system.api("-m", "tests.skewed", "api", **skew), tenant) as acme:
+    with client(system.api("-m", "tests.support.clock_skew", "api", **skew), tenant) as acme:
         made = create(acme, expires_at=(now + dt.timedelta(hours=1)).isoformat())
         assert abs(dt.datetime.fromisoformat(made["created_at"]) - now) < dt.timedelta(minutes=5)
         body = {

@@ -1,6 +1,7 @@
 """Workers that stand still past their lease and wake: another has done their work, and has the name been taken again.
 
-SIGSTOP at a boundary of `tests/doomed.py`, SIGCONT when the world has moved on. The zombie wakes with all it knew.
+SIGSTOP at a boundary of `support/crash_points.py`, SIGCONT when the world has moved on. The zombie wakes with all it
+knew.
 """
 
 import json
@@ -12,12 +13,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from outbox import jobs
-from tests.aftermath import all_is_well
 from tests.conftest import Servers
-from tests.crash_cells import DOOMED, RESCUER, Lane
-from tests.forks import Fork
-from tests.lanes import lanes
-from tests.witness import PgServer, eventually
+from tests.support.crash_cells import DOOMED, RESCUER, Lane
+from tests.support.final_checks import all_is_well
+from tests.support.forked import Fork
+from tests.support.parallel_installs import lanes
+from tests.support.witness import PgServer, eventually
 
 AT_ONCE = 4
 

@@ -12,10 +12,10 @@ from sqlalchemy import Connection, text
 
 from outbox import db as database
 from outbox import tokens
-from tests.outbox.given import a_resource
 from tests.outbox.test_transitions import somebody_waits
-from tests.processes import System, client
-from tests.witness import eventually
+from tests.support.factories import a_resource
+from tests.support.processes import System, client
+from tests.support.witness import eventually
 
 GOOD = {"kind": "postgres", "backend": "pg-main", "name": "orders"}
 NO_SUCH = "00000000-0000-4000-8000-000000000000"

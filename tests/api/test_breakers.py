@@ -7,8 +7,8 @@ from sqlalchemy import Connection, text
 from outbox import breakers
 from tests.acceptance.test_jobs_shell import shell
 from tests.api.test_bad_input import problem
-from tests.outbox.given import a_job
-from tests.processes import System, client
+from tests.support.factories import a_job
+from tests.support.processes import System, client
 
 
 def test_open_breakers_are_listed_with_what_waits(

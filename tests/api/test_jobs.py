@@ -13,9 +13,9 @@ from outbox import jobs as transitions
 from outbox import observations, tokens
 from outbox.states import Found, StuckReason
 from tests.api.test_bad_input import problem
-from tests.outbox.given import a_job, a_resource, claims
-from tests.processes import System, client
-from tests.witness import eventually
+from tests.support.factories import a_job, a_resource, claims
+from tests.support.processes import System, client
+from tests.support.witness import eventually
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The guards, each as the change that takes it out, with the tests that should notice: data for `tests/mutants.py`.
+"""The guards, each as the change that takes it out, with the tests that should notice: data for `support/mutants.py`.
 
 A name begins with what is guarded: a transition's name, a constraint's, a part of the product. The first test that is
 named is the quickest that should notice.
@@ -8,8 +8,6 @@ from tests.mutations.api import GUARDS_OF_API
 from tests.mutations.audit import GUARDS_OF_AUDIT
 from tests.mutations.claims import CLAIMS
 from tests.mutations.cut import Mutant, Stale, cut
-
-TRANSITIONS = "outbox/jobs"
 from tests.mutations.operations import GUARDS_OF_OPERATIONS
 from tests.mutations.operators import OPERATORS
 from tests.mutations.outcomes import OUTCOMES
@@ -19,7 +17,7 @@ from tests.mutations.runner import GUARDS_OF_RUNNER
 from tests.mutations.schema import GUARDS_OF_SCHEMA
 
 __all__ = ["EQUIVALENT", "MUTANTS", "Mutant", "Stale"]
-MOVES = "tests/outbox/test_transitions.py"
+TRANSITIONS, MOVES = "outbox/jobs", "tests/outbox/test_transitions.py"
 
 MUTANTS = (
     *CLAIMS,

@@ -15,7 +15,7 @@ from outbox.errors import BrakeHit, ClaimLost, Held, SettingsError
 from outbox.rows import Claim
 from outbox.settings import Brake
 from outbox.states import HoldScope
-from tests.outbox.given import a_claim, a_job, a_resource, claims, job
+from tests.support.factories import a_claim, a_job, a_resource, claims, job
 from tests.worker.test_runner import Shelf
 from worker.runner import Run
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from outbox import breakers, jobs
 from outbox import db as database
 from outbox.rows import Claim
-from tests.outbox.given import a_job, a_resource, claim_of, claims, job
+from tests.support.factories import a_job, a_resource, claim_of, claims, job
 from tests.support.transitions import module_of
 
 

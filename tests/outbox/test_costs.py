@@ -15,9 +15,9 @@ from outbox import db as database
 from outbox import jobs
 from outbox.rows import Claim
 from tests.conftest import Servers
-from tests.outbox.given import a_job, a_resource, status_of
-from tests.processes import System, client
-from tests.witness import Said, commits
+from tests.support.factories import a_job, a_resource, status_of
+from tests.support.processes import System, client
+from tests.support.witness import Said, commits
 from tests.worker.test_runner import Shelf
 from worker.runner import Run
 

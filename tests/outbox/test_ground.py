@@ -21,7 +21,7 @@ from outbox.errors import BadRequest, IdempotencyKeyReused, NotActive, SettingsE
 from outbox.resources import NewResource
 from outbox.settings import Brake
 from tests.conftest import _settle
-from tests.outbox.given import a_job, a_resource
+from tests.support.factories import a_job, a_resource
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from outbox import holds, jobs
 from outbox.errors import AlreadyReleased, BadRequest, Held, NotFound, Transient
 from outbox.states import HoldScope
-from tests.outbox.given import a_claim, a_job, a_resource, claim_of, claims, events_of, job
+from tests.support.factories import a_claim, a_job, a_resource, claim_of, claims, events_of, job
 from tests.support.transitions import module_of
 from tests.worker.test_runner import Shelf
 from worker.runner import Run

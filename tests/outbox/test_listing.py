@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from outbox import queries
 from outbox.queries import JobFilter
-from tests.processes import System, client
+from tests.support.processes import System, client
 
 NUMBER = 100_000
 # Each resource's birth went well, one a second for a day; then its teardown got stuck. `early` was there first.

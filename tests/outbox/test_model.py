@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from outbox import breakers
 from outbox import db as database
-from tests.outbox.machine import MAX_ATTEMPTS, Outbox
+from tests.support.stateful import MAX_ATTEMPTS, Outbox
 from tests.support.transitions import module_of
 from worker import runner
 

@@ -19,9 +19,9 @@ from outbox.errors import AlreadyFinished, AlreadyRunning, BadRequest, DigestMis
 from outbox.queries import EVERY_JOB, JobFilter
 from outbox.rows import Claim, Operation
 from outbox.states import JobState, StuckReason
-from tests.outbox.given import a_job, a_resource, events_of, job, status_of
 from tests.outbox.test_transitions import somebody_waits
-from tests.witness import eventually
+from tests.support.factories import a_job, a_resource, events_of, job, status_of
+from tests.support.witness import eventually
 
 
 def stuck(db: Connection, *backends: str) -> list[int]:

@@ -25,7 +25,7 @@ from outbox.errors import (
 )
 from outbox.rows import Job
 from outbox.states import Found, StuckReason
-from tests.outbox.given import a_job, a_look, claim_of, claims, events_of, job, resolved, status_of
+from tests.support.factories import a_job, a_look, claim_of, claims, events_of, job, resolved, status_of
 
 ANNA, BERT = "token:1:anna", "token:2:bert"
 

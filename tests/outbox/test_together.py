@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError, Future
 import pytest
 
 from outbox.together import MOST, Together, Turn
-from tests.witness import eventually
+from tests.support.witness import eventually
 
 
 class Gate:

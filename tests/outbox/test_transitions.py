@@ -15,7 +15,7 @@ from outbox import db as database
 from outbox.errors import ClaimLost, FenceMismatch, JobNotStuck, NotFound, StartRefused
 from outbox.rows import Claim
 from outbox.states import FINAL, TRANSITIONS, JobState, StuckReason
-from tests.outbox.given import (
+from tests.support.factories import (
     a_claim,
     a_job,
     a_look,
@@ -29,7 +29,7 @@ from tests.outbox.given import (
     status_of,
 )
 from tests.support.transitions import module_of
-from tests.witness import eventually
+from tests.support.witness import eventually
 
 Act = Callable[[Connection, Claim], Any]
 

@@ -19,7 +19,7 @@ from deprovisioner.demo.witnesses import Holding
 from tests.soak.load import Life, Load
 from tests.soak.stage import Stage
 from tests.soak.strangers import Newcomer, intact
-from tests.witness import PgServer
+from tests.support.witness import PgServer
 
 _SYSTEM = {"postgres", "template0", "template1", "default", "deprovisioner:"}
 

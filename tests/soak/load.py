@@ -20,9 +20,9 @@ from typing import Any
 import httpx
 
 from deprovisioner.demo.witnesses import Holding
-from tests.processes import client
 from tests.soak.stage import POSTGRES, REDIS, TENANTS, Stage
 from tests.soak.strangers import PATIENCE_SECONDS, Newcomer, database, fill, namespace, patiently
+from tests.support.processes import client
 
 THREADS_A_TENANT = 2
 BATCH = 6  # born together

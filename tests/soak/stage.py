@@ -17,7 +17,7 @@ from deprovisioner.up import servers as embedded
 from deprovisioner.up.servers import Child
 from outbox import credentials, db, tokens
 from outbox.settings import PREFIX
-from tests.witness import PgServer, RedisServer
+from tests.support.witness import PgServer, RedisServer
 
 LEASE_SECONDS = 4
 RESTART_PAUSE_SECONDS = 0.5

@@ -16,7 +16,7 @@ import redis
 from deprovisioner.up import servers as embedded
 from outbox.errors import Refused, Unavailable
 from tests.conftest import Servers
-from tests.witness import PgServer, RedisServer
+from tests.support.witness import PgServer, RedisServer
 from worker.backends import Absent, Backend, Different, Same
 from worker.backends.postgres import Postgres
 from worker.backends.redis import Redis

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
 from outbox import doorbell, jobs, observations, operations
-from tests.outbox.given import a_job, a_resource, job, status_of
 from tests.outbox.test_operations import redrive, stuck
-from tests.witness import eventually
+from tests.support.factories import a_job, a_resource, job, status_of
+from tests.support.witness import eventually
 from tests.worker.test_runner import Shelf
 from worker.backends import Absent, Same
 from worker.hands import Hands, Served

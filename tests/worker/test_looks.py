@@ -8,7 +8,7 @@ from sqlalchemy import Connection, text
 from outbox import advice, observations
 from outbox.errors import Refused, Transient, Unavailable
 from outbox.states import Found
-from tests.outbox.given import a_job, events_of
+from tests.support.factories import a_job, events_of
 from tests.worker.test_runner import Shelf
 from worker import looks
 from worker.backends import Absent, Different, Same

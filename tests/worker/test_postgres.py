@@ -14,7 +14,7 @@ from psycopg2 import extensions
 
 from outbox.errors import Refused, Transient, Unavailable
 from tests.conftest import Servers
-from tests.witness import PgServer, eventually
+from tests.support.witness import PgServer, eventually
 from worker.backends import Absent, Different, Same, postgres
 from worker.backends.postgres import Postgres
 

@@ -9,7 +9,7 @@ import redis as client
 
 from outbox.errors import Refused, Transient
 from tests.conftest import Servers
-from tests.witness import RedisServer
+from tests.support.witness import RedisServer
 from worker.backends import Absent, Different, Same
 from worker.backends.redis import Redis
 

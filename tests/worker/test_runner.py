@@ -20,10 +20,10 @@ from outbox.errors import Refused, Transient, Unavailable
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
 from outbox.states import StuckReason
-from tests.outbox.given import a_claim, a_job, claim_of, claims, events_of, job, status_of
 from tests.outbox.test_transitions import somebody_waits
+from tests.support.factories import a_claim, a_job, claim_of, claims, events_of, job, status_of
 from tests.support.transitions import module_of
-from tests.witness import eventually
+from tests.support.witness import eventually
 from worker.backends import Absent, Different, Observation, Plan, Same
 from worker.runner import Run, Shared
 

@@ -1,6 +1,6 @@
 """The product's own command on a host whose clock is wrong: SKEW_SECONDS ahead, or behind when negative.
 
-    SKEW_SECONDS=86400 python -m tests.skewed worker
+    SKEW_SECONDS=86400 python -m tests.support.clock_skew worker
 
 `time.time` and `datetime.now` are put off before anything of the product is imported.
 """

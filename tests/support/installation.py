@@ -25,13 +25,13 @@ from deprovisioner.up import servers as embedded
 from deprovisioner.up.servers import Child
 from outbox import db as database
 from outbox import jobs, tokens
-from tests import forks
-from tests.aftermath import all_is_well
 from tests.conftest import BACKENDS, Servers, _forget, _settle
-from tests.crash_cells import Deletions
-from tests.forks import Kept
-from tests.processes import client
-from tests.witness import PgServer, RedisServer, eventually
+from tests.support import forked
+from tests.support.crash_cells import Deletions
+from tests.support.final_checks import all_is_well
+from tests.support.forked import Kept
+from tests.support.processes import client
+from tests.support.witness import PgServer, RedisServer, eventually
 
 LEASE, SWEEP = 3.0, 0.5
 DATABASES, NAMESPACES, CALLERS = 12, 10, 4  # two of the namespaces for what comes after
@@ -91,7 +91,7 @@ class Ground:
         migrations.upgrade()
         with database.statement() as session:
             self.token = tokens.create(session, role="tenant", tenant="acme", name="acme")[1]
-        self.api, url = forks.api(self.env, self.folder / "api.log")
+        self.api, url = forked.api(self.env, self.folder / "api.log")
         self.callers = [self._stack.enter_context(client(url, self.token)) for _ in range(CALLERS + 1)]
         self.acme = self.callers.pop()
         self.kept = [Kept("worker", self.env, self.folder / f"worker-{n}.log") for n in range(2)]

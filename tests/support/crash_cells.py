@@ -1,7 +1,7 @@
 """How a cell of the crash matrix is lived through: set up, death, recovery, and what the servers say about it.
 
 Each story is a class. What is set up is done in this process, by the product's own functions; who dies and
-who recovers are processes of the product (`tests/forks.py`), the same command before and after the death.
+who recovers are processes of the product (`tests/support/forked.py`), the same command before and after the death.
 """
 
 import re
@@ -24,11 +24,11 @@ from outbox import credentials, jobs, resources, tokens
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
 from outbox.states import JobState, StuckReason
-from tests import forks
-from tests.crash_matrix import Cell, Outcome
-from tests.forks import Fork
-from tests.processes import client
-from tests.witness import PgServer, RedisServer, eventually
+from tests.support import forked
+from tests.support.crash_matrix import Cell, Outcome
+from tests.support.forked import Fork
+from tests.support.processes import client
+from tests.support.witness import PgServer, RedisServer, eventually
 from worker.backends.postgres import Postgres
 from worker.backends.redis import Redis
 
@@ -688,7 +688,7 @@ class _Api(Story):
         raise NotImplementedError
 
     def api(self, name: str) -> tuple[Fork, str]:
-        fork, url = forks.api(self.lane.env | self.doom(), self.folder / f"{name}.log")
+        fork, url = forked.api(self.lane.env | self.doom(), self.folder / f"{name}.log")
         self.forks.append(fork)
         return fork, url
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import BACKENDS, Servers, _forget, _in, _settle
-from tests.crash_cells import Deletions, Lane
+from tests.support.crash_cells import Deletions, Lane
 
 _NUMBERS = itertools.count()
 

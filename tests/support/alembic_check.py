@@ -1,4 +1,4 @@
-"""`alembic check` against a database of its own: `python -m tests.alembic_check`, a part of `make check`."""
+"""`alembic check` against a database of its own: `python -m tests.support.alembic_check`, a part of `make check`."""
 
 import os
 import sys

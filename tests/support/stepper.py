@@ -8,7 +8,7 @@ from typing import Any
 
 from outbox.errors import BackendError, Refused, StartRefused, Transient, Unavailable
 from outbox.rows import Claim, Json
-from tests.outbox.model import Model
+from tests.support.model import Model
 from worker.backends import Absent, Different, Observation, Plan, Same
 from worker.runner import Run
 

@@ -13,21 +13,21 @@ import httpx
 import psutil
 
 from deprovisioner.up import servers as embedded
-from tests import doomed
-from tests.witness import eventually
+from tests.support import crash_points
+from tests.support.witness import eventually
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.warm"])
+_CONTEXT.set_forkserver_preload(["tests.support.preload"])
 # multiprocessing reaps every child whenever one is started or asked, which two threads must not do at once.
 _LOCK = threading.Lock()
 
 
 class Fork:
-    """`deprovisioner PART` with the boundaries of `tests/doomed.py`; it dies with the tests at the latest."""
+    """`deprovisioner PART` with the boundaries of `crash_points.py`; it dies with the tests at the latest."""
 
     def __init__(self, part: str, env: Mapping[str, str], log: Path) -> None:
         self.log = log
-        self._process = _CONTEXT.Process(target=doomed.live, args=(part, dict(env), str(log)), daemon=True)
+        self._process = _CONTEXT.Process(target=crash_points.live, args=(part, dict(env), str(log)), daemon=True)
         with _LOCK:
             self._process.start()
 

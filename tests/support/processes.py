@@ -16,9 +16,9 @@ from pytest_celery import CeleryTestWorker
 from pytest_celery.vendors.worker.container import CeleryWorkerContainer
 
 from deprovisioner.up import servers as embedded
-from tests.witness import eventually
+from tests.support.witness import eventually
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 # A start is a second of CPU; on a machine that is full of other tests' processes it may wait for that.
 START_SECONDS = 60
 

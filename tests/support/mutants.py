@@ -1,4 +1,4 @@
-"""Takes one guard at a time out of the product, and shows that a test notices: `python -m tests.mutants`.
+"""Takes one guard at a time out of the product, and shows that a test notices: `python -m tests.support.mutants`.
 
 The guards are data, in `tests/mutations/`. Each is taken out of a copy of the tree, and the tests that should notice
 run there. A mutant is killed only by a test that looked and saw: what merely does not run proves nothing about a guard.
@@ -29,7 +29,7 @@ from pathlib import Path
 from tests.conftest import KEPT, serving
 from tests.mutations import EQUIVALENT, MUTANTS, Mutant, Stale
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("deprovisioner", "outbox", "api", "worker", "migrations", "tests")
 TIMEOUT_SECONDS = 150  # of one mutant; the slowest selection takes ten
 TEST_TIMEOUT_SECONDS = 60  # of one test; pytest-timeout's word for it is no kill
@@ -44,7 +44,7 @@ SAW = re.compile(
 
 # Sessions are forked from a process that has imported what they import of others: that is most of a start.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "hypothesis", "tests.conftest", "tests.warm"])
+_CONTEXT.set_forkserver_preload(["pytest", "hypothesis", "tests.conftest", "tests.support.preload"])
 _LOCK = threading.Lock()  # multiprocessing reaps every child whenever one is started, which two threads must not do
 
 
@@ -259,7 +259,7 @@ def _say(line: str) -> None:
 
 def main() -> int:
     """0 when every mutant was killed, but for the equivalent ones, which nothing kills."""
-    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.support.mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", metavar="NAME", help="only mutants whose name contains this, equivalent ones too")
     parser.add_argument("--json", action="store_true", help="the results as JSON")
     parser.add_argument(

@@ -1,7 +1,7 @@
-"""The crash matrix as data, and its table in docs/guarantees.md: `python -m tests.crash_matrix` makes it anew.
+"""The crash matrix as data, and its table in docs/guarantees.md: `python -m tests.support.crash_matrix` makes it anew.
 
 A cell is one death: in a story, on a kind of backend, just before or just after one boundary
-(`tests/doomed.py` says what that is). `tests/crash_cells.py` lives each cell through.
+(`tests/support/crash_points.py` says what that is). `tests/support/crash_cells.py` lives each cell through.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-GUARANTEES = Path(__file__).parent.parent / "docs" / "guarantees.md"
+GUARANTEES = Path(__file__).parent.parent.parent / "docs" / "guarantees.md"
 WRITE = "WRITE_CRASH_MATRIX"
 _BEGIN, _END = "<!-- crash matrix -->", "<!-- /crash matrix -->"
 

@@ -29,8 +29,8 @@ from outbox.errors import (
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
 from outbox.states import HoldScope, StuckReason
-from tests.outbox.hand import Hand, Server, Thing
-from tests.outbox.model import EVENT, FINAL, LANDED, MOVES, Model, Resource, Verdict
+from tests.support.model import EVENT, FINAL, LANDED, MOVES, Model, Resource, Verdict
+from tests.support.stepper import Hand, Server, Thing
 from worker import looks
 
 BACKEND = "pg-main"

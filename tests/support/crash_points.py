@@ -3,7 +3,7 @@
 The product has no failpoints: this entry point puts them around it. A boundary is the statement of a
 transition on the control database, or a statement or command that changes a backend.
 
-    DOOM_AT=before:DROP DATABASE python -m tests.doomed worker
+    DOOM_AT=before:DROP DATABASE python -m tests.support.crash_points worker
 
 `before` is before the statement leaves the process; `after` is when the server has answered, so has
 committed, and the process has not yet used the answer. `COMMIT#2` is the second COMMIT. DOOM_BY is the
