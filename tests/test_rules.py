@@ -5,6 +5,7 @@ import re
 import tomllib
 from pathlib import Path
 
+from api import problems
 from outbox.settings import PREFIX, Settings
 from outbox.states import TRANSITIONS
 from tests.mutations import EQUIVALENT, MUTANTS
@@ -57,10 +58,41 @@ def test_destructive_statements_stand_only_in_backends() -> None:
     assert all(name.startswith("worker/backends/") for name in found), found
 
 
-def test_every_setting_stands_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text()
-    missing = [name for name in Settings.__struct_fields__ if f"`{PREFIX}{name.upper()}`" not in readme]
+def test_every_setting_stands_in_the_configuration_page() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    missing = [name for name in Settings.__struct_fields__ if f"`{PREFIX}{name.upper()}`" not in page]
     assert missing == []
+
+
+def test_every_problem_code_stands_in_the_api_page_with_its_status() -> None:
+    page = (ROOT / "docs/api.md").read_text()
+    missing = [code for _, status, code in problems.TABLE if f"| {status} | `{code}` |" not in page]
+    assert missing == []
+
+
+def test_the_readme_fits_the_first_ten_minutes() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_every_link_between_the_documents_leads_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")]
+    broken = [
+        (page.name, link)
+        for page in pages
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+        if "://" not in link and not _leads_somewhere(page, link)
+    ]
+    assert broken == []
+
+
+def _leads_somewhere(page: Path, link: str) -> bool:
+    """Whether the file is there, and has a heading for the part behind `#` (as GitHub makes its anchors)."""
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    if not target.exists() or not anchor:
+        return target.exists()
+    titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+    return anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_the_design_draws_every_arrow_and_no_other() -> None:
