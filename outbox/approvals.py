@@ -12,6 +12,8 @@ from typing import Literal
 
 from sqlalchemy import Connection, text
 
+from outbox.events import Event
+
 Action = Literal["resolve", "redrive"]
 # Both are looking at the same page; what was true an hour ago has to be looked at again.
 LIFE = dt.timedelta(hours=1)
@@ -37,6 +39,7 @@ REVOKED = """EXISTS (SELECT FROM tokens
 
 # One that nobody approved in time makes way for the next; the events keep both. The job's row is locked, so that the
 # event stands before whatever moves it on. A job is stuck at a fence once, so one approval is all that it can need.
+_WRITES = Event.PROPOSED
 _COLUMNS = "action, job_id, fence, reason, proposed_by, proposed_at, proposed_at + :life AS expires_at"
 _PROPOSE = text(f"""
     WITH job AS (
@@ -54,7 +57,7 @@ _PROPOSE = text(f"""
      RETURNING *
     ), noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
-        SELECT job.id, job.resource_id, job.fence, 'proposed', :actor, :reason, jsonb_build_object('action', action)
+        SELECT job.id, job.resource_id, job.fence, '{_WRITES}', :actor, :reason, jsonb_build_object('action', action)
           FROM job JOIN proposed ON job_id = job.id
     )
     SELECT {_COLUMNS}, true AS new FROM proposed

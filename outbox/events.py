@@ -1,16 +1,75 @@
-"""Log lines as events: a name and fixed keys (`job_id, fence, resource_id, backend, actor`).
+"""What may happen to a job, once: from this list come the words of the evidence and the names of the log lines.
 
-Never prose, never a secret.
+A log line is a name and fixed keys (`job_id, fence, resource_id, backend, actor`): never prose, never a secret.
 """
 
 import logging
 import sys
 from contextlib import suppress
+from enum import StrEnum
 from typing import Any
 
 import structlog
 
+from outbox.states import JobState
+
 log: Any = structlog.get_logger()
+
+
+class Event(StrEnum):
+    """One entry of a job's evidence. Its transition writes it, in the transition's own transaction.
+
+    `late` is what a worker reported after it had lost its claim; `observed` an inspection that an operator asked for;
+    `proposed` the first of two operators. These three move nothing.
+    """
+
+    ENQUEUED = "enqueued"
+    CLAIMED = "claimed"
+    STARTED = "started"
+    COMPLETED = "completed"
+    ACTIVATED = "activated"
+    RETRIED = "retried"
+    DEFERRED = "deferred"
+    STUCK = "stuck"
+    ROLLED_BACK = "rolled_back"
+    SWEPT = "swept"
+    REDRIVEN = "redriven"
+    RESOLVED = "resolved"
+    LATE = "late"
+    OBSERVED = "observed"
+    PROPOSED = "proposed"
+
+
+# The state in which an event leaves its job. None: the event's detail says which. An event that moves nothing is not
+# here.
+LEAVES: dict[Event, JobState | None] = {
+    Event.ENQUEUED: JobState.PENDING,
+    Event.CLAIMED: JobState.RUNNING,
+    Event.STARTED: JobState.RUNNING,
+    Event.COMPLETED: JobState.SUCCEEDED,
+    Event.ACTIVATED: JobState.SUCCEEDED,
+    Event.RETRIED: JobState.PENDING,
+    Event.DEFERRED: JobState.PENDING,
+    Event.STUCK: JobState.STUCK,
+    Event.ROLLED_BACK: JobState.CANCELLED,
+    Event.SWEPT: None,
+    Event.REDRIVEN: JobState.PENDING,
+    Event.RESOLVED: None,
+}
+ASIDE = tuple(event for event in Event if event not in LEAVES)
+# How a worker's attempt ends, in the order of the enum.
+ENDS_ATTEMPT = tuple(
+    event
+    for event in LEAVES
+    if event not in (Event.ENQUEUED, Event.CLAIMED, Event.STARTED, Event.REDRIVEN, Event.RESOLVED)
+)
+# How a resource's deletion ends: a worker saw it absent, or an operator resolved the job.
+ENDS_DELETION = (Event.COMPLETED, Event.RESOLVED)
+
+
+def quoted(*events: Event) -> str:
+    """The events as SQL's list of words: `'completed', 'resolved'`."""
+    return ", ".join(f"'{event}'" for event in events)
 
 
 class _Lines(structlog.PrintLogger):

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, text
 
 from outbox import advice, jobs
 from outbox.errors import NotATeardown, NotObserved
+from outbox.events import Event
 from outbox.rows import Json, columns, read
 from outbox.states import Found
 
@@ -118,9 +119,10 @@ def take(db: Connection, rooms: Mapping[str, int], *, slots: int) -> list[Look]:
     return [Look(**row._mapping) for row in db.execute(_TAKE, asked)]
 
 
+_WRITES = Event.OBSERVED
 # The job's row is locked, so that the event stands before whatever moves it on. An old look is no news: another
 # worker may have taken the turn by now.
-_RECORD = text("""
+_RECORD = text(f"""
     WITH job AS (
         SELECT outbox.id, resource_id, outbox.fence FROM outbox JOIN observations ON job_id = outbox.id
          WHERE observations.id = :id AND state = 'stuck' AND outbox.fence = observations.fence
@@ -133,7 +135,7 @@ _RECORD = text("""
      RETURNING observations.*
     )
     INSERT INTO events (job_id, resource_id, fence, event, actor, detail)
-    SELECT job.id, job.resource_id, job.fence, 'observed', :actor, jsonb_build_object('found', found, 'seen', seen)
+    SELECT job.id, job.resource_id, job.fence, '{_WRITES}', :actor, jsonb_build_object('found', found, 'seen', seen)
       FROM job JOIN look ON job_id = job.id
  RETURNING id""")
 

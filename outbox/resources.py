@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from outbox import settings
 from outbox.errors import AlreadyManaged, BadRequest, IdempotencyKeyReused, NotActive, NotFound
+from outbox.events import Event
 from outbox.rows import Job, Json, Resource, columns, read
 from outbox.states import ResourceStatus
 
@@ -31,7 +32,7 @@ _REGISTER = text(f"""
      RETURNING *
     ), noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, detail)
-        SELECT id, resource_id, fence, 'enqueued', :actor, jsonb_build_object('request_id', request_id) FROM job
+        SELECT id, resource_id, fence, '{Event.ENQUEUED}', :actor, jsonb_build_object('request_id', request_id) FROM job
     )
     SELECT {columns(Resource, "resource")}, {columns(Job, "job")} FROM resource CROSS JOIN job""")
 

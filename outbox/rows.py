@@ -79,7 +79,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Event:
+class Evidence:
     """One line of evidence; append-only."""
 
     id: int

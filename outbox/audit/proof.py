@@ -14,9 +14,10 @@ from outbox import db as database
 from outbox.audit.chain import LINKS, Chain
 from outbox.audit.checkpoint import Checkpoint
 from outbox.errors import Conflict
+from outbox.events import ENDS_DELETION, Event, quoted
 from outbox.queries import attempts
 from outbox.resources import find
-from outbox.rows import Event, Json, Resource, columns, read
+from outbox.rows import Evidence, Json, Resource, columns, read
 from outbox.states import ResourceStatus
 
 # Resources in one page of an export: a page is some megabytes, whatever the history is.
@@ -51,13 +52,13 @@ class Proof:
 
     resource: Resource
     request_id: uuid.UUID | None
-    asked: Event | None
+    asked: Evidence | None
     attempts: list[Attempt]
-    redriven: list[Event]
-    ended: Event | None
+    redriven: list[Evidence]
+    ended: Evidence | None
     chain: Chain
     checkpoint: Checkpoint | None
-    events: list[Event]
+    events: list[Evidence]
 
 
 _DELETED = text(f"""
@@ -66,12 +67,12 @@ _DELETED = text(f"""
        AND (CAST(:only AS uuid) IS NULL OR id = :only)
      ORDER BY purged_at, id LIMIT :page""")
 _CHAINS = text(f"""
-    SELECT {columns(Event, "link")}, seq, encode(hash, 'hex') AS hash, holds
+    SELECT {columns(Evidence, "link")}, seq, encode(hash, 'hex') AS hash, holds
       FROM ({LINKS.format(which="WHERE resource_id = ANY(CAST(:ids AS uuid[]))")}) AS link
      ORDER BY resource_id, seq""")
 # The job that ended it; the checkpoint that was first to keep a head at or after that end; and whether every head
 # that was ever kept is one that an event still bears.
-_ENDS = text("""
+_ENDS = text(f"""
     SELECT outbox.resource_id, outbox.id AS job, request_id, checkpoint.*,
            NOT EXISTS (SELECT FROM audit_heads AS told
                          LEFT JOIN events AS event ON event.resource_id = told.resource_id AND event.seq = told.seq
@@ -83,7 +84,7 @@ _ENDS = text("""
              FROM audit_heads JOIN audit_checkpoints ON audit_checkpoints.id = checkpoint_id
             WHERE audit_heads.resource_id = outbox.resource_id
               AND audit_heads.seq >= (SELECT max(seq) FROM events WHERE events.resource_id = outbox.resource_id
-                                                                    AND event IN ('completed', 'resolved'))
+                                                                    AND event IN ({quoted(*ENDS_DELETION)}))
             ORDER BY audit_checkpoints.id LIMIT 1) AS checkpoint ON true
      WHERE outbox.resource_id = ANY(CAST(:ids AS uuid[])) AND kind = 'deprovision' AND state = 'succeeded'""")
 
@@ -119,26 +120,26 @@ def _proofs(db: Connection, deleted: list[Resource]) -> list[Proof]:
 
 
 def _proof(resource: Resource, links: list[Row[Any]], end: Row[Any] | None) -> Proof:
-    events = [read(Event, "link", link) for link in links]
+    events = [read(Evidence, "link", link) for link in links]
     story = [event for event in events if end is not None and event.job_id == end.job]
     named = {event.event: event for event in story}
     whole = bool(links) and all(link.holds for link in links) and end is not None and end.borne
     return Proof(
         resource=resource,
         request_id=end.request_id if end else None,
-        asked=named.get("enqueued"),
+        asked=named.get(Event.ENQUEUED),
         attempts=[_attempt(*attempt) for attempt in attempts(story)],
-        redriven=[event for event in story if event.event == "redriven"],
-        ended=named.get("completed") or named.get("resolved"),
+        redriven=[event for event in story if event.event == Event.REDRIVEN],
+        ended=named.get(Event.COMPLETED) or named.get(Event.RESOLVED),
         chain=Chain(links[-1].seq if links else 0, links[-1].hash if links else None, whole),
         checkpoint=Checkpoint(end.id, end.at, end.heads, end.hash) if end and end.id else None,
         events=events,
     )
 
 
-def _attempt(claimed: Event, started: Event | None, ended: Event | None) -> Attempt:
+def _attempt(claimed: Evidence, started: Evidence | None, ended: Evidence | None) -> Attempt:
     told = (ended.detail if ended else None) or {}
-    gone = ended is not None and ended.event == "completed"
+    gone = ended is not None and ended.event == Event.COMPLETED
     return Attempt(
         fence=claimed.fence,
         worker=claimed.actor,

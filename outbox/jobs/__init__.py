@@ -11,7 +11,7 @@ In the order of a job's life:
 
 Each is one statement: the guard is in its WHERE, its event in the same transaction. Called on
 `db.statement()` it is one round trip. Functions take `db` first and never commit. Zero rows means
-that the guard did not hold; `_sql._landed` then tells an answer that was lost from a claim that was.
+that the guard did not hold; `_sql._confirm_landed` then tells an answer that was lost from a claim that was.
 """
 
 from outbox.jobs.claim import claim, claimed_before, heartbeat

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, text
 
-from outbox.db import prepared
 from outbox.errors import ClaimLost
+from outbox.events import Event
 from outbox.rows import Claim, Json
 
 # What every transition writes beside its change; `job` is the CTE that made it. In the order of resources: each
@@ -19,16 +19,20 @@ _EVENT = _EVENT_OF.format(reason="CAST(:reason AS text)", detail=":detail")
 _EVENT_EACH = _EVENT_OF.format(reason="NULL", detail="detail")  # where each row has brought its own
 
 
-def _if_free(statement: TextClause, resource: str) -> TextClause:
-    """The same, but what somebody else holds is left out, not waited for: the rows, and the chain of the `resource`."""
-    chain = f"pg_try_advisory_xact_lock(hashtextextended(CAST({resource} AS text), 0))"  # as its trigger will take it
-    return prepared(statement.text.replace("FOR NO KEY UPDATE", f"AND {chain} FOR NO KEY UPDATE SKIP LOCKED"))
+# What a template's `{lock}` becomes: the statement waits for a row that another transaction holds,
+_WAIT = "FOR NO KEY UPDATE"
+
+
+def _skip_locked(resource: str) -> str:
+    """or it leaves the row out, and the row of a `resource` whose chain of events another transaction holds."""
+    chain = f"pg_try_advisory_xact_lock(hashtextextended(CAST({resource} AS text), 0))"  # as its trigger takes it
+    return f"AND {chain} FOR NO KEY UPDATE SKIP LOCKED"
 
 
 # Of these claims, those that are still ours, locked in one order as above: heartbeats, starts and completions of the
 # same jobs wait in no circle. By the CHECK only a running job has a `claimed_by`; asked for its `state`, the planner
 # may walk the index of leases, dead entries and all.
-_OURS = """
+_OURS_TEMPLATE = """
     ours AS (
         SELECT job.id, resource_id, detail
           FROM (SELECT *
@@ -38,11 +42,12 @@ _OURS = """
          CROSS JOIN LATERAL (
                SELECT id, resource_id FROM outbox
                 WHERE outbox.id = asked.id AND outbox.fence = asked.fence AND claimed_by IS NOT NULL
-                  FOR NO KEY UPDATE) AS job
+                  {lock}) AS job
     )"""
+_OURS = _OURS_TEMPLATE.format(lock=_WAIT)
 
 
-def _ours(asked: Sequence[tuple[Claim, Json | None]]) -> Json:
+def _still_ours(asked: Sequence[tuple[Claim, Json | None]]) -> Json:
     return {
         "ids": [claim.id for claim, _ in asked],
         "fences": [claim.fence for claim, _ in asked],
@@ -50,11 +55,11 @@ def _ours(asked: Sequence[tuple[Claim, Json | None]]) -> Json:
     }
 
 
-def _of(claim: Claim) -> Json:
+def _key(claim: Claim) -> Json:
     return {"id": claim.id, "fence": claim.fence, "resource_id": claim.resource_id}
 
 
-def _note(event: str, actor: str, *, reason: str | None = None, detail: Json | None = None) -> Json:
+def _event(event: Event, actor: str, *, reason: str | None = None, detail: Json | None = None) -> Json:
     return {
         "event": event,
         "actor": actor,
@@ -68,7 +73,7 @@ _NOTED = text("""
       FROM outbox WHERE id = :id""")
 
 
-def _landed(db: Connection, claim: Claim, asked: Json) -> None:
+def _confirm_landed(db: Connection, claim: Claim, asked: Json) -> None:
     """Return when our own write had landed and only its answer was lost; else raise ClaimLost."""
     row = db.execute(_NOTED, asked).one()
     if not row.noted:

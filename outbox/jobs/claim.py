@@ -7,7 +7,8 @@ from sqlalchemy import Connection, Row, text
 
 from outbox import settings
 from outbox.db import prepared
-from outbox.jobs._sql import _EVENT, _OURS, _note, _ours
+from outbox.events import Event
+from outbox.jobs._sql import _EVENT, _OURS, _event, _still_ours
 from outbox.rows import Claim
 from outbox.states import JobKind
 
@@ -90,7 +91,7 @@ def claim(
     last = [(passed or {}).get(name) for name in rooms]
     rows = db.execute(
         _CLAIM,
-        _note("claimed", worker)
+        _event(Event.CLAIMED, worker)
         | {
             "backends": list(rooms),
             "kinds": [configured[name].kind if name in configured else None for name in rooms],
@@ -138,5 +139,5 @@ _HEARTBEAT = prepared(f"""
 
 def heartbeat(db: Connection, claims: Sequence[Claim]) -> set[int]:
     """Extend the leases of what this process runs, in one statement; the ids that are still ours."""
-    rows = db.execute(_HEARTBEAT, _ours([(claim, None) for claim in claims]) | {"lease": settings.get().lease})
+    rows = db.execute(_HEARTBEAT, _still_ours([(claim, None) for claim in claims]) | {"lease": settings.get().lease})
     return set(rows.scalars())

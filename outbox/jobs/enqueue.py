@@ -10,7 +10,8 @@ from sqlalchemy import Connection, text
 from outbox import settings
 from outbox.db import prepared
 from outbox.errors import Conflict, DeletionProtected, NotFound
-from outbox.jobs._sql import _if_free
+from outbox.events import Event
+from outbox.jobs._sql import _WAIT, _skip_locked
 from outbox.rows import Job, Json, Resource, columns, read
 from outbox.states import ResourceStatus
 
@@ -54,7 +55,7 @@ def _enqueue(asked: str, which: str) -> str:
      RETURNING *
     ), noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
-        SELECT job.id, resource_id, fence, 'enqueued', actor, reason, CAST(detail AS jsonb)
+        SELECT job.id, resource_id, fence, '{Event.ENQUEUED}', actor, reason, CAST(detail AS jsonb)
           FROM job JOIN resource ON resource.id = resource_id
          ORDER BY resource_id
     )
@@ -64,20 +65,19 @@ def _enqueue(asked: str, which: str) -> str:
 
 # Rows are locked in one order: DELETEs and operations over the same resources wait for each other, never in a circle.
 # LATERAL keeps that order, and has the row looked up by its key however small the table was when the plan was made.
-_ENQUEUE = prepared(
-    _enqueue(
-        """
+_ENQUEUE_TEMPLATE = _enqueue(
+    """
         SELECT asked.*
           FROM (SELECT *
                   FROM unnest(CAST(:ids AS uuid[]), CAST(:tenants AS text[]), CAST(:request_ids AS uuid[]),
                               CAST(:actors AS text[]), CAST(:reasons AS text[]), CAST(:details AS text[]))
                        AS asked (id, tenant, request_id, actor, reason, detail)
                  ORDER BY id) AS asked
-         CROSS JOIN LATERAL (SELECT FROM resources WHERE resources.id = asked.id FOR NO KEY UPDATE) AS locked""",
-        "(asked.tenant IS NULL OR asked.tenant = resources.tenant) AND status IN ('active', 'provisioning')",
-    )
+         CROSS JOIN LATERAL (SELECT FROM resources WHERE resources.id = asked.id {lock}) AS locked""",
+    "(asked.tenant IS NULL OR asked.tenant = resources.tenant) AND status IN ('active', 'provisioning')",
 )
-_ENQUEUE_IF_FREE = _if_free(_ENQUEUE, "asked.id")
+_ENQUEUE = prepared(_ENQUEUE_TEMPLATE.format(lock=_WAIT))
+_ENQUEUE_SKIPPING = prepared(_ENQUEUE_TEMPLATE.format(lock=_skip_locked("asked.id")))
 
 _ENQUEUED_BEFORE = text(f"""
     SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, job.request_id AS request_id
@@ -93,7 +93,7 @@ def enqueue_all(db: Connection, asked: Sequence[Delete], *, waits: bool = True) 
     Of several for one resource one wins. Unless it `waits`, those whose resource somebody holds are left out.
     """
     rows = db.execute(
-        _ENQUEUE if waits else _ENQUEUE_IF_FREE,
+        _ENQUEUE if waits else _ENQUEUE_SKIPPING,
         {
             "ids": [a.resource_id for a in asked],
             "tenants": [a.tenant for a in asked],

@@ -7,17 +7,28 @@ from sqlalchemy import Connection, text
 
 from outbox import settings
 from outbox.db import prepared
-from outbox.jobs._sql import _EVENT, _EVENT_EACH, _OURS, _if_free, _landed, _note, _of, _ours
+from outbox.events import Event
+from outbox.jobs._sql import (
+    _EVENT,
+    _EVENT_EACH,
+    _OURS_TEMPLATE,
+    _WAIT,
+    _confirm_landed,
+    _event,
+    _key,
+    _skip_locked,
+    _still_ours,
+)
 from outbox.rows import Claim, Json
 from outbox.states import StuckReason
 
-_COMPLETE = prepared(f"""
-    WITH {_OURS}, resource AS (
+_COMPLETE_TEMPLATE = f"""
+    WITH {_OURS_TEMPLATE}, resource AS (
         SELECT ours.id AS job_id, detail
           FROM (SELECT * FROM ours ORDER BY resource_id) AS ours
          CROSS JOIN LATERAL (
                SELECT FROM resources WHERE resources.id = resource_id AND status = 'deleting'
-                  FOR NO KEY UPDATE) AS locked
+                  {{lock}}) AS locked
     ), job AS (
         UPDATE outbox
            SET state = 'succeeded', claimed_by = NULL, lease_expires_at = NULL, finished_at = now(), last_error = NULL
@@ -28,8 +39,9 @@ _COMPLETE = prepared(f"""
     )
     UPDATE resources SET status = 'deleted', purged_at = now(), credentials = NULL
       FROM job WHERE resources.id = job.resource_id
- RETURNING job.id, job.fence""")
-_COMPLETE_IF_FREE = _if_free(_COMPLETE, "resource_id")
+ RETURNING job.id, job.fence"""
+_COMPLETE = prepared(_COMPLETE_TEMPLATE.format(lock=_WAIT))
+_COMPLETE_SKIPPING = prepared(_COMPLETE_TEMPLATE.format(lock=_skip_locked("resource_id")))
 
 
 def complete_all(
@@ -41,8 +53,8 @@ def complete_all(
     somebody holds are left out.
     """
     noted = [(claim, {"seen": seen} | ({"did": did} if did else {})) for claim, seen, did in ended]
-    statement = _COMPLETE if waits else _COMPLETE_IF_FREE
-    return {(row.id, row.fence) for row in db.execute(statement, _ours(noted) | _note("completed", worker))}
+    statement = _COMPLETE if waits else _COMPLETE_SKIPPING
+    return {(row.id, row.fence) for row in db.execute(statement, _still_ours(noted) | _event(Event.COMPLETED, worker))}
 
 
 def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json | None = None) -> None:
@@ -51,7 +63,7 @@ def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json
     `seen` is the evidence that the object was seen to be absent, `did` what this attempt did. Raises ClaimLost.
     """
     if not complete_all(db, [(claim, seen, did)], worker=worker):
-        _landed(db, claim, _of(claim) | _note("completed", worker))
+        _confirm_landed(db, claim, _key(claim) | _event(Event.COMPLETED, worker))
 
 
 # Not once the resource is deleted: then what was made must be unmade, and the job may not look well ended.
@@ -79,9 +91,10 @@ def activate(db: Connection, claim: Claim, *, worker: str, manifest: Json) -> No
 
     A resource that was deleted meanwhile stays `deleting`: its deprovision job is next. Raises ClaimLost.
     """
-    asked = _of(claim) | _note("activated", worker, detail={"manifest": manifest}) | {"manifest": json.dumps(manifest)}
+    told = _event(Event.ACTIVATED, worker, detail={"manifest": manifest})
+    asked = _key(claim) | told | {"manifest": json.dumps(manifest)}
     if db.execute(_ACTIVATE, asked).one_or_none() is None:
-        _landed(db, claim, asked)
+        _confirm_landed(db, claim, asked)
 
 
 # Full jitter: anything up to the exponential bound, so that a crowd of failures does not come back as one.
@@ -99,9 +112,9 @@ _RETRY = text(f"""
 
 def retry(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
     """running -> pending, later: exponential backoff with full jitter and a cap, in the row. Raises ClaimLost."""
-    asked = _of(claim) | _note("retried", worker, reason=error) | {"error": error}
+    asked = _key(claim) | _event(Event.RETRIED, worker, reason=error) | {"error": error}
     if db.execute(_RETRY, asked | _backoff()).one_or_none() is None:
-        _landed(db, claim, asked)
+        _confirm_landed(db, claim, asked)
 
 
 _DEFER = text(f"""
@@ -122,10 +135,10 @@ def defer(db: Connection, claim: Claim, *, worker: str, error: str, delay: float
 
     Under a `hold`, unless that was released meanwhile, it waits to be woken. Raises ClaimLost.
     """
-    note = _note("deferred", worker, reason=error, detail=None if hold is None else {"hold": hold})
-    asked = _of(claim) | note | {"error": error, "delay": delay, "hold": hold}
+    note = _event(Event.DEFERRED, worker, reason=error, detail=None if hold is None else {"hold": hold})
+    asked = _key(claim) | note | {"error": error, "delay": delay, "hold": hold}
     if db.execute(_DEFER, asked).one_or_none() is None:
-        _landed(db, claim, asked)
+        _confirm_landed(db, claim, asked)
 
 
 # Whatever was parked at the very moment of a release is found by the next sweep. From what is parked to the holds, by
@@ -171,9 +184,9 @@ _STICK = text(f"""
 
 def stick(db: Connection, claim: Claim, *, worker: str, why: StuckReason, error: str, seen: Json | None = None) -> None:
     """running -> stuck(why): a person's now. Raises ClaimLost."""
-    asked = _of(claim) | _note("stuck", worker, reason=error, detail={"stuck_reason": why, "seen": seen})
+    asked = _key(claim) | _event(Event.STUCK, worker, reason=error, detail={"stuck_reason": why, "seen": seen})
     if db.execute(_STICK, asked | {"why": why, "error": error}).one_or_none() is None:
-        _landed(db, claim, asked)
+        _confirm_landed(db, claim, asked)
 
 
 # An adopted object was there before us: an adoption that fails must never destroy it.
@@ -196,7 +209,7 @@ _ROLLBACK = text(f"""
      RETURNING *
     ), undo_noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, reason)
-        SELECT id, resource_id, fence, 'enqueued', :actor, 'the provision failed' FROM undo
+        SELECT id, resource_id, fence, '{Event.ENQUEUED}', :actor, 'the provision failed' FROM undo
     )
     SELECT id FROM job""")
 
@@ -206,15 +219,15 @@ def rollback(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
 
     Raises ClaimLost.
     """
-    asked = _of(claim) | _note("rolled_back", worker, reason=error) | {"error": error}
+    asked = _key(claim) | _event(Event.ROLLED_BACK, worker, reason=error) | {"error": error}
     if db.execute(_ROLLBACK, asked).one_or_none() is None:
-        _landed(db, claim, asked)
+        _confirm_landed(db, claim, asked)
 
 
 # A provision goes back to pending even when its attempts are spent: the runner rolls it back.
 # Those that were lost together more than once come back one after the other: one of them may be what kills the
 # workers, and must not use up the others' attempts with its own.
-_SWEEP = text("""
+_SWEEP = text(f"""
     WITH lost AS (
         SELECT id, claimed_by, kind <> 'provision' AND attempts >= max_attempts AS spent FROM outbox
          WHERE state = 'running' AND lease_expires_at < now()
@@ -235,7 +248,7 @@ _SWEEP = text("""
      RETURNING outbox.*
     ), noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
-        SELECT id, resource_id, fence, 'swept', :actor, last_error, jsonb_build_object('state', state) FROM job
+        SELECT id, resource_id, fence, '{Event.SWEPT}', :actor, last_error, jsonb_build_object('state', state) FROM job
          ORDER BY resource_id
     )
     SELECT id, state FROM job""")
@@ -251,7 +264,7 @@ _LATE = text(f"WITH job AS (SELECT * FROM outbox WHERE id = :id), noted AS ({_EV
 
 def note_late(db: Connection, claim: Claim, *, worker: str, news: Json) -> None:
     """No arrow: what a worker saw after its claim was gone is evidence; kept, never applied."""
-    db.execute(_LATE, {"id": claim.id} | _note("late", worker, detail=news | {"fence": claim.fence}))
+    db.execute(_LATE, {"id": claim.id} | _event(Event.LATE, worker, detail=news | {"fence": claim.fence}))
 
 
 def _backoff() -> Json:

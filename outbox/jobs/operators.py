@@ -18,7 +18,8 @@ from outbox.errors import (
     StillThere,
     StillWanted,
 )
-from outbox.jobs._sql import _EVENT, _note
+from outbox.events import Event
+from outbox.jobs._sql import _EVENT, _event
 from outbox.rows import Job, Json, columns, read
 from outbox.states import Found, JobKind, JobState, ResourceStatus, StuckReason
 
@@ -38,7 +39,9 @@ def redrive(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
 
     `fence` is the one the operator saw. Raises NotFound, JobNotStuck, FenceMismatch.
     """
-    row = db.execute(_REDRIVE, {"id": job_id, "fence": fence} | _note("redriven", actor, reason=reason)).one_or_none()
+    row = db.execute(
+        _REDRIVE, {"id": job_id, "fence": fence} | _event(Event.REDRIVEN, actor, reason=reason)
+    ).one_or_none()
     if row is not None:
         return read(Job, "job", row)
     stuck_or_refuse(db, job_id, fence=fence)
@@ -80,7 +83,7 @@ def redrive_forced(db: Connection, job_id: int, *, fence: int, actor: str, reaso
     The first one's call is an Approval, which waits for the other's. Only a teardown's unknown outcome is forced.
     Raises NotFound, JobNotStuck, FenceMismatch, NothingToForce.
     """
-    done = _by_two(db, _REDRIVE_FORCED, "redriven", "redrive", job_id, fence=fence, actor=actor, reason=reason)
+    done = _by_two(db, _REDRIVE_FORCED, Event.REDRIVEN, "redrive", job_id, fence=fence, actor=actor, reason=reason)
     if done is not None:
         return done
     now = stuck_or_refuse(db, job_id, fence=fence)
@@ -141,7 +144,7 @@ def resolve(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
     deleted. Raises NotFound, JobNotStuck, FenceMismatch, StillThere, NotObserved, StillWanted.
     """
     asked = {"id": job_id, "fence": fence, "fresh": FRESH}
-    row = db.execute(_RESOLVE, asked | _note("resolved", actor, reason=reason)).one_or_none()
+    row = db.execute(_RESOLVE, asked | _event(Event.RESOLVED, actor, reason=reason)).one_or_none()
     if row is not None:
         return read(Job, "job", row)
     now = _resolvable(db, job_id, fence)
@@ -173,7 +176,7 @@ def resolve_forced(db: Connection, job_id: int, *, fence: int, actor: str, reaso
     The first one's call is an Approval, which waits for the other's; a birth needs only one. Raises NotFound,
     JobNotStuck, FenceMismatch, StillWanted.
     """
-    done = _by_two(db, _RESOLVE_FORCED, "resolved", "resolve", job_id, fence=fence, actor=actor, reason=reason)
+    done = _by_two(db, _RESOLVE_FORCED, Event.RESOLVED, "resolve", job_id, fence=fence, actor=actor, reason=reason)
     if done is not None:
         return done
     _resolvable(db, job_id, fence)
@@ -191,7 +194,7 @@ def _resolvable(db: Connection, job_id: int, fence: int) -> Row[Any]:
 def _by_two(
     db: Connection,
     statement: TextClause,
-    event: str,
+    event: Event,
     action: Action,
     job_id: int,
     *,
@@ -202,7 +205,7 @@ def _by_two(
     """The transition, when another operator has proposed it; else this one's proposal; None where neither may be."""
     asked = {"id": job_id, "fence": fence, "action": action, "life": approvals.LIFE}
     for _ in range(3):  # of two first calls at once, the one that comes second is the approval
-        row = db.execute(statement, asked | _note(event, actor, reason=reason)).one_or_none()
+        row = db.execute(statement, asked | _event(event, actor, reason=reason)).one_or_none()
         if row is not None:
             return read(Job, "job", row)
         proposal = approvals.propose(db, action, job_id, fence=fence, actor=actor, reason=reason)
@@ -257,7 +260,7 @@ def redrive_all(
     """stuck -> pending, for each of these (job, fence as it was listed) that `redrive` would take; their ids."""
     rows = db.execute(
         _REDRIVE_ALL,
-        _note("redriven", actor, reason=reason, detail=detail)
+        _event(Event.REDRIVEN, actor, reason=reason, detail=detail)
         | {"ids": [id for id, _ in listed], "fences": [fence for _, fence in listed]},
     )
     return set(rows.scalars())

@@ -8,7 +8,8 @@ from sqlalchemy import Connection, text
 from outbox import brakes, holds
 from outbox.db import prepared
 from outbox.errors import Busy, ClaimLost, Held, Unwanted
-from outbox.jobs._sql import _EVENT_EACH, _OURS, _if_free, _note, _ours
+from outbox.events import Event
+from outbox.jobs._sql import _EVENT_EACH, _OURS, _OURS_TEMPLATE, _WAIT, _event, _skip_locked, _still_ours
 from outbox.rows import Claim, Json
 from outbox.settings import Brake
 from outbox.states import JobState, ResourceStatus
@@ -26,14 +27,15 @@ _START = f"""
                               AND other.claimed_by IS NOT NULL)
      RETURNING outbox.*, detail
     )"""
-_START_DEPROVISION = prepared(f"""
-    WITH {_OURS}, resource AS (
+_START_TEMPLATE = f"""
+    WITH {_OURS_TEMPLATE}, resource AS (
         SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
          WHERE status = 'deleting'
     ), {_START}, noted AS ({_EVENT_EACH}
     )
-    SELECT id, fence FROM job""")
-_START_IF_FREE = _if_free(_START_DEPROVISION, "resource_id")
+    SELECT id, fence FROM job"""
+_START_DEPROVISION = prepared(_START_TEMPLATE.format(lock=_WAIT))
+_START_SKIPPING = prepared(_START_TEMPLATE.format(lock=_skip_locked("resource_id")))
 # The row lock: a DELETE at this moment comes before, and is seen here, or after, and then sees the manifest.
 # What is about to be made is written down first, once: a second attempt makes the very same thing.
 _START_PROVISION = text(f"""
@@ -57,8 +59,8 @@ def start_all(
     With each claim, what was looked at before. Unless it `waits`, those that somebody holds are left out.
     """
     noted = [(claim, None if before is None else {"seen": before}) for claim, before in seen]
-    statement = _START_DEPROVISION if waits else _START_IF_FREE
-    return {(row.id, row.fence) for row in db.execute(statement, _ours(noted) | _note("started", worker))}
+    statement = _START_DEPROVISION if waits else _START_SKIPPING
+    return {(row.id, row.fence) for row in db.execute(statement, _still_ours(noted) | _event(Event.STARTED, worker))}
 
 
 def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None, under: Sequence[Brake] = ()) -> None:
@@ -80,7 +82,7 @@ def start_provision(
 
     Returns those in force, which are the first attempt's. Raises ClaimLost, Busy, Held, Unwanted.
     """
-    asked = _ours([(claim, None)]) | _note("started", worker)
+    asked = _still_ours([(claim, None)]) | _event(Event.STARTED, worker)
     row = db.execute(
         _START_PROVISION, asked | {"manifest": json.dumps(manifest), "credentials": credentials}
     ).one_or_none()

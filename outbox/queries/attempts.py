@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from outbox.rows import Event, Json
+from outbox.events import ENDS_ATTEMPT, Event
+from outbox.rows import Evidence, Json
 
 
 @dataclass(frozen=True)
@@ -30,23 +31,20 @@ class Attempt:
     seen: Seen
 
 
-_ENDINGS = {"completed", "activated", "retried", "deferred", "stuck", "rolled_back", "swept"}
-
-
-def attempts(events: list[Event]) -> Iterator[tuple[Event, Event | None, Event | None]]:
+def attempts(events: list[Evidence]) -> Iterator[tuple[Evidence, Evidence | None, Evidence | None]]:
     """Of a job's events, in order: each attempt's first, which is its claim, its start and its end, as far as it came.
 
     What a person or a latecomer did beside an attempt is no part of it.
     """
-    course = [event for event in events if event.event in {"claimed", "started", *_ENDINGS}]
+    course = [event for event in events if event.event in (Event.CLAIMED, Event.STARTED, *ENDS_ATTEMPT)]
     for _, group in groupby(course, key=lambda event: event.fence):
         of_attempt = list(group)
-        started = next((event for event in of_attempt if event.event == "started"), None)
-        ended = next((event for event in of_attempt if event.event in _ENDINGS), None)
+        started = next((event for event in of_attempt if event.event == Event.STARTED), None)
+        ended = next((event for event in of_attempt if event.event in ENDS_ATTEMPT), None)
         yield of_attempt[0], started, ended
 
 
-def _attempt(claimed: Event, started: Event | None, ended: Event | None) -> Attempt:
+def _attempt(claimed: Evidence, started: Evidence | None, ended: Evidence | None) -> Attempt:
     return Attempt(
         fence=claimed.fence,
         worker=claimed.actor,
@@ -59,7 +57,7 @@ def _attempt(claimed: Event, started: Event | None, ended: Event | None) -> Atte
     )
 
 
-def _seen(started: Event | None, ended: Event | None) -> Seen:
+def _seen(started: Evidence | None, ended: Evidence | None) -> Seen:
     before, after = (((event and event.detail) or {}) for event in (started, ended))
     last = after.get("seen") or after.get("manifest")
     # Without a start nothing was done between: the one look that there was is the one before.

@@ -9,11 +9,12 @@ from sqlalchemy import Connection, text
 from outbox import approvals, observations
 from outbox.approvals import Approval
 from outbox.errors import NotFound
+from outbox.events import Event
 from outbox.holds import Hold, over
 from outbox.observations import Observation
 from outbox.queries.attempts import Attempt, _attempt, attempts
 from outbox.queries.stops import Breaker, list_breakers
-from outbox.rows import Event, Job, columns, read
+from outbox.rows import Evidence, Job, columns, read
 from outbox.states import JobState
 
 
@@ -41,7 +42,7 @@ class JobStory:
     resource_name: str
     request: Request | None
     attempts: list[Attempt]
-    events: list[Event]
+    events: list[Evidence]
     holds: list[Hold]
     breaker: "Breaker | None"
     due_seconds: int | None
@@ -56,7 +57,7 @@ _STORY = text(f"""
                 THEN CAST(floor(extract(epoch FROM now() - available_at)) AS bigint) END AS due_seconds
       FROM outbox AS job JOIN resources ON resources.id = job.resource_id
      WHERE job.id = :id AND (CAST(:tenant AS text) IS NULL OR resources.tenant = :tenant)""")
-_EVENTS = text(f"SELECT {columns(Event, 'event')} FROM events AS event WHERE job_id = :id ORDER BY id")
+_EVENTS = text(f"SELECT {columns(Evidence, 'event')} FROM events AS event WHERE job_id = :id ORDER BY id")
 
 
 def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobStory:
@@ -65,13 +66,13 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
     if row is None:
         raise NotFound(f"there is no job {job_id}")
     job = read(Job, "job", row)
-    events = [read(Event, "event", event) for event in db.execute(_EVENTS, {"id": job_id})]
+    events = [read(Evidence, "event", event) for event in db.execute(_EVENTS, {"id": job_id})]
     if tenant is not None:
         events = _as_told_to(db, tenant, events)
-    asked = next((e for e in events if e.event == "enqueued"), None)
+    asked = next((e for e in events if e.event == Event.ENQUEUED), None)
     stuck = job.state is JobState.STUCK
     # Looks and proposals come after it, and move nothing.
-    since = next((e.at for e in reversed(events) if e.event in ("stuck", "swept")), None)
+    since = next((e.at for e in reversed(events) if e.event in (Event.STUCK, Event.SWEPT)), None)
     return JobStory(
         job=job,
         tenant=row.tenant,
@@ -93,7 +94,7 @@ _OWN = text("""
      WHERE actor = ANY(:actors)""")
 
 
-def _as_told_to(db: Connection, tenant: str, events: list[Event]) -> list[Event]:
+def _as_told_to(db: Connection, tenant: str, events: list[Evidence]) -> list[Evidence]:
     """The events as the tenant may read them: who the operators are, and what they say and have looked at, is theirs.
 
     A person is known by a token or a shell; whoever else acts is a worker.
@@ -104,7 +105,7 @@ def _as_told_to(db: Connection, tenant: str, events: list[Event]) -> list[Event]
         replace(event, actor="operator", reason=None, detail=None)
         if event.actor in others
         else replace(event, detail=None)
-        if event.event == "observed"
+        if event.event == Event.OBSERVED
         else event
         for event in events
     ]

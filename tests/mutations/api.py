@@ -202,7 +202,7 @@ GUARDS_OF_API = (
         ),
         (
             "queries: looks are the operators'",
-            'if event.event == "observed"',
+            "if event.event == Event.OBSERVED",
             "if False",
             f"{JOBS}::{_NAMELESS}",
         ),

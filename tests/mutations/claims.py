@@ -39,7 +39,7 @@ CLAIMS = (
     ),
     *cut(
         TRANSITIONS,
-        "_ENQUEUE = prepared(",
+        "_ENQUEUE_TEMPLATE = _enqueue(",
         GUARD,
         ("enqueue: status", " AND status IN ('active', 'provisioning')", "", "test_the_flip_alone_lets_one_delete_win"),
         (
@@ -113,7 +113,7 @@ CLAIMS = (
     ),
     *cut(
         TRANSITIONS,
-        "def _if_free(",
+        "def _skip_locked(",
         MOVES,
         (
             "shared: what somebody holds is left out",
@@ -291,7 +291,7 @@ CLAIMS = (
     # One guard of three statements: each has its own test.
     *cut(
         TRANSITIONS,
-        '_OURS = """',
+        '_OURS_TEMPLATE = """',
         MOVES,
         ("heartbeat: fence", _OUR_FENCE, "", f"{CLAIM}::test_a_heartbeat_keeps_only_what_is_still_ours"),
         ("start: fence", _OUR_FENCE, "", "test_an_older_fence_moves_nothing[start]"),

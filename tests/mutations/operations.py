@@ -64,7 +64,7 @@ GUARDS_OF_OPERATIONS = (
     ),
     *cut(
         TRANSITIONS,
-        "_ENQUEUE = prepared(",
+        "_ENQUEUE_TEMPLATE = _enqueue(",
         BULK,
         ("offboard: status", " AND status IN ('active', 'provisioning')", "", _LEFT),
     ),

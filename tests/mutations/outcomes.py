@@ -42,7 +42,7 @@ OUTCOMES = (
     # -- complete, activate
     *cut(
         TRANSITIONS,
-        "_COMPLETE = prepared(",
+        '_COMPLETE_TEMPLATE = f"""',
         MOVES,
         ("complete: event", ", noted AS ({_EVENT_EACH}\n    )", "", _along("complete")),
         ("complete: kind", " AND kind = 'deprovision'", "", "test_a_job_ends_only_as_its_kind_does[complete]"),
@@ -164,7 +164,7 @@ OUTCOMES = (
     ),
     *cut(
         TRANSITIONS,
-        "def _landed(",
+        "def _confirm_landed(",
         MOVES,
         ("landed: at all", "not row.noted", "False", "test_what_a_sweep_put_back_is_no_retry_that_landed"),
     ),

@@ -21,10 +21,12 @@ from outbox import audit, breakers, doctor, holds, jobs, observations, resources
 from outbox import db as database
 from outbox.doctor import CHECKS, Finding, examine
 from outbox.errors import Conflict
+from outbox.events import ASIDE, LEAVES, Event
 from outbox.resources import NewResource
 from outbox.rows import Claim
 from outbox.states import Found, HoldScope, StuckReason
 from tests.support.factories import a_resource
+from tests.support.statements import statements
 
 ROOT = Path(__file__).parents[2]
 CODES = [check.code for check in CHECKS]
@@ -520,13 +522,15 @@ def test_the_doctor_knows_every_trigger_of_the_schema(db: Connection) -> None:
     assert {name: table for name, table in rows} == doctor.TRIGGERS  # noqa: C416 - rows are no tuples
 
 
-def test_the_doctor_knows_every_event_that_is_written() -> None:
-    """An event it does not know would be read as one that is missing."""
-    code = "".join(
-        (ROOT / f"outbox/{name}.py").read_text() for name in ("jobs", "resources", "observations", "approvals")
-    )
-    written = set(re.findall(r"_note\(\s*\"(\w+)\"", code)) | set(re.findall(r"fence, '(\w+)', :actor", code))
-    assert written | {"redriven", "resolved"} == {*doctor.LEAVES, *doctor.ASIDE}
+def test_every_event_is_written_and_no_other() -> None:
+    """The enum is the one list: a statement that wrote another word would be evidence that nothing reads."""
+    words = {"enqueued", "swept", "observed", "proposed"}
+    sql = "".join(statement.sql for statement in statements() if "INSERT INTO events" in statement.sql)
+    assert set(re.findall(r"fence, '(\w+)', ", sql)) == words
+    code = "".join(path.read_text() for path in (ROOT / "outbox" / "jobs").glob("*.py"))
+    named = {Event[name] for name in re.findall(r"Event\.([A-Z_]+)", code)}
+    assert named | words == set(Event)
+    assert {*LEAVES} | {*ASIDE} == set(Event)
 
 
 def test_it_writes_nothing_and_could_not(world: World) -> None:

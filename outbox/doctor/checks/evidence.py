@@ -2,6 +2,7 @@
 
 from outbox.audit import CHECKPOINT_EVERY, HEADS, LINKS, SEAL
 from outbox.doctor.checks.check import _BY_HAND, _REPORT, Check
+from outbox.events import ASIDE, ENDS_ATTEMPT, ENDS_DELETION, LEAVES, Event, quoted
 
 # A late report is worth a look, and not for ever: events cannot be removed.
 LATE_DAYS = 7
@@ -12,46 +13,31 @@ UNDO_MINUTES = 10
 UNVOUCHED = 3 * CHECKPOINT_EVERY
 
 
-# Events that leave no state: they only tell.
-ASIDE = ("late", "observed", "proposed")
-# The state that each other event leaves its job in; None: the event says so itself.
-LEAVES = {
-    "enqueued": "pending",
-    "claimed": "running",
-    "started": "running",
-    "completed": "succeeded",
-    "activated": "succeeded",
-    "retried": "pending",
-    "deferred": "pending",
-    "stuck": "stuck",
-    "rolled_back": "cancelled",
-    "swept": None,
-    "redriven": "pending",
-    "resolved": None,
-}
-_OUTCOMES = ", ".join(repr(e) for e in LEAVES if e not in ("enqueued", "claimed", "started", "redriven", "resolved"))
-_WHEN = [f"WHEN {event!r} THEN " + (repr(state) if state else "detail ->> 'state'") for event, state in LEAVES.items()]
-_LEFT_IN = f"CASE event {' '.join(_WHEN)} END"
+_OUTCOMES = quoted(*ENDS_ATTEMPT)
+_CASES = " ".join(
+    f"WHEN '{event}' THEN " + (f"'{state}'" if state else "detail ->> 'state'") for event, state in LEAVES.items()
+)
+_LEFT_IN = f"CASE event {_CASES} END"
 
 
 EVIDENCE = (
     Check(
         "never_enqueued",
         "job",
-        """
+        f"""
         SELECT id, created_at AS since, concat(kind, ', ', state) AS note FROM outbox
-         WHERE NOT EXISTS (SELECT FROM events WHERE job_id = outbox.id AND event = 'enqueued')""",
+         WHERE NOT EXISTS (SELECT FROM events WHERE job_id = outbox.id AND event = '{Event.ENQUEUED}')""",
         "events are missing: who asked for this job is not recorded",
         _BY_HAND + _REPORT,
     ),
     Check(
         "claim_not_recorded",
         "job",
-        """
+        f"""
         SELECT id, created_at AS since, concat('fence ', fence, ', ', coalesce(told, 0), ' claims recorded') AS note
           FROM outbox
           LEFT JOIN (SELECT job_id, count(DISTINCT fence) AS told FROM events
-                      WHERE event = 'claimed' GROUP BY job_id) AS claims ON job_id = outbox.id
+                      WHERE event = '{Event.CLAIMED}' GROUP BY job_id) AS claims ON job_id = outbox.id
          WHERE coalesce(told, 0) < fence""",
         "events are missing: each of the fences 1 to the job's own has a `claimed` event, and these have not",
         _BY_HAND + _REPORT,
@@ -63,7 +49,7 @@ EVIDENCE = (
         SELECT outbox.id, last.at AS since,
                concat(state, ' at fence ', outbox.fence, '; last event ', event, ' at fence ', last.fence) AS note
           FROM outbox
-         CROSS JOIN LATERAL (SELECT * FROM events WHERE job_id = outbox.id AND event NOT IN {ASIDE}
+         CROSS JOIN LATERAL (SELECT * FROM events WHERE job_id = outbox.id AND event NOT IN ({quoted(*ASIDE)})
                               ORDER BY id DESC LIMIT 1) AS last
          WHERE state IN ('pending', 'running', 'stuck')
            AND (last.fence <> outbox.fence OR {_LEFT_IN} IS DISTINCT FROM state)""",
@@ -88,8 +74,8 @@ EVIDENCE = (
         SELECT job_id AS id, min(at) AS since,
                concat('again at fence ', string_agg(CAST(fence AS text), ', ' ORDER BY id)) AS note
           FROM (SELECT *, lag(event) OVER (PARTITION BY job_id ORDER BY id) AS before FROM events
-                 WHERE event IN ('claimed', 'started', {_OUTCOMES})) AS told
-         WHERE event IN ('claimed', 'started') AND before = 'started'
+                 WHERE event IN ({quoted(Event.CLAIMED, Event.STARTED)}, {_OUTCOMES})) AS told
+         WHERE event IN ({quoted(Event.CLAIMED, Event.STARTED)}) AND before = '{Event.STARTED}'
          GROUP BY job_id""",
         "more than one start with no outcome between: what the earlier one did is not known, and it was tried again",
         "compare `deprovisioner jobs show ID` with the backend's own log: was the right thing torn down, once? "
@@ -102,8 +88,8 @@ EVIDENCE = (
         SELECT job_id AS id, min(at) AS since,
                concat('again at fence ', string_agg(CAST(fence AS text), ', ' ORDER BY id)) AS note
           FROM (SELECT *, lag(event) OVER (PARTITION BY job_id ORDER BY id) AS before FROM events
-                 WHERE event IN ('claimed', 'started', {_OUTCOMES})) AS told
-         WHERE event = 'claimed' AND before = 'claimed'
+                 WHERE event IN ({quoted(Event.CLAIMED, Event.STARTED)}, {_OUTCOMES})) AS told
+         WHERE event = '{Event.CLAIMED}' AND before = '{Event.CLAIMED}'
          GROUP BY job_id""",
         "events are missing: a claim was followed by the next with no outcome between (nothing had been started)",
         _BY_HAND + _REPORT,
@@ -170,15 +156,15 @@ EVIDENCE = (
     Check(
         "late_birth_left",
         "resource",
-        """
+        f"""
         SELECT resources.id, events.at AS since, concat('job ', job_id, ', made: ', detail ->> 'provisioned') AS note
           FROM events JOIN resources ON resources.id = resource_id
-         WHERE event = 'late' AND detail ->> 'provisioned' IS NOT NULL AND status = 'deleted' AND NOT adopted
+         WHERE event = '{Event.LATE}' AND detail ->> 'provisioned' IS NOT NULL AND status = 'deleted' AND NOT adopted
            AND at < now() - CAST(:undo AS interval)
            AND EXISTS (SELECT FROM events AS gone WHERE gone.resource_id = events.resource_id
-                          AND gone.event IN ('completed', 'resolved') AND gone.id < events.id)
+                          AND gone.event IN ({quoted(*ENDS_DELETION)}) AND gone.id < events.id)
            AND NOT EXISTS (SELECT FROM events AS undone WHERE undone.resource_id = events.resource_id
-                              AND undone.event = 'late' AND undone.detail ->> 'undone' IS NOT NULL
+                              AND undone.event = '{Event.LATE}' AND undone.detail ->> 'undone' IS NOT NULL
                               AND undone.id > events.id)""",
         "a worker that had stood still reported what it made after the resource was seen gone, and did not undo it",
         "look at the backend for the names in the note: what bears this resource's generation is an orphan",
@@ -186,10 +172,10 @@ EVIDENCE = (
     Check(
         "late",
         "job",
-        """
+        f"""
         SELECT job_id AS id, at AS since, concat(actor, ' at fence ', detail ->> 'fence', ': ',
                (SELECT string_agg(word, ', ') FROM jsonb_object_keys(detail) AS word WHERE word <> 'fence')) AS note
-          FROM events WHERE event = 'late' AND at > now() - CAST(:late AS interval)""",
+          FROM events WHERE event = '{Event.LATE}' AND at > now() - CAST(:late AS interval)""",
         f"a worker reported after its claim was gone (in the last {LATE_DAYS} days); it was kept, not applied",
         "harmless by itself; where it repeats, workers stand still: give them CPU, or a longer lease",
         "warning",

@@ -1,19 +1,21 @@
 """What waits: for a person, for a worker, for a hold or a backend."""
 
 from outbox.doctor.checks.check import Check
+from outbox.events import Event, quoted
 
 # A burst drains within it on any installation that keeps up; breakers and backoff pause for less.
 OVERDUE_MINUTES = 10
 
 
+_STICKS = quoted(Event.STUCK, Event.SWEPT)
 LOAD = (
     Check(
         "stuck",
         "job",
-        """
+        f"""
         SELECT outbox.id, last.at AS since, concat(stuck_reason, ': ', left(last_error, 200)) AS note
           FROM outbox
-          LEFT JOIN LATERAL (SELECT at FROM events WHERE job_id = outbox.id AND event IN ('stuck', 'swept')
+          LEFT JOIN LATERAL (SELECT at FROM events WHERE job_id = outbox.id AND event IN ({_STICKS})
                               ORDER BY id DESC LIMIT 1) AS last ON true
          WHERE state = 'stuck'""",
         "these wait for a person; oldest first",

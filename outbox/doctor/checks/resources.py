@@ -1,6 +1,7 @@
 """Resources whose status nothing bears out."""
 
 from outbox.doctor.checks.check import _BY_HAND, Check
+from outbox.events import ENDS_DELETION, Event, quoted
 
 RESOURCES = (
     Check(
@@ -38,12 +39,12 @@ RESOURCES = (
     Check(
         "deleted_without_evidence",
         "resource",
-        """
+        f"""
         SELECT id, purged_at AS since, concat(name, ' of ', tenant, ' on ', backend) AS note FROM resources
          WHERE status = 'deleted'
-           AND NOT EXISTS (SELECT FROM events WHERE resource_id = resources.id AND event IN ('completed', 'resolved')
+           AND NOT EXISTS (SELECT FROM events WHERE resource_id = resources.id AND event IN ({quoted(*ENDS_DELETION)})
                               AND (detail ->> 'seen' IS NOT NULL
-                                   OR (event = 'resolved' AND detail ->> 'forced' = 'true'
+                                   OR (event = '{Event.RESOLVED}' AND detail ->> 'forced' = 'true'
                                        AND detail ->> 'proposed_by' <> detail ->> 'approved_by')))""",
         "it is called deleted, and nobody recorded having seen it gone, nor did two operators: it may still run",
         "look at the backend for the names in its manifest; what bears its generation is an orphan",
