@@ -20,6 +20,7 @@ import migrations
 from outbox import audit, breakers, doctor, holds, jobs, observations, resources, tables
 from outbox import db as database
 from outbox.doctor import CHECKS, Finding, examine
+from outbox.doctor.checks.schema import TRIGGERS
 from outbox.errors import Conflict
 from outbox.events import ASIDE, LEAVES, Event
 from outbox.resources import NewResource
@@ -519,7 +520,7 @@ def test_the_doctor_knows_every_trigger_of_the_schema(db: Connection) -> None:
     rows = db.execute(
         text("SELECT tgname, CAST(CAST(tgrelid AS regclass) AS text) FROM pg_trigger WHERE NOT tgisinternal")
     )
-    assert {name: table for name, table in rows} == doctor.TRIGGERS  # noqa: C416 - rows are no tuples
+    assert {name: table for name, table in rows} == TRIGGERS  # noqa: C416 - rows are no tuples
 
 
 def test_every_event_is_written_and_no_other() -> None:
