@@ -210,12 +210,9 @@ def test_a_birth_that_died_half_way_is_torn_down_too(subject: Subject, monkeypat
     def die(*_: object) -> None:
         raise DiedError
 
-    step = "_make_database" if "dsn" in plan.credentials else None
+    step = "postgres.create._create_database" if "dsn" in plan.credentials else "redis.session.Session.save_acl"
     with monkeypatch.context() as patch:
-        if step:
-            patch.setattr(type(subject.backend), step, die)
-        else:
-            patch.setattr("worker.backends.redis._save_acl", die)
+        patch.setattr(f"worker.backends.{step}", die)
         with pytest.raises(DiedError):
             subject.backend.provision(plan.manifest, plan.credentials)
     assert subject.witness.bears(plan.manifest)

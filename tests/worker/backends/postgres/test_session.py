@@ -1,0 +1,73 @@
+"""Time limits, and the lock that lets one worker at a time inside one object."""
+
+import os
+import signal
+import threading
+from typing import Any
+
+import psycopg2
+import pytest
+
+from outbox.errors import Unavailable
+from tests.conftest import Servers
+from tests.support.witness import PgServer, eventually
+from worker.backends.postgres import Postgres, destroy, identity
+
+
+def test_a_server_that_stands_still_is_unavailable_in_bounded_time(
+    backend: Postgres, servers: Servers, monkeypatch: pytest.MonkeyPatch, born: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(identity, "INSPECT_SECONDS", 1)
+    honest = identity.read_state
+
+    def frozen(session: Any, manifest: Any) -> Any:
+        pid = session.info.backend_pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            return honest(session, manifest)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(identity, "read_state", frozen)
+        with pytest.raises(Unavailable):
+            backend.inspect(born)
+    backend.teardown(born, 1)
+
+
+def test_a_second_worker_inside_one_object_waits_for_the_first(
+    backend: Postgres, pg: PgServer, born: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = destroy._quarantine
+    inside, go_on = threading.Event(), threading.Event()
+
+    def stands_still(*words: Any) -> None:
+        monkeypatch.setattr(destroy, "_quarantine", honest)
+        inside.set()
+        go_on.wait(20)
+        honest(*words)
+
+    monkeypatch.setattr(destroy, "_quarantine", stands_still)
+    workers = [threading.Thread(target=backend.teardown, args=(born, fence)) for fence in (1, 2)]
+    workers[0].start()
+    assert inside.wait(20)
+    workers[1].start()
+    waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    try:
+        eventually(lambda: pg.query(waiting), 5, "the second waits")
+    finally:
+        go_on.set()
+        for worker in workers:
+            worker.join()
+    assert pg.drops_of(born) == 1
+
+
+def test_a_customer_cannot_keep_its_teardown_waiting(backend: Postgres, pg: PgServer, born: dict[str, Any]) -> None:
+    """It may connect to the maintenance database, and guess at the workers' lock."""
+    session = psycopg2.connect(born["dsn"].rsplit("/", 1)[0] + "/postgres")
+    session.cursor().execute(
+        "SELECT pg_advisory_lock(hashtextextended(name, 0)) FROM unnest(%s) AS name",
+        ([born["database"], f"deprovisioner:{born['database']}", born["generation"]],),
+    )
+    backend.teardown(born, 1)
+    assert not pg.bears(born)
