@@ -6,6 +6,7 @@ import uuid
 from psycopg2 import extensions, sql
 
 from outbox.errors import Refused, Transient
+from outbox.kinds.postgres import KIND
 from outbox.rows import Json
 from worker.backends import Plan, mark
 from worker.backends.postgres import identity
@@ -19,13 +20,12 @@ def plan(server: Server, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
         system_identifier = identity.system_identifier(session)
         where = session.info
         address = {"host": where.host, "port": where.port}
-    manifest = {
-        "database": f"db_{resource_id.hex}",
-        "role": f"usr_{resource_id.hex}",
-        "oid": None,
-        "system_identifier": system_identifier,
-        "generation": str(generation),
-    }
+    manifest = KIND.manifest(
+        database=f"db_{resource_id.hex}",
+        role=f"usr_{resource_id.hex}",
+        system_identifier=system_identifier,
+        generation=str(generation),
+    )
     password = secrets.token_urlsafe(24)
     user, database, host, port = manifest["role"], manifest["database"], address["host"], address["port"]
     credentials = {
@@ -123,13 +123,13 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
             _mark(session, "DATABASE", database.name, database.comment, generation)
             if state.role is not None:
                 _mark(session, "ROLE", manifest["role"], state.role.comment, generation)
-    return {
-        "database": database.name,
-        "role": manifest.get("role"),
-        "oid": database.oid,
-        "system_identifier": state.system_identifier,
-        "generation": str(generation),
-    }
+    return KIND.manifest(
+        database=database.name,
+        role=manifest.get("role"),
+        oid=database.oid,
+        system_identifier=state.system_identifier,
+        generation=str(generation),
+    )
 
 
 def _mark(session: Session, what: str, name: str, comment: str | None, generation: uuid.UUID) -> None:

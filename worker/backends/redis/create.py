@@ -5,6 +5,7 @@ import uuid
 from typing import Any
 
 from outbox.errors import Refused
+from outbox.kinds.redis import KIND
 from outbox.rows import Json
 from worker.backends import Different, Plan
 from worker.backends.redis import identity, keys
@@ -21,12 +22,12 @@ COMMANDS = (
 def plan(server: Server, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
     """Names from the resource's UUID, whole; see the Protocol."""
     with server.connect() as session:
-        manifest = {
-            "user": f"usr_{resource_id.hex}",
-            "prefix": f"{resource_id}:",
-            "generation": str(generation),
-            "server": identity.server_id(session, make=True),
-        }
+        manifest = KIND.manifest(
+            user=f"usr_{resource_id.hex}",
+            prefix=f"{resource_id}:",
+            generation=str(generation),
+            server=identity.server_id(session, make=True),
+        )
         where = session.connection_pool.connection_kwargs
     password = secrets.token_urlsafe(24)
     host, port, database = where.get("host", "localhost"), where.get("port", 6379), where.get("db") or 0
@@ -62,12 +63,12 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
     if not manifest["prefix"].endswith(":"):
         raise Refused(f"prefix {manifest['prefix']!r} must end with ':', or it would match its neighbours' keys")
     with server.connect() as session:
-        full = {
-            "user": manifest["user"],
-            "prefix": manifest["prefix"],
-            "generation": str(generation),
-            "server": manifest.get("server") or identity.server_id(session, make=True),
-        }
+        full = KIND.manifest(
+            user=manifest["user"],
+            prefix=manifest["prefix"],
+            generation=str(generation),
+            server=manifest.get("server") or identity.server_id(session, make=True),
+        )
         identity.must_be_right_server(session, full)
         user = identity.acl_user(session, full["user"])
         if user is None:
