@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from outbox.errors import SettingsError
 from outbox.rows import Json
 from outbox.settings import BackendConfig
+from worker.backends.addresses import address_of
 
 ENTRY_POINTS = "deprovisioner.backends"
 
@@ -88,7 +89,7 @@ def build(config: BackendConfig, *, protected: frozenset[str]) -> Backend:
             f"backend {config.name!r}: kind {config.kind!r} is not installed; known: {', '.join(sorted(found))}"
         )
     kind: Any = found[config.kind].load()
-    backend: Backend = kind(config.resolve_dsn(), protected=protected)
+    backend: Backend = kind(address_of(config.name), protected=protected)
     return backend
 
 
