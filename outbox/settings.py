@@ -85,7 +85,7 @@ class Brake:
 
 @dataclass(frozen=True)
 class BackendConfig:
-    """One table of the backends file, without its `dsn`: the API reads the file too, and must not have an address."""
+    """One table of the backends file, without its `dsn`: the API has these too, and must not have an address."""
 
     name: str
     kind: str
@@ -180,7 +180,7 @@ def variable_of(dsn: str) -> str | None:
 
 
 def read_tenants(path: Path) -> dict[str, Brake]:
-    """The brakes of a backends file's tables [tenants.NAME]; `"*"` is the name for every other."""
+    """The brakes of the tables [tenants.NAME] in a backends file; `"*"` stands for every other tenant."""
     tables = read_file(path).get("tenants", {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise SettingsError(f'{path}: brakes of tenants are tables [tenants.NAME], or [tenants."*"] for every other')
@@ -221,13 +221,13 @@ def _backend(path: Path, name: str, table: Any) -> BackendConfig:
     concurrency = table.get("concurrency", 4)
     if type(concurrency) is not int or concurrency < 1:
         raise wrong(f"'concurrency' must be a whole number from 1, not {concurrency!r}")
-    # A delay that is promised and not kept would destroy too early: better not to start.
+    # A grace period that is not kept would destroy too early: refuse to start.
     if table.get("grace", "0s") != "0s":
         raise wrong(
             "'grace' other than \"0s\" is not supported by this version: a restore within it does not exist yet"
         )
     brake = _brake(f"{path}: [backends.{name}]", "backend", name, table)
-    # Whoever adopts an object may then delete it: a tenant must not do that to what it merely can name.
+    # Adoption gives the right to delete: a tenant must not get it over an object by naming it.
     adoption = table.get("adoption", "operators")
     if adoption not in ("operators", "tenants"):
         raise wrong(f'\'adoption\' must be "operators" or "tenants", not {adoption!r}')

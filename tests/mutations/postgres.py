@@ -10,7 +10,7 @@ IDENTITY = f"{TESTS}/test_identity.py"
 SESSION = f"{TESTS}/test_session.py"
 KINDS = "tests/worker/backends/test_conformance.py"
 
-_HANDS_CHANGED = "test_identity_is_checked_again_in_each_transaction"
+_REPLACED = "test_identity_is_checked_again_in_each_transaction"
 _ALLOWED = "test_protected_names_are_refused_whatever_the_manifest_says"
 GUARDS_OF_POSTGRES = (
     *cut(
@@ -21,7 +21,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: OID",
             'if manifest.get("oid") not in (None, database.oid):',
             "if False:",
-            "test_a_newcomer_that_copies_the_comment_is_still_another_oid",
+            "test_a_new_database_with_a_copied_comment_is_told_by_its_oid",
         ),
         (
             "postgres: comment",
@@ -53,16 +53,16 @@ GUARDS_OF_POSTGRES = (
             "test_a_database_made_again_under_the_name_is_untouched",
         ),
         (
-            "postgres: renamed by somebody",
+            "postgres: a renamed database",
             "if stray := [d for d in ours if d.name not in",
             "if stray := [d for d in () if d.name not in",
-            "test_a_database_that_somebody_renamed_is_neither_absent_nor_touched",
+            "test_a_database_that_was_renamed_is_different_and_untouched",
         ),
         (
             "postgres: absent without its role",
             "if not ours and state.role is None:",
             "if not ours:",
-            "test_a_role_that_is_left_is_not_absent",
+            "test_a_role_without_its_database_is_not_absent",
         ),
     ),
     *cut(
@@ -79,7 +79,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: identity with the connection limit",
             "if limited is None or not identity.is_ours(limited, manifest):",
             "if False:",
-            f"{_HANDS_CHANGED}[1]",
+            f"{_REPLACED}[1]",
         ),
         (
             "postgres: no login",
@@ -94,10 +94,10 @@ GUARDS_OF_POSTGRES = (
             "test_a_quarantine_leaves_no_way_in",
         ),
         (
-            "postgres: what the service stands on",
+            "postgres: the service's own, checked at quarantine",
             "identity.must_be_a_customers(state, manifest)",
             "pass",
-            f"{CREATE}::TestAdoption::test_what_became_a_superuser_s_or_a_template_is_not_torn_down",
+            f"{CREATE}::TestAdoption::test_a_role_made_superuser_or_a_database_made_template_is_not_torn_down",
         ),
     ),
     *cut(
@@ -114,7 +114,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: identity with the rename",
             "if renamed is None or not identity.is_ours(renamed, manifest):",
             "if False:",
-            f"{_HANDS_CHANGED}[2]",
+            f"{_REPLACED}[2]",
         ),
     ),
     *cut(
@@ -125,7 +125,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: sessions are ended",
             "SELECT pg_terminate_backend(pid, %(wait)s) FROM",
             "SELECT pid, %(wait)s FROM",
-            f"{KINDS}::test_a_session_that_is_open_does_not_hinder_the_teardown[postgres]",
+            f"{KINDS}::test_an_open_session_does_not_stop_the_teardown[postgres]",
         ),
         (
             "postgres: prepared transactions",
@@ -142,13 +142,13 @@ GUARDS_OF_POSTGRES = (
             "postgres: the role, before its grants go",
             "return\n    if not identity.is_marked(role.comment, manifest):",
             "return\n    if False:",
-            "test_a_role_that_changes_hands_meanwhile_is_untouched[before its grants]",
+            "test_a_role_that_is_replaced_during_a_teardown_is_untouched[before its grants]",
         ),
         (
             "postgres: the role, before it is dropped",
             "return\n        if not identity.is_marked(role.comment, manifest):",
             "return\n        if False:",
-            "test_a_role_that_changes_hands_meanwhile_is_untouched[before itself]",
+            "test_a_role_that_is_replaced_during_a_teardown_is_untouched[before itself]",
         ),
     ),
     *cut(
@@ -156,7 +156,7 @@ GUARDS_OF_POSTGRES = (
         "def _disown(",
         DESTROY,
         (
-            "postgres: what is a neighbour's is handed over",
+            "postgres: objects elsewhere are handed over",
             'session.execute("REASSIGN OWNED BY {role} TO CURRENT_USER", role=role)',
             "pass",
             "test_what_the_role_owns_elsewhere_is_handed_over_not_dropped",
@@ -172,7 +172,7 @@ GUARDS_OF_POSTGRES = (
                 (
                     "its own role and database",
                     'if {manifest["database"], manifest.get("role")} & set(state.us):',
-                    "test_what_the_service_itself_stands_on_is_refused",
+                    "test_the_service_s_own_role_and_database_are_refused",
                 ),
                 (
                     "a role of PostgreSQL's",
@@ -182,12 +182,12 @@ GUARDS_OF_POSTGRES = (
                 (
                     "a superuser",
                     "if state.role is not None and state.role.superuser:",
-                    "test_what_became_a_superuser_s_or_a_template_is_not_torn_down",
+                    "test_a_role_made_superuser_or_a_database_made_template_is_not_torn_down",
                 ),
                 (
                     "a template",
                     "if database is not None and database.template:",
-                    "test_what_became_a_superuser_s_or_a_template_is_not_torn_down",
+                    "test_a_role_made_superuser_or_a_database_made_template_is_not_torn_down",
                 ),
             )
         ),
@@ -200,7 +200,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: advisory lock",
             'cursor.execute("SELECT pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))',
             "pass",
-            f"{SESSION}::test_a_second_worker_inside_one_object_waits_for_the_first",
+            f"{SESSION}::test_a_second_worker_at_one_object_waits_for_the_first",
         ),
         (
             "postgres: names never taken",
@@ -252,7 +252,7 @@ GUARDS_OF_POSTGRES = (
         "def provision(",
         KINDS,
         (
-            "postgres: the right server at birth",
+            "postgres: the right server at provision",
             "identity.must_be_right_server(state, manifest)",
             "pass",
             f"{KINDS}::test_the_wrong_server_is_refused[postgres]",
@@ -289,7 +289,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: a role that was there before",
             "if not identity.is_marked(state.role.comment, manifest):",
             "if False:",
-            "test_a_birth_takes_nothing_that_was_there_before[role]",
+            "test_provision_takes_over_nothing_that_existed_before[role]",
         ),
     ),
     *cut(
@@ -306,7 +306,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: a database that was there before",
             "if not identity.is_ours(named, manifest):",
             "if False:",
-            "test_a_birth_takes_nothing_that_was_there_before[database]",
+            "test_provision_takes_over_nothing_that_existed_before[database]",
         ),
     ),
     *cut(

@@ -52,7 +52,7 @@ GUARDS_OF_REDIS = (
             "redis: keys that bear no generation",
             "if stray := next(keys.under_prefix(session, manifest), None):",
             "if stray := None:",
-            "test_keys_without_user_or_generation_are_nobodys_to_delete",
+            "test_keys_without_user_or_generation_are_not_deleted",
         ),
     ),
     *cut(
@@ -63,13 +63,13 @@ GUARDS_OF_REDIS = (
             "redis: generation compared with each unlink",
             "if generation ~= ARGV[1] then return -1 end",
             "",
-            "test_the_generation_is_compared_in_the_same_breath_as_each_unlink[somebody-else]",
+            "test_each_unlink_compares_the_generation_in_its_own_script[another]",
         ),
         (
             "redis: generation there with each unlink",
             "if not generation then return -2 end",
             "if not generation then generation = ARGV[1] end",
-            "test_the_generation_is_compared_in_the_same_breath_as_each_unlink[None]",
+            "test_each_unlink_compares_the_generation_in_its_own_script[None]",
         ),
     ),
     *cut(
@@ -80,22 +80,22 @@ GUARDS_OF_REDIS = (
             "redis: login off",
             '("ACL", "SETUSER", manifest["user"], "off"), ',
             "",
-            f"{KINDS}::test_quarantine_shuts_the_customer_out_and_release_lets_it_back[redis]",
+            f"{KINDS}::test_quarantine_ends_the_customer_s_access_and_release_restores_it[redis]",
         ),
         (
             "redis: the key may not expire",
             ', ("PERSIST", keys.generation_key(manifest))]',
             "]",
-            "test_a_generation_key_that_is_about_to_expire_does_not_leave_keys_behind",
+            "test_a_generation_key_that_a_customer_lets_expire_is_kept_until_the_keys_are_gone",
         ),
         (
-            "redis: connections are ended",
+            "redis: open connections are ended",
             'session.execute_command("CLIENT", "KILL", "USER", manifest["user"])',
             "pass",
             "test_a_quarantine_ends_connections_that_are_open",
         ),
         (
-            "redis: a removed key is planted again",
+            "redis: a removed generation key is written again",
             "if identity.generation(session, manifest) is None:",
             "if False:",
             "test_a_customer_that_removed_its_own_generation_key_is_still_torn_down",
@@ -103,19 +103,19 @@ GUARDS_OF_REDIS = (
     ),
     *cut(
         REDIS,
-        "    Every teardown ends by removing that key: a worker that stood still",
+        "    Every teardown removes that key last: a worker that was paused",
         DESTROY,
         (
             "redis: WATCH",
             "pipe.watch(keys.generation_key(manifest))",
             "pass",
-            "test_a_zombie_cannot_reach_who_has_the_names_now",
+            "test_a_zombie_cannot_reach_the_new_owner_of_the_names",
         ),
         (
             "redis: identity under the WATCH",
             "if not isinstance(seen := identity.judge(session, manifest), Same):",
             "if not isinstance(seen := Same({}), Same):",
-            "test_a_zombie_cannot_reach_who_has_the_names_now[before]",
+            "test_a_zombie_cannot_reach_the_new_owner_of_the_names[before]",
         ),
     ),
     *cut(
@@ -134,7 +134,7 @@ GUARDS_OF_REDIS = (
         "def _destroy(",
         DESTROY,
         (
-            "redis: death is saved",
+            "redis: the removal of the user is saved",
             "session.save_acl()  #",
             "pass  #",
             "test_the_user_stays_gone_after_the_acl_file_is_loaded_again",
@@ -145,7 +145,7 @@ GUARDS_OF_REDIS = (
         "def must_not_be_protected(",
         CREATE,
         *(
-            (f"redis: {name}", guard, "if False:", f"test_a_prefix_that_reaches_further_is_refused[{case}]")
+            (f"redis: {name}", guard, "if False:", f"test_a_prefix_that_matches_others_keys_is_refused[{case}]")
             for name, guard, case in (
                 ("an empty prefix", 'if not manifest["prefix"]:', "empty"),
                 (
@@ -195,10 +195,10 @@ GUARDS_OF_REDIS = (
             f"{IDENTITY}::test_default_is_never_adopted_or_torn_down",
         ),
         (
-            "redis: a prefix ends",
+            "redis: a prefix ends with a colon",
             'if not manifest["prefix"].endswith(":"):',
             "if False:",
-            "test_a_prefix_that_reaches_further_is_refused[open]",
+            "test_a_prefix_that_matches_others_keys_is_refused[open]",
         ),
         (
             "redis: its own user",
@@ -222,7 +222,7 @@ GUARDS_OF_REDIS = (
             "redis: a prefix inside another's",
             "if overlap := _overlap(session, full):",
             "if overlap := None:",
-            "test_a_prefix_inside_a_made_resource_s_cannot_be_adopted",
+            "test_a_prefix_inside_a_provisioned_resource_s_cannot_be_adopted",
         ),
         (
             "redis: the right server at adoption",
@@ -236,16 +236,16 @@ GUARDS_OF_REDIS = (
         "def provision(",
         CREATE,
         (
-            "redis: the right server at birth",
+            "redis: the right server at provision",
             "identity.must_be_right_server(session, manifest)",
             "pass",
             f"{KINDS}::test_the_wrong_server_is_refused[redis]",
         ),
         (
-            "redis: a birth takes nothing of another's",
+            "redis: provision takes nothing of another's",
             "if isinstance(seen := identity.judge(session, manifest), Different):",
             "if False:",
-            "test_a_birth_takes_nothing_that_was_there_before",
+            "test_provision_takes_over_nothing_that_existed_before",
         ),
     ),
     *cut(

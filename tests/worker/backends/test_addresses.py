@@ -78,7 +78,7 @@ def test_a_variable_that_is_not_set_is_named(
         address_of("redis-main")
 
 
-def test_a_backend_that_was_taken_out_of_the_file_meanwhile_is_named(backends: Path) -> None:
+def test_a_backend_that_is_no_longer_in_the_file_is_named(backends: Path) -> None:
     with pytest.raises(SettingsError, match=r"no longer has a table \[backends\.mysql-main\]"):
         address_of("mysql-main")
 

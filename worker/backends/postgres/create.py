@@ -1,4 +1,4 @@
-"""A database and its role come to be: planned, provisioned, or adopted."""
+"""Plan, provision and adopt a database with its role."""
 
 import secrets
 import uuid
@@ -48,14 +48,14 @@ def provision(server: Server, manifest: Json, credentials: Json) -> Json:
         _create_database(session, state, manifest)
         named = identity.read_state(session, manifest).named(manifest["database"])
         if named is None:
-            raise Transient(f"database {manifest['database']} vanished while it was being made")
+            raise Transient(f"database {manifest['database']} vanished while it was being created")
         with server.connect(manifest["database"]) as inside:
             inside.execute("GRANT ALL ON SCHEMA public TO {role}", role=manifest["role"])
     return manifest | {"oid": named.oid}
 
 
 def _create_role(session: Session, state: State, manifest: Json, password: str) -> None:
-    # Hashed here: a password in CREATE ROLE would stand in the server's log.
+    # Hashed here, because the server logs CREATE ROLE with its password.
     verifier = extensions.encrypt_password(password, manifest["role"], session, "scram-sha-256")
     if state.role is not None:
         if not identity.is_marked(state.role.comment, manifest):
@@ -72,7 +72,7 @@ def _create_role(session: Session, state: State, manifest: Json, password: str) 
             role=manifest["role"],
             mark=sql.Literal(mark(manifest["generation"])),
         )
-        # Membership lets a service role that is no superuser end its sessions and drop it later.
+        # As a member, a service role that is not a superuser can end the role's sessions and drop it later.
         session.execute("GRANT {role} TO CURRENT_USER", role=manifest["role"])
 
 
@@ -86,7 +86,7 @@ def _create_database(session: Session, state: State, manifest: Json) -> None:
     if state.named(new) is not None:
         # Left by an attempt that died. It may not be whole, and holds nothing yet.
         session.execute("DROP DATABASE {name}", name=new)
-    # template0: a session in template1 would make it fail.
+    # template0, because CREATE DATABASE fails while a session is in its template.
     session.execute("CREATE DATABASE {name} TEMPLATE template0", name=new)
     with session.transaction():
         session.execute("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=new)

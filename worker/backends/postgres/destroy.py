@@ -1,4 +1,4 @@
-"""A database and its role go: out of use first, reversibly, and then for good."""
+"""Quarantine a database with its role, which can be undone, and tear both down, which cannot."""
 
 from psycopg2 import errors, sql
 
@@ -9,9 +9,9 @@ from worker.backends.postgres import identity
 from worker.backends.postgres.identity import Database, Role
 from worker.backends.postgres.session import Server, Session, first_line
 
-# How long to wait for a session to end when told to.
+# How long one session may take to end.
 TERMINATE_TIMEOUT_MS = 5_000
-# A session may slip in between "terminate" and "rename": try again, but not for ever.
+# A client may connect between "terminate" and "rename": try again, a few times.
 RENAME_TRIES = 3
 
 
@@ -69,7 +69,7 @@ def _quarantine(session: Session, manifest: Json) -> None:
     _end_sessions(session, ours, state.role)
     if ours is None:
         return
-    with session.transaction():  # or clients under other roles come back as fast as they are ended
+    with session.transaction():  # else clients under other roles reconnect as fast as they are ended
         session.execute("ALTER DATABASE {name} CONNECTION LIMIT 0", name=manifest["database"])
         limited = identity.read_state(session, manifest).named(manifest["database"])
         if limited is None or not identity.is_ours(limited, manifest):
@@ -92,7 +92,7 @@ def _end_sessions(session: Session, database: Database | None, role: Role | None
             """
             SELECT pg_terminate_backend(pid, %(wait)s) FROM pg_stat_activity
              WHERE (datid = %(database)s OR usesysid = %(role)s) AND pid <> pg_backend_pid()
-               AND COALESCE(backend_type, '') NOT LIKE 'autovacuum%%'""",  # the server ends those itself
+               AND COALESCE(backend_type, '') NOT LIKE 'autovacuum%%'""",  # the server ends autovacuum by itself
             {
                 "wait": TERMINATE_TIMEOUT_MS,
                 "database": database.oid if database else None,
@@ -101,14 +101,14 @@ def _end_sessions(session: Session, database: Database | None, role: Role | None
         )
         cursor.execute("SELECT gid FROM pg_prepared_xacts WHERE database = %s", (database.name if database else None,))
         prepared = [gid for (gid,) in cursor]
-    if database and prepared:  # they hold the database open, and outlive every session
+    if database and prepared:  # they keep the database in use after their sessions end
         with session.server.connect(database.name) as inside:
             for gid in prepared:
                 inside.execute("ROLLBACK PREPARED {gid}", gid=sql.Literal(gid))
 
 
 def _rename_away(session: Session, manifest: Json) -> None:
-    """The atomic quarantine: after the rename, and before the commit, what was renamed must be ours."""
+    """Rename in a transaction that commits only if the renamed database is the resource's."""
     dying = identity.dying_name(manifest)
     with session.transaction():
         session.execute("ALTER DATABASE {name} ALLOW_CONNECTIONS false", name=manifest["database"])
@@ -132,11 +132,11 @@ def _drop_role(session: Session, manifest: Json) -> None:
             (role.oid,),
         )
         elsewhere = [name for (name,) in cursor]
-    for name in elsewhere:  # what it owns in a neighbour's database is the neighbour's: handed over, not dropped
+    for name in elsewhere:  # objects in a neighbour's database are the neighbour's: handed over, not dropped
         with session.server.connect(name) as neighbour:
             _disown(neighbour, manifest["role"])
             session.executed += [f"in {name!r}: {statement}" for statement in neighbour.executed]
-    with session.transaction():  # checked right before: a role has no name that nothing else can have
+    with session.transaction():  # checked again: a role is dropped under a name that others can take
         if (role := identity.read_state(session, manifest).role) is None:
             return
         if not identity.is_marked(role.comment, manifest):

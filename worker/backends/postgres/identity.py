@@ -90,7 +90,7 @@ def judge(state: State, manifest: Json) -> Observation:
     if named is not None and named not in ours and not ours:
         return Different(evidence, f"database {named.name!r} (OID {named.oid}) is not the one of this resource")
     if stray := [d for d in ours if d.name not in (manifest["database"], new_name(manifest), dying_name(manifest))]:
-        return Different(evidence, f"the database was renamed to {stray[0].name!r} by somebody else")
+        return Different(evidence, f"the database was renamed to {stray[0].name!r}, and not by deprovisioner")
     if not ours and state.role is None:
         return Absent(evidence)
     return Same(evidence)
@@ -130,9 +130,9 @@ def must_be_a_customers(state: State, manifest: Json) -> None:
     if (manifest.get("role") or "").startswith("pg_"):
         raise Refused(f"role {manifest['role']!r} is PostgreSQL's own")
     if state.role is not None and state.role.superuser:
-        raise Refused(f"role {manifest['role']!r} is a superuser: no customer's")
+        raise Refused(f"role {manifest['role']!r} is a superuser, so not a customer's")
     if database is not None and database.template:
-        raise Refused(f"database {database.name!r} is a template: no customer's")
+        raise Refused(f"database {database.name!r} is a template, so not a customer's")
 
 
 def must_own_nothing_else(state: State, manifest: Json) -> None:

@@ -17,7 +17,7 @@ from outbox.errors import BackendError, SettingsError, Transient, Unavailable
 CONNECT_TIMEOUT_SECONDS = 5
 # DROP DATABASE waits for a checkpoint and unlinks every file: minutes for terabytes.
 STATEMENT_TIMEOUT_MS = 300_000
-# The same limit on this side too, for a server that stands still; an inspection takes milliseconds.
+# The same limit on the worker's side, for a server that stops answering; an inspection takes milliseconds.
 WORK_SECONDS = STATEMENT_TIMEOUT_MS / 1000 + 30
 INSPECT_SECONDS = 15
 # How long to wait for another worker inside the same object.
@@ -29,7 +29,7 @@ _PARAMETERS = {
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
-    # The server's side of keepalive and idle: the lock of a worker that vanished must not outlive it by hours.
+    # The server's own keepalive and idle limits: a worker that vanished must not hold its lock for hours.
     "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
     f" -c idle_session_timeout={STATEMENT_TIMEOUT_MS} -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_MS}"
     " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
@@ -53,7 +53,7 @@ class Server:
     ) -> Iterator["Session"]:
         """An autocommit connection; its errors come out as Unavailable, Transient or `forbidden`.
 
-        A server that stands still answers nothing and times nothing out: after `seconds` the connection is cut.
+        A server that is stopped neither answers nor times out: the worker cuts the connection after `seconds`.
         """
         parameters = _PARAMETERS | self._parameters | ({"dbname": database} if database else {})
         parameters["options"] = f"{self._parameters.get('options', '')} {_PARAMETERS['options']}"
@@ -106,10 +106,10 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
         self.execute("COMMIT")
 
     def lock(self, *names: str | None) -> None:
-        """Let one worker at a time inside one object, a zombie included: the lock ends with this session.
+        """Wait until no other worker, zombies included, is at these objects; the lock ends with the session.
 
-        The key is made with the DSN: customers can connect to the maintenance database, and must not be able to
-        keep a teardown waiting.
+        The key depends on the DSN, which customers do not know: they can connect to the maintenance database, and
+        must not be able to take the lock and so delay a teardown.
         """
         with self.cursor() as cursor:
             for name in filter(None, names):

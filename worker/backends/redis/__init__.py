@@ -1,8 +1,8 @@
 """Redis and Valkey: a resource is an ACL user and the keys under its prefix.
 
 Identity has two halves: the generation key `<prefix>gen`, which a Lua script compares before each batch of
-UNLINK, in the same breath; and a channel pattern that carries the generation on the ACL user, which the
-tenant cannot change. `deprovisioner:server` names the server, since its run id changes at every restart.
+UNLINK; and a channel pattern that carries the generation on the ACL user, which the tenant cannot change.
+`deprovisioner:server` names the server, since its run id changes at every restart.
 
 - `session`   clients: timeouts, and what each failure means
 - `keys`      the keys under a prefix: scanned and unlinked in batches

@@ -1,4 +1,4 @@
-"""An ACL user and its prefix come to be: planned, provisioned, or adopted."""
+"""Plan, provision and adopt an ACL user with its prefix."""
 
 import secrets
 import uuid
@@ -11,8 +11,8 @@ from worker.backends import Different, Plan
 from worker.backends.redis import identity, keys
 from worker.backends.redis.session import Server, Session
 
-# Everything on its own keys, nothing on the server: no admin, no FLUSHALL or KEYS, no shared functions.
-# Nor SCAN and its like: ACLs do not filter them, and the names of others' keys are others' data.
+# Every command on the customer's own keys, and none on the server: no admin, no FLUSHALL or KEYS, no functions.
+# No SCAN either: ACLs do not filter its answer, which has other customers' key names.
 COMMANDS = (
     *("+@all", "-@admin", "-@dangerous", "-function", "-script", "+script|load", "+script|exists"),
     *("-scan", "-randomkey", "-dbsize"),
@@ -44,7 +44,7 @@ def plan(server: Server, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
 
 
 def provision(server: Server, manifest: Json, credentials: Json) -> Json:
-    """The generation key first, then the user: what can log in has an identity; see the Protocol."""
+    """The generation key before the user, so that a user who can log in has an identity; see the Protocol."""
     with server.connect() as session:
         identity.must_be_right_server(session, manifest)
         session.set(keys.generation_key(manifest), manifest["generation"], nx=True)
@@ -87,14 +87,14 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
             raise Refused(f"prefix {full['prefix']!r} lies inside another resource's or around it: {overlap!r}")
         if "&*" not in user["channels"]:
             session.execute_command("ACL", "SETUSER", full["user"], identity.channel(full))
-        else:  # a pattern cannot be added to "all channels": say the same in other words
+        else:  # no pattern can be added to "all channels": `?*` means the same, and one can
             session.execute_command("ACL", "SETUSER", full["user"], "resetchannels", "&?*", identity.channel(full))
         session.save_acl()
     return full
 
 
 def _overlap(session: Session, manifest: Json) -> str | None:
-    """The generation key of a prefix inside ours or around it. Of two that race here, each sees the other's."""
+    """The generation key of a prefix inside ours or around it. Two adoptions that race see each other's."""
     prefix = manifest["prefix"]
     around = [f"{prefix[: end + 1]}gen" for end, letter in enumerate(prefix[:-1]) if letter == ":"]
     found = (key.decode(errors="replace") for _, key in keys.under_prefix(session, manifest) if key.endswith(b":gen"))

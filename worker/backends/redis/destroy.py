@@ -1,4 +1,4 @@
-"""An ACL user and its keys go: out of use first, reversibly, and then for good."""
+"""Quarantine an ACL user, which can be undone, and tear it down with its keys, which cannot."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from worker.backends import Absent, Different, Same
 from worker.backends.redis import identity, keys
 from worker.backends.redis.session import Server, Session
 
-# SCAN promises only keys that stay throughout: pass until one pass finds nothing, but not for ever.
+# SCAN returns for certain only the keys that stay during the scan: repeat it until a pass finds nothing.
 MAX_PASSES = 100
 
 
@@ -40,8 +40,10 @@ def teardown(server: Server, manifest: Json) -> Json:
             return _destroy(session, manifest)
         except keys.GenerationVanishedError:
             if isinstance(identity.judge(session, manifest), Absent):
-                return {}  # another worker has just finished this very teardown
-            raise Transient(f"generation key {keys.generation_key(manifest)!r} vanished meanwhile") from None
+                return {}  # another worker finished this teardown
+            raise Transient(
+                f"generation key {keys.generation_key(manifest)!r} vanished during the teardown; trying again"
+            ) from None
 
 
 def _quarantine(session: Session, manifest: Json) -> bool:
@@ -50,8 +52,8 @@ def _quarantine(session: Session, manifest: Json) -> bool:
         return False
     if identity.acl_user(session, manifest["user"]) is not None:
         commands = [("ACL", "SETUSER", manifest["user"], "off"), ("PERSIST", keys.generation_key(manifest))]
-        # A tenant may have removed its own generation key, or let it expire in a moment; the user's mark still
-        # proves that the prefix is its own.
+        # The tenant may have removed its generation key or set it to expire; the user's mark still proves that the
+        # prefix is the tenant's.
         if identity.generation(session, manifest) is None:
             commands.append(("SET", keys.generation_key(manifest), manifest["generation"], "NX"))
         _if_still_ours(session, manifest, *commands)
@@ -69,28 +71,28 @@ def _destroy(session: Session, manifest: Json) -> Json:
             break
         unlinked += done
     else:
-        raise Transient(f"keys under {manifest['prefix']!r} keep appearing: somebody else writes them")
+        raise Transient(f"keys under {manifest['prefix']!r} keep appearing: another client writes them")
     (users,) = _if_still_ours(session, manifest, ("ACL", "DELUSER", manifest["user"]))
-    session.save_acl()  # before the generation key goes: as long as that stands, an attempt comes by here
+    session.save_acl()  # before the generation key goes: while the key is there, the next attempt does this again
     keys.unlink_generation(session, manifest)
     return {"keys_unlinked": unlinked, "users_removed": users}
 
 
 def _if_still_ours(session: Session, manifest: Json, *commands: tuple[str, ...]) -> list[Any]:
-    """Run commands that no script may run, unless the generation key is touched between the check and them.
+    """Run commands that scripts may not run, if the generation key stays untouched from the check until then.
 
-    Every teardown ends by removing that key: a worker that stood still cannot reach a new owner of the names.
+    Every teardown removes that key last: a worker that was paused cannot reach a new owner of the names.
     """
     with session.pipeline() as pipe:
         pipe.watch(keys.generation_key(manifest))
         if not isinstance(seen := identity.judge(session, manifest), Same):
             if isinstance(seen, Different):
                 raise Refused(seen.why)
-            raise Transient("the namespace is no longer there: looking again")
+            raise Transient("the namespace is no longer there; trying again")
         pipe.multi()
         for command in commands:
             pipe.execute_command(*command)
         try:
             return list(pipe.execute())
         except exceptions.WatchError as error:
-            raise Transient("the generation key was touched meanwhile: looking again") from error
+            raise Transient("the generation key was changed during the check; trying again") from error

@@ -11,7 +11,7 @@ from worker.backends.redis.session import Session
 BATCH = 500
 
 # KEYS[1]: the generation key; the rest: what to unlink. ARGV: generation, its database, the keys' database.
-# -1: the generation is another's. -2: there is none, so another worker has just finished this very teardown.
+# -1: the generation is another resource's. -2: there is none; another worker may have finished this teardown.
 _UNLINK_IF_OURS = """
 redis.call('SELECT', ARGV[2])
 local generation = redis.call('GET', KEYS[1])
@@ -23,7 +23,7 @@ return redis.call('UNLINK', unpack(KEYS, 2))
 
 
 class GenerationVanishedError(Exception):
-    """The generation key is gone in the middle of a teardown."""
+    """The generation key disappeared during a teardown."""
 
 
 def under_prefix(session: Session, manifest: Json) -> Iterator[tuple[int, bytes]]:

@@ -10,7 +10,7 @@ from outbox.errors import Refused, SettingsError, Transient, Unavailable
 
 TIMEOUT_SECONDS = 5
 NEVER = frozenset({"default"})
-# A server that is busy, full, read-only or without its disk is out of service, not wrong about this resource.
+# Answers of a server that is busy, full, read-only or without its disk: it is out of service, whatever the resource.
 _AWAY = ("BUSY", "MISCONF", "OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")
 
 
@@ -36,7 +36,7 @@ class Server:
             socket_connect_timeout=TIMEOUT_SECONDS,
             client_name="deprovisioner",
         )
-        if database is not None:  # as an argument it would lose against the URL's own
+        if database is not None:  # as an argument it would be overridden by the URL's
             pool.connection_kwargs["db"] = database
         session = Session(connection_pool=pool)
         session.server = self
@@ -65,6 +65,6 @@ class Session(redis.Redis):
         return int(self.connection_pool.connection_kwargs.get("db") or 0)
 
     def save_acl(self) -> None:
-        """Else ACL LOAD or a restart brings a deleted user back; a server without an aclfile keeps users in memory."""
+        """Write the users to the aclfile, if there is one: ACL LOAD or a restart would bring a deleted one back."""
         if self.config_get("aclfile").get("aclfile"):
             self.execute_command("ACL", "SAVE")

@@ -21,6 +21,6 @@ def backend(pg: PgServer) -> Postgres:
 
 
 @pytest.fixture
-def born(backend: Postgres) -> dict[str, Any]:
+def provisioned(backend: Postgres) -> dict[str, Any]:
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
     return backend.provision(plan.manifest, plan.credentials) | {"dsn": plan.credentials["dsn"]}

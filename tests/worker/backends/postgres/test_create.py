@@ -25,17 +25,17 @@ def test_names_are_whole_uuids_and_passwords_stay_out_of_the_log(backend: Postgr
     backend.teardown(manifest, 1)
 
 
-def test_a_customer_cannot_enter_a_neighbours_database(backend: Postgres, born: dict[str, Any]) -> None:
+def test_a_customer_cannot_enter_a_neighbours_database(backend: Postgres, provisioned: dict[str, Any]) -> None:
     other = backend.plan(uuid.uuid4(), uuid.uuid4())
     neighbour = backend.provision(other.manifest, other.credentials)
     with pytest.raises(psycopg2.OperationalError, match="permission denied"):
-        psycopg2.connect(born["dsn"].rsplit("/", 1)[0] + f"/{neighbour['database']}")
+        psycopg2.connect(provisioned["dsn"].rsplit("/", 1)[0] + f"/{neighbour['database']}")
     backend.teardown(neighbour, 1)
-    backend.teardown(born, 1)
+    backend.teardown(provisioned, 1)
 
 
 @pytest.mark.parametrize("what", ["role", "database"])
-def test_a_birth_takes_nothing_that_was_there_before(backend: Postgres, pg: PgServer, what: str) -> None:
+def test_provision_takes_over_nothing_that_existed_before(backend: Postgres, pg: PgServer, what: str) -> None:
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
     pg.query(f'CREATE {what} "{plan.manifest[what]}"')
     with pytest.raises(Refused, match="is not of this resource"):
@@ -61,7 +61,9 @@ class TestAdoption:
         backend.teardown(manifest, 1)
         assert not pg.bears(manifest)
 
-    def test_a_comment_that_was_there_is_kept(self, backend: Postgres, pg: PgServer, existing: dict[str, Any]) -> None:
+    def test_adoption_keeps_an_existing_comment(
+        self, backend: Postgres, pg: PgServer, existing: dict[str, Any]
+    ) -> None:
         pg.query(f"COMMENT ON DATABASE \"{existing['database']}\" IS 'billing, ask Ann'")
         generation = uuid.uuid4()
         backend.adopt(existing | {"generation": str(generation)}, generation)
@@ -78,7 +80,7 @@ class TestAdoption:
             backend.adopt(existing | {"generation": str(uuid.uuid4())}, uuid.uuid4())
 
     @pytest.mark.parametrize(
-        "wrong", [{"oid": 1}, {"system_identifier": 1}, {"role": "nobody_here"}, {"database": "nowhere"}]
+        "wrong", [{"oid": 1}, {"system_identifier": 1}, {"role": "no_such_role"}, {"database": "no_such_database"}]
     )
     def test_what_does_not_match_is_refused_and_unmarked(
         self, backend: Postgres, pg: PgServer, existing: dict[str, Any], wrong: dict[str, Any]
@@ -90,7 +92,7 @@ class TestAdoption:
         )
         assert comments == [(None,)]
 
-    def test_what_the_service_itself_stands_on_is_refused(self, pg: PgServer, existing: dict[str, Any]) -> None:
+    def test_the_service_s_own_role_and_database_are_refused(self, pg: PgServer, existing: dict[str, Any]) -> None:
         name = f"home_{uuid.uuid4().hex}"
         pg.query(f"CREATE ROLE {name} LOGIN SUPERUSER PASSWORD 'p'")
         pg.query(f"CREATE DATABASE {name}")
@@ -112,7 +114,7 @@ class TestAdoption:
         with pytest.raises(Refused, match="PostgreSQL's own"):
             backend.adopt(existing | {"role": "pg_monitor", "generation": str(uuid.uuid4())}, uuid.uuid4())
 
-    def test_what_became_a_superuser_s_or_a_template_is_not_torn_down(
+    def test_a_role_made_superuser_or_a_database_made_template_is_not_torn_down(
         self, backend: Postgres, pg: PgServer, existing: dict[str, Any]
     ) -> None:
         generation = uuid.uuid4()
@@ -141,7 +143,9 @@ class TestAdoption:
         with pytest.raises(Refused, match="owns another database"):
             backend.adopt(existing | {"role": bystander, "generation": str(uuid.uuid4())}, uuid.uuid4())
 
-    def test_a_refusal_does_not_tell_another_s_mark(self, backend: Postgres, existing: dict[str, Any]) -> None:
+    def test_a_refusal_does_not_reveal_another_resource_s_mark(
+        self, backend: Postgres, existing: dict[str, Any]
+    ) -> None:
         first = uuid.uuid4()
         backend.adopt(existing | {"generation": str(first)}, first)
         with pytest.raises(Refused) as refused:

@@ -12,44 +12,48 @@ from worker.backends.postgres import Postgres
 
 
 def test_a_database_made_again_under_the_name_is_untouched(
-    backend: Postgres, pg: PgServer, born: dict[str, Any]
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
-    pg.query(f'DROP DATABASE "{born["database"]}"')
-    pg.query(f'CREATE DATABASE "{born["database"]}"')
-    pg.query("CREATE TABLE precious AS SELECT 42 AS n", database=born["database"])
-    assert isinstance(backend.inspect(born), Different)
+    pg.query(f'DROP DATABASE "{provisioned["database"]}"')
+    pg.query(f'CREATE DATABASE "{provisioned["database"]}"')
+    pg.query("CREATE TABLE precious AS SELECT 42 AS n", database=provisioned["database"])
+    assert isinstance(backend.inspect(provisioned), Different)
     with pytest.raises(Refused):
-        backend.teardown(born, 1)
-    assert pg.query("SELECT n FROM precious", database=born["database"]) == [(42,)]
-    assert born["role"] in pg.roles(), "nothing at all is done where identity is in doubt"
+        backend.teardown(provisioned, 1)
+    assert pg.query("SELECT n FROM precious", database=provisioned["database"]) == [(42,)]
+    assert provisioned["role"] in pg.roles(), "nothing is done while identity is in doubt"
 
 
-def test_a_newcomer_that_copies_the_comment_is_still_another_oid(
-    backend: Postgres, pg: PgServer, born: dict[str, Any]
+def test_a_new_database_with_a_copied_comment_is_told_by_its_oid(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
-    pg.query(f'DROP DATABASE "{born["database"]}"')
-    pg.query(f'CREATE DATABASE "{born["database"]}"')
-    pg.query(f"COMMENT ON DATABASE \"{born['database']}\" IS 'deprovisioner gen={born['generation']}'")
+    pg.query(f'DROP DATABASE "{provisioned["database"]}"')
+    pg.query(f'CREATE DATABASE "{provisioned["database"]}"')
+    pg.query(f"COMMENT ON DATABASE \"{provisioned['database']}\" IS 'deprovisioner gen={provisioned['generation']}'")
     with pytest.raises(Refused):
-        backend.teardown(born, 1)
-    assert born["database"] in pg.databases()
+        backend.teardown(provisioned, 1)
+    assert provisioned["database"] in pg.databases()
 
 
-def test_a_role_made_again_under_the_name_is_untouched(backend: Postgres, pg: PgServer, born: dict[str, Any]) -> None:
-    pg.query(f'DROP DATABASE "{born["database"]}"')
-    pg.query(f'DROP ROLE "{born["role"]}"')
-    pg.query(f'CREATE ROLE "{born["role"]}" LOGIN')
+def test_a_role_made_again_under_the_name_is_untouched(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+) -> None:
+    pg.query(f'DROP DATABASE "{provisioned["database"]}"')
+    pg.query(f'DROP ROLE "{provisioned["role"]}"')
+    pg.query(f'CREATE ROLE "{provisioned["role"]}" LOGIN')
     with pytest.raises(Refused):
-        backend.teardown(born, 1)
-    assert born["role"] in pg.roles()
-    assert pg.query("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", born["role"]) == [(True,)]
+        backend.teardown(provisioned, 1)
+    assert provisioned["role"] in pg.roles()
+    assert pg.query("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", provisioned["role"]) == [(True,)]
 
 
-def test_a_role_that_is_left_is_not_absent(backend: Postgres, pg: PgServer, born: dict[str, Any]) -> None:
-    pg.query(f'DROP DATABASE "{born["database"]}"')
-    assert isinstance(backend.inspect(born), Same), "it is a working credential"
-    backend.teardown(born, 1)
-    assert not pg.bears(born)
+def test_a_role_without_its_database_is_not_absent(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+) -> None:
+    pg.query(f'DROP DATABASE "{provisioned["database"]}"')
+    assert isinstance(backend.inspect(provisioned), Same), "it is a working credential"
+    backend.teardown(provisioned, 1)
+    assert not pg.bears(provisioned)
 
 
 def test_a_database_that_bears_another_generation_is_different(backend: Postgres, pg: PgServer) -> None:
@@ -60,14 +64,14 @@ def test_a_database_that_bears_another_generation_is_different(backend: Postgres
     assert isinstance(backend.inspect(manifest | {"generation": str(uuid.uuid4())}), Different)
 
 
-def test_a_database_that_somebody_renamed_is_neither_absent_nor_touched(
-    backend: Postgres, pg: PgServer, born: dict[str, Any]
+def test_a_database_that_was_renamed_is_different_and_untouched(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
     moved = f"moved_{uuid.uuid4().hex}"
-    pg.query(f'ALTER DATABASE "{born["database"]}" RENAME TO "{moved}"')
-    assert isinstance(backend.inspect(born), Different)
+    pg.query(f'ALTER DATABASE "{provisioned["database"]}" RENAME TO "{moved}"')
+    assert isinstance(backend.inspect(provisioned), Different)
     with pytest.raises(Refused, match="renamed"):
-        backend.teardown(born, 1)
+        backend.teardown(provisioned, 1)
     assert moved in pg.databases()
 
 

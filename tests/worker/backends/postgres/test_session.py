@@ -14,8 +14,8 @@ from tests.support.witness import PgServer, eventually
 from worker.backends.postgres import Postgres, destroy, identity
 
 
-def test_a_server_that_stands_still_is_unavailable_in_bounded_time(
-    backend: Postgres, servers: Servers, monkeypatch: pytest.MonkeyPatch, born: dict[str, Any]
+def test_a_server_that_stops_answering_is_unavailable_in_bounded_time(
+    backend: Postgres, servers: Servers, monkeypatch: pytest.MonkeyPatch, provisioned: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(identity, "INSPECT_SECONDS", 1)
     honest = identity.read_state
@@ -31,24 +31,24 @@ def test_a_server_that_stands_still_is_unavailable_in_bounded_time(
     with monkeypatch.context() as patch:
         patch.setattr(identity, "read_state", frozen)
         with pytest.raises(Unavailable):
-            backend.inspect(born)
-    backend.teardown(born, 1)
+            backend.inspect(provisioned)
+    backend.teardown(provisioned, 1)
 
 
-def test_a_second_worker_inside_one_object_waits_for_the_first(
-    backend: Postgres, pg: PgServer, born: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_second_worker_at_one_object_waits_for_the_first(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = destroy._quarantine
     inside, go_on = threading.Event(), threading.Event()
 
-    def stands_still(*words: Any) -> None:
+    def pauses(*words: Any) -> None:
         monkeypatch.setattr(destroy, "_quarantine", honest)
         inside.set()
         go_on.wait(20)
         honest(*words)
 
-    monkeypatch.setattr(destroy, "_quarantine", stands_still)
-    workers = [threading.Thread(target=backend.teardown, args=(born, fence)) for fence in (1, 2)]
+    monkeypatch.setattr(destroy, "_quarantine", pauses)
+    workers = [threading.Thread(target=backend.teardown, args=(provisioned, fence)) for fence in (1, 2)]
     workers[0].start()
     assert inside.wait(20)
     workers[1].start()
@@ -59,15 +59,17 @@ def test_a_second_worker_inside_one_object_waits_for_the_first(
         go_on.set()
         for worker in workers:
             worker.join()
-    assert pg.drops_of(born) == 1
+    assert pg.drops_of(provisioned) == 1
 
 
-def test_a_customer_cannot_keep_its_teardown_waiting(backend: Postgres, pg: PgServer, born: dict[str, Any]) -> None:
+def test_a_customer_cannot_take_the_lock_and_delay_its_teardown(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+) -> None:
     """It may connect to the maintenance database, and guess at the workers' lock."""
-    session = psycopg2.connect(born["dsn"].rsplit("/", 1)[0] + "/postgres")
+    session = psycopg2.connect(provisioned["dsn"].rsplit("/", 1)[0] + "/postgres")
     session.cursor().execute(
         "SELECT pg_advisory_lock(hashtextextended(name, 0)) FROM unnest(%s) AS name",
-        ([born["database"], f"deprovisioner:{born['database']}", born["generation"]],),
+        ([provisioned["database"], f"deprovisioner:{provisioned['database']}", provisioned["generation"]],),
     )
-    backend.teardown(born, 1)
-    assert not pg.bears(born)
+    backend.teardown(provisioned, 1)
+    assert not pg.bears(provisioned)

@@ -21,6 +21,6 @@ def backend(server: RedisServer) -> Redis:
 
 
 @pytest.fixture
-def born(backend: Redis) -> dict[str, Any]:
+def provisioned(backend: Redis) -> dict[str, Any]:
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
     return backend.provision(plan.manifest, plan.credentials) | {"url": plan.credentials["url"]}

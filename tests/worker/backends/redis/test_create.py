@@ -12,10 +12,10 @@ from worker.backends import Same
 from worker.backends.redis import Redis
 
 
-def test_a_customer_reaches_its_own_keys_and_nothing_else(backend: Redis, born: dict[str, Any]) -> None:
-    customer = client.Redis.from_url(born["url"])
-    assert customer.set(f"{born['prefix']}a", 1)
-    assert customer.eval("return redis.call('GET', KEYS[1])", 1, f"{born['prefix']}a") == b"1"
+def test_a_customer_reaches_its_own_keys_and_nothing_else(backend: Redis, provisioned: dict[str, Any]) -> None:
+    customer = client.Redis.from_url(provisioned["url"])
+    assert customer.set(f"{provisioned['prefix']}a", 1)
+    assert customer.eval("return redis.call('GET', KEYS[1])", 1, f"{provisioned['prefix']}a") == b"1"
     for forbidden in (
         lambda: customer.set("other", 1),
         customer.flushall,
@@ -29,7 +29,7 @@ def test_a_customer_reaches_its_own_keys_and_nothing_else(backend: Redis, born: 
     ):
         with pytest.raises(client.exceptions.NoPermissionError):
             forbidden()
-    backend.teardown(born, 1)
+    backend.teardown(provisioned, 1)
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,14 @@ def test_a_customer_reaches_its_own_keys_and_nothing_else(backend: Redis, born: 
         pytest.param("open", "must end with ':'", id="open"),
     ],
 )
-def test_a_prefix_that_reaches_further_is_refused(backend: Redis, server: RedisServer, prefix: str, why: str) -> None:
+def test_a_prefix_that_matches_others_keys_is_refused(
+    backend: Redis, server: RedisServer, prefix: str, why: str
+) -> None:
     with pytest.raises(Refused, match=why):
         backend.adopt({"user": an_acl_user(server), "prefix": prefix}, uuid.uuid4())
 
 
-def test_a_birth_takes_nothing_that_was_there_before(backend: Redis, server: RedisServer) -> None:
+def test_provision_takes_over_nothing_that_existed_before(backend: Redis, server: RedisServer) -> None:
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
     server.client.execute_command("ACL", "SETUSER", plan.manifest["user"], "on", ">theirs", "~x", "+@all")
     before = server.client.acl_getuser(plan.manifest["user"])
@@ -66,23 +68,23 @@ def test_a_prefix_inside_another_s_or_around_it_cannot_be_adopted(
     assert server.client.get(f"{second}gen") is None, "nothing of the refused one is left"
 
 
-def test_a_prefix_inside_a_made_resource_s_cannot_be_adopted(
-    backend: Redis, server: RedisServer, born: dict[str, Any]
+def test_a_prefix_inside_a_provisioned_resource_s_cannot_be_adopted(
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any]
 ) -> None:
     with pytest.raises(Refused, match="inside another"):
-        backend.adopt({"user": an_acl_user(server), "prefix": f"{born['prefix']}mine:"}, uuid.uuid4())
-    backend.teardown(born, 1)
+        backend.adopt({"user": an_acl_user(server), "prefix": f"{provisioned['prefix']}mine:"}, uuid.uuid4())
+    backend.teardown(provisioned, 1)
 
 
 @pytest.mark.parametrize("taken", ["user", "prefix"])
 def test_another_resource_s_user_or_prefix_cannot_be_adopted(
-    backend: Redis, server: RedisServer, born: dict[str, Any], taken: str
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any], taken: str
 ) -> None:
     free = {"user": an_acl_user(server), "prefix": f"{uuid.uuid4().hex}:"}
     with pytest.raises(Refused, match="belongs to another"):
-        backend.adopt(free | {taken: born[taken]}, uuid.uuid4())
-    assert isinstance(backend.inspect(born), Same)
-    backend.teardown(born, 1)
+        backend.adopt(free | {taken: provisioned[taken]}, uuid.uuid4())
+    assert isinstance(backend.inspect(provisioned), Same)
+    backend.teardown(provisioned, 1)
 
 
 def test_an_adoption_on_the_wrong_server_is_refused(backend: Redis, server: RedisServer) -> None:

@@ -13,36 +13,38 @@ from worker.backends.redis import Redis
 
 
 def test_a_foreign_generation_key_is_refused_and_its_data_untouched(
-    backend: Redis, server: RedisServer, born: dict[str, Any]
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any]
 ) -> None:
-    server.client.set(f"{born['prefix']}gen", "somebody-else")
-    server.client.set(f"{born['prefix']}precious", 42)
-    assert isinstance(backend.inspect(born), Different)
+    server.client.set(f"{provisioned['prefix']}gen", "another")
+    server.client.set(f"{provisioned['prefix']}precious", 42)
+    assert isinstance(backend.inspect(provisioned), Different)
     with pytest.raises(Refused):
-        backend.teardown(born, 1)
-    assert server.client.get(f"{born['prefix']}precious") == "42"
-    assert born["user"] in server.users()
-    assert client.Redis.from_url(born["url"]).ping(), "nothing at all is done where identity is in doubt"
+        backend.teardown(provisioned, 1)
+    assert server.client.get(f"{provisioned['prefix']}precious") == "42"
+    assert provisioned["user"] in server.users()
+    assert client.Redis.from_url(provisioned["url"]).ping(), "nothing is done while identity is in doubt"
 
 
-def test_keys_without_user_or_generation_are_nobodys_to_delete(
-    backend: Redis, server: RedisServer, born: dict[str, Any]
+def test_keys_without_user_or_generation_are_not_deleted(
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any]
 ) -> None:
-    backend.teardown(born, 1)
-    server.client.set(f"{born['prefix']}new", 1)
-    assert isinstance(backend.inspect(born), Different)
+    backend.teardown(provisioned, 1)
+    server.client.set(f"{provisioned['prefix']}new", 1)
+    assert isinstance(backend.inspect(provisioned), Different)
     with pytest.raises(Refused):
-        backend.teardown(born, 1)
+        backend.teardown(provisioned, 1)
 
 
 def test_a_user_made_again_under_the_name_is_untouched(
-    backend: Redis, server: RedisServer, born: dict[str, Any]
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any]
 ) -> None:
-    server.client.acl_deluser(born["user"])
-    server.client.execute_command("ACL", "SETUSER", born["user"], "on", ">p", f"~{born['prefix']}*", "+@all")
+    server.client.acl_deluser(provisioned["user"])
+    server.client.execute_command(
+        "ACL", "SETUSER", provisioned["user"], "on", ">p", f"~{provisioned['prefix']}*", "+@all"
+    )
     with pytest.raises(Refused):
-        backend.teardown(born, 1)
-    assert born["user"] in server.users()
+        backend.teardown(provisioned, 1)
+    assert provisioned["user"] in server.users()
 
 
 def test_default_is_never_adopted_or_torn_down(backend: Redis) -> None:
@@ -55,9 +57,9 @@ def test_default_is_never_adopted_or_torn_down(backend: Redis) -> None:
         backend.adopt(manifest, uuid.uuid4())
 
 
-def test_a_generation_key_of_another_type_is_another_s(
-    backend: Redis, server: RedisServer, born: dict[str, Any]
+def test_a_generation_key_that_is_no_string_is_different(
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any]
 ) -> None:
-    server.client.delete(f"{born['prefix']}gen")
-    server.client.rpush(f"{born['prefix']}gen", 1)
-    assert isinstance(backend.inspect(born), Different)
+    server.client.delete(f"{provisioned['prefix']}gen")
+    server.client.rpush(f"{provisioned['prefix']}gen", 1)
+    assert isinstance(backend.inspect(provisioned), Different)
