@@ -73,7 +73,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: identity before anything",
             "raise Refused(why)",
             "pass",
-            "test_another_generation_under_the_same_names_is_never_touched[postgres]",
+            f"{KINDS}::test_another_generation_under_the_same_names_is_never_touched[postgres]",
         ),
         (
             "postgres: identity with the connection limit",
@@ -255,7 +255,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: the right server at provision",
             "identity.must_be_right_server(state, manifest)",
             "pass",
-            f"{KINDS}::test_the_wrong_server_is_refused[postgres]",
+            "test_the_wrong_server_is_refused[postgres]",
         ),
     ),
     *cut(
