@@ -22,7 +22,9 @@ from bench.stack import PRODUCT, TENANT, Stack
 from outbox.rows import Json
 from worker.backends import Backend
 from worker.backends.postgres import Postgres
-from worker.backends.redis import _UNLINK_IF_OURS, BATCH, SERVER_KEY, Redis
+from worker.backends.redis import Redis
+from worker.backends.redis.identity import SERVER_KEY
+from worker.backends.redis.keys import _UNLINK_IF_OURS, BATCH
 
 T = TypeVar("T")
 HANDS = 8

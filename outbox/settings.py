@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import tomllib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -85,25 +85,13 @@ class Brake:
 
 @dataclass(frozen=True)
 class BackendConfig:
-    """One table of the backends file. `dsn` stays unresolved: only a worker may read what it names."""
+    """One table of the backends file, without its `dsn`: the API has these too, and must not have an address."""
 
     name: str
     kind: str
-    dsn: str = field(repr=False)
     concurrency: int
     brake: Brake | None = None
     adoption: str = "operators"
-
-    def resolve_dsn(self) -> str:
-        """The DSN itself; SettingsError when it names a variable that is not set."""
-        if not self.dsn.startswith("env:"):
-            return self.dsn
-        variable = self.dsn.removeprefix("env:")
-        if not os.environ.get(variable):
-            raise SettingsError(
-                f"{variable} is not set: backend {self.name!r} takes its dsn from it (dsn = {self.dsn!r})"
-            )
-        return os.environ[variable]
 
 
 def read_env(path: Path) -> dict[str, str]:
@@ -173,15 +161,27 @@ _SIZES = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
 def read_backends(path: Path) -> dict[str, BackendConfig]:
     """The tables [backends.NAME] of a backends file; SettingsError names the file, the backend and the wrong key."""
-    tables = _read(path).get("backends", {})
+    tables = read_file(path).get("backends", {})
     if not isinstance(tables, dict) or not tables:
         raise SettingsError(f"{PREFIX}BACKENDS: {path} has no table [backends.NAME]")
     return {name: _backend(path, name, table) for name, table in tables.items()}
 
 
+def address_variables(path: Path) -> set[str]:
+    """The names of the variables that a backends file takes addresses from: NAME of each `dsn = "env:NAME"`."""
+    read_backends(path)  # raises SettingsError for a file that is not one
+    found = (variable_of(table["dsn"]) for table in read_file(path)["backends"].values())
+    return {variable for variable in found if variable is not None}
+
+
+def variable_of(dsn: str) -> str | None:
+    """NAME of `env:NAME`, None for a literal address."""
+    return dsn.removeprefix("env:") if dsn.startswith("env:") else None
+
+
 def read_tenants(path: Path) -> dict[str, Brake]:
-    """The brakes of a backends file's tables [tenants.NAME]; `"*"` is the name for every other."""
-    tables = _read(path).get("tenants", {})
+    """The brakes of the tables [tenants.NAME] in a backends file; `"*"` stands for every other tenant."""
+    tables = read_file(path).get("tenants", {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise SettingsError(f'{path}: brakes of tenants are tables [tenants.NAME], or [tenants."*"] for every other')
     found = {}
@@ -196,7 +196,8 @@ def read_tenants(path: Path) -> dict[str, Brake]:
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
+    """The tables of a backends file, unchecked but for their names. Raises SettingsError."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -220,17 +221,17 @@ def _backend(path: Path, name: str, table: Any) -> BackendConfig:
     concurrency = table.get("concurrency", 4)
     if type(concurrency) is not int or concurrency < 1:
         raise wrong(f"'concurrency' must be a whole number from 1, not {concurrency!r}")
-    # A delay that is promised and not kept would destroy too early: better not to start.
+    # A grace period that is not kept would destroy too early: refuse to start.
     if table.get("grace", "0s") != "0s":
         raise wrong(
             "'grace' other than \"0s\" is not supported by this version: a restore within it does not exist yet"
         )
     brake = _brake(f"{path}: [backends.{name}]", "backend", name, table)
-    # Whoever adopts an object may then delete it: a tenant must not do that to what it merely can name.
+    # Adoption gives the right to delete: a tenant must not get it over an object by naming it.
     adoption = table.get("adoption", "operators")
     if adoption not in ("operators", "tenants"):
         raise wrong(f'\'adoption\' must be "operators" or "tenants", not {adoption!r}')
-    return BackendConfig(name, table["kind"], table["dsn"], concurrency, brake, adoption)
+    return BackendConfig(name, table["kind"], concurrency, brake, adoption)
 
 
 def _brake(where: str, scope: Literal["backend", "tenant"], subject: str, table: dict[str, Any]) -> Brake | None:

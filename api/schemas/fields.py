@@ -45,8 +45,6 @@ Cursor = Annotated[str | None, Field(max_length=500, description="`next_cursor` 
 Limit = Annotated[int, Field(ge=1, le=200, description="rows a page")]
 # A hundred years: subtracted from now, it stays in PostgreSQL's calendar.
 MAX_AGE_SECONDS = 100 * 366 * 86_400
-# A name of PostgreSQL's: longer ones it would cut, and a cut name is another name.
-PgName = Annotated[str, Field(min_length=1, max_length=63), AfterValidator(_storable)]
 
 
 class _In(BaseModel):

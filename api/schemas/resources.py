@@ -4,50 +4,13 @@ import datetime as dt
 import uuid
 from typing import Annotated
 
-from pydantic import (
-    BaseModel,
-    Field,
-    ValidationError,
-)
+from pydantic import BaseModel, Field
 
-from api.schemas.fields import Cursor, Limit, PgName, Time, Word, _In
+from api.schemas.fields import Cursor, Limit, Time, Word, _In
 from api.schemas.jobs import JobOut, JobRef
-from outbox.errors import BadRequest
+from outbox import kinds
 from outbox.rows import Json, Resource
 from outbox.states import ResourceStatus
-
-
-class PostgresManifest(_In):
-    """An existing database to adopt; what is left out is observed."""
-
-    database: PgName
-    role: PgName | None = None
-    oid: Annotated[int | None, Field(ge=1, le=2**32 - 1)] = None
-    system_identifier: Annotated[int | None, Field(ge=1, le=2**64 - 1)] = None
-    generation: uuid.UUID | None = None
-
-
-class RedisManifest(_In):
-    """An existing ACL user and key prefix to adopt."""
-
-    user: Word
-    prefix: Annotated[Word, Field(pattern=r".:$", description="ends with ':', or it would match its neighbours' keys")]
-    generation: uuid.UUID | None = None
-    server: Word | None = None
-
-
-_MANIFESTS: dict[str, type[BaseModel]] = {"postgres": PostgresManifest, "redis": RedisManifest}
-
-
-def manifest_of(kind: str, manifest: Json) -> Json:
-    """The manifest as it is stored; BadRequest names the wrong field. Third parties' kinds check their own."""
-    if kind not in _MANIFESTS:
-        return manifest
-    try:
-        return _MANIFESTS[kind].model_validate(manifest).model_dump(mode="json")
-    except ValidationError as error:
-        wrong = (f"manifest.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise BadRequest("; ".join(wrong)) from error
 
 
 class CreateResource(_In):
@@ -96,8 +59,9 @@ class ResourceOut(BaseModel):
 
     @classmethod
     def of(cls, row: Resource) -> "ResourceOut":
-        """From its row."""
-        return cls(**vars(row))
+        """From its row; what is secret in its manifest is not shown."""
+        manifest = None if row.manifest is None else kinds.redacted(row.kind, row.manifest)
+        return cls(**vars(row) | {"manifest": manifest})
 
 
 class Created(BaseModel):

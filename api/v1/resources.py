@@ -22,9 +22,8 @@ from api.schemas.resources import (
     ResourceFilter,
     ResourceOut,
     ResourcePage,
-    manifest_of,
 )
-from outbox import credentials, db, jobs, queries, resources, settings
+from outbox import credentials, db, jobs, kinds, queries, resources, settings
 from outbox.doorbell import bell
 from outbox.errors import BadRequest, NoCredentials, NotActive, UnknownBackend, UnknownKind
 from outbox.jobs import Delete, Enqueued
@@ -44,7 +43,7 @@ def create(body: CreateResource, who: Anyone, idempotency_key: Annotated[Word | 
         backend=body.backend,
         name=body.name,
         protected=body.protected,
-        manifest=None if body.manifest is None else manifest_of(body.kind, body.manifest),
+        manifest=None if body.manifest is None else kinds.check(body.kind, body.manifest),
         expires_at=body.expires_at,
     )
     _known(new)

@@ -93,7 +93,10 @@ def test_what_is_alive_is_not_resolved_and_what_is_gone_is_once(
     servers.pg.query(f'ALTER DATABASE "{named}" RENAME TO theirs')
     renamed = boss.post(f"{url}/resolve", json=word)
     assert said(renamed) == (409, "still_there"), renamed.text
-    assert "it was not seen gone: the database was renamed to 'theirs' by somebody else" in renamed.json()["detail"]
+    assert (
+        "it was not seen gone: the database was renamed to 'theirs', and not by deprovisioner"
+        in renamed.json()["detail"]
+    )
     servers.pg.query(f'ALTER DATABASE theirs RENAME TO "{named}"')
     assert servers.pg.bears(resource["manifest"])
     assert acme.get(f"/v1/resources/{resource['id']}").json()["status"] == "deleting"

@@ -37,9 +37,9 @@ EQUIVALENT: dict[Mutant, str] = {
     mutant: why
     for why, mutants in {
         "a server counts every @admin command among the @dangerous": cut(
-            "worker/backends/redis.py",
+            "worker/backends/redis/create.py",
             "",
-            "tests/worker/test_redis.py",
+            "tests/worker/backends/redis/test_create.py",
             (
                 "redis: a customer may not administer",
                 '"-@admin", ',

@@ -2,43 +2,47 @@
 
 from tests.mutations.cut import cut
 
-PG = "worker/backends/postgres.py"
-ON_PG = "tests/worker/test_postgres.py"
-KINDS = "tests/worker/test_conformance.py"
+PG = "worker/backends/postgres"  # each mutant is of the one module in it that has its text
+TESTS = "tests/worker/backends/postgres"
+CREATE = f"{TESTS}/test_create.py"
+DESTROY = f"{TESTS}/test_destroy.py"
+IDENTITY = f"{TESTS}/test_identity.py"
+SESSION = f"{TESTS}/test_session.py"
+KINDS = "tests/worker/backends/test_conformance.py"
 
-_HANDS_CHANGED = "test_identity_is_checked_again_in_each_transaction"
+_REPLACED = "test_identity_is_checked_again_in_each_transaction"
 _ALLOWED = "test_protected_names_are_refused_whatever_the_manifest_says"
 GUARDS_OF_POSTGRES = (
     *cut(
         PG,
-        "def _is_ours(",
-        ON_PG,
+        "def is_ours(",
+        IDENTITY,
         (
             "postgres: OID",
             'if manifest.get("oid") not in (None, database.oid):',
             "if False:",
-            "test_a_newcomer_that_copies_the_comment_is_still_another_oid",
+            "test_a_new_database_with_a_copied_comment_is_told_by_its_oid",
         ),
         (
             "postgres: comment",
-            "_marked(database.comment, manifest)",
+            "is_marked(database.comment, manifest)",
             "True",
             "test_a_database_that_bears_another_generation_is_different",
         ),
     ),
     *cut(
         PG,
-        "def _judge(",
-        ON_PG,
+        "def judge(",
+        IDENTITY,
         (
             "postgres: system identifier",
-            'if manifest.get("system_identifier") not in (None, seen.system_identifier):',
+            'if manifest.get("system_identifier") not in (None, state.system_identifier):',
             "if False:",
             f"{KINDS}::test_the_wrong_server_is_refused[postgres]",
         ),
         (
             "postgres: comment of the role",
-            "if seen.role is not None and not _marked(seen.role.comment, manifest):",
+            "if state.role is not None and not is_marked(state.role.comment, manifest):",
             "if False:",
             "test_a_role_made_again_under_the_name_is_untouched",
         ),
@@ -49,22 +53,22 @@ GUARDS_OF_POSTGRES = (
             "test_a_database_made_again_under_the_name_is_untouched",
         ),
         (
-            "postgres: renamed by somebody",
+            "postgres: a renamed database",
             "if stray := [d for d in ours if d.name not in",
             "if stray := [d for d in () if d.name not in",
-            "test_a_database_that_somebody_renamed_is_neither_absent_nor_touched",
+            "test_a_database_that_was_renamed_is_different_and_untouched",
         ),
         (
             "postgres: absent without its role",
-            "if not ours and seen.role is None:",
+            "if not ours and state.role is None:",
             "if not ours:",
-            "test_a_role_that_is_left_is_not_absent",
+            "test_a_role_without_its_database_is_not_absent",
         ),
     ),
     *cut(
         PG,
         "def _quarantine(",
-        ON_PG,
+        DESTROY,
         (
             "postgres: identity before anything",
             "raise Refused(why)",
@@ -73,55 +77,55 @@ GUARDS_OF_POSTGRES = (
         ),
         (
             "postgres: identity with the connection limit",
-            "if limited is None or not _is_ours(limited, manifest):",
+            "if limited is None or not identity.is_ours(limited, manifest):",
             "if False:",
-            f"{_HANDS_CHANGED}[1]",
+            f"{_REPLACED}[1]",
         ),
         (
             "postgres: no login",
-            '_execute(session, "ALTER ROLE {role} NOLOGIN", role=manifest["role"])',
+            'session.execute("ALTER ROLE {role} NOLOGIN", role=manifest["role"])',
             "pass",
             "test_a_quarantine_leaves_no_way_in",
         ),
         (
             "postgres: connection limit",
-            '_execute(session, "ALTER DATABASE {name} CONNECTION LIMIT 0", name=manifest["database"])',
+            'session.execute("ALTER DATABASE {name} CONNECTION LIMIT 0", name=manifest["database"])',
             "pass",
             "test_a_quarantine_leaves_no_way_in",
         ),
         (
-            "postgres: what the service stands on",
-            "self._not_ours_to_take(seen, manifest)",
+            "postgres: the service's own, checked at quarantine",
+            "identity.must_be_a_customers(state, manifest)",
             "pass",
-            "TestAdoption::test_what_became_a_superuser_s_or_a_template_is_not_torn_down",
+            f"{CREATE}::TestAdoption::test_a_role_made_superuser_or_a_database_made_template_is_not_torn_down",
         ),
     ),
     *cut(
         PG,
         "def _rename_away(",
-        ON_PG,
+        DESTROY,
         (
             "postgres: no connections",
-            '_execute(session, "ALTER DATABASE {name} ALLOW_CONNECTIONS false", name=manifest["database"])',
+            'session.execute("ALTER DATABASE {name} ALLOW_CONNECTIONS false", name=manifest["database"])',
             "pass",
             "test_a_quarantine_leaves_no_way_in",
         ),
         (
             "postgres: identity with the rename",
-            "if renamed is None or not _is_ours(renamed, manifest):",
+            "if renamed is None or not identity.is_ours(renamed, manifest):",
             "if False:",
-            f"{_HANDS_CHANGED}[2]",
+            f"{_REPLACED}[2]",
         ),
     ),
     *cut(
         PG,
         "def _end_sessions(",
-        ON_PG,
+        DESTROY,
         (
             "postgres: sessions are ended",
             "SELECT pg_terminate_backend(pid, %(wait)s) FROM",
             "SELECT pid, %(wait)s FROM",
-            f"{KINDS}::test_a_session_that_is_open_does_not_hinder_the_teardown[postgres]",
+            f"{KINDS}::test_an_open_session_does_not_stop_the_teardown[postgres]",
         ),
         (
             "postgres: prepared transactions",
@@ -133,42 +137,42 @@ GUARDS_OF_POSTGRES = (
     *cut(
         PG,
         "def _drop_role(",
-        ON_PG,
+        DESTROY,
         (
             "postgres: the role, before its grants go",
-            "return\n        if not _marked(role.comment, manifest):",
-            "return\n        if False:",
-            "test_a_role_that_changes_hands_meanwhile_is_untouched[before its grants]",
+            "return\n    if not identity.is_marked(role.comment, manifest):",
+            "return\n    if False:",
+            "test_a_role_that_is_replaced_during_a_teardown_is_untouched[before its grants]",
         ),
         (
             "postgres: the role, before it is dropped",
-            "return\n            if not _marked(role.comment, manifest):",
-            "return\n            if False:",
-            "test_a_role_that_changes_hands_meanwhile_is_untouched[before itself]",
+            "return\n        if not identity.is_marked(role.comment, manifest):",
+            "return\n        if False:",
+            "test_a_role_that_is_replaced_during_a_teardown_is_untouched[before itself]",
         ),
     ),
     *cut(
         PG,
         "def _disown(",
-        ON_PG,
+        DESTROY,
         (
-            "postgres: what is a neighbour's is handed over",
-            '_execute(session, "REASSIGN OWNED BY {role} TO CURRENT_USER", role=role)',
+            "postgres: objects elsewhere are handed over",
+            'session.execute("REASSIGN OWNED BY {role} TO CURRENT_USER", role=role)',
             "pass",
             "test_what_the_role_owns_elsewhere_is_handed_over_not_dropped",
         ),
     ),
     *cut(
         PG,
-        "def _not_ours_to_take(",
-        ON_PG,
+        "def must_be_a_customers(",
+        CREATE,
         *(
             (f"postgres: {name}", guard, "if False:", f"TestAdoption::{test}")
             for name, guard, test in (
                 (
                     "its own role and database",
-                    'if {manifest["database"], manifest.get("role")} & set(seen.us):',
-                    "test_what_the_service_itself_stands_on_is_refused",
+                    'if {manifest["database"], manifest.get("role")} & set(state.us):',
+                    "test_the_service_s_own_role_and_database_are_refused",
                 ),
                 (
                     "a role of PostgreSQL's",
@@ -177,13 +181,13 @@ GUARDS_OF_POSTGRES = (
                 ),
                 (
                     "a superuser",
-                    "if seen.role is not None and seen.role.superuser:",
-                    "test_what_became_a_superuser_s_or_a_template_is_not_torn_down",
+                    "if state.role is not None and state.role.superuser:",
+                    "test_a_role_made_superuser_or_a_database_made_template_is_not_torn_down",
                 ),
                 (
                     "a template",
                     "if database is not None and database.template:",
-                    "test_what_became_a_superuser_s_or_a_template_is_not_torn_down",
+                    "test_a_role_made_superuser_or_a_database_made_template_is_not_torn_down",
                 ),
             )
         ),
@@ -191,30 +195,30 @@ GUARDS_OF_POSTGRES = (
     *cut(
         PG,
         "",
-        ON_PG,
+        IDENTITY,
         (
             "postgres: advisory lock",
             'cursor.execute("SELECT pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))',
             "pass",
-            "test_a_second_worker_inside_one_object_waits_for_the_first",
+            f"{SESSION}::test_a_second_worker_at_one_object_waits_for_the_first",
         ),
         (
             "postgres: names never taken",
-            "self._protected = NEVER | protected",
-            "self._protected = protected",
+            "self.protected = NEVER | protected",
+            "self.protected = protected",
             f"{_ALLOWED}[template1]",
         ),
         (
             "postgres: names protected",
-            "self._protected = NEVER | protected",
-            "self._protected = NEVER",
+            "self.protected = NEVER | protected",
+            "self.protected = NEVER",
             f"{_ALLOWED}[control_db]",
         ),
         (
             "postgres: a bystander's role",
-            'others := set(seen.role.owns) - {manifest["database"]}',
+            'others := set(state.role.owns) - {manifest["database"]}',
             "others := set()",
-            "TestAdoption::test_a_bystander_s_role_does_not_die_with_the_database",
+            f"{CREATE}::TestAdoption::test_a_bystander_s_role_does_not_die_with_the_database",
         ),
     ),
     *(
@@ -222,40 +226,45 @@ GUARDS_OF_POSTGRES = (
         for verb in ("adopt", "quarantine", "teardown")
         for mutant in cut(
             PG,
-            f"    def {verb}(",
-            ON_PG,
-            (f"postgres: protected at {verb}", "self._allowed(manifest)", "pass", f"{_ALLOWED}[control_db]"),
+            f"def {verb}(",
+            IDENTITY,
+            (
+                f"postgres: protected at {verb}",
+                "identity.must_not_be_protected(server, manifest)",
+                "pass",
+                f"{_ALLOWED}[control_db]",
+            ),
         )
     ),
     *cut(
         PG,
-        "    def release(",
-        ON_PG,
+        "def release(",
+        KINDS,
         (
             "postgres: identity at release",
-            "self._must_be_same(seen, manifest)",
+            "identity.must_be_same(state, manifest)",
             "pass",
-            f"{KINDS}::test_another_generation_under_the_same_names_is_never_touched[postgres]",
+            "test_another_generation_under_the_same_names_is_never_touched[postgres]",
         ),
     ),
     *cut(
         PG,
-        "    def provision(",
-        ON_PG,
+        "def provision(",
+        KINDS,
         (
-            "postgres: the right server at birth",
-            "self._right_server(seen, manifest)",
+            "postgres: the right server at provision",
+            "identity.must_be_right_server(state, manifest)",
             "pass",
-            f"{KINDS}::test_the_wrong_server_is_refused[postgres]",
+            "test_the_wrong_server_is_refused[postgres]",
         ),
     ),
     *cut(
         PG,
-        "    def adopt(",
-        ON_PG,
+        "def adopt(",
+        CREATE,
         (
             "postgres: the right server at adoption",
-            "self._right_server(seen, manifest)",
+            "identity.must_be_right_server(state, manifest)",
             "pass",
             "TestAdoption::test_what_does_not_match_is_refused_and_unmarked",
         ),
@@ -268,8 +277,8 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "    def _make_role(",
-        ON_PG,
+        "def _create_role(",
+        CREATE,
         (
             "postgres: a password is hashed",
             "password=sql.Literal(verifier)",
@@ -278,32 +287,32 @@ GUARDS_OF_POSTGRES = (
         ),
         (
             "postgres: a role that was there before",
-            "if not _marked(seen.role.comment, manifest):",
+            "if not identity.is_marked(state.role.comment, manifest):",
             "if False:",
-            "test_a_birth_takes_nothing_that_was_there_before[role]",
+            "test_provision_takes_over_nothing_that_existed_before[role]",
         ),
     ),
     *cut(
         PG,
-        "    def _make_database(",
-        ON_PG,
+        "def _create_database(",
+        CREATE,
         (
             "postgres: closed to the public",
-            '_execute(session, "REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=newborn)',
+            'session.execute("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=new)',
             "pass",
             "test_a_customer_cannot_enter_a_neighbours_database",
         ),
         (
             "postgres: a database that was there before",
-            "if not _is_ours(named, manifest):",
+            "if not identity.is_ours(named, manifest):",
             "if False:",
-            "test_a_birth_takes_nothing_that_was_there_before[database]",
+            "test_provision_takes_over_nothing_that_existed_before[database]",
         ),
     ),
     *cut(
         PG,
         "def _mark(",
-        ON_PG,
+        CREATE,
         (
             "postgres: another resource's mark",
             'if comment and "deprovisioner gen=" in comment:',

@@ -2,19 +2,22 @@
 
 from tests.mutations.cut import cut
 
-REDIS = "worker/backends/redis.py"
-ON_REDIS = "tests/worker/test_redis.py"
-KINDS = "tests/worker/test_conformance.py"
+REDIS = "worker/backends/redis"  # each mutant is of the one module in it that has its text
+TESTS = "tests/worker/backends/redis"
+CREATE = f"{TESTS}/test_create.py"
+DESTROY = f"{TESTS}/test_destroy.py"
+IDENTITY = f"{TESTS}/test_identity.py"
+KINDS = "tests/worker/backends/test_conformance.py"
 
 GUARDS_OF_REDIS = (
     *cut(
         REDIS,
         "",
-        ON_REDIS,
+        CREATE,
         *(
             (f"redis: a customer may not {what}", old, new, "test_a_customer_reaches_its_own_keys_and_nothing_else")
             for what, old, new in (
-                ("reach others' keys", "f\"~{_escape(manifest['prefix'])}*\", *COMMANDS", '"~*", *COMMANDS'),
+                ("reach others' keys", "f\"~{keys.escape(manifest['prefix'])}*\", *COMMANDS", '"~*", *COMMANDS'),
                 ("scan", '("-scan", ', "("),
                 ("draw keys", '"-randomkey", ', ""),
                 ("count keys", '"-dbsize"', '"+dbsize"'),
@@ -25,17 +28,17 @@ GUARDS_OF_REDIS = (
     ),
     *cut(
         REDIS,
-        "    def _judge(",
-        ON_REDIS,
+        "def judge(",
+        IDENTITY,
         (
             "redis: server mark",
-            'if manifest.get("server") not in (None, found):',
+            'if manifest.get("server") not in (None, server):',
             "if False:",
             f"{KINDS}::test_the_wrong_server_is_refused[redis]",
         ),
         (
             "redis: generation key",
-            'if generation not in (None, manifest["generation"]):',
+            'if found not in (None, manifest["generation"]):',
             "if False:",
             "test_a_foreign_generation_key_is_refused_and_its_data_untouched",
         ),
@@ -47,102 +50,102 @@ GUARDS_OF_REDIS = (
         ),
         (
             "redis: keys that bear no generation",
-            "if stray := next(self._keys(server, manifest), None):",
+            "if stray := next(keys.under_prefix(session, manifest), None):",
             "if stray := None:",
-            "test_keys_without_user_or_generation_are_nobodys_to_delete",
+            "test_keys_without_user_or_generation_are_not_deleted",
         ),
     ),
     *cut(
         REDIS,
         '_UNLINK_IF_OURS = """',
-        ON_REDIS,
+        DESTROY,
         (
             "redis: generation compared with each unlink",
             "if generation ~= ARGV[1] then return -1 end",
             "",
-            "test_the_generation_is_compared_in_the_same_breath_as_each_unlink[somebody-else]",
+            "test_each_unlink_compares_the_generation_in_its_own_script[another]",
         ),
         (
             "redis: generation there with each unlink",
             "if not generation then return -2 end",
             "if not generation then generation = ARGV[1] end",
-            "test_the_generation_is_compared_in_the_same_breath_as_each_unlink[None]",
+            "test_each_unlink_compares_the_generation_in_its_own_script[None]",
         ),
     ),
     *cut(
         REDIS,
-        "    def _quarantine(",
-        ON_REDIS,
+        "def _quarantine(",
+        DESTROY,
         (
             "redis: login off",
             '("ACL", "SETUSER", manifest["user"], "off"), ',
             "",
-            f"{KINDS}::test_quarantine_shuts_the_customer_out_and_release_lets_it_back[redis]",
+            f"{KINDS}::test_quarantine_ends_the_customer_s_access_and_release_restores_it[redis]",
         ),
         (
             "redis: the key may not expire",
-            ', ("PERSIST", _generation_key(manifest))]',
+            ', ("PERSIST", keys.generation_key(manifest))]',
             "]",
-            "test_a_generation_key_that_is_about_to_expire_does_not_leave_keys_behind",
+            "test_a_generation_key_that_a_customer_lets_expire_is_kept_until_the_keys_are_gone",
         ),
         (
-            "redis: connections are ended",
-            'server.execute_command("CLIENT", "KILL", "USER", manifest["user"])',
+            "redis: open connections are ended",
+            'session.execute_command("CLIENT", "KILL", "USER", manifest["user"])',
             "pass",
             "test_a_quarantine_ends_connections_that_are_open",
         ),
         (
-            "redis: a removed key is planted again",
-            "if _generation(server, manifest) is None:",
+            "redis: a removed generation key is written again",
+            "if identity.generation(session, manifest) is None:",
             "if False:",
             "test_a_customer_that_removed_its_own_generation_key_is_still_torn_down",
         ),
     ),
     *cut(
         REDIS,
-        "        Every teardown ends by removing that key: a worker that stood still cannot reach who has",
-        ON_REDIS,
+        "    Every teardown removes that key last: a worker that was paused",
+        DESTROY,
         (
             "redis: WATCH",
-            "pipe.watch(_generation_key(manifest))",
+            "pipe.watch(keys.generation_key(manifest))",
             "pass",
-            "test_a_zombie_cannot_reach_who_has_the_names_now",
+            "test_a_zombie_cannot_reach_the_new_owner_of_the_names",
         ),
         (
             "redis: identity under the WATCH",
-            "if not isinstance(seen := self._judge(server, manifest), Same):",
+            "if not isinstance(seen := identity.judge(session, manifest), Same):",
             "if not isinstance(seen := Same({}), Same):",
-            "test_a_zombie_cannot_reach_who_has_the_names_now[before]",
+            "test_a_zombie_cannot_reach_the_new_owner_of_the_names[before]",
         ),
     ),
     *cut(
         REDIS,
-        "    def release(",
-        ON_REDIS,
+        "def release(",
+        KINDS,
         (
             "redis: identity at release",
-            "if not isinstance(self._judge(server, manifest), Same):",
+            "if not isinstance(identity.judge(session, manifest), Same):",
             "if False:",
-            f"{KINDS}::test_another_generation_under_the_same_names_is_never_touched[redis]",
+            "test_another_generation_under_the_same_names_is_never_touched[redis]",
         ),
     ),
     *cut(
         REDIS,
-        "    def _destroy(",
-        ON_REDIS,
+        "def _destroy(",
+        DESTROY,
         (
-            "redis: death is saved",
-            "_save_acl(server)  #",
+            "redis: the removal of the user is saved",
+            "session.save_acl()  #",
             "pass  #",
             "test_the_user_stays_gone_after_the_acl_file_is_loaded_again",
         ),
     ),
     *cut(
         REDIS,
-        "    def _allowed(",
-        ON_REDIS,
+        "def must_not_be_protected(",
+        CREATE,
         *(
-            (f"redis: {name}", guard, "if False:", f"test_a_prefix_that_reaches_further_is_refused[{case}]")
+            (f"redis: {name}", guard, "if False:", f"test_a_prefix_that_matches_others_keys_is_refused[{case}]")
             for name, guard, case in (
                 ("an empty prefix", 'if not manifest["prefix"]:', "empty"),
                 (
@@ -154,104 +157,104 @@ GUARDS_OF_REDIS = (
         ),
         (
             "redis: protected users",
-            'if manifest["user"] in self._protected:',
+            'if manifest["user"] in server.protected:',
             "if False:",
-            "test_default_is_never_adopted_or_torn_down",
+            f"{IDENTITY}::test_default_is_never_adopted_or_torn_down",
         ),
     ),
     *cut(
         REDIS,
-        "    def teardown(",
-        ON_REDIS,
+        "def teardown(",
+        IDENTITY,
         (
             "redis: protected at teardown",
-            "self._allowed(manifest)",
+            "identity.must_not_be_protected(server, manifest)",
             "pass",
             "test_default_is_never_adopted_or_torn_down",
         ),
     ),
     *cut(
         REDIS,
-        "    def quarantine(",
-        ON_REDIS,
+        "def quarantine(",
+        IDENTITY,
         (
             "redis: protected at quarantine",
-            "self._allowed(manifest)",
+            "identity.must_not_be_protected(server, manifest)",
             "pass",
             "test_default_is_never_adopted_or_torn_down",
         ),
     ),
     *cut(
         REDIS,
-        "    def adopt(",
-        ON_REDIS,
+        "def adopt(",
+        CREATE,
         (
             "redis: protected at adoption",
-            "self._allowed(manifest)",
+            "identity.must_not_be_protected(server, manifest)",
             "pass",
-            "test_default_is_never_adopted_or_torn_down",
+            f"{IDENTITY}::test_default_is_never_adopted_or_torn_down",
         ),
         (
-            "redis: a prefix ends",
+            "redis: a prefix ends with a colon",
             'if not manifest["prefix"].endswith(":"):',
             "if False:",
-            "test_a_prefix_that_reaches_further_is_refused[open]",
+            "test_a_prefix_that_matches_others_keys_is_refused[open]",
         ),
         (
             "redis: its own user",
-            'if full["user"] == server.acl_whoami():',
+            'if full["user"] == session.acl_whoami():',
             "if False:",
             "test_the_user_that_the_service_works_with_is_not_adopted",
         ),
         (
             "redis: another resource's user",
-            'if any(c.startswith(_CHANNEL) and c != _channel(full) for c in user["channels"]):',
+            'if any(c.startswith(identity.CHANNEL) and c != identity.channel(full) for c in user["channels"]):',
             "if False:",
             "test_another_resource_s_user_or_prefix_cannot_be_adopted[user]",
         ),
         (
             "redis: another resource's prefix",
-            'if not planted and _generation(server, full) != full["generation"]:',
+            'if not planted and identity.generation(session, full) != full["generation"]:',
             "if False:",
             "test_another_resource_s_user_or_prefix_cannot_be_adopted[prefix]",
         ),
         (
             "redis: a prefix inside another's",
-            "if overlap := self._overlap(server, full):",
+            "if overlap := _overlap(session, full):",
             "if overlap := None:",
-            "test_a_prefix_inside_a_made_resource_s_cannot_be_adopted",
+            "test_a_prefix_inside_a_provisioned_resource_s_cannot_be_adopted",
         ),
         (
             "redis: the right server at adoption",
-            "self._right_server(server, full)",
+            "identity.must_be_right_server(session, full)",
             "pass",
             "test_an_adoption_on_the_wrong_server_is_refused",
         ),
     ),
     *cut(
         REDIS,
-        "    def provision(",
-        ON_REDIS,
+        "def provision(",
+        CREATE,
         (
-            "redis: the right server at birth",
-            "self._right_server(server, manifest)",
+            "redis: the right server at provision",
+            "identity.must_be_right_server(session, manifest)",
             "pass",
             f"{KINDS}::test_the_wrong_server_is_refused[redis]",
         ),
         (
-            "redis: a birth takes nothing of another's",
-            "if isinstance(seen := self._judge(server, manifest), Different):",
+            "redis: provision takes nothing of another's",
+            "if isinstance(seen := identity.judge(session, manifest), Different):",
             "if False:",
-            "test_a_birth_takes_nothing_that_was_there_before",
+            "test_provision_takes_over_nothing_that_existed_before",
         ),
     ),
     *cut(
         REDIS,
-        "    def _keys(",
-        ON_REDIS,
+        "def under_prefix(",
+        DESTROY,
         (
             "redis: glob characters are escaped",
-            "f\"{_escape(manifest['prefix'])}*\"",
+            "f\"{escape(manifest['prefix'])}*\"",
             "f\"{manifest['prefix']}*\"",
             "test_glob_characters_in_an_adopted_prefix_are_only_characters",
         ),

@@ -99,7 +99,7 @@ def test_a_wrong_backends_file_names_backend_and_key(tmp_path: Path, toml: str, 
         settings.read_backends(path)
 
 
-def test_the_example_of_the_contract_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_contract_is_read(tmp_path: Path) -> None:
     path = tmp_path / "backends.toml"
     path.write_text(
         '[backends.pg-main]\nkind = "postgres"\ndsn = "env:PG_X_DSN"\ngrace = "0s"\nbrake = "50/10m"\nconcurrency = 4\n'
@@ -110,10 +110,7 @@ def test_the_example_of_the_contract_is_read(tmp_path: Path, monkeypatch: pytest
         4,
         Brake("backend", "pg-main", 50, dt.timedelta(minutes=10)),
     )
-    monkeypatch.delenv("PG_X_DSN", raising=False)
-    with pytest.raises(SettingsError, match="PG_X_DSN is not set"):
-        config.resolve_dsn()
-    assert "PG_X_DSN" not in repr(config), "a literal dsn holds a password, so none is ever printed"
+    assert settings.address_variables(path) == {"PG_X_DSN"}
 
 
 def test_a_token_is_kept_only_as_a_hash_and_ends_when_revoked(db: Connection) -> None:

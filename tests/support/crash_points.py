@@ -34,8 +34,9 @@ from sqlalchemy import event
 from deprovisioner import cli
 from outbox import breakers, jobs, resources
 from outbox.states import TRANSITIONS
-from worker.backends import postgres
-from worker.backends import redis as redis_backend
+from worker.backends.postgres import destroy as postgres_destroy
+from worker.backends.postgres.session import Session
+from worker.backends.redis.identity import SERVER_KEY
 from worker.hands import Hands
 
 _ALSO = {
@@ -152,9 +153,9 @@ def _around_postgres(reach: _Reach) -> None:
 
         return wrapped
 
-    postgres._execute = around(postgres._execute, lambda _, statement: statement_name(statement))
-    ending = around(postgres.Postgres._end_sessions, lambda *_: "end sessions")
-    postgres.Postgres._end_sessions = ending  # type: ignore[method-assign]
+    executing = around(Session.execute, lambda _, statement: statement_name(statement))
+    Session.execute = executing  # type: ignore[method-assign]
+    postgres_destroy._end_sessions = around(postgres_destroy._end_sessions, lambda *_: "end sessions")
 
 
 def _around_redis(reach: _Reach) -> None:
@@ -206,7 +207,7 @@ def command_name(words: tuple[Any, ...]) -> str | None:
     said = " ".join(str(word) for word in words[:2]).split()
     name = next((w for w in (" ".join(said[:2]), said[0]) if w in _WRITES), None)
     if name == "SET":
-        return "SET server mark" if words[1] == redis_backend.SERVER_KEY else "SET generation key"
+        return "SET server mark" if words[1] == SERVER_KEY else "SET generation key"
     return "EVAL UNLINK" if name == "EVAL" else name
 
 

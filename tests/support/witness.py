@@ -2,6 +2,7 @@
 
 import re
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -152,3 +153,10 @@ def eventually(happened: Callable[[], object], within: float = 20, what: str = "
             return answer
         assert time.monotonic() < deadline, f"not within {within} s: {what or happened}"
         time.sleep(every)
+
+
+def an_acl_user(server: RedisServer) -> str:
+    """A user as a platform might have made it, to be adopted."""
+    user = f"u_{uuid.uuid4().hex}"
+    server.client.execute_command("ACL", "SETUSER", user, "on", ">p", "~x", "+@all")
+    return user

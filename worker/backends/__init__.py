@@ -1,7 +1,7 @@
-"""What every kind of backend can do. One module a kind; a third party adds its own by entry point.
+"""What every kind of backend can do. One package a kind; a third party adds its own by entry point.
 
-The order of a teardown: quarantine, verify identity at the last moment, destroy, verify absence. A name
-is made at birth from the resource's UUID and stored in the manifest; a teardown never derives one.
+The order of a teardown: quarantine, verify identity at the last moment, destroy, verify absence. `plan` makes
+the names from the resource's UUID, and the manifest stores them; a teardown never derives a name.
 """
 
 import uuid
@@ -12,27 +12,28 @@ from typing import Any, Protocol
 from outbox.errors import SettingsError
 from outbox.rows import Json
 from outbox.settings import BackendConfig
+from worker.backends.addresses import address_of
 
 ENTRY_POINTS = "deprovisioner.backends"
 
 
 @dataclass(frozen=True)
 class Absent:
-    """The object was looked for on the right server, and is not there. `seen` is the evidence."""
+    """The right server does not have the object. `seen` is the evidence."""
 
     seen: Json
 
 
 @dataclass(frozen=True)
 class Same:
-    """The very object of the manifest is there, whole or in part."""
+    """The server has the manifest's own object, whole or in part."""
 
     seen: Json
 
 
 @dataclass(frozen=True)
 class Different:
-    """The name belongs to something else, or this is another server. Never touch it."""
+    """The name belongs to another object, or this is another server. Never touch it."""
 
     seen: Json
     why: str
@@ -43,16 +44,16 @@ Observation = Absent | Same | Different
 
 @dataclass(frozen=True)
 class Plan:
-    """What a birth will make: names and identity, and the secrets that open it."""
+    """What `provision` will make: names and identity, and the secrets that open it."""
 
     manifest: Json
     credentials: Json
 
 
 class Backend(Protocol):
-    """One configured server. Methods raise Unavailable, Transient or Refused; no transaction is open around them."""
+    """One configured server. Methods raise Unavailable, Transient or Refused; no transaction is open while they run."""
 
-    # Whether `inspect` can tell after a crash if the effect took place.
+    # Whether `inspect` shows after a crash if the teardown took effect.
     observable: bool
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
@@ -65,7 +66,7 @@ class Backend(Protocol):
         """Verify that an existing object is the manifest's, mark it with the generation, return its full manifest."""
 
     def inspect(self, manifest: Json) -> Observation:
-        """Look for the object; changes nothing."""
+        """Whether the server has the object; changes nothing."""
 
     def quarantine(self, manifest: Json) -> None:
         """Take the object out of use, reversibly: no logins, no sessions, where possible no name."""
@@ -88,10 +89,10 @@ def build(config: BackendConfig, *, protected: frozenset[str]) -> Backend:
             f"backend {config.name!r}: kind {config.kind!r} is not installed; known: {', '.join(sorted(found))}"
         )
     kind: Any = found[config.kind].load()
-    backend: Backend = kind(config.resolve_dsn(), protected=protected)
+    backend: Backend = kind(address_of(config.name), protected=protected)
     return backend
 
 
 def mark(generation: str) -> str:
-    """The words that an object carries on its server to say which birth it is of."""
+    """The words that an object carries on its server, and that say which resource's it is."""
     return f"deprovisioner gen={generation}"

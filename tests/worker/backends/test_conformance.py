@@ -1,6 +1,6 @@
 """What every kind of backend must do: the same tests for each, on real servers, old versions among them.
 
-A third party runs its own kind through this file by adding it to `KINDS`.
+To try a kind of your own, add a Subject of it to the fixture `subject`.
 """
 
 import os
@@ -27,13 +27,13 @@ OLD_REDIS = os.environ.get("TEST_OLD_REDIS_URL", "redis://127.0.0.1:6379/9")
 
 @dataclass
 class Subject:
-    """A kind under test: the backend, a dead twin of it, and how a customer and a witness see it."""
+    """A kind under test: its backend, a backend without a server, and how a customer and a witness see it."""
 
     backend: Backend
     dead: Backend
     witness: PgServer | RedisServer
 
-    def born(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def provisioned(self) -> tuple[dict[str, Any], dict[str, Any]]:
         plan = self.backend.plan(uuid.uuid4(), uuid.uuid4())
         return self.backend.provision(plan.manifest, plan.credentials), plan.credentials
 
@@ -129,8 +129,8 @@ def test_every_step_may_be_repeated(subject: Subject) -> None:
     assert isinstance(subject.backend.inspect(first), Absent)
 
 
-def test_quarantine_shuts_the_customer_out_and_release_lets_it_back(subject: Subject) -> None:
-    manifest, credentials = subject.born()
+def test_quarantine_ends_the_customer_s_access_and_release_restores_it(subject: Subject) -> None:
+    manifest, credentials = subject.provisioned()
     subject.put(credentials)
     subject.backend.quarantine(manifest)
     assert not subject.can_log_in(credentials)
@@ -140,8 +140,8 @@ def test_quarantine_shuts_the_customer_out_and_release_lets_it_back(subject: Sub
     subject.backend.teardown(manifest, 1)
 
 
-def test_a_session_that_is_open_does_not_hinder_the_teardown(subject: Subject) -> None:
-    manifest, credentials = subject.born()
+def test_an_open_session_does_not_stop_the_teardown(subject: Subject) -> None:
+    manifest, credentials = subject.provisioned()
     if "dsn" in credentials:
         session = psycopg2.connect(credentials["dsn"])
         session.cursor().execute("SELECT 1")
@@ -158,7 +158,7 @@ def test_a_session_that_is_open_does_not_hinder_the_teardown(subject: Subject) -
 
 
 def test_another_generation_under_the_same_names_is_never_touched(subject: Subject) -> None:
-    manifest, credentials = subject.born()
+    manifest, credentials = subject.provisioned()
     stranger = manifest | {"generation": str(uuid.uuid4())}
     assert isinstance(subject.backend.inspect(stranger), Different)
     for act in (subject.backend.quarantine, subject.backend.release, lambda m: subject.backend.teardown(m, 1)):
@@ -169,7 +169,7 @@ def test_another_generation_under_the_same_names_is_never_touched(subject: Subje
 
 
 def test_the_wrong_server_is_refused(subject: Subject) -> None:
-    manifest, credentials = subject.born()
+    manifest, credentials = subject.provisioned()
     elsewhere = manifest | {"system_identifier": 1, "server": "another"}
     assert isinstance(subject.backend.inspect(elsewhere), Different)
     with pytest.raises(Refused):
@@ -184,8 +184,8 @@ def test_the_wrong_server_is_refused(subject: Subject) -> None:
     assert isinstance(gone_from, Different), "absent counts only on the right server"
 
 
-def test_a_server_out_of_reach_is_unavailable_in_every_verb(subject: Subject) -> None:
-    manifest, credentials = subject.born()
+def test_every_verb_says_unavailable_when_the_server_is_out_of_reach(subject: Subject) -> None:
+    manifest, credentials = subject.provisioned()
     dead = subject.dead
     for act in (
         lambda: dead.plan(uuid.uuid4(), uuid.uuid4()),
@@ -201,7 +201,7 @@ def test_a_server_out_of_reach_is_unavailable_in_every_verb(subject: Subject) ->
     subject.backend.teardown(manifest, 1)
 
 
-def test_a_birth_that_died_half_way_is_torn_down_too(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_provision_that_died_half_way_is_torn_down(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = subject.backend.plan(uuid.uuid4(), uuid.uuid4())
 
     class DiedError(BaseException):
@@ -210,12 +210,9 @@ def test_a_birth_that_died_half_way_is_torn_down_too(subject: Subject, monkeypat
     def die(*_: object) -> None:
         raise DiedError
 
-    step = "_make_database" if "dsn" in plan.credentials else None
+    step = "postgres.create._create_database" if "dsn" in plan.credentials else "redis.session.Session.save_acl"
     with monkeypatch.context() as patch:
-        if step:
-            patch.setattr(type(subject.backend), step, die)
-        else:
-            patch.setattr("worker.backends.redis._save_acl", die)
+        patch.setattr(f"worker.backends.{step}", die)
         with pytest.raises(DiedError):
             subject.backend.provision(plan.manifest, plan.credentials)
     assert subject.witness.bears(plan.manifest)

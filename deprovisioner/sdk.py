@@ -1,0 +1,50 @@
+"""What a package needs to bring a kind of backend of its own; nothing else of this project needs to be imported.
+
+A kind is two objects, each under the kind's name in an entry point group of the package:
+
+    [project.entry-points."deprovisioner.backends"]     # loaded by workers
+    mainframe = "acme_mainframe.backend:Mainframe"
+    [project.entry-points."deprovisioner.kinds"]        # loaded by API and workers; optional
+    mainframe = "acme_mainframe.kind:KIND"
+
+The first is a class whose instances satisfy `Backend`, called as `Mainframe(dsn, protected=names)` once for each
+configured backend of the kind; it raises SettingsError for a dsn that it cannot use, and does not connect yet. Threads
+share the instance. The second is a `Kind`: the fields of the kind's manifests. The API loads it too, so its module
+imports no client of the server.
+
+**Names and identity.** `plan` makes names from the resource's UUID, whole. A manifest has what identifies the object
+and its server, and `generation`, which the object carries on the server (`mark`). Every verb but `plan` checks both.
+
+**Errors.** A verb raises `Unavailable` when the server cannot be reached (the job waits and loses no attempt),
+`Transient` when the work failed and may succeed later (it is tried again), `Refused` when it must not be done (an
+operator decides). Any other exception after the start counts as an unknown outcome.
+
+`tests/worker/backends/test_conformance.py` of this project is what a backend must pass.
+"""
+
+from outbox.errors import BackendError, Refused, SettingsError, Transient, Unavailable
+from outbox.kinds import Check, Field, Kind, text, uuid_text, whole_number
+from outbox.rows import Json
+from worker.backends import Absent, Backend, Different, Observation, Plan, Same, mark
+
+__all__ = [
+    "Absent",
+    "Backend",
+    "BackendError",
+    "Check",
+    "Different",
+    "Field",
+    "Json",
+    "Kind",
+    "Observation",
+    "Plan",
+    "Refused",
+    "Same",
+    "SettingsError",
+    "Transient",
+    "Unavailable",
+    "mark",
+    "text",
+    "uuid_text",
+    "whole_number",
+]

@@ -1,0 +1,126 @@
+"""A third party's kind needs `deprovisioner.sdk` and nothing else of ours."""
+
+import ast
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deprovisioner import sdk
+from outbox import kinds, settings
+from outbox.errors import BadRequest, Refused, SettingsError
+from tests.conftest import _settle
+from tests.support import third_party
+from worker import backends
+from worker.backends import Absent, Backend, Same
+
+ROOT = Path(__file__).parents[2]
+OURS = ("api", "deprovisioner", "migrations", "outbox", "worker")
+
+
+@pytest.fixture
+def folders(settled: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The package is installed, by its metadata on `sys.path`, and a backend of its kind is configured."""
+    (info := tmp_path / "site" / "acme_folders-1.0.dist-info").mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-folders\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        f"[{backends.ENTRY_POINTS}]\nfolder = acme_folders:Folders\n"
+        f"[{kinds.ENTRY_POINTS}]\nfolder = acme_folders:KIND\n"
+    )
+    (tmp_path / "site" / "acme_folders.py").write_text(Path(third_party.__file__).read_text())
+    (root := tmp_path / "root").mkdir()
+    path = tmp_path / "folders.toml"
+    path.write_text(f'[backends.folders]\nkind = "folder"\ndsn = "folder:{root}"\n')
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    _settle(monkeypatch, settled | {"DEPROVISIONER_BACKENDS": str(path)})
+    _forget_kinds()
+    yield root
+    sys.modules.pop("acme_folders", None)
+    _forget_kinds()
+
+
+def _forget_kinds() -> None:
+    kinds.find.cache_clear()
+    kinds._installed.cache_clear()
+
+
+def built() -> Backend:
+    return backends.build(settings.backends()["folders"], protected=frozenset({"control_db"}))
+
+
+def test_a_third_party_s_backend_is_built_by_its_entry_point_and_lives_a_life(folders: Path) -> None:
+    backend = built()
+    assert type(backend).__module__ == "acme_folders"
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    assert isinstance(backend.inspect(plan.manifest), Absent)
+    manifest = backend.provision(plan.manifest, plan.credentials)
+    assert isinstance(backend.inspect(manifest), Same)
+    with pytest.raises(Refused, match="not the one of this resource"):
+        backend.teardown(manifest | {"generation": str(uuid.uuid4())}, 1)
+    backend.teardown(manifest, 1)
+    assert isinstance(backend.inspect(manifest), Absent)
+    assert list(folders.iterdir()) == []
+
+
+def test_a_third_party_s_manifest_is_checked_and_its_secret_is_not_shown(folders: Path) -> None:
+    assert kinds.check("folder", {"folder": "a"}) == {"folder": "a", "generation": None, "token": None}
+    with pytest.raises(BadRequest, match=r"manifest\.folder: is required"):
+        kinds.check("folder", {})
+    assert kinds.redacted("folder", {"folder": "a", "token": "s3cret"}) == {"folder": "a", "token": "(secret)"}
+
+
+def test_an_entry_point_that_is_not_a_kind_is_an_error_that_names_it(folders: Path) -> None:
+    names = folders.parent / "site" / "acme_folders-1.0.dist-info" / "entry_points.txt"
+    names.write_text(f"[{kinds.ENTRY_POINTS}]\nfolder = acme_folders:Folders\nother = acme_folders:KIND\n")
+    _forget_kinds()
+    for name, wrong in (("folder", "acme_folders:Folders"), ("other", "acme_folders:KIND")):
+        with pytest.raises(
+            SettingsError, match=f"entry point '{name}' in deprovisioner.kinds: {wrong} is not the Kind"
+        ):
+            kinds.check(name, {})
+
+
+def test_a_kind_that_is_not_installed_is_an_error_that_lists_those_that_are(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings.BackendConfig("x", "mainframe", 1)
+    with pytest.raises(SettingsError, match="kind 'mainframe' is not installed; known: folder, postgres, redis"):
+        backends.build(config, protected=frozenset())
+
+
+def test_the_third_party_imports_nothing_of_ours_but_the_sdk() -> None:
+    assert _imported(Path(third_party.__file__)) <= {f"deprovisioner.sdk.{name}" for name in sdk.__all__}
+
+
+def test_the_sdk_has_all_that_backends_and_their_tests_use() -> None:
+    """What a shipped backend or the conformance suite imports, a third party needs too."""
+    files = [path for path in (ROOT / "worker/backends").rglob("*.py") if path.parent.name != "backends"]
+    files += [*(ROOT / "outbox/kinds").glob("[!_f]*.py"), ROOT / "tests/worker/backends/test_conformance.py"]
+    used = {name for path in files for name in _imported(path)}
+    own = ("worker.backends.postgres.", "worker.backends.redis.", "outbox.kinds.postgres.", "outbox.kinds.redis.")
+    own += ("deprovisioner.up.",)  # the servers that the tests run
+    own += ("worker.backends.postgres", "worker.backends.redis")
+    needed = {name.rpartition(".")[2] for name in used if not name.startswith(own)}
+    assert needed
+    assert needed <= set(sdk.__all__)
+
+
+def test_each_name_of_the_sdk_is_there_and_explained() -> None:
+    names: dict[str, object] = {}
+    exec("from deprovisioner.sdk import *", names)
+    assert set(names) - {"__builtins__"} == set(sdk.__all__)
+    aliases = {"Json", "Check", "Observation"}
+    assert [name for name in sdk.__all__ if name not in aliases and not getattr(sdk, name).__doc__] == []
+
+
+def _imported(path: Path) -> set[str]:
+    """The names that a module imports from the product, with their modules."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in OURS:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.partition(".")[0] in OURS}
+    return found

@@ -1,0 +1,197 @@
+"""PostgreSQL's own traps in quarantine and teardown, each on a real server."""
+
+import threading
+import uuid
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+from psycopg2 import extensions
+
+from outbox.errors import Refused, Transient
+from tests.support.witness import PgServer
+from worker.backends import Absent, Same
+from worker.backends.postgres import Postgres, destroy
+
+
+@pytest.mark.parametrize("moment", [1, 2])
+def test_identity_is_checked_again_in_each_transaction(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """Another database takes the name before the connection limit, or before the rename: either must be undone."""
+    honest = destroy._end_sessions
+    calls = 0
+
+    def then_replace(*words: Any) -> None:
+        nonlocal calls
+        calls += 1
+        honest(*words)
+        if calls == moment:
+            pg.query(f'DROP DATABASE "{provisioned["database"]}"')
+            pg.query(f'CREATE DATABASE "{provisioned["database"]}"')
+
+    monkeypatch.setattr(destroy, "_end_sessions", then_replace)
+    with pytest.raises(Refused):
+        backend.teardown(provisioned, 1)
+    assert pg.query(
+        "SELECT datallowconn, datconnlimit FROM pg_database WHERE datname = %s", provisioned["database"]
+    ) == [(True, -1)]
+    assert f"zz_del_{provisioned['generation']}" not in pg.databases()
+
+
+@pytest.mark.parametrize("moment", ["before its grants", "before itself"])
+def test_a_role_that_is_replaced_during_a_teardown_is_untouched(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    role, neighbour = provisioned["role"], f"n_{uuid.uuid4().hex}"
+    pg.query(f'CREATE DATABASE "{neighbour}"')
+    pg.query(f'GRANT CREATE, USAGE ON SCHEMA public TO "{role}"', database=neighbour)
+    step = "_drop_role" if moment == "before its grants" else "_disown"
+    honest = getattr(destroy, step)
+
+    def then_replace(*words: Any) -> None:
+        monkeypatch.setattr(destroy, step, honest)
+        if moment == "before itself":
+            honest(*words)
+        pg.query(f'DROP OWNED BY "{role}"', database=neighbour)
+        pg.query(f'DROP ROLE "{role}"')
+        pg.query(f'CREATE ROLE "{role}" LOGIN')
+        if moment == "before its grants":
+            pg.query(f'CREATE SCHEMA theirs AUTHORIZATION "{role}"', database=neighbour)
+            honest(*words)
+
+    monkeypatch.setattr(destroy, step, then_replace)
+    with pytest.raises(Refused):
+        backend.teardown(provisioned, 1)
+    assert role in pg.roles()
+    if moment == "before its grants":
+        owned = "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'theirs'"
+        assert pg.query(owned, database=neighbour) == [(role,)]
+
+
+def test_a_quarantine_leaves_no_way_in(backend: Postgres, pg: PgServer, provisioned: dict[str, Any]) -> None:
+    backend.quarantine(provisioned)
+    assert pg.query("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", provisioned["role"]) == [(False,)]
+    assert pg.query("SELECT datallowconn, datconnlimit FROM pg_database WHERE oid = %s", provisioned["oid"]) == [
+        (False, 0)
+    ]
+
+
+def test_the_runbook_lets_a_person_inside_what_is_quarantined_and_the_drop_waits_for_them_to_leave(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+) -> None:
+    backend.quarantine(provisioned)
+    dying = f"zz_del_{provisioned['generation']}"
+    part = (Path(__file__).parents[4] / "docs/runbook.md").read_text().partition("### `attempts_exhausted`")[2]
+    statement = part.partition("```sql\n")[2].partition("```")[0]
+    pg.query(statement.replace("zz_del_…", dying))
+    with closing(psycopg2.connect(extensions.make_dsn(pg.dsn, dbname=dying))) as inside:
+        inside.cursor().execute("SELECT 1")
+        with pytest.raises(Transient, match="being accessed by other users"):
+            backend.teardown(provisioned, 1)
+    backend.teardown(provisioned, 2)
+    assert isinstance(backend.inspect(provisioned), Absent)
+
+
+def test_neighbours_whose_names_begin_alike_survive(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+) -> None:
+    shorter, longer = provisioned["database"][:-4], provisioned["database"] + "_x"
+    for name in (shorter, longer):
+        pg.query(f'CREATE DATABASE "{name}"')
+    backend.teardown(provisioned, 1)
+    assert {shorter, longer} <= pg.databases()
+
+
+def test_an_interrupted_drop_is_finished(backend: Postgres, pg: PgServer, provisioned: dict[str, Any]) -> None:
+    backend.quarantine(provisioned)
+    # What a crash inside DROP DATABASE leaves behind.
+    pg.query("UPDATE pg_database SET datconnlimit = -2 WHERE oid = %s", provisioned["oid"])
+    assert isinstance(backend.inspect(provisioned), Same)
+    backend.teardown(provisioned, 1)
+    assert not pg.bears(provisioned)
+
+
+def test_prepared_transactions_are_rolled_back(backend: Postgres, pg: PgServer, provisioned: dict[str, Any]) -> None:
+    session = psycopg2.connect(provisioned["dsn"])
+    session.tpc_begin(session.xid(1, provisioned["database"], "b"))
+    session.cursor().execute("CREATE TABLE t (n int)")
+    session.tpc_prepare()
+    session.close()
+    backend.teardown(provisioned, 1)
+    assert not pg.bears(provisioned)
+
+
+def test_a_replication_slot_does_not_keep_the_database_alive(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+) -> None:
+    slot = f"s_{uuid.uuid4().hex}"
+    pg.query("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", slot, database=provisioned["database"])
+    backend.teardown(provisioned, 1)
+    assert not pg.bears(provisioned)
+    assert pg.query("SELECT 1 FROM pg_replication_slots WHERE slot_name = %s", slot) == []
+
+
+def test_what_the_role_owns_elsewhere_is_handed_over_not_dropped(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+) -> None:
+    neighbour = f"n_{uuid.uuid4().hex}"
+    pg.query(f'CREATE DATABASE "{neighbour}"')
+    pg.query(f'GRANT CREATE, USAGE ON SCHEMA public TO "{provisioned["role"]}"', database=neighbour)
+    pg.query(f'SET ROLE "{provisioned["role"]}"; CREATE TABLE shared AS SELECT 7 AS n', database=neighbour)
+    backend.teardown(provisioned, 1)
+    assert provisioned["role"] not in pg.roles(), "a role that survives is a working credential"
+    assert pg.query("SELECT to_regclass('shared')::text", database=neighbour) == [("shared",)]
+    assert pg.query("SELECT n FROM shared", database=neighbour) == [(7,)]
+
+
+def test_clients_that_reconnect_at_once_do_not_keep_the_database_alive(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+) -> None:
+    other = f"r_{uuid.uuid4().hex}"
+    pg.query(f"CREATE ROLE {other} LOGIN PASSWORD 'p'")
+    pg.query(f'GRANT CONNECT ON DATABASE "{provisioned["database"]}" TO {other}')
+    dsn = pg.dsn.replace("postgres:secret", f"{other}:p").rsplit("/", 1)[0] + f"/{provisioned['database']}"
+    done = threading.Event()
+
+    def keep_coming() -> None:
+        while not done.is_set():
+            try:
+                psycopg2.connect(dsn).cursor().execute("SELECT pg_sleep(5)")
+            except psycopg2.OperationalError:
+                continue
+
+    clients = [threading.Thread(target=keep_coming) for _ in range(8)]
+    for one in clients:
+        one.start()
+    try:
+        backend.teardown(provisioned, 1)
+    finally:
+        done.set()
+        for one in clients:
+            one.join()
+    assert not pg.bears(provisioned)
+
+
+def test_workers_that_race_at_one_object_drop_it_once(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+) -> None:
+    barrier, failures = threading.Barrier(4), []
+
+    def tear() -> None:
+        barrier.wait()
+        try:
+            backend.teardown(provisioned, 1)
+        except (Refused, Transient) as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=tear) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert pg.drops_of(provisioned) == 1
+    assert isinstance(backend.inspect(provisioned), Absent)

@@ -1,0 +1,167 @@
+"""The traps of Redis in quarantine and teardown, each on a real server."""
+
+import threading
+import uuid
+from typing import Any
+
+import pytest
+import redis as client
+
+from outbox.errors import Refused, Transient
+from tests.support.witness import RedisServer, an_acl_user
+from worker.backends import Absent, Same
+from worker.backends.redis import Redis, destroy, identity
+
+
+@pytest.mark.parametrize("now", ["another", None], ids=str)
+def test_each_unlink_compares_the_generation_in_its_own_script(
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch, now: str | None
+) -> None:
+    """The generation key changes after the check of identity and before the first UNLINK."""
+    for n in range(50):
+        server.client.set(f"{provisioned['prefix']}{n}", n)
+    honest = destroy._quarantine
+
+    def then_replace(*words: Any) -> bool:
+        done = honest(*words)
+        server.client.delete(f"{provisioned['prefix']}gen")
+        if now:
+            server.client.set(f"{provisioned['prefix']}gen", now)
+        return done
+
+    monkeypatch.setattr(destroy, "_quarantine", then_replace)
+    with pytest.raises(Refused if now else Transient):
+        backend.teardown(provisioned, 1)
+    assert len(server.keys(provisioned["prefix"])) == 50 + bool(now)
+
+
+def test_glob_characters_in_an_adopted_prefix_are_only_characters(backend: Redis, server: RedisServer) -> None:
+    prefix = f"ten[ant]*?{uuid.uuid4().hex}:"
+    lookalike = f"tena-x-{prefix.rsplit('?')[1]}"
+    user = f"u_{uuid.uuid4().hex}"
+    server.client.execute_command("ACL", "SETUSER", user, "on", ">p", "~x", "+@all")
+    server.client.set(f"{prefix}a", 1)
+    server.client.set(f"{lookalike}a", 2)
+    generation = uuid.uuid4()
+    manifest = backend.adopt({"user": user, "prefix": prefix, "generation": str(generation)}, generation)
+    backend.teardown(manifest, 1)
+    assert server.client.get(f"{lookalike}a") == "2"
+    assert not server.bears(manifest)
+
+
+def test_a_neighbour_whose_prefix_begins_alike_survives(
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any]
+) -> None:
+    neighbours = [f"{provisioned['prefix'][:-1]}x:a", provisioned["prefix"][:-1], f"{provisioned['prefix'][:-3]}:a"]
+    for key in neighbours:
+        server.client.set(key, 1)
+    backend.teardown(provisioned, 1)
+    assert all(server.client.exists(key) for key in neighbours)
+
+
+def test_keys_in_other_logical_databases_go_too(
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any]
+) -> None:
+    elsewhere = client.Redis.from_url(provisioned["url"].removesuffix("/0") + "/3")
+    elsewhere.set(f"{provisioned['prefix']}a", 1)
+    backend.teardown(provisioned, 1)
+    assert client.Redis.from_url(server.url.removesuffix("/0") + "/3").exists(f"{provisioned['prefix']}a") == 0
+
+
+def test_a_customer_that_removed_its_own_generation_key_is_still_torn_down(
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any]
+) -> None:
+    customer = client.Redis.from_url(provisioned["url"])
+    customer.set(f"{provisioned['prefix']}a", 1)
+    customer.delete(f"{provisioned['prefix']}gen")
+    assert isinstance(backend.inspect(provisioned), Same), "the user's own mark proves it"
+    backend.teardown(provisioned, 1)
+    assert not server.bears(provisioned)
+
+
+def test_the_user_stays_gone_after_the_acl_file_is_loaded_again(
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any]
+) -> None:
+    server.client.execute_command("ACL", "LOAD")
+    assert provisioned["user"] in server.users(), "provision saved the user"
+    backend.teardown(provisioned, 1)
+    server.client.execute_command("ACL", "LOAD")
+    assert provisioned["user"] not in server.users(), "the teardown saved its removal"
+
+
+def test_a_quarantine_ends_connections_that_are_open(backend: Redis, provisioned: dict[str, Any]) -> None:
+    held = client.Redis.from_url(provisioned["url"], single_connection_client=True, retry=None)
+    held.ping()
+    backend.quarantine(provisioned)
+    with pytest.raises((client.AuthenticationError, client.ConnectionError)):
+        held.ping()
+    backend.teardown(provisioned, 1)
+
+
+def test_workers_that_race_at_one_namespace_leave_it_absent(
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any]
+) -> None:
+    for n in range(3000):
+        server.client.set(f"{provisioned['prefix']}{n}", n)
+    barrier, failures = threading.Barrier(4), []
+
+    def tear() -> None:
+        barrier.wait()
+        try:
+            backend.teardown(provisioned, 1)
+        except Transient as error:  # it lost the race, and the runner would try again
+            failures.append(error)
+
+    threads = [threading.Thread(target=tear) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(failures) < 4
+    assert isinstance(backend.inspect(provisioned), Absent)
+    assert not server.bears(provisioned)
+
+
+# Which of the zombie's checks of identity: its first, the one before it disables the user, before it removes it.
+NTH_CHECK = {"before": 1, "off": 2, "DELUSER": 3}
+
+
+@pytest.mark.parametrize("step", NTH_CHECK)
+def test_a_zombie_cannot_reach_the_new_owner_of_the_names(
+    backend: Redis, server: RedisServer, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """It is paused between a check and what follows; another worker ends the teardown, and the names are used again."""
+    user, prefix, generation = an_acl_user(server), f"{uuid.uuid4().hex}:", uuid.uuid4()
+    old = backend.adopt({"user": user, "prefix": prefix}, generation)
+    honest = identity.judge
+    checks = 0
+
+    def pauses(session: Any, manifest: Any) -> Any:
+        nonlocal checks
+        seen = honest(session, manifest)
+        checks += 1
+        if checks == NTH_CHECK[step]:
+            monkeypatch.setattr(identity, "judge", honest)
+            Redis(server.url).teardown(old, 2)
+            server.client.execute_command("ACL", "SETUSER", user, "on", ">new", "~x", "+@all")
+            server.client.set(f"{prefix}precious", 42)
+        return seen
+
+    monkeypatch.setattr(identity, "judge", pauses)
+    with pytest.raises((Transient, Refused)):
+        backend.teardown(old, 1)
+    assert checks == NTH_CHECK[step], "the zombie was paused"
+    assert server.client.get(f"{prefix}precious") == "42"
+    assert server.client.acl_getuser(user)["enabled"] is True
+
+
+def test_a_generation_key_that_a_customer_lets_expire_is_kept_until_the_keys_are_gone(
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any]
+) -> None:
+    customer, generation_key = client.Redis.from_url(provisioned["url"]), f"{provisioned['prefix']}gen"
+    customer.set(f"{provisioned['prefix']}a", 1)
+    assert customer.expire(generation_key, 60)
+    backend.quarantine(provisioned)
+    assert server.client.ttl(generation_key) == -1, "it has no end of life"
+    backend.teardown(provisioned, 1)
+    assert not server.bears(provisioned)

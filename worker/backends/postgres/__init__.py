@@ -1,0 +1,56 @@
+"""PostgreSQL: a resource is a database and the role that opens it.
+
+Identity is the database's OID, the cluster's system identifier and a generation comment; OID and comment
+survive RENAME, and a database made again under the same name has neither. A database is created under a name
+that nothing else can have (`zz_new_<generation>`) and dropped under one (`zz_del_<generation>`), because CREATE
+and DROP DATABASE take only a name and run in no transaction: RENAME does, and there identity is checked.
+
+- `session`   connections: timeouts, the lock on an object, transactions, what each failure means
+- `identity`  what the server shows under a manifest's names, and whether it is the manifest's object
+- `create`    plan, provision, adopt
+- `destroy`   quarantine, release, teardown
+"""
+
+import uuid
+
+from outbox.rows import Json
+from worker.backends import Observation, Plan
+from worker.backends.postgres import create, destroy, identity
+from worker.backends.postgres.session import Server
+
+
+class Postgres:
+    """One cluster, reached through the maintenance database that `dsn` names."""
+
+    observable = True
+
+    def __init__(self, dsn: str, *, protected: frozenset[str] = frozenset()) -> None:
+        self._server = Server(dsn, protected)
+
+    def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
+        """See the Protocol; names contain the resource's UUID, whole."""
+        return create.plan(self._server, resource_id, generation)
+
+    def provision(self, manifest: Json, credentials: Json) -> Json:
+        """See the Protocol."""
+        return create.provision(self._server, manifest, credentials)
+
+    def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
+        """See the Protocol."""
+        return create.adopt(self._server, manifest, generation)
+
+    def inspect(self, manifest: Json) -> Observation:
+        """See the Protocol."""
+        return identity.inspect(self._server, manifest)
+
+    def quarantine(self, manifest: Json) -> None:
+        """See the Protocol."""
+        destroy.quarantine(self._server, manifest)
+
+    def release(self, manifest: Json) -> None:
+        """See the Protocol."""
+        destroy.release(self._server, manifest)
+
+    def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - identity fences here, not the number
+        """See the Protocol."""
+        return destroy.teardown(self._server, manifest)

@@ -1,0 +1,142 @@
+"""Plan, provision and adopt a database with its role."""
+
+import secrets
+import uuid
+
+from psycopg2 import extensions, sql
+
+from outbox.errors import Refused, Transient
+from outbox.kinds.postgres import KIND
+from outbox.rows import Json
+from worker.backends import Plan, mark
+from worker.backends.postgres import identity
+from worker.backends.postgres.identity import State
+from worker.backends.postgres.session import INSPECT_SECONDS, Server, Session
+
+
+def plan(server: Server, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
+    """Names from the resource's UUID, whole; see the Protocol."""
+    with server.connect(seconds=INSPECT_SECONDS) as session:
+        system_identifier = identity.system_identifier(session)
+        where = session.info
+        address = {"host": where.host, "port": where.port}
+    manifest = KIND.manifest(
+        database=f"db_{resource_id.hex}",
+        role=f"usr_{resource_id.hex}",
+        system_identifier=system_identifier,
+        generation=str(generation),
+    )
+    password = secrets.token_urlsafe(24)
+    user, database, host, port = manifest["role"], manifest["database"], address["host"], address["port"]
+    credentials = {
+        "dsn": f"postgresql://{user}:{password}@{host}:{port}/{database}",
+        **address,
+        "database": database,
+        "user": user,
+        "password": password,
+    }
+    return Plan(manifest, credentials)
+
+
+def provision(server: Server, manifest: Json, credentials: Json) -> Json:
+    """Role, database under a name of its own, then comment and final name in one transaction; see the Protocol."""
+    with server.connect(forbidden=Refused) as session:
+        session.lock(manifest["database"])
+        state = identity.read_state(session, manifest)
+        identity.must_be_right_server(state, manifest)
+        _create_role(session, state, manifest, credentials["password"])
+        _create_database(session, state, manifest)
+        named = identity.read_state(session, manifest).named(manifest["database"])
+        if named is None:
+            raise Transient(f"database {manifest['database']} vanished while it was being created")
+        with server.connect(manifest["database"]) as inside:
+            inside.execute("GRANT ALL ON SCHEMA public TO {role}", role=manifest["role"])
+    return manifest | {"oid": named.oid}
+
+
+def _create_role(session: Session, state: State, manifest: Json, password: str) -> None:
+    # Hashed here, because the server logs CREATE ROLE with its password.
+    verifier = extensions.encrypt_password(password, manifest["role"], session, "scram-sha-256")
+    if state.role is not None:
+        if not identity.is_marked(state.role.comment, manifest):
+            raise Refused(f"role {manifest['role']!r} exists and is not of this resource")
+        return
+    with session.transaction():
+        session.execute(
+            "CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD {password}",
+            role=manifest["role"],
+            password=sql.Literal(verifier),
+        )
+        session.execute(
+            "COMMENT ON ROLE {role} IS {mark}",
+            role=manifest["role"],
+            mark=sql.Literal(mark(manifest["generation"])),
+        )
+        # As a member, a service role that is not a superuser can end the role's sessions and drop it later.
+        session.execute("GRANT {role} TO CURRENT_USER", role=manifest["role"])
+
+
+def _create_database(session: Session, state: State, manifest: Json) -> None:
+    named = state.named(manifest["database"])
+    if named is not None:
+        if not identity.is_ours(named, manifest):
+            raise Refused(f"database {manifest['database']!r} exists and is not of this resource")
+        return
+    new = identity.new_name(manifest)
+    if state.named(new) is not None:
+        # Left by an attempt that died. It may not be whole, and holds nothing yet.
+        session.execute("DROP DATABASE {name}", name=new)
+    # template0, because CREATE DATABASE fails while a session is in its template.
+    session.execute("CREATE DATABASE {name} TEMPLATE template0", name=new)
+    with session.transaction():
+        session.execute("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=new)
+        session.execute(
+            "GRANT CONNECT, CREATE, TEMPORARY ON DATABASE {name} TO {role}",
+            name=new,
+            role=manifest["role"],
+        )
+        session.execute(
+            "COMMENT ON DATABASE {name} IS {mark}",
+            name=new,
+            mark=sql.Literal(mark(manifest["generation"])),
+        )
+        session.execute("ALTER DATABASE {old} RENAME TO {new}", old=new, new=manifest["database"])
+
+
+def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
+    """Mark database and role with the generation, in one transaction; see the Protocol."""
+    identity.must_not_be_protected(server, manifest)
+    with server.connect(forbidden=Refused) as session:
+        session.lock(manifest["database"], manifest.get("role"))
+        state = identity.read_state(session, manifest)
+        identity.must_be_right_server(state, manifest)
+        identity.must_be_a_customers(state, manifest)
+        identity.must_own_nothing_else(state, manifest)
+        database = state.named(manifest["database"])
+        if database is None:
+            raise Refused(f"there is no database {manifest['database']!r} to adopt")
+        if manifest.get("oid") not in (None, database.oid):
+            raise Refused(f"database {database.name!r} has OID {database.oid}, not {manifest['oid']}")
+        if manifest.get("role") and state.role is None:
+            raise Refused(f"there is no role {manifest['role']!r} to adopt")
+        with session.transaction():
+            _mark(session, "DATABASE", database.name, database.comment, generation)
+            if state.role is not None:
+                _mark(session, "ROLE", manifest["role"], state.role.comment, generation)
+    return KIND.manifest(
+        database=database.name,
+        role=manifest.get("role"),
+        oid=database.oid,
+        system_identifier=state.system_identifier,
+        generation=str(generation),
+    )
+
+
+def _mark(session: Session, what: str, name: str, comment: str | None, generation: uuid.UUID) -> None:
+    ours = mark(str(generation))
+    if comment and comment.endswith(ours):
+        return
+    if comment and "deprovisioner gen=" in comment:
+        raise Refused(f"{what.lower()} {name!r} belongs to another resource already")
+    words = sql.Literal(f"{comment} {ours}" if comment else ours)
+    session.execute(f"COMMENT ON {what} {{name}} IS {{words}}", name=name, words=words)

@@ -1,0 +1,56 @@
+"""Redis and Valkey: a resource is an ACL user and the keys under its prefix.
+
+Identity has two halves: the generation key `<prefix>gen`, which a Lua script compares before each batch of
+UNLINK; and a channel pattern that carries the generation on the ACL user, which the tenant cannot change.
+`deprovisioner:server` names the server, since its run id changes at every restart.
+
+- `session`   clients: timeouts, and what each failure means
+- `keys`      the keys under a prefix: scanned and unlinked in batches
+- `identity`  what the server shows under a manifest's names, and whether it is the manifest's namespace
+- `create`    plan, provision, adopt
+- `destroy`   quarantine, release, teardown
+"""
+
+import uuid
+
+from outbox.rows import Json
+from worker.backends import Observation, Plan
+from worker.backends.redis import create, destroy, identity
+from worker.backends.redis.session import Server
+
+
+class Redis:
+    """One server; `dsn` is a redis:// URL whose user may manage ACLs."""
+
+    observable = True
+
+    def __init__(self, dsn: str, *, protected: frozenset[str] = frozenset()) -> None:
+        self._server = Server(dsn, protected)
+
+    def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
+        """See the Protocol; names contain the resource's UUID, whole."""
+        return create.plan(self._server, resource_id, generation)
+
+    def provision(self, manifest: Json, credentials: Json) -> Json:
+        """See the Protocol."""
+        return create.provision(self._server, manifest, credentials)
+
+    def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
+        """See the Protocol."""
+        return create.adopt(self._server, manifest, generation)
+
+    def inspect(self, manifest: Json) -> Observation:
+        """See the Protocol."""
+        return identity.inspect(self._server, manifest)
+
+    def quarantine(self, manifest: Json) -> None:
+        """See the Protocol."""
+        destroy.quarantine(self._server, manifest)
+
+    def release(self, manifest: Json) -> None:
+        """See the Protocol."""
+        destroy.release(self._server, manifest)
+
+    def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - the generation key fences here
+        """See the Protocol."""
+        return destroy.teardown(self._server, manifest)

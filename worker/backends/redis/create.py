@@ -1,0 +1,111 @@
+"""Plan, provision and adopt an ACL user with its prefix."""
+
+import secrets
+import uuid
+from typing import Any
+
+from outbox.errors import Refused
+from outbox.kinds.redis import KIND
+from outbox.rows import Json
+from worker.backends import Different, Plan
+from worker.backends.redis import identity, keys
+from worker.backends.redis.session import Server, Session
+
+# Every command on the customer's own keys, and none on the server: no admin, no FLUSHALL or KEYS, no functions.
+# No SCAN either: ACLs do not filter its answer, which has other customers' key names.
+COMMANDS = (
+    *("+@all", "-@admin", "-@dangerous", "-function", "-script", "+script|load", "+script|exists"),
+    *("-scan", "-randomkey", "-dbsize"),
+)
+
+
+def plan(server: Server, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
+    """Names from the resource's UUID, whole; see the Protocol."""
+    with server.connect() as session:
+        manifest = KIND.manifest(
+            user=f"usr_{resource_id.hex}",
+            prefix=f"{resource_id}:",
+            generation=str(generation),
+            server=identity.server_id(session, make=True),
+        )
+        where = session.connection_pool.connection_kwargs
+    password = secrets.token_urlsafe(24)
+    host, port, database = where.get("host", "localhost"), where.get("port", 6379), where.get("db") or 0
+    credentials = {
+        "url": f"redis://{manifest['user']}:{password}@{host}:{port}/{database}",
+        "host": host,
+        "port": port,
+        "db": database,
+        "user": manifest["user"],
+        "password": password,
+        "prefix": manifest["prefix"],
+    }
+    return Plan(manifest, credentials)
+
+
+def provision(server: Server, manifest: Json, credentials: Json) -> Json:
+    """The generation key before the user, so that a user who can log in has an identity; see the Protocol."""
+    with server.connect() as session:
+        identity.must_be_right_server(session, manifest)
+        session.set(keys.generation_key(manifest), manifest["generation"], nx=True)
+        if isinstance(seen := identity.judge(session, manifest), Different):
+            raise Refused(seen.why)
+        rules = ("reset", "on", f">{credentials['password']}", f"~{keys.escape(manifest['prefix'])}*", *COMMANDS)
+        channels = ("resetchannels", f"&{keys.escape(manifest['prefix'])}*", identity.channel(manifest))
+        session.execute_command("ACL", "SETUSER", manifest["user"], *rules, *channels)
+        session.save_acl()
+    return manifest
+
+
+def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
+    """Mark user and prefix with the generation; see the Protocol."""
+    identity.must_not_be_protected(server, manifest)
+    if not manifest["prefix"].endswith(":"):
+        raise Refused(f"prefix {manifest['prefix']!r} must end with ':', or it would match its neighbours' keys")
+    with server.connect() as session:
+        full = KIND.manifest(
+            user=manifest["user"],
+            prefix=manifest["prefix"],
+            generation=str(generation),
+            server=manifest.get("server") or identity.server_id(session, make=True),
+        )
+        identity.must_be_right_server(session, full)
+        user = identity.acl_user(session, full["user"])
+        if user is None:
+            raise Refused(f"there is no ACL user {full['user']!r} to adopt")
+        if full["user"] == session.acl_whoami():
+            raise Refused(f"ACL user {full['user']!r} is the one that deprovisioner itself works with")
+        taken = Refused(f"user {full['user']!r} or prefix {full['prefix']!r} belongs to another resource already")
+        if any(c.startswith(identity.CHANNEL) and c != identity.channel(full) for c in user["channels"]):
+            raise taken
+        planted = session.set(keys.generation_key(full), full["generation"], nx=True)
+        if not planted and identity.generation(session, full) != full["generation"]:
+            raise taken
+        if overlap := _overlap(session, full):
+            if planted:
+                keys.unlink_generation(session, full)
+            raise Refused(f"prefix {full['prefix']!r} lies inside another resource's or around it: {overlap!r}")
+        if "&*" not in user["channels"]:
+            session.execute_command("ACL", "SETUSER", full["user"], identity.channel(full))
+        else:  # no pattern can be added to "all channels": `?*` means the same, and one can
+            session.execute_command("ACL", "SETUSER", full["user"], "resetchannels", "&?*", identity.channel(full))
+        session.save_acl()
+    return full
+
+
+def _overlap(session: Session, manifest: Json) -> str | None:
+    """The generation key of a prefix inside ours or around it. Two adoptions that race see each other's."""
+    prefix = manifest["prefix"]
+    around = [f"{prefix[: end + 1]}gen" for end, letter in enumerate(prefix[:-1]) if letter == ":"]
+    found = (key.decode(errors="replace") for _, key in keys.under_prefix(session, manifest) if key.endswith(b":gen"))
+    for key in (*around, *found):
+        if session.type(key) == "string" and _is_uuid(session.get(key)):
+            return key
+    return None
+
+
+def _is_uuid(value: Any) -> bool:
+    try:
+        return bool(uuid.UUID(value))
+    except (ValueError, TypeError, AttributeError):
+        return False
