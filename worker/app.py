@@ -19,7 +19,7 @@ from outbox import credentials, db, doorbell, events, settings
 from outbox.errors import DeprovisionerError, SettingsError
 from outbox.events import log
 from worker import backends
-from worker.hands import Hands, Served
+from worker.pool import Pool, ServedBackend
 
 # A started teardown may end before the process does; after this its lease will pass.
 SHUTDOWN_SECONDS = 120
@@ -47,10 +47,10 @@ app.conf.update(
 # gone, and dump into a file what it could not put back.
 Channel.do_restore = False
 
-_hands: Hands | None = None
+_hands: Pool | None = None
 
 
-def hands() -> Hands:
+def hands() -> Pool:
     """This process's hands."""
     if _hands is None:
         raise SettingsError("no hands in this process: it is no worker")
@@ -71,14 +71,14 @@ def _open(sender: Any, **_: Any) -> None:
         settings.brakes("", "")  # a malformed one is an error now, not at the first teardown
         protected = frozenset(name for name in (db.control_url().database,) if name)
         served = {
-            name: Served(backends.build(config, protected=protected), config.concurrency)
+            name: ServedBackend(backends.build(config, protected=protected), config.concurrency)
             for name, config in configured.items()
         }
     except DeprovisionerError as error:
         log.error("worker_refused", error=str(error))
         raise SystemExit(2) from error
     current = settings.get()
-    _hands = Hands(
+    _hands = Pool(
         served,
         worker=_name(),
         slots=current.worker_slots,

@@ -25,12 +25,12 @@ from api.schemas.resources import (
     manifest_of,
 )
 from outbox import credentials, db, jobs, queries, resources, settings
+from outbox.batching import PATIENCE_SECONDS, GroupCommit
 from outbox.doorbell import bell
 from outbox.errors import BadRequest, NoCredentials, NotActive, UnknownBackend, UnknownKind
 from outbox.jobs import Delete, Enqueued
 from outbox.resources import NewResource
 from outbox.states import ResourceStatus
-from outbox.together import PATIENCE_SECONDS, Together
 
 router = APIRouter(prefix="/v1/resources", tags=["resources"])
 
@@ -109,7 +109,7 @@ def _delete_all(asked: Sequence[Delete]) -> list[Enqueued | None]:
     return [won.get(each.request_id) for each in asked]
 
 
-_deletes = Together("deletes", _delete_all)
+_deletes = GroupCommit("deletes", _delete_all)
 
 
 @router.delete("/{resource_id}", responses={202: {"model": Deleted}})

@@ -7,7 +7,7 @@ TRANSITIONS = "outbox/jobs"
 GUARD = "tests/outbox/test_guard.py"
 CLAIM = "tests/outbox/test_claim.py"
 MOVES = "tests/outbox/test_transitions.py"
-RUNS = "tests/worker/test_runner.py"
+RUNS = "tests/worker/test_run.py"
 HOLDS = "tests/outbox/test_holds.py"
 BRAKES = "tests/outbox/test_brakes.py"
 

@@ -6,8 +6,8 @@ TRANSITIONS = "outbox/jobs"
 
 RESOLVE = "tests/outbox/test_resolve.py"
 MOVES = "tests/outbox/test_transitions.py"
-LOOKS = "tests/worker/test_looks.py"
-HOLDS = "tests/worker/test_hands.py"
+LOOKS = "tests/worker/test_observer.py"
+HOLDS = "tests/worker/test_pool.py"
 
 _NOT_JUST_GONE = "test_what_was_not_just_seen_gone_is_not_resolved"
 _ONE_PROPOSAL = "test_a_proposal_is_for_one_action_one_job_and_one_fence"
@@ -133,7 +133,7 @@ OPERATORS = (
             "redrive by two: what was answered for",
             ", forced_fence = fence",
             "",
-            "tests/worker/test_runner.py::test_the_unobservable_acts_once_more_when_two_operators_force_it",
+            "tests/worker/test_run.py::test_the_unobservable_acts_once_more_when_two_operators_force_it",
         ),
     ),
     *cut(
@@ -243,7 +243,7 @@ OPERATORS = (
         ),
     ),
     *cut(
-        "worker/looks.py",
+        "worker/observer.py",
         "",
         LOOKS,
         ("looks: the unobservable", "if not backend.observable:", "if False:", "test_the_unobservable_is_not_asked"),
@@ -255,7 +255,7 @@ OPERATORS = (
         ),
     ),
     *cut(
-        "worker/hands.py",
+        "worker/pool.py",
         "",
         HOLDS,
         (

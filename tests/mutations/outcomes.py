@@ -8,7 +8,7 @@ TRANSITIONS = "outbox/jobs"
 
 CLAIM = "tests/outbox/test_claim.py"
 MOVES = "tests/outbox/test_transitions.py"
-RUNS = "tests/worker/test_runner.py"
+RUNS = "tests/worker/test_run.py"
 
 _NOTED = "), noted AS ({_EVENT}\n    )"
 _FENCE, _RUNNING = " AND fence = :fence", " AND state = 'running'"

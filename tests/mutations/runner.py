@@ -2,10 +2,10 @@
 
 from tests.mutations.cut import cut
 
-RUNNER = "worker/runner.py"
-HANDS = "worker/hands.py"
-RUNS = "tests/worker/test_runner.py"
-HOLDS = "tests/worker/test_hands.py"
+RUNNER = "worker/run/__init__.py"
+HANDS = "worker/pool.py"
+RUNS = "tests/worker/test_run.py"
+HOLDS = "tests/worker/test_pool.py"
 
 GUARDS_OF_RUNNER = (
     *cut(
@@ -309,7 +309,7 @@ GUARDS_OF_RUNNER = (
             "hands: a sweep's steps fail each for itself",
             "more = self._guarded(lambda: self._ask(step, **words)) or 0",
             "more = self._ask(step, **words)",
-            "tests/worker/test_hands.py::test_a_step_of_a_sweep_that_fails_keeps_no_other_from_being_done",
+            "tests/worker/test_pool.py::test_a_step_of_a_sweep_that_fails_keeps_no_other_from_being_done",
         ),
         (
             "hands: sweep",
@@ -336,9 +336,9 @@ GUARDS_OF_RUNNER = (
         ),
     ),
     *cut(
-        "outbox/together.py",
+        "outbox/batching.py",
         "",
-        "tests/outbox/test_together.py",
+        "tests/outbox/test_batching.py",
         (
             "together: whose turn it is not waits",
             "mine = self._lock.acquire(timeout=TURN_SECONDS)",

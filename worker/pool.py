@@ -20,9 +20,9 @@ from outbox import audit, db, doorbell, jobs, observations, operations
 from outbox.events import log
 from outbox.observations import Look
 from outbox.rows import Claim
-from worker import looks
+from worker import observer
 from worker.backends import Backend
-from worker.runner import Run, Shared
+from worker.run import Batches, Run
 
 T = TypeVar("T")
 # An operation whose step another worker is at is due: this keeps the wait for it from being a spin.
@@ -34,7 +34,7 @@ LISTEN_SECONDS = 5
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedBackend:
     """A backend this worker serves, and how many of its jobs it runs at once."""
 
     backend: Backend
@@ -49,15 +49,21 @@ LOOK_AGAIN_SECONDS = 0.5
 MOST_A_SWEEP = 10_000
 
 
-class Hands:
+class Pool:
     """At most `slots` jobs at once; `lease_seconds` and `sweep_seconds` set the two rhythms."""
 
     def __init__(
-        self, served: Mapping[str, Served], *, worker: str, slots: int, lease_seconds: float, sweep_seconds: float
+        self,
+        served: Mapping[str, ServedBackend],
+        *,
+        worker: str,
+        slots: int,
+        lease_seconds: float,
+        sweep_seconds: float,
     ) -> None:
         self._served = dict(served)
         self._worker = worker
-        self._shared = Shared(worker=worker)
+        self._batches = Batches(worker=worker)
         self._slots = slots
         self._lease_seconds = lease_seconds
         self._beat_seconds = lease_seconds / 3  # one heartbeat may be lost, one late
@@ -171,7 +177,7 @@ class Hands:
     def _claim_what_fits(self) -> bool:
         """Whether all hands are full, and there may be more."""
         while self._more and not self._stopping.is_set():
-            with self._shared.turn.taken():
+            with self._batches.gate.taken():
                 slots = self._free()
                 rooms = self._rooms(slots)
                 if not rooms:
@@ -258,7 +264,7 @@ class Hands:
 
     def _work(self, claim: Claim) -> None:
         try:
-            Run(claim, self._served[claim.backend].backend, worker=self._worker, shared=self._shared)()
+            Run(claim, self._served[claim.backend].backend, worker=self._worker, batches=self._batches)()
         except Exception:  # noqa: BLE001 - a bug, or a database gone for long: the lease passes, the sweep takes over
             log.exception("run_failed", job_id=claim.id, fence=claim.fence, actor=self._worker)
         finally:
@@ -270,7 +276,7 @@ class Hands:
 
     def _look(self, look: Look) -> None:
         try:
-            looks.look(look, self._served[look.backend].backend, worker=self._worker)
+            observer.look(look, self._served[look.backend].backend, worker=self._worker)
         except Exception:  # noqa: BLE001 - as in _work: the turn passes, and another one looks
             log.exception("look_failed", job_id=look.job_id, actor=self._worker)
         finally:

@@ -13,18 +13,18 @@ from sqlalchemy import Connection, text
 from outbox import doorbell, jobs, observations, operations
 from tests.outbox.test_operations import redrive, stuck
 from tests.support.factories import a_job, a_resource, job, status_of
+from tests.support.shelf import Shelf
 from tests.support.witness import eventually
-from tests.worker.test_runner import Shelf
 from worker.backends import Absent, Same
-from worker.hands import Hands, Served
+from worker.pool import Pool, ServedBackend
 
 
 @contextmanager
-def hands(concurrency: dict[str, int], *, slots: int, sweep_seconds: float = 60, worker: str = "w1") -> Iterator[Hands]:
-    """Hands whose teardowns all wait until the block ends."""
+def hands(concurrency: dict[str, int], *, slots: int, sweep_seconds: float = 60, worker: str = "w1") -> Iterator[Pool]:
+    """Pool whose teardowns all wait until the block ends."""
     gate = threading.Event()
-    served = {name: Served(Shelf(does=lambda: _pass(gate)), most) for name, most in concurrency.items()}
-    made = Hands(served, worker=worker, slots=slots, lease_seconds=0.3, sweep_seconds=sweep_seconds)
+    served = {name: ServedBackend(Shelf(does=lambda: _pass(gate)), most) for name, most in concurrency.items()}
+    made = Pool(served, worker=worker, slots=slots, lease_seconds=0.3, sweep_seconds=sweep_seconds)
     try:
         yield made
     finally:
@@ -95,7 +95,7 @@ def listeners(broker: "redis.Redis") -> int:
     )
 
 
-def listen(broker: "redis.Redis", *those: Hands) -> None:
+def listen(broker: "redis.Redis", *those: Pool) -> None:
     """Start them, one after the other: each has looked once, and waits at the bell."""
     for number, each in enumerate(those, 1):
         each.start()
@@ -214,8 +214,8 @@ def test_a_claim_whose_answer_was_lost_is_taken_up_at_the_next_look(
 def test_what_is_put_in_front_of_a_full_row_of_claims_is_found_by_the_next_sweep(db: Connection) -> None:
     one_more = threading.Semaphore(0)
     shelf = Shelf(does=lambda: _acquire(one_more), sees=[Same({}), Absent({})] * 4)
-    served = {"pg-main": Served(shelf, 1)}
-    made = Hands(served, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
+    served = {"pg-main": ServedBackend(shelf, 1)}
+    made = Pool(served, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
     _, second, third = (a_job(db) for _ in range(3))
     made.drain()
     front = a_job(db)
@@ -245,7 +245,7 @@ def test_after_a_claim_that_came_short_the_front_is_looked_at_again(db: Connecti
 def test_a_bell_for_what_was_put_in_front_of_a_full_row_of_claims_waits_for_no_sweep(db: Connection) -> None:
     one_more = threading.Semaphore(0)
     shelf = Shelf(does=lambda: _acquire(one_more), sees=[Same({}), Absent({})] * 2)
-    made = Hands({"pg-main": Served(shelf, 1)}, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
+    made = Pool({"pg-main": ServedBackend(shelf, 1)}, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
     a_job(db)
     made.drain()
     front = a_job(db)
@@ -270,7 +270,7 @@ def test_a_claim_that_was_under_way_at_a_sweep_keeps_no_later_one_from_the_front
     db.execute(text("UPDATE outbox SET available_at = 'infinity' WHERE id = :id"), {"id": front})
     one_more = threading.Semaphore(0)
     shelf = Shelf(does=lambda: _acquire(one_more), sees=[Same({}), Absent({})] * 3)
-    made = Hands({"pg-main": Served(shelf, 1)}, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
+    made = Pool({"pg-main": ServedBackend(shelf, 1)}, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
     monkeypatch.setattr(jobs, "claim", swept)
     made.drain()
     assert job(db, first).state == "running"
@@ -376,8 +376,8 @@ def test_looks_take_no_more_hands_than_are_free_and_come_before_the_next_claim(d
             return super().inspect(manifest)
 
     work = threading.Event()
-    served = {"pg-main": Served(Shelf(does=lambda: _pass(work)), 8), "other": Served(Slow(), 8)}
-    made = Hands(served, worker="w1", slots=3, lease_seconds=30, sweep_seconds=60)
+    served = {"pg-main": ServedBackend(Shelf(does=lambda: _pass(work)), 8), "other": ServedBackend(Slow(), 8)}
+    made = Pool(served, worker="w1", slots=3, lease_seconds=30, sweep_seconds=60)
     try:
         looks = [wanted(db, backend="other") for _ in range(3)]
         made.drain()

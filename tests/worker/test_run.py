@@ -4,7 +4,6 @@ The backends here are third parties' own.
 """
 
 import threading
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -22,50 +21,11 @@ from outbox.rows import Claim, Json
 from outbox.states import StuckReason
 from tests.outbox.test_transitions import somebody_waits
 from tests.support.factories import a_claim, a_job, claim_of, claims, events_of, job, status_of
+from tests.support.shelf import Shelf
 from tests.support.transitions import module_of
 from tests.support.witness import eventually
-from worker.backends import Absent, Different, Observation, Plan, Same
-from worker.runner import Run, Shared
-
-
-class Shelf:
-    """A backend whose server is a Python set; `inspect` and `teardown` can be told what to do."""
-
-    def __init__(
-        self, *, observable: bool = True, sees: list[Any] | None = None, does: Callable[[], None] | None = None
-    ) -> None:
-        self.observable = observable
-        self.sees = sees
-        self.does = does or (lambda: None)
-        self.torn: list[int] = []
-
-    def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
-        return Plan({"name": str(resource_id), "generation": str(generation)}, {"password": "p"})
-
-    def provision(self, manifest: Json, credentials: Json) -> Json:
-        self.does()
-        return manifest
-
-    def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
-        self.does()
-        return manifest
-
-    def inspect(self, manifest: Json) -> Observation:
-        if self.sees is not None:
-            seen = self.sees.pop(0)
-            if isinstance(seen, Exception):
-                raise seen
-            return seen
-        return Absent({}) if self.torn else Same({})
-
-    def quarantine(self, manifest: Json) -> None: ...
-
-    def release(self, manifest: Json) -> None: ...
-
-    def teardown(self, manifest: Json, fence: int) -> Json:
-        self.does()
-        self.torn.append(fence)
-        return {"removed": 1}
+from worker.backends import Absent, Different, Same
+from worker.run import Batches, Run
 
 
 def fail(error: Exception) -> Callable[[], None]:
@@ -90,9 +50,9 @@ def test_the_straight_way_is_claim_start_complete(db: Connection) -> None:
 
 
 def test_jobs_that_share_their_statements_go_the_same_way(db: Connection) -> None:
-    shared, backends = Shared(worker="w1"), [Shelf() for _ in range(8)]
+    shared, backends = Batches(worker="w1"), [Shelf() for _ in range(8)]
     at_work = [a_claim(db) for _ in backends]
-    runs = [Run(claim, backend, worker="w1", shared=shared) for claim, backend in zip(at_work, backends, strict=True)]
+    runs = [Run(claim, backend, worker="w1", batches=shared) for claim, backend in zip(at_work, backends, strict=True)]
     with ThreadPoolExecutor(len(runs)) as pool:
         for ended in [pool.submit(run) for run in runs]:
             ended.result()
@@ -104,7 +64,7 @@ def test_jobs_that_share_their_statements_go_the_same_way(db: Connection) -> Non
 def test_a_stale_claim_among_those_that_share_a_statement_does_nothing(db: Connection) -> None:
     id = a_job(db, state="running", attempts=2)
     backend = Shelf()
-    Run(claim_of(db, id, fence=1), backend, worker="zombie", shared=Shared(worker="zombie"))()
+    Run(claim_of(db, id, fence=1), backend, worker="zombie", batches=Batches(worker="zombie"))()
     assert (backend.torn, events_of(db, id)) == ([], [])
 
 
@@ -119,7 +79,7 @@ def test_an_old_claim_and_a_new_one_of_the_same_job_in_one_statement_are_told_ap
         return honest(*words, **more)
 
     monkeypatch.setattr(jobs, "start_all", slowly)
-    shared = Shared(worker="w1")
+    shared = Batches(worker="w1")
     other, id = a_claim(db), a_job(db, state="running", attempts=2)
     stale, ours = claim_of(db, id, fence=1), claim_of(db, id)
     first = shared.starts.ask((other, {}))
@@ -140,20 +100,20 @@ def test_a_shared_statement_whose_answer_is_lost_is_read_back_by_each(
         for place in (jobs, module_of(name)):
             monkeypatch.setattr(place, name, lost_once)
     claim, backend = a_claim(db), Shelf()
-    Run(claim, backend, worker="w1", shared=Shared(worker="w1"))()
+    Run(claim, backend, worker="w1", batches=Batches(worker="w1"))()
     assert (job(db, claim.id).state, backend.torn) == ("succeeded", [1])
     assert events_of(db, claim.id) == ["claimed", "started", "completed"]
 
 
 def test_a_resource_that_somebody_holds_keeps_no_other_job_waiting(db: Connection, connect: Any) -> None:
-    shared = Shared(worker="w1")
+    shared = Batches(worker="w1")
     held, free = a_claim(db), a_claim(db)
     holder = connect()
     holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held.resource_id),))
     with ThreadPoolExecutor(2) as pool:
-        waiting = pool.submit(Run(held, Shelf(), worker="w1", shared=shared))
+        waiting = pool.submit(Run(held, Shelf(), worker="w1", batches=shared))
         eventually(lambda: somebody_waits(db), what="it waits by itself")
-        going = pool.submit(Run(free, Shelf(), worker="w1", shared=shared))
+        going = pool.submit(Run(free, Shelf(), worker="w1", batches=shared))
         assert wait([going], database.STATEMENT_TIMEOUT_MS / 2000).done, "sooner than a statement gives up waiting"
         assert (job(db, free.id).state, waiting.done()) == ("succeeded", False)
         holder.commit()

@@ -12,7 +12,7 @@ from outbox.events import log
 A = TypeVar("A")
 R = TypeVar("R")
 # A statement for more takes longer than it saves.
-MOST = 100
+MAX_BATCH = 100
 # More than any statement may take. Whoever has waited longer asks by itself: a connection that stands still (its server
 # process is stopped, a proxy half dead) must not stop all who share it.
 PATIENCE_SECONDS = 20
@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 20
 TURN_SECONDS = 0.01
 
 
-class Turn:
+class Gate:
     """One statement at a time of those that share it: each finds more to do, and a job costs less. No guard at all."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Turn:
                 self._lock.release()
 
 
-class Together(Generic[A, R]):
+class GroupCommit(Generic[A, R]):
     """Asks for many at once. `act` returns one answer for each, durable by then; None where it came to nothing.
 
     Whoever gets None asks by itself: for the reason, for a row that it must wait for, or because the statement failed
@@ -46,11 +46,11 @@ class Together(Generic[A, R]):
     """
 
     def __init__(
-        self, name: str, act: Callable[[Sequence[A]], Sequence[R | None]], *, turn: Turn | None = None
+        self, name: str, act: Callable[[Sequence[A]], Sequence[R | None]], *, gate: Gate | None = None
     ) -> None:
         self._name = name
         self._act = act
-        self._turn = turn or Turn()
+        self._gate = gate or Gate()
         self._asked: SimpleQueue[tuple[A, Future[R | None]]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -80,9 +80,9 @@ class Together(Generic[A, R]):
     def _run(self) -> None:
         while True:
             batch = [self._asked.get()]
-            with self._turn.taken():
+            with self._gate.taken():
                 with suppress(Empty):
-                    while len(batch) < MOST:
+                    while len(batch) < MAX_BATCH:
                         batch.append(self._asked.get_nowait())
                 answers = self._answers([asked for asked, _ in batch])
             for (_, answer), came in zip(batch, answers, strict=True):

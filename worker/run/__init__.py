@@ -20,6 +20,7 @@ from tenacity import (
 )
 
 from outbox import breakers, credentials, db, holds, jobs, resources, settings
+from outbox.batching import Gate, GroupCommit
 from outbox.errors import (
     BackendError,
     BrakeHit,
@@ -35,7 +36,6 @@ from outbox.errors import (
 from outbox.events import log
 from outbox.rows import Claim, Json
 from outbox.states import JobKind, ResourceStatus, StuckReason
-from outbox.together import Together, Turn
 from worker.backends import Absent, Backend, Different, Same
 
 # A control database that restarts is back within this; after it the lease has passed and the sweep takes over.
@@ -52,16 +52,16 @@ class _Exhausted(Exception):
     """A provision was claimed once more than it has attempts: its worker died under the last."""
 
 
-class Shared:
+class Batches:
     """The statements that the jobs of one worker share: the starts, and the completions, of one moment.
 
     They and its claims take turns, or each would go out for the few that happen to have come.
     """
 
     def __init__(self, *, worker: str) -> None:
-        self.turn = Turn()
-        self.starts = Together("starts", partial(_together, jobs.start_all, worker), turn=self.turn)
-        self.completions = Together("completions", partial(_together, jobs.complete_all, worker), turn=self.turn)
+        self.gate = Gate()
+        self.starts = GroupCommit("starts", partial(_together, jobs.start_all, worker), gate=self.gate)
+        self.completions = GroupCommit("completions", partial(_together, jobs.complete_all, worker), gate=self.gate)
 
 
 def _together(
@@ -76,11 +76,11 @@ def _together(
 class Run:
     """One claim, carried to its outcome."""
 
-    def __init__(self, claim: Claim, backend: Backend, *, worker: str, shared: Shared | None = None) -> None:
+    def __init__(self, claim: Claim, backend: Backend, *, worker: str, batches: Batches | None = None) -> None:
         self.claim = claim
         self.backend = backend
         self.worker = worker
-        self.shared = shared
+        self.batches = batches
         self.started = False
         self.probed = not claim.probing  # whether the breaker, if this is its probe, has its answer
         self.making: Json | None = None  # what the backend may have made for us, from the moment it is asked to
@@ -155,7 +155,7 @@ class Run:
         under = settings.brakes(self.claim.backend, self.claim.tenant)
         if under:
             self._record(jobs.start, within=db.transaction, seen=before, under=under)
-        elif not (self.shared and self.shared.starts.wait((self.claim, before))):
+        elif not (self.batches and self.batches.starts.wait((self.claim, before))):
             self._record(jobs.start, seen=before)
         self.started = True
 
@@ -171,7 +171,7 @@ class Run:
 
     def _complete(self, seen: Json, did: Json | None = None) -> None:
         try:
-            if not (self.shared and self.shared.completions.wait((self.claim, seen, did))):
+            if not (self.batches and self.batches.completions.wait((self.claim, seen, did))):
                 self._record(jobs.complete, seen=seen, did=did)
         except ClaimLost:
             self._record(jobs.note_late, news={"completed": seen, "did": did})
