@@ -177,7 +177,7 @@ class Pool:
     def _claim_what_fits(self) -> bool:
         """Whether all hands are full, and there may be more."""
         while self._more and not self._stopping.is_set():
-            with self._batches.gate.taken():
+            with self._batches.gate.turn():
                 slots = self._free()
                 rooms = self._rooms(slots)
                 if not rooms:

@@ -2,7 +2,7 @@
 
 from tests.mutations.cut import cut
 
-RUNNER = "worker/run/__init__.py"
+RUNNER = "worker/run"
 HANDS = "worker/pool.py"
 RUNS = "tests/worker/test_run.py"
 HOLDS = "tests/worker/test_pool.py"
@@ -14,7 +14,7 @@ GUARDS_OF_RUNNER = (
         RUNS,
         (
             "run: contended",
-            "if self.claim.contended:",
+            "if claim.contended:",
             "if False:",
             "test_a_teardown_does_not_look_while_the_birth_is_still_running",
         ),
@@ -38,55 +38,55 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: start is recorded",
-            "self._record(jobs.start, seen=before)",
-            "pass",
+            "partial(run.record, jobs.start, seen=before)",
+            "partial(int)",
             "test_the_straight_way_is_claim_start_complete",
         ),
         (
             "run: start comes before the teardown",
-            "self._start(before)",
-            "self.backend.teardown(self.claim.manifest, self.claim.fence); self._start(before)",
+            "_start(run, before)\n        case never",
+            "backend.teardown(claim.manifest, claim.fence); _start(run, before)\n        case never",
             "test_a_stale_claim_does_nothing_at_all",
         ),
         (
             "run: started is remembered",
-            "seen=before)\n        self.started = True",
-            "seen=before)",
+            "    run.started = True\n\n\ndef _complete",
+            "\n\ndef _complete",
             "test_a_backend_that_dies_inside_the_teardown_costs_an_attempt",
         ),
         (
             "run: the look after the teardown",
-            "match self.backend.inspect(self.claim.manifest):",
+            "match backend.inspect(claim.manifest):",
             "match Absent({}):",
             "test_what_is_still_there_after_the_teardown_is_retried",
         ),
         (
             "run: different after the teardown",
-            "return self._stick(StuckReason.REFUSED, why, seen)\n            case Same(seen=seen):",
-            "return self._complete(seen)\n            case Same(seen=seen):",
+            "return run.stick(StuckReason.REFUSED, why, seen)\n        case Same(seen=seen):",
+            "return _complete(run, seen)\n        case Same(seen=seen):",
             "test_what_is_different_after_the_teardown_is_stuck",
         ),
         (
             "run: different before it",
-            "return self._stick(StuckReason.REFUSED, why, seen)\n            case Same(seen=before):",
-            "return self._complete(seen)\n            case Same(seen=before):",
+            "return run.stick(StuckReason.REFUSED, why, seen)\n        case Same(seen=before):",
+            "return _complete(run, seen)\n        case Same(seen=before):",
             "test_what_is_different_is_stuck_and_never_started",
         ),
         (
             "run: only an adoption may be nobody's",
-            "if self.claim.adopted and not self.claim.activated:",
-            "if not self.claim.activated:",
+            "if claim.adopted and not claim.activated:",
+            "if not claim.activated:",
             "test_what_was_being_made_and_is_different_is_stuck",
         ),
         (
             "run: only an adoption that never came to be",
-            "if self.claim.adopted and not self.claim.activated:",
-            "if self.claim.adopted:",
+            "if claim.adopted and not claim.activated:",
+            "if claim.adopted:",
             "test_an_adopted_object_of_an_active_resource_that_changed_is_stuck",
         ),
         (
             "run: outcome unknown, seen before acting",
-            "if not self.backend.observable and self._in_doubt():",
+            "if not backend.observable and run.in_doubt:",
             "if False:",
             "test_the_unobservable_is_not_run_again_after_a_start",
         ),
@@ -116,32 +116,32 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: attempts of a birth spent",
-            "if self.claim.attempts > self.claim.max_attempts:",
+            "if claim.attempts > claim.max_attempts:",
             "if False:",
             "test_a_birth_whose_workers_die_each_time_is_rolled_back",
         ),
         (
             "run: unavailable opens the breaker",
-            "self._trip(text)",
+            "self._open_breaker(text)",
             "pass",
             "test_an_unavailable_backend_defers_and_opens_its_breaker",
         ),
         (
             "run: a probe closes the breaker",
-            "if not self.probed:\n            self._do(lambda session: breakers.close",
-            "if False:\n            self._do(lambda session: breakers.close",
+            "if not self.probed:\n            self.transact(lambda session: breakers.close",
+            "if False:\n            self.transact(lambda session: breakers.close",
             "test_a_probe_that_finds_the_backend_closes_the_breaker",
         ),
         (
             "run: a probe that never asked is given back",
-            "if not self.probed:\n            self._do(lambda session: breakers.give_back",
-            "if False:\n            self._do(lambda session: breakers.give_back",
+            "if not self.probed:\n            self.transact(lambda session: breakers.give_back",
+            "if False:\n            self.transact(lambda session: breakers.give_back",
             "test_a_probe_that_never_asked_the_backend_is_given_back",
         ),
         (
             "run: a brake engages a hold",
-            "self._brake(error)",
-            "self._record(jobs.defer, error=text)",
+            "self._engage_brake(error)",
+            "self.record(jobs.defer, error=text)",
             "tests/outbox/test_brakes.py::test_sixteen_workers_and_a_limit_of_fifty_make_exactly_fifty_starts_and_one_hold",
         ),
         (
@@ -158,25 +158,25 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: an unexpected error tells no secret",
-            'str(error) if told else f"unexpected {type(error).__name__}: the worker\'s log has it"',
+            'str(error) if expected else f"unexpected {type(error).__name__}: the worker\'s log has it"',
             "str(error)",
             "test_any_other_failure_is_retried_where_the_effect_can_be_observed",
         ),
         (
             "run: late news of a teardown",
-            'self._record(jobs.note_late, news={"completed": seen, "did": did})',
+            'run.record(jobs.note_late, news={"completed": seen, "did": did})',
             "pass",
             "test_late_news_is_kept_and_not_applied",
         ),
         (
             "run: late news of a birth",
-            'self._record(jobs.note_late, news={"provisioned": self.making})',
+            'run.record(jobs.note_late, news={"provisioned": run.made})',
             "pass",
             "test_a_birth_that_comes_late_undoes_itself",
         ),
         (
             "run: a late birth is undone",
-            "self._undo(self.making)",
+            "_undo(run, run.made)",
             "pass",
             "test_a_birth_that_comes_late_undoes_itself",
         ),
@@ -194,14 +194,14 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: a late birth whose answer was lost",
-            "            self.making = planned\n",
+            "        run.made = planned\n",
             "",
             "test_a_birth_that_comes_late_undoes_itself",
         ),
         (
             "run: a late adoption destroys nothing",
-            " and not self.claim.adopted:\n            self._undo(",
-            ":\n            self._undo(",
+            " and not run.claim.adopted:\n        _undo(",
+            ":\n        _undo(",
             "test_an_adoption_that_comes_late_destroys_nothing",
         ),
     ),
@@ -340,16 +340,28 @@ GUARDS_OF_RUNNER = (
         "",
         "tests/outbox/test_batching.py",
         (
-            "together: whose turn it is not waits",
-            "mine = self._lock.acquire(timeout=TURN_SECONDS)",
+            "batching: a statement waits at the gate",
+            "mine = self._lock.acquire(timeout=GATE_SECONDS)",
             "mine = False",
-            "test_who_shares_a_turn_waits_for_it_and_finds_what_has_come_meanwhile",
+            "test_a_batch_waits_at_the_gate_and_carries_what_has_come_meanwhile",
         ),
         (
-            "together: nobody waits long for a turn",
-            "self._lock.acquire(timeout=TURN_SECONDS)",
+            "batching: the gate does not stay closed",
+            "self._lock.acquire(timeout=GATE_SECONDS)",
             "self._lock.acquire()",
-            "test_nobody_waits_long_for_a_turn_that_does_not_end",
+            "test_a_statement_that_hangs_does_not_close_the_gate",
+        ),
+        (
+            "batching: a caller without an answer acts alone",
+            "        return alone() if answer is None else answer",
+            "return answer",
+            "test_a_caller_acts_alone_only_when_the_batch_gives_no_answer",
+        ),
+        (
+            "batching: a coroutine without an answer acts alone",
+            "return await alone() if answer is None else answer",
+            "return answer",
+            "test_a_caller_acts_alone_only_when_the_batch_gives_no_answer",
         ),
     ),
 )

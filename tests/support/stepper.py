@@ -188,5 +188,5 @@ class _Slow(Run):
         super().__init__(hand.claim, hand, worker=hand.worker)
         self._hand = hand
 
-    def _record(self, transition: Callable[..., Any], *, within: Any = None, **words: Any) -> Any:
+    def record(self, transition: Callable[..., Any], *, within: Any = None, **words: Any) -> Any:
         return self._hand.record(transition, **words)

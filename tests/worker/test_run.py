@@ -50,9 +50,9 @@ def test_the_straight_way_is_claim_start_complete(db: Connection) -> None:
 
 
 def test_jobs_that_share_their_statements_go_the_same_way(db: Connection) -> None:
-    shared, backends = Batches(worker="w1"), [Shelf() for _ in range(8)]
+    batches, backends = Batches(worker="w1"), [Shelf() for _ in range(8)]
     at_work = [a_claim(db) for _ in backends]
-    runs = [Run(claim, backend, worker="w1", batches=shared) for claim, backend in zip(at_work, backends, strict=True)]
+    runs = [Run(claim, backend, worker="w1", batches=batches) for claim, backend in zip(at_work, backends, strict=True)]
     with ThreadPoolExecutor(len(runs)) as pool:
         for ended in [pool.submit(run) for run in runs]:
             ended.result()
@@ -79,15 +79,15 @@ def test_an_old_claim_and_a_new_one_of_the_same_job_in_one_statement_are_told_ap
         return honest(*words, **more)
 
     monkeypatch.setattr(jobs, "start_all", slowly)
-    shared = Batches(worker="w1")
+    batches = Batches(worker="w1")
     other, id = a_claim(db), a_job(db, state="running", attempts=2)
     stale, ours = claim_of(db, id, fence=1), claim_of(db, id)
-    first = shared.starts.ask((other, {}))
+    first = batches.starts.submit((other, {}))
     assert under_way.wait(20)
-    both = [shared.starts.ask((claim, {})) for claim in (stale, ours)]
+    both = [batches.starts.submit((claim, {})) for claim in (stale, ours)]
     gate.set()
     assert [answer.result(20) for answer in (first, *both)] == [True, None, True]
-    both = [shared.completions.ask((claim, {}, None)) for claim in (stale, ours)]
+    both = [batches.completions.submit((claim, {}, None)) for claim in (stale, ours)]
     assert both[0].result(20) is None
     assert both[1].result(20)
 
@@ -106,14 +106,14 @@ def test_a_shared_statement_whose_answer_is_lost_is_read_back_by_each(
 
 
 def test_a_resource_that_somebody_holds_keeps_no_other_job_waiting(db: Connection, connect: Any) -> None:
-    shared = Batches(worker="w1")
+    batches = Batches(worker="w1")
     held, free = a_claim(db), a_claim(db)
     holder = connect()
     holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held.resource_id),))
     with ThreadPoolExecutor(2) as pool:
-        waiting = pool.submit(Run(held, Shelf(), worker="w1", batches=shared))
+        waiting = pool.submit(Run(held, Shelf(), worker="w1", batches=batches))
         eventually(lambda: somebody_waits(db), what="it waits by itself")
-        going = pool.submit(Run(free, Shelf(), worker="w1", batches=shared))
+        going = pool.submit(Run(free, Shelf(), worker="w1", batches=batches))
         assert wait([going], database.STATEMENT_TIMEOUT_MS / 2000).done, "sooner than a statement gives up waiting"
         assert (job(db, free.id).state, waiting.done()) == ("succeeded", False)
         holder.commit()
