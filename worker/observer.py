@@ -1,4 +1,4 @@
-"""One look at a stuck job's backend, for an operator who asked: it changes nothing there, and moves no job."""
+"""Inspects a stuck job's backend for an operator who asked. It changes nothing there, and moves no job."""
 
 from outbox import db, observations
 from outbox.errors import BackendError
@@ -9,32 +9,32 @@ from outbox.states import Found
 from worker.backends import Absent, Backend, Different, Same
 
 
-def look(turn: Look, backend: Backend, *, worker: str) -> None:
-    """Look, and record what was seen; where that fails, the turn passes and another one looks."""
-    found, seen = see(turn, backend)
+def observe(look: Look, backend: Backend, *, worker: str) -> None:
+    """Inspect, and record what was seen. If recording fails, another worker inspects after a while."""
+    found, seen = inspect(look, backend)
     with db.statement() as session:
-        told = observations.record(session, turn, worker=worker, found=found, seen=seen)
-    log.info("observed" if told else "observed_too_late", job_id=turn.job_id, found=found, actor=worker)
+        recorded = observations.record(session, look, worker=worker, found=found, seen=seen)
+    log.info("observed" if recorded else "observed_too_late", job_id=look.job_id, found=found, actor=worker)
 
 
-def see(turn: Look, backend: Backend) -> tuple[Found, Json]:
-    """What is there now; never raises, for that nothing could be seen is an answer too."""
-    if turn.manifest is None:
+def inspect(look: Look, backend: Backend) -> tuple[Found, Json]:
+    """What is there now. Never raises: a backend that cannot be inspected is an answer too."""
+    if look.manifest is None:
         return Found.ABSENT, {"never_made": True}
     if not backend.observable:
         return Found.UNOBSERVABLE, {}
     try:
-        match backend.inspect(turn.manifest):
+        match backend.inspect(look.manifest):
             case Absent(seen=seen):
                 return Found.ABSENT, seen
             case Same(seen=seen):
-                # What it never had, as an adopted database may have no role, is no part of it that is gone.
-                named = {name: value for name, value in turn.manifest.items() if value is None}
-                return Found.SAME, {name: value for name, value in seen.items() if value or name not in named}
+                # A part that the manifest never named, such as the role of an adopted database, is not missing.
+                unnamed = {name for name, value in look.manifest.items() if value is None}
+                return Found.SAME, {name: value for name, value in seen.items() if value or name not in unnamed}
             case Different(seen=seen, why=why):
                 return Found.DIFFERENT, seen | {"why": why}
     except BackendError as error:
         return Found.UNAVAILABLE, {"error": str(error)}
-    except Exception as error:  # noqa: BLE001 - a bug of a backend's must reach the operator, and not its words: secrets
-        log.exception("look_failed", job_id=turn.job_id)
+    except Exception as error:  # noqa: BLE001 - an operator must hear of a backend's bug, but not its words: secrets
+        log.exception("inspection_failed", job_id=look.job_id)
         return Found.UNAVAILABLE, {"error": f"unexpected {type(error).__name__}: the worker's log has it"}

@@ -230,7 +230,7 @@ class Outbox(RuleBasedStateMachine):
         contended = any(j.resource == job.resource and j.state == "running" for j in self.model.jobs.values())
         assert (id in {turn.job_id for turn in turns}) == (not contended)
         for turn in turns:
-            found, seen = observer.see(turn, _Eyes(self.server))
+            found, seen = observer.inspect(turn, _Eyes(self.server))
             assert self._ask(observations.record, turn, worker="w", found=found, seen=seen)
             self.check("observed")
 

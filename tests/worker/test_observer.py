@@ -17,7 +17,7 @@ from worker.backends import Absent, Different, Same
 def seen(db: Connection, backend: Shelf) -> tuple[str | None, Any]:
     asked = observations.ask(db, a_job(db, state="stuck"), actor="op")
     (turn,) = observations.take(db, {"pg-main": 9}, slots=9)
-    observer.look(turn, backend, worker="w")
+    observer.observe(turn, backend, worker="w")
     told = observations.find(db, asked.id)
     assert told is not None
     assert told.observed_by == "w"
@@ -47,7 +47,7 @@ def test_what_it_never_had_is_no_part_of_it_that_is_gone(db: Connection) -> None
     asked = observations.ask(db, a_job(db, state="stuck"), actor="op")
     db.execute(text("""UPDATE resources SET manifest = manifest || '{"role": null}'"""))
     (turn,) = observations.take(db, {"pg-main": 9}, slots=9)
-    observer.look(turn, Shelf(sees=[Same({"databases": ["d"], "role": None})]), worker="w")
+    observer.observe(turn, Shelf(sees=[Same({"databases": ["d"], "role": None})]), worker="w")
     told = observations.find(db, asked.id)
     assert told is not None
     assert (told.seen, told.means) == ({"databases": ["d"]}, "it is still there: databases d")
@@ -82,7 +82,7 @@ def test_what_was_never_planned_was_never_made(db: Connection) -> None:
     db.execute(text("UPDATE resources SET manifest = NULL"))
     asked = observations.ask(db, id, actor="op")
     (turn,) = observations.take(db, {"pg-main": 9}, slots=9)
-    observer.look(turn, Shelf(sees=[]), worker="w")
+    observer.observe(turn, Shelf(sees=[]), worker="w")
     told = observations.find(db, asked.id)
     assert told is not None
     assert (told.found, told.seen) == ("absent", {"never_made": True})

@@ -20,7 +20,7 @@ from worker.pool import Pool, ServedBackend
 
 
 @contextmanager
-def hands(concurrency: dict[str, int], *, slots: int, sweep_seconds: float = 60, worker: str = "w1") -> Iterator[Pool]:
+def pool(concurrency: dict[str, int], *, slots: int, sweep_seconds: float = 60, worker: str = "w1") -> Iterator[Pool]:
     """Pool whose teardowns all wait until the block ends."""
     gate = threading.Event()
     served = {name: ServedBackend(Shelf(does=lambda: _pass(gate)), most) for name, most in concurrency.items()}
@@ -45,7 +45,7 @@ def running(db: Connection) -> dict[str, int]:
 def test_no_backend_gets_more_hands_than_its_concurrency(db: Connection) -> None:
     for _ in range(5):
         a_job(db)
-    with hands({"pg-main": 2, "other": 8}, slots=8) as made:
+    with pool({"pg-main": 2, "other": 8}, slots=8) as made:
         made.drain()
         assert running(db) == {"pg-main": 2}
 
@@ -53,7 +53,7 @@ def test_no_backend_gets_more_hands_than_its_concurrency(db: Connection) -> None
 def test_a_backend_that_does_not_answer_leaves_a_hand_for_the_others(db: Connection) -> None:
     for _ in range(5):
         a_job(db)
-    with hands({"pg-main": 8, "other": 8}, slots=3) as made:
+    with pool({"pg-main": 8, "other": 8}, slots=3) as made:
         made.drain()
         assert running(db) == {"pg-main": 2}
         a_job(db, backend="other")
@@ -65,7 +65,7 @@ def test_no_more_is_claimed_than_hands_are_free(db: Connection) -> None:
     for _ in range(5):
         a_job(db, backend="a")
         a_job(db, backend="b")
-    with hands({"a": 8, "b": 8}, slots=3) as made:
+    with pool({"a": 8, "b": 8}, slots=3) as made:
         for _ in range(3):
             made.drain()
             assert sum(running(db).values()) == 3
@@ -73,7 +73,7 @@ def test_no_more_is_claimed_than_hands_are_free(db: Connection) -> None:
 
 def test_hands_that_were_stopped_claim_nothing(db: Connection) -> None:
     id = a_job(db)
-    with hands({"pg-main": 8}, slots=3) as made:
+    with pool({"pg-main": 8}, slots=3) as made:
         made.stop()
         made.drain()
         assert job(db, id).state == "pending"
@@ -105,7 +105,7 @@ def listen(broker: "redis.Redis", *those: Pool) -> None:
 def test_one_bell_brings_as_many_workers_as_there_is_work_for_and_none_that_is_full(
     db: Connection, broker: "redis.Redis"
 ) -> None:
-    with hands({"pg-main": 8}, slots=1) as one, hands({"pg-main": 8}, slots=1, worker="w2") as two:
+    with pool({"pg-main": 8}, slots=1) as one, pool({"pg-main": 8}, slots=1, worker="w2") as two:
         listen(broker, one, two)
         ids = [a_job(db) for _ in range(3)]
         assert doorbell.ring_now()
@@ -116,7 +116,7 @@ def test_one_bell_brings_as_many_workers_as_there_is_work_for_and_none_that_is_f
 
 def test_what_a_worker_has_no_room_for_it_leaves_to_others(db: Connection, broker: "redis.Redis") -> None:
     rooms = {"pg-main": 1, "other": 1}
-    with hands(rooms, slots=2) as one, hands(rooms, slots=2, worker="w2") as two:
+    with pool(rooms, slots=2) as one, pool(rooms, slots=2, worker="w2") as two:
         listen(broker, one, two)
         ids = [a_job(db) for _ in range(3)]
         assert doorbell.ring_now()
@@ -140,7 +140,7 @@ def test_a_bell_that_comes_while_the_worker_claims_is_passed_on_when_that_has_fi
         assert gate.wait(20)
         return honest(*words, **more)
 
-    with hands({"pg-main": 8}, slots=1) as made:
+    with pool({"pg-main": 8}, slots=1) as made:
         listen(broker, made)
         monkeypatch.setattr(jobs, "claim", slow)
         claiming = threading.Thread(target=made.drain)
@@ -165,7 +165,7 @@ def test_a_worker_that_cannot_reach_the_database_leaves_the_bell_to_others(
             raise sa.exc.OperationalError("unreachable", {}, Exception())
         return honest(*words, worker=worker, **more)
 
-    with hands({"pg-main": 8}, slots=8) as one, hands({"pg-main": 8}, slots=8, worker="w2") as two:
+    with pool({"pg-main": 8}, slots=8) as one, pool({"pg-main": 8}, slots=8, worker="w2") as two:
         listen(broker, one, two)
         monkeypatch.setattr(jobs, "claim", blind)
         id = a_job(db)
@@ -174,7 +174,7 @@ def test_a_worker_that_cannot_reach_the_database_leaves_the_bell_to_others(
 
 
 def test_a_worker_that_was_told_to_stop_gives_the_bell_back(db: Connection, broker: "redis.Redis") -> None:
-    with hands({"pg-main": 8}, slots=1) as made:
+    with pool({"pg-main": 8}, slots=1) as made:
         listen(broker, made)
         made.stop()
         id = a_job(db)
@@ -185,7 +185,7 @@ def test_a_worker_that_was_told_to_stop_gives_the_bell_back(db: Connection, brok
 
 def test_a_long_teardown_keeps_its_lease(db: Connection) -> None:
     id = a_job(db)
-    with hands({"pg-main": 8}, slots=3) as made:
+    with pool({"pg-main": 8}, slots=3) as made:
         made.start()
         first = eventually(lambda: job(db, id).lease_expires_at, what="it is claimed by the first sweep")
         eventually(lambda: job(db, id).lease_expires_at > first, 10, "its lease is extended")
@@ -204,7 +204,7 @@ def test_a_claim_whose_answer_was_lost_is_taken_up_at_the_next_look(
         raise sa.exc.OperationalError("the answer was lost", {}, Exception())
 
     monkeypatch.setattr(jobs, "claim", lost)
-    with hands({"pg-main": 8}, slots=3) as made:
+    with pool({"pg-main": 8}, slots=3) as made:
         with pytest.raises(sa.exc.OperationalError):
             made.drain()
         made.drain()
@@ -234,7 +234,7 @@ def test_what_is_put_in_front_of_a_full_row_of_claims_is_found_by_the_next_sweep
 
 def test_after_a_claim_that_came_short_the_front_is_looked_at_again(db: Connection) -> None:
     a_job(db)
-    with hands({"pg-main": 2}, slots=3) as made:
+    with pool({"pg-main": 2}, slots=3) as made:
         made.drain()
         front = a_job(db)
         db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": front})
@@ -290,7 +290,7 @@ def _acquire(one_more: threading.Semaphore) -> None:
 def test_a_sweep_puts_back_and_expires(db: Connection) -> None:
     lost = a_job(db, state="running", attempts=1, lease="-1 s")
     expired = a_resource(db, expires="now() - interval '1 s'")
-    with hands({}, slots=3) as made:
+    with pool({}, slots=3) as made:
         made.sweep()
     assert job(db, lost).state == "pending"
     assert status_of(db, expired) == "deleting"
@@ -305,7 +305,7 @@ def test_a_step_of_a_sweep_that_fails_keeps_no_other_from_being_done(
     id = a_job(db)
     for step in ("expire", "sweep", "wake"):
         monkeypatch.setattr(jobs, step, fails)
-    with hands({"pg-main": 1}, slots=1) as made:
+    with pool({"pg-main": 1}, slots=1) as made:
         with suppress(sa.exc.OperationalError):
             made.sweep()
         assert running(db) == {"pg-main": 1}
@@ -315,7 +315,7 @@ def test_a_step_of_a_sweep_that_fails_keeps_no_other_from_being_done(
 def test_an_operation_goes_on_between_the_sweeps(db: Connection) -> None:
     ids = stuck(db, "a", "b", "c")
     redrive(rate=1)
-    with hands({"a": 1}, slots=3, sweep_seconds=60) as made:
+    with pool({"a": 1}, slots=3, sweep_seconds=60) as made:
         made.start()
         eventually(lambda: all(job(db, id).state != "stuck" for id in ids), 15, "a step a second")
         assert job(db, ids[0]).state == "running", "what was re-driven is looked at at once"
@@ -336,7 +336,7 @@ def test_an_operation_that_cannot_go_on_stops_neither_sweep_nor_later_steps(
         return honest(session, worker=worker)
 
     monkeypatch.setattr(operations, "advance", failing)
-    with hands({}, slots=3, sweep_seconds=0.1) as made:
+    with pool({}, slots=3, sweep_seconds=0.1) as made:
         made.start()
         assert failed.wait(10)
         lost = a_job(db, state="running", attempts=1, lease="-1 s")
@@ -356,7 +356,7 @@ def found(db: Connection, look: int) -> str | None:
 
 
 def test_a_look_that_an_operator_waits_for_is_taken_at_the_message_and_at_the_sweep(db: Connection) -> None:
-    with hands({"pg-main": 2}, slots=2) as made:
+    with pool({"pg-main": 2}, slots=2) as made:
         for come in (made.observe, made.sweep):
             look = wanted(db)
             come()
@@ -402,7 +402,7 @@ def test_looks_take_no_more_hands_than_are_free_and_come_before_the_next_claim(d
 
 def test_hands_that_were_stopped_do_not_look(db: Connection) -> None:
     look = wanted(db)
-    with hands({"pg-main": 2}, slots=2) as made:
+    with pool({"pg-main": 2}, slots=2) as made:
         made.stop()
         made.observe()
     assert found(db, look) is None
