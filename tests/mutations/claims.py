@@ -265,7 +265,7 @@ CLAIMS = (
             "claim: contended",
             "AND other.claimed_by IS NOT NULL",
             "AND false",
-            "test_a_teardown_does_not_look_while_the_birth_is_still_running",
+            "test_a_teardown_does_not_inspect_while_the_provision_runs",
         ),
     ),
     *cut(

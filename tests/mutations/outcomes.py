@@ -221,6 +221,11 @@ OUTCOMES = (
         TRANSITIONS,
         "_LATE = text(",
         RUNS,
-        ("late: event", "noted AS ({_EVENT})", "noted AS (SELECT)", "test_late_news_is_kept_and_not_applied"),
+        (
+            "late: event",
+            "noted AS ({_EVENT})",
+            "noted AS (SELECT)",
+            "test_a_late_completion_is_recorded_and_not_applied",
+        ),
     ),
 )

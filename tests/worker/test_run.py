@@ -41,7 +41,7 @@ def run(db: Connection, backend: Shelf, **words: Any) -> Any:
     return job(db, claim.id)
 
 
-def test_the_straight_way_is_claim_start_complete(db: Connection) -> None:
+def test_a_teardown_is_claimed_started_and_completed(db: Connection) -> None:
     backend = Shelf()
     done = run(db, backend)
     assert (done.state, backend.torn) == ("succeeded", [1])
@@ -49,7 +49,7 @@ def test_the_straight_way_is_claim_start_complete(db: Connection) -> None:
     assert status_of(db, done.resource_id) == "deleted"
 
 
-def test_jobs_that_share_their_statements_go_the_same_way(db: Connection) -> None:
+def test_jobs_that_share_statements_have_the_same_events(db: Connection) -> None:
     batches, backends = Batches(worker="w1"), [Shelf() for _ in range(8)]
     at_work = [a_claim(db) for _ in backends]
     runs = [Run(claim, backend, worker="w1", batches=batches) for claim, backend in zip(at_work, backends, strict=True)]
@@ -61,16 +61,14 @@ def test_jobs_that_share_their_statements_go_the_same_way(db: Connection) -> Non
         assert events_of(db, claim.id) == ["claimed", "started", "completed"]
 
 
-def test_a_stale_claim_among_those_that_share_a_statement_does_nothing(db: Connection) -> None:
+def test_a_stale_claim_in_a_shared_statement_does_nothing(db: Connection) -> None:
     id = a_job(db, state="running", attempts=2)
     backend = Shelf()
     Run(claim_of(db, id, fence=1), backend, worker="zombie", batches=Batches(worker="zombie"))()
     assert (backend.torn, events_of(db, id)) == ([], [])
 
 
-def test_an_old_claim_and_a_new_one_of_the_same_job_in_one_statement_are_told_apart(
-    db: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shared_statement_tells_two_claims_of_one_job_apart(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     under_way, gate = threading.Event(), threading.Event()
 
     def slowly(*words: Any, honest: Callable[..., Any] = jobs.start_all, **more: Any) -> Any:
@@ -92,7 +90,7 @@ def test_an_old_claim_and_a_new_one_of_the_same_job_in_one_statement_are_told_ap
     assert both[1].result(20)
 
 
-def test_a_shared_statement_whose_answer_is_lost_is_read_back_by_each(
+def test_each_job_reads_back_a_shared_statement_whose_answer_is_lost(
     db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("start_all", "complete_all"):
@@ -105,7 +103,7 @@ def test_a_shared_statement_whose_answer_is_lost_is_read_back_by_each(
     assert events_of(db, claim.id) == ["claimed", "started", "completed"]
 
 
-def test_a_resource_that_somebody_holds_keeps_no_other_job_waiting(db: Connection, connect: Any) -> None:
+def test_a_locked_resource_delays_no_other_job(db: Connection, connect: Any) -> None:
     batches = Batches(worker="w1")
     held, free = a_claim(db), a_claim(db)
     holder = connect()
@@ -133,7 +131,7 @@ def _answer_lost_once(honest: Callable[..., Any]) -> Callable[..., Any]:
     return act
 
 
-def test_what_is_absent_already_is_completed_without_a_teardown(db: Connection) -> None:
+def test_an_absent_object_completes_its_job_without_a_teardown(db: Connection) -> None:
     backend = Shelf(sees=[Absent({"looked": "yes"})])
     done = run(db, backend)
     assert (done.state, backend.torn) == ("succeeded", [])
@@ -141,7 +139,7 @@ def test_what_is_absent_already_is_completed_without_a_teardown(db: Connection) 
     assert seen == {"looked": "yes", "already_gone": True}
 
 
-def test_what_an_earlier_attempt_did_is_said_to_be_its_doing(db: Connection) -> None:
+def test_a_removal_by_an_earlier_attempt_is_credited_to_it(db: Connection) -> None:
     claim = a_claim(db)
     jobs.start(db, claim, worker="dead")
     jobs.retry(db, claim, worker="dead", error="e")
@@ -151,7 +149,7 @@ def test_what_an_earlier_attempt_did_is_said_to_be_its_doing(db: Connection) -> 
     assert seen == {"done_by_fence": 1}
 
 
-def test_what_is_different_is_stuck_and_never_started(db: Connection) -> None:
+def test_a_different_object_makes_its_job_stuck_before_the_start(db: Connection) -> None:
     backend = Shelf(sees=[Different({}, "somebody else's")])
     done = run(db, backend)
     assert (done.state, done.stuck_reason, backend.torn) == ("stuck", "refused", [])
@@ -159,7 +157,7 @@ def test_what_is_different_is_stuck_and_never_started(db: Connection) -> None:
     assert done.started_fence is None
 
 
-def test_an_unavailable_backend_defers_and_opens_its_breaker(db: Connection) -> None:
+def test_an_unavailable_backend_defers_the_job_and_opens_its_breaker(db: Connection) -> None:
     done = run(db, Shelf(sees=[Unavailable("no route")]))
     assert (done.state, done.attempts) == ("pending", 0)
     assert db.execute(text("SELECT backend, reason FROM breakers")).all() == [("pg-main", "no route")]
@@ -170,7 +168,7 @@ def test_a_backend_that_dies_inside_the_teardown_costs_an_attempt(db: Connection
     assert (done.state, done.attempts) == ("pending", 1)
 
 
-def test_a_probe_that_finds_the_backend_closes_the_breaker(db: Connection) -> None:
+def test_a_probe_that_the_backend_answers_closes_the_breaker(db: Connection) -> None:
     a_job(db)
     db.execute(text("INSERT INTO breakers VALUES ('pg-main', 1, now(), now(), 'x')"))
     Run(claims(db)[0], Shelf(), worker="w")()
@@ -186,18 +184,18 @@ def test_a_probe_that_never_asked_the_backend_is_given_back(db: Connection) -> N
 
 
 @pytest.mark.parametrize("error", [Transient("busy"), ValueError("a bug")])
-def test_any_other_failure_is_retried_where_the_effect_can_be_observed(db: Connection, error: Exception) -> None:
+def test_any_other_failure_is_retried_if_the_backend_can_be_inspected(db: Connection, error: Exception) -> None:
     done = run(db, Shelf(does=fail(error)))
     assert (done.state, done.attempts) == ("pending", 1)
     assert ("busy" if isinstance(error, Transient) else "unexpected ValueError") in done.last_error
 
 
-def test_a_failure_after_start_of_the_unobservable_is_a_persons(db: Connection) -> None:
+def test_an_unobservable_backend_that_fails_after_the_start_makes_the_job_stuck(db: Connection) -> None:
     done = run(db, Shelf(observable=False, does=fail(ValueError("?"))))
     assert (done.state, done.stuck_reason) == ("stuck", "outcome_unknown")
 
 
-def test_the_unobservable_is_not_run_again_after_a_start(db: Connection) -> None:
+def test_a_started_teardown_on_an_unobservable_backend_is_not_repeated(db: Connection) -> None:
     claim = a_claim(db)
     jobs.start(db, claim, worker="dead")
     db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
@@ -218,7 +216,7 @@ def unknown(db: Connection, backend: Shelf) -> Claim:
     return claim_of(db, claim.id)
 
 
-def test_what_happened_is_not_done_again_when_its_job_is_redriven(db: Connection) -> None:
+def test_a_redriven_job_does_not_repeat_a_teardown_that_happened(db: Connection) -> None:
     claim = a_claim(db)
     backend = Shelf()
     jobs.start(db, claim, worker="dead")
@@ -229,7 +227,7 @@ def test_what_happened_is_not_done_again_when_its_job_is_redriven(db: Connection
     assert (job(db, claim.id).state, backend.torn) == ("succeeded", [1])
 
 
-def test_the_unobservable_that_is_redriven_by_one_operator_is_unknown_again(db: Connection) -> None:
+def test_one_operator_cannot_repeat_a_teardown_on_an_unobservable_backend(db: Connection) -> None:
     backend = Shelf(observable=False)
     claim = unknown(db, backend)
     jobs.redrive(db, claim.id, fence=2, actor="op", reason="r")
@@ -237,7 +235,7 @@ def test_the_unobservable_that_is_redriven_by_one_operator_is_unknown_again(db: 
     assert (job(db, claim.id).stuck_reason, backend.torn) == ("outcome_unknown", [1])
 
 
-def test_the_unobservable_acts_once_more_when_two_operators_force_it(db: Connection) -> None:
+def test_two_operators_repeat_a_teardown_on_an_unobservable_backend_once(db: Connection) -> None:
     backend = Shelf(observable=False, sees=[Same({}), Absent({})])
     claim = unknown(db, backend)
     for who in ("token:1:a", "token:1:a", "token:2:b"):
@@ -248,7 +246,7 @@ def test_the_unobservable_acts_once_more_when_two_operators_force_it(db: Connect
     assert (job(db, claim.id).state, backend.torn) == ("succeeded", [1, 3])
 
 
-def test_force_is_for_what_was_done_before_it_and_not_for_its_own_attempt(db: Connection) -> None:
+def test_a_forced_redrive_does_not_cover_the_attempt_that_follows_it(db: Connection) -> None:
     backend = Shelf(observable=False, sees=[Same({})])
     claim = unknown(db, backend)
     for who in ("token:1:a", "token:2:b"):
@@ -261,42 +259,42 @@ def test_force_is_for_what_was_done_before_it_and_not_for_its_own_attempt(db: Co
     assert (job(db, claim.id).stuck_reason, backend.torn) == ("outcome_unknown", [1])
 
 
-def test_a_refusal_inside_the_teardown_is_stuck(db: Connection) -> None:
+def test_a_refusal_inside_the_teardown_makes_the_job_stuck(db: Connection) -> None:
     done = run(db, Shelf(does=fail(Refused("changed hands"))))
     assert (done.state, done.stuck_reason) == ("stuck", "refused")
 
 
-def test_what_is_still_there_after_the_teardown_is_retried(db: Connection) -> None:
+def test_an_object_still_there_after_the_teardown_is_retried(db: Connection) -> None:
     done = run(db, Shelf(sees=[Same({}), Same({})]))
     assert done.state == "pending"
     assert "still there" in done.last_error
 
 
-def test_what_is_different_after_the_teardown_is_stuck(db: Connection) -> None:
+def test_a_different_object_after_the_teardown_makes_the_job_stuck(db: Connection) -> None:
     done = run(db, Shelf(sees=[Same({}), Different({}, "somebody else's by now")]))
     assert (done.state, done.stuck_reason) == ("stuck", "refused")
 
 
-def test_what_was_being_made_and_is_different_is_stuck(db: Connection) -> None:
+def test_a_different_object_of_a_failed_provision_makes_the_job_stuck(db: Connection) -> None:
     """Only an adoption that never came to be has nothing there that is its own."""
     claim = replace(a_claim(db), activated=False)
     Run(claim, Shelf(sees=[Different({}, "somebody else's")]), worker="w")()
     assert job(db, claim.id).stuck_reason == "refused"
 
 
-def test_the_unobservable_that_dies_under_its_last_attempt_is_unknown_not_exhausted(db: Connection) -> None:
+def test_an_unobservable_backend_that_dies_in_the_last_attempt_leaves_the_outcome_unknown(db: Connection) -> None:
     done = run(db, Shelf(observable=False, does=fail(Unavailable("gone"))), attempts=2, max_attempts=3)
     assert done.stuck_reason == "outcome_unknown"
 
 
-def test_the_last_attempt_that_fails_is_stuck(db: Connection) -> None:
+def test_a_failed_last_attempt_makes_the_job_stuck(db: Connection) -> None:
     a_job(db, attempts=2, max_attempts=3)
     claim = claims(db)[0]
     Run(claim, Shelf(does=fail(Transient("busy"))), worker="w")()
     assert job(db, claim.id).stuck_reason == "attempts_exhausted"
 
 
-def test_a_teardown_does_not_look_while_the_birth_is_still_running(db: Connection) -> None:
+def test_a_teardown_does_not_inspect_while_the_provision_runs(db: Connection) -> None:
     """What is absent at this moment may be there when the birth has ended."""
     birth = a_birth(db)
     jobs.start_provision(db, birth, worker="w1", manifest={"name": "x"}, credentials=b"x")
@@ -307,7 +305,7 @@ def test_a_teardown_does_not_look_while_the_birth_is_still_running(db: Connectio
     assert status_of(db, birth.resource_id) == "deleting"
 
 
-def test_a_birth_that_comes_late_while_its_resource_is_being_deleted_undoes_itself_too(db: Connection) -> None:
+def test_a_late_provision_of_a_resource_being_deleted_undoes_itself(db: Connection) -> None:
     claim = a_birth(db)
 
     def meanwhile() -> None:
@@ -321,7 +319,7 @@ def test_a_birth_that_comes_late_while_its_resource_is_being_deleted_undoes_itse
     assert backend.torn == [claim.fence]
 
 
-def test_late_news_is_kept_and_not_applied(db: Connection) -> None:
+def test_a_late_completion_is_recorded_and_not_applied(db: Connection) -> None:
     claim = a_claim(db)
 
     def meanwhile() -> None:
@@ -342,7 +340,7 @@ def a_birth(db: Connection, *, adopt: Json | None = None) -> Claim:
     return claims(db)[0]
 
 
-def test_a_birth_activates_and_keeps_its_credentials_sealed(db: Connection) -> None:
+def test_a_provision_activates_the_resource_and_seals_its_credentials(db: Connection) -> None:
     claim = a_birth(db)
     Run(claim, Shelf(), worker="w")()
     resource, sealed = resources.find(db, claim.resource_id)
@@ -352,7 +350,7 @@ def test_a_birth_activates_and_keeps_its_credentials_sealed(db: Connection) -> N
 
 
 @pytest.mark.parametrize("error", [Refused("no such right")])
-def test_a_birth_that_is_refused_is_rolled_back_at_once(db: Connection, error: Exception) -> None:
+def test_a_refused_provision_is_rolled_back_at_once(db: Connection, error: Exception) -> None:
     claim = a_birth(db)
     Run(claim, Shelf(does=fail(error)), worker="w")()
     assert job(db, claim.id).state == "cancelled"
@@ -362,7 +360,7 @@ def test_a_birth_that_is_refused_is_rolled_back_at_once(db: Connection, error: E
     assert status_of(db, claim.resource_id) == "deleted"
 
 
-def test_a_birth_whose_workers_die_each_time_is_rolled_back(db: Connection) -> None:
+def test_a_provision_whose_worker_dies_in_every_attempt_is_rolled_back(db: Connection) -> None:
     claim = a_birth(db)
     db.execute(text("UPDATE outbox SET max_attempts = 1, lease_expires_at = now() - interval '1 s'"))
     jobs.sweep(db, actor="w2")
@@ -371,7 +369,7 @@ def test_a_birth_whose_workers_die_each_time_is_rolled_back(db: Connection) -> N
     assert events_of(db, claim.id)[-2:] == ["claimed", "rolled_back"], "it was not started again"
 
 
-def test_a_birth_no_longer_wanted_ends_before_it_acts(db: Connection) -> None:
+def test_a_provision_of_a_deleted_resource_ends_before_it_acts(db: Connection) -> None:
     claim = a_birth(db)
     jobs.enqueue(db, claim.resource_id, actor="me")
     Run(claim, Shelf(does=fail(AssertionError("must not be reached"))), worker="w")()
@@ -382,7 +380,7 @@ def test_a_birth_no_longer_wanted_ends_before_it_acts(db: Connection) -> None:
 
 
 @pytest.mark.parametrize("answer", [lambda: None, fail(Transient("lost")), fail(Unavailable("lost"))])
-def test_a_birth_that_comes_late_undoes_itself(db: Connection, answer: Callable[[], None]) -> None:
+def test_a_late_provision_of_a_deleted_resource_undoes_itself(db: Connection, answer: Callable[[], None]) -> None:
     """Its worker stood still; meanwhile the resource was deleted, and seen to be absent. The answer may be lost too."""
     claim = a_birth(db)
 
@@ -403,7 +401,7 @@ def test_a_birth_that_comes_late_undoes_itself(db: Connection, answer: Callable[
     assert events_of(db, claim.id)[-2:] == ["late", "late"]
 
 
-def test_a_birth_that_comes_late_leaves_what_another_attempt_made_active(db: Connection) -> None:
+def test_a_late_provision_leaves_the_object_of_an_attempt_that_activated(db: Connection) -> None:
     claim = a_birth(db)
 
     def meanwhile() -> None:
@@ -418,7 +416,7 @@ def test_a_birth_that_comes_late_leaves_what_another_attempt_made_active(db: Con
     assert status_of(db, claim.resource_id) == "active"
 
 
-def test_an_adoption_that_comes_late_destroys_nothing(db: Connection) -> None:
+def test_a_late_adoption_destroys_nothing(db: Connection) -> None:
     claim = a_birth(db, adopt={"database": "theirs"})
 
     def meanwhile() -> None:
@@ -433,7 +431,7 @@ def test_an_adoption_that_comes_late_destroys_nothing(db: Connection) -> None:
     assert events_of(db, claim.id)[-1] == "late"
 
 
-def test_an_adoption_that_fails_waits_for_a_person_and_destroys_nothing(db: Connection) -> None:
+def test_a_failed_adoption_makes_the_job_stuck_and_destroys_nothing(db: Connection) -> None:
     claim = a_birth(db, adopt={"database": "theirs"})
     Run(claim, Shelf(does=fail(Refused("not there"))), worker="w")()
     assert (job(db, claim.id).state, job(db, claim.id).stuck_reason) == ("stuck", "refused")
@@ -445,7 +443,7 @@ def test_an_adoption_that_fails_waits_for_a_person_and_destroys_nothing(db: Conn
     assert backend.torn == []
 
 
-def test_an_adopted_object_of_an_active_resource_that_changed_is_stuck(db: Connection) -> None:
+def test_a_different_object_of_an_activated_adoption_makes_the_job_stuck(db: Connection) -> None:
     claim = a_birth(db, adopt={"database": "theirs"})
     Run(claim, Shelf(), worker="w")()
     jobs.enqueue(db, claim.resource_id, actor="me")
@@ -454,7 +452,7 @@ def test_an_adopted_object_of_an_active_resource_that_changed_is_stuck(db: Conne
     assert job(db, death.id).stuck_reason == StuckReason.REFUSED
 
 
-def test_a_stale_claim_does_nothing_at_all(db: Connection) -> None:
+def test_a_stale_claim_does_nothing(db: Connection) -> None:
     id = a_job(db, state="running", attempts=2)
     backend = Shelf()
     Run(claim_of(db, id, fence=1), backend, worker="zombie")()
