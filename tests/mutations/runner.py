@@ -5,6 +5,7 @@ from tests.mutations.cut import cut
 RUNNER = "worker/run"
 CLAIMING, LISTENING, POOL = "worker/claiming.py", "worker/listening.py", "worker/pool.py"
 RUNS = "tests/worker/test_run.py"
+PROVISIONS = "tests/worker/test_provision.py"
 CLAIMS, LISTENS, POOLS = (f"tests/worker/test_{part}.py" for part in ("claiming", "listening", "pool"))
 
 GUARDS_OF_RUNNER = (
@@ -16,7 +17,7 @@ GUARDS_OF_RUNNER = (
             "run: contended",
             "if claim.contended:",
             "if False:",
-            "test_a_teardown_does_not_inspect_while_the_provision_runs",
+            f"{PROVISIONS}::test_a_teardown_does_not_inspect_while_the_provision_runs",
         ),
         (
             "run: a shared statement may leave one out",
@@ -82,7 +83,7 @@ GUARDS_OF_RUNNER = (
             "run: only an adoption that never came to be",
             "if claim.adopted and not claim.activated:",
             "if claim.adopted:",
-            "test_a_different_object_of_an_activated_adoption_makes_the_job_stuck",
+            f"{PROVISIONS}::test_a_different_object_of_an_activated_adoption_makes_the_job_stuck",
         ),
         (
             "run: outcome unknown, seen before acting",
@@ -118,7 +119,7 @@ GUARDS_OF_RUNNER = (
             "run: attempts of a birth spent",
             "if claim.attempts > claim.max_attempts:",
             "if False:",
-            "test_a_provision_whose_worker_dies_in_every_attempt_is_rolled_back",
+            f"{PROVISIONS}::test_a_provision_whose_worker_dies_in_every_attempt_is_rolled_back",
         ),
         (
             "run: unavailable opens the breaker",
@@ -172,37 +173,37 @@ GUARDS_OF_RUNNER = (
             "run: late news of a birth",
             'run.record(jobs.note_late, news={"provisioned": run.made})',
             "pass",
-            "test_a_late_provision_of_a_deleted_resource_undoes_itself",
+            f"{PROVISIONS}::test_a_late_provision_of_a_deleted_resource_undoes_itself",
         ),
         (
             "run: a late birth is undone",
             "_undo(run, run.made)",
             "pass",
-            "test_a_late_provision_of_a_deleted_resource_undoes_itself",
+            f"{PROVISIONS}::test_a_late_provision_of_a_deleted_resource_undoes_itself",
         ),
         (
             "run: a late birth, only of what is deleted",
             "resource.status in (ResourceStatus.DELETING, ResourceStatus.DELETED) and not",
             "not",
-            "test_a_late_provision_leaves_the_object_of_an_attempt_that_activated",
+            f"{PROVISIONS}::test_a_late_provision_leaves_the_object_of_an_attempt_that_activated",
         ),
         (
             "run: a late birth, deleting too",
             "(ResourceStatus.DELETING, ResourceStatus.DELETED)",
             "(ResourceStatus.DELETED,)",
-            "test_a_late_provision_of_a_resource_being_deleted_undoes_itself",
+            f"{PROVISIONS}::test_a_late_provision_of_a_resource_being_deleted_undoes_itself",
         ),
         (
             "run: a late birth whose answer was lost",
             "        run.made = planned\n",
             "",
-            "test_a_late_provision_of_a_deleted_resource_undoes_itself",
+            f"{PROVISIONS}::test_a_late_provision_of_a_deleted_resource_undoes_itself",
         ),
         (
             "run: a late adoption destroys nothing",
             " and not run.claim.adopted:\n        _undo(",
             ":\n        _undo(",
-            "test_a_late_adoption_destroys_nothing",
+            f"{PROVISIONS}::test_a_late_adoption_destroys_nothing",
         ),
     ),
     *cut(

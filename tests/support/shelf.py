@@ -46,3 +46,12 @@ class Shelf:
         self.does()
         self.torn.append(fence)
         return {"removed": 1}
+
+
+def fail(error: Exception) -> Callable[[], None]:
+    """What a backend does when it raises `error`."""
+
+    def raising() -> None:
+        raise error
+
+    return raising

@@ -1,4 +1,4 @@
-"""The runner's table: what was observed or went wrong, and what becomes of the job.
+"""What was observed or went wrong, and what becomes of the job.
 
 The backends here are third parties' own.
 """
@@ -13,26 +13,18 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
-from outbox import credentials, jobs, resources
 from outbox import db as database
+from outbox import jobs
 from outbox.errors import Refused, Transient, Unavailable
-from outbox.resources import NewResource
-from outbox.rows import Claim, Json
+from outbox.rows import Claim
 from outbox.states import StuckReason
 from tests.outbox.test_transitions import somebody_waits
 from tests.support.factories import a_claim, a_job, claim_of, claims, events_of, job, status_of
-from tests.support.shelf import Shelf
+from tests.support.shelf import Shelf, fail
 from tests.support.transitions import module_of
 from tests.support.witness import eventually
 from worker.backends import Absent, Different, Same
 from worker.run import Batches, Run
-
-
-def fail(error: Exception) -> Callable[[], None]:
-    def raising() -> None:
-        raise error
-
-    return raising
 
 
 def run(db: Connection, backend: Shelf, **words: Any) -> Any:
@@ -294,31 +286,6 @@ def test_a_failed_last_attempt_makes_the_job_stuck(db: Connection) -> None:
     assert job(db, claim.id).stuck_reason == "attempts_exhausted"
 
 
-def test_a_teardown_does_not_inspect_while_the_provision_runs(db: Connection) -> None:
-    """What is absent at this moment may be there when the birth has ended."""
-    birth = a_birth(db)
-    jobs.start_provision(db, birth, worker="w1", manifest={"name": "x"}, credentials=b"x")
-    jobs.enqueue(db, birth.resource_id, actor="me")
-    death = claims(db)[0]
-    Run(death, Shelf(sees=[]), worker="w2")()
-    assert (job(db, death.id).state, job(db, death.id).attempts) == ("pending", 0)
-    assert status_of(db, birth.resource_id) == "deleting"
-
-
-def test_a_late_provision_of_a_resource_being_deleted_undoes_itself(db: Connection) -> None:
-    claim = a_birth(db)
-
-    def meanwhile() -> None:
-        backend.does = lambda: None
-        db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
-        jobs.sweep(db, actor="w2")
-        jobs.enqueue(db, claim.resource_id, actor="me")
-
-    backend = Shelf(does=meanwhile)
-    Run(claim, backend, worker="w1")()
-    assert backend.torn == [claim.fence]
-
-
 def test_a_late_completion_is_recorded_and_not_applied(db: Connection) -> None:
     claim = a_claim(db)
 
@@ -332,124 +299,6 @@ def test_a_late_completion_is_recorded_and_not_applied(db: Connection) -> None:
     assert (after.state, after.claimed_by, after.fence) == ("running", "w2", 2)
     assert events_of(db, claim.id) == ["claimed", "started", "swept", "claimed", "late"]
     assert status_of(db, claim.resource_id) == "deleting"
-
-
-def a_birth(db: Connection, *, adopt: Json | None = None) -> Claim:
-    new = NewResource(tenant="acme", kind="postgres", backend="pg-main", name="orders", manifest=adopt)
-    resources.register(db, new, actor="me")
-    return claims(db)[0]
-
-
-def test_a_provision_activates_the_resource_and_seals_its_credentials(db: Connection) -> None:
-    claim = a_birth(db)
-    Run(claim, Shelf(), worker="w")()
-    resource, sealed = resources.find(db, claim.resource_id)
-    assert resource.status == "active"
-    assert sealed is not None
-    assert credentials.unseal(sealed) == {"password": "p"}
-
-
-@pytest.mark.parametrize("error", [Refused("no such right")])
-def test_a_refused_provision_is_rolled_back_at_once(db: Connection, error: Exception) -> None:
-    claim = a_birth(db)
-    Run(claim, Shelf(does=fail(error)), worker="w")()
-    assert job(db, claim.id).state == "cancelled"
-    assert status_of(db, claim.resource_id) == "deleting"
-    undo = claims(db)[0]
-    Run(undo, Shelf(), worker="w")()
-    assert status_of(db, claim.resource_id) == "deleted"
-
-
-def test_a_provision_whose_worker_dies_in_every_attempt_is_rolled_back(db: Connection) -> None:
-    claim = a_birth(db)
-    db.execute(text("UPDATE outbox SET max_attempts = 1, lease_expires_at = now() - interval '1 s'"))
-    jobs.sweep(db, actor="w2")
-    Run(claims(db)[0], Shelf(does=fail(AssertionError("must not be reached"))), worker="w")()
-    assert job(db, claim.id).state == "cancelled"
-    assert events_of(db, claim.id)[-2:] == ["claimed", "rolled_back"], "it was not started again"
-
-
-def test_a_provision_of_a_deleted_resource_ends_before_it_acts(db: Connection) -> None:
-    claim = a_birth(db)
-    jobs.enqueue(db, claim.resource_id, actor="me")
-    Run(claim, Shelf(does=fail(AssertionError("must not be reached"))), worker="w")()
-    assert job(db, claim.id).state == "cancelled"
-    never_made = claims(db)[0]
-    Run(never_made, Shelf(does=fail(AssertionError("must not be reached"))), worker="w")()
-    assert status_of(db, claim.resource_id) == "deleted"
-
-
-@pytest.mark.parametrize("answer", [lambda: None, fail(Transient("lost")), fail(Unavailable("lost"))])
-def test_a_late_provision_of_a_deleted_resource_undoes_itself(db: Connection, answer: Callable[[], None]) -> None:
-    """Its worker stood still; meanwhile the resource was deleted, and seen to be absent. The answer may be lost too."""
-    claim = a_birth(db)
-
-    def meanwhile() -> None:
-        backend.does = lambda: None
-        db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
-        jobs.sweep(db, actor="w2")
-        jobs.enqueue(db, claim.resource_id, actor="me")
-        birth, death = claims(db, 2, worker="w2")
-        Run(birth, Shelf(), worker="w2")()
-        Run(death, Shelf(sees=[Absent({})]), worker="w2")()
-        assert status_of(db, claim.resource_id) == "deleted"
-        answer()
-
-    backend = Shelf(does=meanwhile)
-    Run(claim, backend, worker="w1")()
-    assert backend.torn == [claim.fence]
-    assert events_of(db, claim.id)[-2:] == ["late", "late"]
-
-
-def test_a_late_provision_leaves_the_object_of_an_attempt_that_activated(db: Connection) -> None:
-    claim = a_birth(db)
-
-    def meanwhile() -> None:
-        backend.does = lambda: None
-        db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
-        jobs.sweep(db, actor="w2")
-        Run(claims(db, worker="w2")[0], Shelf(), worker="w2")()
-
-    backend = Shelf(does=meanwhile)
-    Run(claim, backend, worker="w1")()
-    assert backend.torn == []
-    assert status_of(db, claim.resource_id) == "active"
-
-
-def test_a_late_adoption_destroys_nothing(db: Connection) -> None:
-    claim = a_birth(db, adopt={"database": "theirs"})
-
-    def meanwhile() -> None:
-        backend.does = lambda: None
-        db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
-        jobs.sweep(db, actor="w2")
-        jobs.enqueue(db, claim.resource_id, actor="me")
-
-    backend = Shelf(does=meanwhile)
-    Run(claim, backend, worker="w1")()
-    assert backend.torn == []
-    assert events_of(db, claim.id)[-1] == "late"
-
-
-def test_a_failed_adoption_makes_the_job_stuck_and_destroys_nothing(db: Connection) -> None:
-    claim = a_birth(db, adopt={"database": "theirs"})
-    Run(claim, Shelf(does=fail(Refused("not there"))), worker="w")()
-    assert (job(db, claim.id).state, job(db, claim.id).stuck_reason) == ("stuck", "refused")
-    assert status_of(db, claim.resource_id) == "provisioning"
-    jobs.enqueue(db, claim.resource_id, actor="me")
-    backend = Shelf(sees=[Different({}, "no mark of ours")])
-    Run(claims(db)[0], backend, worker="w")()
-    assert status_of(db, claim.resource_id) == "deleted"
-    assert backend.torn == []
-
-
-def test_a_different_object_of_an_activated_adoption_makes_the_job_stuck(db: Connection) -> None:
-    claim = a_birth(db, adopt={"database": "theirs"})
-    Run(claim, Shelf(), worker="w")()
-    jobs.enqueue(db, claim.resource_id, actor="me")
-    death = claims(db)[0]
-    Run(death, Shelf(sees=[Different({}, "another's now")]), worker="w")()
-    assert job(db, death.id).stuck_reason == StuckReason.REFUSED
 
 
 def test_a_stale_claim_does_nothing(db: Connection) -> None:
