@@ -20,7 +20,7 @@ from bench import costs, measures, peers, real
 from bench.measures import CLIENTS, DRAINERS, SHARERS
 from bench.stack import Stack, stack
 from bench.table import Table, Target, write_between_markers
-from outbox.together import MOST
+from outbox.batching import MAX_BATCH
 
 README = Path(__file__).with_name("README.md")
 
@@ -73,7 +73,7 @@ DRAIN = "drain, {} x {} slots"
 SLEEPERS = f"{measures.SLEEP_MS} ms teardown, {{}} x {{}} slots"
 DELETE_FLOOR = f"pgbench: the DELETE's statement, {CLIENTS} clients"
 DRAIN_FLOOR = f"pgbench: claim, start, complete, {DRAINERS} clients"
-SHARED_DRAIN_FLOOR = f"pgbench: claim, start, complete of {MOST} at a time, {SHARERS} clients"
+SHARED_DRAIN_FLOOR = f"pgbench: claim, start, complete of {MAX_BATCH} at a time, {SHARERS} clients"
 DELETE = f"DELETE endpoint, {CLIENTS} clients, 2 processes"
 IDLE = "idle: commit to start, {}"
 PEER_DRAIN, PEER_IDLE = "{}: drain, 2 processes", "{}: idle: commit to start, {}"
@@ -286,15 +286,15 @@ def _compare(table: Table, size: Size) -> None:
     fleets = [DRAIN.format(*fleet) for fleet in size.fleets]
     for fleet in fleets:
         table.ratio(f"{fleet} / pgbench", [fleet], [DRAIN_FLOOR])
-    table.ratio(f"drain / pgbench, {MOST} at a time", fleets, [SHARED_DRAIN_FLOOR])
+    table.ratio(f"drain / pgbench, {MAX_BATCH} at a time", fleets, [SHARED_DRAIN_FLOOR])
     if not peers.available():
         rates = {peer.name: PEER_DRAIN.format(peer.name) for peer in peers.PEERS}
         pgqueuer = [row for name, row in rates.items() if name.startswith("PgQueuer")]
-        table.ratio(f"pgbench, {MOST} at a time / PgQueuer at its best", [SHARED_DRAIN_FLOOR], pgqueuer)
+        table.ratio(f"pgbench, {MAX_BATCH} at a time / PgQueuer at its best", [SHARED_DRAIN_FLOOR], pgqueuer)
         table.ratio("drain / PgQueuer at its best", fleets, pgqueuer, Target(0.5, 1.0))
         named = [rates[name] for name in ("Chancy", "DBOS", "Procrastinate", "Celery on Redis")]
         best = "the best of Chancy, DBOS, Procrastinate, Celery"
-        table.ratio(f"pgbench, {MOST} at a time / {best}", [SHARED_DRAIN_FLOOR], named)
+        table.ratio(f"pgbench, {MAX_BATCH} at a time / {best}", [SHARED_DRAIN_FLOOR], named)
         table.ratio(f"drain / {best}", fleets, named, Target(1.5, 3))
         for name in ("PgQueuer, one by one", "awa-pg"):
             table.ratio(f"drain / {name}", fleets, [rates[name]])

@@ -20,9 +20,9 @@ from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
 from bench.stack import BACKEND, TENANT
 from outbox import jobs
+from outbox.batching import MAX_BATCH
 from outbox.rows import Claim
 from outbox.states import JobKind
-from outbox.together import MOST
 
 # Stand where a variable of pgbench will; nothing else in a statement looks like them.
 RESOURCE = uuid.UUID("5eed5eed-0000-4000-8000-000000000001")
@@ -81,7 +81,7 @@ def shared_drain_script() -> str:
     Between them it is asked once for what was claimed: the rows that a worker has in its hands. The statements wait for
     rows, where a worker's ask again: a claim elsewhere locks what it comes upon for a moment.
     """
-    claim = _sent(lambda ear: jobs.claim(ear, {BACKEND: MOST}, slots=MOST, worker="bench"))
+    claim = _sent(lambda ear: jobs.claim(ear, {BACKEND: MAX_BATCH}, slots=MAX_BATCH, worker="bench"))
     start = _sent(lambda ear: jobs.start_all(ear, [(_CLAIM, {})], worker="bench"))
     complete = _sent(lambda ear: jobs.complete_all(ear, [(_CLAIM, {}, None)], worker="bench"))
     lists = {"ids": f"ARRAY[{JOB}]", "fences": f"ARRAY[{_CLAIM.fence}]", "details": """ARRAY['{"seen": {}}']"""}

@@ -22,13 +22,13 @@ from bench.load import Client, resource_id
 from bench.noop_worker import TEARDOWN_MS
 from bench.stack import BACKEND, TENANT, Stack
 from outbox import db, doorbell, holds, jobs
+from outbox.batching import MAX_BATCH
 from outbox.states import HoldScope
-from outbox.together import MOST
 
 CLIENTS = 16
 # Connections of pgbench that claim, start and complete: as many as one worker has slots by default.
 DRAINERS = 8
-# Connections that do so for MOST jobs at a time: as many as keep two cores busy, and no more.
+# Connections that do so for MAX_BATCH jobs at a time: as many as keep two cores busy, and no more.
 SHARERS = 2
 # The first ring of an API process connects to the broker, which takes long enough to be all there is to see; and
 # each connection of the clients has an API process prepare what it needs.
@@ -182,9 +182,9 @@ def drain_floor(stack: Stack, count: int) -> float:
 def shared_drain_floor(stack: Stack, count: int) -> float:
     """The same, as many jobs to a statement as a full worker's: what a worker that cost nothing would come to."""
     seed(count, enqueued=True)
-    rounds = floors.pgbench(stack.dsn, floors.shared_drain_script(), SHARERS, count // (SHARERS * MOST))
+    rounds = floors.pgbench(stack.dsn, floors.shared_drain_script(), SHARERS, count // (SHARERS * MAX_BATCH))
     drained_in(count)
-    return rounds * MOST
+    return rounds * MAX_BATCH
 
 
 # -- more processes --------------------------------------------------------------------------------------------------

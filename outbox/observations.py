@@ -113,9 +113,9 @@ _TAKE = text("""
      ORDER BY look.id""")
 
 
-def take(db: Connection, rooms: Mapping[str, int], *, slots: int) -> list[Look]:
-    """At most `slots` looks that were asked for, at most `rooms[backend]` of each backend; again after TAKEN."""
-    asked = {"backends": list(rooms), "rooms": list(rooms.values()), "slots": slots, "taken": TAKEN}
+def take(db: Connection, capacity: Mapping[str, int], *, slots: int) -> list[Look]:
+    """At most `slots` looks that were asked for, at most `capacity[backend]` of each backend; again after TAKEN."""
+    asked = {"backends": list(capacity), "rooms": list(capacity.values()), "slots": slots, "taken": TAKEN}
     return [Look(**row._mapping) for row in db.execute(_TAKE, asked)]
 
 

@@ -5,7 +5,7 @@ import pytest
 from bench import floors, measures
 from bench.load import resource_id
 from bench.table import Table, Target, write_between_markers
-from outbox.together import MOST
+from outbox.batching import MAX_BATCH
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ def test_the_floors_statements_do_what_the_product_does(settled, db):
 
 
 def test_the_floor_of_many_at_a_time_does_all_of_them(settled, db):
-    measures.query(measures._SEED, count=MOST, expired=True)
-    measures.enqueue_all(MOST)
+    measures.query(measures._SEED, count=MAX_BATCH, expired=True)
+    measures.enqueue_all(MAX_BATCH)
     dsn = settled["DEPROVISIONER_DATABASE_URL"]
     floors.pgbench(dsn, floors.shared_drain_script(), clients=1, each=1)
-    assert measures.drained_in(MOST) > 0
+    assert measures.drained_in(MAX_BATCH) > 0
 
 
 def test_the_load_names_the_resources_that_were_seeded(settled, db):

@@ -1,7 +1,7 @@
 """The Celery application, and the life of a worker process.
 
-One process, `threads` pool: a message only wakes the process's hands, which do the work in threads of their
-own. More hands: a higher DEPROVISIONER_WORKER_SLOTS; more cores: more processes.
+A process runs Celery's pool `threads`. A message only wakes the process's own `Pool`, whose threads do the work. For
+more threads, set DEPROVISIONER_WORKER_SLOTS higher; for more cores, run more processes.
 """
 
 import gc
@@ -19,9 +19,9 @@ from outbox import credentials, db, doorbell, events, settings
 from outbox.errors import DeprovisionerError, SettingsError
 from outbox.events import log
 from worker import backends
-from worker.hands import Hands, Served
+from worker.pool import Pool, ServedBackend
 
-# A started teardown may end before the process does; after this its lease will pass.
+# A started teardown may take this long to end before the process does. After it, the process leaves it to its lease.
 SHUTDOWN_SECONDS = 120
 
 app = Celery("deprovisioner", broker=settings.get().need("broker_url"), include=["worker.tasks"])
@@ -43,42 +43,42 @@ app.conf.update(
     },
 )
 
-# A bell that waits for a thread when the broker goes away is not put back: Kombu would try it on the connection that is
-# gone, and dump into a file what it could not put back.
+# A message that waits for a thread when the broker goes away is not put back: Kombu would try that on the lost
+# connection, and dump the message into a file when it fails.
 Channel.do_restore = False
 
-_hands: Hands | None = None
+_pool: Pool | None = None
 
 
-def hands() -> Hands:
-    """This process's hands."""
-    if _hands is None:
-        raise SettingsError("no hands in this process: it is no worker")
-    return _hands
+def pool() -> Pool:
+    """This process's pool."""
+    if _pool is None:
+        raise SettingsError("this process has no pool, since it is not a worker; start one with `deprovisioner worker`")
+    return _pool
 
 
 @worker_init.connect
 def _open(sender: Any, **_: Any) -> None:
-    global _hands  # noqa: PLW0603 - one a process, like the Celery application itself
+    global _pool  # noqa: PLW0603 - one a process, like the Celery application itself
     events.configure()
     try:
         if "thread" not in str(sender.pool_cls):
             raise SettingsError(
-                f"run with the pool `threads`, the default, not {sender.pool_cls}: hands do not survive a fork"
+                f"run Celery with its pool `threads`, the default, not {sender.pool_cls}: threads do not survive a fork"
             )
         credentials.check()
         configured = settings.backends()
-        settings.brakes("", "")  # a malformed one is an error now, not at the first teardown
+        settings.brakes("", "")  # a malformed brake is an error now, not at the first teardown
         protected = frozenset(name for name in (db.control_url().database,) if name)
         served = {
-            name: Served(backends.build(config, protected=protected), config.concurrency)
+            name: ServedBackend(backends.build(config, protected=protected), config.concurrency)
             for name, config in configured.items()
         }
     except DeprovisionerError as error:
         log.error("worker_refused", error=str(error))
         raise SystemExit(2) from error
     current = settings.get()
-    _hands = Hands(
+    _pool = Pool(
         served,
         worker=_name(),
         slots=current.worker_slots,
@@ -89,39 +89,39 @@ def _open(sender: Any, **_: Any) -> None:
 
 @lru_cache(maxsize=1)
 def _name() -> str:
-    """One process's for ever: a container that restarts has the same host name and the same pid."""
+    """Unique to this process: a container that restarts has the same host name and the same pid."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
 
-class _StartHands(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
-    """After Celery's last write to the environment, which libpq reads without a lock: both at once is a SIGSEGV.
+class _StartPool(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
+    """Starts the pool after Celery's last write to the environment: libpq reads it without a lock, and would crash.
 
-    Still before the broker is reached, for the consumer is always the last step: a worker sweeps, and so
+    That is before the worker reaches the broker, since the consumer is always the last step. So a worker sweeps, and
     works, while the broker is dead.
     """
 
     def start(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
-        # What was imported stays: to look through all of it for garbage again and again stops every hand.
+        # Imported modules stay for good. Each search for garbage among them would stop every thread.
         gc.collect()
         gc.freeze()
-        hands().start()
+        pool().start()
         log.info("worker_ready", actor=_name(), backends=sorted(settings.backends()), slots=settings.get().worker_slots)
 
 
-app.steps["worker"].add(_StartHands)
+app.steps["worker"].add(_StartPool)
 
 
 @worker_shutting_down.connect
 def _close(**_: Any) -> None:
-    if _hands is not None:
-        _hands.stop()
+    if _pool is not None:
+        _pool.stop()
 
 
 @worker_shutdown.connect
 def _last(sender: Any, **_: Any) -> None:
-    _close()  # nobody may have asked for this end
-    if _hands is not None and not _hands.join(SHUTDOWN_SECONDS):
+    _close()  # a process may end without a signal
+    if _pool is not None and not _pool.join(SHUTDOWN_SECONDS):
         log.warning("stopped_while_working", seconds=SHUTDOWN_SECONDS)
-        os._exit(1)  # Python would wait for the threads for ever; their leases pass, and another worker looks
+        os._exit(1)  # Python would wait for the threads for ever; their leases pass, and another worker takes over
     if sender.exitcode:
-        raise SystemExit(sender.exitcode)  # worker_main forgets it, and who restarts what failed would not
+        raise SystemExit(sender.exitcode)  # worker_main drops it, and a supervisor would not see a failure

@@ -1,22 +1,22 @@
-"""What a message starts. A message carries no authority: lost, doubled or late, it only makes the hands look."""
+"""What a message starts. A message carries no authority: lost, doubled or late, it only makes the pool claim."""
 
 from outbox import doorbell
-from worker.app import app, hands
+from worker.app import app, pool
 
 
 @app.task(name=doorbell.DRAIN)
 def drain() -> None:
-    """The doorbell rang, at a broker that is not Redis."""
-    hands().drain()
+    """The doorbell rang, at a broker other than Redis."""
+    pool().drain()
 
 
 @app.task(name=doorbell.OBSERVE)
 def observe() -> None:
-    """An operator waits for a look at a stuck job."""
-    hands().observe()
+    """An operator waits for the inspection of a stuck job."""
+    pool().observe()
 
 
 @app.task(name=doorbell.SWEEP)
 def sweep() -> None:
-    """Beat's knock; every worker sweeps by itself too."""
-    hands().sweep()
+    """Celery beat asks for a sweep; every worker sweeps without it too."""
+    pool().sweep()

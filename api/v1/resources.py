@@ -1,9 +1,7 @@
 """Routes of resources."""
 
-import asyncio
 import hashlib
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Annotated
 
@@ -24,12 +22,12 @@ from api.schemas.resources import (
     ResourcePage,
 )
 from outbox import credentials, db, jobs, kinds, queries, resources, settings
+from outbox.batching import GroupCommit
 from outbox.doorbell import bell
 from outbox.errors import BadRequest, NoCredentials, NotActive, UnknownBackend, UnknownKind
 from outbox.jobs import Delete, Enqueued
 from outbox.resources import NewResource
 from outbox.states import ResourceStatus
-from outbox.together import PATIENCE_SECONDS, Together
 
 router = APIRouter(prefix="/v1/resources", tags=["resources"])
 
@@ -108,20 +106,22 @@ def _delete_all(asked: Sequence[Delete]) -> list[Enqueued | None]:
     return [won.get(each.request_id) for each in asked]
 
 
-_deletes = Together("deletes", _delete_all)
+def _delete_alone(asked: Delete) -> Enqueued:
+    """The batch did not make this DELETE the winner, or its answer was lost."""
+    done = ask(partial(jobs.enqueued_before, asked=asked))
+    if done.won:
+        bell.ring()
+    return done
+
+
+_deletes = GroupCommit("deletes", _delete_all)
 
 
 @router.delete("/{resource_id}", responses={202: {"model": Deleted}})
 async def delete(resource_id: ResourceId, who: Anyone, response: Response) -> Deleted:
     """Delete: 202 for the one call that did it, 200 for every other; all name the same job."""
-    asked = Delete(resource_id, who.actor, who.tenant)
-    done = None
-    with suppress(TimeoutError):
-        done = await asyncio.wait_for(asyncio.wrap_future(_deletes.ask(asked)), PATIENCE_SECONDS)
-    if done is None:  # it did not win, or the answer for all of them was lost
-        done = await run_in_threadpool(ask, partial(jobs.enqueued_before, asked=asked))
-        if done.won:
-            bell.ring()
+    wanted = Delete(resource_id, who.actor, who.tenant)
+    done = await _deletes.do_async(wanted, alone=partial(run_in_threadpool, _delete_alone, wanted))
     if done.won:
         response.status_code = 202
     return Deleted(

@@ -26,10 +26,10 @@ __all__ = [
     "Bell",
     "bell",
     "broker_alive",
+    "describe",
     "on_redis",
     "ring_now",
     "ring_to_look",
-    "told",
     "wait",
 ]
 
@@ -79,7 +79,7 @@ def ring_now(backends: Iterable[str] = ()) -> bool:
         else:
             sender().send_task(DRAIN, expires=settings.get().sweep_seconds, ignore_result=True)
     except Exception as error:  # noqa: BLE001 - any failure of any broker means the same: the sweep will find the work
-        log.warning("doorbell_failed", error=told(error))
+        log.warning("doorbell_failed", error=describe(error))
         return False
     return True
 
@@ -92,7 +92,7 @@ def ring_to_look() -> bool:
     try:
         sender().send_task(OBSERVE, expires=settings.get().sweep_seconds, ignore_result=True)
     except Exception as error:  # noqa: BLE001 - as in ring_now
-        log.warning("doorbell_failed", error=told(error))
+        log.warning("doorbell_failed", error=describe(error))
         return False
     return True
 
@@ -102,7 +102,7 @@ def wait(backends: Iterable[str], seconds: float) -> bool:
     return bool(ask("BZPOPMIN", BELL, *map(key_of, backends), seconds, takes=seconds))
 
 
-def told(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """The error in words: redis-py's own `repr` has none."""
     return f"{type(error).__name__}: {error}"
 

@@ -80,22 +80,27 @@ _CLAIM = prepared(f"""
 
 
 def claim(
-    db: Connection, rooms: Mapping[str, int], *, slots: int, worker: str, passed: Mapping[str, Claim] | None = None
+    db: Connection,
+    capacity: Mapping[str, int],
+    *,
+    slots: int,
+    worker: str,
+    cursors: Mapping[str, Claim] | None = None,
 ) -> list[Claim]:
-    """pending -> running: at most `slots` due jobs, at most `rooms[backend]` of each backend, in that order.
+    """pending -> running: at most `slots` due jobs, at most `capacity[backend]` of each backend, in that order.
 
     None of a backend that is held as a whole; what a hold on its tenant or a brake covers is refused by `start`.
-    Of a backend in `passed`, only what comes after that claim's place in the order.
+    Of a backend in `cursors`, only jobs that come after that claim's in the order.
     """
     configured = settings.backends()
-    last = [(passed or {}).get(name) for name in rooms]
+    last = [(cursors or {}).get(name) for name in capacity]
     rows = db.execute(
         _CLAIM,
         _event(Event.CLAIMED, worker)
         | {
-            "backends": list(rooms),
-            "kinds": [configured[name].kind if name in configured else None for name in rooms],
-            "rooms": list(rooms.values()),
+            "backends": list(capacity),
+            "kinds": [configured[name].kind if name in configured else None for name in capacity],
+            "rooms": list(capacity.values()),
             "since": [str(claim.available_at) if claim else "-infinity" for claim in last],
             "after": [claim.id if claim else 0 for claim in last],
             "slots": slots,

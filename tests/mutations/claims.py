@@ -7,7 +7,7 @@ TRANSITIONS = "outbox/jobs"
 GUARD = "tests/outbox/test_guard.py"
 CLAIM = "tests/outbox/test_claim.py"
 MOVES = "tests/outbox/test_transitions.py"
-RUNS = "tests/worker/test_runner.py"
+RUNS = "tests/worker/test_run.py"
 HOLDS = "tests/outbox/test_holds.py"
 BRAKES = "tests/outbox/test_brakes.py"
 
@@ -265,7 +265,7 @@ CLAIMS = (
             "claim: contended",
             "AND other.claimed_by IS NOT NULL",
             "AND false",
-            "test_a_teardown_does_not_look_while_the_birth_is_still_running",
+            "test_a_teardown_does_not_inspect_while_the_provision_runs",
         ),
     ),
     *cut(

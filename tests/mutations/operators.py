@@ -6,8 +6,8 @@ TRANSITIONS = "outbox/jobs"
 
 RESOLVE = "tests/outbox/test_resolve.py"
 MOVES = "tests/outbox/test_transitions.py"
-LOOKS = "tests/worker/test_looks.py"
-HOLDS = "tests/worker/test_hands.py"
+OBSERVES = "tests/worker/test_observer.py"
+CLAIMS = "tests/worker/test_claiming.py"
 
 _NOT_JUST_GONE = "test_what_was_not_just_seen_gone_is_not_resolved"
 _ONE_PROPOSAL = "test_a_proposal_is_for_one_action_one_job_and_one_fence"
@@ -133,7 +133,7 @@ OPERATORS = (
             "redrive by two: what was answered for",
             ", forced_fence = fence",
             "",
-            "tests/worker/test_runner.py::test_the_unobservable_acts_once_more_when_two_operators_force_it",
+            "tests/worker/test_run.py::test_two_operators_repeat_a_teardown_on_an_unobservable_backend_once",
         ),
     ),
     *cut(
@@ -239,42 +239,47 @@ OPERATORS = (
             "looks: event",
             "FROM job JOIN look ON job_id = job.id",
             "FROM job JOIN look ON job_id = job.id LIMIT 0",
-            f"{LOOKS}::test_the_unobservable_is_not_asked",
+            f"{OBSERVES}::test_an_unobservable_backend_is_not_inspected",
         ),
     ),
     *cut(
-        "worker/looks.py",
+        "worker/observer.py",
         "",
-        LOOKS,
-        ("looks: the unobservable", "if not backend.observable:", "if False:", "test_the_unobservable_is_not_asked"),
+        OBSERVES,
+        (
+            "looks: the unobservable",
+            "if not backend.observable:",
+            "if False:",
+            "test_an_unobservable_backend_is_not_inspected",
+        ),
         (
             "looks: no secret",
             'f"unexpected {type(error).__name__}: the worker\'s log has it"',
             "str(error)",
-            "test_what_a_backend_says_is_told_and_no_secret_with_it",
+            "test_an_inspection_records_the_backends_answer_and_no_secret",
         ),
     ),
     *cut(
-        "worker/hands.py",
+        "worker",
         "",
-        HOLDS,
+        CLAIMS,
         (
-            "hands: a look takes a hand",
-            " - len(self._looking)",
+            "pool: an inspection takes a slot",
+            " - len(self._inspections)",
             "",
-            "test_looks_take_no_more_hands_than_are_free_and_come_before_the_next_claim",
+            "test_inspections_take_only_free_slots_and_come_before_the_next_claim",
         ),
         (
-            "hands: looks at the sweep",
-            "        self._looks_wanted, self._next_look = True, -math.inf\n        self._from_front",
-            "        self._from_front",
-            "test_a_look_that_an_operator_waits_for_is_taken_at_the_message_and_at_the_sweep",
+            "pool: inspections at the sweep",
+            "        self._state.want_inspections()\n        self._state.reset_cursors()",
+            "        self._state.reset_cursors()",
+            "test_an_inspection_is_taken_at_a_message_and_at_a_sweep",
         ),
         (
-            "hands: no look once stopped",
-            "not self._looks_wanted or self._stopping.is_set() or",
-            "not self._looks_wanted or",
-            "test_hands_that_were_stopped_do_not_look",
+            "claiming: no inspection once stopped",
+            "if self._state.stopping or not self._state.inspections_due():",
+            "if not self._state.inspections_due():",
+            "test_a_stopped_pool_takes_no_inspection",
         ),
     ),
     *cut(

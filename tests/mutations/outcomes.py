@@ -8,7 +8,7 @@ TRANSITIONS = "outbox/jobs"
 
 CLAIM = "tests/outbox/test_claim.py"
 MOVES = "tests/outbox/test_transitions.py"
-RUNS = "tests/worker/test_runner.py"
+RUNS = "tests/worker/test_run.py"
 
 _NOTED = "), noted AS ({_EVENT}\n    )"
 _FENCE, _RUNNING = " AND fence = :fence", " AND state = 'running'"
@@ -221,6 +221,11 @@ OUTCOMES = (
         TRANSITIONS,
         "_LATE = text(",
         RUNS,
-        ("late: event", "noted AS ({_EVENT})", "noted AS (SELECT)", "test_late_news_is_kept_and_not_applied"),
+        (
+            "late: event",
+            "noted AS ({_EVENT})",
+            "noted AS (SELECT)",
+            "test_a_late_completion_is_recorded_and_not_applied",
+        ),
     ),
 )

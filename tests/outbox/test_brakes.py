@@ -16,8 +16,8 @@ from outbox.rows import Claim
 from outbox.settings import Brake
 from outbox.states import HoldScope
 from tests.support.factories import a_claim, a_job, a_resource, claims, job
-from tests.worker.test_runner import Shelf
-from worker.runner import Run
+from tests.support.shelf import Shelf
+from worker.run import Run
 
 Settle = Callable[[str], None]
 

@@ -299,11 +299,11 @@ def test_a_claim_behind_another_takes_only_what_comes_after(db: Connection) -> N
     first, second, third = (a_job(db) for _ in range(3))
     db.execute(text("UPDATE outbox SET available_at = (SELECT available_at FROM outbox WHERE id = :id)"), {"id": first})
     words: dict[str, Any] = {"slots": 5, "worker": "w1"}
-    assert [c.id for c in jobs.claim(db, {"pg-main": 5}, passed={"pg-main": claim_of(db, second)}, **words)] == [third]
+    assert [c.id for c in jobs.claim(db, {"pg-main": 5}, cursors={"pg-main": claim_of(db, second)}, **words)] == [third]
     earlier = a_job(db)
     db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": earlier})
-    assert jobs.claim(db, {"pg-main": 5}, passed={"pg-main": claim_of(db, second)}, **words) == []
-    assert [c.id for c in jobs.claim(db, {"pg-main": 5}, passed={"other": claim_of(db, third)}, **words)] == [
+    assert jobs.claim(db, {"pg-main": 5}, cursors={"pg-main": claim_of(db, second)}, **words) == []
+    assert [c.id for c in jobs.claim(db, {"pg-main": 5}, cursors={"other": claim_of(db, third)}, **words)] == [
         earlier, first, second,
     ]  # fmt: skip
 

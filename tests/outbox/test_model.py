@@ -17,7 +17,7 @@ from outbox import breakers
 from outbox import db as database
 from tests.support.stateful import MAX_ATTEMPTS, Outbox
 from tests.support.transitions import module_of
-from worker import runner
+from worker import run
 
 # For a long run, of all mutants too: MODEL_EXAMPLES=2000 make test ARGS=tests/outbox/test_model.py
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "30"))
@@ -39,7 +39,7 @@ def env(env: dict[str, str]) -> dict[str, str]:
 def still(settled: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """And nothing is waited for, said, or left in the tree."""
     hypothesis.configuration.set_hypothesis_home_dir(tmp_path)
-    monkeypatch.setattr(runner, "BUSY_DELAY_SECONDS", 3600.0)
+    monkeypatch.setattr(run, "BUSY_DELAY_SECONDS", 3600.0)
     monkeypatch.setattr(breakers, "PAUSE_SECONDS", 3600)
     monkeypatch.setattr(breakers, "LONGEST_PAUSE_SECONDS", 3600)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

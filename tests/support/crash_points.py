@@ -37,7 +37,7 @@ from outbox.states import TRANSITIONS
 from worker.backends.postgres import destroy as postgres_destroy
 from worker.backends.postgres.session import Session
 from worker.backends.redis.identity import SERVER_KEY
-from worker.hands import Hands
+from worker.pool import Pool
 
 _ALSO = {
     "enqueue_all": (jobs, "enqueue"),
@@ -184,9 +184,9 @@ def _around_redis(reach: _Reach) -> None:
 
 def _keep_environment() -> None:
     """Once the hands' threads run, libpq may read the environment at any moment: who writes it then, ends it all."""
-    honest = Hands.start
+    honest = Pool.start
 
-    def start(self: Hands) -> None:
+    def start(self: Pool) -> None:
         os.putenv = loud  # type: ignore[assignment]
         honest(self)
 
@@ -194,7 +194,7 @@ def _keep_environment() -> None:
         sys.__stderr__.write(f"{name!r} was set in the environment while threads run\n")  # type: ignore[union-attr]
         os._exit(os.EX_SOFTWARE)
 
-    Hands.start = start  # type: ignore[method-assign]
+    Pool.start = start  # type: ignore[method-assign]
 
 
 def statement_name(statement: str) -> str:

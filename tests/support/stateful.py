@@ -31,7 +31,7 @@ from outbox.rows import Claim, Json
 from outbox.states import HoldScope, StuckReason
 from tests.support.model import EVENT, FINAL, LANDED, MOVES, Model, Resource, Verdict
 from tests.support.stepper import Hand, Server, Thing
-from worker import looks
+from worker import observer
 
 BACKEND = "pg-main"
 MAX_ATTEMPTS = 3
@@ -230,7 +230,7 @@ class Outbox(RuleBasedStateMachine):
         contended = any(j.resource == job.resource and j.state == "running" for j in self.model.jobs.values())
         assert (id in {turn.job_id for turn in turns}) == (not contended)
         for turn in turns:
-            found, seen = looks.see(turn, _Eyes(self.server))
+            found, seen = observer.inspect(turn, _Eyes(self.server))
             assert self._ask(observations.record, turn, worker="w", found=found, seen=seen)
             self.check("observed")
 

@@ -10,7 +10,7 @@ from outbox.errors import BackendError, Refused, StartRefused, Transient, Unavai
 from outbox.rows import Claim, Json
 from tests.support.model import Model
 from worker.backends import Absent, Different, Observation, Plan, Same
-from worker.runner import Run
+from worker.run import Run
 
 TROUBLES: dict[str, type[BackendError]] = {"unavailable": Unavailable, "transient": Transient, "refused": Refused}
 
@@ -188,5 +188,5 @@ class _Slow(Run):
         super().__init__(hand.claim, hand, worker=hand.worker)
         self._hand = hand
 
-    def _record(self, transition: Callable[..., Any], *, within: Any = None, **words: Any) -> Any:
+    def record(self, transition: Callable[..., Any], *, within: Any = None, **words: Any) -> Any:
         return self._hand.record(transition, **words)

@@ -1,28 +1,29 @@
-"""A look at a stuck job's backend: what the operator is told, whatever the backend does."""
+"""An inspection of a stuck job's backend: what the operator is told, whatever the backend does."""
 
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
+from structlog.testing import capture_logs
 
 from outbox import advice, observations
 from outbox.errors import Refused, Transient, Unavailable
 from outbox.states import Found
 from tests.support.factories import a_job, events_of
-from tests.worker.test_runner import Shelf
-from worker import looks
+from tests.support.shelf import Shelf
+from worker import observer
 from worker.backends import Absent, Different, Same
 
 
 def seen(db: Connection, backend: Shelf) -> tuple[str | None, Any]:
     asked = observations.ask(db, a_job(db, state="stuck"), actor="op")
-    (turn,) = observations.take(db, {"pg-main": 9}, slots=9)
-    looks.look(turn, backend, worker="w")
-    told = observations.find(db, asked.id)
-    assert told is not None
-    assert told.observed_by == "w"
-    assert events_of(db, told.job_id) == ["observed"]
-    return told.found, told.seen
+    (look,) = observations.take(db, {"pg-main": 9}, slots=9)
+    observer.observe(look, backend, worker="w")
+    recorded = observations.find(db, asked.id)
+    assert recorded is not None
+    assert recorded.observed_by == "w"
+    assert events_of(db, recorded.job_id) == ["observed"]
+    return recorded.found, recorded.seen
 
 
 @pytest.mark.parametrize(
@@ -37,20 +38,25 @@ def seen(db: Connection, backend: Shelf) -> tuple[str | None, Any]:
         (ValueError("secret"), ("unavailable", {"error": "unexpected ValueError: the worker's log has it"})),
     ],
 )
-def test_what_a_backend_says_is_told_and_no_secret_with_it(db: Connection, sees: Any, told: tuple[str, Any]) -> None:
+def test_an_inspection_records_the_backends_answer_and_no_secret(
+    db: Connection, sees: Any, told: tuple[str, Any]
+) -> None:
     backend = Shelf(sees=[sees])
-    assert seen(db, backend) == told
+    with capture_logs() as logged:
+        assert seen(db, backend) == told
     assert backend.torn == []
+    failed = [line["event"] for line in logged if line["log_level"] == "error"]
+    assert failed == (["inspection_failed"] if isinstance(sees, ValueError) else [])
 
 
-def test_what_it_never_had_is_no_part_of_it_that_is_gone(db: Connection) -> None:
+def test_a_part_that_the_manifest_never_named_is_not_missing(db: Connection) -> None:
     asked = observations.ask(db, a_job(db, state="stuck"), actor="op")
     db.execute(text("""UPDATE resources SET manifest = manifest || '{"role": null}'"""))
-    (turn,) = observations.take(db, {"pg-main": 9}, slots=9)
-    looks.look(turn, Shelf(sees=[Same({"databases": ["d"], "role": None})]), worker="w")
-    told = observations.find(db, asked.id)
-    assert told is not None
-    assert (told.seen, told.means) == ({"databases": ["d"]}, "it is still there: databases d")
+    (look,) = observations.take(db, {"pg-main": 9}, slots=9)
+    observer.observe(look, Shelf(sees=[Same({"databases": ["d"], "role": None})]), worker="w")
+    recorded = observations.find(db, asked.id)
+    assert recorded is not None
+    assert (recorded.seen, recorded.means) == ({"databases": ["d"]}, "it is still there: databases d")
 
 
 @pytest.mark.parametrize(
@@ -69,20 +75,20 @@ def test_what_it_never_had_is_no_part_of_it_that_is_gone(db: Connection) -> None
         ("unobservable", {}, "no look can tell on this kind of backend"),
     ],
 )
-def test_what_was_found_is_said_in_words(found: str, seen: dict[str, Any], means: str) -> None:
+def test_an_observation_is_told_in_words(found: str, seen: dict[str, Any], means: str) -> None:
     assert advice.seen_in_words(Found(found), seen).startswith(means)
 
 
-def test_the_unobservable_is_not_asked(db: Connection) -> None:
+def test_an_unobservable_backend_is_not_inspected(db: Connection) -> None:
     assert seen(db, Shelf(observable=False, sees=[])) == ("unobservable", {})
 
 
-def test_what_was_never_planned_was_never_made(db: Connection) -> None:
+def test_a_resource_without_a_manifest_was_never_made(db: Connection) -> None:
     id = a_job(db, state="stuck")
     db.execute(text("UPDATE resources SET manifest = NULL"))
     asked = observations.ask(db, id, actor="op")
-    (turn,) = observations.take(db, {"pg-main": 9}, slots=9)
-    looks.look(turn, Shelf(sees=[]), worker="w")
-    told = observations.find(db, asked.id)
-    assert told is not None
-    assert (told.found, told.seen) == ("absent", {"never_made": True})
+    (look,) = observations.take(db, {"pg-main": 9}, slots=9)
+    observer.observe(look, Shelf(sees=[]), worker="w")
+    recorded = observations.find(db, asked.id)
+    assert recorded is not None
+    assert (recorded.found, recorded.seen) == ("absent", {"never_made": True})

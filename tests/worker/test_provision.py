@@ -1,0 +1,159 @@
+"""Provisions and adoptions: how they end, and what a late one undoes."""
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import Connection, text
+
+from outbox import credentials, jobs, resources
+from outbox.errors import Refused, Transient, Unavailable
+from outbox.resources import NewResource
+from outbox.rows import Claim, Json
+from outbox.states import StuckReason
+from tests.support.factories import claims, events_of, job, status_of
+from tests.support.shelf import Shelf, fail
+from worker.backends import Absent, Different
+from worker.run import Run
+
+
+def a_provision(db: Connection, *, adopt: Json | None = None) -> Claim:
+    new = NewResource(tenant="acme", kind="postgres", backend="pg-main", name="orders", manifest=adopt)
+    resources.register(db, new, actor="me")
+    return claims(db)[0]
+
+
+def test_a_teardown_does_not_inspect_while_the_provision_runs(db: Connection) -> None:
+    """What is absent at this moment may be there when the birth has ended."""
+    provision = a_provision(db)
+    jobs.start_provision(db, provision, worker="w1", manifest={"name": "x"}, credentials=b"x")
+    jobs.enqueue(db, provision.resource_id, actor="me")
+    teardown = claims(db)[0]
+    Run(teardown, Shelf(sees=[]), worker="w2")()
+    assert (job(db, teardown.id).state, job(db, teardown.id).attempts) == ("pending", 0)
+    assert status_of(db, provision.resource_id) == "deleting"
+
+
+def test_a_late_provision_of_a_resource_being_deleted_undoes_itself(db: Connection) -> None:
+    claim = a_provision(db)
+
+    def meanwhile() -> None:
+        backend.does = lambda: None
+        db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
+        jobs.sweep(db, actor="w2")
+        jobs.enqueue(db, claim.resource_id, actor="me")
+
+    backend = Shelf(does=meanwhile)
+    Run(claim, backend, worker="w1")()
+    assert backend.torn == [claim.fence]
+
+
+def test_a_provision_activates_the_resource_and_seals_its_credentials(db: Connection) -> None:
+    claim = a_provision(db)
+    Run(claim, Shelf(), worker="w")()
+    resource, sealed = resources.find(db, claim.resource_id)
+    assert resource.status == "active"
+    assert sealed is not None
+    assert credentials.unseal(sealed) == {"password": "p"}
+
+
+@pytest.mark.parametrize("error", [Refused("no such right")])
+def test_a_refused_provision_is_rolled_back_at_once(db: Connection, error: Exception) -> None:
+    claim = a_provision(db)
+    Run(claim, Shelf(does=fail(error)), worker="w")()
+    assert job(db, claim.id).state == "cancelled"
+    assert status_of(db, claim.resource_id) == "deleting"
+    undo = claims(db)[0]
+    Run(undo, Shelf(), worker="w")()
+    assert status_of(db, claim.resource_id) == "deleted"
+
+
+def test_a_provision_whose_worker_dies_in_every_attempt_is_rolled_back(db: Connection) -> None:
+    claim = a_provision(db)
+    db.execute(text("UPDATE outbox SET max_attempts = 1, lease_expires_at = now() - interval '1 s'"))
+    jobs.sweep(db, actor="w2")
+    Run(claims(db)[0], Shelf(does=fail(AssertionError("must not be reached"))), worker="w")()
+    assert job(db, claim.id).state == "cancelled"
+    assert events_of(db, claim.id)[-2:] == ["claimed", "rolled_back"], "it was not started again"
+
+
+def test_a_provision_of_a_deleted_resource_ends_before_it_acts(db: Connection) -> None:
+    claim = a_provision(db)
+    jobs.enqueue(db, claim.resource_id, actor="me")
+    Run(claim, Shelf(does=fail(AssertionError("must not be reached"))), worker="w")()
+    assert job(db, claim.id).state == "cancelled"
+    never_made = claims(db)[0]
+    Run(never_made, Shelf(does=fail(AssertionError("must not be reached"))), worker="w")()
+    assert status_of(db, claim.resource_id) == "deleted"
+
+
+@pytest.mark.parametrize("answer", [lambda: None, fail(Transient("lost")), fail(Unavailable("lost"))])
+def test_a_late_provision_of_a_deleted_resource_undoes_itself(db: Connection, answer: Callable[[], None]) -> None:
+    """Its worker stood still; meanwhile the resource was deleted, and seen to be absent. The answer may be lost too."""
+    claim = a_provision(db)
+
+    def meanwhile() -> None:
+        backend.does = lambda: None
+        db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
+        jobs.sweep(db, actor="w2")
+        jobs.enqueue(db, claim.resource_id, actor="me")
+        provision, teardown = claims(db, 2, worker="w2")
+        Run(provision, Shelf(), worker="w2")()
+        Run(teardown, Shelf(sees=[Absent({})]), worker="w2")()
+        assert status_of(db, claim.resource_id) == "deleted"
+        answer()
+
+    backend = Shelf(does=meanwhile)
+    Run(claim, backend, worker="w1")()
+    assert backend.torn == [claim.fence]
+    assert events_of(db, claim.id)[-2:] == ["late", "late"]
+
+
+def test_a_late_provision_leaves_the_object_of_an_attempt_that_activated(db: Connection) -> None:
+    claim = a_provision(db)
+
+    def meanwhile() -> None:
+        backend.does = lambda: None
+        db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
+        jobs.sweep(db, actor="w2")
+        Run(claims(db, worker="w2")[0], Shelf(), worker="w2")()
+
+    backend = Shelf(does=meanwhile)
+    Run(claim, backend, worker="w1")()
+    assert backend.torn == []
+    assert status_of(db, claim.resource_id) == "active"
+
+
+def test_a_late_adoption_destroys_nothing(db: Connection) -> None:
+    claim = a_provision(db, adopt={"database": "theirs"})
+
+    def meanwhile() -> None:
+        backend.does = lambda: None
+        db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
+        jobs.sweep(db, actor="w2")
+        jobs.enqueue(db, claim.resource_id, actor="me")
+
+    backend = Shelf(does=meanwhile)
+    Run(claim, backend, worker="w1")()
+    assert backend.torn == []
+    assert events_of(db, claim.id)[-1] == "late"
+
+
+def test_a_failed_adoption_makes_the_job_stuck_and_destroys_nothing(db: Connection) -> None:
+    claim = a_provision(db, adopt={"database": "theirs"})
+    Run(claim, Shelf(does=fail(Refused("not there"))), worker="w")()
+    assert (job(db, claim.id).state, job(db, claim.id).stuck_reason) == ("stuck", "refused")
+    assert status_of(db, claim.resource_id) == "provisioning"
+    jobs.enqueue(db, claim.resource_id, actor="me")
+    backend = Shelf(sees=[Different({}, "no mark of ours")])
+    Run(claims(db)[0], backend, worker="w")()
+    assert status_of(db, claim.resource_id) == "deleted"
+    assert backend.torn == []
+
+
+def test_a_different_object_of_an_activated_adoption_makes_the_job_stuck(db: Connection) -> None:
+    claim = a_provision(db, adopt={"database": "theirs"})
+    Run(claim, Shelf(), worker="w")()
+    jobs.enqueue(db, claim.resource_id, actor="me")
+    teardown = claims(db)[0]
+    Run(teardown, Shelf(sees=[Different({}, "another's now")]), worker="w")()
+    assert job(db, teardown.id).stuck_reason == StuckReason.REFUSED

@@ -1,0 +1,156 @@
+"""Claims as many due jobs as the free slots can run, by backend.
+
+Claims come in rounds, and one thread at a time does a round. A round takes the inspections that operators wait for, and
+then claims until the slots or the due jobs run out.
+"""
+
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from sqlalchemy import Connection
+
+from outbox import db, jobs, observations
+from outbox.batching import Gate
+from outbox.events import log
+from outbox.observations import Look
+from outbox.rows import Claim
+from worker.state import PoolState
+
+
+class Claimer:
+    """`concurrency` says how many jobs of each backend run at once; `run` and `inspect` put work on a thread."""
+
+    def __init__(
+        self,
+        state: PoolState,
+        concurrency: Mapping[str, int],
+        *,
+        worker: str,
+        slots: int,
+        lease_seconds: float,
+        gate: Gate,
+        run: Callable[[Claim], None],
+        inspect: Callable[[Look], None],
+    ) -> None:
+        self._state = state
+        self._concurrency = dict(concurrency)
+        self._worker = worker
+        self._slots = slots
+        self._lease_seconds = lease_seconds
+        self._gate = gate
+        self._run = run
+        self._inspect = inspect
+        # Only the thread whose round is under way touches these two.
+        self._cursors: dict[str, Claim] = {}  # by backend: the last job of the claim before, if that came back full
+        self._unconfirmed_until = -math.inf  # a claim whose answer was lost may have happened, and lives until then
+
+    def fill(self, *, may_have_more: bool) -> None:
+        """Fill the free slots, and return while the work runs. `may_have_more`: there may be jobs not seen so far.
+
+        While another thread claims, that thread does one more round, and this call returns at once.
+        """
+        self._state.want_round(may_have_more=may_have_more)
+        while self._state.begin_round():
+            full = False
+            try:
+                self._take_inspections()
+                full = self._claim_what_fits()
+            finally:
+                self._state.end_round(full=full)
+
+    def _take_inspections(self) -> None:
+        if self._state.stopping or not self._state.inspections_due():
+            return
+        slots = self._state.free_slots()
+        capacity = self.capacity(slots)
+        if not capacity:
+            return
+        self._state.begin_inspections()
+        with db.statement() as session:
+            looks = observations.take(session, capacity, slots=slots)
+        for look in looks:
+            self._inspect(look)
+        # There may be more, or some of a backend without capacity: for the next slot that is free.
+        more = bool(looks) or len(capacity) < len(self._concurrency)
+        self._state.end_inspections(found=bool(looks), more=more)
+
+    def _claim_what_fits(self) -> bool:
+        """Claim until the slots or the due jobs run out. True if the slots did, and there may be more jobs."""
+        while self._state.may_have_more and not self._state.stopping:
+            with self._gate.turn():
+                slots = self._state.free_slots()
+                capacity = self.capacity(slots)
+                if not capacity:
+                    return True  # the first job to end begins a new round
+                self._state.set_may_have_more(False)  # a wake-up from here on sets it again
+                claims, read_back = self._claim(capacity, slots)
+            taken = Counter(claim.backend for claim in claims)
+            ran_out: set[str] = set()
+            if not read_back and len(claims) < slots:
+                ran_out = {name for name, most in capacity.items() if taken[name] < most}
+            # A claim that ran out behind a cursor has not seen the jobs before it, and the wake-up may be for one.
+            unseen = not ran_out.isdisjoint(self._cursors)
+            if not read_back:
+                self._move_cursors(claims, ran_out)
+            for claim in claims:
+                self._run(claim)
+            # A backend may have more jobs if the claim filled its capacity, if it had none, or if it was probed.
+            if (
+                read_back
+                or len(claims) == slots
+                or len(capacity) < len(self._concurrency)
+                or any(taken[name] == most for name, most in capacity.items())
+                or any(claim.probing for claim in claims)
+                or unseen
+            ):
+                self._state.set_may_have_more(True)
+            if not claims and not unseen:
+                break
+        return False
+
+    def _claim(self, capacity: Mapping[str, int], slots: int) -> tuple[list[Claim], bool]:
+        """The claims, and whether they are read back: made before, and their answer lost."""
+        if self._state.take_cursors_reset():
+            self._cursors = {}
+        try:
+            with db.statement() as session:
+                if claims := self._read_back(session, slots):
+                    return claims, True
+                return jobs.claim(session, capacity, slots=slots, worker=self._worker, cursors=self._cursors), False
+        except BaseException:
+            self._state.set_may_have_more(True)
+            # The claim may have happened and only its answer be lost, or may yet happen.
+            self._unconfirmed_until = time.monotonic() + self._lease_seconds
+            raise
+
+    def _read_back(self, session: Connection, slots: int) -> list[Claim]:
+        """The claims that this worker made and does not know of. Once their leases have passed, a sweep resets them."""
+        if time.monotonic() > self._unconfirmed_until:
+            return []
+        claims = jobs.claimed_before(session, self._state.held_claims(), slots=slots, worker=self._worker)
+        for claim in claims:
+            log.warning("claim_read_back", job_id=claim.id, fence=claim.fence, actor=self._worker)
+        return claims
+
+    def _move_cursors(self, claims: Sequence[Claim], ran_out: set[str]) -> None:
+        """While a backend's claims come back full, each begins behind the one before; then again at the front.
+
+        The front of the index is full of dead entries when a long transaction elsewhere keeps vacuum away. A job that
+        came to stand before the cursor is found by the next claim that runs out, or by the first one after a sweep.
+        """
+        cursors = self._cursors | {claim.backend: claim for claim in claims}
+        self._cursors = {name: claim for name, claim in cursors.items() if name not in ran_out}
+
+    def capacity(self, slots: int) -> dict[str, int]:
+        """By backend: how many more of its jobs `slots` free slots can run; in a new order each time."""
+        if slots <= 0:
+            return {}
+        taken = self._state.taken_slots()
+        names = random.sample(list(self._concurrency), len(self._concurrency))
+        # However many slots one backend holds by not answering, each other backend finds one.
+        most = max(1, self._slots - (len(names) - 1))
+        capacity = {name: min(slots, most - taken[name], self._concurrency[name] - taken[name]) for name in names}
+        return {name: fits for name, fits in capacity.items() if fits > 0}

@@ -1,0 +1,212 @@
+"""The threads of one worker process: they run the jobs that it claims, extend their leases, and sweep.
+
+A wake-up only makes the pool claim. Every job that ends does so too, and a sweep every few seconds, whatever the broker
+does. `claiming` claims, `listening` waits at the doorbell, `state` is what the threads share.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from outbox import audit, db, doorbell, jobs, operations
+from outbox.events import log
+from outbox.observations import Look
+from outbox.rows import Claim
+from worker import observer
+from worker.backends import Backend
+from worker.claiming import Claimer
+from worker.listening import Listener
+from worker.run import Batches, Run
+from worker.state import PoolState
+
+# While another worker runs the step, the operation still looks due; this floor prevents busy-waiting.
+SHORTEST_PAUSE_SECONDS = 0.1
+# Other workers sweep too, and between two batches of one backlog there is other work.
+MOST_A_SWEEP = 10_000
+
+
+@dataclass(frozen=True)
+class ServedBackend:
+    """A backend that this worker serves, and how many of its jobs run at once."""
+
+    backend: Backend
+    concurrency: int
+
+
+class Pool:
+    """At most `slots` jobs and inspections at once; `lease_seconds` and `sweep_seconds` set the two rhythms."""
+
+    def __init__(
+        self,
+        served: Mapping[str, ServedBackend],
+        *,
+        worker: str,
+        slots: int,
+        lease_seconds: float,
+        sweep_seconds: float,
+    ) -> None:
+        self._served = dict(served)
+        self._worker = worker
+        self._heartbeat_seconds = lease_seconds / 3  # one heartbeat may be lost, one late
+        self._sweep_seconds = sweep_seconds
+        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="slot")
+        self._batches = Batches(worker=worker)
+        self._state = PoolState(slots)
+        self._claimer = Claimer(
+            self._state,
+            {name: one.concurrency for name, one in served.items()},
+            worker=worker,
+            slots=slots,
+            lease_seconds=lease_seconds,
+            gate=self._batches.gate,
+            run=self._run,
+            inspect=self._inspect,
+        )
+        self._listener = Listener(self._state, self._claimer, backends=frozenset(served), worker=worker)
+
+    def start(self) -> None:
+        """Begin to extend leases, to sweep, to advance operations, and to wait at the doorbell."""
+        loops = {"heartbeat": self._keep_leases, "sweep": self._keep_sweeping, "operations": self._keep_advancing}
+        if doorbell.on_redis():
+            loops["doorbell"] = self._keep_listening
+        for name, loop in loops.items():
+            threading.Thread(target=loop, name=name, daemon=True).start()
+
+    def stop(self) -> None:
+        """Claim nothing more; jobs that run go on. Safe in a signal handler: it takes no lock."""
+        self._state.stop()
+
+    def join(self, timeout: float) -> bool:
+        """Wait at most `timeout` seconds for all jobs and inspections to end; whether they have."""
+        return self._state.join(timeout)
+
+    # -- what wakes the pool -----------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """There may be work: claim as many jobs as slots are free, and return while they run."""
+        self._claimer.fill(may_have_more=True)
+
+    def observe(self) -> None:
+        """Operators may wait for inspections of stuck jobs: the next free slots take them, before any claim."""
+        self._state.want_inspections()
+        self._claimer.fill(may_have_more=False)
+
+    def sweep(self) -> None:
+        """Reset the jobs that dead workers held, enqueue what has expired, claim, and inspect stuck jobs.
+
+        Once an hour it adds a checkpoint to the audit.
+        """
+        expired = self._sweep_step(jobs.expire, actor=self._worker)
+        lost = self._sweep_step(jobs.sweep, actor=self._worker)
+        woken = self._sweep_step(jobs.wake)
+        if expired or lost or woken:
+            log.warning("swept", actor=self._worker, lost=lost, expired=expired, woken=woken)
+        self._state.want_inspections()
+        self._state.reset_cursors()
+        self._claimer.fill(may_have_more=True)
+        with db.transaction() as session:
+            audit.checkpoint(session, actor=self._worker)
+
+    def _sweep_step(self, step: Callable[..., int], **words: Any) -> int:
+        """One step of a sweep, in batches until no row is left. If it fails, the other steps are done all the same."""
+        moved, more = 0, 1
+        while more and moved < MOST_A_SWEEP:
+            more = 0
+            with self._failure_logged("sweep_failed", step=step.__name__):
+                with db.statement() as session:
+                    batch = step(session, **words)
+                more = batch
+            moved += more
+        return moved
+
+    def advance(self) -> float | None:
+        """Run a step of an operation, if one is due; the seconds until the next step, None while none runs."""
+        with db.transaction() as session:
+            moved, wait = operations.advance(session, worker=self._worker)
+        if moved:
+            doorbell.bell.ring()
+            self._claimer.fill(may_have_more=True)
+        return wait
+
+    # -- what a slot runs --------------------------------------------------------------------------------------
+
+    def _run(self, claim: Claim) -> None:
+        self._state.add_job(claim)
+        self._threads.submit(self._run_job, claim)
+
+    def _run_job(self, claim: Claim) -> None:
+        try:
+            Run(claim, self._served[claim.backend].backend, worker=self._worker, batches=self._batches)()
+        except Exception:  # noqa: BLE001 - a bug, or no database for long: the lease passes, and a sweep takes over
+            log.exception("run_failed", job_id=claim.id, fence=claim.fence, actor=self._worker)
+        finally:
+            self._state.remove_job(claim)
+        # A probe that succeeded has opened its backend to all slots.
+        self._refill(may_have_more=claim.probing)
+
+    def _inspect(self, look: Look) -> None:
+        self._state.add_inspection(look)
+        self._threads.submit(self._run_inspection, look)
+
+    def _run_inspection(self, look: Look) -> None:
+        try:
+            observer.observe(look, self._served[look.backend].backend, worker=self._worker)
+        except Exception:  # noqa: BLE001 - as in _run_job: after a while another worker inspects
+            log.exception("observation_not_recorded", job_id=look.job_id, actor=self._worker)
+        finally:
+            self._state.remove_inspection(look)
+        self._refill(may_have_more=False)
+
+    def _refill(self, *, may_have_more: bool) -> None:
+        with self._failure_logged("claim_failed"):
+            self._claimer.fill(may_have_more=may_have_more)
+
+    # -- the loops ---------------------------------------------------------------------------------------------
+
+    def _keep_leases(self) -> None:
+        while True:  # also while the pool stops: its last jobs still run
+            time.sleep(self._heartbeat_seconds)
+            with self._failure_logged("heartbeat_failed"):
+                self._heartbeat()
+
+    def _heartbeat(self) -> None:
+        claims = self._state.held_claims()
+        if not claims:
+            return
+        with db.statement() as session:
+            kept = jobs.heartbeat(session, claims)
+        for claim in claims:
+            if claim.id not in kept and claim in self._state.held_claims():
+                log.warning("lease_lost", job_id=claim.id, fence=claim.fence, actor=self._worker)
+
+    def _keep_sweeping(self) -> None:
+        while not self._state.stopping:
+            with self._failure_logged("sweep_failed"):
+                self.sweep()
+            # Spread, so that many workers do not sweep at the same moment.
+            time.sleep(self._sweep_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+
+    def _keep_listening(self) -> None:
+        while not self._state.stopping:
+            with self._failure_logged("claim_failed"):
+                self._listener.listen()
+
+    def _keep_advancing(self) -> None:
+        while not self._state.stopping:
+            wait = None
+            with self._failure_logged("operation_step_failed"):
+                wait = self.advance()
+            time.sleep(self._sweep_seconds if wait is None else max(wait, SHORTEST_PAUSE_SECONDS))
+
+    @contextmanager
+    def _failure_logged(self, event: str, **words: Any) -> Iterator[None]:
+        """Log an error as `event` and go on: whatever failed, the next sweep tries again."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - no error may end a loop
+            log.error(event, actor=self._worker, error=repr(error), exc_info=not db.unreachable(error), **words)

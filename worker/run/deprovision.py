@@ -1,0 +1,104 @@
+"""A teardown: inspect, record the start, tear down, inspect again, record the outcome.
+
+The jobs of one worker share the statements of their starts and of their completions.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, assert_never
+
+from outbox import db, jobs, settings
+from outbox.batching import Gate, GroupCommit
+from outbox.errors import Busy, ClaimLost
+from outbox.rows import Json
+from outbox.states import StuckReason
+from worker.backends import Absent, Different, Same
+
+if TYPE_CHECKING:
+    from worker.run import Run
+
+
+class Batches:
+    """The statements that the jobs of one worker share.
+
+    Claims pass the same gate: without it each statement would carry only the few requests that have just arrived.
+    """
+
+    def __init__(self, *, worker: str) -> None:
+        self.gate = Gate()
+        self.starts = GroupCommit("starts", partial(_in_one, jobs.start_all, worker), gate=self.gate)
+        self.completions = GroupCommit("completions", partial(_in_one, jobs.complete_all, worker), gate=self.gate)
+
+
+def _in_one(
+    transition: Callable[..., set[tuple[int, int]]], worker: str, requests: Sequence[tuple[Any, ...]]
+) -> list[bool | None]:
+    with db.statement() as session:
+        done = transition(session, requests, worker=worker, waits=False)
+    # By fence too: two claims of one job, the lost one and its successor, may share a statement.
+    return [(claim.id, claim.fence) in done or None for claim, *_ in requests]
+
+
+def deprovision(run: "Run") -> None:
+    """Carry a teardown to its outcome. Raises what stops it, which `Run` turns into a transition."""
+    claim, backend = run.claim, run.backend
+    if claim.contended:
+        # A provision that started before the DELETE may still make the object, so its absence now proves nothing. A
+        # provision that has not started never will: a claim that is not contended has the resource's last manifest.
+        raise Busy("another job of the resource is running")
+    if claim.manifest is None:
+        return _complete(run, {"never_made": True})
+    if not backend.observable and run.in_doubt:
+        return run.stick(StuckReason.OUTCOME_UNKNOWN, f"the attempt with fence {claim.started_fence} may have acted")
+    match run.inspect(claim.manifest):
+        case Absent(seen=seen):
+            return _complete(run, _already_gone(run, seen))
+        case Different(seen=seen, why=why) if claim.adopted and not claim.activated:
+            # The adoption never ended, so the object there never became this resource's.
+            return _complete(run, {"never_adopted": why} | seen)
+        case Different(seen=seen, why=why):
+            return run.stick(StuckReason.REFUSED, why, seen)
+        case Same(seen=before):
+            _start(run, before)
+        case never:
+            assert_never(never)
+    did = backend.teardown(claim.manifest, claim.fence)
+    match backend.inspect(claim.manifest):
+        case Absent(seen=seen):
+            return _complete(run, seen, did)
+        case Different(seen=seen, why=why):
+            return run.stick(StuckReason.REFUSED, why, seen)
+        case Same(seen=seen):
+            return run.retry(f"still there after the teardown: {seen}")
+        case never:
+            assert_never(never)
+
+
+def _already_gone(run: "Run", seen: Json) -> Json:
+    if run.claim.started_fence is None:
+        return seen | {"already_gone": True}
+    return seen | {"done_by_fence": run.claim.started_fence}
+
+
+def _start(run: "Run", before: Json) -> None:
+    alone = partial(run.record, jobs.start, seen=before)
+    if brakes := settings.brakes(run.claim.backend, run.claim.tenant):
+        run.record(jobs.start, within=db.transaction, seen=before, under=brakes)
+    elif run.batches is None:
+        alone()
+    else:
+        run.batches.starts.do((run.claim, before), alone=alone)
+    run.started = True
+
+
+def _complete(run: "Run", seen: Json, did: Json | None = None) -> None:
+    alone = partial(run.record, jobs.complete, seen=seen, did=did)
+    try:
+        if run.batches is None:
+            alone()
+        else:
+            run.batches.completions.do((run.claim, seen, did), alone=alone)
+    except ClaimLost:
+        run.record(jobs.note_late, news={"completed": seen, "did": did})
+        raise
+    run.log.info("completed")

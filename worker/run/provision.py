@@ -1,0 +1,70 @@
+"""A provision: plan, record the start, make (or adopt), activate; and the undoing of what was made too late."""
+
+from typing import TYPE_CHECKING
+
+from tenacity import retry_if_exception_type
+
+from outbox import credentials, db, jobs, resources
+from outbox.errors import BackendError, Transient, Unavailable
+from outbox.rows import Json
+from outbox.states import ResourceStatus
+from worker.run.retries import retrying
+
+if TYPE_CHECKING:
+    from worker.run import Run
+
+
+class AttemptsSpent(Exception):
+    """A provision was claimed once more than it has attempts: its worker died in the last one."""
+
+
+def provision(run: "Run") -> None:
+    """Carry a provision or an adoption to its outcome. Raises what stops it, which `Run` turns into a transition."""
+    claim = run.claim
+    if claim.attempts > claim.max_attempts:
+        raise AttemptsSpent("its worker died in every attempt")
+    if claim.adopted:
+        assert claim.manifest is not None  # noqa: S101 - register wrote it
+        run.inspect(claim.manifest)  # an unavailable server is found here, before the attempt counts
+        run.record(jobs.start_provision, manifest=claim.manifest, credentials=None)
+        run.started = True
+        run.made = manifest = run.backend.adopt(claim.manifest, claim.generation)
+    else:
+        planned, sealed = _plan(run)
+        run.started = True
+        run.made = planned
+        run.made = manifest = run.backend.provision(planned, credentials.unseal(sealed))
+    run.close_breaker()
+    run.record(jobs.activate, manifest=manifest)
+    run.log.info("activated")
+
+
+def _plan(run: "Run") -> tuple[Json, bytes]:
+    plan = run.backend.plan(run.claim.resource_id, run.claim.generation)
+    run.close_breaker()
+    sealed = credentials.seal(plan.credentials)
+    planned, stored = run.record(jobs.start_provision, manifest=plan.manifest, credentials=sealed)
+    return planned, stored
+
+
+def undo_late(run: "Run") -> None:
+    """After the claim is lost: record what this attempt made, and remove it if its resource is being deleted.
+
+    The resource's teardown may have seen it absent, so no other job would remove it.
+    """
+    if run.made is None:
+        return
+    run.record(jobs.note_late, news={"provisioned": run.made})
+    with db.statement() as session:
+        resource, _ = resources.find(session, run.claim.resource_id)
+    if resource.status in (ResourceStatus.DELETING, ResourceStatus.DELETED) and not run.claim.adopted:
+        _undo(run, run.made)
+
+
+def _undo(run: "Run", manifest: Json) -> None:
+    try:
+        retrying(retry_if_exception_type((Transient, Unavailable)))(run.backend.teardown, manifest, run.claim.fence)
+    except BackendError as error:
+        run.log.error("late_birth_left", error=str(error), manifest=manifest)  # the doctor finds it too
+    else:
+        run.record(jobs.note_late, news={"undone": manifest})
