@@ -1,8 +1,6 @@
 """`deprovisioner up`: everything on this machine, in order, watched, and stopped in reverse."""
 
-import fcntl
 import json
-import os
 import re
 import secrets
 import shlex
@@ -16,9 +14,10 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from deprovisioner.up import servers as embedded
+from deprovisioner.up import servers
+from deprovisioner.up.home import BACKENDS_TOML, SERVICE_ROLE, locked, write_private
 from deprovisioner.up.servers import Child
 from outbox import credentials
 from outbox.errors import DeprovisionerError
@@ -27,24 +26,6 @@ from outbox.settings import PREFIX, read_env
 # A child that dies at once is not restarted in a tight loop.
 RESTART_PAUSE_SECONDS = 1.0
 WATCH_SECONDS = 0.2
-# Of the control database: it may work there, and not rewrite what happened.
-SERVICE_ROLE = "deprovisioner"
-BACKENDS_TOML = """\
-# Written by `deprovisioner up`; yours to change. API and workers read it when they start.
-# adoption: on these throw-away servers tenants may adopt too; elsewhere leave that to operators.
-[backends.pg-main]
-kind = "postgres"
-dsn = "env:PG_MAIN_DSN"
-concurrency = 4
-adoption = "tenants"
-# brake = "50/10m"    # more teardowns than this within the window wait for a person
-
-[backends.redis-main]
-kind = "redis"
-dsn = "env:REDIS_MAIN_URL"
-concurrency = 4
-adoption = "tenants"
-"""
 
 
 class _Stop(BaseException):
@@ -75,7 +56,7 @@ class Up:
     def run(self) -> None:
         """Start, serve until SIGINT or SIGTERM, stop. Raises DeprovisionerError when it cannot start."""
         self.home.mkdir(parents=True, exist_ok=True, mode=0o711)  # passed through by PostgreSQL's user
-        with _only_one(self.home):
+        with locked(self.home):
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, _raise_stop)
             try:
@@ -92,7 +73,7 @@ class Up:
 
     def _start(self) -> None:
         self._forget_own_env()
-        if not embedded.port_is_free(self.host, self.port):
+        if not servers.port_is_free(self.host, self.port):
             raise DeprovisionerError(
                 f"port {self.port} on {self.host} is taken by another program; choose another with --port or "
                 f"{PREFIX}API_PORT"
@@ -104,17 +85,17 @@ class Up:
         self._migrate()
         self._make_tokens()
         self._write_env()
-        self._spawn_ours("api", "api", self._api_ready)
+        self._spawn_ours("api", "api", self._api_is_ready)
         for number in range(1, self.workers + 1):
             self._spawn_ours(f"worker-{number}", "worker", None)
         self._explain()
 
     def _start_servers(self) -> None:
-        if not self._given(f"{PREFIX}DATABASE_URL"):
+        if not self._caller_gives(f"{PREFIX}DATABASE_URL"):
             self.env[f"{PREFIX}DATABASE_URL"] = self._postgres("control", {})
-        if not self._given(f"{PREFIX}BROKER_URL"):
+        if not self._caller_gives(f"{PREFIX}BROKER_URL"):
             self.env[f"{PREFIX}BROKER_URL"] = self._valkey("broker", durable=False)
-        if not self._given(f"{PREFIX}BACKENDS"):
+        if not self._caller_gives(f"{PREFIX}BACKENDS"):
             self.env["PG_MAIN_DSN"] = self._postgres("pg-main", {"log_statement": "ddl"})
             self.env["REDIS_MAIN_URL"] = self._valkey("redis-main", durable=True)
             path = self.home / "backends.toml"
@@ -122,7 +103,7 @@ class Up:
                 path.write_text(BACKENDS_TOML)
             self.env[f"{PREFIX}BACKENDS"] = str(path)
 
-    def _given(self, variable: str) -> bool:
+    def _caller_gives(self, variable: str) -> bool:
         """Whether the environment names a server of somebody else's; said aloud, since we then work on their data."""
         if variable not in self.env:
             return False
@@ -131,18 +112,18 @@ class Up:
 
     def _postgres(self, name: str, options: dict[str, str]) -> str:
         port, password = self._port(name), self._keep(f"{name}.password", lambda: secrets.token_urlsafe(18))
-        dsn = embedded.postgres_dsn(port, password)
-        with _told(f"{name}: PostgreSQL on 127.0.0.1:{port}"):
-            child = embedded.postgres(self.home, name, port, password, options)
-            self._spawn(child, lambda: embedded.postgres_ready(dsn))
+        dsn = servers.postgres_dsn(port, password)
+        with _step(f"{name}: PostgreSQL on 127.0.0.1:{port}"):
+            child = servers.postgres(self.home, name, port, password, options)
+            self._spawn(child, lambda: servers.postgres_ready(dsn))
         return dsn
 
     def _valkey(self, name: str, *, durable: bool) -> str:
         port, password = self._port(name), self._keep(f"{name}.password", lambda: secrets.token_urlsafe(18))
-        url = embedded.valkey_url(port, password)
-        with _told(f"{name}: Valkey on 127.0.0.1:{port}"):
-            child = embedded.valkey(self.home, name, port, durable=durable, password=password)
-            self._spawn(child, lambda: embedded.valkey_ready(url))
+        url = servers.valkey_url(port, password)
+        with _step(f"{name}: Valkey on 127.0.0.1:{port}"):
+            child = servers.valkey(self.home, name, port, durable=durable, password=password)
+            self._spawn(child, lambda: servers.valkey_ready(url))
         return url
 
     def _complete_env(self) -> None:
@@ -155,12 +136,12 @@ class Up:
     def _migrate(self) -> None:
         """As the superuser of our own server; everything after that as a role that may not change events."""
         if not any(child.name == "control" for child in self.children):
-            self._run_once("migrations", "migrate")
+            self._run_command("migrations", "migrate")
             return
         password = self._keep("service.password", lambda: secrets.token_urlsafe(18))
         given = {f"{PREFIX}SERVICE_PASSWORD": password}
-        self._run_once("migrations", "migrate", "--service-role", SERVICE_ROLE, **given)
-        dsn = embedded.postgres_dsn(self._kept["control.port"], password, user=SERVICE_ROLE)
+        self._run_command("migrations", "migrate", "--service-role", SERVICE_ROLE, **given)
+        dsn = servers.postgres_dsn(self._kept["control.port"], password, user=SERVICE_ROLE)
         self.env[f"{PREFIX}DATABASE_URL"] = dsn
 
     def _make_tokens(self) -> None:
@@ -169,21 +150,21 @@ class Up:
             self.env[f"{PREFIX}{role.upper()}_TOKEN"] = self._keep(f"{role}_token", make)
 
     def _token(self, role: str, *words: str) -> str:
-        made = self._run_once(f"{role} token", "token", "create", "--role", role, *words, "--name", "up", "--json")
+        made = self._run_command(f"{role} token", "token", "create", "--role", role, *words, "--name", "up", "--json")
         return str(json.loads(made)["token"])
 
-    def _run_once(self, what: str, *words: str, **more: str) -> str:
-        with _told(what):
+    def _run_command(self, what: str, *words: str, **more: str) -> str:
+        with _step(what):
             done = subprocess.run(  # noqa: S603 - ourselves
-                _ours(*words), env=dict(self.env) | more, capture_output=True, text=True, check=False
+                _command(*words), env=dict(self.env) | more, capture_output=True, text=True, check=False
             )
             if done.returncode != 0:
                 raise DeprovisionerError(f"{what} failed:\n{done.stdout}{done.stderr}".rstrip())
         return done.stdout
 
     def _spawn_ours(self, name: str, command: str, ready: Callable[[], bool] | None) -> None:
-        with _told(name):
-            child = Child(name, _ours(command), self.home / "log" / f"{name}.log", env=self.env)
+        with _step(name):
+            child = Child(name, _command(command), self.home / "log" / f"{name}.log", env=self.env)
             seen = len(child.tail(1_000_000))
             self._spawn(child, ready or (lambda: '"worker_ready"' in child.tail(1_000_000)[seen:]))
 
@@ -192,7 +173,7 @@ class Up:
         child.spawn()
         child.wait_until(ready)
 
-    def _api_ready(self) -> bool:
+    def _api_is_ready(self) -> bool:
         try:
             with urllib.request.urlopen(f"{self.env[f'{PREFIX}API_URL']}/healthz", timeout=2) as answer:  # noqa: S310
                 return bool(answer.status == 200)
@@ -202,17 +183,17 @@ class Up:
     # -- watching and stopping ---------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        born = dict.fromkeys(range(len(self.children)), time.monotonic())
+        started = dict.fromkeys(range(len(self.children)), time.monotonic())
         while True:
             time.sleep(WATCH_SECONDS)
             _stop_if_asked()
             for number, child in enumerate(self.children):
-                if child.alive() or time.monotonic() - born[number] < RESTART_PAUSE_SECONDS:
+                if child.alive() or time.monotonic() - started[number] < RESTART_PAUSE_SECONDS:
                     continue
                 status = child.process.returncode if child.process else None
                 _say(f"{child.name} ended ({_reason(status)}); starting it again (log {child.log})")
                 child.spawn()
-                born[number] = time.monotonic()
+                started[number] = time.monotonic()
 
     def _stop(self) -> None:
         # Those that use the servers first, all at once; then the servers.
@@ -234,14 +215,14 @@ class Up:
     def _keep(self, key: str, make: Callable[[], Any]) -> Any:
         if key not in self._kept:
             self._kept[key] = make()
-            _write_private(self.home / "state.json", json.dumps(self._kept, indent=2))
+            write_private(self.home / "state.json", json.dumps(self._kept, indent=2))
         return self._kept[key]
 
     def _port(self, name: str) -> int:
-        port = self._keep(f"{name}.port", embedded.free_port)
-        if not embedded.port_is_free("127.0.0.1", port):
+        port = self._keep(f"{name}.port", servers.free_port)
+        if not servers.port_is_free("127.0.0.1", port):
             del self._kept[f"{name}.port"]
-            port = self._keep(f"{name}.port", embedded.free_port)
+            port = self._keep(f"{name}.port", servers.free_port)
         return int(port)
 
     def _forget_own_env(self) -> None:
@@ -259,7 +240,7 @@ class Up:
         # Where this `up` was told to differ, a command at another shell must too: it makes jobs, or examines them.
         names += [f"{PREFIX}{name}" for name in ("MAX_ATTEMPTS", "LEASE_SECONDS", "SWEEP_SECONDS")]
         lines = (f"{name}={shlex.quote(self.env[name])}\n" for name in names if name in self.env)
-        _write_private(self.home / "env", "".join(lines))
+        write_private(self.home / "env", "".join(lines))
 
     def _explain(self) -> None:
         token, url = self.env[f"{PREFIX}TENANT_TOKEN"], self.env[f"{PREFIX}API_URL"]
@@ -284,7 +265,7 @@ class Up:
         )
 
 
-def _ours(*words: str) -> list[str]:
+def _command(*words: str) -> list[str]:
     return [sys.executable, "-m", "deprovisioner.cli", *words]
 
 
@@ -303,7 +284,7 @@ def _say(line: str) -> None:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _step(what: str) -> Iterator[None]:
     _stop_if_asked()
     began = time.monotonic()
     print(f"up: {what} ...", end="", flush=True)
@@ -313,32 +294,6 @@ def _told(what: str) -> Iterator[None]:
         print(" failed", flush=True)
         raise
     print(f" ready in {time.monotonic() - began:.1f} s", flush=True)
-
-
-@contextmanager
-def _only_one(home: Path) -> Iterator[None]:
-    lock: IO[str] = (home / "lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        raise DeprovisionerError(
-            f"another `deprovisioner up` (pid {lock.read().strip()}) runs on {home}; stop it, or take another --home"
-        ) from error
-    try:
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
-    finally:
-        lock.close()
-
-
-def _write_private(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    partial.replace(path)
 
 
 def _without_password(url: str) -> str:
