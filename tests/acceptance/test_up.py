@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import psycopg2
 import pytest
 import redis
@@ -165,3 +166,14 @@ def test_a_child_that_dies_is_started_again_and_said(up: Running) -> None:
     eventually(lambda: "worker-1 ended (SIGKILL); starting it again" in up.log.read_text())
     with up.api() as api:
         until(api, create(api), "active")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc/PID/environ")
+def test_only_workers_have_the_backends_addresses_in_their_environment(up: Running) -> None:
+    addresses = {f"{name}={up.env[name]}".encode() for name in ("PG_MAIN_DSN", "REDIS_MAIN_URL")}
+    found: dict[str, list[set[bytes]]] = {"api": [], "worker": [], "server": []}
+    for process in psutil.Process(up.popen.pid).children():
+        word = process.cmdline()[-1]
+        environ = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        found[word if word in found else "server"].append(addresses & set(environ))
+    assert found == {"api": [set()], "worker": [addresses], "server": [set()] * 4}

@@ -11,10 +11,9 @@ import psutil
 import psycopg2
 
 from deprovisioner.up import servers
-from outbox.settings import read_env
 from tests.acceptance.test_main_job import create, until
 from tests.support.processes import descendants
-from tests.support.up import Running, clean_environment
+from tests.support.up import CLI_IGNORING_SIGINT, Running, clean_environment
 from tests.support.witness import eventually
 
 
@@ -32,9 +31,10 @@ def test_stopped_it_leaves_no_process_and_started_again_it_has_its_data(folder: 
     assert len(family) > 5
     assert first.stop(signal.SIGINT) == 0
     assert not [pid for pid in family if psutil.pid_exists(pid)]
-    second = Running(home, port).ready()
+    written = first.env
+    second = Running(home, port, **written).ready()  # at a shell that sourced `env`
     try:
-        assert second.env == read_env(home / "env")
+        assert second.env == written
         with second.api() as api:
             assert api.get(f"/v1/resources/{resource['id']}").json()["status"] == "active"
             again = api.get(f"/v1/resources/{resource['id']}/credentials").json()
@@ -55,26 +55,26 @@ def test_a_home_from_before_the_service_s_role_starts(folder: Path) -> None:
     service = first.env["DEPROVISIONER_DATABASE_URL"]
     assert first.stop() == 0
     state = json.loads((home / "state.json").read_text())
-    del state["service.password"]
+    del state["service.password"], state["made"]
     (home / "state.json").write_text(json.dumps(state))
     owner = servers.postgres_dsn(state["control.port"], state["control.password"])
     (home / "env").write_text((home / "env").read_text().replace(service, owner))
-    second = Running(home, port, DEPROVISIONER_DATABASE_URL=owner).ready()
+    second = Running(home, port, **first.env).ready()
     assert second.env["DEPROVISIONER_DATABASE_URL"] not in (service, owner)
     with second.api() as api:
         until(api, create(api), "active")
     assert second.stop() == 0
 
 
-def test_killed_it_takes_its_children_with_it_and_starts_again(folder: Path) -> None:
+def test_killed_it_takes_its_children_with_it_and_starts_again_where_sigint_is_ignored(folder: Path) -> None:
     home, port = folder / "home", servers.free_port()
     first = Running(home, port).ready()
     family = [p.pid for p in descendants(first.popen.pid)]
     first.popen.kill()
     first.popen.wait()
     eventually(lambda: not [pid for pid in family if _runs(pid)], 30, "no process is left")
-    second = Running(home, port).ready()
-    assert second.stop() == 0
+    second = Running(home, port, command=CLI_IGNORING_SIGINT).ready()
+    assert second.stop(signal.SIGTERM) == 0
 
 
 def test_up_may_be_stopped_while_it_starts_and_then_starts_again(folder: Path) -> None:

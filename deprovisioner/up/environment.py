@@ -1,0 +1,35 @@
+"""The variables that `up` sets, and which of its processes gets which of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from outbox.settings import PREFIX, read_backends
+
+DATABASE_URL = f"{PREFIX}DATABASE_URL"
+BROKER_URL = f"{PREFIX}BROKER_URL"
+BACKENDS = f"{PREFIX}BACKENDS"
+CREDENTIALS_KEY = f"{PREFIX}CREDENTIALS_KEY"
+API_URL = f"{PREFIX}API_URL"
+OPERATOR_TOKEN = f"{PREFIX}OPERATOR_TOKEN"
+TENANT_TOKEN = f"{PREFIX}TENANT_TOKEN"
+SERVICE_PASSWORD = f"{PREFIX}SERVICE_PASSWORD"
+PG_MAIN_DSN = "PG_MAIN_DSN"
+REDIS_MAIN_URL = "REDIS_MAIN_URL"
+
+
+def address_variables(backends_file: Path) -> set[str]:
+    """The variables that hold the backends' addresses; only workers get them. Raises SettingsError."""
+    addresses = [config.dsn for config in read_backends(backends_file).values()]
+    named = {address.removeprefix("env:") for address in addresses if address.startswith("env:")}
+    # A backend may live on the control database's server; the API needs that setting all the same.
+    return {name for name in named if not name.startswith(PREFIX)} | {PG_MAIN_DSN, REDIS_MAIN_URL}
+
+
+def without(environment: Mapping[str, str], variables: set[str]) -> dict[str, str]:
+    """The environment without these variables."""
+    return {name: value for name, value in environment.items() if name not in variables}
+
+
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without `DEPROVISIONER_…`: a PostgreSQL or Valkey server needs no setting or secret of ours."""
+    return {name: value for name, value in environment.items() if not name.startswith(PREFIX)}
