@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deprovisioner.up.environment import address_variables
+from deprovisioner.up.environment import worker_variables
 
 ROOT = Path(__file__).parent.parent
 SECRETS = ("POSTGRES_PASSWORD", "SERVICE_PASSWORD", "BACKENDS_PASSWORD", "DEPROVISIONER_CREDENTIALS_KEY")
@@ -43,7 +43,7 @@ def test_a_missing_secret_is_named() -> None:
 
 def test_only_workers_get_the_backends_addresses() -> None:
     services = _services()
-    addresses = address_variables(ROOT / "docker" / "backends.toml")
+    addresses = worker_variables(ROOT / "docker" / "backends.toml")
     assert addresses == {"PG_MAIN_DSN", "REDIS_MAIN_URL"}
     for address in addresses:
         assert [name for name, text in services.items() if f"{address}:" in text] == ["worker"]

@@ -105,7 +105,7 @@ class Up:
         self._own_backends = not self._caller_gives(BACKENDS)
         if self._own_backends:
             self._set(BACKENDS, str(backends_file(self.home)))
-        self._addresses = environment.address_variables(Path(self.env[BACKENDS]))
+        self._addresses = environment.worker_variables(Path(self.env[BACKENDS]))
 
     def _start_servers(self) -> None:
         if not self._caller_gives(DATABASE_URL):
@@ -256,7 +256,7 @@ class Up:
     def _find_new_addresses(self) -> None:
         """Read the backends file again, which may have been edited; the API itself reports an invalid one."""
         with suppress(SettingsError):
-            self._addresses |= environment.address_variables(Path(self.env[BACKENDS]))
+            self._addresses |= environment.worker_variables(Path(self.env[BACKENDS]))
 
     def _stop(self) -> None:
         """The API and the workers first, all at once; then the servers, which they use."""

@@ -92,10 +92,10 @@ def test_the_api_keeps_a_setting_that_a_backend_takes_its_address_from(tmp_path:
         '[backends.b]\nkind = "postgres"\ndsn = "postgresql://literal"\n'
         '[backends.c]\nkind = "redis"\ndsn = "env:C"\n'
     )
-    assert environment.address_variables(path) == {"C", "PG_MAIN_DSN", "REDIS_MAIN_URL"}
+    assert environment.worker_variables(path) == {"C", "PG_MAIN_DSN", "REDIS_MAIN_URL"}
     path.write_text("[backends.a]\nkind =")
     with pytest.raises(SettingsError, match=str(path)):
-        environment.address_variables(path)
+        environment.worker_variables(path)
 
 
 def test_a_home_remembers_which_values_it_made(tmp_path: Path) -> None:
