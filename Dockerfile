@@ -1,13 +1,13 @@
-# Any base works that has Python 3.11 or newer with its venv module. Both stages must use the same one.
-# A tag can move: for a build that never changes, pass BASE=name@sha256:...
+# BASE needs Python 3.11 or newer with its venv module; both stages must use the same one.
+# A tag can be moved to another image: for reproducible builds pass BASE=name@sha256:...
 ARG BASE=python:3.13.14-slim-bookworm
 
 FROM ${BASE} AS build
-# Two environments: /venv is the one that runs; /build holds pip and setuptools, which only the build needs.
+# Two environments: /venv is the one that runs; /build has pip and setuptools, which are needed only here.
 RUN python3 -m venv /build && python3 -m venv --without-pip /venv
 WORKDIR /src
 COPY requirements.txt requirements-dev.txt ./
-# The same steps as `make install`, but only the runtime packages. The pin of setuptools comes from requirements-dev.txt.
+# The same steps as `make install`, for the runtime packages only. setuptools is pinned in requirements-dev.txt.
 RUN sed -n '/^setuptools==/,/[^\\]$/p' requirements-dev.txt > build.txt \
     && /build/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --require-hashes -r build.txt \
     && /build/bin/python -m pip --python /venv/bin/python install --quiet --disable-pip-version-check --no-cache-dir \
@@ -18,7 +18,7 @@ RUN /build/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps
         /dist/*.whl
 
 FROM ${BASE}
-# A user with a name, since `deprovisioner jobs redrive` records who did it.
+# The user has a name, because `deprovisioner jobs redrive` records it as the actor.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin deprovisioner
 COPY --from=build /venv /venv
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

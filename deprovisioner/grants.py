@@ -1,6 +1,6 @@
-"""What the service's own role may do: enough for API, workers, command line and doctor, and not to rewrite history.
+"""The rights of the service's database role: enough for API, workers, commands and doctor, but not to rewrite history.
 
-Migrations are run by another role, the owner of the tables, who may do anything.
+Another role runs the migrations: the owner of the tables, which may do anything.
 """
 
 from psycopg2.extensions import encrypt_password
@@ -8,7 +8,7 @@ from sqlalchemy import Connection, text
 
 from outbox.errors import BadRequest, NotFound
 
-# Rows of evidence are added, and never changed or removed. A table that is not named here is nobody's.
+# Rows of evidence are added, and never changed or removed. The role has no right on a table that is missing here.
 RIGHTS = {
     "resources": "SELECT, INSERT, UPDATE",
     "outbox": "SELECT, INSERT, UPDATE",
@@ -26,8 +26,8 @@ RIGHTS = {
     "alembic_version": "SELECT",
 }
 
-# Whoever owns the schema may drop what is in it, whoever owns the database all of it. The owner of a database is
-# a member of pg_database_owner, to whom the schema `public` belongs; a superuser is a member of all.
+# A schema's owner may drop everything in the schema, and a database's owner everything in the database. The owner of a
+# database is a member of pg_database_owner, which owns the schema `public`; a superuser is a member of every role.
 _POWERS = text("""
     SELECT EXISTS (SELECT FROM (
                           SELECT relowner FROM pg_class WHERE oid = ANY(CAST(CAST(:tables AS text[]) AS regclass[]))
@@ -38,19 +38,19 @@ _POWERS = text("""
 
 
 def make_role(db: Connection, role: str, password: str) -> None:
-    """A role that may log in with that password; one that is there gets the password."""
+    """Create a role that logs in with this password, or give an existing role this password."""
     quoted = db.dialect.identifier_preparer.quote_identifier(role)
     there = db.execute(text("SELECT true FROM pg_roles WHERE rolname = :role"), {"role": role}).scalar_one_or_none()
-    # Hashed before it is sent: the server's log may keep statements.
+    # Hashed here, because the server may log the statement.
     secret = encrypt_password(password, role, algorithm="scram-sha-256", scope=db.connection.driver_connection)
-    # Not text(): the colon in the secret would be a parameter.
+    # Not text(): it would take the colons in the hash for parameters.
     db.exec_driver_sql(f"{'ALTER' if there else 'CREATE'} ROLE {quoted} LOGIN PASSWORD '{secret}'")
 
 
 def grant(db: Connection, role: str) -> None:
-    """Give `role` what RIGHTS says, and take away what else it had; to be run again after each migration.
+    """Give `role` the rights in RIGHTS and revoke all others; to be run again after each migration.
 
-    Raises NotFound, and BadRequest for a role that no grant can hold: a superuser, or a member of an owner.
+    Raises NotFound, and BadRequest for a role that no grant can limit: a superuser, an owner, or a member of one.
     """
     row = db.execute(_POWERS, {"role": role, "tables": list(RIGHTS)}).one_or_none()
     if row is None:
@@ -58,7 +58,7 @@ def grant(db: Connection, role: str) -> None:
     if row.unbound:
         raise BadRequest(
             f"role {role!r} is a superuser, or owns the tables, their schema or the database, itself or as a member: "
-            "it could rewrite events whatever is granted"
+            "it could rewrite events whatever is granted; use another role"
         )
     quote = db.dialect.identifier_preparer.quote_identifier
     schema = quote(str(db.execute(text("SELECT current_schema()")).scalar_one()))

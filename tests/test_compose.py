@@ -1,10 +1,13 @@
-"""docker-compose.yml, where there is a client to read it. No engine is needed."""
+"""docker-compose.yml: who knows the backends, as its text says; and whether a docker client accepts it (no engine)."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from deprovisioner.up.environment import worker_variables
 
 ROOT = Path(__file__).parent.parent
 SECRETS = ("POSTGRES_PASSWORD", "SERVICE_PASSWORD", "BACKENDS_PASSWORD", "DEPROVISIONER_CREDENTIALS_KEY")
@@ -36,3 +39,28 @@ def test_a_missing_secret_is_named() -> None:
     answer = config({})
     assert answer.returncode != 0
     assert any(secret in answer.stderr for secret in SECRETS)
+
+
+def test_only_workers_get_the_backends_addresses() -> None:
+    services = _services()
+    addresses = worker_variables(ROOT / "docker" / "backends.toml")
+    assert addresses == {"PG_MAIN_DSN", "REDIS_MAIN_URL"}
+    for address in addresses:
+        assert [name for name, text in services.items() if f"{address}:" in text] == ["worker"]
+    with_password = {name for name, text in services.items() if "BACKENDS_PASSWORD" in text}
+    assert with_password == {"worker", "pg-main", "redis-main"}
+    on_network = {name for name, text in services.items() if re.search(r"networks: \[.*\bbackends\b", text)}
+    assert on_network == with_password
+
+
+def _services() -> dict[str, str]:
+    """The text of each service without its comments, by name; what services share is added to each that takes it."""
+    text = re.sub(r"^ *#.*\n", "", (ROOT / "docker-compose.yml").read_text(), flags=re.MULTILINE)
+    shared = re.search(r"^x-ours: &ours\n(.*?)^\S", text, re.MULTILINE | re.DOTALL)
+    block = re.search(r"^services:\n(.*?)^\S", text, re.MULTILINE | re.DOTALL)
+    assert shared
+    assert block
+    _, *parts = re.split(r"^  ([\w-]+):\n", block[1], flags=re.MULTILINE)
+    services = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert {"migrate", "api", "worker", "beat"} < set(services)
+    return {name: text + shared[1] * ("<<: *ours" in text) for name, text in services.items()}

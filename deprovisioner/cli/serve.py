@@ -18,8 +18,8 @@ from outbox.errors import BadRequest
 def up(home: Path | None, port: int | None, workers: int) -> None:
     """Start everything on this machine and serve until Ctrl-C.
 
-    PostgreSQL and Valkey come embedded, unless DEPROVISIONER_DATABASE_URL, _BROKER_URL or _BACKENDS say
-    where they are.
+    It starts PostgreSQL and Valkey servers of its own, except where you set DEPROVISIONER_DATABASE_URL,
+    _BROKER_URL or _BACKENDS: then it uses the servers named there.
     """
     from deprovisioner.up.supervisor import Up
     from outbox import settings

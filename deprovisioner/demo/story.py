@@ -1,7 +1,8 @@
-"""`deprovisioner demo`: storms of DELETEs on real servers, a worker killed, and what the servers' own records say.
+"""`deprovisioner demo`: concurrent DELETEs on real servers, a killed worker, and what the servers' own records say.
 
-It starts an installation of its own in a temporary home and works on it as customers do: through HTTP, and
-with the credentials it is given. The administrator's DSNs serve only to make neighbours and to read witnesses.
+The demo starts an installation of its own in a temporary home. It works there as customers do: through HTTP, and with
+the credentials that the API gave them. It uses the administrator's DSNs only to make neighbours and to read the
+servers' records.
 """
 
 import json
@@ -35,15 +36,15 @@ from outbox.errors import DeprovisionerError
 from outbox.settings import PREFIX, read_env
 
 KINDS = {"postgres": "pg-main", "redis": "redis-main"}
-WORKERS = 2  # one to kill, one to go on
-# Short, so that what the killed worker held comes back while somebody watches.
-RHYTHM = {f"{PREFIX}LEASE_SECONDS": "5", f"{PREFIX}SWEEP_SECONDS": "1"}
-HANDS = 8  # threads for what is not the storm: enough to keep two cores busy
-GUESTS = 10  # customers who are still logged in when the storm comes
-PATIENCE_SECONDS = 60  # without any progress; what a killed worker held comes back within ten
-START_SECONDS = 120  # for all of `up`: ten on an idle machine of two cores
-LOOK_SECONDS = 0.2
-PAGE = 200  # the most that a listing gives
+WORKERS = 2  # one is killed, the other continues
+# Short, so that the killed worker's jobs come back within seconds.
+FAST_SETTINGS = {f"{PREFIX}LEASE_SECONDS": "5", f"{PREFIX}SWEEP_SECONDS": "1"}
+THREADS = 8  # for everything but the concurrent DELETEs: enough to keep two cores busy
+LOGGED_IN = 10  # customers who are still logged in when the DELETEs come
+STALL_SECONDS = 60  # without any progress; a killed worker's jobs come back within ten seconds
+START_SECONDS = 120  # for all of `up`: it takes ten seconds on an idle machine of two cores
+POLL_SECONDS = 0.2
+PAGE = 200  # the longest page that a listing returns
 BAR = 40  # characters
 
 Json = dict[str, Any]
@@ -59,11 +60,11 @@ class Demo:
         self.deletes = deletes
         self.prose = sys.stderr if as_json else sys.stdout
         self.as_json = as_json
-        self.began = time.monotonic()
-        self.over = threading.Event()
+        self.started = time.monotonic()
+        self.ended = threading.Event()  # no more DELETEs: the teardowns are done, or have stalled
 
     def run(self) -> bool:
-        """Show it; whether every promise was kept. Whatever happens, what it started is stopped."""
+        """Run the demo; True when every promise was kept. Stops all its processes, also after an error."""
         self.home = Path(tempfile.mkdtemp(prefix="deprovisioner-demo-"))
         keep = False
         try:
@@ -77,14 +78,14 @@ class Demo:
 
     @contextmanager
     def _installation(self) -> Iterator[None]:
-        """An `up` of our own; nothing that the environment says about another one reaches it."""
+        """An `up` of our own, without the environment's variables of any other installation."""
         self._say(f"starting PostgreSQL and Valkey servers, the API and {WORKERS} workers in {self.home}")
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler)  # both end it as Ctrl-C does
+            signal.signal(number, signal.default_int_handler)  # they end the demo as Ctrl-C does
         options = ["--home", str(self.home), "--port", str(servers.free_port()), "--workers", str(WORKERS)]
         clean = {k: v for k, v in os.environ.items() if not k.startswith((PREFIX, "PG", "REDIS_MAIN_URL"))}
         argv = [sys.executable, "-m", "deprovisioner.cli", "up", *options]
-        self.up = servers.Child("up", argv, self.home / "log" / "up.log", env=clean | RHYTHM)
+        self.up = servers.Child("up", argv, self.home / "log" / "up.log", env=clean | FAST_SETTINGS)
         try:
             self.up.spawn()
             self.up.wait_until(lambda: "Ctrl-C stops everything" in self.up.tail(), START_SECONDS)
@@ -93,12 +94,12 @@ class Demo:
             valkey = redis.Redis.from_url(self.redis_url, decode_responses=True)
             self.servers = Servers(self.home, env["PG_MAIN_DSN"], valkey)
             bearer = {"Authorization": f"Bearer {env[f'{PREFIX}TENANT_TOKEN']}"}
-            limits = httpx.Limits(max_connections=self.deletes + HANDS)
+            limits = httpx.Limits(max_connections=self.deletes + THREADS)
             with httpx.Client(base_url=env[f"{PREFIX}API_URL"], headers=bearer, limits=limits, timeout=30) as self.http:
                 yield
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave servers behind
+                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave servers running
             self.up.stop()
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -106,19 +107,21 @@ class Demo:
         victims, neighbours = self._provision()
         neighbours += self._make_by_hand(victims)
         self._say(f"putting {witnesses.ROWS} rows or keys into each, with the customers' own credentials")
-        _all_at_once(witnesses.fill, [*victims, *neighbours])
+        _in_parallel(witnesses.fill, [*victims, *neighbours])
         before = [contents(neighbour) for neighbour in neighbours]
         deluser_before = witnesses.deluser_calls(self.servers)
-        guests = [psycopg2.connect(v.url) for v in victims if v.kind == "postgres"][:GUESTS]
-        self._say(f"{self.deletes} concurrent DELETEs of each of {len(victims)}; {len(guests)} customers are logged in")
+        logged_in = [psycopg2.connect(v.url) for v in victims if v.kind == "postgres"][:LOGGED_IN]
+        self._say(
+            f"{self.deletes} concurrent DELETEs of each of {len(victims)}; {len(logged_in)} customers are logged in"
+        )
         with ThreadPoolExecutor(1) as pool:
             try:
                 storm = pool.submit(self._storm, victims)
                 killed = self._watch(len(victims))
                 answers = storm.result()
             finally:
-                self.over.set()
-        self._say("asking the servers what happened")
+                self.ended.set()
+        self._say("reading the servers' own records")
         untouched = [n for n, was in zip(neighbours, before, strict=True) if was and contents(n) == was]
         gone = {resource["id"] for resource in self._listing("/v1/resources", status="deleted")}
         findings = [
@@ -136,19 +139,21 @@ class Demo:
                 "INFO commandstats",
             ),
         ]
-        return findings, self._autopsy(killed) if killed else None
+        return findings, self._jobs_of_killed(killed) if killed else None
 
-    # -- the stage ---------------------------------------------------------------------------------------------
+    # -- before the DELETEs --------------------------------------------------------------------------------------
 
     def _provision(self) -> tuple[list[Holding], list[Holding]]:
-        """The victims, kinds in turn; and one more of each kind, which nobody will delete."""
+        """The victims, kinds in turn; and one more resource of each kind, which is never deleted."""
         wanted = [(kind, f"customer-{number}") for number in range(self.resources) for kind in KINDS]
         wanted += [(kind, "stays") for kind in KINDS]
         self._say(f"provisioning {self.resources} databases and {self.resources} namespaces, and one more of each")
-        ids = _all_at_once(self._create, wanted)
+        ids = _in_parallel(self._create, wanted)
         if not self._wait("active", len(ids)):
-            raise DeprovisionerError(f"provisioning stood still for {PATIENCE_SECONDS} s; there is nothing to show")
-        holdings = _all_at_once(self._open, ids)
+            raise DeprovisionerError(
+                f"provisioning made no progress for {STALL_SECONDS} s; is the machine busy? Run the demo again"
+            )
+        holdings = _in_parallel(self._open, ids)
         return holdings[: -len(KINDS)], holdings[-len(KINDS) :]
 
     def _create(self, wanted: tuple[str, str]) -> str:
@@ -163,8 +168,8 @@ class Demo:
         return Holding(resource["kind"], resource["manifest"], secret.get("dsn") or secret["url"], resource_id)
 
     def _make_by_hand(self, victims: list[Holding]) -> list[Holding]:
-        """Neighbours that the product never heard of: one of each kind is nearly a victim's namesake."""
-        self._say("making neighbours by hand, some under names and prefixes that begin like a victim's")
+        """Neighbours that the product does not know; one of each kind is named almost like a victim."""
+        self._say("making neighbours by hand, some with names and prefixes that begin like a victim's")
         database, namespace = victims[:2]
         return [
             self._database_by_hand("billing", "billing_app"),
@@ -194,15 +199,15 @@ class Demo:
         url = httpx.URL(self.redis_url).copy_with(username=user, password=password)
         return Holding("redis", {"user": user, "prefix": prefix}, str(url))
 
-    # -- the storm ---------------------------------------------------------------------------------------------
+    # -- the DELETEs ---------------------------------------------------------------------------------------------
 
     def _storm(self, victims: list[Holding]) -> list[Answer]:
-        """Victim after victim, all DELETEs of one released at the same moment."""
+        """Delete victim after victim; all DELETEs of one victim are sent at the same moment."""
         answers: list[Answer] = []
         barrier = threading.Barrier(self.deletes)
         with ThreadPoolExecutor(self.deletes) as pool:
             for victim in victims:
-                if not self.over.is_set():
+                if not self.ended.is_set():
                     answers += pool.map(self._delete, [victim] * self.deletes, [barrier] * self.deletes)
         return answers
 
@@ -215,7 +220,7 @@ class Demo:
         return Answer(victim, answer.status_code, answer.json()["job"]["id"] if answer.is_success else None)
 
     def _watch(self, total: int) -> int | None:
-        """Follow the teardowns to their end; a third of the way, kill a worker that is inside one. Its pid."""
+        """Follow the teardowns to their end. After a third of them, kill a worker that is inside one; its pid."""
         killed: list[int] = []
 
         def kill_one(done: int) -> None:
@@ -228,7 +233,7 @@ class Demo:
         return killed[0] if killed else None
 
     def _worker_inside(self) -> int | None:
-        """The pid of a worker, a child of our `up`, that has begun to destroy something."""
+        """The pid of a worker that is inside a teardown; it is a child of our `up`."""
         assert self.up.process  # noqa: S101 - it was spawned
         ours = {child.pid for child in psutil.Process(self.up.process.pid).children()}
         for job in self._listing("/v1/jobs", state="running", kind="deprovision", backend="pg-main"):
@@ -238,8 +243,8 @@ class Demo:
                     return pid
         return None
 
-    def _autopsy(self, pid: int) -> Json:
-        """What the killed worker held, and how that ended."""
+    def _jobs_of_killed(self, pid: int) -> Json:
+        """How many jobs the killed worker held, and what became of them."""
         again = [job for job in self._listing("/v1/jobs", kind="deprovision") if job["fence"] > 1]
         attempts = [(job, attempt) for job in again for attempt in self._attempts(job)]
         held = [(j, a) for j, a in attempts if a["outcome"] == "swept" and _pid(a["worker"]) == pid]
@@ -251,19 +256,19 @@ class Demo:
         }
 
     def _attempts(self, job: Json) -> list[Json]:
-        told: list[Json] = self.http.get(job["url"]).raise_for_status().json()["attempt_history"]
-        return told
+        history: list[Json] = self.http.get(job["url"]).raise_for_status().json()["attempt_history"]
+        return history
 
-    def _wait(self, status: str, total: int, look: Callable[[int], None] | None = None) -> bool:
-        """Show a bar until `total` resources have the status, and `look` at each step; False when nothing moves."""
+    def _wait(self, status: str, total: int, at_each_poll: Callable[[int], None] | None = None) -> bool:
+        """Show a bar until `total` resources have the status; False when none reaches it for STALL_SECONDS."""
         moved, done = time.monotonic(), 0
-        while done < total and time.monotonic() < moved + PATIENCE_SECONDS:
-            time.sleep(LOOK_SECONDS)
+        while done < total and time.monotonic() < moved + STALL_SECONDS:
+            time.sleep(POLL_SECONDS)
             before, done = done, len(self._listing("/v1/resources", status=status))
             moved = time.monotonic() if done != before else moved
             self._bar(status, before, done, total)
-            if look:
-                look(done)
+            if at_each_poll:
+                at_each_poll(done)
         return done >= total
 
     def _listing(self, path: str, **filters: str) -> list[Json]:
@@ -275,11 +280,11 @@ class Demo:
             items += page["items"]
         return items
 
-    # -- telling -----------------------------------------------------------------------------------------------
+    # -- the report ----------------------------------------------------------------------------------------------
 
     def _report(self, findings: list[Finding], killed: Json | None) -> bool:
-        """The table, or with `--json` the same facts; whether every promise was kept."""
-        seconds = round(time.monotonic() - self.began, 1)
+        """Print the table, or with `--json` the same facts; True when every promise was kept."""
+        seconds = round(time.monotonic() - self.started, 1)
         broken = [finding.what for finding in findings if not finding.kept]
         if self.as_json:
             facts = {"kept": not broken, "broken": broken, "seconds": seconds, "killed_worker": killed}
@@ -291,19 +296,19 @@ class Demo:
             numbers = ("-" if number is None else number for number in (f.postgres, f.redis, f.promised))
             lines.append(row(f.what, *numbers, f.witness, "" if f.kept else "   <- BROKEN"))
         click.echo("\n" + "\n".join(lines), file=self.prose)
-        click.echo(f"\n{_told_of(killed)}", file=self.prose)
+        click.echo(f"\n{_describe_killed(killed)}", file=self.prose)
         if broken:
-            click.echo(f"what there is to look at stays in {self.home}", file=self.prose)
+            click.echo(f"logs and data stay in {self.home}", file=self.prose)
         verdict = f"PROMISE BROKEN: {'; '.join(broken)}" if broken else "PROMISE KEPT"
         click.echo(f"{verdict} ({seconds} s)", file=self.prose)
         return not broken
 
     def _say(self, line: str) -> None:
         clear = "\r\033[K" if self.prose.isatty() else ""
-        click.echo(f"{clear}{time.monotonic() - self.began:5.1f} s  {line}", file=self.prose)
+        click.echo(f"{clear}{time.monotonic() - self.started:5.1f} s  {line}", file=self.prose)
 
     def _bar(self, what: str, before: int, done: int, total: int) -> None:
-        """A bar that moves on a terminal; elsewhere a line for each quarter."""
+        """Draw a bar on a terminal; elsewhere print a line for each quarter."""
         if self.prose.isatty():
             full = BAR * done // total
             end = "\n" if done == total else ""
@@ -312,19 +317,19 @@ class Demo:
             self._say(f"{done} of {total} {what}")
 
 
-def _all_at_once(act: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    with ThreadPoolExecutor(HANDS) as pool:
+def _in_parallel(act: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(act, items))
 
 
-def _told_of(killed: Json | None) -> str:
+def _describe_killed(killed: Json | None) -> str:
     if killed is None:
-        return "no worker was killed: the teardowns were over before one was seen at work"
+        return "no worker was killed: all teardowns ended before the demo saw a worker inside one"
     return (
-        "worker {pid}, killed, held {held} jobs and had begun {begun}; others finished {finished_by_others} of them"
+        "the killed worker {pid} held {held} jobs and had started {begun}; other workers finished {finished_by_others}"
     ).format(**killed)
 
 
 def _pid(worker: str) -> int:
-    """A worker is called HOST:PID:DIGITS."""
+    """The pid in a worker's name, which is HOST:PID:DIGITS."""
     return int(worker.split(":")[-2])

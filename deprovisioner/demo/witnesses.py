@@ -1,4 +1,4 @@
-"""What the servers' own records and the customers' own credentials say about a demo; none of it asks the product."""
+"""What the servers' own records and the customers' credentials say about a demo; the product is not asked."""
 
 import io
 import re
@@ -12,9 +12,9 @@ from typing import Any
 import psycopg2
 import redis
 
-ROWS = 20  # rows in each database, keys in each namespace: enough to miss one
+ROWS = 20  # rows in each database, keys in each namespace: a lost one is noticed
 
-# With log_statement = ddl a statement is logged as it begins; when it fails, it comes once more, as STATEMENT.
+# With log_statement = ddl PostgreSQL logs a statement when it begins, and once more, as STATEMENT, when it fails.
 _LOGGED = re.compile(r" (LOG:  statement|STATEMENT): +(\w+) (?:DATABASE|ROLE|USER) (?:IF EXISTS )?\"?([^\"; ]+)")
 _RECORDS = "pg-main.log; append-only file"
 
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Holding:
-    """What a customer holds, and the URL that opens it. `id` is empty when it was made by hand."""
+    """A customer's database or namespace, and the URL to log in. `id` is empty when it was made by hand."""
 
     kind: str
     names: Json
@@ -32,7 +32,7 @@ class Holding:
 
     @property
     def all_names(self) -> set[str]:
-        """Every name under which any of it could still be on its server."""
+        """Every name that any part of it can have on its server."""
         if self.kind == "redis":
             return {self.names["user"], self.names["prefix"]}
         generation = self.names["generation"]
@@ -40,13 +40,13 @@ class Holding:
 
     @property
     def last_name(self) -> str:
-        """What goes last, and so once: the database under its quarantine name, or the generation key."""
+        """The part that is destroyed last, so exactly once: the quarantined database, or the generation key."""
         return f"{self.names['prefix']}gen" if self.kind == "redis" else f"zz_del_{self.names['generation']}"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one DELETE came to; `status` is the error's name where no answer came."""
+    """The answer to one DELETE; `status` is the error's name when there was no answer."""
 
     holding: Holding
     status: int | str
@@ -55,7 +55,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. Without `promised` it is told as it is, and the other lines judge."""
+    """One line of the report. A line without `promised` is a fact for the reader, and breaks no promise."""
 
     what: str
     postgres: int | None
@@ -65,13 +65,13 @@ class Finding:
 
     @property
     def kept(self) -> bool:
-        """Whether every server says what was promised."""
+        """Whether the numbers of both servers are the promised one."""
         return self.promised is None or {self.postgres, self.redis} <= {self.promised, None}
 
 
 @dataclass(frozen=True)
 class Servers:
-    """The servers that hold the resources: `home` has their logs, the rest opens them as administrator."""
+    """The servers that hold the resources: `home` has their logs; DSN and client log in as administrator."""
 
     home: Path
     pg_dsn: str
@@ -79,7 +79,7 @@ class Servers:
 
 
 def from_answers(answers: list[Answer], resources: int, deletes: int) -> list[Finding]:
-    """What the API answered, DELETE by DELETE."""
+    """Count the API's answers to the DELETEs."""
     accepted = [answer for answer in answers if answer.status == 202]
     winners = Counter(answer.holding.id for answer in accepted)
     jobs = {answer.holding.id: answer.job for answer in accepted}
@@ -96,7 +96,7 @@ def from_answers(answers: list[Answer], resources: int, deletes: int) -> list[Fi
 
 
 def from_records(servers: Servers, victims: list[Holding], deleted: set[str]) -> list[Finding]:
-    """What the servers wrote down, and what they hold now."""
+    """Count what the servers' logs say was destroyed, and what is still on the servers."""
     ended = _dropped(servers.home / "log" / "pg-main.log") + _unlinked(servers.home / "redis-main" / "appendonlydir")
     there = _names_there(servers)
     times = {victim.id: ended[victim.kind, victim.last_name] for victim in victims}
@@ -114,7 +114,7 @@ def from_records(servers: Servers, victims: list[Holding], deleted: set[str]) ->
 
 
 def _names_there(servers: Servers) -> set[str]:
-    """The names of everything on both servers now: databases, roles, users, prefixes of keys."""
+    """The names on both servers now: databases, roles, users, prefixes of keys."""
     with closing(psycopg2.connect(servers.pg_dsn)) as session, session.cursor() as cursor:
         cursor.execute("SELECT datname FROM pg_database UNION ALL SELECT rolname FROM pg_roles")
         names = {name for (name,) in cursor}
@@ -123,13 +123,13 @@ def _names_there(servers: Servers) -> set[str]:
 
 
 def deluser_calls(servers: Servers) -> int:
-    """No promise hangs on it: after a kill a teardown may rightly say it again, of a user who is gone."""
+    """How often ACL DELUSER ran. Not a promise: the attempt after a kill may repeat it for a user that is gone."""
     stats: Json = servers.valkey.info("commandstats")
     return int(stats.get("cmdstat_acl|deluser", {"calls": 0})["calls"])
 
 
 def fill(holding: Holding) -> None:
-    """Put data in as the customer would."""
+    """Write rows or keys into it, with the customer's credentials."""
     if holding.kind == "redis":
         with closing(redis.Redis.from_url(holding.url)) as client:
             client.mset({f"{holding.names['prefix']}order:{number}": f"paid {number}" for number in range(ROWS)})
@@ -141,7 +141,7 @@ def fill(holding: Holding) -> None:
 
 
 def contents(holding: Holding) -> object | None:
-    """Everything in it, as the customer sees it; None when the customer can no longer log in."""
+    """Read everything in it, with the customer's credentials; None when they no longer log in."""
     try:
         if holding.kind == "redis":
             with closing(redis.Redis.from_url(holding.url)) as client:
@@ -152,11 +152,11 @@ def contents(holding: Holding) -> object | None:
     except (psycopg2.OperationalError, redis.AuthenticationError):
         return None
     except (psycopg2.Error, redis.RedisError) as error:
-        return str(error)  # it did log in
+        return str(error)  # the login itself succeeded
 
 
 def _dropped(log: Path) -> Counter[tuple[str, str]]:
-    """How often each database and role was dropped with success, by the server's log."""
+    """How often each database and role was dropped successfully, as the server's log says."""
     ended: Counter[tuple[str, str]] = Counter()
     for how, verb, name in _LOGGED.findall(log.read_text(errors="replace")):
         if verb == "DROP":
@@ -167,7 +167,7 @@ def _dropped(log: Path) -> Counter[tuple[str, str]]:
 def _unlinked(folder: Path) -> Counter[tuple[str, str]]:
     """How often each key was removed: the server appends only commands that changed something.
 
-    Valkey rewrites the file from 64 MB on, which the demo is far from.
+    Valkey rewrites the file once it has 64 MB; the demo writes far less.
     """
     ended: Counter[tuple[str, str]] = Counter()
     for file in folder.glob("*.incr.aof"):
@@ -178,7 +178,7 @@ def _unlinked(folder: Path) -> Counter[tuple[str, str]]:
 
 
 def _commands(file: io.BytesIO) -> Iterator[list[str]]:
-    """The commands of an append-only file: `*` and a count, then as many strings, each `$` and its length first."""
+    """The commands of an append-only file: `*COUNT`, then COUNT strings, each after a line `$LENGTH`."""
     while line := file.readline():
         if line.startswith(b"*"):
             lengths = (int(file.readline()[1:]) for _ in range(int(line[1:])))
@@ -190,6 +190,6 @@ def _prefix(key: str) -> str:
 
 
 def finding(what: str, holdings: Iterable[Holding], promised: int, witness: str) -> Finding:
-    """A finding that counts by kind."""
+    """A finding that counts these holdings by kind."""
     counts: Mapping[str, int] = Counter(holding.kind for holding in holdings)
     return Finding(what, counts.get("postgres", 0), counts.get("redis", 0), promised, witness)

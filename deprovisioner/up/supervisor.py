@@ -1,57 +1,47 @@
-"""`deprovisioner up`: everything on this machine, in order, watched, and stopped in reverse."""
+"""`deprovisioner up`: start everything on this machine in order, watch it, and stop it in reverse."""
 
-import fcntl
 import json
-import os
 import re
-import secrets
-import shlex
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Any
 
-from deprovisioner.up import servers as embedded
+from deprovisioner.up import environment, servers
+from deprovisioner.up.environment import (
+    API_URL,
+    BACKENDS,
+    BROKER_URL,
+    CREDENTIALS_KEY,
+    DATABASE_URL,
+    OPERATOR_TOKEN,
+    PG_MAIN_DSN,
+    REDIS_MAIN_URL,
+    SERVICE_PASSWORD,
+    TENANT_TOKEN,
+)
+from deprovisioner.up.home import SERVICE_ROLE, State, backends_file, locked, write_env
 from deprovisioner.up.servers import Child
 from outbox import credentials
-from outbox.errors import DeprovisionerError
-from outbox.settings import PREFIX, read_env
+from outbox.errors import DeprovisionerError, SettingsError
+from outbox.settings import PREFIX
 
 # A child that dies at once is not restarted in a tight loop.
 RESTART_PAUSE_SECONDS = 1.0
 WATCH_SECONDS = 0.2
-# Of the control database: it may work there, and not rewrite what happened.
-SERVICE_ROLE = "deprovisioner"
-BACKENDS_TOML = """\
-# Written by `deprovisioner up`; yours to change. API and workers read it when they start.
-# adoption: on these throw-away servers tenants may adopt too; elsewhere leave that to operators.
-[backends.pg-main]
-kind = "postgres"
-dsn = "env:PG_MAIN_DSN"
-concurrency = 4
-adoption = "tenants"
-# brake = "50/10m"    # more teardowns than this within the window wait for a person
-
-[backends.redis-main]
-kind = "redis"
-dsn = "env:REDIS_MAIN_URL"
-concurrency = 4
-adoption = "tenants"
-"""
 
 
 class _Stop(BaseException):
-    """A signal asked us to stop; passes through everything that only catches errors.
+    """Raised by the signal handler; passes through code that only catches errors.
 
-    Not through what Python calls by itself (a `__del__`, a weakref's callback: an import makes many): what is raised
-    there is dropped, so each step asks `asked` too.
+    Python drops an exception that is raised inside a `__del__` or a weakref's callback, and an import runs many of
+    those. So the handler also sets `asked`, and each step checks it.
     """
 
     asked = False
@@ -60,22 +50,22 @@ class _Stop(BaseException):
 class Up:
     """One running installation in `home`.
 
-    `environment` is what the children get; the URLs already in it are taken as given, and their servers not started.
+    `caller` is the caller's environment. The URLs in it are used, and `up` starts no servers in their place.
     """
 
-    def __init__(self, home: Path, host: str, port: int, workers: int, environment: MutableMapping[str, str]) -> None:
+    def __init__(self, home: Path, host: str, port: int, workers: int, caller: Mapping[str, str]) -> None:
         self.home = home.resolve()
         self.host = host
         self.port = port
         self.workers = workers
-        self.env = environment
+        self.env = dict(caller)  # completed while starting; then what workers get, and the other processes less
         self.children: list[Child] = []
-        self._kept: dict[str, Any] = {}
+        self._addresses: set[str] = set()
 
     def run(self) -> None:
         """Start, serve until SIGINT or SIGTERM, stop. Raises DeprovisionerError when it cannot start."""
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o711)  # passed through by PostgreSQL's user
-        with _only_one(self.home):
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o711)  # PostgreSQL's user must pass through it
+        with locked(self.home):
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, _raise_stop)
             try:
@@ -91,131 +81,185 @@ class Up:
     # -- starting ----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._forget_own_env()
-        if not embedded.port_is_free(self.host, self.port):
+        if not servers.port_is_free(self.host, self.port):
             raise DeprovisionerError(
                 f"port {self.port} on {self.host} is taken by another program; choose another with --port or "
                 f"{PREFIX}API_PORT"
             )
-        self._kept = self._read_state()
+        self._state = State(self.home)
+        self.env = self._state.without_made(self.env)
         _say(f"home {self.home} (data, logs, tokens)")
+        self._find_addresses()
         self._start_servers()
         self._complete_env()
         self._migrate()
+        self._start_api()
         self._make_tokens()
-        self._write_env()
-        self._spawn_ours("api", "api", self._api_ready)
+        write_env(self.home, self.env)
         for number in range(1, self.workers + 1):
-            self._spawn_ours(f"worker-{number}", "worker", None)
+            self._start_worker(f"worker-{number}")
         self._explain()
 
-    def _start_servers(self) -> None:
-        if not self._given(f"{PREFIX}DATABASE_URL"):
-            self.env[f"{PREFIX}DATABASE_URL"] = self._postgres("control", {})
-        if not self._given(f"{PREFIX}BROKER_URL"):
-            self.env[f"{PREFIX}BROKER_URL"] = self._valkey("broker", durable=False)
-        if not self._given(f"{PREFIX}BACKENDS"):
-            self.env["PG_MAIN_DSN"] = self._postgres("pg-main", {"log_statement": "ddl"})
-            self.env["REDIS_MAIN_URL"] = self._valkey("redis-main", durable=True)
-            path = self.home / "backends.toml"
-            if not path.exists():
-                path.write_text(BACKENDS_TOML)
-            self.env[f"{PREFIX}BACKENDS"] = str(path)
+    def _find_addresses(self) -> None:
+        """Learn from the backends file which variables only workers get, before anything is started."""
+        self._own_backends = not self._caller_gives(BACKENDS)
+        if self._own_backends:
+            self._set(BACKENDS, str(backends_file(self.home)))
+        self._addresses = environment.worker_variables(Path(self.env[BACKENDS]))
 
-    def _given(self, variable: str) -> bool:
-        """Whether the environment names a server of somebody else's; said aloud, since we then work on their data."""
+    def _start_servers(self) -> None:
+        if not self._caller_gives(DATABASE_URL):
+            self._set(DATABASE_URL, self._start_postgres("control", {}))
+        if not self._caller_gives(BROKER_URL):
+            self._set(BROKER_URL, self._start_valkey("broker", durable=False))
+        if self._own_backends:
+            for variable in (PG_MAIN_DSN, REDIS_MAIN_URL):
+                if variable in self.env:
+                    _say(f"not using your {variable}: it names a server of this home; to use others, set {BACKENDS}")
+            self._set(PG_MAIN_DSN, self._start_postgres("pg-main", {"log_statement": "ddl"}))
+            self._set(REDIS_MAIN_URL, self._start_valkey("redis-main", durable=True))
+
+    def _caller_gives(self, variable: str) -> bool:
+        """Whether the caller set the variable; printed, since we then work on data that is not this home's."""
         if variable not in self.env:
             return False
         _say(f"not starting our own: {variable} is set to {_without_password(self.env[variable])}")
         return True
 
-    def _postgres(self, name: str, options: dict[str, str]) -> str:
-        port, password = self._port(name), self._keep(f"{name}.password", lambda: secrets.token_urlsafe(18))
-        dsn = embedded.postgres_dsn(port, password)
-        with _told(f"{name}: PostgreSQL on 127.0.0.1:{port}"):
-            child = embedded.postgres(self.home, name, port, password, options)
-            self._spawn(child, lambda: embedded.postgres_ready(dsn))
+    def _set(self, variable: str, value: str) -> None:
+        """Set a variable that the caller did not set, and remember that the value is ours."""
+        self._state.remember_made(variable, value)
+        self.env[variable] = value
+
+    def _start_postgres(self, name: str, options: dict[str, str]) -> str:
+        port, password = self._state.port(name), self._state.password(name)
+        dsn = servers.postgres_dsn(port, password)
+        with _step(f"{name}: PostgreSQL on 127.0.0.1:{port}"):
+            child = servers.postgres(self.home, name, port, password, options, env=self._server_env())
+            self._start_child(child, lambda: servers.postgres_ready(dsn))
         return dsn
 
-    def _valkey(self, name: str, *, durable: bool) -> str:
-        port, password = self._port(name), self._keep(f"{name}.password", lambda: secrets.token_urlsafe(18))
-        url = embedded.valkey_url(port, password)
-        with _told(f"{name}: Valkey on 127.0.0.1:{port}"):
-            child = embedded.valkey(self.home, name, port, durable=durable, password=password)
-            self._spawn(child, lambda: embedded.valkey_ready(url))
+    def _start_valkey(self, name: str, *, durable: bool) -> str:
+        port, password = self._state.port(name), self._state.password(name)
+        url = servers.valkey_url(port, password)
+        with _step(f"{name}: Valkey on 127.0.0.1:{port}"):
+            child = servers.valkey(self.home, name, port, durable=durable, password=password, env=self._server_env())
+            self._start_child(child, lambda: servers.valkey_ready(url))
         return url
 
     def _complete_env(self) -> None:
-        self.env.setdefault(f"{PREFIX}CREDENTIALS_KEY", self._keep("credentials_key", credentials.new_key))
+        if CREDENTIALS_KEY not in self.env:
+            self._set(CREDENTIALS_KEY, self._state.keep("credentials_key", credentials.new_key))
         self.env[f"{PREFIX}HOME"] = str(self.home)
         self.env[f"{PREFIX}API_HOST"] = self.host
         self.env[f"{PREFIX}API_PORT"] = str(self.port)
-        self.env[f"{PREFIX}API_URL"] = f"http://{self.host}:{self.port}"
+        self.env[API_URL] = f"http://{self.host}:{self.port}"
 
     def _migrate(self) -> None:
-        """As the superuser of our own server; everything after that as a role that may not change events."""
-        if not any(child.name == "control" for child in self.children):
-            self._run_once("migrations", "migrate")
+        """As the superuser of our own server; everything after that as a role that cannot change events."""
+        if not self._runs("control"):
+            self._run_command("migrations", "migrate")
             return
-        password = self._keep("service.password", lambda: secrets.token_urlsafe(18))
-        given = {f"{PREFIX}SERVICE_PASSWORD": password}
-        self._run_once("migrations", "migrate", "--service-role", SERVICE_ROLE, **given)
-        dsn = embedded.postgres_dsn(self._kept["control.port"], password, user=SERVICE_ROLE)
-        self.env[f"{PREFIX}DATABASE_URL"] = dsn
+        password = self.env.get(SERVICE_PASSWORD) or self._state.password("service")
+        role = ("--service-role", SERVICE_ROLE)
+        self._run_command("migrations", "migrate", *role, **{SERVICE_PASSWORD: password})
+        self._set(DATABASE_URL, servers.postgres_dsn(self._state.get("control.port"), password, user=SERVICE_ROLE))
 
     def _make_tokens(self) -> None:
-        for role, words in (("operator", ()), ("tenant", ("--tenant", "demo"))):
-            make = partial(self._token, role, *words)
-            self.env[f"{PREFIX}{role.upper()}_TOKEN"] = self._keep(f"{role}_token", make)
+        """Keep the tokens of earlier runs, unless this control database does not know them."""
+        for role, variable, words in (
+            ("operator", OPERATOR_TOKEN, ()),
+            ("tenant", TENANT_TOKEN, ("--tenant", "demo")),
+        ):
+            key = f"{role}_token"
+            if self._state.get(key) is None or self._api_rejects(self._state.get(key)):
+                arguments = ("token", "create", "--role", role, *words, "--name", "up", "--json")
+                made = self._run_command(f"{role} token", *arguments)
+                self._state.set(key, json.loads(made)["token"])
+            self.env[variable] = self._state.get(key)
 
-    def _token(self, role: str, *words: str) -> str:
-        made = self._run_once(f"{role} token", "token", "create", "--role", role, *words, "--name", "up", "--json")
-        return str(json.loads(made)["token"])
-
-    def _run_once(self, what: str, *words: str, **more: str) -> str:
-        with _told(what):
-            done = subprocess.run(  # noqa: S603 - ourselves
-                _ours(*words), env=dict(self.env) | more, capture_output=True, text=True, check=False
+    def _run_command(self, what: str, *words: str, **more: str) -> str:
+        """Run one of our commands to its end; what it wrote to stdout."""
+        with _step(what):
+            done = subprocess.run(  # noqa: S603 - our own command, no shell
+                _command(*words), env=self._env_without_addresses() | more, capture_output=True, text=True, check=False
             )
             if done.returncode != 0:
                 raise DeprovisionerError(f"{what} failed:\n{done.stdout}{done.stderr}".rstrip())
         return done.stdout
 
-    def _spawn_ours(self, name: str, command: str, ready: Callable[[], bool] | None) -> None:
-        with _told(name):
-            child = Child(name, _ours(command), self.home / "log" / f"{name}.log", env=self.env)
-            seen = len(child.tail(1_000_000))
-            self._spawn(child, ready or (lambda: '"worker_ready"' in child.tail(1_000_000)[seen:]))
+    def _start_api(self) -> None:
+        with _step("api"):
+            child = Child("api", _command("api"), self._log("api"), env=self._env_without_addresses())
+            self._start_child(child, self._api_is_ready)
 
-    def _spawn(self, child: Child, ready: Callable[[], bool]) -> None:
+    def _start_worker(self, name: str) -> None:
+        with _step(name):
+            child = Child(name, _command("worker"), self._log(name), env=self.env)
+            seen = len(child.tail(1_000_000))
+            self._start_child(child, lambda: '"worker_ready"' in child.tail(1_000_000)[seen:])
+
+    def _start_child(self, child: Child, ready: Callable[[], bool]) -> None:
         self.children.append(child)
         child.spawn()
         child.wait_until(ready)
 
-    def _api_ready(self) -> bool:
+    def _api_is_ready(self) -> bool:
+        return self._api_status("/healthz") == HTTPStatus.OK
+
+    def _api_rejects(self, token: str) -> bool:
+        return self._api_status("/v1/jobs?limit=1", token) == HTTPStatus.UNAUTHORIZED
+
+    def _api_status(self, path: str, token: str = "") -> int | None:
+        """The status of the API's answer; None when there was no answer."""
+        request = urllib.request.Request(f"{self.env[API_URL]}{path}", headers={"Authorization": f"Bearer {token}"})  # noqa: S310
         try:
-            with urllib.request.urlopen(f"{self.env[f'{PREFIX}API_URL']}/healthz", timeout=2) as answer:  # noqa: S310
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return None
+
+    def _runs(self, name: str) -> bool:
+        return any(child.name == name for child in self.children)
+
+    def _log(self, name: str) -> Path:
+        return self.home / "log" / f"{name}.log"
+
+    def _env_without_addresses(self) -> dict[str, str]:
+        """For the API and for commands: everything that workers get but the backends' addresses."""
+        return environment.without(self.env, self._addresses)
+
+    def _server_env(self) -> dict[str, str]:
+        """For PostgreSQL and Valkey servers: no setting and no secret of ours."""
+        return environment.without_settings(self._env_without_addresses())
 
     # -- watching and stopping ---------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        born = dict.fromkeys(range(len(self.children)), time.monotonic())
+        started = dict.fromkeys(range(len(self.children)), time.monotonic())
         while True:
             time.sleep(WATCH_SECONDS)
             _stop_if_asked()
             for number, child in enumerate(self.children):
-                if child.alive() or time.monotonic() - born[number] < RESTART_PAUSE_SECONDS:
+                if child.alive() or time.monotonic() - started[number] < RESTART_PAUSE_SECONDS:
                     continue
                 status = child.process.returncode if child.process else None
                 _say(f"{child.name} ended ({_reason(status)}); starting it again (log {child.log})")
+                if child.name == "api":
+                    self._find_new_addresses()
+                    child.env = self._env_without_addresses()
                 child.spawn()
-                born[number] = time.monotonic()
+                started[number] = time.monotonic()
+
+    def _find_new_addresses(self) -> None:
+        """Read the backends file again, which may have been edited; the API itself reports an invalid one."""
+        with suppress(SettingsError):
+            self._addresses |= environment.worker_variables(Path(self.env[BACKENDS]))
 
     def _stop(self) -> None:
-        # Those that use the servers first, all at once; then the servers.
+        """The API and the workers first, all at once; then the servers, which they use."""
         ours = [child for child in self.children if child.name == "api" or child.name.startswith("worker-")]
         for child in ours:
             if child.alive() and child.process:
@@ -225,51 +269,15 @@ class Up:
         if self.children:
             _say("stopped")
 
-    # -- what is kept between runs -----------------------------------------------------------------------------
-
-    def _read_state(self) -> dict[str, Any]:
-        path = self.home / "state.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-
-    def _keep(self, key: str, make: Callable[[], Any]) -> Any:
-        if key not in self._kept:
-            self._kept[key] = make()
-            _write_private(self.home / "state.json", json.dumps(self._kept, indent=2))
-        return self._kept[key]
-
-    def _port(self, name: str) -> int:
-        port = self._keep(f"{name}.port", embedded.free_port)
-        if not embedded.port_is_free("127.0.0.1", port):
-            del self._kept[f"{name}.port"]
-            port = self._keep(f"{name}.port", embedded.free_port)
-        return int(port)
-
-    def _forget_own_env(self) -> None:
-        """A shell that sourced our `env` must not make us take our own servers for somebody else's."""
-        path = self.home / "env"
-        if path.exists():
-            for name, value in read_env(path).items():
-                if self.env.get(name) == value:
-                    del self.env[name]
-
-    def _write_env(self) -> None:
-        names = ["PG_MAIN_DSN", "REDIS_MAIN_URL"]
-        names += [f"{PREFIX}{name}" for name in ("DATABASE_URL", "BROKER_URL", "BACKENDS", "CREDENTIALS_KEY")]
-        names += [f"{PREFIX}{name}" for name in ("API_URL", "OPERATOR_TOKEN", "TENANT_TOKEN")]
-        # Where this `up` was told to differ, a command at another shell must too: it makes jobs, or examines them.
-        names += [f"{PREFIX}{name}" for name in ("MAX_ATTEMPTS", "LEASE_SECONDS", "SWEEP_SECONDS")]
-        lines = (f"{name}={shlex.quote(self.env[name])}\n" for name in names if name in self.env)
-        _write_private(self.home / "env", "".join(lines))
-
     def _explain(self) -> None:
-        token, url = self.env[f"{PREFIX}TENANT_TOKEN"], self.env[f"{PREFIX}API_URL"]
+        token, url = self.env[TENANT_TOKEN], self.env[API_URL]
         curl = f"curl -sS -H 'Authorization: Bearer {token}'"
-        backend = "pg-main" if "PG_MAIN_DSN" in self.env else "YOUR-BACKEND"
+        backend = "pg-main" if self._runs("pg-main") else "YOUR-BACKEND"
         body = json.dumps({"kind": "postgres", "backend": backend, "name": "orders"})
         print(
             f"""
   API             {url}
-  operator token  {self.env[f"{PREFIX}OPERATOR_TOKEN"]}
+  operator token  {self.env[OPERATOR_TOKEN]}
   tenant token    {token}   (tenant "demo")
   other shells    set -a; . {self.home / "env"}; set +a; PATH={Path(sys.executable).parent}:$PATH
 
@@ -284,7 +292,7 @@ class Up:
         )
 
 
-def _ours(*words: str) -> list[str]:
+def _command(*words: str) -> list[str]:
     return [sys.executable, "-m", "deprovisioner.cli", *words]
 
 
@@ -303,7 +311,8 @@ def _say(line: str) -> None:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _step(what: str) -> Iterator[None]:
+    """Print what is being done, and how long it took."""
     _stop_if_asked()
     began = time.monotonic()
     print(f"up: {what} ...", end="", flush=True)
@@ -313,32 +322,6 @@ def _told(what: str) -> Iterator[None]:
         print(" failed", flush=True)
         raise
     print(f" ready in {time.monotonic() - began:.1f} s", flush=True)
-
-
-@contextmanager
-def _only_one(home: Path) -> Iterator[None]:
-    lock: IO[str] = (home / "lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        raise DeprovisionerError(
-            f"another `deprovisioner up` (pid {lock.read().strip()}) runs on {home}; stop it, or take another --home"
-        ) from error
-    try:
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
-    finally:
-        lock.close()
-
-
-def _write_private(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    partial.replace(path)
 
 
 def _without_password(url: str) -> str:

@@ -1,0 +1,128 @@
+"""`deprovisioner up` stopped, killed and started again: no process is left, and nothing is lost."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import psycopg2
+
+from deprovisioner.up import servers
+from tests.acceptance.test_main_job import create, until
+from tests.support.processes import descendants
+from tests.support.up import CLI_IGNORING_SIGINT, Running, clean_environment
+from tests.support.witness import eventually
+
+
+def test_stopped_it_leaves_no_process_and_started_again_it_has_its_data(folder: Path) -> None:
+    home, port = folder / "home", servers.free_port()
+    first = Running(home, port).ready()
+    with first.api() as api:
+        resource = until(api, create(api), "active")
+        login = api.get(f"/v1/resources/{resource['id']}/credentials").json()
+    connection = psycopg2.connect(login["dsn"])
+    connection.cursor().execute("CREATE TABLE t AS SELECT 7 AS n")
+    connection.commit()
+    connection.close()
+    family = [p.pid for p in descendants(first.popen.pid)]
+    assert len(family) > 5
+    assert first.stop(signal.SIGINT) == 0
+    assert not [pid for pid in family if psutil.pid_exists(pid)]
+    written = first.env
+    second = Running(home, port, **written).ready()  # at a shell that sourced `env`
+    try:
+        assert second.env == written
+        with second.api() as api:
+            assert api.get(f"/v1/resources/{resource['id']}").json()["status"] == "active"
+            again = api.get(f"/v1/resources/{resource['id']}/credentials").json()
+            with psycopg2.connect(again["dsn"]) as connection:
+                cursor = connection.cursor()
+                cursor.execute("SELECT n FROM t")
+                assert cursor.fetchone() == (7,)
+            connection.close()
+            api.delete(f"/v1/resources/{resource['id']}")
+            until(api, resource, "deleted")
+    finally:
+        assert second.stop() == 0
+
+
+def test_a_home_from_before_the_service_s_role_starts(folder: Path) -> None:
+    home, port = folder / "home", servers.free_port()
+    first = Running(home, port).ready()
+    service = first.env["DEPROVISIONER_DATABASE_URL"]
+    assert first.stop() == 0
+    state = json.loads((home / "state.json").read_text())
+    del state["service.password"], state["made"]
+    (home / "state.json").write_text(json.dumps(state))
+    owner = servers.postgres_dsn(state["control.port"], state["control.password"])
+    (home / "env").write_text((home / "env").read_text().replace(service, owner))
+    second = Running(home, port, **first.env).ready()
+    assert second.env["DEPROVISIONER_DATABASE_URL"] not in (service, owner)
+    with second.api() as api:
+        until(api, create(api), "active")
+    assert second.stop() == 0
+
+
+def test_killed_it_takes_its_children_with_it_and_starts_again_where_sigint_is_ignored(folder: Path) -> None:
+    home, port = folder / "home", servers.free_port()
+    first = Running(home, port).ready()
+    family = [p.pid for p in descendants(first.popen.pid)]
+    first.popen.kill()
+    first.popen.wait()
+    eventually(lambda: not [pid for pid in family if _runs(pid)], 30, "no process is left")
+    second = Running(home, port, command=CLI_IGNORING_SIGINT).ready()
+    assert second.stop(signal.SIGTERM) == 0
+
+
+def test_up_may_be_stopped_while_it_starts_and_then_starts_again(folder: Path) -> None:
+    for wait in (0.5, 2.0, 4.0):
+        running = Running(folder / f"home{wait}", servers.free_port())
+        time.sleep(wait)  # not for a race: any moment of the start will do
+        family = [p.pid for p in descendants(running.popen.pid)] if running.popen.poll() is None else []
+        running.stop()
+        eventually(lambda: not [pid for pid in family if _runs(pid)], 10, "no process is left")  # noqa: B023
+        again = Running(folder / f"home{wait}", servers.free_port()).ready()
+        assert again.stop() == 0
+
+
+_SIGNALLED_IN_A_DEL = """
+import os, signal, sys
+from pathlib import Path
+from deprovisioner.up import servers, supervisor
+
+class Ring:
+    def __del__(self):  # what a signal raises here, Python drops
+        os.kill(os.getpid(), signal.SIGTERM)
+
+asked = servers.port_is_free
+def port_is_free(host, port):
+    Ring()
+    return asked(host, port)
+servers.port_is_free = port_is_free
+supervisor.Up(Path(sys.argv[1]), "127.0.0.1", int(sys.argv[2]), 1, os.environ).run()
+"""
+
+
+def test_a_signal_that_python_drops_stops_up_all_the_same(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _SIGNALLED_IN_A_DEL, str(folder / "home"), str(servers.free_port())],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Exception ignored in: <function Ring.__del__" in done.stderr
+    assert done.returncode == 0
+    assert "up: stopping" in done.stdout
+    assert "Ctrl-C stops everything" not in done.stdout, "it never got that far"
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
