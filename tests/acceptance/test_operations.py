@@ -24,7 +24,7 @@ from tests.acceptance.test_main_job import at_once, create, until
 from tests.api.test_bad_input import problem
 from tests.conftest import Servers
 from tests.support.factories import a_job, a_resource, claims, events_of, job, status_of
-from tests.support.processes import System, client
+from tests.support.processes import System, client, interruptible
 from tests.support.witness import eventually
 
 ALL = {"filter": {"all": True}, "reason": "mended"}
@@ -277,11 +277,11 @@ def test_a_wait_that_is_broken_off_leaves_the_operation_running(db: Connection, 
         "--digest",
         digest,
     ]
-    with subprocess.Popen(argv, env=system.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+    with interruptible(argv, env=system.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as waiting:
         assert waiting.stderr is not None
         first = waiting.stderr.readline()
         waiting.send_signal(signal.SIGINT)
-        _, said = waiting.communicate(timeout=30)
+        _, said = waiting.communicate(timeout=60)
     id, state = db.execute(text("SELECT id, state FROM operations")).one()
     assert (first.strip(), state) == (f"operation {id} is running; Ctrl-C leaves it so", "running")
     assert f"operation {id} goes on without you: deprovisioner operations show {id}" in said
@@ -395,9 +395,8 @@ def test_what_goes_first_and_waits_for_its_next_attempt_is_told_with_its_time(db
     with database.snapshot() as session:
         digest = operations.preview_redrive(session, JobFilter(backend="pg-main")).digest
     argv = [sys.executable, "-m", "deprovisioner.cli", "jobs", "redrive-all", "--backend", "pg-main", "--reason", "r"]
-    with subprocess.Popen(
-        [*argv, "--digest", digest], env=system.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as waiting:
+    argv += ["--digest", digest]
+    with interruptible(argv, env=system.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as waiting:
         assert waiting.stderr is not None
         assert "is running" in waiting.stderr.readline()
         with database.transaction() as session:
@@ -411,7 +410,7 @@ def test_what_goes_first_and_waits_for_its_next_attempt_is_told_with_its_time(db
         told = f"job {id} of pg-main, which goes first, waits for its next attempt at {cell(at)}"
         assert any(told in line for line in waiting.stderr)
         waiting.send_signal(signal.SIGINT)
-        waiting.communicate(timeout=30)
+        waiting.communicate(timeout=60)
 
 
 def test_offboarding_over_http_is_begun_with_count_and_digest(

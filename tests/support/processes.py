@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import psutil
@@ -139,6 +140,16 @@ class System:
             worker.teardown()
         for api in self.apis:
             api.stop()
+
+
+def interruptible(argv: list[str], **options: Any) -> "subprocess.Popen[str]":
+    """Start a child that Ctrl-C ends, even where the tests ignore SIGINT, as `make test &` of a script does."""
+    # An ignored signal is inherited; Python raises KeyboardInterrupt only where SIGINT was not ignored at its start.
+    return subprocess.Popen(argv, text=True, preexec_fn=_interruptible, **options)  # noqa: PLW1509
+
+
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def client(url: str, token: str, **options: object) -> httpx.Client:
