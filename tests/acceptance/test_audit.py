@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 
 from outbox import jobs, observations, tokens
 from outbox.states import Found, StuckReason
-from tests.acceptance.test_main_job import create, until
+from tests.support.api import create, until
 from tests.support.factories import a_resource, claims
 from tests.support.processes import System, client
 from tests.support.witness import eventually

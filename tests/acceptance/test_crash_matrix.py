@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from outbox.states import TRANSITIONS
-from tests.conftest import Servers
 from tests.support import crash_matrix
 from tests.support.crash_cells import STORIES, Lane, Story
 from tests.support.crash_matrix import CELLS, STEPS, Cell, Outcome
 from tests.support.parallel_installs import lanes
+from tests.support.servers import Servers
 
 pytestmark = pytest.mark.matrix
 LANES = 8

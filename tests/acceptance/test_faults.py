@@ -12,9 +12,9 @@ from celery import Celery
 
 from deprovisioner.up import servers as embedded
 from outbox import doorbell
-from tests.acceptance.test_main_job import create, until
-from tests.conftest import Servers
+from tests.support.api import create, until
 from tests.support.processes import System, client
+from tests.support.servers import Servers
 from tests.support.witness import eventually
 
 LEASE, SWEEP = 3.0, 0.5  # conftest's

@@ -8,9 +8,9 @@ import httpx
 from sqlalchemy import Connection, text
 
 from deprovisioner.up import servers as embedded
-from tests.acceptance.test_main_job import create, until
-from tests.conftest import Servers
+from tests.support.api import create, until
 from tests.support.processes import System, client
+from tests.support.servers import Servers
 from tests.support.witness import eventually
 
 

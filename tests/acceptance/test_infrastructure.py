@@ -18,9 +18,9 @@ import pytest
 
 from deprovisioner.up import servers as embedded
 from outbox import doorbell
-from tests.conftest import Servers
 from tests.support.installation import LEASE, Ground, seconds
 from tests.support.processes import Process
+from tests.support.servers import Servers
 from tests.support.witness import eventually
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import httpx
 
-from tests.acceptance.test_main_job import create, until
-from tests.conftest import Servers
+from tests.support.api import create, until
 from tests.support.processes import System
+from tests.support.servers import Servers
 from tests.support.witness import eventually
 
 

@@ -20,11 +20,10 @@ from outbox import db as database
 from outbox import jobs, operations
 from outbox.queries import JobFilter
 from outbox.states import StuckReason
-from tests.acceptance.test_main_job import at_once, create, until
-from tests.api.test_bad_input import problem
-from tests.conftest import Servers
+from tests.support.api import at_once, create, problem, until
 from tests.support.factories import a_job, a_resource, claims, events_of, job, status_of
 from tests.support.processes import System, client, interruptible
+from tests.support.servers import Servers
 from tests.support.witness import eventually
 
 ALL = {"filter": {"all": True}, "reason": "mended"}

@@ -17,9 +17,9 @@ from sqlalchemy import Connection, text
 from deprovisioner.up import servers as embedded
 from deprovisioner.up.servers import UNPRIVILEGED_USER, Child
 from outbox import db as database
-from tests.acceptance.test_main_job import KINDS, at_once, create, until
-from tests.conftest import BACKENDS, Servers
+from tests.support.api import KINDS, at_once, create, until
 from tests.support.processes import System, client
+from tests.support.servers import BACKENDS, Servers
 
 # Debian puts it where only root's PATH looks.
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")

@@ -6,11 +6,11 @@ import pytest
 
 from outbox import jobs
 from outbox.states import StuckReason
-from tests.conftest import Servers
 from tests.support.crash_cells import DOOMED, RESCUER, Lane
 from tests.support.final_checks import all_is_well
 from tests.support.forked import Fork, Kept
 from tests.support.parallel_installs import lanes
+from tests.support.servers import Servers
 from tests.support.witness import PgServer, eventually
 
 ATTEMPTS = 4

@@ -16,10 +16,10 @@ from api.v1.jobs import LOOK_SECONDS
 from deprovisioner.up import servers as embedded
 from outbox import jobs, tokens
 from outbox.states import StuckReason
-from tests.acceptance.test_main_job import at_once, create, until
-from tests.conftest import Servers
+from tests.support.api import at_once, create, until
 from tests.support.factories import a_look
 from tests.support.processes import System, client
+from tests.support.servers import Servers
 from tests.support.witness import eventually
 
 Json = dict[str, Any]

@@ -16,10 +16,9 @@ import migrations
 from outbox import advice, jobs
 from outbox.doctor import CHECKS
 from outbox.states import StuckReason
-from tests.acceptance.test_jobs_shell import shell
-from tests.outbox.test_doctor import BREAKS, World
+from tests.support.breaks import BREAKS, World
 from tests.support.factories import a_resource, claims
-from tests.support.processes import ROOT, System
+from tests.support.processes import ROOT, System, shell
 
 RUNBOOK = Path(ROOT / "docs/runbook.md")
 CODES = [check.code for check in CHECKS]

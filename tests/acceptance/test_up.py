@@ -19,7 +19,7 @@ import redis
 
 from deprovisioner.up import servers as embedded
 from outbox.settings import read_env
-from tests.acceptance.test_main_job import create, until
+from tests.support.api import create, until
 from tests.support.processes import client, descendants
 from tests.support.witness import PgServer, eventually
 

@@ -10,9 +10,9 @@ import pytest
 from pytest_celery import CeleryTestWorker
 from sqlalchemy import Connection, text
 
-from tests.acceptance.test_main_job import create, until
-from tests.conftest import Servers
+from tests.support.api import create, until
 from tests.support.processes import System, client
+from tests.support.servers import Servers
 from tests.support.witness import eventually
 from worker.backends.postgres import Postgres
 

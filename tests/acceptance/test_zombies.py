@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from outbox import jobs
-from tests.conftest import Servers
 from tests.support.crash_cells import DOOMED, RESCUER, Lane
 from tests.support.final_checks import all_is_well
 from tests.support.forked import Fork
 from tests.support.parallel_installs import lanes
+from tests.support.servers import Servers
 from tests.support.witness import PgServer, eventually
 
 AT_ONCE = 4

@@ -16,7 +16,7 @@ from outbox.rows import Claim
 from outbox.settings import Brake
 from outbox.states import HoldScope
 from tests.support.factories import a_claim, a_job, a_resource, claims, job
-from tests.worker.test_runner import Shelf
+from tests.support.shelf import Shelf
 from worker.runner import Run
 
 Settle = Callable[[str], None]

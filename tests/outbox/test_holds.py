@@ -11,8 +11,8 @@ from outbox import holds, jobs
 from outbox.errors import AlreadyReleased, BadRequest, Held, NotFound, Transient
 from outbox.states import HoldScope
 from tests.support.factories import a_claim, a_job, a_resource, claim_of, claims, events_of, job
+from tests.support.shelf import Shelf
 from tests.support.transitions import module_of
-from tests.worker.test_runner import Shelf
 from worker.runner import Run
 
 SCOPES = [(HoldScope.GLOBAL, None), (HoldScope.BACKEND, "pg-main"), (HoldScope.TENANT, "acme")]

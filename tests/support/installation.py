@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 import uuid
@@ -25,12 +24,12 @@ from deprovisioner.up import servers as embedded
 from deprovisioner.up.servers import Child
 from outbox import db as database
 from outbox import jobs, tokens
-from tests.conftest import BACKENDS, Servers, _forget, _settle
 from tests.support import forked
 from tests.support.crash_cells import Deletions
 from tests.support.final_checks import all_is_well
 from tests.support.forked import Kept
 from tests.support.processes import client
+from tests.support.servers import BACKENDS, Servers, clear_caches, server_folder, use_environment
 from tests.support.witness import PgServer, RedisServer, eventually
 
 LEASE, SWEEP = 3.0, 0.5
@@ -43,7 +42,7 @@ class Ground:
     """The servers, the product's processes on them, and storms of DELETEs."""
 
     def __init__(self, servers: Servers) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="deprovisioner-ground-"))
+        self.folder = server_folder("installation")
         self.cache, self.deletions = servers.redis, Deletions(servers.redis)
         self.small_disk: Path | None = None
         self.children: list[Child] = []
@@ -84,8 +83,8 @@ class Ground:
             "PG_MAIN_DSN": pg_dsn,
             "REDIS_MAIN_URL": self.cache.url,
         }
-        _settle(self._stack.enter_context(pytest.MonkeyPatch.context()), self.env)
-        self._stack.callback(_forget)
+        use_environment(self._stack.enter_context(pytest.MonkeyPatch.context()), self.env)
+        self._stack.callback(clear_caches)
         import migrations
 
         migrations.upgrade()

@@ -142,6 +142,13 @@ class System:
             api.stop()
 
 
+def shell(env: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    """One command of the real CLI, its output piped."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("DEPROVISIONER_")}
+    argv = [sys.executable, "-m", "deprovisioner.cli", *words]
+    return subprocess.run(argv, env=kept | env, capture_output=True, text=True, check=False, timeout=60)
+
+
 def interruptible(argv: list[str], **options: Any) -> "subprocess.Popen[str]":
     """Start a child that Ctrl-C ends, even where the tests ignore SIGINT, as `make test &` of a script does."""
     # An ignored signal is inherited; Python raises KeyboardInterrupt only where SIGINT was not ignored at its start.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg2
 import redis
+from sqlalchemy import Connection, text
 
 _LINE = re.compile(r"^\S+ \S+ \S+ \[(?P<pid>\d+)\] (?:\S+ )?(?P<level>[A-Z]+): +(?P<text>.*)$")
 
@@ -142,6 +143,12 @@ class RedisServer:
 
     def bears(self, manifest: dict) -> bool:
         return manifest["user"] in self.users() or bool(self.keys(manifest["prefix"]))
+
+
+def waits_for_a_lock(db: Connection) -> bool:
+    """Whether a session of the control database waits for a lock that another holds."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    return db.execute(text(waiting)).first() is not None
 
 
 def eventually(happened: Callable[[], object], within: float = 20, what: str = "", *, every: float = 0.02) -> object:

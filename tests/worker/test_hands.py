@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
 from outbox import doorbell, jobs, observations, operations
-from tests.outbox.test_operations import redrive, stuck
 from tests.support.factories import a_job, a_resource, job, status_of
+from tests.support.factories import begun_redrive as redrive
+from tests.support.factories import stuck_jobs as stuck
+from tests.support.shelf import Shelf
 from tests.support.witness import eventually
-from tests.worker.test_runner import Shelf
 from worker.backends import Absent, Same
 from worker.hands import Hands, Served
 

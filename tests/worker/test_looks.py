@@ -9,7 +9,7 @@ from outbox import advice, observations
 from outbox.errors import Refused, Transient, Unavailable
 from outbox.states import Found
 from tests.support.factories import a_job, events_of
-from tests.worker.test_runner import Shelf
+from tests.support.shelf import Shelf
 from worker import looks
 from worker.backends import Absent, Different, Same
 

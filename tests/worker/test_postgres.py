@@ -13,7 +13,7 @@ import pytest
 from psycopg2 import extensions
 
 from outbox.errors import Refused, Transient, Unavailable
-from tests.conftest import Servers
+from tests.support.servers import Servers
 from tests.support.witness import PgServer, eventually
 from worker.backends import Absent, Different, Same, postgres
 from worker.backends.postgres import Postgres

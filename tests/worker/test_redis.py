@@ -8,7 +8,7 @@ import pytest
 import redis as client
 
 from outbox.errors import Refused, Transient
-from tests.conftest import Servers
+from tests.support.servers import Servers
 from tests.support.witness import RedisServer
 from worker.backends import Absent, Different, Same
 from worker.backends.redis import Redis

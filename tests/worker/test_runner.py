@@ -4,7 +4,6 @@ The backends here are third parties' own.
 """
 
 import threading
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -20,52 +19,12 @@ from outbox.errors import Refused, Transient, Unavailable
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
 from outbox.states import StuckReason
-from tests.outbox.test_transitions import somebody_waits
 from tests.support.factories import a_claim, a_job, claim_of, claims, events_of, job, status_of
+from tests.support.shelf import Shelf
 from tests.support.transitions import module_of
-from tests.support.witness import eventually
-from worker.backends import Absent, Different, Observation, Plan, Same
+from tests.support.witness import eventually, waits_for_a_lock
+from worker.backends import Absent, Different, Same
 from worker.runner import Run, Shared
-
-
-class Shelf:
-    """A backend whose server is a Python set; `inspect` and `teardown` can be told what to do."""
-
-    def __init__(
-        self, *, observable: bool = True, sees: list[Any] | None = None, does: Callable[[], None] | None = None
-    ) -> None:
-        self.observable = observable
-        self.sees = sees
-        self.does = does or (lambda: None)
-        self.torn: list[int] = []
-
-    def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
-        return Plan({"name": str(resource_id), "generation": str(generation)}, {"password": "p"})
-
-    def provision(self, manifest: Json, credentials: Json) -> Json:
-        self.does()
-        return manifest
-
-    def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
-        self.does()
-        return manifest
-
-    def inspect(self, manifest: Json) -> Observation:
-        if self.sees is not None:
-            seen = self.sees.pop(0)
-            if isinstance(seen, Exception):
-                raise seen
-            return seen
-        return Absent({}) if self.torn else Same({})
-
-    def quarantine(self, manifest: Json) -> None: ...
-
-    def release(self, manifest: Json) -> None: ...
-
-    def teardown(self, manifest: Json, fence: int) -> Json:
-        self.does()
-        self.torn.append(fence)
-        return {"removed": 1}
 
 
 def fail(error: Exception) -> Callable[[], None]:
@@ -152,7 +111,7 @@ def test_a_resource_that_somebody_holds_keeps_no_other_job_waiting(db: Connectio
     holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held.resource_id),))
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(Run(held, Shelf(), worker="w1", shared=shared))
-        eventually(lambda: somebody_waits(db), what="it waits by itself")
+        eventually(lambda: waits_for_a_lock(db), what="it waits by itself")
         going = pool.submit(Run(free, Shelf(), worker="w1", shared=shared))
         assert wait([going], database.STATEMENT_TIMEOUT_MS / 2000).done, "sooner than a statement gives up waiting"
         assert (job(db, free.id).state, waiting.done()) == ("succeeded", False)
