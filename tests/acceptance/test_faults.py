@@ -27,7 +27,7 @@ def test_a_worker_killed_around_the_drop_leaves_one_drop_and_a_finished_job(
     births = system.worker()
     resource = until(acme, create(acme), "active")
     births.teardown()
-    doomed = system.worker("-m", "tests.support.crash_points", "worker", DOOM_AT=f"{moment}:DROP DATABASE")
+    doomed = system.worker(CRASH_AT=f"{moment}:DROP DATABASE")
     job = acme.delete(f"/v1/resources/{resource['id']}").json()["job"]
     eventually(lambda: doomed.container.status == "exited", what="the worker killed itself")
     killed = time.monotonic()
@@ -46,7 +46,7 @@ def test_a_worker_told_to_stop_lets_its_teardown_end(acme: httpx.Client, system:
     births = system.worker()
     resource = until(acme, create(acme), "active")
     births.teardown()
-    system.worker("-m", "tests.support.crash_points", "worker", DOOM_AT="before:DROP DATABASE", DOOM_BY="SIGTERM")
+    system.worker(CRASH_AT="before:DROP DATABASE", CRASH_SIGNAL="SIGTERM")
     acme.delete(f"/v1/resources/{resource['id']}")
     until(acme, resource, "deleted", within=15)
     eventually(lambda: system.workers[-1].container.status == "exited", what="it stopped by itself")

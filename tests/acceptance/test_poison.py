@@ -31,7 +31,7 @@ def test_a_job_that_kills_its_worker_each_time_ends_stuck_and_starves_nobody(lan
         jobs.enqueue(lane.db, resource, actor="test")
     lane.ask("UPDATE outbox SET max_attempts = :most WHERE kind = 'deprovision'", most=ATTEMPTS)
     manifest = lane.ask("SELECT manifest FROM resources WHERE id = :id", id=poison)[0][0]
-    doom = {"DOOM_AT": "before:DROP DATABASE", "DOOM_ONLY": f"zz_del_{manifest['generation']}"}
+    doom = {"CRASH_AT": "before:DROP DATABASE", "CRASH_ONLY": f"zz_del_{manifest['generation']}"}
     kept = Kept("worker", lane.env | DOOMED | APART | doom, lane.folder / "kept.log")
     try:
         open_jobs = "SELECT resource_id FROM outbox WHERE state IN ('pending', 'running')"

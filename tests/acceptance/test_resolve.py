@@ -1,9 +1,7 @@
 """An operator's hands on one stuck job, through real HTTP and the real command: looks, resolve, and force by two."""
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +16,7 @@ from outbox import jobs, tokens
 from outbox.states import StuckReason
 from tests.support.api import at_once, create, until
 from tests.support.factories import a_look
-from tests.support.processes import System, client
+from tests.support.processes import System, client, shell
 from tests.support.servers import Servers
 from tests.support.witness import eventually
 
@@ -68,9 +66,7 @@ def said(answer: httpx.Response) -> tuple[int, str]:
 
 
 def cli(env: Mapping[str, str], *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("DEPROVISIONER_")}
-    argv = [sys.executable, "-m", "deprovisioner.cli", "jobs", *words]
-    return subprocess.run(argv, env=kept | env | more, capture_output=True, text=True, check=False, timeout=90)
+    return shell({**env, **more}, "jobs", *words)
 
 
 def test_what_is_alive_is_not_resolved_and_what_is_gone_is_once(

@@ -11,7 +11,7 @@ from pytest_celery import CeleryTestWorker
 from sqlalchemy import Connection, text
 
 from tests.support.api import create, until
-from tests.support.processes import System, client
+from tests.support.processes import START_SECONDS, System, client
 from tests.support.servers import Servers
 from tests.support.witness import eventually
 from worker.backends.postgres import Postgres
@@ -27,7 +27,7 @@ def workers(system: System) -> tuple[CeleryTestWorker, CeleryTestWorker]:
     system.env["DEPROVISIONER_LEASE_SECONDS"] = str(LEASE)
     both = [system.worker("-m", "tests.support.clock_skew", "worker", ready=False, **skew) for skew in (AHEAD, BEHIND)]
     for worker in both:
-        worker.wait_for_log('"worker_ready"', timeout=20)
+        worker.wait_for_log('"worker_ready"', timeout=START_SECONDS)
     return both[0], both[1]
 
 

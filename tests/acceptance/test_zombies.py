@@ -41,8 +41,8 @@ class Haunted:
 
     def zombie(self, at: str) -> Fork:
         """A worker that has claimed what is due, and stands still at that boundary, its lease past."""
-        made = self.fork("zombie", DOOM_AT=at, DOOM_BY="SIGSTOP", **DOOMED)
-        made.stands_still()
+        made = self.fork("zombie", CRASH_AT=at, CRASH_SIGNAL="SIGSTOP", **DOOMED)
+        made.stops_itself()
         asked = "SELECT bool_and(lease_expires_at < now()) FROM outbox WHERE state = 'running'"
         eventually(lambda: self.control.query(asked) == [(True,)], what="its lease passes")
         return made

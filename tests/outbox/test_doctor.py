@@ -1,10 +1,8 @@
 """The doctor is silent over honest work, and names each thing that is broken by its code."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -25,6 +23,7 @@ from outbox.errors import Conflict
 from outbox.states import StuckReason
 from tests.support.breaks import BREAKS, World, findings
 from tests.support.factories import a_resource
+from tests.support.processes import shell
 
 ROOT = Path(__file__).parents[2]
 CODES = [check.code for check in CHECKS]
@@ -207,15 +206,7 @@ def test_a_check_that_cannot_be_made_is_no_good_news(world: World, monkeypatch: 
 
 
 def _cli(env: dict[str, str], *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("DEPROVISIONER_")}
-    return subprocess.run(
-        [sys.executable, "-m", "deprovisioner.cli", "doctor", *words],
-        env=kept | env | more,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    return shell(env | more, "doctor", *words)
 
 
 @pytest.fixture

@@ -210,7 +210,7 @@ class Story:
         trace = self.folder / "trace"
         try:
             self.set_up()
-            self.fork("straight", "worker", RESCUER | {"DOOM_TRACE": str(trace)})
+            self.fork("straight", "worker", RESCUER | {"CRASH_TRACE": str(trace)})
             self.recovered()
             reached = trace.read_text().splitlines()
             self.bury()
@@ -227,9 +227,9 @@ class Story:
 
     def doom(self) -> dict[str, str]:
         return {
-            "DOOM_AT": f"{self.cell.moment}:{self.cell.at}",
-            "DOOM_ONCE": str(self.folder / "died"),
-            "DOOM_TRACE": str(self.folder / "reached"),
+            "CRASH_AT": f"{self.cell.moment}:{self.cell.at}",
+            "CRASH_ONCE": str(self.folder / "died"),
+            "CRASH_TRACE": str(self.folder / "reached"),
         }
 
     def rescuer(self) -> str:
