@@ -75,7 +75,7 @@ def test_two_hundred_resources_with_eight_deletes_each_are_two_hundred_drops(
     for _ in range(2):
         system.worker(DEPROVISIONER_WORKER_SLOTS="4")
     made = [create(acme) for _ in range(200)]
-    alive = [until(acme, resource, "active", within=120) for resource in made]
+    alive = [until(acme, resource, "active") for resource in made]
     urls = [str(acme.base_url), system.api()]
     with ExitStack() as stack:
         callers = [stack.enter_context(client(urls[i % 2], tenant)) for i in range(8)]
@@ -90,7 +90,7 @@ def test_two_hundred_resources_with_eight_deletes_each_are_two_hundred_drops(
         jobs[a.json()["resource"]["id"]].add(a.json()["job"]["id"])
     assert all(len(ids) == 1 for ids in jobs.values())
     for resource in made:
-        until(acme, resource, "deleted", within=120)
+        until(acme, resource, "deleted")
     assert [servers.pg.drops_of(resource["manifest"]) for resource in alive] == [1] * 200
     assert not any(servers.pg.bears(resource["manifest"]) for resource in alive[:20])
     remaining = servers.pg.databases() | servers.pg.roles()

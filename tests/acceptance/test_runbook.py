@@ -73,7 +73,11 @@ def test_every_command_of_the_runbook_exits_as_it_says(
     name: str,
     block: list[tuple[str, int]],
 ) -> None:
-    words = at_hand | {"DEPROVISIONER_LEASE_SECONDS": "3"} if name == "lease_expired" else at_hand
+    words = (
+        at_hand | {"DEPROVISIONER_LEASE_SECONDS": env["DEPROVISIONER_LEASE_SECONDS"]}
+        if name == "lease_expired"
+        else at_hand
+    )
     filled = prepared(db, words, name, " ".join(command for command, _ in block))
     if any(re.search("jobs (observe|resolve)", command) for command, _ in block):
         system.worker()

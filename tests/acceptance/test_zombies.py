@@ -63,7 +63,7 @@ class Haunted:
             return "\n".join([*map(str, rows), *(worker.story() for worker in self.workers)])
 
         try:
-            return eventually(reached, 30, f"{resource} is {status}", every=0.1)[0][0]  # type: ignore[index]
+            return eventually(reached, what=f"{resource} is {status}", every=0.1)[0][0]  # type: ignore[index]
         except AssertionError as error:
             raise AssertionError(f"{error}\n{story()}") from None
 
@@ -78,7 +78,7 @@ class Haunted:
             lines = [json.loads(line) for line in zombie.log.read_text().splitlines() if line.startswith("{")]
             return any(line["event"] == "claim_lost" and line["fence"] == 1 for line in lines)
 
-        eventually(told, 30, f"the zombie finds out; see {zombie.log}", every=0.1)
+        eventually(told, what=f"the zombie finds out; see {zombie.log}", every=0.1)
 
     def cut_off(self) -> None:
         """pg-main gives up on whoever says nothing, as it does after its timeouts."""

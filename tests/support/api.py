@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.witness import eventually
+from tests.support.witness import PATIENCE, eventually
 
 KINDS = {"postgres": "pg-main", "redis": "redis-main"}  # each kind's backend in `servers.BACKENDS`
 
@@ -18,8 +18,8 @@ def create(api: httpx.Client, kind: str = "postgres", **words: Any) -> dict[str,
     return answer.json()["resource"]
 
 
-def until(api: httpx.Client, resource: dict[str, Any], status: str, within: float = 120) -> dict[str, Any]:
-    """The resource, once it has that status; `within` only keeps a test from hanging."""
+def until(api: httpx.Client, resource: dict[str, Any], status: str, within: float = PATIENCE) -> dict[str, Any]:
+    """The resource, once it has that status."""
 
     def reached() -> dict[str, Any] | None:
         now = api.get(f"/v1/resources/{resource['id']}").json()

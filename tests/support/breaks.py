@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection, text
 
 import migrations
-from outbox import audit, breakers, holds, jobs, observations, resources
+from outbox import audit, breakers, holds, jobs, observations, resources, settings
 from outbox import db as database
 from outbox.doctor import Finding, examine
 from outbox.resources import NewResource
@@ -247,10 +247,12 @@ def _(w: World) -> Broken:
 
 @breaks("lease_expired")
 def _(w: World) -> Broken:
-    # Three leases of 3 s and a sweep of 0.5 s: 9.5 s.
-    w.write("UPDATE outbox SET lease_expires_at = now() - interval '9 s' WHERE id = :id", id=w.running.id)
+    of_the_worker = settings.get()
+    allowed = 3 * of_the_worker.lease_seconds + of_the_worker.sweep_seconds
+    passed = "UPDATE outbox SET lease_expires_at = now() - :ago * interval '1 s' WHERE id = :id"
+    w.write(passed, id=w.running.id, ago=allowed - 0.5 * of_the_worker.lease_seconds)
     assert findings() == {}, "a lease that has just passed will be swept"
-    w.write("UPDATE outbox SET lease_expires_at = now() - interval '10 s' WHERE id = :id", id=w.running.id)
+    w.write(passed, id=w.running.id, ago=allowed + 0.5)
     return w.running.id, set()
 
 

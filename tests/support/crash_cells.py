@@ -87,7 +87,7 @@ class Deletions(threading.Thread):
         flag = f"heard:{uuid.uuid4()}"
         self.server.client.set(flag, 1)
         self.server.client.delete(flag)
-        eventually(lambda: self.count[flag], 30, "redis-main's events")
+        eventually(lambda: self.count[flag], what="redis-main's events")
 
     def stop(self) -> None:
         self.ending.set()

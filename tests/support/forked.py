@@ -110,14 +110,14 @@ class Fork(Forked):
     def exitcode(self) -> int | None:
         return self.poll()
 
-    def dies(self, within: float = 120) -> None:
+    def dies(self) -> None:
         """Wait until it has killed itself."""
-        eventually(lambda: self.exitcode is not None, within, f"its death; see {self.log}", every=0.05)
+        eventually(lambda: self.exitcode is not None, what=f"its death; see {self.log}", every=0.05)
         assert self.exitcode == -signal.SIGKILL, self.tail()
 
     def stops_itself(self) -> None:
         """Wait until it has sent itself SIGSTOP."""
-        eventually(lambda: self.exitcode is not None or self._status() == psutil.STATUS_STOPPED, 120, self.tail())
+        eventually(lambda: self.exitcode is not None or self._status() == psutil.STATUS_STOPPED, what=self.tail())
         assert self.exitcode is None, self.tail()
 
     def pause(self) -> None:
@@ -185,5 +185,5 @@ def api(env: Mapping[str, str], log: Path) -> tuple[Fork, str]:
         assert fork.exitcode is None, fork.tail()
         return False
 
-    eventually(answers, 120, "the API answers", every=0.1)
+    eventually(answers, what="the API answers", every=0.1)
     return fork, url

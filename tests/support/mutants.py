@@ -81,6 +81,7 @@ class Copy:
             "PYTHONPATH": str(self.tree),
             "TMPDIR": str(self._temporary),
             KEPT: self._servers.to_json(),
+            "TEST_PATIENCE_SECONDS": "20",
         }
         self.env.pop("PYTEST_ADDOPTS", None)
         self._is_what_python_imports()

@@ -169,7 +169,7 @@ def _interruptible() -> None:
 
 def client(url: str, token: str, **options: object) -> httpx.Client:
     """An HTTP client of one caller."""
-    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30, **options)
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=60, **options)
 
 
 def descendants(pid: int) -> list[SimpleNamespace]:

@@ -1,5 +1,6 @@
 """What the servers themselves say: independent of the code under test."""
 
+import os
 import re
 import time
 from collections import Counter
@@ -16,6 +17,8 @@ _LINE = re.compile(r"^\S+ \S+ \S+ \[(?P<pid>\d+)\] (?:\S+ )?(?P<level>[A-Z]+): +
 # With log_statement = all: one line a message of the client's, its further lines behind a tab.
 _SAID = re.compile(r"^\S+ \S+ \S+ \[(?P<pid>\d+)\] \S+@(?P<database>\S+) LOG: +statement: (?P<sql>.*)$")
 _ACT = re.compile(r'statement: (CREATE|DROP) DATABASE "?([^"; ]+)')
+# Seconds. It only keeps a test from hanging, on a machine of any speed; with a guard taken out, tests hang a lot.
+PATIENCE = float(os.environ.get("TEST_PATIENCE_SECONDS", "120"))
 _BEGINNINGS = ("starting PostgreSQL", "all server processes terminated")
 
 
@@ -151,11 +154,24 @@ def waits_for_a_lock(db: Connection) -> bool:
     return db.execute(text(waiting)).first() is not None
 
 
-def eventually(happened: Callable[[], object], within: float = 20, what: str = "", *, every: float = 0.02) -> object:
-    """The first true answer; fails after `within` seconds."""
+def eventually(
+    happened: Callable[[], object], within: float = PATIENCE, what: str = "", *, every: float = 0.02
+) -> object:
+    """The first true answer; fails after `within` seconds. Say how many only where that is what the test is about."""
     deadline = time.monotonic() + within
     while True:
         if answer := happened():
             return answer
         assert time.monotonic() < deadline, f"not within {within} s: {what or happened}"
         time.sleep(every)
+
+
+def slowness() -> float:
+    """How many times longer than alone a process takes for its work now; 1 on a quiet machine.
+
+    A bound on a time is multiplied by it, so that the bound holds beside whatever else the machine does.
+    """
+    began, worked = time.perf_counter(), time.thread_time()
+    while time.thread_time() - worked < 0.05:
+        pass
+    return max(1.0, (time.perf_counter() - began) / 0.05)
