@@ -27,22 +27,24 @@ from tests.support.servers import (
 _NUMBERS = itertools.count()
 # The files that take longest, longest first: begun last, one of them would keep the other processes waiting.
 _LONG = (
-    "test_crash_matrix.py",
-    "test_up.py",
-    "test_resolve.py",
-    "test_soak.py",
-    "test_infrastructure.py",
-    "test_faults.py",
-    "test_zombies.py",
-    "test_ambiguity.py",
-    "test_model.py",
-    "test_wrong_clocks.py",
+    "acceptance/test_crash_matrix.py",
+    "acceptance/test_up.py",
+    "acceptance/test_resolve.py",
+    "acceptance/test_soak.py",
+    "acceptance/test_infrastructure.py",
+    "acceptance/test_faults.py",
+    "acceptance/test_zombies.py",
+    "acceptance/test_ambiguity.py",
+    "outbox/test_model.py",
+    "acceptance/test_wrong_clocks.py",
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long files first; a file's own tests keep their order."""
-    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the long files first where several processes share the tests; a file's own tests keep their order."""
+    if hasattr(config, "workerinput"):
+        places = {item: f"{item.path.parent.name}/{item.path.name}" for item in items}
+        items.sort(key=lambda item: _LONG.index(places[item]) if places[item] in _LONG else len(_LONG))
 
 
 @pytest.fixture(scope="session")
