@@ -4,10 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 10
+# Tests mostly wait, so that three processes fit two cores. Each has its own servers and takes whole files of tests.
+WHOLE := -n 3 --dist loadfile --no-loadscope-reorder
 PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test soak matrix mutants check format demo bench bench-quick bench-real bench-scale peers model lock image clean
+.PHONY: help install up test proof soak matrix mutants check format demo bench bench-quick bench-real bench-scale peers sql model lock image clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -26,8 +28,11 @@ $(VENV)/.installed: requirements-dev.txt pyproject.toml
 up: install ## start everything on this machine; Ctrl-C stops it
 	@exec $(BIN)/deprovisioner up
 
-test: install ## all tests, on embedded servers (ARGS="tests/outbox -k claim": a part, in one process)
-	@$(BIN)/python -m pytest $(or $(ARGS),-n 2 --dist loadfile)
+test: install ## the tests, on embedded servers (ARGS="tests/outbox -k claim": a part, in one process)
+	@$(BIN)/python -m pytest $(or $(ARGS),$(WHOLE) -m "not proof")
+
+proof: install ## what proves the promise at length: the crash matrix, a minute of soak, the long run of the model
+	@$(BIN)/python -m pytest $(WHOLE) -m proof $(ARGS)
 
 soak: install ## storms and faults for MINUTES=10, and a verdict from the servers' own records
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
@@ -47,6 +52,9 @@ check: install ## format, lint, types, imports, migrations
 
 format: install ## rewrite the code as `check` wants it
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+sql: install ## every SQL statement of the product, to be pasted into psql behind `PREPARE name AS`
+	@DEPROVISIONER_DATABASE_URL=postgresql://x/y DEPROVISIONER_BROKER_URL=redis://x $(BIN)/python -m tests.support.statements $(ARGS)
 
 demo: install ## the main job on real servers, for a person to watch (under a minute)
 	@$(BIN)/deprovisioner demo

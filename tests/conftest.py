@@ -1,112 +1,60 @@
-"""Servers for the whole run, a migrated database for each test, and the product's own processes on request."""
+"""The fixtures: servers for the whole run, a migrated database for each test, and the product's processes."""
 
 import itertools
-import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg2
 import pytest
 from sqlalchemy import Connection
 
-from deprovisioner.up import servers as embedded
-from deprovisioner.up.servers import Child
-from outbox import credentials, doorbell, settings, tokens
 from outbox import db as database
+from outbox import tokens
 from tests.support.processes import System, client
-from tests.support.witness import PgServer, RedisServer
+from tests.support.servers import (
+    BACKENDS,
+    KEPT,
+    Servers,
+    clear_caches,
+    database_dsn,
+    server_folder,
+    serving,
+    use_environment,
+)
 
 _NUMBERS = itertools.count()
-KEPT = "KEPT_SERVERS"
-# Crash-safety of the servers' own disks is not what is tested here, and fsync would be most of the time.
-_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-BACKENDS = """
-[backends.pg-main]
-kind = "postgres"
-dsn = "env:PG_MAIN_DSN"
-concurrency = 8
-
-[backends.redis-main]
-kind = "redis"
-dsn = "env:REDIS_MAIN_URL"
-concurrency = 8
-"""
-
-
-@dataclass
-class Servers:
-    """The embedded servers: where they are, how to stop and start them, what they say."""
-
-    home: Path
-    control: PgServer
-    pg: PgServer
-    redis: RedisServer
-    broker: RedisServer
-    children: dict[str, Child] = field(default_factory=dict)  # none where somebody else keeps them
-
-    def tell(self) -> str:
-        """Where they are, for another process."""
-        pg = {name: [server.dsn, str(server.log)] for name, server in (("control", self.control), ("pg", self.pg))}
-        return json.dumps(pg | {"home": str(self.home), "redis": self.redis.url, "broker": self.broker.url})
-
-    @classmethod
-    def told(cls, words: str) -> "Servers":
-        """What `tell` told of."""
-        said = json.loads(words)
-        control, pg = (PgServer(dsn, Path(log)) for dsn, log in (said["control"], said["pg"]))
-        return cls(Path(said["home"]), control, pg, RedisServer(said["redis"]), RedisServer(said["broker"]))
+# The files that take longest, longest first: begun last, one of them would keep the other processes waiting.
+_LONG = (
+    "acceptance/test_crash_matrix.py",
+    "acceptance/test_up.py",
+    "acceptance/test_resolve.py",
+    "acceptance/test_soak.py",
+    "acceptance/test_infrastructure.py",
+    "acceptance/test_faults.py",
+    "acceptance/test_zombies.py",
+    "acceptance/test_ambiguity.py",
+    "outbox/test_model.py",
+    "acceptance/test_wrong_clocks.py",
+)
 
 
-@contextmanager
-def serving() -> Iterator[Servers]:
-    """Servers of one's own, for as long as the block lasts."""
-    home = Path(tempfile.mkdtemp(prefix="deprovisioner-tests-"))
-    started: dict[str, Child] = {}
-
-    def postgres(name: str, **options: str) -> PgServer:
-        port = embedded.free_port()
-        child = started[name] = embedded.postgres(home, name, port, "secret", _FAST | options)
-        dsn = embedded.postgres_dsn(port, "secret")
-        child.spawn()
-        child.wait_until(lambda: embedded.postgres_ready(dsn))
-        return PgServer(dsn, child.log)
-
-    def valkey(name: str, *, durable: bool) -> RedisServer:
-        port = embedded.free_port()
-        child = started[name] = embedded.valkey(home, name, port, durable=durable)
-        url = embedded.valkey_url(port)
-        child.spawn()
-        child.wait_until(lambda: embedded.valkey_ready(url))
-        return RedisServer(url)
-
-    try:
-        yield Servers(
-            home,
-            control=postgres("control"),
-            pg=postgres("pg-main", log_statement="ddl", max_prepared_transactions="10", wal_level="logical"),
-            redis=valkey("redis-main", durable=True),
-            broker=valkey("broker", durable=False),
-            children=started,
-        )
-    finally:
-        for child in started.values():
-            child.stop()
-        shutil.rmtree(home, ignore_errors=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the long files first where several processes share the tests; a file's own tests keep their order."""
+    if hasattr(config, "workerinput"):
+        places = {item: f"{item.path.parent.name}/{item.path.name}" for item in items}
+        items.sort(key=lambda item: _LONG.index(places[item]) if places[item] in _LONG else len(_LONG))
 
 
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
-    """Those that KEPT_SERVERS tells of, where somebody keeps them from run to run; else new ones."""
+    """The servers that the variable KEPT_SERVERS describes, else new ones for this session."""
     if kept := os.environ.get(KEPT):
-        yield Servers.told(kept)
+        yield Servers.from_json(kept)
         return
-    with serving() as made:
-        yield made
+    with serving() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
@@ -114,11 +62,11 @@ def template(servers: Servers) -> str:
     """A migrated database that each test's is copied from."""
     servers.control.query("CREATE DATABASE tpl")
     with pytest.MonkeyPatch.context() as patch:
-        _settle(patch, {"DEPROVISIONER_DATABASE_URL": _in(servers.control.dsn, "tpl")})
+        use_environment(patch, {"DEPROVISIONER_DATABASE_URL": database_dsn(servers.control.dsn, "tpl")})
         import migrations
 
         migrations.upgrade()
-        _forget()
+        clear_caches()
     return "tpl"
 
 
@@ -130,13 +78,13 @@ def env(servers: Servers, template: str, tmp_path: Path) -> Iterator[dict[str, s
     backends = tmp_path / "backends.toml"
     backends.write_text(BACKENDS)
     yield {
-        "DEPROVISIONER_DATABASE_URL": _in(servers.control.dsn, name),
+        "DEPROVISIONER_DATABASE_URL": database_dsn(servers.control.dsn, name),
         # A broker database of its own, so that no test hears another's bell.
         "DEPROVISIONER_BROKER_URL": servers.broker.url.removesuffix("/0")
         + f"/{int(name.rsplit('_', maxsplit=1)[-1]) % 15 + 1}",
         "DEPROVISIONER_BACKENDS": str(backends),
         "DEPROVISIONER_CREDENTIALS_KEY": "QqzGw4kG3n6pTgU3aYQ1n8cYqH1m3C5v0b7xJ2r9d0E=",
-        "DEPROVISIONER_LEASE_SECONDS": "3",
+        "DEPROVISIONER_LEASE_SECONDS": "15",  # no live worker loses it on a busy machine; tests of lost leases set it
         "DEPROVISIONER_SWEEP_SECONDS": "0.5",
         "DEPROVISIONER_BACKOFF_BASE_SECONDS": "0.2",
         "PG_MAIN_DSN": servers.pg.dsn,
@@ -148,9 +96,9 @@ def env(servers: Servers, template: str, tmp_path: Path) -> Iterator[dict[str, s
 @pytest.fixture
 def settled(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """This process takes `env` for its own settings."""
-    _settle(monkeypatch, env)
+    use_environment(monkeypatch, env)
     yield env
-    _forget()
+    clear_caches()
 
 
 @pytest.fixture
@@ -176,8 +124,8 @@ def connect(env: dict[str, str]) -> Iterator[Callable[[], "psycopg2.extensions.c
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder for servers of a test's own. Not `tmp_path`: pytest shuts root's off from the user they run as."""
-    made = Path(tempfile.mkdtemp(prefix="deprovisioner-test-"))
+    """A folder for a test's own servers."""
+    made = server_folder("test")
     yield made
     shutil.rmtree(made, ignore_errors=True)
 
@@ -207,30 +155,3 @@ def acme(system: System, tenant: str):
     """An HTTP client of tenant `acme`, on an API process of its own."""
     with client(system.api(), tenant) as made:
         yield made
-
-
-def _in(dsn: str, name: str) -> str:
-    return dsn.rsplit("/", 1)[0] + f"/{name}"
-
-
-def _settle(patch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
-    for name in [name for name in os.environ if name.startswith("DEPROVISIONER_")]:
-        patch.delenv(name)
-    for name, value in env.items():
-        patch.setenv(name, value)
-    _forget()
-
-
-def _forget() -> None:
-    if database.engine.cache_info().currsize:
-        database.engine().dispose()
-    for cached in (
-        settings.get,
-        settings.backends,
-        settings._tenants,
-        database.engine,
-        credentials._keys,
-        doorbell.celery.sender,
-        doorbell.redis.client_for,
-    ):
-        cached.cache_clear()

@@ -7,10 +7,10 @@ import psycopg2
 import pytest
 from sqlalchemy.engine import make_url
 
-from tests.acceptance.test_main_job import create, until
-from tests.conftest import Servers
+from tests.support.api import create, until
 from tests.support.processes import System, client
 from tests.support.proxy import MOMENTS, Moment, Proxy
+from tests.support.servers import Servers
 from tests.support.witness import eventually
 
 # What each transition says of its event when it is executed, not when it is prepared; no other statement says it.

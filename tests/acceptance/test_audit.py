@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +13,7 @@ from sqlalchemy import Connection, text
 
 from outbox import jobs, observations, tokens
 from outbox.states import Found, StuckReason
-from tests.acceptance.test_main_job import create, until
+from tests.support.api import create, until
 from tests.support.factories import a_resource, claims
 from tests.support.processes import System, client
 from tests.support.witness import eventually
@@ -27,14 +26,7 @@ class Installation:
         self.system, self.role = system, role
 
     def cli(self, *words: str, **more: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "deprovisioner.cli", *words],
-            env=self.system.env | more,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        return self.system.cli(*words, **more)
 
     def json(self, *words: str) -> Any:
         answer = self.cli(*words, "--json")

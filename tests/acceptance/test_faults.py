@@ -12,12 +12,12 @@ from celery import Celery
 
 from deprovisioner.up import servers as embedded
 from outbox import doorbell
-from tests.acceptance.test_main_job import create, until
-from tests.conftest import Servers
+from tests.support.api import create, until
 from tests.support.processes import System, client
-from tests.support.witness import eventually
+from tests.support.servers import Servers
+from tests.support.witness import eventually, slowness
 
-LEASE, SWEEP = 3.0, 0.5  # conftest's
+LEASE, SWEEP = 3.0, 0.5  # of the worker that is killed; of all workers
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -27,14 +27,14 @@ def test_a_worker_killed_around_the_drop_leaves_one_drop_and_a_finished_job(
     births = system.worker()
     resource = until(acme, create(acme), "active")
     births.teardown()
-    doomed = system.worker("-m", "tests.support.crash_points", "worker", DOOM_AT=f"{moment}:DROP DATABASE")
+    doomed = system.worker(CRASH_AT=f"{moment}:DROP DATABASE", DEPROVISIONER_LEASE_SECONDS=str(LEASE))
     job = acme.delete(f"/v1/resources/{resource['id']}").json()["job"]
     eventually(lambda: doomed.container.status == "exited", what="the worker killed itself")
     killed = time.monotonic()
     assert servers.pg.drops_of(resource["manifest"]) == (moment == "after")
     system.worker()
-    until(acme, resource, "deleted", within=LEASE + SWEEP + 5)
-    assert time.monotonic() - killed < LEASE + SWEEP + 5
+    until(acme, resource, "deleted")
+    assert time.monotonic() - killed < LEASE + SWEEP + 5 * slowness()
     assert servers.pg.drops_of(resource["manifest"]) == 1
     assert not servers.pg.bears(resource["manifest"])
     story = acme.get(job["url"]).json()
@@ -46,9 +46,9 @@ def test_a_worker_told_to_stop_lets_its_teardown_end(acme: httpx.Client, system:
     births = system.worker()
     resource = until(acme, create(acme), "active")
     births.teardown()
-    system.worker("-m", "tests.support.crash_points", "worker", DOOM_AT="before:DROP DATABASE", DOOM_BY="SIGTERM")
+    system.worker(CRASH_AT="before:DROP DATABASE", CRASH_SIGNAL="SIGTERM")
     acme.delete(f"/v1/resources/{resource['id']}")
-    until(acme, resource, "deleted", within=15)
+    until(acme, resource, "deleted")
     eventually(lambda: system.workers[-1].container.status == "exited", what="it stopped by itself")
     job = acme.get("/v1/jobs?kind=deprovision").json()["items"][0]
     assert (job["fence"], job["attempts"]) == (1, 1), "nobody had to take over"
@@ -78,19 +78,21 @@ def test_with_the_broker_dead_a_delete_is_accepted_fast_and_done_after_its_retur
         system.worker()
         made = [create(acme) for _ in range(10)]
         alive = [until(acme, resource, "active") for resource in made]
-        acme.delete("/v1/resources/00000000-0000-4000-8000-000000000000")  # warm
+        with_the_broker = sorted(seconds_of_delete(acme, until(acme, create(acme), "active")) for _ in range(5))[2]
         own_broker.process.kill()
         own_broker.process.wait()
-        times = []
-        for resource in made:
-            began = time.monotonic()
-            assert acme.delete(f"/v1/resources/{resource['id']}").status_code == 202
-            times.append(time.monotonic() - began)
-        assert sorted(times)[len(times) // 2] < 0.1, times
+        times = sorted(seconds_of_delete(acme, resource) for resource in made)
+        assert times[len(times) // 2] < max(0.1, 3 * with_the_broker), (times, with_the_broker)
         own_broker.start()
         for resource in alive:
-            until(acme, resource, "deleted", within=2 * SWEEP * 1.2 + 10)
+            until(acme, resource, "deleted")
             assert servers.pg.drops_of(resource["manifest"]) == 1
+
+
+def seconds_of_delete(api: httpx.Client, resource: dict[str, Any]) -> float:
+    began = time.monotonic()
+    assert api.delete(f"/v1/resources/{resource['id']}").status_code == 202
+    return time.monotonic() - began
 
 
 def test_a_worker_started_while_the_broker_is_dead_works_all_the_same(
@@ -114,8 +116,8 @@ def test_a_worker_hears_the_doorbell_again_after_the_broker_was_away(
         own_broker.start()
         # No sweep helps here for ten minutes: only a bell that was heard.
         broker = redis.Redis.from_url(system.env["DEPROVISIONER_BROKER_URL"])
-        eventually(lambda: _listens(broker, "bzpopmin"), 30, "the worker listens again")
-        until(acme, create(acme), "active", within=20)
+        eventually(lambda: _listens(broker, "bzpopmin"), what="the worker listens again")
+        until(acme, create(acme), "active")
 
 
 def test_a_broker_that_dies_over_unanswered_messages_does_not_take_the_worker_along(
@@ -136,7 +138,7 @@ def test_a_broker_that_dies_over_unanswered_messages_does_not_take_the_worker_al
         own_broker.process.wait()
         own_broker.start()
         session.rollback()
-        eventually(lambda: worker.container.status == "exited" or _listens(broker), 30, "the worker listens again")
+        eventually(lambda: worker.container.status == "exited" or _listens(broker), what="the worker listens again")
         assert worker.container.status == "running"
 
 
@@ -166,14 +168,14 @@ def test_a_dead_backend_s_jobs_wait_without_burning_attempts_and_others_go_on(
             for resource in databases + namespaces:
                 assert acme.delete(f"/v1/resources/{resource['id']}").status_code == 202
             for resource in namespaces:
-                until(acme, resource, "deleted", within=10)
+                until(acme, resource, "deleted")
             waiting = acme.get("/v1/jobs?backend=pg-main&kind=deprovision").json()["items"]
             eventually(lambda: any(j["last_error"] for j in acme.get("/v1/jobs?backend=pg-main").json()["items"]))
             waiting = acme.get("/v1/jobs?backend=pg-main&kind=deprovision").json()["items"]
             assert [(job["state"] in ("pending", "running")) for job in waiting] == [True] * 5
             start()
             for resource in databases:
-                until(acme, resource, "deleted", within=30)
+                until(acme, resource, "deleted")
             done = acme.get("/v1/jobs?backend=pg-main&kind=deprovision").json()["items"]
             assert [(job["state"], job["attempts"]) for job in done] == [("succeeded", 1)] * 5
     finally:

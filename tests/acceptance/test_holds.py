@@ -8,9 +8,9 @@ import httpx
 from sqlalchemy import Connection, text
 
 from deprovisioner.up import servers as embedded
-from tests.acceptance.test_main_job import create, until
-from tests.conftest import Servers
+from tests.support.api import create, until
 from tests.support.processes import System, client
+from tests.support.servers import Servers
 from tests.support.witness import eventually
 
 
@@ -50,7 +50,7 @@ def test_the_kill_switch_stops_new_starts_within_a_second_with_broker_and_api_de
         assert waiting[0][1] > 0, "it was stopped in the middle"
         assert system.cli("hold", "release", "2", "--reason", "all clear").returncode == 0
         drained = "SELECT count(*) FROM outbox WHERE state IN ('pending', 'running')"
-        eventually(lambda: not db.execute(text(drained)).scalar_one(), 60, "the rest goes on by itself")
+        eventually(lambda: not db.execute(text(drained)).scalar_one(), what="the rest goes on by itself")
         assert [servers.pg.drops_of(resource["manifest"]) for resource in made] == [1] * 40
     finally:
         broker.stop()
@@ -142,7 +142,7 @@ def test_four_worker_processes_and_a_brake_of_ten_drop_exactly_ten_databases(
     for _ in range(4):
         system.worker()
     settled = "SELECT count(*) FROM outbox WHERE kind = 'deprovision' AND (state = 'succeeded' OR held_by IS NOT NULL)"
-    eventually(lambda: db.execute(text(settled)).scalar_one() == 30, 60, "ten are done and twenty wait")
+    eventually(lambda: db.execute(text(settled)).scalar_one() == 30, what="ten are done and twenty wait")
     drops: Any = [servers.pg.drops_of(resource["manifest"]) for resource in made]
     assert sum(drops) == 10
     (hold,) = json.loads(system.cli("hold", "list", "--json").stdout)["items"]
@@ -152,5 +152,5 @@ def test_four_worker_processes_and_a_brake_of_ten_drop_exactly_ten_databases(
     eventually(
         lambda: sum(servers.pg.drops_of(resource["manifest"]) for resource in made) == 20, 60, "ten more, and no more"
     )
-    eventually(lambda: db.execute(text(settled)).scalar_one() == 30, 60, "the brake has caught the rest again")
+    eventually(lambda: db.execute(text(settled)).scalar_one() == 30, what="the brake has caught the rest again")
     assert sum(servers.pg.drops_of(resource["manifest"]) for resource in made) == 20

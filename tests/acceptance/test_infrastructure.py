@@ -18,9 +18,9 @@ import pytest
 
 from deprovisioner.up import servers as embedded
 from outbox import doorbell
-from tests.conftest import Servers
-from tests.support.installation import LEASE, Ground, seconds
+from tests.support.installation import Ground, seconds
 from tests.support.processes import Process
+from tests.support.servers import Servers
 from tests.support.witness import eventually
 
 
@@ -98,7 +98,7 @@ def test_the_control_databases_disk_is_full(ground: Ground) -> None:
         with ballast.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(ground.small_disk).free)
         try:
-            eventually(lambda: failures() > 5, LEASE + 10, "writes fail")
+            eventually(lambda: failures() > 5, what="writes fail")
             time.sleep(1)
         finally:
             ballast.unlink()
@@ -164,7 +164,7 @@ def test_a_backend_that_stands_still_keeps_nobody_elses_jobs_waiting(ground: Gro
         ground.signal(ground.pg_server, signal.SIGSTOP)
         try:
             others = [thing for thing in things if thing["kind"] == "redis"]
-            eventually(lambda: ground.status(others) == Counter(deleted=len(others)), 20, "the other backend's")
+            eventually(lambda: ground.status(others) == Counter(deleted=len(others)), what="the other backend's")
             ground.claimed_in_time(others)
             assert ground.status(things)["deleting"] > 0
         finally:

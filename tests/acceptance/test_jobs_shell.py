@@ -16,18 +16,11 @@ from sqlalchemy import Connection, text
 from outbox import breakers, holds, jobs, observations, resources
 from outbox.resources import NewResource
 from outbox.states import Found, HoldScope, StuckReason
-from tests.api.test_jobs import stuck
 from tests.support.factories import a_job, a_look, claims
-from tests.support.processes import System, client
+from tests.support.factories import a_stuck_job as stuck
+from tests.support.processes import System, client, shell
 
 Words = tuple[str, ...]
-
-
-def shell(env: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    """One command of the real CLI, its output piped."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("DEPROVISIONER_")}
-    argv = [sys.executable, "-m", "deprovisioner.cli", *words]
-    return subprocess.run(argv, env=kept | env, capture_output=True, text=True, check=False, timeout=60)
 
 
 def listed(env: dict[str, str], *words: str) -> list[int]:

@@ -1,8 +1,6 @@
 """The main job through real processes: exactly one DELETE wins, exactly one DROP happens."""
 
-import threading
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,41 +9,9 @@ import psycopg2
 import pytest
 import redis
 
-from tests.conftest import Servers
+from tests.support.api import KINDS, at_once, create, until
 from tests.support.processes import System, client
-from tests.support.witness import eventually
-
-KINDS = {"postgres": "pg-main", "redis": "redis-main"}
-
-
-def create(api: httpx.Client, kind: str = "postgres", **words: Any) -> dict[str, Any]:
-    answer = api.post("/v1/resources", json={"kind": kind, "backend": KINDS[kind], "name": "orders"} | words)
-    assert answer.status_code == 202, answer.text
-    return answer.json()["resource"]
-
-
-def until(api: httpx.Client, resource: dict[str, Any], status: str, within: float = 30) -> dict[str, Any]:
-    def reached() -> dict[str, Any] | None:
-        now = api.get(f"/v1/resources/{resource['id']}").json()
-        return now if now["status"] == status else None
-
-    return eventually(reached, within, f"{resource['id']} is {status}")  # type: ignore[return-value]
-
-
-def at_once(n: int, act: Callable[[int], httpx.Response]) -> list[httpx.Response]:
-    """`act(0) .. act(n-1)`, released together."""
-    barrier, answers = threading.Barrier(n), [None] * n
-
-    def one(number: int) -> None:
-        barrier.wait()
-        answers[number] = act(number)  # type: ignore[call-overload]
-
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(n)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return answers  # type: ignore[return-value]
+from tests.support.servers import Servers
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,7 +75,7 @@ def test_two_hundred_resources_with_eight_deletes_each_are_two_hundred_drops(
     for _ in range(2):
         system.worker(DEPROVISIONER_WORKER_SLOTS="4")
     made = [create(acme) for _ in range(200)]
-    alive = [until(acme, resource, "active", within=120) for resource in made]
+    alive = [until(acme, resource, "active") for resource in made]
     urls = [str(acme.base_url), system.api()]
     with ExitStack() as stack:
         callers = [stack.enter_context(client(urls[i % 2], tenant)) for i in range(8)]
@@ -124,7 +90,7 @@ def test_two_hundred_resources_with_eight_deletes_each_are_two_hundred_drops(
         jobs[a.json()["resource"]["id"]].add(a.json()["job"]["id"])
     assert all(len(ids) == 1 for ids in jobs.values())
     for resource in made:
-        until(acme, resource, "deleted", within=120)
+        until(acme, resource, "deleted")
     assert [servers.pg.drops_of(resource["manifest"]) for resource in alive] == [1] * 200
     assert not any(servers.pg.bears(resource["manifest"]) for resource in alive[:20])
     remaining = servers.pg.databases() | servers.pg.roles()

@@ -4,9 +4,9 @@ from typing import Any
 
 import httpx
 
-from tests.acceptance.test_main_job import create, until
-from tests.conftest import Servers
+from tests.support.api import create, until
 from tests.support.processes import System
+from tests.support.servers import Servers
 from tests.support.witness import eventually
 
 
@@ -15,7 +15,7 @@ def stuck(api: httpx.Client, url: str) -> dict[str, Any]:
         job = api.get(url).json()
         return job if job["state"] == "stuck" else None
 
-    return eventually(reached, 20, f"{url} is stuck")  # type: ignore[return-value]
+    return eventually(reached, what=f"{url} is stuck")  # type: ignore[return-value]
 
 
 def test_a_database_made_again_before_the_teardown_runs(acme: httpx.Client, system: System, servers: Servers) -> None:

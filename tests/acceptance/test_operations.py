@@ -20,11 +20,10 @@ from outbox import db as database
 from outbox import jobs, operations
 from outbox.queries import JobFilter
 from outbox.states import StuckReason
-from tests.acceptance.test_main_job import at_once, create, until
-from tests.api.test_bad_input import problem
-from tests.conftest import Servers
+from tests.support.api import at_once, create, problem, until
 from tests.support.factories import a_job, a_resource, claims, events_of, job, status_of
-from tests.support.processes import System, client
+from tests.support.processes import System, client, interruptible
+from tests.support.servers import Servers
 from tests.support.witness import eventually
 
 ALL = {"filter": {"all": True}, "reason": "mended"}
@@ -41,8 +40,7 @@ def shell(system: System) -> Callable[..., subprocess.CompletedProcess[str]]:
     """The real command, as a person runs it."""
 
     def run(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-m", "deprovisioner.cli", *words]
-        done = subprocess.run(argv, env=system.env, capture_output=True, text=True, check=False, timeout=120)
+        done = system.cli(*words)
         assert done.returncode == code, done.stdout + done.stderr
         return done
 
@@ -70,12 +68,12 @@ def times_redriven(db: Connection, ids: list[int]) -> Counter[int]:
     return Counter(events_of(db, id).count("redriven") for id in ids)
 
 
-def until_ended(api: httpx.Client, id: int, within: float = 60) -> dict[str, Any]:
+def until_ended(api: httpx.Client, id: int) -> dict[str, Any]:
     def ended() -> dict[str, Any] | None:
         now = api.get(f"/v1/operations/{id}").json()
         return now if now["state"] != "running" else None
 
-    return eventually(ended, within, f"operation {id} ends", every=0.1)  # type: ignore[return-value]
+    return eventually(ended, what=f"operation {id} ends", every=0.1)  # type: ignore[return-value]
 
 
 def test_a_bulk_redrive_is_previewed_begun_with_the_digest_and_told_of(
@@ -229,17 +227,18 @@ def test_a_worker_killed_in_the_middle_of_an_operation_leaves_it_to_the_others(
 ) -> None:
     ids = stuck(db, 80)
     digest = api.post("/v1/jobs/redrive", json=ALL).json()["digest"]
-    workers = [system.worker() for _ in range(2)]
+    # The claims of the one that is killed must soon be given to the other.
+    workers = [system.worker(DEPROVISIONER_LEASE_SECONDS="3"), system.worker()]
     begun = api.post("/v1/jobs/redrive", json=ALL | {"dry_run": False, "digest": digest, "rate": 20}).json()[
         "operation"
     ]
     progress = lambda: api.get(begun["url"]).json()["progress"]["done"]  # noqa: E731
-    eventually(lambda: progress() > 20, 60, "it is under way")
+    eventually(lambda: progress() > 20, what="it is under way")
     workers[0].kill()
     assert workers[0].container.status == "exited"
     assert progress() < 80, "in the middle"
     assert until_ended(api, begun["id"])["progress"]["done"] == 80
-    eventually(lambda: api.get(begun["url"]).json()["progress"]["jobs"] == {"succeeded": 80}, 60, "all done")
+    eventually(lambda: api.get(begun["url"]).json()["progress"]["jobs"] == {"succeeded": 80}, what="all done")
     assert times_redriven(db, ids) == {1: 80}
     hands = db.execute(text("SELECT DISTINCT detail ->> 'worker' FROM events WHERE event = 'redriven'")).all()
     assert 1 <= len(hands) <= 2
@@ -277,18 +276,18 @@ def test_a_wait_that_is_broken_off_leaves_the_operation_running(db: Connection, 
         "--digest",
         digest,
     ]
-    with subprocess.Popen(argv, env=system.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+    with interruptible(argv, env=system.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as waiting:
         assert waiting.stderr is not None
         first = waiting.stderr.readline()
         waiting.send_signal(signal.SIGINT)
-        _, said = waiting.communicate(timeout=30)
+        _, said = waiting.communicate(timeout=60)
     id, state = db.execute(text("SELECT id, state FROM operations")).one()
     assert (first.strip(), state) == (f"operation {id} is running; Ctrl-C leaves it so", "running")
     assert f"operation {id} goes on without you: deprovisioner operations show {id}" in said
     assert waiting.returncode == 0
     system.worker()
     asked = text("SELECT state FROM operations")
-    eventually(lambda: db.execute(asked).scalar_one() == "succeeded", 30, "a worker ends it", every=0.1)
+    eventually(lambda: db.execute(asked).scalar_one() == "succeeded", what="a worker ends it", every=0.1)
 
 
 def test_offboarding_takes_all_of_a_tenant_but_what_is_protected(
@@ -395,9 +394,8 @@ def test_what_goes_first_and_waits_for_its_next_attempt_is_told_with_its_time(db
     with database.snapshot() as session:
         digest = operations.preview_redrive(session, JobFilter(backend="pg-main")).digest
     argv = [sys.executable, "-m", "deprovisioner.cli", "jobs", "redrive-all", "--backend", "pg-main", "--reason", "r"]
-    with subprocess.Popen(
-        [*argv, "--digest", digest], env=system.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as waiting:
+    argv += ["--digest", digest]
+    with interruptible(argv, env=system.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as waiting:
         assert waiting.stderr is not None
         assert "is running" in waiting.stderr.readline()
         with database.transaction() as session:
@@ -411,7 +409,7 @@ def test_what_goes_first_and_waits_for_its_next_attempt_is_told_with_its_time(db
         told = f"job {id} of pg-main, which goes first, waits for its next attempt at {cell(at)}"
         assert any(told in line for line in waiting.stderr)
         waiting.send_signal(signal.SIGINT)
-        waiting.communicate(timeout=30)
+        waiting.communicate(timeout=60)
 
 
 def test_offboarding_over_http_is_begun_with_count_and_digest(

@@ -17,9 +17,9 @@ from sqlalchemy import Connection, text
 from deprovisioner.up import servers as embedded
 from deprovisioner.up.servers import UNPRIVILEGED_USER, Child
 from outbox import db as database
-from tests.acceptance.test_main_job import KINDS, at_once, create, until
-from tests.conftest import BACKENDS, Servers
+from tests.support.api import KINDS, at_once, create, until
 from tests.support.processes import System, client
+from tests.support.servers import BACKENDS, Servers
 
 # Debian puts it where only root's PATH looks.
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -150,7 +150,7 @@ def test_behind_a_pooler_in_transaction_mode_a_storm_of_deletes_drops_each_once(
         asking = sum(row[2] + row[3] for row in pooled.ask("SHOW POOLS", database="pgbouncer") if row[1] == pooled.role)
         assert served <= SERVER_CONNECTIONS < asking, f"{asking} connections shared {served}"
         for resource in alive:
-            until(first, resource, "deleted", within=60)
+            until(first, resource, "deleted")
     manifests = {kind: [r["manifest"] for r in alive if r["kind"] == kind] for kind in KINDS}
     assert [servers.pg.drops_of(manifest) for manifest in manifests["postgres"]] == [1] * 8
     assert sum(servers.pg.drops(logged).values()) == 8, "nothing else was dropped"

@@ -6,11 +6,11 @@ import pytest
 
 from outbox import jobs
 from outbox.states import StuckReason
-from tests.conftest import Servers
 from tests.support.crash_cells import DOOMED, RESCUER, Lane
 from tests.support.final_checks import all_is_well
 from tests.support.forked import Fork, Kept
 from tests.support.parallel_installs import lanes
+from tests.support.servers import Servers
 from tests.support.witness import PgServer, eventually
 
 ATTEMPTS = 4
@@ -31,11 +31,11 @@ def test_a_job_that_kills_its_worker_each_time_ends_stuck_and_starves_nobody(lan
         jobs.enqueue(lane.db, resource, actor="test")
     lane.ask("UPDATE outbox SET max_attempts = :most WHERE kind = 'deprovision'", most=ATTEMPTS)
     manifest = lane.ask("SELECT manifest FROM resources WHERE id = :id", id=poison)[0][0]
-    doom = {"DOOM_AT": "before:DROP DATABASE", "DOOM_ONLY": f"zz_del_{manifest['generation']}"}
+    doom = {"CRASH_AT": "before:DROP DATABASE", "CRASH_ONLY": f"zz_del_{manifest['generation']}"}
     kept = Kept("worker", lane.env | DOOMED | APART | doom, lane.folder / "kept.log")
     try:
         open_jobs = "SELECT resource_id FROM outbox WHERE state IN ('pending', 'running')"
-        eventually(lambda: not lane.ask(open_jobs), 60, "every job has ended", every=0.2)
+        eventually(lambda: not lane.ask(open_jobs), what="every job has ended", every=0.2)
         eventually(lambda: kept.deaths == ATTEMPTS, what="once for each attempt")
     finally:
         kept.stop()
@@ -50,7 +50,7 @@ def test_a_job_that_kills_its_worker_each_time_ends_stuck_and_starves_nobody(lan
     jobs.redrive(lane.db, job.id, fence=job.fence, actor="test", reason="the cause was mended")
     healthy = Fork("worker", lane.env | RESCUER, lane.folder / "healthy.log")
     try:
-        eventually(lambda: not lane.ask(asked), 30, "it ends well", every=0.1)
+        eventually(lambda: not lane.ask(asked), what="it ends well", every=0.1)
     finally:
         healthy.kill()
     all_is_well(control, map(str, born), **witnesses)

@@ -1,10 +1,8 @@
 """The runbook holds at night: every command in it is taken by an installation in the state that it is written for."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +14,9 @@ import migrations
 from outbox import advice, jobs
 from outbox.doctor import CHECKS
 from outbox.states import StuckReason
-from tests.acceptance.test_jobs_shell import shell
-from tests.outbox.test_doctor import BREAKS, World
+from tests.support.breaks import BREAKS, World
 from tests.support.factories import a_resource, claims
-from tests.support.processes import ROOT, System
+from tests.support.processes import ROOT, System, shell
 
 RUNBOOK = Path(ROOT / "docs/runbook.md")
 CODES = [check.code for check in CHECKS]
@@ -76,7 +73,11 @@ def test_every_command_of_the_runbook_exits_as_it_says(
     name: str,
     block: list[tuple[str, int]],
 ) -> None:
-    words = at_hand | {"DEPROVISIONER_LEASE_SECONDS": "3"} if name == "lease_expired" else at_hand
+    words = (
+        at_hand | {"DEPROVISIONER_LEASE_SECONDS": env["DEPROVISIONER_LEASE_SECONDS"]}
+        if name == "lease_expired"
+        else at_hand
+    )
     filled = prepared(db, words, name, " ".join(command for command, _ in block))
     if any(re.search("jobs (observe|resolve)", command) for command, _ in block):
         system.worker()
@@ -88,12 +89,10 @@ def test_every_command_of_the_runbook_exits_as_it_says(
 
 
 def run(words: dict[str, str], line: str) -> subprocess.CompletedProcess[str]:
-    """A line of the runbook, typed into a shell."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("DEPROVISIONER_")}
-    typed = f'deprovisioner() {{ "{sys.executable}" -m deprovisioner.cli "$@"; }}; {line}'
-    return subprocess.run(
-        ["bash", "-uc", typed], env=kept | words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=90
-    )
+    """A line of the runbook: a shell reads it and expands it, then the command runs."""
+    typed = f"deprovisioner() {{ printf '%s\\0' \"$@\"; }}; {line}"
+    read = subprocess.run(["bash", "-uc", typed], env=words, capture_output=True, text=True, check=True, timeout=60)
+    return shell(words, *read.stdout.split("\0")[:-1])
 
 
 def prepared(db: Connection, env: dict[str, str], name: str, commands: str) -> dict[str, str]:

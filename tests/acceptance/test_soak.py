@@ -1,4 +1,4 @@
-"""A minute of `make soak`, and what its checker makes of records that were doctored."""
+"""Twelve seconds of `make soak`, a minute in `make proof`; and what its checker makes of doctored records."""
 
 import json
 import subprocess
@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.soak.checker import removals, twice
 from tests.support.processes import ROOT
@@ -27,19 +29,25 @@ NAMESPACE = {
 }
 
 
-def test_storms_and_faults_lose_nothing_destroy_nothing_twice_and_harm_nobody() -> None:
-    words = [sys.executable, "-m", "tests.soak", "--minutes", "1", "--json"]
+@pytest.mark.parametrize(
+    ("minutes", "teardowns", "faults"),
+    [pytest.param("0.2", 1, 0, id="twelve seconds"), pytest.param("1", 10, 5, id="a minute", marks=pytest.mark.proof)],
+)
+def test_storms_and_faults_lose_nothing_destroy_nothing_twice_and_harm_nobody(
+    minutes: str, teardowns: int, faults: int
+) -> None:
+    words = [sys.executable, "-m", "tests.soak", "--minutes", minutes, "--json"]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         try:
-            out, progress = run.communicate(timeout=200)
+            out, progress = run.communicate(timeout=400)
         finally:
             run.terminate()  # ends what it started, where it has not ended
     assert run.returncode == 0, f"{out[-4000:]}\n{progress[-4000:]}"
     told = json.loads(out)
     assert told["ok"]
     assert not any(told["broken"].values())
-    assert min(told["teardowns"]["postgres"], told["teardowns"]["redis"]) > 10
-    assert sum(told["faults"].values()) > 5
+    assert min(told["teardowns"]["postgres"], told["teardowns"]["redis"]) > teardowns
+    assert sum(told["faults"].values()) > faults
     assert not Path(told["home"]).exists(), "what held is tidied up"
 
 

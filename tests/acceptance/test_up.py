@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from deprovisioner.up import servers
-from tests.acceptance.test_main_job import create, until
+from tests.support.api import create, until
 from tests.support.processes import descendants
 from tests.support.up import Running
 from tests.support.witness import PgServer, eventually

@@ -9,7 +9,7 @@ import pytest
 from deprovisioner.up import environment, servers
 from deprovisioner.up.home import State
 from outbox.errors import SettingsError
-from tests.acceptance.test_main_job import create, until
+from tests.support.api import create, until
 from tests.support.up import Running
 
 # Imported by every Python process of `up`: it records the command and which addresses that command gets.

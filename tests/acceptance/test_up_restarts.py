@@ -11,7 +11,7 @@ import psutil
 import psycopg2
 
 from deprovisioner.up import servers
-from tests.acceptance.test_main_job import create, until
+from tests.support.api import create, until
 from tests.support.processes import descendants
 from tests.support.up import CLI_IGNORING_SIGINT, Running, clean_environment
 from tests.support.witness import eventually

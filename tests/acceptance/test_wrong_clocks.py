@@ -10,15 +10,18 @@ import pytest
 from pytest_celery import CeleryTestWorker
 from sqlalchemy import Connection, text
 
-from tests.acceptance.test_main_job import create, until
-from tests.conftest import Servers
-from tests.support.processes import System, client
-from tests.support.witness import eventually
+from tests.support.api import create, until
+from tests.support.processes import START_SECONDS, System, client
+from tests.support.servers import Servers
+from tests.support.witness import eventually, slowness
 from worker.backends.postgres import Postgres
 
-LEASE, SWEEP = 1.5, 0.5
+LEASE, SWEEP = 3.0, 0.5
 DAY = 86_400
 AHEAD, BEHIND = {"SKEW_SECONDS": str(DAY)}, {"SKEW_SECONDS": str(-DAY)}
+
+
+LEASE_ENDS = text("SELECT lease_expires_at FROM outbox WHERE state = 'running'")
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def workers(system: System) -> tuple[CeleryTestWorker, CeleryTestWorker]:
     system.env["DEPROVISIONER_LEASE_SECONDS"] = str(LEASE)
     both = [system.worker("-m", "tests.support.clock_skew", "worker", ready=False, **skew) for skew in (AHEAD, BEHIND)]
     for worker in both:
-        worker.wait_for_log('"worker_ready"', timeout=20)
+        worker.wait_for_log('"worker_ready"', timeout=START_SECONDS)
     return both[0], both[1]
 
 
@@ -64,7 +67,7 @@ def test_workers_with_wrong_clocks_expire_what_is_due_and_nothing_else(
         resources = {expiry: until(acme, resource, "active") for expiry, resource in made.items()}
         gone = until(acme, resources[soon], "deleted")
         deleted = dt.datetime.fromisoformat(gone["deleted_at"])
-        assert soon <= deleted < soon + dt.timedelta(seconds=2 * SWEEP + 2)
+        assert soon <= deleted < soon + dt.timedelta(seconds=2 * SWEEP + 2 * slowness())
         assert acme.get(f"/v1/resources/{resources[later]['id']}").json()["status"] == "active"
         assert not servers.redis.bears(gone["manifest"])
 
@@ -94,7 +97,9 @@ def test_leases_of_workers_with_wrong_clocks_live_and_pass_by_the_databases(
         for one, other in ((ahead, behind), (behind, ahead)):
             resource = until(acme, create(acme), "active")
             with at_work(one, other):
-                time.sleep(2.5 * LEASE)
+                first = db.execute(LEASE_ENDS).scalar_one()
+                past = text("SELECT now() > CAST(:first AS timestamptz) + :half * interval '1 s'")
+                eventually(lambda: db.execute(past, {"first": first, "half": LEASE / 2}).scalar_one(), every=0.1)  # noqa: B023
                 assert claims() == ["enqueued", "claimed", "started"], "the heartbeat keeps it; nobody takes it away"
             until(acme, resource, "deleted")
             assert servers.pg.drops_of(resource["manifest"]) == 1
@@ -103,7 +108,9 @@ def test_leases_of_workers_with_wrong_clocks_live_and_pass_by_the_databases(
         with at_work(ahead, behind):
             ahead.container.kill("SIGKILL")
             killed = time.monotonic()
-            eventually(lambda: claims().count("claimed") == 2, LEASE + 2 * SWEEP + 3, "the one behind takes over")
+            eventually(
+                lambda: claims().count("claimed") == 2, LEASE + 2 * SWEEP + 3 * slowness(), "the one behind takes over"
+            )
             assert time.monotonic() - killed > LEASE / 3, "not before the lease had passed"
         until(acme, resource, "deleted")
         assert servers.pg.drops_of(resource["manifest"]) == 1

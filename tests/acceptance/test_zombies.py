@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from outbox import jobs
-from tests.conftest import Servers
 from tests.support.crash_cells import DOOMED, RESCUER, Lane
 from tests.support.final_checks import all_is_well
 from tests.support.forked import Fork
 from tests.support.parallel_installs import lanes
+from tests.support.servers import Servers
 from tests.support.witness import PgServer, eventually
 
 AT_ONCE = 4
@@ -41,8 +41,8 @@ class Haunted:
 
     def zombie(self, at: str) -> Fork:
         """A worker that has claimed what is due, and stands still at that boundary, its lease past."""
-        made = self.fork("zombie", DOOM_AT=at, DOOM_BY="SIGSTOP", **DOOMED)
-        made.stands_still()
+        made = self.fork("zombie", CRASH_AT=at, CRASH_SIGNAL="SIGSTOP", **DOOMED)
+        made.stops_itself()
         asked = "SELECT bool_and(lease_expires_at < now()) FROM outbox WHERE state = 'running'"
         eventually(lambda: self.control.query(asked) == [(True,)], what="its lease passes")
         return made
@@ -63,7 +63,7 @@ class Haunted:
             return "\n".join([*map(str, rows), *(worker.story() for worker in self.workers)])
 
         try:
-            return eventually(reached, 30, f"{resource} is {status}", every=0.1)[0][0]  # type: ignore[index]
+            return eventually(reached, what=f"{resource} is {status}", every=0.1)[0][0]  # type: ignore[index]
         except AssertionError as error:
             raise AssertionError(f"{error}\n{story()}") from None
 
@@ -78,7 +78,7 @@ class Haunted:
             lines = [json.loads(line) for line in zombie.log.read_text().splitlines() if line.startswith("{")]
             return any(line["event"] == "claim_lost" and line["fence"] == 1 for line in lines)
 
-        eventually(told, 30, f"the zombie finds out; see {zombie.log}", every=0.1)
+        eventually(told, what=f"the zombie finds out; see {zombie.log}", every=0.1)
 
     def cut_off(self) -> None:
         """pg-main gives up on whoever says nothing, as it does after its timeouts."""

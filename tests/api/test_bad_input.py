@@ -12,10 +12,10 @@ from sqlalchemy import Connection, text
 
 from outbox import db as database
 from outbox import tokens
-from tests.outbox.test_transitions import somebody_waits
+from tests.support.api import problem
 from tests.support.factories import a_resource
 from tests.support.processes import System, client
-from tests.support.witness import eventually
+from tests.support.witness import eventually, waits_for_a_lock
 
 GOOD = {"kind": "postgres", "backend": "pg-main", "name": "orders"}
 NO_SUCH = "00000000-0000-4000-8000-000000000000"
@@ -25,15 +25,6 @@ NO_SUCH = "00000000-0000-4000-8000-000000000000"
 def api(system: System, tenant: str) -> Iterator[httpx.Client]:
     with client(system.api(), tenant) as made:
         yield made
-
-
-def problem(answer: httpx.Response, status: int, code: str) -> dict:
-    body = answer.json()
-    assert (answer.status_code, body.get("code")) == (status, code), body
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert {"type", "title", "status", "detail", "code"} <= set(body)
-    assert body["status"] == status
-    return body
 
 
 def rows(db: Connection) -> tuple[int, int, int]:
@@ -48,7 +39,7 @@ def test_a_locked_resource_keeps_no_other_delete_waiting(
     holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held),))
     with ThreadPoolExecutor(2) as pool, client(str(api.base_url), tenant) as other:
         waiting = pool.submit(other.delete, f"/v1/resources/{held}")
-        eventually(lambda: somebody_waits(db), what="it waits for the row")
+        eventually(lambda: waits_for_a_lock(db), what="it waits for the row")
         going = pool.submit(api.delete, f"/v1/resources/{free}")
         assert wait([going], database.STATEMENT_TIMEOUT_MS / 2000).done, "sooner than a statement gives up waiting"
         assert going.result().status_code == 202

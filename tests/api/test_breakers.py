@@ -5,10 +5,9 @@ import json
 from sqlalchemy import Connection, text
 
 from outbox import breakers
-from tests.acceptance.test_jobs_shell import shell
-from tests.api.test_bad_input import problem
+from tests.support.api import problem
 from tests.support.factories import a_job
-from tests.support.processes import System, client
+from tests.support.processes import System, client, shell
 
 
 def test_open_breakers_are_listed_with_what_waits(

@@ -12,8 +12,9 @@ from api.v1.jobs import LOOK_SECONDS, WAITING
 from outbox import jobs as transitions
 from outbox import observations, tokens
 from outbox.states import Found, StuckReason
-from tests.api.test_bad_input import problem
+from tests.support.api import problem
 from tests.support.factories import a_job, a_resource, claims
+from tests.support.factories import a_stuck_job as stuck
 from tests.support.processes import System, client
 from tests.support.witness import eventually
 
@@ -25,20 +26,6 @@ def api(system: System, operator: str) -> Iterator[httpx.Client]:
 
 
 OPEN = text("SELECT count(*) FROM observations WHERE observed_at IS NULL")
-
-
-def stuck(db: Connection, *, tenant: str = "acme", error: str = "boom", hours: int = 0, **words: str) -> int:
-    """A stuck job of a tenant, with its error and age."""
-    reason = words.pop("reason", "refused")
-    id = a_job(db, state="stuck", **words)  # type: ignore[arg-type]
-    db.execute(
-        text("""UPDATE outbox SET stuck_reason = :reason, last_error = :error,
-                created_at = now() - :hours * interval '1 hour' WHERE id = :id"""),
-        {"id": id, "reason": reason, "error": error, "hours": hours},
-    )
-    whose = "UPDATE resources SET tenant = :tenant FROM outbox WHERE outbox.id = :id AND resources.id = resource_id"
-    db.execute(text(whose), {"id": id, "tenant": tenant})
-    return id
 
 
 def ids(answer: httpx.Response) -> list[int]:

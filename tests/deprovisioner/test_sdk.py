@@ -11,8 +11,8 @@ import pytest
 from deprovisioner import sdk
 from outbox import kinds, settings
 from outbox.errors import BadRequest, Refused, SettingsError
-from tests.conftest import _settle
 from tests.support import third_party
+from tests.support.servers import use_environment
 from worker import backends
 from worker.backends import Absent, Backend, Same
 
@@ -34,7 +34,7 @@ def folders(settled: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "folders.toml"
     path.write_text(f'[backends.folders]\nkind = "folder"\ndsn = "folder:{root}"\n')
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    _settle(monkeypatch, settled | {"DEPROVISIONER_BACKENDS": str(path)})
+    use_environment(monkeypatch, settled | {"DEPROVISIONER_BACKENDS": str(path)})
     _forget_kinds()
     yield root
     sys.modules.pop("acme_folders", None)

@@ -19,9 +19,8 @@ from outbox import db as database
 from outbox.audit import LINKS, SEAL, Checkpoint
 from outbox.doctor import examine
 from outbox.errors import BadRequest, Conflict, NotFound
-from tests.outbox.test_transitions import somebody_waits
 from tests.support.factories import a_claim, a_resource, claims
-from tests.support.witness import eventually
+from tests.support.witness import eventually, waits_for_a_lock
 
 TOLD = "INSERT INTO events (job_id, resource_id, fence, event, actor) VALUES (%s, %s, 0, 'late', 'w')"
 
@@ -74,7 +73,7 @@ def test_two_transactions_that_write_to_one_chain_take_turns(db: Connection, con
 
     thread = threading.Thread(target=start)
     thread.start()
-    eventually(lambda: somebody_waits(db), what="the start waits for the other's event")
+    eventually(lambda: waits_for_a_lock(db), what="the start waits for the other's event")
     other.commit()
     thread.join()
     assert chain_of(db, claim.resource_id) == [(1, True), (2, True), (3, True)]
@@ -242,7 +241,7 @@ def test_of_two_checkpoints_at_once_one_is_made(db: Connection) -> None:
     with database.transaction() as session:
         assert audit.checkpoint(session, actor="me", every=dt.timedelta(0))
         thread.start()
-        eventually(lambda: somebody_waits(db), 10, "the second waits for the first")
+        eventually(lambda: waits_for_a_lock(db), what="the second waits for the first")
     thread.join()
     assert made == [None]
     assert db.execute(text("SELECT count(*) FROM audit_checkpoints")).scalar_one() == 1

@@ -14,9 +14,9 @@ from sqlalchemy import Connection
 from outbox import db as database
 from outbox import jobs
 from outbox.rows import Claim
-from tests.conftest import Servers
 from tests.support.factories import a_job, a_resource, status_of
 from tests.support.processes import System, client
+from tests.support.servers import Servers
 from tests.support.shelf import Shelf
 from tests.support.witness import Said, commits
 from worker.run import Run

@@ -12,8 +12,8 @@ from outbox import db as database
 from outbox import jobs
 from outbox.errors import DeletionProtected, NotFound
 from outbox.states import JobState, ResourceStatus
-from tests.conftest import Servers
 from tests.support.factories import a_job, a_resource, last_event, status_of
+from tests.support.servers import Servers
 
 
 def test_the_first_delete_wins_and_leaves_one_job_and_one_event(db: Connection) -> None:

@@ -1,6 +1,7 @@
 """Bulk work: exactly the previewed set, canaries first, each thing once, whoever advances it and whoever dies."""
 
 import datetime as dt
+import sys
 import threading
 import time
 import tracemalloc
@@ -19,23 +20,8 @@ from outbox.errors import AlreadyFinished, AlreadyRunning, BadRequest, DigestMis
 from outbox.queries import EVERY_JOB, JobFilter
 from outbox.rows import Claim, Operation
 from outbox.states import JobState, StuckReason
-from tests.outbox.test_transitions import somebody_waits
-from tests.support.factories import a_job, a_resource, events_of, job, status_of
-from tests.support.witness import eventually
-
-
-def stuck(db: Connection, *backends: str) -> list[int]:
-    return [a_job(db, state="stuck", backend=backend) for backend in backends or ("pg-main",)]
-
-
-def redrive(wanted: JobFilter = EVERY_JOB, **words: Any) -> Operation:
-    """Previewed and begun."""
-    with database.snapshot() as session:
-        digest = operations.preview_redrive(session, wanted).digest
-    with database.transaction() as session:
-        return operations.begin_redrive(
-            session, wanted, **{"reason": "mended", "actor": "op", "digest": digest} | words
-        )
+from tests.support.factories import a_job, a_resource, begun_redrive, events_of, job, status_of, stuck_jobs
+from tests.support.witness import eventually, waits_for_a_lock
 
 
 def offboard(tenant: str = "acme", **words: Any) -> Operation:
@@ -99,7 +85,7 @@ def at_once(n: int, act: Callable[[int], Any]) -> list[Any]:
 
 
 def test_a_preview_tells_how_many_of_which_backends_and_the_first_of_them(db: Connection) -> None:
-    ids = stuck(db, *["pg-main"] * 23, "other")
+    ids = stuck_jobs(db, *["pg-main"] * 23, "other")
     a_job(db)
     seen = operations.preview_redrive(db, EVERY_JOB)
     assert (seen.count, seen.backends) == (24, {"other": 1, "pg-main": 23})
@@ -116,7 +102,7 @@ def moved_on(db: Connection) -> None:
 @pytest.mark.parametrize(
     ("meanwhile", "said"),
     [
-        pytest.param(stuck, "there were 2 then, and are 3 now", id="one more"),
+        pytest.param(stuck_jobs, "there were 2 then, and are 3 now", id="one more"),
         pytest.param(
             lambda db: jobs.redrive(db, 1, fence=1, actor="other", reason="r"),
             "there were 2 then, and are 1 now",
@@ -130,17 +116,17 @@ def moved_on(db: Connection) -> None:
 def test_a_set_that_has_changed_is_refused_and_nothing_is_kept(
     db: Connection, meanwhile: Callable[[Connection], Any], said: str
 ) -> None:
-    stuck(db, "pg-main", "pg-main")
+    stuck_jobs(db, "pg-main", "pg-main")
     digest = operations.preview_redrive(db, EVERY_JOB).digest
     meanwhile(db)
     with pytest.raises(DigestMismatch, match=said):
-        redrive(digest=digest)
+        begun_redrive(digest=digest)
     assert db.execute(text("SELECT count(*) FROM operations")).scalar_one() == 0
     assert db.execute(text("SELECT count(*) FROM operation_items")).scalar_one() == 0
 
 
 def test_a_digest_is_of_its_filter_and_kind_too(db: Connection) -> None:
-    id = stuck(db)[0]
+    id = stuck_jobs(db)[0]
     digests = {
         operations.preview_redrive(db, JobFilter(tenant="acme")).digest,
         operations.preview_redrive(db, EVERY_JOB).digest,
@@ -151,13 +137,13 @@ def test_a_digest_is_of_its_filter_and_kind_too(db: Connection) -> None:
     both = (operations.preview_redrive(db, JobFilter(tenant="nobody")), operations.preview_offboard(db, "nobody"))
     assert len({seen.digest for seen in both}) == 2, "as empty, and of the same words"
     with pytest.raises(DigestMismatch):
-        redrive(digest=operations.preview_redrive(db, JobFilter(tenant="acme")).digest)
+        begun_redrive(digest=operations.preview_redrive(db, JobFilter(tenant="acme")).digest)
     assert job(db, id).state == "stuck"
 
 
 @pytest.mark.parametrize("field", ["backend", "tenant"])
 def test_a_filter_that_nobody_knows_is_a_typing_error_and_no_empty_set(db: Connection, field: str) -> None:
-    stuck(db)
+    stuck_jobs(db)
     unknown = JobFilter(**{field: "pg-mian"})
     with pytest.raises(BadRequest, match=f"there is no {field} 'pg-mian' here"):
         operations.preview_redrive(db, unknown)
@@ -206,7 +192,7 @@ def test_redrive_all_moves_what_redrive_would_and_nothing_else(db: Connection, s
 
 
 def test_redrive_all_sees_what_moved_while_it_waited(db: Connection, connect: Any) -> None:
-    id = stuck(db)[0]
+    id = stuck_jobs(db)[0]
     other = connect()
     other.cursor().execute("UPDATE outbox SET state = 'pending', stuck_reason = NULL")
     done: list[Any] = []
@@ -217,14 +203,14 @@ def test_redrive_all_sees_what_moved_while_it_waited(db: Connection, connect: An
 
     thread = threading.Thread(target=late)
     thread.start()
-    eventually(lambda: somebody_waits(db), what="it waits for the other")
+    eventually(lambda: waits_for_a_lock(db), what="it waits for the other")
     other.commit()
     thread.join()
     assert (done, events_of(db, id)) == ([set()], [])
 
 
 def test_two_sets_in_contrary_order_wait_for_each_other_and_never_in_a_circle(db: Connection, connect: Any) -> None:
-    ids = stuck(db, *["pg-main"] * 2)
+    ids = stuck_jobs(db, *["pg-main"] * 2)
     db.execute(text("UPDATE outbox SET last_error = 'e' WHERE id = :id"), {"id": ids[0]})  # now behind, in the table
     holder = connect()
     holder.cursor().execute("SELECT FROM outbox WHERE id = %s FOR UPDATE", (ids[0],))
@@ -238,7 +224,7 @@ def test_two_sets_in_contrary_order_wait_for_each_other_and_never_in_a_circle(db
 
     thread = threading.Thread(target=act)
     thread.start()
-    eventually(lambda: somebody_waits(db), what="it waits for the first row")
+    eventually(lambda: waits_for_a_lock(db), what="it waits for the first row")
     free = db.execute(text("SELECT id FROM outbox WHERE id = :id FOR UPDATE SKIP LOCKED"), {"id": ids[1]}).scalars()
     holder.commit()
     assert list(free) == [ids[1]], "it does not hold the second yet"
@@ -247,8 +233,8 @@ def test_two_sets_in_contrary_order_wait_for_each_other_and_never_in_a_circle(db
 
 
 def test_one_of_each_backend_goes_first_and_the_others_when_it_has_succeeded(db: Connection) -> None:
-    ids = stuck(db, *["pg-main"] * 3, *["other"] * 2)
-    operation = redrive()
+    ids = stuck_jobs(db, *["pg-main"] * 3, *["other"] * 2)
+    operation = begun_redrive()
     assert step() == 2
     assert [job(db, id).state for id in ids] == ["pending", "stuck", "stuck", "pending", "stuck"]
     assert step() == 0, "their canaries are at work"
@@ -264,8 +250,8 @@ def test_one_of_each_backend_goes_first_and_the_others_when_it_has_succeeded(db:
 
 @pytest.mark.parametrize("end", ["stuck", "cancelled"])
 def test_a_canary_that_fails_stops_its_backend_and_no_other(db: Connection, end: str) -> None:
-    ids = stuck(db, "pg-main", "pg-main", "other", "other")
-    operation = redrive()
+    ids = stuck_jobs(db, "pg-main", "pg-main", "other", "other")
+    operation = begun_redrive()
     step()
     if end == "stuck":
         stick(db, ids[0])
@@ -287,8 +273,8 @@ def test_a_canary_that_fails_stops_its_backend_and_no_other(db: Connection, end:
 
 def test_what_was_done_before_a_canary_s_failure_is_told_as_done(db: Connection) -> None:
     """A canary moved on by somebody else has a successor; it is the successor's failure that stops the rest."""
-    ids = stuck(db, *["pg-main"] * 3)
-    operation = redrive()
+    ids = stuck_jobs(db, *["pg-main"] * 3)
+    operation = begun_redrive()
     jobs.redrive(db, ids[0], fence=1, actor="other", reason="r")
     for _ in range(2):
         step()
@@ -298,7 +284,7 @@ def test_what_was_done_before_a_canary_s_failure_is_told_as_done(db: Connection)
 
 
 def test_a_finished_operation_is_not_taken_up_again(db: Connection) -> None:
-    redrive()
+    begun_redrive()
     step()
     with database.transaction() as session:
         session.execute(text("ALTER TABLE operations DISABLE TRIGGER operations_finished_is_final"))
@@ -310,8 +296,8 @@ def test_a_finished_operation_is_not_taken_up_again(db: Connection) -> None:
 
 
 def test_an_operation_of_canaries_alone_waits_for_them_before_it_has_ended_well(db: Connection) -> None:
-    id = stuck(db)[0]
-    operation = redrive()
+    id = stuck_jobs(db)[0]
+    operation = begun_redrive()
     step()
     assert (step(), now(db, operation).state) == (0, "running")
     succeed(db, id)
@@ -320,8 +306,8 @@ def test_an_operation_of_canaries_alone_waits_for_them_before_it_has_ended_well(
 
 
 def test_a_canary_that_somebody_else_moved_on_has_a_successor(db: Connection) -> None:
-    ids = stuck(db, *["pg-main"] * 4)
-    operation = redrive()
+    ids = stuck_jobs(db, *["pg-main"] * 4)
+    operation = begun_redrive()
     for id in ids[:2]:
         jobs.redrive(db, id, fence=1, actor="other", reason="r")
     assert step() == 0
@@ -334,8 +320,8 @@ def test_a_canary_that_somebody_else_moved_on_has_a_successor(db: Connection) ->
 
 
 def test_where_all_have_moved_on_nothing_is_redriven(db: Connection) -> None:
-    ids = stuck(db, *["pg-main"] * 3)
-    operation = redrive()
+    ids = stuck_jobs(db, *["pg-main"] * 3)
+    operation = begun_redrive()
     for id in ids:
         jobs.redrive(db, id, fence=1, actor="other", reason="r")
         stick(db, id)
@@ -346,8 +332,8 @@ def test_where_all_have_moved_on_nothing_is_redriven(db: Connection) -> None:
 
 
 def test_an_operation_keeps_to_its_rate_by_the_database_s_clock(db: Connection) -> None:
-    ids = stuck(db, *["pg-main"] * 12)
-    redrive(rate=4)
+    ids = stuck_jobs(db, *["pg-main"] * 12)
+    begun_redrive(rate=4)
     step()
     succeed(db, ids[0])
     with database.transaction() as session:
@@ -365,7 +351,7 @@ def test_an_operation_keeps_to_its_rate_by_the_database_s_clock(db: Connection) 
 @pytest.mark.parametrize(("rate", "moved"), [(7, 7), (1000, operations.BATCH)])
 def test_a_step_is_bounded(db: Connection, rate: int, moved: int) -> None:
     many_stuck(db, 150)
-    operation = redrive(rate=rate)
+    operation = begun_redrive(rate=rate)
     step()
     succeed(db, db.execute(text("SELECT id FROM outbox WHERE state = 'pending'")).scalar_one())
     assert step() == moved
@@ -373,8 +359,8 @@ def test_a_step_is_bounded(db: Connection, rate: int, moved: int) -> None:
 
 
 def test_a_worker_leaves_the_operation_that_another_is_at(db: Connection, connect: Any) -> None:
-    stuck(db)
-    operation = redrive()
+    stuck_jobs(db)
+    operation = begun_redrive()
     other = connect()
     other.cursor().execute("SELECT FROM operations WHERE id = %s FOR UPDATE", (operation.id,))
     with database.transaction() as session:
@@ -390,8 +376,8 @@ def test_no_operation_no_step(db: Connection) -> None:
 
 
 def test_four_workers_at_once_redrive_each_job_once(db: Connection) -> None:
-    ids = stuck(db, *["pg-main"] * 60)
-    operation = redrive(rate=20)
+    ids = stuck_jobs(db, *["pg-main"] * 60)
+    operation = begun_redrive(rate=20)
     step()
     succeed(db, ids[0])
     moved = at_once(4, lambda n: sum(step(f"w{n}") for _ in range(6)))
@@ -401,10 +387,10 @@ def test_four_workers_at_once_redrive_each_job_once(db: Connection) -> None:
 
 
 def test_a_double_click_begins_one_operation(db: Connection) -> None:
-    ids = stuck(db, *["pg-main"] * 3)
-    begun = redrive()
+    ids = stuck_jobs(db, *["pg-main"] * 3)
+    begun = begun_redrive()
     with pytest.raises(AlreadyRunning, match="operations list"):
-        redrive(digest=begun.digest)
+        begun_redrive(digest=begun.digest)
     assert at_once(4, lambda n: step(f"w{n}")).count(1) == 1
     assert [job(db, id).state for id in ids] == ["pending", "stuck", "stuck"], "one goes first, and alone"
 
@@ -412,15 +398,15 @@ def test_a_double_click_begins_one_operation(db: Connection) -> None:
 def test_a_teardown_goes_first_where_there_is_one(db: Connection) -> None:
     """A birth may rightly end cancelled, and proves nothing by that."""
     birth = a_job(db, state="stuck", kind="provision", status="deleted")
-    teardown, *_ = stuck(db, "pg-main", "pg-main")
-    redrive()
+    teardown, *_ = stuck_jobs(db, "pg-main", "pg-main")
+    begun_redrive()
     step()
     assert (job(db, birth).state, job(db, teardown).state) == ("stuck", "pending")
 
 
 def test_two_operations_over_the_same_jobs_redrive_each_once(db: Connection) -> None:
-    ids = stuck(db, *["pg-main"] * 40)
-    both = [redrive(rate=10), redrive(JobFilter(backend="pg-main"), rate=10)]
+    ids = stuck_jobs(db, *["pg-main"] * 40)
+    both = [begun_redrive(rate=10), begun_redrive(JobFilter(backend="pg-main"), rate=10)]
     at_once(4, lambda n: [step(f"w{n}") for _ in range(4)])
     for claim in jobs.claim(db, {"pg-main": 99}, slots=99, worker="w"):
         jobs.start(db, claim, worker="w")
@@ -435,16 +421,17 @@ def test_two_operations_over_the_same_jobs_redrive_each_once(db: Connection) -> 
 def test_an_operation_that_fails_each_time_does_not_stand_before_the_others(
     db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stuck(db, "pg-main", "other")
-    broken, fine = redrive(JobFilter(backend="other")), redrive(JobFilter(backend="pg-main"))
-    honest = operations._redrive
+    stuck_jobs(db, "pg-main", "other")
+    broken, fine = begun_redrive(JobFilter(backend="other")), begun_redrive(JobFilter(backend="pg-main"))
+    module = sys.modules["outbox.operations.advance"]  # the package has a function of that name
+    honest = module._redrive
 
     def failing(session: Connection, operation: Any, worker: str) -> Any:
         if operation.id == broken.id:
             raise RuntimeError("a bug")
         return honest(session, operation, worker)
 
-    monkeypatch.setattr(operations, "_redrive", failing)
+    monkeypatch.setattr(module, "_redrive", failing)
     for _ in range(60):
         try:
             step()
@@ -455,7 +442,7 @@ def test_an_operation_that_fails_each_time_does_not_stand_before_the_others(
 
 
 def test_a_finished_operation_stays_finished_whoever_writes(db: Connection) -> None:
-    operation = redrive()
+    operation = begun_redrive()
     step()
     assert now(db, operation).state == "succeeded", "there was nothing to do"
     with pytest.raises(sa.exc.IntegrityError, match="a finished operation is final"):
@@ -473,8 +460,8 @@ def test_a_finished_operation_stays_finished_whoever_writes(db: Connection) -> N
     ],
 )
 def test_the_checks_hold_whoever_writes(db: Connection, name: str, change: str) -> None:
-    stuck(db)
-    redrive()
+    stuck_jobs(db)
+    begun_redrive()
     with pytest.raises(sa.exc.IntegrityError, match=f'violates check constraint "{name}"'):
         db.execute(text(f"UPDATE {change}"))
 
@@ -500,7 +487,7 @@ def test_a_hundred_thousand_stuck_jobs_pass_through_the_database_and_not_through
     tracemalloc.start()
     try:
         begun = -time.monotonic()
-        operation = redrive(rate=1000)
+        operation = begun_redrive(rate=1000)
         begun += time.monotonic()
         step()
         succeed(db, db.execute(text("SELECT id FROM outbox WHERE state = 'pending'")).scalar_one())
@@ -607,7 +594,7 @@ def test_enqueue_all_locks_in_one_order(db: Connection, connect: Any) -> None:
 
     thread = threading.Thread(target=act)
     thread.start()
-    eventually(lambda: somebody_waits(db), what="it waits for the first row")
+    eventually(lambda: waits_for_a_lock(db), what="it waits for the first row")
     db.execute(text("SET lock_timeout = '1s'"))
     db.execute(text("SELECT FROM resources WHERE id = :id FOR UPDATE"), {"id": second})
     holder.commit()
@@ -635,8 +622,8 @@ def stop(operation: Operation) -> Operation:
 
 
 def test_a_stopped_operation_leaves_alone_what_it_has_not_done_and_tells_who_and_why(db: Connection) -> None:
-    ids = stuck(db, *["pg-main"] * 3, "other", "other")
-    operation, neighbour = redrive(JobFilter(backend="pg-main")), redrive(JobFilter(backend="other"))
+    ids = stuck_jobs(db, *["pg-main"] * 3, "other", "other")
+    operation, neighbour = begun_redrive(JobFilter(backend="pg-main")), begun_redrive(JobFilter(backend="other"))
     while not jobs_pending(db, ids[0]):
         step()
     ended = stop(operation)
@@ -664,8 +651,8 @@ def test_a_stopped_offboarding_deletes_nothing_more(db: Connection) -> None:
 
 
 def test_what_had_failed_before_an_operation_was_stopped_is_told_too(db: Connection) -> None:
-    ids = stuck(db, *["pg-main"] * 2, "other", "other")
-    operation = redrive()
+    ids = stuck_jobs(db, *["pg-main"] * 2, "other", "other")
+    operation = begun_redrive()
     step()
     stick(db, ids[0])
     step()
@@ -677,7 +664,7 @@ def test_what_had_failed_before_an_operation_was_stopped_is_told_too(db: Connect
 
 
 def test_an_operation_ends_once(db: Connection) -> None:
-    operation = redrive()
+    operation = begun_redrive()
     step()
     db.execute(text("ALTER TABLE operations DISABLE TRIGGER operations_finished_is_final"))
     with pytest.raises(AlreadyFinished, match=f"operation {operation.id} has ended already: succeeded"):
@@ -688,21 +675,21 @@ def test_an_operation_ends_once(db: Connection) -> None:
 
 
 def test_a_stop_waits_for_the_step_that_is_under_way_and_keeps_what_it_did(db: Connection) -> None:
-    stuck(db, "pg-main", "other", "other")
-    operation, ended = redrive(), []
+    stuck_jobs(db, "pg-main", "other", "other")
+    operation, ended = begun_redrive(), []
     thread = threading.Thread(target=lambda: ended.append(stop(operation)))
     with database.transaction() as session:
         assert operations.advance(session, worker="w")[0] == 2
         thread.start()
-        eventually(lambda: somebody_waits(db), what="the stop waits for the step")
+        eventually(lambda: waits_for_a_lock(db), what="the stop waits for the step")
     thread.join()
     assert [o.state for o in ended] == ["stopped"]
     assert sorted(map(str, outcomes(db, operation))) == ["redriven", "redriven", "stopped"]
 
 
 def test_progress_names_the_jobs_that_are_stuck_and_until_when_what_goes_first_waits(db: Connection) -> None:
-    ids = stuck(db, "pg-main", "other")
-    operation = redrive()
+    ids = stuck_jobs(db, "pg-main", "other")
+    operation = begun_redrive()
     step()
     assert [c.next_attempt_at for c in queries.operation(db, operation.id)[1].canaries] == [None, None]
     stick(db, ids[1])
@@ -722,7 +709,7 @@ def test_an_unknown_operation_is_not_found(db: Connection) -> None:
 
 
 def test_operations_are_listed_newest_first_by_cursor(db: Connection) -> None:
-    ids = [redrive(JobFilter(older_than=dt.timedelta(days=days))).id for days in range(5)]
+    ids = [begun_redrive(JobFilter(older_than=dt.timedelta(days=days))).id for days in range(5)]
     first = queries.list_operations(db, limit=3)
     rest = queries.list_operations(db, limit=3, cursor=first.next_cursor)
     assert [o.id for o in first.items + rest.items] == ids[::-1]

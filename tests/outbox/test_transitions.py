@@ -29,7 +29,7 @@ from tests.support.factories import (
     status_of,
 )
 from tests.support.transitions import module_of
-from tests.support.witness import eventually
+from tests.support.witness import eventually, waits_for_a_lock
 
 Act = Callable[[Connection, Claim], Any]
 
@@ -73,11 +73,6 @@ WORKER_S = sorted(set(ACTS) - {"claim", "sweep", "redrive", "resolve"})  # each 
 
 def _nothing() -> None:
     raise ClaimLost("no row fitted")
-
-
-def somebody_waits(db: Connection) -> bool:
-    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    return db.execute(text(waiting)).first() is not None
 
 
 def test_every_transition_is_tried() -> None:
@@ -362,7 +357,7 @@ def test_a_look_that_locks_nothing_still_moves_nothing_twice(
 
     thread = threading.Thread(target=late)
     thread.start()
-    eventually(lambda: somebody_waits(db), what="it picked what the other is moving")
+    eventually(lambda: waits_for_a_lock(db), what="it picked what the other is moving")
     other.commit()
     thread.join()
     assert moved in ([0], [[]])
@@ -469,7 +464,7 @@ def test_a_delete_at_the_moment_of_a_birth_s_start_comes_before_it_or_sees_its_m
 
     thread = threading.Thread(target=start)
     thread.start()
-    eventually(lambda: somebody_waits(db), what="the start waits for the DELETE")
+    eventually(lambda: waits_for_a_lock(db), what="the start waits for the DELETE")
     delete.commit()
     thread.join()
     assert len(refused) == 1
@@ -493,7 +488,7 @@ def test_a_birth_that_ends_at_the_moment_of_the_teardown_s_end_comes_before_it_o
 
     thread = threading.Thread(target=activate)
     thread.start()
-    eventually(lambda: somebody_waits(db), what="the birth waits for the teardown")
+    eventually(lambda: waits_for_a_lock(db), what="the birth waits for the teardown")
     teardown.commit()
     thread.join()
     assert [type(error) for error in lost] == [ClaimLost]
@@ -625,7 +620,7 @@ def _meanwhile(db: Connection, holder: Any, act: Callable[[Connection], Any], ta
 
     thread = threading.Thread(target=run)
     thread.start()
-    eventually(lambda: somebody_waits(db), what="it waits for the first row")
+    eventually(lambda: waits_for_a_lock(db), what="it waits for the first row")
     db.execute(text("SET lock_timeout = '1s'"))
     db.execute(text(f"SELECT FROM {table} WHERE id = :id FOR UPDATE"), {"id": other})
     holder.commit()
@@ -648,7 +643,7 @@ def test_who_waited_for_a_claim_that_moved_on_meanwhile_moves_nothing(db: Connec
 
     thread = threading.Thread(target=run)
     thread.start()
-    eventually(lambda: somebody_waits(db), what="it waits for the other")
+    eventually(lambda: waits_for_a_lock(db), what="it waits for the other")
     other.commit()
     thread.join()
     assert (done, events_of(db, claim.id)) == ([set()], ["claimed"])

@@ -87,7 +87,7 @@ class Deletions(threading.Thread):
         flag = f"heard:{uuid.uuid4()}"
         self.server.client.set(flag, 1)
         self.server.client.delete(flag)
-        eventually(lambda: self.count[flag], 30, "redis-main's events")
+        eventually(lambda: self.count[flag], what="redis-main's events")
 
     def stop(self) -> None:
         self.ending.set()
@@ -210,7 +210,7 @@ class Story:
         trace = self.folder / "trace"
         try:
             self.set_up()
-            self.fork("straight", "worker", RESCUER | {"DOOM_TRACE": str(trace)})
+            self.fork("straight", "worker", RESCUER | {"CRASH_TRACE": str(trace)})
             self.recovered()
             reached = trace.read_text().splitlines()
             self.bury()
@@ -227,9 +227,9 @@ class Story:
 
     def doom(self) -> dict[str, str]:
         return {
-            "DOOM_AT": f"{self.cell.moment}:{self.cell.at}",
-            "DOOM_ONCE": str(self.folder / "died"),
-            "DOOM_TRACE": str(self.folder / "reached"),
+            "CRASH_AT": f"{self.cell.moment}:{self.cell.at}",
+            "CRASH_ONCE": str(self.folder / "died"),
+            "CRASH_TRACE": str(self.folder / "reached"),
         }
 
     def rescuer(self) -> str:

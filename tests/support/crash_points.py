@@ -3,20 +3,17 @@
 The product has no failpoints: this entry point puts them around it. A boundary is the statement of a
 transition on the control database, or a statement or command that changes a backend.
 
-    DOOM_AT=before:DROP DATABASE python -m tests.support.crash_points worker
+    CRASH_AT=before:DROP DATABASE python -m tests.support.crash_points worker
 
 `before` is before the statement leaves the process; `after` is when the server has answered, so has
-committed, and the process has not yet used the answer. `COMMIT#2` is the second COMMIT. DOOM_BY is the
-signal (SIGKILL), DOOM_ONCE a file whose existence spares the process, so that a restart lives,
-DOOM_ONLY a name that a statement on PostgreSQL must be about, and DOOM_TRACE a file that gets the name
+committed, and the process has not yet used the answer. `COMMIT#2` is the second COMMIT. CRASH_SIGNAL is the
+signal (SIGKILL), CRASH_ONCE a file whose existence spares the process, so that a restart lives,
+CRASH_ONLY a name that a statement on PostgreSQL must be about, and CRASH_TRACE a file that gets the name
 of each boundary reached.
 """
 
 import contextvars
-import ctypes
-import faulthandler
 import functools
-import importlib
 import os
 import re
 import signal
@@ -55,7 +52,7 @@ _COUNTS = "INSERT INTO brake_starts"
 _WRITES = {"SET", "ACL SETUSER", "ACL SAVE", "ACL DELUSER", "CLIENT KILL", "EVAL"}
 
 
-def doom(env: Mapping[str, str] = os.environ) -> None:
+def install(env: Mapping[str, str] = os.environ) -> None:
     """Put the boundaries around the product, in this process."""
     reach = _Reach(env)
     _around_transitions(reach)
@@ -68,13 +65,13 @@ class _Reach:
     """Called at each boundary; the one it waits for is the last."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
-        self.moment, _, where = env.get("DOOM_AT", "").partition(":")
+        self.moment, _, where = env.get("CRASH_AT", "").partition(":")
         self.words, _, nth = where.partition("#")
         self.nth = int(nth or 1)
-        self.signal = getattr(signal, env.get("DOOM_BY", "SIGKILL"))
-        self.once = Path(env["DOOM_ONCE"]) if "DOOM_ONCE" in env else None
-        self.trace = Path(env["DOOM_TRACE"]) if "DOOM_TRACE" in env else None
-        self.only = env.get("DOOM_ONLY", "")
+        self.signal = getattr(signal, env.get("CRASH_SIGNAL", "SIGKILL"))
+        self.once = Path(env["CRASH_ONCE"]) if "CRASH_ONCE" in env else None
+        self.trace = Path(env["CRASH_TRACE"]) if "CRASH_TRACE" in env else None
+        self.only = env.get("CRASH_ONLY", "")
         self.seen = 0
         self.lock = threading.Lock()
 
@@ -211,47 +208,6 @@ def command_name(words: tuple[Any, ...]) -> str | None:
     return "EVAL UNLINK" if name == "EVAL" else name
 
 
-def warm() -> None:
-    """Import what a worker or an API imports sooner or later, for whom forks from here: it is most of a start."""
-    for name in (
-        "api.app",
-        "celery.app.amqp",
-        "celery.app.log",
-        "celery.bin.celery",
-        "celery.concurrency.thread",
-        "celery.contrib.migrate",
-        "celery.fixups.django",
-        "celery.worker.autoscale",
-        "celery.worker.components",
-        "celery.worker.consumer",
-        "celery.worker.control",
-        "celery.worker.loops",
-        "encodings.idna",
-        "kombu.transport.redis",
-        "psycopg2.extras",
-        "sqlalchemy.dialects.postgresql.psycopg2",
-        "uvicorn.lifespan.on",
-        "uvicorn.loops.auto",
-        "uvicorn.protocols.http.auto",
-        "uvicorn.protocols.websockets.auto",
-    ):
-        importlib.import_module(name)
-
-
-def live(part: str, env: dict[str, str], log: str) -> None:
-    """Be `deprovisioner PART` in a process that was forked with everything imported."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the tests
-    os.environ.clear()
-    os.environ.update(env)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    faulthandler.register(signal.SIGUSR2, file=file, all_threads=True)
-    doom()
-    cli.main([part])
-
-
 if __name__ == "__main__":
-    doom()
+    install()
     cli.main(sys.argv[1:])

@@ -6,8 +6,10 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from outbox import jobs
-from outbox.rows import Claim, Job
+from outbox import db as database
+from outbox import jobs, operations
+from outbox.queries import EVERY_JOB, JobFilter
+from outbox.rows import Claim, Job, Operation
 
 
 def a_resource(
@@ -136,3 +138,32 @@ def a_look(db: Connection, id: int, found: str = "absent", *, fence: int | None 
 
 def resolved(db: Connection, id: int) -> Job:
     return jobs.resolve(db, id, fence=job(db, id).fence, actor="op", reason="r")
+
+
+def a_stuck_job(db: Connection, *, tenant: str = "acme", error: str = "boom", hours: int = 0, **words: str) -> int:
+    """A stuck job of a tenant, with its error and age."""
+    reason = words.pop("reason", "refused")
+    id = a_job(db, state="stuck", **words)  # type: ignore[arg-type]
+    db.execute(
+        text("""UPDATE outbox SET stuck_reason = :reason, last_error = :error,
+                created_at = now() - :hours * interval '1 hour' WHERE id = :id"""),
+        {"id": id, "reason": reason, "error": error, "hours": hours},
+    )
+    whose = "UPDATE resources SET tenant = :tenant FROM outbox WHERE outbox.id = :id AND resources.id = resource_id"
+    db.execute(text(whose), {"id": id, "tenant": tenant})
+    return id
+
+
+def stuck_jobs(db: Connection, *backends: str) -> list[int]:
+    """A stuck teardown on each of these backends."""
+    return [a_job(db, state="stuck", backend=backend) for backend in backends or ("pg-main",)]
+
+
+def begun_redrive(wanted: JobFilter = EVERY_JOB, **words: Any) -> Operation:
+    """An operation on what its own preview found."""
+    with database.snapshot() as session:
+        digest = operations.preview_redrive(session, wanted).digest
+    with database.transaction() as session:
+        return operations.begin_redrive(
+            session, wanted, **{"reason": "mended", "actor": "op", "digest": digest} | words
+        )

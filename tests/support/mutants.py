@@ -26,8 +26,8 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from tests.conftest import KEPT, serving
 from tests.mutations import EQUIVALENT, MUTANTS, Mutant, Stale
+from tests.support.servers import KEPT, serving
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("deprovisioner", "outbox", "api", "worker", "migrations", "tests")
@@ -80,7 +80,8 @@ class Copy:
         self.env = os.environ | {
             "PYTHONPATH": str(self.tree),
             "TMPDIR": str(self._temporary),
-            KEPT: self._servers.tell(),
+            KEPT: self._servers.to_json(),
+            "TEST_PATIENCE_SECONDS": "20",
         }
         self.env.pop("PYTEST_ADDOPTS", None)
         self._is_what_python_imports()

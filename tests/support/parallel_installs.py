@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import BACKENDS, Servers, _forget, _in, _settle
 from tests.support.crash_cells import Deletions, Lane
+from tests.support.servers import BACKENDS, Servers, clear_caches, database_dsn, use_environment
 
 _NUMBERS = itertools.count()
 
@@ -36,7 +36,7 @@ def lanes(servers: Servers, template: str, folder: Path) -> Iterator[Callable[[]
         servers.control.query(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         opened[name] = Lane(
             env,
-            _in(servers.control.dsn, name),
+            database_dsn(servers.control.dsn, name),
             folder,
             pg=servers.pg,
             cache=servers.redis,
@@ -46,7 +46,7 @@ def lanes(servers: Servers, template: str, folder: Path) -> Iterator[Callable[[]
         return opened[name]
 
     with pytest.MonkeyPatch.context() as patch:
-        _settle(patch, env)
+        use_environment(patch, env)
         try:
             yield lane
         finally:
@@ -54,4 +54,4 @@ def lanes(servers: Servers, template: str, folder: Path) -> Iterator[Callable[[]
             for name, made in opened.items():
                 made.close()
                 servers.control.query(f"DROP DATABASE {name} WITH (FORCE)")
-            _forget()
+            clear_caches()

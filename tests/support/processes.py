@@ -8,34 +8,46 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import click
 import httpx
 import psutil
 from celery import Celery
 from pytest_celery import CeleryTestWorker
 from pytest_celery.vendors.worker.container import CeleryWorkerContainer
 
+from deprovisioner.cli import main
 from deprovisioner.up import servers as embedded
+from tests.support import forked
 from tests.support.witness import eventually
 
-ROOT = Path(__file__).parent.parent.parent
-# A start is a second of CPU; on a machine that is full of other tests' processes it may wait for that.
-START_SECONDS = 60
+ROOT = forked.ROOT
+# A start takes a second of CPU, for which a busy machine may let it wait.
+START_SECONDS = 120
 
 
 class Process:
-    """What docker-py calls a container, for a process: start, signal, read its log."""
+    """What docker-py calls a container, for a process: start, signal, read its log.
+
+    `argv` begins with a program, or with a command of `deprovisioner`: then the process is forked (`forked.py`).
+    """
 
     def __init__(self, name: str, argv: list[str], env: Mapping[str, str], log: Path) -> None:
         self.name = name
         self.argv = argv
         self.env = dict(env)
         self.log = log
-        self.popen: subprocess.Popen[bytes] | None = None
+        self.popen: subprocess.Popen[bytes] | forked.Forked | None = None
         self.attrs = {"NetworkSettings": {"Networks": {}, "Ports": {}}, "Config": {"Env": []}}
         self.start()
 
     def start(self) -> None:
+        self.log.touch()
+        if self.argv[0] in main.list_commands(click.Context(main)):
+            crash_points = any(name.startswith("CRASH_") for name in self.env)
+            self.popen = forked.Forked(self.argv, self.env, self.log, crash_points=crash_points)
+            return
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(self.argv, env=self.env, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
 
@@ -107,7 +119,7 @@ class System:
         port = embedded.free_port()
         url = f"http://127.0.0.1:{port}"
         name = f"api-{len(self.apis)}"
-        command = [sys.executable, *(argv or ("-m", "deprovisioner.cli", "api"))]
+        command = [sys.executable, *argv] if argv else ["api"]
         process = Process(
             name, command, self.env | env | {"DEPROVISIONER_API_PORT": str(port)}, self.logs / f"{name}.log"
         )
@@ -119,20 +131,18 @@ class System:
     def worker(self, *argv: str, ready: bool = True, **env: str) -> CeleryTestWorker:
         """A new worker process, as a pytest-celery node."""
         name = f"worker-{len(self.workers)}"
-        command = [sys.executable, *(argv or ("-m", "deprovisioner.cli", "worker"))]
+        command = [sys.executable, *argv] if argv else ["worker"]
         process = Process(name, command, self.env | env, self.logs / f"{name}.log")
         node = CeleryTestWorker(ProcessContainer(process), Celery("tests", set_as_current=False))
         self.workers.append(node)
         if ready:
-            node.wait_for_log('"worker_ready"', timeout=START_SECONDS)
+            eventually(lambda: _ready(process), START_SECONDS, f"{name} is ready")
+            assert process.status == "running", process.logs().decode()
         return node
 
     def cli(self, *words: str, **env: str) -> "subprocess.CompletedProcess[str]":
-        """The command line, as a person at a shell has it."""
-        argv = [sys.executable, "-m", "deprovisioner.cli", *words]
-        return subprocess.run(
-            argv, env=self.env | env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-        )
+        """One command, as a person at a shell runs it."""
+        return forked.run(words, self.env | env)
 
     def stop(self) -> None:
         for worker in self.workers:
@@ -141,9 +151,25 @@ class System:
             api.stop()
 
 
+def shell(env: Mapping[str, str], *words: str) -> "subprocess.CompletedProcess[str]":
+    """One command, as a person at a shell runs it, with these variables of ours and no others."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("DEPROVISIONER_")}
+    return forked.run(words, kept | dict(env))
+
+
+def interruptible(argv: list[str], **options: Any) -> "subprocess.Popen[str]":
+    """Start a child that Ctrl-C ends, even where the tests ignore SIGINT, as `make test &` of a script does."""
+    # An ignored signal is inherited; Python raises KeyboardInterrupt only where SIGINT was not ignored at its start.
+    return subprocess.Popen(argv, text=True, preexec_fn=_interruptible, **options)  # noqa: PLW1509
+
+
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def client(url: str, token: str, **options: object) -> httpx.Client:
     """An HTTP client of one caller."""
-    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30, **options)
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=60, **options)
 
 
 def descendants(pid: int) -> list[SimpleNamespace]:
@@ -153,6 +179,10 @@ def descendants(pid: int) -> list[SimpleNamespace]:
         with contextlib.suppress(psutil.NoSuchProcess):
             found.append(SimpleNamespace(pid=child.pid, line=" ".join(child.cmdline())))
     return found
+
+
+def _ready(worker: Process) -> bool:
+    return b'"worker_ready"' in worker.logs() or worker.status == "exited"
 
 
 def _answers(url: str) -> bool:

@@ -1,4 +1,4 @@
-"""A backend of a third party's, whose server is a Python set."""
+"""A backend whose server is a Python set: a kind that a third party might have written."""
 
 import uuid
 from collections.abc import Callable

@@ -1,5 +1,6 @@
 """What the servers themselves say: independent of the code under test."""
 
+import os
 import re
 import time
 import uuid
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import psycopg2
 import redis
+from sqlalchemy import Connection, text
 
 _LINE = re.compile(r"^\S+ \S+ \S+ \[(?P<pid>\d+)\] (?:\S+ )?(?P<level>[A-Z]+): +(?P<text>.*)$")
 
 # With log_statement = all: one line a message of the client's, its further lines behind a tab.
 _SAID = re.compile(r"^\S+ \S+ \S+ \[(?P<pid>\d+)\] \S+@(?P<database>\S+) LOG: +statement: (?P<sql>.*)$")
 _ACT = re.compile(r'statement: (CREATE|DROP) DATABASE "?([^"; ]+)')
+# Seconds. It only keeps a test from hanging, on a machine of any speed; with a guard taken out, tests hang a lot.
+PATIENCE = float(os.environ.get("TEST_PATIENCE_SECONDS", "120"))
 _BEGINNINGS = ("starting PostgreSQL", "all server processes terminated")
 
 
@@ -145,8 +149,16 @@ class RedisServer:
         return manifest["user"] in self.users() or bool(self.keys(manifest["prefix"]))
 
 
-def eventually(happened: Callable[[], object], within: float = 20, what: str = "", *, every: float = 0.02) -> object:
-    """The first true answer; fails after `within` seconds."""
+def waits_for_a_lock(db: Connection) -> bool:
+    """Whether a session of the control database waits for a lock that another holds."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    return db.execute(text(waiting)).first() is not None
+
+
+def eventually(
+    happened: Callable[[], object], within: float = PATIENCE, what: str = "", *, every: float = 0.02
+) -> object:
+    """The first true answer; fails after `within` seconds. Say how many only where that is what the test is about."""
     deadline = time.monotonic() + within
     while True:
         if answer := happened():
@@ -160,3 +172,14 @@ def an_acl_user(server: RedisServer) -> str:
     user = f"u_{uuid.uuid4().hex}"
     server.client.execute_command("ACL", "SETUSER", user, "on", ">p", "~x", "+@all")
     return user
+
+
+def slowness() -> float:
+    """How many times longer than alone a process takes for its work now; 1 on a quiet machine.
+
+    A bound on a time is multiplied by it, so that the bound holds beside whatever else the machine does.
+    """
+    began, worked = time.perf_counter(), time.thread_time()
+    while time.thread_time() - worked < 0.05:
+        pass
+    return max(1.0, (time.perf_counter() - began) / 0.05)

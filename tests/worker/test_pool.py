@@ -11,8 +11,9 @@ from sqlalchemy import Connection
 from structlog.testing import capture_logs
 
 from outbox import audit, doorbell, jobs, observations, operations
-from tests.outbox.test_operations import redrive, stuck
 from tests.support.factories import a_job, a_resource, job, status_of
+from tests.support.factories import begun_redrive as redrive
+from tests.support.factories import stuck_jobs as stuck
 from tests.support.pools import fails, failures, pool, running, wanted
 from tests.support.witness import eventually
 

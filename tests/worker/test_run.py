@@ -18,11 +18,10 @@ from outbox import jobs
 from outbox.errors import Refused, Transient, Unavailable
 from outbox.rows import Claim
 from outbox.states import StuckReason
-from tests.outbox.test_transitions import somebody_waits
 from tests.support.factories import a_claim, a_job, claim_of, claims, events_of, job, status_of
 from tests.support.shelf import Shelf, fail
 from tests.support.transitions import module_of
-from tests.support.witness import eventually
+from tests.support.witness import eventually, waits_for_a_lock
 from worker.backends import Absent, Different, Same
 from worker.run import Batches, Run
 
@@ -102,7 +101,7 @@ def test_a_locked_resource_delays_no_other_job(db: Connection, connect: Any) -> 
     holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held.resource_id),))
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(Run(held, Shelf(), worker="w1", batches=batches))
-        eventually(lambda: somebody_waits(db), what="it waits by itself")
+        eventually(lambda: waits_for_a_lock(db), what="it waits by itself")
         going = pool.submit(Run(free, Shelf(), worker="w1", batches=batches))
         assert wait([going], database.STATEMENT_TIMEOUT_MS / 2000).done, "sooner than a statement gives up waiting"
         assert (job(db, free.id).state, waiting.done()) == ("succeeded", False)

@@ -8,7 +8,7 @@ import pytest
 
 from outbox import settings
 from outbox.errors import SettingsError
-from tests.conftest import _settle
+from tests.support.servers import use_environment
 from worker.backends.addresses import address_of
 
 SECRET = "hunter2-of-pg-main"
@@ -31,7 +31,7 @@ brake = "10/1h"
 def backends(settled: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "literal.toml"
     path.write_text(BACKENDS)
-    _settle(monkeypatch, settled | {"DEPROVISIONER_BACKENDS": str(path)})
+    use_environment(monkeypatch, settled | {"DEPROVISIONER_BACKENDS": str(path)})
     return path
 
 

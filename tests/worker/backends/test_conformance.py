@@ -15,7 +15,7 @@ import redis
 
 from deprovisioner.up import servers as embedded
 from outbox.errors import Refused, Unavailable
-from tests.conftest import Servers
+from tests.support.servers import Servers
 from tests.support.witness import PgServer, RedisServer
 from worker.backends import Absent, Backend, Different, Same
 from worker.backends.postgres import Postgres

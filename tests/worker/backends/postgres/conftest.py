@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Servers
+from tests.support.servers import Servers
 from tests.support.witness import PgServer
 from worker.backends.postgres import Postgres
 

@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 
 from outbox.errors import Unavailable
-from tests.conftest import Servers
+from tests.support.servers import Servers
 from tests.support.witness import PgServer, eventually
 from worker.backends.postgres import Postgres, destroy, identity
 

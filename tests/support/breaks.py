@@ -1,0 +1,375 @@
+"""An installation after honest work, and one way to break it for each check of the doctor."""
+
+import datetime as dt
+import json
+import uuid
+from collections.abc import Callable
+
+from sqlalchemy import Connection, text
+
+import migrations
+from outbox import audit, breakers, holds, jobs, observations, resources, settings
+from outbox import db as database
+from outbox.doctor import Finding, examine
+from outbox.resources import NewResource
+from outbox.rows import Claim
+from outbox.states import Found, HoldScope, StuckReason
+from tests.support.factories import a_resource
+
+
+class World:
+    """An installation after honest work, each job in a state of its own; and ways to write past the product."""
+
+    def __init__(self, db: Connection) -> None:
+        self.db = db
+        self.active = self.born()
+        self.deleted = self.torn_down()
+        self.rolled_back = self.failed_birth()
+        self.cured = self.redriven()
+        self.resolved = self.seen_gone()
+        self.forced = self.forced_by_two()
+        self.swept = self.lost()
+        self.running = self.claimed(self.enqueue(self.born()))
+        jobs.start(db, self.running, worker="w1")
+        self.deferred = self.enqueue(self.born())
+        jobs.defer(db, self.claimed(self.deferred), worker="w1", error="out of reach", delay=3600)
+        self.pending = self.enqueue(self.born())
+
+    def register(self) -> int:
+        new = NewResource(tenant="acme", kind="postgres", backend="pg-main", name="orders")
+        return resources.register(self.db, new, actor="me")[1].id
+
+    def enqueue(self, resource: uuid.UUID) -> int:
+        return jobs.enqueue(self.db, resource, actor="me").job.id
+
+    def claimed(self, job: int) -> Claim:
+        self.db.execute(text("UPDATE outbox SET available_at = now() WHERE id = :id"), {"id": job})
+        (claim,) = jobs.claim(self.db, {"pg-main": 9}, slots=9, worker="w1")
+        assert claim.id == job
+        return claim
+
+    def started_birth(self) -> Claim:
+        claim = self.claimed(self.register())
+        plan = {"database": "d", "generation": str(claim.generation)}
+        jobs.start_provision(self.db, claim, worker="w1", manifest=plan, credentials=b"sealed")
+        return claim
+
+    def born(self) -> uuid.UUID:
+        claim = self.started_birth()
+        jobs.activate(
+            self.db, claim, worker="w1", manifest={"database": "d", "oid": 7, "generation": str(claim.generation)}
+        )
+        return claim.resource_id
+
+    def torn_down(self) -> Claim:
+        job = self.enqueue(self.born())
+        first = self.claimed(job)
+        jobs.start(self.db, first, worker="w1")
+        jobs.retry(self.db, first, worker="w1", error="still there")
+        second = self.claimed(job)
+        jobs.start(self.db, second, worker="w1")
+        jobs.complete(self.db, second, worker="w1", seen={"database": None})
+        return second
+
+    def failed_birth(self) -> Claim:
+        birth = self.started_birth()
+        jobs.rollback(self.db, birth, worker="w1", error="no space")
+        (undo,) = jobs.claim(self.db, {"pg-main": 9}, slots=9, worker="w1")
+        jobs.complete(self.db, undo, worker="w1", seen={"never_made": True})
+        return birth
+
+    def stuck(self) -> Claim:
+        claim = self.claimed(self.enqueue(self.born()))
+        jobs.stick(self.db, claim, worker="w1", why=StuckReason.REFUSED, error="another's")
+        return claim
+
+    def redriven(self) -> Claim:
+        first = self.stuck()
+        jobs.redrive(self.db, first.id, fence=first.fence, actor="op", reason="looked")
+        second = self.claimed(first.id)
+        jobs.complete(self.db, second, worker="w1", seen={"database": None})
+        return second
+
+    def seen_gone(self) -> Claim:
+        claim = self.stuck()
+        observations.ask(self.db, claim.id, actor="op")
+        (look,) = observations.take(self.db, {"pg-main": 1}, slots=1)
+        assert observations.record(self.db, look, worker="w1", found=Found.ABSENT, seen={"database": None})
+        jobs.resolve(self.db, claim.id, fence=claim.fence, actor="op", reason="dropped by hand")
+        return claim
+
+    def forced_by_two(self) -> Claim:
+        claim = self.stuck()
+        for who in ("token:1:a", "token:2:b"):
+            jobs.resolve_forced(self.db, claim.id, fence=claim.fence, actor=who, reason="the server is scrap")
+        return claim
+
+    def lost(self) -> Claim:
+        first = self.claimed(self.enqueue(self.born()))
+        self.db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s' WHERE id = :id"), vars(first))
+        assert jobs.sweep(self.db, actor="w2") == 1
+        second = self.claimed(first.id)
+        jobs.complete(self.db, second, worker="w2", seen={"database": None})
+        return second
+
+    def write(self, sql: str, **words: object) -> int:
+        """A write that no trigger sees; how many rows it touched."""
+        self.db.execute(text("SET session_replication_role = replica"))
+        try:
+            return self.db.execute(text(sql), words).rowcount
+        finally:
+            self.db.execute(text("RESET session_replication_role"))
+
+    def forget(self, job: int, event: str, fence: int) -> None:
+        gone = "DELETE FROM events WHERE job_id = :job AND event = :event AND fence = :fence"
+        assert self.write(gone, job=job, event=event, fence=fence) == 1
+
+    def tell(self, job: int, resource: uuid.UUID, event: str, fence: int, at: str = "0", **detail: object) -> None:
+        told = {"job": job, "resource": resource, "event": event, "fence": fence, "detail": json.dumps(detail)}
+        self.db.execute(
+            text(f"""
+            INSERT INTO events (job_id, resource_id, fence, event, actor, detail, at)
+            VALUES (:job, :resource, :fence, :event, 'w1', CAST(:detail AS jsonb), now() - interval '{at}')"""),
+            told,
+        )
+
+    def checkpoint(self) -> audit.Checkpoint | None:
+        with database.transaction() as session:
+            return audit.checkpoint(session, actor="me", every=dt.timedelta(0))
+
+    def resource_of(self, job: int) -> uuid.UUID:
+        return self.db.execute(text("SELECT resource_id FROM outbox WHERE id = :id"), {"id": job}).scalar_one()
+
+
+def findings() -> dict[str, Finding]:
+    """What the doctor finds now, by code."""
+    with database.snapshot() as session:
+        return {finding.check.code: finding for finding in examine(session, head=migrations.head())}
+
+
+# -- one break for each check: it returns the id that must be named, and which other checks see it too ----------------
+
+Broken = tuple[object, set[str]]
+BREAKS: dict[str, Callable[[World], Broken]] = {}
+
+
+def breaks(code: str) -> Callable[[Callable[[World], Broken]], Callable[[World], Broken]]:
+    def keep(act: Callable[[World], Broken]) -> Callable[[World], Broken]:
+        BREAKS[code] = act
+        return act
+
+    return keep
+
+
+@breaks("schema_not_at_head")
+def _(w: World) -> Broken:
+    w.write("UPDATE alembic_version SET version_num = '0000'")
+    return "0000", set()
+
+
+@breaks("guard_missing")
+def _(w: World) -> Broken:
+    w.write("ALTER TABLE outbox DISABLE TRIGGER outbox_fence_never_falls")
+    return "outbox_fence_never_falls", set()
+
+
+@breaks("index_missing")
+def _(w: World) -> Broken:
+    w.write("DROP INDEX outbox_pending")
+    return "outbox_pending", set()
+
+
+@breaks("deleting_without_job")
+def _(w: World) -> Broken:
+    resource = w.resource_of(w.pending)
+    w.write("DELETE FROM outbox WHERE id = :id", id=w.pending)
+    return resource, set()
+
+
+@breaks("provisioning_without_job")
+def _(w: World) -> Broken:
+    return a_resource(w.db, status="provisioning"), set()
+
+
+@breaks("active_without_identity")
+def _(w: World) -> Broken:
+    w.write("UPDATE resources SET manifest = manifest - 'generation' WHERE id = :id", id=w.active)
+    return w.active, set()
+
+
+@breaks("deleted_without_evidence")
+def _(w: World) -> Broken:
+    w.write("UPDATE events SET detail = NULL WHERE job_id = :id AND event = 'completed'", id=w.deleted.id)
+    return w.deleted.resource_id, {"chain_broken"}
+
+
+@breaks("deprovision_of_undeleted")
+def _(w: World) -> Broken:
+    id = w.deleted.resource_id
+    w.write("UPDATE resources SET status = 'active', deleted_at = NULL, purged_at = NULL WHERE id = :id", id=id)
+    return id, set()
+
+
+@breaks("deleted_with_open_job")
+def _(w: World) -> Broken:
+    id = w.resource_of(w.pending)
+    w.write("UPDATE resources SET status = 'deleted', purged_at = now(), credentials = NULL WHERE id = :id", id=id)
+    w.tell(0, id, "completed", 1, seen={"database": None})  # of no job, so that only the resource's story has it
+    return id, set()
+
+
+@breaks("two_jobs")
+def _(w: World) -> Broken:
+    id = w.resource_of(w.pending)
+    w.write("DROP INDEX outbox_one_deprovision")
+    w.write(
+        """INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id)
+           VALUES ('deprovision', :id, 'pg-main', 9, gen_random_uuid())""",
+        id=id,
+    )
+    w.tell(w.db.execute(text("SELECT max(id) FROM outbox")).scalar_one(), id, "enqueued", 0)
+    return id, {"guard_missing"}
+
+
+@breaks("two_at_work")
+def _(w: World) -> Broken:
+    other = w.claimed(w.pending)
+    jobs.start(w.db, other, worker="w1")
+    # A provision beside the deprovision, as if `start` had not looked.
+    w.write(
+        """UPDATE outbox SET state = 'running', finished_at = NULL, claimed_by = 'w9', started_fence = fence,
+                             lease_expires_at = now() + interval '30 s'
+            WHERE kind = 'provision' AND resource_id = :id""",
+        id=other.resource_id,
+    )
+    return other.resource_id, {"last_event_differs"}
+
+
+@breaks("lease_expired")
+def _(w: World) -> Broken:
+    of_the_worker = settings.get()
+    allowed = 3 * of_the_worker.lease_seconds + of_the_worker.sweep_seconds
+    passed = "UPDATE outbox SET lease_expires_at = now() - :ago * interval '1 s' WHERE id = :id"
+    w.write(passed, id=w.running.id, ago=allowed - 0.5 * of_the_worker.lease_seconds)
+    assert findings() == {}, "a lease that has just passed will be swept"
+    w.write(passed, id=w.running.id, ago=allowed + 0.5)
+    return w.running.id, set()
+
+
+@breaks("never_enqueued")
+def _(w: World) -> Broken:
+    w.forget(w.deleted.id, "enqueued", 0)
+    return w.deleted.id, {"chain_broken"}
+
+
+@breaks("claim_not_recorded")
+def _(w: World) -> Broken:
+    w.forget(w.deleted.id, "claimed", 1)
+    return w.deleted.id, {"chain_broken"}
+
+
+@breaks("last_event_differs")
+def _(w: World) -> Broken:
+    w.forget(w.deferred, "deferred", 1)
+    return w.deferred, set()
+
+
+@breaks("end_not_recorded")
+def _(w: World) -> Broken:
+    w.forget(w.rolled_back.id, "rolled_back", 1)
+    return w.rolled_back.id, {"chain_broken"}
+
+
+@breaks("start_without_outcome")
+def _(w: World) -> Broken:
+    w.forget(w.deleted.id, "retried", 1)
+    return w.deleted.id, {"chain_broken"}
+
+
+@breaks("claim_without_outcome")
+def _(w: World) -> Broken:
+    w.forget(w.swept.id, "swept", 1)
+    return w.swept.id, {"chain_broken"}
+
+
+@breaks("chain_broken")
+def _(w: World) -> Broken:
+    w.write("UPDATE events SET reason = 'as ordered' WHERE job_id = :id AND event = 'started'", id=w.deleted.id)
+    return w.deleted.resource_id, set()
+
+
+@breaks("checkpoint_broken")
+def _(w: World) -> Broken:
+    w.checkpoint()
+    w.forget(w.deferred, "deferred", 1)
+    return w.resource_of(w.deferred), {"last_event_differs"}
+
+
+@breaks("checkpoint_overdue")
+def _(w: World) -> Broken:
+    id = w.resource_of(w.pending)
+    w.tell(w.pending, id, "observed", 0, at="181 min")
+    assert set(findings()) == {"checkpoint_overdue"}, "none was ever made"
+    made = w.checkpoint()
+    assert made
+    assert findings() == {}, "its chain's head is vouched for"
+    w.tell(w.pending, id, "observed", 0, at="179 min")
+    assert findings() == {}, "the next one is not long overdue"
+    w.tell(w.pending, id, "observed", 0, at="181 min")
+    return made.id, set()
+
+
+@breaks("late_birth_left")
+def _(w: World) -> Broken:
+    job, resource = w.rolled_back.id, w.rolled_back.resource_id
+    w.tell(job, resource, "late", 1, at="1 h", provisioned={"database": "d"})
+    left = findings()["late_birth_left"]
+    assert left.sample[0].id == str(resource)
+    w.tell(job, resource, "late", 1, at="59 min", undone={"database": "d"})
+    assert "late_birth_left" not in findings(), "the worker undid it"
+    w.tell(job, resource, "late", 1, at="30 min", provisioned={"database": "d"})
+    return resource, {"late"}
+
+
+@breaks("late")
+def _(w: World) -> Broken:
+    w.tell(w.swept.id, w.swept.resource_id, "late", 2, at="8 days", completed={})
+    w.checkpoint()
+    assert findings() == {}, "old news"
+    jobs.note_late(w.db, w.swept, worker="w1", news={"completed": {}})
+    return w.swept.id, set()
+
+
+@breaks("stuck")
+def _(w: World) -> Broken:
+    w.write("UPDATE outbox SET available_at = now() + interval '1 h' WHERE id = :id", id=w.pending)
+    oldest = w.stuck().id
+    w.stuck()
+    return oldest, set()
+
+
+@breaks("due_long_ago")
+def _(w: World) -> Broken:
+    w.write("UPDATE outbox SET available_at = now() - interval '11 min' WHERE id = :id", id=w.pending)
+    return w.pending, set()
+
+
+@breaks("woken_by_nobody")
+def _(w: World) -> Broken:
+    hold = holds.engage(w.db, HoldScope.GLOBAL, None, actor="op", reason="night")
+    w.write("UPDATE outbox SET held_by = :hold WHERE id = :id", hold=hold.id, id=w.pending)
+    holds.release(w.db, hold.id, actor="op", reason="day")
+    assert findings() == {}, "the next sweep will"
+    w.write("UPDATE holds SET released_at = now() - interval '11 min'")
+    return w.pending, set()
+
+
+@breaks("hold_in_force")
+def _(w: World) -> Broken:
+    return holds.engage(w.db, HoldScope.BACKEND, "pg-main", actor="op", reason="night").id, set()
+
+
+@breaks("breaker_open")
+def _(w: World) -> Broken:
+    breakers.trip(w.db, "pg-main", reason="connection refused")
+    return "pg-main", set()

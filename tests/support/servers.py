@@ -1,0 +1,137 @@
+"""The embedded servers that tests run on, and the environment that makes this process use them."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from deprovisioner.up import servers as embedded
+from deprovisioner.up.servers import Child
+from outbox import credentials, doorbell, settings
+from outbox import db as database
+from tests.support.witness import PgServer, RedisServer
+
+KEPT = "KEPT_SERVERS"  # the variable with the servers that outlive a run; see `Servers.to_json`
+# No test here crashes a server's machine, and fsync would take most of the time.
+_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+# A test's servers are small, but each makes and drops databases by the hundred: 350 ms each on a disk, 25 ms in memory.
+_MEMORY = Path("/dev/shm")
+_MEMORY_BYTES = 4 << 30  # twice what two servers with a million rows each take
+BACKENDS = """
+[backends.pg-main]
+kind = "postgres"
+dsn = "env:PG_MAIN_DSN"
+concurrency = 8
+
+[backends.redis-main]
+kind = "redis"
+dsn = "env:REDIS_MAIN_URL"
+concurrency = 8
+"""
+
+
+@dataclass
+class Servers:
+    """The embedded servers: their addresses, their processes, and what they report."""
+
+    home: Path
+    control: PgServer
+    pg: PgServer
+    redis: RedisServer
+    broker: RedisServer
+    children: dict[str, Child] = field(default_factory=dict)  # empty where another process started them
+
+    def to_json(self) -> str:
+        """Addresses and logs, for another process."""
+        pg = {name: [server.dsn, str(server.log)] for name, server in (("control", self.control), ("pg", self.pg))}
+        return json.dumps(pg | {"home": str(self.home), "redis": self.redis.url, "broker": self.broker.url})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Servers":
+        """The servers that another process's `to_json` describes."""
+        read = json.loads(text)
+        control, pg = (PgServer(dsn, Path(log)) for dsn, log in (read["control"], read["pg"]))
+        return cls(Path(read["home"]), control, pg, RedisServer(read["redis"]), RedisServer(read["broker"]))
+
+
+def server_folder(name: str) -> Path:
+    """A new folder for servers' files: in memory where that is large enough, else where the system keeps such files.
+
+    Not `tmp_path`: pytest closes root's to other users, and the servers run as one.
+    """
+    fits = os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _MEMORY_BYTES
+    asked = "TMPDIR" in os.environ
+    return Path(tempfile.mkdtemp(prefix=f"deprovisioner-{name}-", dir=_MEMORY if fits and not asked else None))
+
+
+@contextmanager
+def serving() -> Iterator[Servers]:
+    """Start servers, and stop them at the end of the block."""
+    home = server_folder("tests")
+    started: dict[str, Child] = {}
+
+    def postgres(name: str, **options: str) -> PgServer:
+        port = embedded.free_port()
+        child = started[name] = embedded.postgres(home, name, port, "secret", _FAST | options)
+        dsn = embedded.postgres_dsn(port, "secret")
+        child.spawn()
+        child.wait_until(lambda: embedded.postgres_ready(dsn))
+        return PgServer(dsn, child.log)
+
+    def valkey(name: str, *, durable: bool) -> RedisServer:
+        port = embedded.free_port()
+        child = started[name] = embedded.valkey(home, name, port, durable=durable)
+        url = embedded.valkey_url(port)
+        child.spawn()
+        child.wait_until(lambda: embedded.valkey_ready(url))
+        return RedisServer(url)
+
+    try:
+        yield Servers(
+            home,
+            control=postgres("control"),
+            pg=postgres("pg-main", log_statement="ddl", max_prepared_transactions="10", wal_level="logical"),
+            redis=valkey("redis-main", durable=True),
+            broker=valkey("broker", durable=False),
+            children=started,
+        )
+    finally:
+        for child in started.values():
+            child.stop()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def database_dsn(dsn: str, name: str) -> str:
+    """The DSN of another database on the same server."""
+    return dsn.rsplit("/", 1)[0] + f"/{name}"
+
+
+def use_environment(patch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
+    """Let this process read its settings from `env`, and from nothing else."""
+    for name in [name for name in os.environ if name.startswith("DEPROVISIONER_")]:
+        patch.delenv(name)
+    for name, value in env.items():
+        patch.setenv(name, value)
+    clear_caches()
+
+
+def clear_caches() -> None:
+    """Drop settings, engine and clients that were made from the environment before."""
+    if database.engine.cache_info().currsize:
+        database.engine().dispose()
+    for cached in (
+        settings.get,
+        settings.backends,
+        settings._tenants,
+        database.engine,
+        credentials._keys,
+        doorbell.celery.sender,
+        doorbell.redis.client_for,
+    ):
+        cached.cache_clear()
