@@ -18,6 +18,7 @@ from outbox.observations import Observation
 from outbox.queries import JobFilter, JobStory
 from outbox.rows import Job, Json
 from outbox.states import (
+    ForcedAction,
     Found,
     JobKind,
     JobState,
@@ -116,7 +117,7 @@ class ObservationOut(BaseModel):
 class ApprovalOut(BaseModel):
     """A forced action that waits for a second operator: the same of this job and fence, before `expires_at`."""
 
-    action: str
+    action: ForcedAction
     job_id: int
     fence: int
     reason: str

@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime as dt
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,7 @@ from outbox.states import (
     ItemOutcome,
     JobState,
     OperationKind,
+    OperationState,
     ResourceStatus,
 )
 
@@ -115,7 +116,7 @@ class OperationOut(BaseModel):
 
     id: int
     kind: OperationKind
-    state: Literal["running", "succeeded", "stopped"]
+    state: OperationState
     filter: Json
     reason: str
     actor: str

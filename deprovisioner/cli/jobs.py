@@ -10,6 +10,7 @@ import click
 from deprovisioner.cli.shell import (
     AGE,
     WORDS,
+    Choice,
     as_json_option,
     cell,
     example,
@@ -21,6 +22,7 @@ from deprovisioner.cli.shell import (
     ring,
     show_page,
 )
+from outbox.states import JobKind, JobState, StuckReason
 
 
 @main.group()
@@ -33,9 +35,9 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say which jobs are meant; together they are the words of `queries.JobFilter`."""
     for option in reversed(
         (
-            click.option("--state", type=click.Choice(["pending", "running", "stuck", "succeeded", "cancelled"])),
-            click.option("--reason", type=click.Choice(["attempts_exhausted", "refused", "outcome_unknown"])),
-            click.option("--kind", type=click.Choice(["provision", "deprovision", "restore"])),
+            click.option("--state", type=Choice(JobState)),
+            click.option("--reason", type=Choice(StuckReason)),
+            click.option("--kind", type=Choice(JobKind)),
             click.option("--backend", type=WORDS),
             click.option("--tenant", type=WORDS),
             click.option(

@@ -13,6 +13,7 @@ from deprovisioner.cli.jobs import jobs
 from deprovisioner.cli.shell import (
     AGE,
     WORDS,
+    Choice,
     as_json_option,
     example,
     main,
@@ -23,6 +24,7 @@ from deprovisioner.cli.shell import (
     print_table,
     show_page,
 )
+from outbox.states import JobKind, OperationState, StuckReason
 
 # Between two looks at how far it is: counting 100,000 items takes some tens of milliseconds.
 LOOK_SECONDS = 0.5
@@ -52,8 +54,8 @@ _digest_option = click.option(
     ),
 )
 @click.option("--backend", type=WORDS)
-@click.option("--reason-was", "was", type=click.Choice(["attempts_exhausted", "refused", "outcome_unknown"]))
-@click.option("--kind", type=click.Choice(["provision", "deprovision", "restore"]))
+@click.option("--reason-was", "was", type=Choice(StuckReason))
+@click.option("--kind", type=Choice(JobKind))
 @click.option("--tenant", type=WORDS)
 @click.option("--error", type=WORDS, metavar="TEXT", help="What the last error contains, in any case; no wildcards.")
 @click.option("--older-than", type=AGE, metavar="AGE", help="Asked for that long ago: 90s, 15m, 2h, 3d.")
@@ -66,7 +68,7 @@ _digest_option = click.option(
 @click.option("--no-wait", is_flag=True, help="Begin, and do not wait for the end.")
 @as_json_option
 def jobs_redrive_all(
-    was: str | None,
+    was: StuckReason | None,
     every: bool,
     reason: str,
     dry_run: bool,
@@ -87,7 +89,7 @@ def jobs_redrive_all(
 
     if every == any(value is not None for value in (was, *filters.values())):
         raise click.UsageError("say which jobs, or --all for every stuck one; not both")
-    wanted = queries.JobFilter(reason=was, **filters)  # type: ignore[arg-type]  # a word that click has checked
+    wanted = queries.JobFilter(reason=was, **filters)
     if dry_run or digest is None:
         with db.snapshot() as session:
             seen = operations.preview_redrive(session, wanted)
@@ -180,9 +182,7 @@ def operations_list(limit: int, cursor: str | None, as_json: bool) -> None:
 
     with db.statement() as session:
         page = queries.list_operations(session, cursor=cursor, limit=limit)
-    if not as_json:
-        page = dataclasses.replace(page, items=[words(operation) for operation in page.items])
-    show_page(page, COLUMNS, as_json)
+    show_page(page, COLUMNS, as_json, describe=words)
 
 
 @operations_.command("show", epilog=example("deprovisioner operations show 7"))
@@ -253,7 +253,7 @@ def _watch(begun: Any) -> None:
             if settled > shown:
                 bar.update(settled - shown)
                 shown, moved_at, said = settled, time.monotonic(), False
-            if now.state != "running":
+            if now.state is not OperationState.RUNNING:
                 return
             if (label := f"operation {begun.id}{waits(progress)}") != bar.label:
                 bar.label = label
@@ -276,5 +276,5 @@ def _show(operation_id: int, as_json: bool) -> None:
         print_json(vars(operation) | {"progress": told.pop("all") | told})
     else:
         tell(operation, progress)
-    if operation.state == "stopped" or progress.stuck_jobs:
+    if operation.state is OperationState.STOPPED or progress.stuck_jobs:
         raise SystemExit(1)

@@ -3,24 +3,23 @@
 "Succeeded" would mislead: an operation makes jobs pending, and how these end is told by the jobs alone.
 """
 
-import dataclasses
 import shlex
 from collections.abc import Iterator
+from typing import assert_never
 
 import click
 
 from deprovisioner.cli.shell import UNITS, cell, print_fields, print_table
 from outbox.queries import Canary, Progress
 from outbox.rows import Json, Operation
-from outbox.states import JobState, OperationKind
+from outbox.states import ItemOutcome, JobState, OperationKind, OperationState
 
 _OPTIONS = {"reason": "--reason-was", "resource_id": "--resource"}  # the others are named as in the filter
-_ENDED_WELL = {OperationKind.REDRIVE: "re-driven", OperationKind.OFFBOARD: "deletes enqueued"}
 
 
 def tell(operation: Operation, progress: Progress) -> None:
     """The operation, its numbers by backend, and at the end what a person has to do about it."""
-    print_fields(vars(words(operation)))
+    print_fields(words(operation))
     click.echo("\nprogress")
     tallies = {**progress.backends, "(all)": progress.all}
     done = "re-driven" if operation.kind == OperationKind.REDRIVE else "enqueued"
@@ -39,10 +38,20 @@ def tell(operation: Operation, progress: Progress) -> None:
         click.echo(line)
 
 
-def words(operation: Operation) -> Operation:
-    """The operation with its state as people say it."""
-    ended_well = operation.state == "succeeded"
-    return dataclasses.replace(operation, state=_ENDED_WELL[OperationKind(operation.kind)]) if ended_well else operation
+def words(operation: Operation) -> Json:
+    """The operation; `state` says what has succeeded."""
+    state = _ended_well(operation.kind) if operation.state is OperationState.SUCCEEDED else operation.state
+    return vars(operation) | {"state": state}
+
+
+def _ended_well(kind: OperationKind) -> str:
+    match kind:
+        case OperationKind.REDRIVE:
+            return "re-driven"
+        case OperationKind.OFFBOARD:
+            return "deletes enqueued"
+        case never:
+            assert_never(never)
 
 
 def options(filter: Json) -> list[str]:
@@ -70,7 +79,9 @@ def waits(progress: Progress) -> str:
 
 def tell_first(progress: Progress) -> str:
     """What the jobs that go first are at, where the others wait for them."""
-    return "; ".join(_first(c) for c in progress.canaries if c.outcome == "redriven" and c.state != "succeeded")
+    return "; ".join(
+        _first(c) for c in progress.canaries if c.outcome == ItemOutcome.REDRIVEN and c.state != JobState.SUCCEEDED
+    )
 
 
 def _first(canary: Canary) -> str:
@@ -79,7 +90,7 @@ def _first(canary: Canary) -> str:
 
 
 def _next(operation: Operation, progress: Progress) -> Iterator[str]:
-    running, tally = operation.state == "running", progress.all
+    running, tally = operation.state is OperationState.RUNNING, progress.all
     if running:
         yield f"it is at work{waits(progress)}; to have it leave the rest alone:"
         yield f"  deprovisioner operations stop {operation.id} --reason …"

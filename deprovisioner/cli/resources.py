@@ -7,6 +7,7 @@ import click
 
 from deprovisioner.cli.shell import (
     WORDS,
+    Choice,
     as_json_option,
     example,
     main,
@@ -18,6 +19,7 @@ from deprovisioner.cli.shell import (
     ring,
     show_page,
 )
+from outbox.states import ResourceStatus
 
 
 @main.group()
@@ -27,7 +29,7 @@ def resources() -> None:
 
 
 @resources.command("list", epilog=example("deprovisioner resources list --status deleting --tenant acme"))
-@click.option("--status", type=click.Choice(["provisioning", "active", "deleting", "deleted"]))
+@click.option("--status", type=Choice(ResourceStatus))
 @click.option("--kind", type=WORDS)
 @click.option("--tenant", type=WORDS)
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)

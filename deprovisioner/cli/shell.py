@@ -9,8 +9,9 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
+from typing import Any, TypeVar
 
 import click
 
@@ -124,6 +125,17 @@ class _Words(click.ParamType[str]):
 WORDS = _Words()
 
 
+E = TypeVar("E", bound=StrEnum)
+
+
+class Choice(click.Choice[E]):
+    """One member of an enum, chosen by its value; click's own class would offer the members' names."""
+
+    def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:  # noqa: ARG002 - click's signature
+        """A member, or what the person typed, as its value."""
+        return str(choice)
+
+
 @click.group(cls=_Main, epilog=example("deprovisioner up", "deprovisioner jobs list --state stuck"))
 @click.version_option(package_name="deprovisioner")
 def main() -> None:
@@ -153,12 +165,14 @@ def me() -> str:
     return f"cli:{getpass.getuser()}"
 
 
-def show_page(page: Any, columns: Sequence[str], as_json: bool) -> None:
-    """A page of a listing."""
+def show_page(
+    page: Any, columns: Sequence[str], as_json: bool, *, describe: Callable[[Any], dict[str, Any]] = vars
+) -> None:
+    """A page of a listing; `describe` makes a row of the table from an item."""
     if as_json:
         print_json({"items": [vars(row) for row in page.items], "next_cursor": page.next_cursor})
         return
-    print_table([vars(row) for row in page.items], columns, cut=True)
+    print_table([describe(row) for row in page.items], columns, cut=True)
     if page.next_cursor:
         click.echo(f"more: --cursor {page.next_cursor}", err=True)
 

@@ -2,7 +2,8 @@
 
 import click
 
-from deprovisioner.cli.shell import WORDS, as_json_option, example, main, operate, print_json, print_table
+from deprovisioner.cli.shell import WORDS, Choice, as_json_option, example, main, operate, print_json, print_table
+from outbox.states import TokenRole
 
 
 @main.group()
@@ -12,11 +13,11 @@ def token() -> None:
 
 
 @token.command("create", epilog=example("deprovisioner token create --role tenant --tenant acme --name ci"))
-@click.option("--role", type=click.Choice(["tenant", "operator"]), required=True)
+@click.option("--role", type=Choice(TokenRole), required=True)
 @click.option("--tenant", type=WORDS, help="Whose token; only with --role tenant.")
 @click.option("--name", type=WORDS, help="To recognise it by; shown in events.")
 @as_json_option
-def token_create(role: str, tenant: str | None, name: str | None, as_json: bool) -> None:
+def token_create(role: TokenRole, tenant: str | None, name: str | None, as_json: bool) -> None:
     """Make a token. It is shown this once: only its hash is kept."""
     from outbox import db, tokens
 

@@ -93,7 +93,7 @@ def test_what_is_alive_is_not_resolved_and_what_is_gone_is_once(
     servers.pg.query(f'ALTER DATABASE "{named}" RENAME TO theirs')
     renamed = boss.post(f"{url}/resolve", json=word)
     assert said(renamed) == (409, "still_there"), renamed.text
-    assert "it was not seen gone: the database was renamed to 'theirs' by somebody else" in renamed.json()["detail"]
+    assert "it may still exist: the database was renamed to 'theirs' by somebody else" in renamed.json()["detail"]
     servers.pg.query(f'ALTER DATABASE theirs RENAME TO "{named}"')
     assert servers.pg.bears(resource["manifest"])
     assert acme.get(f"/v1/resources/{resource['id']}").json()["status"] == "deleting"
@@ -224,7 +224,7 @@ def test_two_operators_force_over_http_and_at_the_shell(
     assert "already (scrapped)" in same.stdout
     assert "last look, by w at 2" in same.stdout
     look = boss.post(f"{url}/{verb}", json={"reason": "scrapped", "fence": 1, flag: True}).json()["last_look"]
-    assert (look["found"], look["means"]) == ("unobservable", "no look can tell on this kind of backend")
+    assert (look["found"], look["means"]) == ("unobservable", "backends of this kind cannot be inspected")
     assert json.loads(cli(env, *words, "--token", operator, "--json").stdout)["approval"]["action"] == verb
     assert cli(env, *words).returncode == 2, "who forces says who they are"
     revoked, gone = tokens.create(db, role="operator", tenant=None, name="gone")

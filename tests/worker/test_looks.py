@@ -64,9 +64,9 @@ def test_what_it_never_had_is_no_part_of_it_that_is_gone(db: Connection) -> None
             "it is still there: databases d oid=7, e; n 0; role r",
         ),
         ("same", {"databases": [], "role": "r"}, "part of it is still there: role r (gone: databases)"),
-        ("different", {"databases": [], "why": "it was renamed to 'x'"}, "it was not seen gone: it was renamed to 'x'"),
-        ("unavailable", {"error": "no route"}, "the backend did not let itself be looked at: no route"),
-        ("unobservable", {}, "no look can tell on this kind of backend"),
+        ("different", {"databases": [], "why": "it was renamed to 'x'"}, "it may still exist: it was renamed to 'x'"),
+        ("unavailable", {"error": "no route"}, "the backend could not be inspected: no route"),
+        ("unobservable", {}, "backends of this kind cannot be inspected"),
     ],
 )
 def test_what_was_found_is_said_in_words(found: str, seen: dict[str, Any], means: str) -> None:
