@@ -40,7 +40,7 @@ _COLUMNS = "id, name, role, tenant, created_at, revoked_at"
 def create(db: Connection, *, role: TokenRole, tenant: str | None, name: str) -> tuple[Token, str]:
     """A new token and its secret, which is shown this once. Raises BadRequest."""
     if (role == TokenRole.TENANT) != bool(tenant):
-        raise BadRequest("a tenant's token names its tenant, an operator's names none")
+        raise BadRequest("the role `tenant` needs the name of its tenant; the role `operator` takes none")
     secret = PREFIX + secrets.token_urlsafe(32)
     row = db.execute(
         text(f"""

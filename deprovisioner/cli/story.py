@@ -6,9 +6,7 @@ import click
 
 from deprovisioner.cli.shell import cell, print_fields, print_table
 from outbox import advice
-from outbox.approvals import Approval
-from outbox.holds import Hold
-from outbox.queries import Attempt, JobStory
+from outbox.queries import Approval, Attempt, Hold, JobStory
 from outbox.states import BreakerState, JobState
 
 # Longer than the longest pause between two sweeps, which are 5 s apart by default.
