@@ -1,7 +1,6 @@
-"""Who calls, and how a route reaches the control database."""
+"""Who calls, and how a route reaches the control database and the workers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, TypeVar
 
@@ -13,54 +12,56 @@ from sqlalchemy import Connection
 from tenacity import retry, retry_if_exception, stop_after_attempt
 
 from api.problems import Problem
-from outbox import db, tokens
+from outbox import actions, db
+from outbox.actions import Caller, Edge
+from outbox.doorbell import bell
 
 T = TypeVar("T")
-# A revoked token opens nothing after this; a request more than that costs no round trip to find out who calls.
+# A revoked token opens nothing after this. Within it, no request costs a round trip to find out who calls.
 TOKEN_CACHE_SECONDS = 2
-# Only the event loop's: no lock.
-_CACHE: TTLCache[str, "Caller"] = TTLCache(maxsize=10_000, ttl=TOKEN_CACHE_SECONDS)
-_bearer = HTTPBearer(auto_error=False, description="a token of `deprovisioner token create`")
+# Only the event loop reads and writes it, so it needs no lock.
+_CACHE: TTLCache[str, Caller] = TTLCache(maxsize=10_000, ttl=TOKEN_CACHE_SECONDS)
+_bearer = HTTPBearer(auto_error=False, description="a token that `deprovisioner token create` has made")
 
 
-@dataclass(frozen=True)
-class Caller:
-    """Who calls. `tenant` is None for an operator, who sees all tenants."""
-
-    actor: str
-    tenant: str | None
+def ask_once(act: Callable[[Connection], T]) -> T:
+    """Run `act` on a session, for what must not be repeated."""
+    with db.statement() as session:
+        return act(session)
 
 
 @retry(retry=retry_if_exception(db.unreachable), stop=stop_after_attempt(3), reraise=True)
 def ask(act: Callable[[Connection], T]) -> T:
-    """Run what is safe to repeat. After a restart of the database the first try finds only dead connections."""
-    with db.statement() as session:
-        return act(session)
+    """Run `act` on a session, and repeat it: after a restart of the database the pool has only dead connections."""
+    return ask_once(act)
+
+
+# What the routes lend to actions: to those that are safe to repeat, and to those that are not.
+edge = Edge(ask, bell.ring)
+edge_once = Edge(ask_once, bell.ring)
 
 
 async def caller(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Caller:
     """The bearer of the token, or 401."""
     if given is None or not given.credentials:
-        raise _unauthenticated("send `Authorization: Bearer TOKEN`; `deprovisioner token create` makes one")
+        raise _unauthenticated("send `Authorization: Bearer TOKEN`; `deprovisioner token create` makes a token")
     secret = given.credentials
     known = _CACHE.get(secret)
     if known is None:
-        token = await run_in_threadpool(ask, partial(tokens.find, secret=secret))
-        if token is None:
-            raise _unauthenticated("this token is unknown or was revoked")
-        known = _CACHE[secret] = Caller(actor=token.actor, tenant=token.tenant)
+        found = await run_in_threadpool(ask, partial(actions.caller, secret=secret))
+        if found is None:
+            raise _unauthenticated("this token is unknown or was revoked; `deprovisioner token create` makes a new one")
+        known = _CACHE[secret] = found
     return known
 
 
-async def operator(who: Annotated[Caller, Depends(caller)]) -> Caller:
+async def operator(who: Annotated[Caller, Depends(caller)]) -> actions.Operator:
     """The bearer of an operator's token, or 403."""
-    if who.tenant is not None:
-        raise Problem(403, "forbidden", "this needs an operator's token; yours is a tenant's")
-    return who
+    return actions.operator(who)
 
 
 Anyone = Annotated[Caller, Depends(caller)]
-Operator = Annotated[Caller, Depends(operator)]
+Operator = Annotated[actions.Operator, Depends(operator)]
 
 
 def _unauthenticated(detail: str) -> Problem:

@@ -17,6 +17,7 @@ from outbox.events import log
 # Most particular first: the first that fits is taken.
 TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
     (errors.NotFound, 404, "not_found"),
+    (errors.Forbidden, 403, "forbidden"),
     (errors.UnknownBackend, 422, "unknown_backend"),
     (errors.UnknownKind, 422, "unknown_kind"),
     (errors.BadCursor, 422, "invalid_cursor"),

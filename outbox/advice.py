@@ -1,69 +1,97 @@
-"""What a job's state and a look's find mean, in words for whoever is paged, and what to run next.
+"""A stuck job in words: why it is stuck, what an inspection found, and which command to run next.
 
-`docs/runbook.md` has the long form, and says the same.
+`docs/runbook.md` has the long form, and names the same commands.
 """
 
 import json
 from typing import Any, assert_never
 
-from outbox.approvals import Action, Approval
+from outbox.approvals import Approval
 from outbox.rows import Job, Json
-from outbox.states import Found, JobKind, StuckReason
+from outbox.states import ForcedAction, Found, JobKind, StuckReason
 
-MEANS = {
-    StuckReason.ATTEMPTS_EXHAUSTED: "it failed at each of its attempts; the last error says at what. It is safe to try "
-    "again once the cause is mended: a new attempt looks before it acts",
-    StuckReason.REFUSED: "the backend was asked and it must not be done: what bears the name is not what was deleted, "
-    "or a rule forbids it. Find out whose it is before anything else",
-    StuckReason.OUTCOME_UNKNOWN: "an attempt may have acted, and this kind of backend cannot be looked at: only a "
-    "person can tell whether it happened",
-}
-
-# What stands in braces is the job's; the reason is the operator's to say.
+# When to run a command, and the command. What stands in braces is the job's; the operator replaces WHY.
+Step = tuple[str, str]
 _REDRIVE = "deprovisioner jobs redrive {id} --fence {fence} --reason 'WHY'"
 _RESOLVE = "deprovisioner jobs resolve {id} --fence {fence} --reason 'WHY'"
 _OBSERVE = "deprovisioner jobs observe {id}"
 _DELETE = "deprovisioner resources delete {resource_id} --reason 'WHY'"
-_FORCED: dict[Action, str] = {"resolve": f"{_RESOLVE} --force", "redrive": f"{_REDRIVE} --force-outcome-unknown"}
-
-NEXT = {
-    StuckReason.ATTEMPTS_EXHAUSTED: (("once the cause is mended", _REDRIVE),),
-    StuckReason.REFUSED: (
-        ("see what is there now", _OBSERVE),
-        ("once it is what was deleted again (the right server, its own name)", _REDRIVE),
-        ("if it is gone (a worker looks, and only then)", _RESOLVE),
-    ),
-    StuckReason.OUTCOME_UNKNOWN: (
-        ("if it did happen (a second operator must say so too)", _FORCED["resolve"]),
-        ("if it did not (a second operator must say so too)", _FORCED["redrive"]),
-    ),
-}
-# A birth leaves nothing to look at, or to resolve while somebody wants it.
-NEXT_OF_BIRTH = (
+# A stuck provision has no object to inspect, and cannot be resolved while its resource is wanted.
+_STEPS_OF_A_PROVISION: tuple[Step, ...] = (
     ("once the cause is mended", _REDRIVE),
-    ("if nobody wants it any more: delete its resource", _DELETE),
+    ("if the resource is no longer wanted, delete it", _DELETE),
     ("and then", _RESOLVE),
 )
-
-
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
-def next_steps(job: Job) -> list[tuple[str, str]]:
-    """When, and the command for it with the job's id and fence; none for a job that needs nobody."""
+def means(reason: StuckReason) -> str:
+    """Why the job is stuck, for the person who has to move it on."""
+    match reason:
+        case StuckReason.ATTEMPTS_EXHAUSTED:
+            return (
+                "every attempt failed, and the last error says why. Once the cause is mended, a re-drive is safe: each "
+                "new attempt inspects the backend before it acts"
+            )
+        case StuckReason.REFUSED:
+            return (
+                "the worker inspected the backend and refused to act: the object under this name is not the one that "
+                "was deleted, or a rule forbids it. Find out whose object it is before you do anything else"
+            )
+        case StuckReason.OUTCOME_UNKNOWN:
+            return (
+                "an attempt may have acted, and backends of this kind cannot be inspected: only a person can tell "
+                "whether it happened"
+            )
+        case never:
+            assert_never(never)
+
+
+def steps(reason: StuckReason) -> tuple[Step, ...]:
+    """What moves a stuck teardown on: when, and the command with the job's fields in braces."""
+    match reason:
+        case StuckReason.ATTEMPTS_EXHAUSTED:
+            return (("once the cause is mended", _REDRIVE),)
+        case StuckReason.REFUSED:
+            return (
+                ("see what is there now", _OBSERVE),
+                ("if it is the object that was deleted after all (the right server, its own name)", _REDRIVE),
+                ("if it is gone (a worker inspects the backend first, and must find nothing)", _RESOLVE),
+            )
+        case StuckReason.OUTCOME_UNKNOWN:
+            return (
+                ("if it happened (a second operator must confirm)", _forced(ForcedAction.RESOLVE)),
+                ("if it did not happen (a second operator must confirm)", _forced(ForcedAction.REDRIVE)),
+            )
+        case never:
+            assert_never(never)
+
+
+def next_steps(job: Job) -> list[Step]:
+    """What moves this job on: when, and the command; empty for a job that is not stuck."""
     if job.stuck_reason is None:
         return []
-    steps = NEXT[job.stuck_reason] if job.kind is JobKind.DEPROVISION else NEXT_OF_BIRTH
-    return [(when, command.format(**vars(job))) for when, command in steps]
+    found = steps(job.stuck_reason) if job.kind is JobKind.DEPROVISION else _STEPS_OF_A_PROVISION
+    return [(when, command.format(**vars(job))) for when, command in found]
 
 
 def to_approve(approval: Approval) -> str:
-    """The command of the second operator."""
-    return _FORCED[approval.action].format(id=approval.job_id, fence=approval.fence)
+    """The command by which the second operator approves."""
+    return _forced(approval.action).format(id=approval.job_id, fence=approval.fence)
+
+
+def _forced(action: ForcedAction) -> str:
+    match action:
+        case ForcedAction.RESOLVE:
+            return f"{_RESOLVE} --force"
+        case ForcedAction.REDRIVE:
+            return f"{_REDRIVE} --force-outcome-unknown"
+        case never:
+            assert_never(never)
 
 
 def seen_in_words(found: Found, seen: Json | None) -> str:
-    """What a look came to: the first words say which of the five, the others what was seen."""
+    """What an inspection found. The first words tell the five outcomes apart; the rest says what was seen."""
     seen = seen or {}
     missing = [name for name, value in seen.items() if value in _NOTHING]
     there = "; ".join(f"{name} {_plain(value)}" for name, value in seen.items() if name not in missing)
@@ -71,17 +99,17 @@ def seen_in_words(found: Found, seen: Json | None) -> str:
         case Found.ABSENT if "never_made" in seen:
             return "there is nothing to look for: it was never made"
         case Found.ABSENT:
-            return "it is gone: it was looked for on its own server, and is not there"
+            return "it is gone: the worker inspected the server that had it, and did not find it"
         case Found.SAME if missing:
             return f"part of it is still there: {there} (gone: {', '.join(missing)})"
         case Found.SAME:
             return f"it is still there: {there}"
         case Found.DIFFERENT:
-            return f"it was not seen gone: {seen.get('why', 'something else is there')}"
+            return f"it may still exist: {seen.get('why', 'something else is there')}"
         case Found.UNAVAILABLE:
-            return f"the backend did not let itself be looked at: {seen.get('error', 'no answer')}"
+            return f"the backend could not be inspected: {seen.get('error', 'no answer')}"
         case Found.UNOBSERVABLE:
-            return "no look can tell on this kind of backend"
+            return "backends of this kind cannot be inspected"
         case never:
             assert_never(never)
 

@@ -8,13 +8,13 @@ The transition's own statement marks the proposal as approved (`jobs.resolve_for
 
 import datetime as dt
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from outbox.events import Event
+from outbox.states import ForcedAction
 
-Action = Literal["resolve", "redrive"]
 # Both are looking at the same page; what was true an hour ago has to be looked at again.
 LIFE = dt.timedelta(hours=1)
 
@@ -23,7 +23,7 @@ LIFE = dt.timedelta(hours=1)
 class Approval:
     """A proposal that waits for a second operator, until `expires_at`; `new` when it was made just now."""
 
-    action: Action
+    action: ForcedAction
     job_id: int
     fence: int
     reason: str
@@ -68,14 +68,16 @@ _PROPOSE = text(f"""
        AND NOT {REVOKED.format("approvals")}""")
 
 
-def propose(db: Connection, action: Action, job_id: int, *, fence: int, actor: str, reason: str) -> Approval | None:
+def propose(
+    db: Connection, action: ForcedAction, job_id: int, *, fence: int, actor: str, reason: str
+) -> Approval | None:
     """The proposal that stands for this job and fence, made now where there is none, with its event.
 
     None when the job is not stuck there, or when another one was made at this very moment.
     """
     asked = {"action": action, "id": job_id, "fence": fence, "actor": actor, "reason": reason, "life": LIFE}
     row = db.execute(_PROPOSE, asked).first()
-    return None if row is None else Approval(**row._mapping)
+    return None if row is None else _approval(row)
 
 
 _LIVING = text(f"""
@@ -88,4 +90,8 @@ _LIVING = text(f"""
 def living(db: Connection, job_id: int, *, fence: int) -> list[Approval]:
     """What waits for a second operator at this fence: at most one proposal an action."""
     rows = db.execute(_LIVING, {"id": job_id, "fence": fence, "life": LIFE})
-    return [Approval(**row._mapping) for row in rows]
+    return [_approval(row) for row in rows]
+
+
+def _approval(row: Row[Any]) -> Approval:
+    return Approval(**{**row._mapping, "action": ForcedAction(row.action)})

@@ -7,6 +7,7 @@ DeprovisionerError
 │   ├── UnknownBackend       not in the backends file
 │   ├── UnknownKind          no backend of that kind, or not this backend's kind
 │   └── BadCursor            a cursor that no listing gave out
+├── Forbidden                this caller may not, another could
 ├── Conflict                 well said, but the state forbids it
 │   ├── DeletionProtected    the resource is protected
 │   ├── NotActive            credentials are given out only while active
@@ -65,6 +66,10 @@ class UnknownKind(BadRequest):
 
 class BadCursor(BadRequest):
     """The cursor was not given out by this listing."""
+
+
+class Forbidden(DeprovisionerError):
+    """The caller may not do this; another one could."""
 
 
 class Conflict(DeprovisionerError):

@@ -5,24 +5,19 @@ A look changes nothing at the backend, moves no job and burns no attempt. What i
 
 import datetime as dt
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection, text
 
 from outbox import advice, jobs
-from outbox.errors import NotATeardown, NotObserved
+from outbox.errors import NotATeardown
 from outbox.events import Event
 from outbox.rows import Json, columns, read
 from outbox.states import Found
 
-T = TypeVar("T")
 # A look asks a server a few questions, each of which gives up after 5 s; a slower one is done again.
 TAKEN = dt.timedelta(seconds=30)
-# Between a person who waits and a database that is asked six times a second.
-POLL_SECONDS = 0.15
 
 
 @dataclass(frozen=True)
@@ -165,36 +160,3 @@ def last(db: Connection, job_id: int, *, fence: int) -> Observation | None:
     """The last look at this job and fence, however old; None when nobody has looked."""
     row = db.execute(_LAST, {"id": job_id, "fence": fence}).one_or_none()
     return None if row is None else read(Observation, "look", row)
-
-
-class Run(Protocol):
-    """Runs something on a session of its own, as an edge does it."""
-
-    def __call__(self, act: Callable[[Connection], T]) -> T:
-        """What `act` returns."""
-
-
-def look(run: Run, job_id: int, *, actor: str, seconds: float, fence: int | None = None) -> Observation:
-    """Ask for a look, and wait for at most `seconds` until a worker has looked.
-
-    Raises NotFound, JobNotStuck, FenceMismatch, NotATeardown, NotObserved.
-    """
-    return wait_for(run, run(lambda db: ask(db, job_id, actor=actor, fence=fence)), seconds=seconds)
-
-
-def wait_for(run: Run, asked: Observation, *, seconds: float) -> Observation:
-    """Ring, and wait for what was asked, with no transaction open meanwhile. Raises NotObserved."""
-    from outbox import doorbell  # noqa: PLC0415 - Celery's 100 ms are not for those who only read
-
-    doorbell.ring_to_look()
-    deadline = time.monotonic() + seconds
-    now: Observation | None = asked
-    while now is not None and now.found is None and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
-        now = run(lambda db: find(db, asked.id))
-    if now is None or now.found is None:
-        raise NotObserved(
-            f"no worker has looked at job {asked.job_id} within {seconds:g} s: start one that serves its backend, "
-            "or have two operators force a resolve"
-        )
-    return now

@@ -1,4 +1,4 @@
-"""The birth of a resource, and what may be changed while it lives."""
+"""Register a resource, and change what may be changed while it lives."""
 
 import datetime as dt
 import json
@@ -46,9 +46,13 @@ _REGISTERED_BEFORE = text(f"""
 
 @dataclass(frozen=True)
 class NewResource:
-    """What a caller asks for. `manifest` adopts an object that exists; None has one made."""
+    """The resource that a caller asks for.
 
-    tenant: str
+    With a `manifest` the object that it names is adopted; without one a worker provisions an object. `tenant` None is
+    the caller's own, which `actions.create` fills in.
+    """
+
+    tenant: str | None
     kind: str
     backend: str
     name: str

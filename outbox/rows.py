@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, TypeVar
 
-from outbox.states import Found, JobKind, JobState, ResourceStatus, StuckReason
+from outbox.states import Found, JobKind, JobState, OperationKind, OperationState, ResourceStatus, StuckReason
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -95,11 +95,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Operation:
-    """Bulk work that an operator began. `state` is running, succeeded or stopped; `rate`, jobs a second."""
+    """Bulk work that an operator began; `rate` is in jobs a second."""
 
     id: int
-    kind: str
-    state: str
+    kind: OperationKind
+    state: OperationState
     filter: Json
     reason: str
     actor: str
@@ -109,6 +109,12 @@ class Operation:
     created_at: dt.datetime
     finished_at: dt.datetime | None
     error: str | None
+
+    @classmethod
+    def read(cls, row: "_Row") -> "Operation":
+        """From its row."""
+        typed = {"kind": OperationKind(row._mapping["kind"]), "state": OperationState(row._mapping["state"])}
+        return cls(**{**row._mapping, **typed})
 
 
 def storable(words: str) -> bool:

@@ -47,6 +47,13 @@ class StuckReason(StrEnum):
     OUTCOME_UNKNOWN = "outcome_unknown"
 
 
+class ForcedAction(StrEnum):
+    """What two operators may do with a stuck job where one may not."""
+
+    RESOLVE = "resolve"
+    REDRIVE = "redrive"
+
+
 class HoldScope(StrEnum):
     """What a hold stops: everything, or one backend's, tenant's or kind's jobs."""
 
@@ -70,6 +77,18 @@ class OperationKind(StrEnum):
     OFFBOARD = "offboard"
 
 
+class OperationState(StrEnum):
+    """Life of an operation.
+
+    `running` until a worker or an operator ends it; `succeeded` when it ended without an error, `stopped` with one: a
+    canary failed, or an operator stopped it.
+    """
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    STOPPED = "stopped"
+
+
 class ItemOutcome(StrEnum):
     """What became of one item of an operation; none while it waits.
 
@@ -85,11 +104,25 @@ class ItemOutcome(StrEnum):
     SKIPPED = "skipped"
 
 
-class Found(StrEnum):
-    """What a look at a stuck job's backend came to.
+class BreakerState(StrEnum):
+    """An open breaker lets no job of its backend start; a half-open one lets one start, the probe."""
 
-    `absent`, `same` and `different` are the server's word; `unavailable` when it could not be asked, `unobservable`
-    when its kind cannot tell.
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class TokenRole(StrEnum):
+    """What a bearer token opens: one tenant's resources and jobs, or everything."""
+
+    TENANT = "tenant"
+    OPERATOR = "operator"
+
+
+class Found(StrEnum):
+    """What a worker found when it inspected a stuck job's backend.
+
+    `absent`, `same` and `different` are what the server answered. `unavailable`: it could not be asked.
+    `unobservable`: backends of this kind cannot be inspected.
     """
 
     ABSENT = "absent"

@@ -7,10 +7,12 @@ import datetime as dt
 import hashlib
 import secrets
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from outbox.errors import BadRequest, NotFound
+from outbox.states import TokenRole
 
 PREFIX = "dpr_"  # lets secret scanners find a leaked one
 
@@ -21,7 +23,7 @@ class Token:
 
     id: int
     name: str
-    role: str
+    role: TokenRole
     tenant: str | None
     created_at: dt.datetime
     revoked_at: dt.datetime | None
@@ -35,10 +37,10 @@ class Token:
 _COLUMNS = "id, name, role, tenant, created_at, revoked_at"
 
 
-def create(db: Connection, *, role: str, tenant: str | None, name: str) -> tuple[Token, str]:
+def create(db: Connection, *, role: TokenRole, tenant: str | None, name: str) -> tuple[Token, str]:
     """A new token and its secret, which is shown this once. Raises BadRequest."""
-    if (role == "tenant") != bool(tenant):
-        raise BadRequest("a tenant's token names its tenant, an operator's names none")
+    if (role == TokenRole.TENANT) != bool(tenant):
+        raise BadRequest("the role `tenant` needs the name of its tenant; the role `operator` takes none")
     secret = PREFIX + secrets.token_urlsafe(32)
     row = db.execute(
         text(f"""
@@ -46,7 +48,7 @@ def create(db: Connection, *, role: str, tenant: str | None, name: str) -> tuple
      RETURNING {_COLUMNS}"""),
         {"name": name, "role": role, "tenant": tenant, "digest": _digest(secret)},
     ).one()
-    return Token(**row._mapping), secret
+    return _token(row), secret
 
 
 def find(db: Connection, secret: str) -> Token | None:
@@ -55,12 +57,12 @@ def find(db: Connection, secret: str) -> Token | None:
         text(f"SELECT {_COLUMNS} FROM tokens WHERE digest = :digest AND revoked_at IS NULL"),
         {"digest": _digest(secret)},
     ).one_or_none()
-    return None if row is None else Token(**row._mapping)
+    return None if row is None else _token(row)
 
 
 def list_all(db: Connection) -> list[Token]:
     """Every token, revoked ones too."""
-    return [Token(**row._mapping) for row in db.execute(text(f"SELECT {_COLUMNS} FROM tokens ORDER BY id"))]
+    return [_token(row) for row in db.execute(text(f"SELECT {_COLUMNS} FROM tokens ORDER BY id"))]
 
 
 def revoke(db: Connection, token_id: int) -> Token:
@@ -71,7 +73,11 @@ def revoke(db: Connection, token_id: int) -> Token:
     ).one_or_none()
     if row is None:
         raise NotFound(f"there is no token {token_id}")
-    return Token(**row._mapping)
+    return _token(row)
+
+
+def _token(row: Row[Any]) -> Token:
+    return Token(**{**row._mapping, "role": TokenRole(row.role)})
 
 
 def _digest(secret: str) -> bytes:

@@ -1,18 +1,12 @@
 """Holds and breakers."""
 
 import datetime as dt
-from typing import Literal
 
-from pydantic import (
-    BaseModel,
-)
+from pydantic import BaseModel
 
 from api.schemas.fields import Cursor, Limit, Word, _In
 from outbox.holds import Hold
-from outbox.states import (
-    HoldCause,
-    HoldScope,
-)
+from outbox.states import BreakerState, HoldCause, HoldScope
 
 
 class NewHold(_In):
@@ -62,7 +56,7 @@ class BreakerOut(BaseModel):
     """A backend out of reach: since when, why, and how many jobs wait for it."""
 
     backend: str
-    state: Literal["open", "half_open"]
+    state: BreakerState
     since: dt.datetime
     why: str
     failures: int

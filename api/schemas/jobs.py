@@ -12,12 +12,13 @@ from pydantic import (
 
 from api.schemas.fields import MAX_AGE_SECONDS, Cursor, Limit, Word, _In
 from api.schemas.holds import BreakerOut, HoldOut
+from outbox import actions
 from outbox.approvals import Approval
-from outbox.errors import BadRequest
 from outbox.observations import Observation
 from outbox.queries import JobFilter, JobStory
 from outbox.rows import Job, Json
 from outbox.states import (
+    ForcedAction,
     Found,
     JobKind,
     JobState,
@@ -26,7 +27,7 @@ from outbox.states import (
 
 
 class JobFilterIn(_In):
-    """Which jobs are meant: `error` is a part of the last error, `tenant` another's for operators only."""
+    """Which jobs are meant. `error` is a part of the last error, in any case. A tenant may name only itself."""
 
     state: JobState | None = None
     kind: JobKind | None = None
@@ -37,37 +38,35 @@ class JobFilterIn(_In):
     older_than_seconds: Annotated[int | None, Field(ge=0, le=MAX_AGE_SECONDS)] = None
     resource_id: uuid.UUID | None = None
 
-    def seen_by(self, tenant: str | None) -> JobFilter:
-        """The filter, within what the caller may see; `tenant` None is an operator. Raises BadRequest."""
-        if tenant is not None and self.tenant not in (None, tenant):
-            raise BadRequest(f"tenant: this token is {tenant!r}'s")
+    def meant(self) -> JobFilter:
+        """The filter as the outbox takes it."""
         age = None if self.older_than_seconds is None else dt.timedelta(seconds=self.older_than_seconds)
-        same = self.model_dump(include={"state", "kind", "backend", "reason", "error", "resource_id"})
-        return JobFilter(**same, tenant=tenant or self.tenant, older_than=age)
+        same = self.model_dump(include={"state", "kind", "backend", "reason", "tenant", "error", "resource_id"})
+        return JobFilter(**same, older_than=age)
 
 
 class JobListing(JobFilterIn):
-    """Which jobs to list, and from where."""
+    """Which jobs to list, and the page."""
 
     cursor: Cursor = None
     limit: Limit = 50
 
 
 class _Decision(_In):
-    """`fence` is the one the operator saw: a job that has moved since is left alone."""
+    """`fence` is the job's fence as the operator read it: a job that has moved since then is left alone."""
 
     reason: Word
     fence: Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class Redrive(_Decision):
-    """`force_outcome_unknown`: act again though an attempt may have acted, and nobody can look. It takes two."""
+    """`force_outcome_unknown`: act again although the last attempt may have acted. It takes two operators."""
 
     force_outcome_unknown: bool = False
 
 
 class Resolve(_Decision):
-    """`force`: whatever a look says, or without one. It takes two operators."""
+    """`force`: resolve without an inspection, or against it. It takes two operators."""
 
     force: bool = False
 
@@ -97,7 +96,7 @@ class JobOut(BaseModel):
 
 
 class ObservationOut(BaseModel):
-    """What a worker saw at a stuck job's backend; `means` says it in words."""
+    """What a worker found when it inspected a stuck job's backend; `means` says it in words."""
 
     job_id: int
     fence: int
@@ -108,15 +107,15 @@ class ObservationOut(BaseModel):
     observed_by: str
 
     @classmethod
-    def of(cls, look: Observation) -> "ObservationOut":
+    def of(cls, row: Observation) -> "ObservationOut":
         """From its row."""
-        return cls.model_validate(dataclasses.asdict(look) | {"means": look.means})
+        return cls.model_validate(dataclasses.asdict(row) | {"means": row.means})
 
 
 class ApprovalOut(BaseModel):
-    """A forced action that waits for a second operator: the same of this job and fence, before `expires_at`."""
+    """A forced action that waits for a second operator, who must ask for the same before `expires_at`."""
 
-    action: str
+    action: ForcedAction
     job_id: int
     fence: int
     reason: str
@@ -131,21 +130,21 @@ class ApprovalOut(BaseModel):
 
 
 class Proposed(BaseModel):
-    """The answer to the first of two operators: nothing was done yet. `new` is false when it had proposed before."""
+    """The answer to the first of two operators: nothing was done yet. `new` is false when the proposal is older."""
 
     approval: ApprovalOut
     new: bool
     last_look: ObservationOut | None
 
     @classmethod
-    def of(cls, approval: Approval, look: Observation | None) -> "Proposed":
-        """From its row, and what the last look saw."""
-        seen = None if look is None else ObservationOut.of(look)
-        return cls(approval=ApprovalOut.of(approval), new=approval.new, last_look=seen)
+    def of(cls, proposed: actions.Proposed) -> "Proposed":
+        """From the action's answer."""
+        seen = None if proposed.last_look is None else ObservationOut.of(proposed.last_look)
+        return cls(approval=ApprovalOut.of(proposed.approval), new=proposed.approval.new, last_look=seen)
 
 
 class JobRef(BaseModel):
-    """A job, as much as a DELETE needs to say."""
+    """The job of a DELETE, in short."""
 
     id: int
     state: JobState
@@ -162,7 +161,7 @@ class RequestOut(BaseModel):
 
 
 class SeenOut(BaseModel):
-    """What an attempt saw of the backend before it acted, and when it had."""
+    """What an attempt saw of the backend before it acted, and afterwards."""
 
     before: Json | None
     after: Json | None
@@ -194,22 +193,29 @@ class EventOut(BaseModel):
 
 
 class JobStoryOut(JobOut):
-    """A job with all that happened to it."""
+    """A job, and everything that happened to it."""
 
     tenant: str
     resource_name: str
     request: RequestOut | None
     attempt_history: list[AttemptOut]
     events: list[EventOut]
-    holds: Annotated[list["HoldOut"], Field(description="what keeps it from starting; for operators only")]
-    breaker: Annotated["BreakerOut | None", Field(description="its backend's, while it waits; for operators only")]
+    holds: Annotated[list["HoldOut"], Field(description="the holds that keep it from starting; for operators only")]
+    breaker: Annotated[
+        "BreakerOut | None",
+        Field(description="its backend's open breaker, while the job is pending; for operators only"),
+    ]
     due_seconds: int | None
     stuck_since: dt.datetime | None
-    approvals: Annotated[list[ApprovalOut], Field(description="what waits for a second operator; for operators only")]
-    last_look: Annotated[ObservationOut | None, Field(description="at the fence it is stuck at; for operators only")]
+    approvals: Annotated[
+        list[ApprovalOut], Field(description="forced actions that wait for a second operator; for operators only")
+    ]
+    last_look: Annotated[
+        ObservationOut | None, Field(description="the last inspection at the fence it is stuck at; for operators only")
+    ]
 
     @classmethod
-    def told(cls, story: JobStory, *, to_operator: bool) -> "JobStoryOut":
+    def of_story(cls, story: JobStory, *, to_operator: bool) -> "JobStoryOut":
         """From its rows."""
         return cls(
             **vars(story.job),
@@ -236,7 +242,7 @@ class JobPage(BaseModel):
 
 
 class JobCountsOut(BaseModel):
-    """How many jobs a filter finds; `by_reason` counts the stuck ones. What has none is left out."""
+    """How many jobs a filter finds; `by_reason` counts the stuck ones. Groups without jobs are left out."""
 
     total: int
     by_state: dict[JobState, int]
@@ -245,5 +251,5 @@ class JobCountsOut(BaseModel):
 
 
 def job_url(job: Job) -> str:
-    """Where the job is read."""
+    """The path by which the job is read."""
     return f"/v1/jobs/{job.id}"

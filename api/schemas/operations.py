@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime as dt
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import (
     BaseModel,
@@ -20,29 +20,19 @@ from outbox.states import (
     ItemOutcome,
     JobState,
     OperationKind,
+    OperationState,
     ResourceStatus,
 )
 
 
 class BulkFilter(JobFilterIn):
-    """Which stuck jobs a bulk re-drive means. All of them must be said aloud: `{"all": true}`."""
+    """Which stuck jobs a bulk re-drive means; for every stuck job, `{"all": true}`."""
 
     all: bool = False
 
-    @model_validator(mode="after")
-    def _said_aloud(self) -> Self:
-        asked = self.model_fields_set - {"all", "state"}
-        if self.state not in (None, JobState.STUCK):
-            raise ValueError("only stuck jobs can be re-driven: leave `state` out")
-        if self.all and asked:
-            raise ValueError(f"`all` means every stuck job, and contradicts {', '.join(sorted(asked))}")
-        if not self.all and not any(getattr(self, name) is not None for name in asked):
-            raise ValueError('say which jobs, or {"all": true}')
-        return self
-
 
 class RedriveMany(_In):
-    """A bulk re-drive: first a dry run, then the real one with the dry run's digest."""
+    """A bulk re-drive: first a dry run, then the real run with the dry run's digest."""
 
     filter: BulkFilter
     reason: Word
@@ -53,12 +43,12 @@ class RedriveMany(_In):
     @model_validator(mode="after")
     def _previewed(self) -> Self:
         if not self.dry_run and self.digest is None:
-            raise ValueError("`dry_run`: false needs the `digest` of a dry run")
+            raise ValueError("`dry_run` is false: send the `digest` that the dry run answered")
         return self
 
 
 class Offboard(_In):
-    """The end of a tenant: first a dry run, then the real one with the dry run's count and digest."""
+    """Delete what a tenant has: first a dry run, then the real run with the dry run's count and digest."""
 
     reason: Word
     dry_run: bool = True
@@ -68,7 +58,7 @@ class Offboard(_In):
     @model_validator(mode="after")
     def _previewed(self) -> Self:
         if not self.dry_run and (self.digest is None or self.expected_count is None):
-            raise ValueError("`dry_run`: false needs the `expected_count` and the `digest` of a dry run")
+            raise ValueError("`dry_run` is false: send the `expected_count` and the `digest` that the dry run answered")
         return self
 
 
@@ -80,7 +70,7 @@ class OperationFilter(_In):
 
 
 class RedrivePreview(BaseModel):
-    """What a bulk re-drive would work on: how many, of which backends, the first twenty, and the digest of all."""
+    """The jobs that a bulk re-drive would work on: their number, by backend; the first twenty; the digest of all."""
 
     count: int
     backends: dict[str, int]
@@ -89,12 +79,12 @@ class RedrivePreview(BaseModel):
 
     @classmethod
     def of(cls, seen: operations.Preview) -> "RedrivePreview":
-        """From what was seen."""
+        """From the action's answer."""
         return cls(**vars(seen) | {"sample": [JobOut.of(job) for job in seen.sample]})
 
 
 class OffboardPreview(BaseModel):
-    """What an offboarding would delete: `count` living resources, of which `protected` are left."""
+    """What an offboarding would delete: `count` resources that are not deleted yet, but for the `protected` ones."""
 
     count: int
     protected: int
@@ -106,16 +96,16 @@ class OffboardPreview(BaseModel):
 
     @classmethod
     def of(cls, seen: operations.OffboardPreview) -> "OffboardPreview":
-        """From what was seen."""
+        """From the action's answer."""
         return cls(**vars(seen) | {"sample": [ResourceOut.of(resource) for resource in seen.sample]})
 
 
 class OperationOut(BaseModel):
-    """Bulk work that goes on by itself; `rate` is in jobs a second."""
+    """Bulk work that the workers carry on; `rate` is in jobs a second."""
 
     id: int
     kind: OperationKind
-    state: Literal["running", "succeeded", "stopped"]
+    state: OperationState
     filter: Json
     reason: str
     actor: str
@@ -134,7 +124,7 @@ class OperationOut(BaseModel):
 
 
 class TallyOut(BaseModel):
-    """What became of the items so far: `failed` canaries stop the rest of their backend."""
+    """The items by outcome so far. After a `failed` canary the rest of its backend is `stopped`."""
 
     total: int
     waiting: int
@@ -146,7 +136,7 @@ class TallyOut(BaseModel):
 
 
 class CanaryOut(BaseModel):
-    """The job that was re-driven first on its backend."""
+    """The job that is re-driven first on its backend."""
 
     backend: str
     job_id: int
@@ -156,7 +146,7 @@ class CanaryOut(BaseModel):
 
 
 class ProgressOut(TallyOut):
-    """How far it is; `jobs` counts the jobs of what is done by their state now, `stuck_jobs` names ten of the stuck."""
+    """The progress of an operation. `jobs` counts its jobs by their state now; `stuck_jobs` names the first ten."""
 
     backends: dict[str, TallyOut]
     canaries: list[CanaryOut]
@@ -165,19 +155,19 @@ class ProgressOut(TallyOut):
 
 
 class OperationStoryOut(OperationOut):
-    """An operation and how far it is."""
+    """An operation and its progress."""
 
     progress: ProgressOut
 
     @classmethod
-    def told(cls, row: Operation, progress: Progress) -> "OperationStoryOut":
+    def of_story(cls, row: Operation, progress: Progress) -> "OperationStoryOut":
         """From its rows."""
-        told = dataclasses.asdict(progress)
-        return cls(**OperationOut.of(row).model_dump(), progress=ProgressOut(**told.pop("all") | told))
+        parts = dataclasses.asdict(progress)
+        return cls(**OperationOut.of(row).model_dump(), progress=ProgressOut(**parts.pop("all") | parts))
 
 
 class Begun(BaseModel):
-    """The answer to a real run: not done yet, but workers are at it."""
+    """The answer to a real run: the operation that workers now carry on."""
 
     operation: OperationOut
 

@@ -1,12 +1,13 @@
 """Routes of jobs."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from threading import BoundedSemaphore
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from api.deps import Anyone, Caller, Operator, ask
+from api.deps import Anyone, Operator, ask, edge
 from api.problems import Problem
 from api.schemas.fields import JobId
 from api.schemas.jobs import (
@@ -21,33 +22,32 @@ from api.schemas.jobs import (
     Redrive,
     Resolve,
 )
-from outbox import jobs, observations, queries
-from outbox.approvals import Approval
-from outbox.doorbell import bell
-from outbox.errors import NotATeardown
-from outbox.observations import Observation
+from outbox import actions, queries
+from outbox.actions import Proposed as ProposedAction
+from outbox.rows import Job
 
-# Two sweeps at their default: a look comes at a worker's next one though the broker is dead. Proxies wait longer.
-LOOK_SECONDS = 10
-# Who waits keeps one of the process's 40 threads; a fifth of them, so that everybody else is served.
+# How long a request waits for a worker's inspection. Two sweeps at their default: with a dead broker a worker inspects
+# at its next sweep. Proxies wait longer.
+OBSERVE_SECONDS = 10
+# A request that waits keeps one of the process's 40 threads. At most a fifth of them wait; the rest serve others.
 WAITING = 8
-_room = BoundedSemaphore(WAITING)
+_seats = BoundedSemaphore(WAITING)
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
 @router.get("")
 def list_jobs(who: Anyone, wanted: Annotated[JobListing, Query()]) -> JobPage:
-    """Newest first; a tenant sees its own."""
-    meant = wanted.seen_by(who.tenant)
+    """Jobs, newest first; a tenant sees its own."""
+    meant = actions.within(who, wanted.meant())
     page = ask(lambda session: queries.list_jobs(session, meant, cursor=wanted.cursor, limit=wanted.limit))
     return JobPage(items=[JobOut.of(row) for row in page.items], next_cursor=page.next_cursor)
 
 
 @router.get("/counts")
 def count_jobs(who: Anyone, wanted: Annotated[JobFilterIn, Query()]) -> JobCountsOut:
-    """How many the same filters find, by state, reason and backend; a tenant counts its own."""
-    meant = wanted.seen_by(who.tenant)
+    """How many jobs the filters find, by state, reason and backend; a tenant counts its own."""
+    meant = actions.within(who, wanted.meant())
     return JobCountsOut(**vars(ask(lambda session: queries.count_jobs(session, meant))))
 
 
@@ -55,49 +55,53 @@ def count_jobs(who: Anyone, wanted: Annotated[JobFilterIn, Query()]) -> JobCount
 def show(job_id: JobId, who: Anyone) -> JobStoryOut:
     """One job with its attempts and events."""
     story = ask(lambda session: queries.job_story(session, job_id, tenant=who.tenant))
-    return JobStoryOut.told(story, to_operator=who.tenant is None)
+    return JobStoryOut.of_story(story, to_operator=who.tenant is None)
 
 
 @router.post("/{job_id}/redrive", responses={202: {"model": Proposed}})
 def redrive(job_id: JobId, body: Redrive, who: Operator, response: Response) -> JobOut | Proposed:
-    """Give a stuck job fresh attempts; it observes before it acts, unless two operators force what nobody can see."""
-    act = jobs.redrive_forced if body.force_outcome_unknown else jobs.redrive
-    done = ask(lambda session: act(session, job_id, fence=body.fence, actor=who.actor, reason=body.reason))
-    if isinstance(done, Approval):
-        return _proposed(done, response)
-    bell.ring()
-    return JobOut.of(done)
+    """Give a stuck job fresh attempts: it inspects the backend before it acts.
+
+    With `force_outcome_unknown` it acts though nothing can tell what the last attempt did; that takes two operators.
+    """
+    done = actions.redrive(edge, who, job_id, fence=body.fence, reason=body.reason, force=body.force_outcome_unknown)
+    return _decided(done, response)
 
 
 @router.post("/{job_id}/observe")
 def observe(job_id: JobId, who: Operator) -> ObservationOut:
-    """Have a worker look at the backend of a stuck teardown; changes nothing."""
-    return ObservationOut.of(_look(job_id, who))
+    """Have a worker inspect the backend of a stuck teardown; changes nothing."""
+    with _a_seat():
+        return ObservationOut.of(actions.observe(edge, who, job_id, seconds=OBSERVE_SECONDS))
 
 
 @router.post("/{job_id}/resolve", responses={202: {"model": Proposed}})
 def resolve(job_id: JobId, body: Resolve, who: Operator, response: Response) -> JobOut | Proposed:
-    """It did happen: a worker looks, and the job ends well if the object is gone; or two operators force it."""
-    with suppress(NotATeardown):
-        if not body.force:
-            _look(job_id, who, fence=body.fence)
-    act = jobs.resolve_forced if body.force else jobs.resolve
-    done = ask(lambda session: act(session, job_id, fence=body.fence, actor=who.actor, reason=body.reason))
-    return _proposed(done, response) if isinstance(done, Approval) else JobOut.of(done)
+    """End a stuck job as succeeded, after a worker has inspected the backend and the object is gone.
+
+    With `force` the word of two operators takes the place of the inspection.
+    """
+    with nullcontext() if body.force else _a_seat():
+        done = actions.resolve(
+            edge, who, job_id, fence=body.fence, reason=body.reason, force=body.force, seconds=OBSERVE_SECONDS
+        )
+    return _decided(done, response)
 
 
-def _look(job_id: int, who: Caller, *, fence: int | None = None) -> Observation:
-    """What a worker sees, waited for; 503 at once while so many wait already that others would not be served."""
-    if not _room.acquire(blocking=False):
-        detail = f"{WAITING} requests wait for workers' looks already: ask again, or use `deprovisioner jobs observe`"
-        raise Problem(503, "busy", detail, headers={"Retry-After": str(LOOK_SECONDS)})
+@contextmanager
+def _a_seat() -> Iterator[None]:
+    """One of the threads that may wait for a worker; 503 at once when all of them do."""
+    if not _seats.acquire(blocking=False):
+        detail = f"{WAITING} requests wait for workers already: try again, or use `deprovisioner jobs observe`"
+        raise Problem(503, "busy", detail, headers={"Retry-After": str(OBSERVE_SECONDS)})
     try:
-        return observations.look(ask, job_id, actor=who.actor, fence=fence, seconds=LOOK_SECONDS)
+        yield
     finally:
-        _room.release()
+        _seats.release()
 
 
-def _proposed(approval: Approval, response: Response) -> Proposed:
+def _decided(done: Job | ProposedAction, response: Response) -> JobOut | Proposed:
+    if isinstance(done, Job):
+        return JobOut.of(done)
     response.status_code = 202
-    look = ask(lambda session: observations.last(session, approval.job_id, fence=approval.fence))
-    return Proposed.of(approval, look)
+    return Proposed.of(done)

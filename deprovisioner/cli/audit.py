@@ -44,7 +44,7 @@ def audit_checkpoint(as_json: bool) -> None:
 
     events.configure()  # its log line goes to stderr
     with db.transaction() as session:
-        made = evidence.checkpoint(session, actor=me(), every=dt.timedelta(0))
+        made = evidence.checkpoint(session, actor=me().actor, every=dt.timedelta(0))
     with db.statement() as session:
         last = made or evidence.last_checkpoint(session)
     if as_json:

@@ -1,4 +1,4 @@
-"""`deprovisioner breakers`."""
+"""`deprovisioner breakers`: the backends out of reach."""
 
 from deprovisioner.cli.shell import as_json_option, example, main, operate, print_json, print_table
 
@@ -12,7 +12,7 @@ def breakers() -> None:
 @breakers.command("list", epilog=example("deprovisioner breakers list"))
 @as_json_option
 def breakers_list(as_json: bool) -> None:
-    """The backends whose jobs wait because they could not be reached: since when, and why."""
+    """The backends that workers could not reach, since when, and why. Their jobs wait."""
     from outbox import db, queries
 
     with db.statement() as session:

@@ -1,13 +1,13 @@
-"""`deprovisioner hold`: stopping what would start, and letting it go on."""
+"""`deprovisioner hold`: keep jobs from starting, and let them start again."""
 
 import click
 
-from deprovisioner.cli.shell import WORDS, as_json_option, example, main, me, operate, print_json, ring, show_page
+from deprovisioner.cli.shell import WORDS, as_json_option, edge, example, main, me, operate, print_json, show_page
 
 
 @main.group()
 def hold() -> None:
-    """Stop what would start: everything, or one backend, tenant or kind."""
+    """Keep jobs from starting: all of them, or those of one backend, tenant or kind."""
     operate()
 
 
@@ -18,20 +18,20 @@ def hold() -> None:
         "deprovisioner hold set --backend pg-main --reason 'disk is filling up'",
     ),
 )
-@click.option("--global", "everything", is_flag=True, help="Everything: the kill switch.")
+@click.option("--global", "everything", is_flag=True, help="All jobs: the kill switch.")
 @click.option("--backend", type=WORDS, help="Only this backend's jobs.")
 @click.option("--tenant", type=WORDS, help="Only this tenant's jobs.")
 @click.option("--kind", type=WORDS, help="Only jobs on backends of this kind.")
-@click.option("--reason", type=WORDS, help="Why; kept for ever. Only --global goes without.")
+@click.option("--reason", type=WORDS, help="Why; stored for good. Only --global does without.")
 @as_json_option
 def hold_set(
     everything: bool, backend: str | None, tenant: str | None, kind: str | None, reason: str | None, as_json: bool
 ) -> None:
-    """Let nothing in the scope start from now on, births included. What is inside a teardown ends it.
+    """Let no job in the scope start from now on. A teardown that has started runs to its end.
 
-    Talks to the control database alone: neither API nor broker need be alive. Nothing burns attempts meanwhile.
+    Needs only the control database: the API and the broker may be down. Held jobs use up no attempts.
     """
-    from outbox import db, holds
+    from outbox import actions, db
     from outbox.states import HoldScope
 
     named = {HoldScope.BACKEND: backend, HoldScope.TENANT: tenant, HoldScope.KIND: kind}
@@ -42,15 +42,15 @@ def hold_set(
         raise click.UsageError("say why: --reason")
     scope, subject = chosen[0] if chosen else (HoldScope.GLOBAL, None)
     with db.statement() as session:
-        made = holds.engage(session, scope, subject, actor=me(), reason=reason or "kill switch")
+        made = actions.hold(session, me(), scope, subject, reason=reason or "kill switch")
     if as_json:
         print_json(vars(made))
     else:
-        click.echo(f"{made}\nuntil: deprovisioner hold release {made.id} --reason …")
+        click.echo(f"{made}\nto end it: deprovisioner hold release {made.id} --reason …")
 
 
 @hold.command("list", epilog=example("deprovisioner hold list", "deprovisioner hold list --all --json"))
-@click.option("--all", "released", is_flag=True, help="Those released, too.")
+@click.option("--all", "released", is_flag=True, help="Released holds too.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--cursor", type=WORDS, help="`next_cursor` of the page before.")
 @as_json_option
@@ -66,25 +66,17 @@ def hold_list(released: bool, limit: int, cursor: str | None, as_json: bool) -> 
 
 @hold.command("release", epilog=example("deprovisioner hold release 7 --reason 'disk was made larger'"))
 @click.argument("hold_id", type=click.IntRange(1, 2**63 - 1))
-@click.option("--reason", type=WORDS, required=True, help="Why it is safe now; kept for ever.")
+@click.option("--reason", type=WORDS, required=True, help="Why it is safe now; stored for good.")
 @as_json_option
 def hold_release(hold_id: int, reason: str, as_json: bool) -> None:
-    """End one hold. A brake that engaged it begins to count anew."""
-    from contextlib import suppress
+    """End one hold, and wake the jobs that waited for it. The brake that set the hold starts to count again at zero."""
+    from outbox import actions, db, queries
 
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from outbox import db, holds, jobs, queries
-
-    with db.statement() as session:
-        released = holds.release(session, hold_id, actor=me(), reason=reason)
-        others = queries.list_holds(session).items
-    with suppress(SQLAlchemyError), db.statement() as session:
-        jobs.wake(session)  # a first batch; it is released, and the sweeps see to the rest
-    ring()
+    released = actions.release(edge(), me(), hold_id, reason=reason)
     if as_json:
         print_json(vars(released))
         return
     click.echo(f"hold {released.id} is released")
-    for other in others:
-        click.echo(f"still in force: {other}")
+    with db.statement() as session:
+        for other in queries.list_holds(session).items:
+            click.echo(f"still in force: {other}")

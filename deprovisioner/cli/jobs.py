@@ -1,47 +1,55 @@
-"""`deprovisioner jobs`: reading the outbox, and moving on what is stuck."""
+"""`deprovisioner jobs`: read the outbox, and move stuck jobs on."""
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deprovisioner.cli.shell import (
     AGE,
     WORDS,
+    Choice,
     as_json_option,
     cell,
+    edge,
     example,
     main,
     me,
     operate,
     print_fields,
     print_json,
-    ring,
     show_page,
 )
+from outbox.states import Found, JobKind, JobState, StuckReason
+
+if TYPE_CHECKING:
+    from outbox.actions import Edge, Operator, Proposed
+    from outbox.queries import Approval, Observation
+    from outbox.rows import Job
 
 
 @main.group()
 def jobs() -> None:
-    """Read the outbox, and move on what is stuck."""
+    """Read the outbox, and move stuck jobs on."""
     operate()
 
 
 def filter_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say which jobs are meant; together they are the words of `queries.JobFilter`."""
+    """The options that say which jobs are meant: the fields of `queries.JobFilter`."""
     for option in reversed(
         (
-            click.option("--state", type=click.Choice(["pending", "running", "stuck", "succeeded", "cancelled"])),
-            click.option("--reason", type=click.Choice(["attempts_exhausted", "refused", "outcome_unknown"])),
-            click.option("--kind", type=click.Choice(["provision", "deprovision", "restore"])),
+            click.option("--state", type=Choice(JobState)),
+            click.option("--reason", type=Choice(StuckReason)),
+            click.option("--kind", type=Choice(JobKind)),
             click.option("--backend", type=WORDS),
             click.option("--tenant", type=WORDS),
             click.option(
                 "--error", type=WORDS, metavar="TEXT", help="What the last error contains, in any case; no wildcards."
             ),
-            click.option("--older-than", type=AGE, metavar="AGE", help="Asked for that long ago: 90s, 15m, 2h, 3d."),
+            click.option(
+                "--older-than", type=AGE, metavar="AGE", help="Created at least that long ago: 90s, 15m, 2h, 3d."
+            ),
         )
     ):
         command = option(command)
@@ -56,7 +64,7 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
     ),
 )
 @filter_options
-@click.option("--counts", is_flag=True, help="How many there are, by state, reason and backend, instead of the jobs.")
+@click.option("--counts", is_flag=True, help="Print how many jobs there are, by state, reason and backend.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--cursor", type=WORDS, help="`next_cursor` of the page before.")
 @as_json_option
@@ -67,7 +75,7 @@ def jobs_list(counts: bool, cursor: str | None, limit: int, as_json: bool, **fil
     wanted = queries.JobFilter(**filters)
     if counts:
         if cursor is not None:
-            raise click.UsageError("--counts counts every page: it takes no --cursor")
+            raise click.UsageError("--counts counts the jobs of all pages: leave --cursor out")
         with db.statement() as session:
             found = vars(queries.count_jobs(session, wanted))
         print_json(found) if as_json else _show_counts(found)
@@ -90,34 +98,38 @@ def _show_counts(found: dict[str, Any]) -> None:
 @click.argument("job_id", type=click.IntRange(1, 2**63 - 1))
 @as_json_option
 def jobs_show(job_id: int, as_json: bool) -> None:
-    """One job's whole story: why it stands there, what to run next, who asked, every attempt, every event."""
+    """One job's whole story: its state, why, what to run next, who asked for it, every attempt, every event."""
     from deprovisioner.cli.story import tell
     from outbox import db, queries
 
     with db.statement() as session:
         story = queries.job_story(session, job_id)
     if as_json:
-        told = dataclasses.asdict(story)
-        told["approvals"] = [_proposal(approval) for approval in story.approvals]
-        told["last_look"] = story.last_look and _looked(story.last_look)
-        print_json(told.pop("job") | {"attempt_history": told.pop("attempts")} | told)
+        parts = dataclasses.asdict(story)
+        parts["approvals"] = [_approval(approval) for approval in story.approvals]
+        parts["last_look"] = story.last_look and _observation(story.last_look)
+        print_json(parts.pop("job") | {"attempt_history": parts.pop("attempts")} | parts)
     else:
         tell(story)
 
 
 _job = click.argument("job_id", type=click.IntRange(1, 2**63 - 1))
-_fence = click.option("--fence", type=click.IntRange(0), required=True, help="The fence that `jobs show` told you.")
-_reason = click.option("--reason", type=WORDS, required=True, help="Why; kept with the job.")
+_fence = click.option("--fence", type=click.IntRange(0), required=True, help="The fence that `jobs show` printed.")
+_reason = click.option("--reason", type=WORDS, required=True, help="Why; stored with the job.")
 _token = click.option(
     "--token",
     type=WORDS,
     envvar="DEPROVISIONER_OPERATOR_TOKEN",
     show_envvar=True,
-    help="Your own operator's token: who forces must be known. Two are needed, for the same job and fence within an "
-    "hour; each has a reason of their own.",
+    help="Your own operator's token, which a forced action needs. A forced action takes two operators: the second one "
+    "runs the same command for the same job and fence, with a token and a reason of their own, within an hour.",
 )
 _wait = click.option(
-    "--wait", type=click.FloatRange(0, 600), default=30, show_default=True, help="Seconds to wait for a worker's look."
+    "--wait",
+    type=click.FloatRange(0, 600),
+    default=30,
+    show_default=True,
+    help="How many seconds to wait for a worker to inspect the backend.",
 )
 
 
@@ -126,25 +138,20 @@ _wait = click.option(
 @_fence
 @_reason
 @click.option(
-    "--force-outcome-unknown", "force", is_flag=True, help="Act again where nobody can look. Takes two operators."
+    "--force-outcome-unknown",
+    "force",
+    is_flag=True,
+    help="Act again although the last attempt may have acted, and nothing can tell. Takes two operators.",
 )
 @_token
 @as_json_option
 def jobs_redrive(job_id: int, fence: int, reason: str, force: bool, token: str | None, as_json: bool) -> None:
-    """Give a stuck job fresh attempts. It looks at the backend before it acts."""
-    from outbox import db
-    from outbox import jobs as transitions
-    from outbox.approvals import Approval
+    """Give a stuck job fresh attempts. It inspects the backend before it acts."""
+    from outbox import actions
 
-    actor = _operator(token) if force else me()
-    act = transitions.redrive_forced if force else transitions.redrive
-    with db.statement() as session:
-        done = act(session, job_id, fence=fence, actor=actor, reason=reason)
-    if isinstance(done, Approval):
-        return _show_proposal(done, as_json)
-    ring()
-    print_json(vars(done)) if as_json else click.echo(f"job {done.id} is pending again")
-    return None
+    who = _operator_of(token) if force else me()
+    done = actions.redrive(edge(), who, job_id, fence=fence, reason=reason, force=force)
+    _show_decision(done, as_json)
 
 
 @jobs.command("observe", epilog=example("deprovisioner jobs observe 42"))
@@ -152,17 +159,17 @@ def jobs_redrive(job_id: int, fence: int, reason: str, force: bool, token: str |
 @_wait
 @as_json_option
 def jobs_observe(job_id: int, wait: float, as_json: bool) -> None:
-    """Have a worker look at the backend of a stuck teardown. Changes nothing.
+    """Have a worker inspect the backend of a stuck teardown. Changes nothing.
 
-    absent: it is gone. same: it is there, or part of it. different: another one has its name, it was renamed, or this
-    is another server. Where the backend could not be asked (unavailable), or its kind cannot tell (unobservable),
-    the exit code is 1.
+    absent: the object is gone. same: it is there, or a part of it. different: another object has its name, it was
+    renamed, or this is another server. unavailable: the backend did not answer. unobservable: backends of this kind
+    cannot be inspected. The exit code is 1 for the last two.
     """
-    from outbox.states import Found
+    from outbox import actions
 
-    look = _look(job_id, None, wait)
-    print_json(_looked(look)) if as_json else print_fields(_looked(look))
-    if look.found in (Found.UNAVAILABLE, Found.UNOBSERVABLE):
+    seen = actions.observe(_edge_with_log(), me(), job_id, seconds=wait, tell=_tell)
+    print_json(_observation(seen)) if as_json else print_fields(_observation(seen))
+    if seen.found in (Found.UNAVAILABLE, Found.UNOBSERVABLE):
         raise SystemExit(1)
 
 
@@ -173,86 +180,82 @@ def jobs_observe(job_id: int, wait: float, as_json: bool) -> None:
 @_fence
 @_reason
 @_wait
-@click.option("--force", is_flag=True, help="Whatever a look says, or without one. Takes two operators.")
+@click.option("--force", is_flag=True, help="Resolve without an inspection, or against it. Takes two operators.")
 @_token
 @as_json_option
 def jobs_resolve(
     job_id: int, fence: int, reason: str, wait: float, force: bool, token: str | None, as_json: bool
 ) -> None:
-    """It did happen: end a stuck job well, after a worker has seen the backend without the object."""
-    from outbox import db
-    from outbox import jobs as transitions
-    from outbox.approvals import Approval
-    from outbox.errors import NotATeardown
+    """End a stuck job as succeeded, after a worker has inspected the backend and the object is gone."""
+    from outbox import actions
 
-    actor = _operator(token) if force else me()
-    with suppress(NotATeardown):
-        if not force:
-            _look(job_id, fence, wait)
-    act = transitions.resolve_forced if force else transitions.resolve
-    with db.statement() as session:
-        done = act(session, job_id, fence=fence, actor=actor, reason=reason)
-    if isinstance(done, Approval):
-        return _show_proposal(done, as_json)
-    print_json(vars(done)) if as_json else click.echo(f"job {done.id} is {done.state}")
-    return None
+    who = _operator_of(token) if force else me()
+    done = actions.resolve(
+        _edge_with_log(), who, job_id, fence=fence, reason=reason, force=force, seconds=wait, tell=_tell
+    )
+    _show_decision(done, as_json)
 
 
-def _look(job_id: int, fence: int | None, seconds: float) -> Any:
-    from outbox import db, events, observations
-
-    events.configure()  # a bell that fails is a log line on stderr
-
-    def run(act: Any) -> Any:
-        with db.statement() as session:
-            return act(session)
-
-    asked = run(lambda session: observations.ask(session, job_id, actor=me(), fence=fence))
-    click.echo(f"waiting for a worker to look, at most {seconds:g} s", err=True)
-    look = observations.wait_for(run, asked, seconds=seconds)
-    click.echo(f"{look.observed_by} looked: {look.found}", err=True)
-    return look
+def _tell(line: str) -> None:
+    """To the person who waits; stdout may be JSON."""
+    click.echo(line, err=True)
 
 
-def _looked(look: Any) -> dict[str, Any]:
-    names = ("job_id", "fence", "found", "means", "seen", "observed_at", "observed_by")
-    return {name: getattr(look, name) for name in names}
+def _edge_with_log() -> "Edge":
+    """For an action that rings the doorbell itself: a broker that cannot be reached is a log line on stderr."""
+    from outbox import events
+
+    events.configure()
+    return edge()
 
 
-def _operator(token: str | None) -> str:
-    """The actor of an operator's token: at a shell, a user's name proves nothing."""
-    from outbox import db, tokens
+def _operator_of(token: str | None) -> "Operator":
+    """The operator that has this token: at a shell, a user's name proves nothing."""
+    from outbox import actions, db
     from outbox.errors import NotFound
 
     if not token:
         raise click.UsageError(
-            "what is forced needs your own operator's token: --token, or DEPROVISIONER_OPERATOR_TOKEN"
+            "a forced action needs your own operator's token: --token or DEPROVISIONER_OPERATOR_TOKEN"
         )
     with db.statement() as session:
-        found = tokens.find(session, token)
-    if found is None or found.role != "operator":
-        raise NotFound("this token is unknown, was revoked, or is no operator's")
-    return found.actor
+        found = actions.caller(session, token)
+    if found is None:
+        raise NotFound("this token is unknown or was revoked")
+    return actions.operator(found)
 
 
-def _show_proposal(approval: Any, as_json: bool) -> None:
-    """The first of two has spoken: what the second one must run, and what there is to know before."""
-    from outbox import advice, db, observations
+def _show_decision(done: "Job | Proposed", as_json: bool) -> None:
+    from outbox.actions import Proposed
 
-    with db.statement() as session:
-        look = observations.last(session, approval.job_id, fence=approval.fence)
+    if isinstance(done, Proposed):
+        _show_proposal(done, as_json)
+    else:
+        print_json(vars(done)) if as_json else click.echo(f"job {done.id} is {done.state}")
+
+
+def _show_proposal(proposed: "Proposed", as_json: bool) -> None:
+    """The first of two operators has proposed: print what the second must run, and what was last seen."""
+    from outbox import advice
+
+    approval, seen = proposed.approval, proposed.last_look
     if as_json:
-        print_json({"approval": _proposal(approval), "new": approval.new, "last_look": look and _looked(look)})
+        print_json({"approval": _approval(approval), "new": approval.new, "last_look": seen and _observation(seen)})
         return
-    stands = "" if approval.new else f" at {cell(approval.proposed_at)} already ({approval.reason})"
-    click.echo(f"proposed by {approval.proposed_by}{stands}; nothing is done yet")
+    already = "" if approval.new else f" at {cell(approval.proposed_at)} already ({approval.reason})"
+    click.echo(f"proposed by {approval.proposed_by}{already}; nothing is done yet")
     click.echo(
         f"another operator must run, with a token and a reason of their own, before {cell(approval.expires_at)}:"
     )
     click.echo(f"  {advice.to_approve(approval)}")
-    if look is not None:
-        click.echo(f"last look, by {look.observed_by} at {cell(look.observed_at)}: {look.means}")
+    if seen is not None:
+        click.echo(f"last inspection, by {seen.observed_by} at {cell(seen.observed_at)}: {seen.means}")
 
 
-def _proposal(approval: Any) -> dict[str, Any]:
+def _observation(seen: "Observation") -> dict[str, Any]:
+    names = ("job_id", "fence", "found", "means", "seen", "observed_at", "observed_by")
+    return {name: getattr(seen, name) for name in names}
+
+
+def _approval(approval: "Approval") -> dict[str, Any]:
     return {name: value for name, value in vars(approval).items() if name != "new"}

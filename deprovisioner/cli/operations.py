@@ -1,4 +1,4 @@
-"""Bulk work at a shell: `jobs redrive-all`, `tenants offboard`, and `operations` to see how far it is, and stop it."""
+"""Bulk work: `jobs redrive-all`, `tenants offboard`, and `operations` to follow and stop it."""
 
 import dataclasses
 import re
@@ -13,6 +13,7 @@ from deprovisioner.cli.jobs import jobs
 from deprovisioner.cli.shell import (
     AGE,
     WORDS,
+    Choice,
     as_json_option,
     example,
     main,
@@ -23,24 +24,26 @@ from deprovisioner.cli.shell import (
     print_table,
     show_page,
 )
+from outbox.errors import BadRequest
+from outbox.states import JobKind, OperationState, StuckReason
 
-# Between two looks at how far it is: counting 100,000 items takes some tens of milliseconds.
-LOOK_SECONDS = 0.5
-# Any worker takes a step within a few seconds; a canary may be at work for longer.
+# Between two polls of the progress: counting 100,000 items takes some tens of milliseconds.
+POLL_SECONDS = 0.5
+# A worker makes a step within a few seconds; only a canary may take longer.
 PATIENCE_SECONDS = 30
 COLUMNS = ("id", "kind", "state", "total", "rate", "actor", "reason", "created_at", "finished_at", "error")
 
 
 def _digest(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    from outbox.operations import DIGEST
+    from outbox.actions import DIGEST
 
     if value is not None and not re.fullmatch(DIGEST, value):
-        raise click.BadParameter(f"{value!r} is no digest: copy the one that the dry run printed, whole")
+        raise click.BadParameter(f"{value!r} is not a digest: copy all of the digest that the dry run printed")
     return value
 
 
 _digest_option = click.option(
-    "--digest", callback=_digest, help="What the dry run printed; without it nothing is done."
+    "--digest", callback=_digest, help="The digest that the dry run printed; without it nothing is done."
 )
 
 
@@ -52,21 +55,23 @@ _digest_option = click.option(
     ),
 )
 @click.option("--backend", type=WORDS)
-@click.option("--reason-was", "was", type=click.Choice(["attempts_exhausted", "refused", "outcome_unknown"]))
-@click.option("--kind", type=click.Choice(["provision", "deprovision", "restore"]))
+@click.option("--reason-was", "was", type=Choice(StuckReason))
+@click.option("--kind", type=Choice(JobKind))
 @click.option("--tenant", type=WORDS)
 @click.option("--error", type=WORDS, metavar="TEXT", help="What the last error contains, in any case; no wildcards.")
-@click.option("--older-than", type=AGE, metavar="AGE", help="Asked for that long ago: 90s, 15m, 2h, 3d.")
+@click.option("--older-than", type=AGE, metavar="AGE", help="Created at least that long ago: 90s, 15m, 2h, 3d.")
 @click.option("--resource", "resource_id", type=click.UUID)
-@click.option("--all", "every", is_flag=True, help="Every stuck job; instead of the options above.")
-@click.option("--reason", type=WORDS, required=True, help="Why; kept with each job.")
-@click.option("--dry-run", is_flag=True, help="Only show what it would be, as without --digest.")
+@click.option("--all", "every", is_flag=True, help="Every stuck job, instead of the options above.")
+@click.option("--reason", type=WORDS, required=True, help="Why; stored with each job.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be done, as without --digest.")
 @_digest_option
-@click.option("--rate", type=click.IntRange(1, 1000), default=50, show_default=True, help="Jobs a second, at most.")
+@click.option(
+    "--rate", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most so many jobs a second."
+)
 @click.option("--no-wait", is_flag=True, help="Begin, and do not wait for the end.")
 @as_json_option
 def jobs_redrive_all(
-    was: str | None,
+    was: StuckReason | None,
     every: bool,
     reason: str,
     dry_run: bool,
@@ -76,38 +81,39 @@ def jobs_redrive_all(
     as_json: bool,
     **filters: Any,
 ) -> None:
-    """Re-drive stuck jobs, many at once: one of each backend first, and the others when it has succeeded.
+    """Re-drive many stuck jobs: first one of each backend, and when it has succeeded the others of its backend.
 
-    Without --digest it is a dry run, and prints the command that does it. Workers do the work: it goes on when this
-    command is gone. Re-driven means pending again: `operations show` tells how the jobs end. Exit code 1 when it was
-    stopped, or when a job of it is stuck again by then.
+    Without --digest it is a dry run, which prints the command for the real run. Workers do the work: it goes on when
+    this command ends. A re-driven job is pending again; `operations show` shows how the jobs end. The exit code is 1
+    when the operation was stopped, or when one of its jobs is stuck again.
     """
     from deprovisioner.cli.progress import options
-    from outbox import db, operations, queries
+    from outbox import actions, db, queries
 
-    if every == any(value is not None for value in (was, *filters.values())):
-        raise click.UsageError("say which jobs, or --all for every stuck one; not both")
-    wanted = queries.JobFilter(reason=was, **filters)  # type: ignore[arg-type]  # a word that click has checked
+    try:
+        wanted = actions.chosen(queries.JobFilter(reason=was, **filters), every=every)
+    except BadRequest as error:
+        raise click.UsageError(str(error)) from error
     if dry_run or digest is None:
         with db.snapshot() as session:
-            seen = operations.preview_redrive(session, wanted)
+            seen = actions.preview_redrive(session, me(), wanted)
         if as_json:
             print_json(vars(seen) | {"sample": [vars(job) for job in seen.sample]})
             return
         click.echo(f"{seen.count} stuck jobs\n")
         _show_sample(seen, ("id", "kind", "stuck_reason", "backend", "fence", "last_error"))
-        said = options(operations.words(wanted))
+        said = options(actions.words(wanted))
         if seen.count:
             _say_how(f"re-drive exactly these {seen.count}", seen, *said, "--reason", reason, "--rate", str(rate))
         return
     with db.transaction() as session:
-        begun = operations.begin_redrive(session, wanted, reason=reason, actor=me(), digest=digest, rate=rate)
+        begun = actions.begin_redrive(session, me(), wanted, reason=reason, digest=digest, rate=rate)
     _follow(begun, wait=not no_wait, as_json=as_json)
 
 
 @main.group()
 def tenants() -> None:
-    """What concerns all that a tenant has."""
+    """Act on everything that a tenant has."""
     operate()
 
 
@@ -119,8 +125,8 @@ def tenants() -> None:
     ),
 )
 @click.argument("tenant", type=WORDS)
-@click.option("--reason", type=WORDS, required=True, help="Why; kept with each job.")
-@click.option("--dry-run", is_flag=True, help="Only show what it would be, as without --digest.")
+@click.option("--reason", type=WORDS, required=True, help="Why; stored with each job.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be done, as without --digest.")
 @click.option("--expect", type=click.IntRange(0), help="How many resources the dry run counted.")
 @_digest_option
 @click.option("--no-wait", is_flag=True, help="Begin, and do not wait for the end.")
@@ -128,19 +134,19 @@ def tenants() -> None:
 def tenants_offboard(
     tenant: str, reason: str, dry_run: bool, expect: int | None, digest: str | None, no_wait: bool, as_json: bool
 ) -> None:
-    """Delete all that a tenant has, but for what is protected.
+    """Delete every resource of a tenant, except protected ones.
 
-    Without --digest it is a dry run, and prints the command that does it. What the tenant makes later is not part of
-    it: revoke its tokens first. At the end its deletes are enqueued; `operations show` tells how the teardowns end.
-    Exit code 1 when it was stopped, or when a job of it is stuck by then.
+    Without --digest it is a dry run, which prints the command for the real run. Revoke the tenant's tokens first: what
+    it makes after the dry run is not deleted. The operation ends when all deletes are enqueued; `operations show` shows
+    how the teardowns end. The exit code is 1 when the operation was stopped, or when one of its jobs is stuck.
     """
-    from outbox import db, operations
+    from outbox import actions, db
 
     if (expect is None) != (digest is None):
         raise click.UsageError("--expect and --digest go together; the dry run prints both")
     if dry_run or digest is None or expect is None:
         with db.snapshot() as session:
-            seen = operations.preview_offboard(session, tenant)
+            seen = actions.preview_offboard(session, me(), tenant)
         if as_json:
             print_json(vars(seen) | {"sample": [vars(resource) for resource in seen.sample]})
             return
@@ -157,15 +163,13 @@ def tenants_offboard(
             click.echo("\nthere is nothing to delete")
         return
     with db.transaction() as session:
-        begun = operations.begin_offboard(
-            session, tenant, expected_count=expect, reason=reason, actor=me(), digest=digest
-        )
+        begun = actions.begin_offboard(session, me(), tenant, expected_count=expect, reason=reason, digest=digest)
     _follow(begun, wait=not no_wait, as_json=as_json)
 
 
 @main.group("operations")
 def operations_() -> None:
-    """Bulk work: what there is, and how far it is."""
+    """List, follow and stop bulk work."""
     operate()
 
 
@@ -180,30 +184,28 @@ def operations_list(limit: int, cursor: str | None, as_json: bool) -> None:
 
     with db.statement() as session:
         page = queries.list_operations(session, cursor=cursor, limit=limit)
-    if not as_json:
-        page = dataclasses.replace(page, items=[words(operation) for operation in page.items])
-    show_page(page, COLUMNS, as_json)
+    show_page(page, COLUMNS, as_json, describe=words)
 
 
 @operations_.command("show", epilog=example("deprovisioner operations show 7"))
 @click.argument("operation_id", type=click.IntRange(1, 2**63 - 1))
 @as_json_option
 def operations_show(operation_id: int, as_json: bool) -> None:
-    """One operation, how far it is, and what to do next. Exit code 1 when it was stopped, or a job of it is stuck."""
+    """One operation, its progress, and what to do next. Exit code 1 when it was stopped or a job of it is stuck."""
     _show(operation_id, as_json)
 
 
 @operations_.command("stop", epilog=example("deprovisioner operations stop 7 --reason 'wrong tenant'"))
 @click.argument("operation_id", type=click.IntRange(1, 2**63 - 1))
-@click.option("--reason", type=WORDS, required=True, help="Why; kept with the operation.")
+@click.option("--reason", type=WORDS, required=True, help="Why; stored with the operation.")
 @as_json_option
 def operations_stop(operation_id: int, reason: str, as_json: bool) -> None:
-    """Leave alone what it has not done yet. What it has done goes on: `hold set` stops that."""
+    """Stop an operation: it starts no more jobs. Those that it has started go on, unless `hold set` stops them."""
     from deprovisioner.cli.progress import tell
-    from outbox import db, operations, queries
+    from outbox import actions, db, queries
 
     with db.statement() as session:
-        ended = operations.stop(session, operation_id, actor=me(), reason=reason)
+        ended = actions.stop(session, me(), operation_id, reason=reason)
     if as_json:
         print_json(vars(ended))
         return
@@ -225,26 +227,26 @@ def _say_how(what: str, seen: Any, *said: str) -> None:
 
 
 def _follow(begun: Any, *, wait: bool, as_json: bool) -> None:
-    """Wait for the end, unless nobody wants to; then show it. It does not need us."""
+    """Wait for the end, if the caller wants to, and show it. The operation goes on without this command."""
     later = f"deprovisioner operations show {begun.id}"
     if not wait:
         print_json(vars(begun)) if as_json else click.echo(f"operation {begun.id} is running: {later}")
         return
     try:
-        click.echo(f"operation {begun.id} is running; Ctrl-C leaves it so", err=True)
+        click.echo(f"operation {begun.id} is running; Ctrl-C leaves it running", err=True)
         _watch(begun)
     except KeyboardInterrupt:
-        click.echo(f"\noperation {begun.id} goes on without you: {later}", err=True)
+        click.echo(f"\noperation {begun.id} is still running: {later}", err=True)
         return
     _show(begun.id, as_json)
 
 
 def _watch(begun: Any) -> None:
-    """A bar on stderr until it ends."""
+    """Show a bar on stderr until the operation ends."""
     from deprovisioner.cli.progress import tell_first, waits
     from outbox import db, queries
 
-    shown, moved_at, said = 0, time.monotonic(), False
+    shown, moved_at, warned = 0, time.monotonic(), False
     with click.progressbar(length=begun.total, label=f"operation {begun.id}", file=sys.stderr) as bar:
         while True:
             with db.statement() as session:
@@ -252,17 +254,17 @@ def _watch(begun: Any) -> None:
             settled = progress.all.total - progress.all.waiting
             if settled > shown:
                 bar.update(settled - shown)
-                shown, moved_at, said = settled, time.monotonic(), False
-            if now.state != "running":
+                shown, moved_at, warned = settled, time.monotonic(), False
+            if now.state is not OperationState.RUNNING:
                 return
             if (label := f"operation {begun.id}{waits(progress)}") != bar.label:
                 bar.label = label
                 bar.render_progress()
-            if not said and time.monotonic() - moved_at > PATIENCE_SECONDS:
-                said = True
+            if not warned and time.monotonic() - moved_at > PATIENCE_SECONDS:
+                warned = True
                 why = tell_first(progress) or "is a worker running?"
-                click.echo(f"\nnothing has moved for {PATIENCE_SECONDS} s: {why}", err=True)
-            time.sleep(LOOK_SECONDS)
+                click.echo(f"\nno progress for {PATIENCE_SECONDS} s: {why}", err=True)
+            time.sleep(POLL_SECONDS)
 
 
 def _show(operation_id: int, as_json: bool) -> None:
@@ -272,9 +274,9 @@ def _show(operation_id: int, as_json: bool) -> None:
     with db.statement() as session:
         operation, progress = queries.operation(session, operation_id)
     if as_json:
-        told = dataclasses.asdict(progress)
-        print_json(vars(operation) | {"progress": told.pop("all") | told})
+        parts = dataclasses.asdict(progress)
+        print_json(vars(operation) | {"progress": parts.pop("all") | parts})
     else:
         tell(operation, progress)
-    if operation.state == "stopped" or progress.stuck_jobs:
+    if operation.state is OperationState.STOPPED or progress.stuck_jobs:
         raise SystemExit(1)

@@ -1,26 +1,28 @@
-"""How an operation is told to a person: how far it is, what is not well, and what to run next.
+"""An operation as a person reads it: its progress, what went wrong, and what to run next.
 
-"Succeeded" would mislead: an operation makes jobs pending, and how these end is told by the jobs alone.
+It never says "succeeded": an operation only makes jobs pending, and each job tells how it ended.
 """
 
-import dataclasses
 import shlex
 from collections.abc import Iterator
+from typing import assert_never
 
 import click
 
 from deprovisioner.cli.shell import UNITS, cell, print_fields, print_table
 from outbox.queries import Canary, Progress
 from outbox.rows import Json, Operation
-from outbox.states import JobState, OperationKind
+from outbox.states import ItemOutcome, JobState, OperationKind, OperationState
 
-_OPTIONS = {"reason": "--reason-was", "resource_id": "--resource"}  # the others are named as in the filter
-_ENDED_WELL = {OperationKind.REDRIVE: "re-driven", OperationKind.OFFBOARD: "deletes enqueued"}
+_OPTIONS = {
+    "reason": "--reason-was",
+    "resource_id": "--resource",
+}  # other options are named like their fields
 
 
 def tell(operation: Operation, progress: Progress) -> None:
-    """The operation, its numbers by backend, and at the end what a person has to do about it."""
-    print_fields(vars(words(operation)))
+    """Print the operation, its numbers by backend, and what a person has to do next."""
+    print_fields(words(operation))
     click.echo("\nprogress")
     tallies = {**progress.backends, "(all)": progress.all}
     done = "re-driven" if operation.kind == OperationKind.REDRIVE else "enqueued"
@@ -28,7 +30,7 @@ def tell(operation: Operation, progress: Progress) -> None:
     rows = [{"backend": name} | count for name, count in zip(tallies, counts, strict=True)]
     print_table(rows, tuple(rows[-1]))
     if progress.canaries:
-        click.echo("\nwhat goes first")
+        click.echo("\nre-driven first")
         columns = ("backend", "job_id", "state", "outcome", "next_attempt_at")
         print_table([vars(canary) for canary in progress.canaries], columns)
     if progress.jobs:
@@ -39,14 +41,24 @@ def tell(operation: Operation, progress: Progress) -> None:
         click.echo(line)
 
 
-def words(operation: Operation) -> Operation:
-    """The operation with its state as people say it."""
-    ended_well = operation.state == "succeeded"
-    return dataclasses.replace(operation, state=_ENDED_WELL[OperationKind(operation.kind)]) if ended_well else operation
+def words(operation: Operation) -> Json:
+    """The operation; `state` says what has succeeded."""
+    state = _ended_well(operation.kind) if operation.state is OperationState.SUCCEEDED else operation.state
+    return vars(operation) | {"state": state}
+
+
+def _ended_well(kind: OperationKind) -> str:
+    match kind:
+        case OperationKind.REDRIVE:
+            return "re-driven"
+        case OperationKind.OFFBOARD:
+            return "deletes enqueued"
+        case never:
+            assert_never(never)
 
 
 def options(filter: Json) -> list[str]:
-    """The command that previews a bulk re-drive of what a filter means now."""
+    """The command that previews a bulk re-drive of what the filter finds now."""
     said = ["jobs", "redrive-all"]
     for name, value in filter.items():
         if name == "older_than_seconds":
@@ -57,46 +69,48 @@ def options(filter: Json) -> list[str]:
 
 
 def _age(seconds: int) -> str:
-    """As `--older-than` takes it: five digits, and what was said in a longer unit comes out whole in a shorter."""
+    """Seconds as `--older-than` takes them: in the shortest unit that needs at most five digits."""
     unit, size = next((u, n) for u, n in UNITS.items() if seconds // n <= 99_999)
     return f"{seconds // size}{unit}"
 
 
 def waits(progress: Progress) -> str:
-    """Which jobs that go first have failed and wait, for a line that is looked at meanwhile; empty when none does."""
+    """The canaries that wait for their next attempt, for the line of the progress bar; empty when there are none."""
     waiting = [_first(canary) for canary in progress.canaries if canary.next_attempt_at is not None]
     return f": {'; '.join(waiting)}" if waiting else ""
 
 
 def tell_first(progress: Progress) -> str:
-    """What the jobs that go first are at, where the others wait for them."""
-    return "; ".join(_first(c) for c in progress.canaries if c.outcome == "redriven" and c.state != "succeeded")
+    """The canaries that the other jobs of their backends still wait for."""
+    return "; ".join(
+        _first(c) for c in progress.canaries if c.outcome == ItemOutcome.REDRIVEN and c.state != JobState.SUCCEEDED
+    )
 
 
 def _first(canary: Canary) -> str:
     at = f"waits for its next attempt at {cell(canary.next_attempt_at)}" if canary.next_attempt_at else ""
-    return f"job {canary.job_id} of {canary.backend}, which goes first, {at or f'is {canary.state}'}"
+    return f"job {canary.job_id}, the first of {canary.backend}, {at or f'is {canary.state}'}"
 
 
 def _next(operation: Operation, progress: Progress) -> Iterator[str]:
-    running, tally = operation.state == "running", progress.all
+    running, tally = operation.state is OperationState.RUNNING, progress.all
     if running:
-        yield f"it is at work{waits(progress)}; to have it leave the rest alone:"
+        yield f"it is running{waits(progress)}; to stop it:"
         yield f"  deprovisioner operations stop {operation.id} --reason …"
     if stuck := progress.jobs.get(JobState.STUCK, 0):
         more = ", …" if stuck > len(progress.stuck_jobs) else ""
-        yield f"{_of_its_jobs(stuck)} stuck ({', '.join(map(str, progress.stuck_jobs))}{more}); what each needs:"
+        yield f"{_of_its_jobs(stuck)} stuck ({', '.join(map(str, progress.stuck_jobs))}{more}); to see what each needs:"
         yield f"  deprovisioner jobs show {progress.stuck_jobs[0]}"
         if operation.kind == OperationKind.OFFBOARD:
             yield f"  deprovisioner jobs list --state stuck --tenant {shlex.quote(operation.filter['tenant'])}"
     coming = sum(progress.jobs.get(state, 0) for state in (JobState.PENDING, JobState.RUNNING))
     if coming and not running:
-        yield f"{_of_its_jobs(coming)} not done yet; look again:"
+        yield f"{_of_its_jobs(coming)} not done yet; to see them later:"
         yield f"  deprovisioner operations show {operation.id}"
     if tally.protected and not running:
-        yield f"{tally.protected} protected and left: lift the protection of what shall go too, and offboard again"
+        yield f"{tally.protected} protected and not deleted: to delete them, lift their protection and offboard again"
     if tally.stopped and not running:
-        yield f"{tally.stopped} left alone; when the cause is mended, preview what is left:"
+        yield f"{tally.stopped} not started; once the cause is mended, preview what is left:"
         offboard = ["tenants", "offboard", operation.filter.get("tenant", "")]
         again = offboard if operation.kind == OperationKind.OFFBOARD else options(operation.filter)
         yield f"  deprovisioner {shlex.join(again)} --reason …"

@@ -1,4 +1,4 @@
-"""`deprovisioner resources`."""
+"""`deprovisioner resources`: read and delete resources."""
 
 import uuid
 from typing import Any
@@ -7,7 +7,9 @@ import click
 
 from deprovisioner.cli.shell import (
     WORDS,
+    Choice,
     as_json_option,
+    edge,
     example,
     main,
     me,
@@ -15,9 +17,9 @@ from deprovisioner.cli.shell import (
     print_fields,
     print_json,
     print_table,
-    ring,
     show_page,
 )
+from outbox.states import ResourceStatus
 
 
 @main.group()
@@ -27,7 +29,7 @@ def resources() -> None:
 
 
 @resources.command("list", epilog=example("deprovisioner resources list --status deleting --tenant acme"))
-@click.option("--status", type=click.Choice(["provisioning", "active", "deleting", "deleted"]))
+@click.option("--status", type=Choice(ResourceStatus))
 @click.option("--kind", type=WORDS)
 @click.option("--tenant", type=WORDS)
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
@@ -48,10 +50,9 @@ def resources_list(limit: int, as_json: bool, **filters: Any) -> None:
 def resources_show(resource_id: uuid.UUID, as_json: bool) -> None:
     """One resource and its jobs."""
     from outbox import db, queries
-    from outbox import resources as rows
 
     with db.statement() as session:
-        resource, _ = rows.find(session, resource_id)
+        resource = queries.resource(session, resource_id)
         page = queries.list_jobs(session, queries.JobFilter(resource_id=resource_id))
     if as_json:
         print_json(vars(resource) | {"jobs": [vars(job) for job in page.items]})
@@ -63,16 +64,13 @@ def resources_show(resource_id: uuid.UUID, as_json: bool) -> None:
 
 @resources.command("delete", epilog=example("deprovisioner resources delete 7d1f4c1e-… --reason 'ticket 811'"))
 @click.argument("resource_id", type=click.UUID)
-@click.option("--reason", type=WORDS, help="Why; kept with the job.")
+@click.option("--reason", type=WORDS, help="Why; stored with the job.")
 @as_json_option
 def resources_delete(resource_id: uuid.UUID, reason: str | None, as_json: bool) -> None:
-    """Delete a resource, as the API's DELETE does: harmless when it was deleted before."""
-    from outbox import db
-    from outbox import jobs as transitions
+    """Delete a resource, as the API's DELETE does; harmless when it was deleted before."""
+    from outbox import actions
 
-    with db.statement() as session:
-        done = transitions.enqueue(session, resource_id, actor=me(), reason=reason)
-    ring()
+    done = actions.delete(edge(), me(), resource_id, reason=reason)
     if as_json:
         job = {"id": done.job.id, "state": done.job.state}
         print_json({"ok": True, "already_deleted": not done.won, "resource": vars(done.resource), "job": job})

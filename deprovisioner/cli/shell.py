@@ -1,4 +1,4 @@
-"""What every command shares: the group, its errors, and how it speaks."""
+"""What every command shares: the group, its errors, its options, and how it prints."""
 
 import datetime as dt
 import getpass
@@ -9,15 +9,23 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from outbox.errors import DeprovisionerError, SettingsError
 from outbox.rows import storable
 
-# The modules of this package that make a command. One is loaded when its command is asked for, and all for `--help`.
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from outbox.actions import Edge, Operator
+
+T = TypeVar("T")
+
+# The modules of this package that define a command. A command loads its own; `--help` loads them all.
 _MODULES = {
     "api": ["serve"],
     "audit": ["audit"],
@@ -37,7 +45,7 @@ _MODULES = {
 
 
 class _Main(click.Group):
-    """Loads only what a command needs. Shows our errors as one line on stderr, exit code 1; a lost database too."""
+    """Loads only the modules of the command. Prints our errors, and a lost database, as one line on stderr."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Their names, in order."""
@@ -58,7 +66,7 @@ class _Main(click.Group):
         except DeprovisionerError as error:
             raise _Failed(str(error)) from error
         except (click.ClickException, click.exceptions.Exit):
-            raise  # click's own: a help text must not load SQLAlchemy to be told from its errors
+            raise  # without SQLAlchemy, which a help text must not load
         except Exception as error:
             from sqlalchemy.exc import SQLAlchemyError
 
@@ -67,7 +75,7 @@ class _Main(click.Group):
             text = str(getattr(error, "orig", None) or error).strip()
             hint = " (run `deprovisioner migrate` first?)" if "does not exist" in text else ""
             if "permission denied" in text or "must be owner" in text:
-                hint = " (the service's role may not: run this as the owner of the tables)"
+                hint = " (the service's role has no right to do this: run it as the owner of the tables)"
             raise _Failed(f"control database: {text.splitlines()[0]}{hint}") from error
 
 
@@ -78,14 +86,14 @@ class _Failed(click.ClickException):
 
 
 def example(*lines: str) -> str:
-    """The epilog of a command."""
+    """The epilog of a command: lines that can be typed as they are."""
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 
 
-# Of a span of time, in seconds; the shortest first.
+# The units of a span of time, in seconds; the shortest first.
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -95,12 +103,12 @@ class _Age(click.ParamType[dt.timedelta]):
     name = "age"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dt.timedelta:
-        """`2h` as a timedelta; up to 99999d, which the calendar has room for."""
+        """`2h` as a timedelta; at most 99999d, which PostgreSQL's calendar can subtract from now."""
         if isinstance(value, dt.timedelta):
             return value
         written = re.fullmatch(r"(\d{1,5})([smhd])", value, re.ASCII)
         if written is None:
-            self.fail(f"{value!r} is no age; write one as 90s, 15m, 2h or 3d", param, ctx)
+            self.fail(f"{value!r} is not an age; write one as 90s, 15m, 2h or 3d", param, ctx)
         return dt.timedelta(seconds=int(written[1]) * UNITS[written[2]])
 
 
@@ -108,20 +116,31 @@ AGE = _Age()
 
 
 class _Words(click.ParamType[str]):
-    """What a person says, or calls things: it is kept, and shown to others."""
+    """A name or a reason: stored, and shown to other people."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The words as they are, unless there are none, or they can't be kept."""
+        """The text as it is. Fails when it is blank, or cannot be stored."""
         if not value.strip():
             self.fail("it is blank", param, ctx)
         if not storable(value):
-            self.fail("it has control characters, or is not UTF-8", param, ctx)
+            self.fail("it contains control characters, or is not UTF-8", param, ctx)
         return str(value)
 
 
 WORDS = _Words()
+
+
+E = TypeVar("E", bound=StrEnum)
+
+
+class Choice(click.Choice[E]):
+    """One member of an enum, chosen by its value; click's own class would offer the members' names."""
+
+    def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:  # noqa: ARG002 - click's signature
+        """A member, or what the person typed, as its value."""
+        return str(choice)
 
 
 @click.group(cls=_Main, epilog=example("deprovisioner up", "deprovisioner jobs list --state stuck"))
@@ -131,7 +150,7 @@ def main() -> None:
 
 
 def operate() -> None:
-    """For a person at a shell: where the environment names no database, a running `up` of this folder is meant."""
+    """Where the environment names no database, use the installation of `deprovisioner up` in this folder."""
     from outbox import settings
 
     env_file = settings.load().home / "env"
@@ -140,7 +159,28 @@ def operate() -> None:
             os.environ.setdefault(name, value)
 
 
-def ring() -> None:
+def me() -> "Operator":
+    """The person at this shell, as an operator."""
+    from outbox import actions
+
+    return actions.operator_at_a_shell(getpass.getuser())
+
+
+def edge() -> "Edge":
+    """What a command lends to actions: sessions, and the doorbell."""
+    from outbox.actions import Edge
+
+    return Edge(_ask, _ring)
+
+
+def _ask(act: "Callable[[Connection], T]") -> "T":
+    from outbox import db
+
+    with db.statement() as session:
+        return act(session)
+
+
+def _ring() -> None:
     """Wake the workers. A broker that cannot be reached is a log line on stderr: stdout may be JSON."""
     from outbox import doorbell, events
 
@@ -148,23 +188,20 @@ def ring() -> None:
     doorbell.ring_now()
 
 
-def me() -> str:
-    """The actor of whoever sits at this shell."""
-    return f"cli:{getpass.getuser()}"
-
-
-def show_page(page: Any, columns: Sequence[str], as_json: bool) -> None:
-    """A page of a listing."""
+def show_page(
+    page: Any, columns: Sequence[str], as_json: bool, *, describe: Callable[[Any], dict[str, Any]] = vars
+) -> None:
+    """Print a page of a listing; `describe` makes a row of the table from an item."""
     if as_json:
         print_json({"items": [vars(row) for row in page.items], "next_cursor": page.next_cursor})
         return
-    print_table([vars(row) for row in page.items], columns, cut=True)
+    print_table([describe(row) for row in page.items], columns, cut=True)
     if page.next_cursor:
         click.echo(f"more: --cursor {page.next_cursor}", err=True)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document."""
+    """Print one JSON document."""
     click.echo(as_text(value, indent=None if not sys.stdout.isatty() else 2))
 
 
@@ -182,26 +219,26 @@ def _plain(value: Any) -> Any:
 
 
 def print_fields(fields: dict[str, Any]) -> None:
-    """One thing, a field a line."""
+    """Print one thing, a field a line."""
     width = max(map(len, fields))
     for name, value in fields.items():
         click.echo(f"{name:<{width}}  {cell(value)}")
 
 
 def print_table(rows: Iterable[dict[str, Any]], columns: Sequence[str], *, cut: bool = False) -> None:
-    """Many things, one a line. `cut` to a terminal's width; where a file or a pipe reads, nothing is cut."""
+    """Print many things, one a line. `cut` cuts lines to the width of a terminal, and never into a file or a pipe."""
     table = [[" ".join(cell(row[column]).splitlines()) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *table, strict=True)]
-    room = shutil.get_terminal_size().columns if cut and sys.stdout.isatty() else None
+    width_limit = shutil.get_terminal_size().columns if cut and sys.stdout.isatty() else None
     for line in ([*columns], *table):
-        told = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        click.echo(told if room is None or len(told) <= room else told[: room - 1] + "…")
+        shown = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        click.echo(shown if width_limit is None or len(shown) <= width_limit else shown[: width_limit - 1] + "…")
     if not table:
         click.echo("(none)")
 
 
 def cell(value: Any) -> str:
-    """How a value reads in a table."""
+    """A value as a table shows it."""
     if value is None:
         return "-"
     if isinstance(value, dt.datetime):

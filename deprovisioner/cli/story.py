@@ -1,31 +1,31 @@
-"""`deprovisioner jobs show`: a job's whole story, what matters first."""
+"""`deprovisioner jobs show`: a job's whole story, the most important first."""
+
+from typing import assert_never
 
 import click
 
 from deprovisioner.cli.shell import cell, print_fields, print_table
 from outbox import advice
-from outbox.approvals import Approval
-from outbox.holds import Hold
-from outbox.queries import Attempt, JobStory
-from outbox.states import JobState
+from outbox.queries import Approval, Attempt, Hold, JobStory
+from outbox.states import BreakerState, JobState
 
-# Longer than the longest pause between two sweeps at their default of 5 s.
+# Longer than the longest pause between two sweeps, which are 5 s apart by default.
 OVERDUE_SECONDS = 7
 
 
 def tell(story: JobStory) -> None:
-    """What it is and why it stands there, what to run next, who asked, every attempt, every event."""
+    """What the job is, why it waits, what to run next, who asked for it, every attempt, every event."""
     job = story.job
     click.echo(f"job {job.id}: {job.kind} of {story.resource_name!r} of tenant {story.tenant} on {job.backend}")
     click.echo(_state(story))
     if job.state is not JobState.PENDING:
         for hold in story.holds:
-            click.echo(f"does not start while there is {_told(hold)}")
+            click.echo(f"does not start while there is {_hold_in_words(hold)}")
     for approval in story.approvals:
         _tell_approval(approval)
     if story.last_look is not None:
         look = story.last_look
-        click.echo(f"last look, by {look.observed_by} at {cell(look.observed_at)}: {look.means}")
+        click.echo(f"last inspection, by {look.observed_by} at {cell(look.observed_at)}: {look.means}")
     click.echo()
     for when, command in advice.next_steps(job):
         click.echo(f"next, {when}:\n  {command}")
@@ -46,31 +46,40 @@ def tell(story: JobStory) -> None:
 
 def _state(story: JobStory) -> str:
     job = story.job
-    if job.stuck_reason is not None:
-        return f"stuck since {cell(story.stuck_since)}, {job.stuck_reason}: {advice.MEANS[job.stuck_reason]}"
-    if job.state is JobState.RUNNING:
-        return f"running, with fence {job.fence}; its last attempt below says where"
-    if job.state is JobState.PENDING:
-        return f"pending: {_waits_for(story)}"
-    return f"{job.state} at {cell(job.finished_at)}"
+    match job.state:
+        case JobState.PENDING:
+            return f"pending: {_waits_for(story)}"
+        case JobState.RUNNING:
+            return f"running, with fence {job.fence}; the last attempt below names the worker"
+        case JobState.STUCK:
+            why = "" if job.stuck_reason is None else f", {job.stuck_reason}: {advice.means(job.stuck_reason)}"
+            return f"stuck since {cell(story.stuck_since)}{why}"
+        case JobState.SUCCEEDED | JobState.CANCELLED:
+            return f"{job.state} at {cell(job.finished_at)}"
+        case never:
+            assert_never(never)
 
 
 def _waits_for(story: JobStory) -> str:
-    """What keeps it, the strongest first."""
+    """Why a pending job does not run yet: holds first, then its backend's breaker, then its time."""
     job, breaker, due = story.job, story.breaker, story.due_seconds
     if story.holds:
-        return f"it does not start while there is {' and '.join(map(_told, story.holds))}"
+        return f"it does not start while there is {' and '.join(map(_hold_in_words, story.holds))}"
     if breaker is not None:
-        probe = f"the next probe is due at {cell(breaker.retry_at)}" if breaker.state == "open" else "a probe is due"
+        probe = (
+            f"the next probe is due at {cell(breaker.retry_at)}"
+            if breaker.state is BreakerState.OPEN
+            else "a probe is due"
+        )
         return f"{job.backend} is out of reach since {cell(breaker.since)} ({breaker.why}); {probe}"
     if due is None:
-        return f"a worker takes it once it is due, at {cell(job.available_at)}"
+        return f"a worker claims it once it is due, at {cell(job.available_at)}"
     if due < OVERDUE_SECONDS:
-        return "it is due, a worker takes it within seconds"
-    return f"due for {due} s and nobody has claimed it: are workers running that serve {job.backend}?"
+        return "it is due; a worker claims it within seconds"
+    return f"due for {due} s, and no worker has claimed it: is a worker running that serves {job.backend}?"
 
 
-def _told(hold: Hold) -> str:
+def _hold_in_words(hold: Hold) -> str:
     return f"{hold} (by {hold.actor}, {cell(hold.created_at)})"
 
 
@@ -79,14 +88,14 @@ def _tell_approval(approval: Approval) -> None:
         f"{approval.action} by force was proposed by {approval.proposed_by} at {cell(approval.proposed_at)}: "
         f"{approval.reason}"
     )
-    click.echo(f"to approve it, another operator, with a token of their own, before {cell(approval.expires_at)}:")
+    click.echo(f"to approve it, another operator runs, with a token of their own, before {cell(approval.expires_at)}:")
     click.echo(f"  {advice.to_approve(approval)}")
 
 
 def _tell_request(story: JobStory) -> None:
     click.echo("\nasked for")
     if story.request is None:
-        click.echo("(nobody knows by whom: its first event is missing)")
+        click.echo("(not recorded: the job's first event is missing)")
     else:
         print_fields(vars(story.request))
 

@@ -1,8 +1,10 @@
-"""`deprovisioner token`."""
+"""`deprovisioner token`: make, list and revoke bearer tokens."""
 
 import click
 
-from deprovisioner.cli.shell import WORDS, as_json_option, example, main, operate, print_json, print_table
+from deprovisioner.cli.shell import WORDS, Choice, as_json_option, example, main, operate, print_json, print_table
+from outbox.errors import BadRequest
+from outbox.states import TokenRole
 
 
 @main.group()
@@ -12,22 +14,23 @@ def token() -> None:
 
 
 @token.command("create", epilog=example("deprovisioner token create --role tenant --tenant acme --name ci"))
-@click.option("--role", type=click.Choice(["tenant", "operator"]), required=True)
-@click.option("--tenant", type=WORDS, help="Whose token; only with --role tenant.")
-@click.option("--name", type=WORDS, help="To recognise it by; shown in events.")
+@click.option("--role", type=Choice(TokenRole), required=True)
+@click.option("--tenant", type=WORDS, help="The tenant that the token is for; only with --role tenant.")
+@click.option("--name", type=WORDS, help="A name to know it by; events show it.")
 @as_json_option
-def token_create(role: str, tenant: str | None, name: str | None, as_json: bool) -> None:
-    """Make a token. It is shown this once: only its hash is kept."""
+def token_create(role: TokenRole, tenant: str | None, name: str | None, as_json: bool) -> None:
+    """Make a token. It is shown only now: the database keeps its hash."""
     from outbox import db, tokens
 
-    if (role == "tenant") != bool(tenant):
-        raise click.UsageError("--role tenant needs --tenant; --role operator takes none")
-    with db.statement() as session:
-        made, secret = tokens.create(session, role=role, tenant=tenant, name=name or "")
+    try:
+        with db.statement() as session:
+            made, secret = tokens.create(session, role=role, tenant=tenant, name=name or "")
+    except BadRequest as error:
+        raise click.UsageError(str(error)) from error
     if as_json:
         print_json(vars(made) | {"token": secret})
     else:
-        click.echo(f"token {made.id}; it is shown this once:", err=True)
+        click.echo(f"token {made.id}; it is shown only now:", err=True)
         click.echo(secret)
 
 
@@ -48,7 +51,7 @@ def token_list(as_json: bool) -> None:
 @click.argument("token_id", type=click.IntRange(1, 2**63 - 1))
 @as_json_option
 def token_revoke(token_id: int, as_json: bool) -> None:
-    """Revoke a token; API processes that have just seen it forget it within two seconds."""
+    """Revoke a token. API processes that have just seen it still accept it for up to two seconds."""
     from outbox import db, tokens
 
     with db.statement() as session:

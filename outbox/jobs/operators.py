@@ -7,7 +7,7 @@ from typing import Any, assert_never
 from sqlalchemy import Connection, Row, TextClause, text
 
 from outbox import advice, approvals
-from outbox.approvals import Action, Approval
+from outbox.approvals import Approval
 from outbox.errors import (
     Conflict,
     FenceMismatch,
@@ -21,7 +21,7 @@ from outbox.errors import (
 from outbox.events import Event
 from outbox.jobs._sql import _EVENT, _event
 from outbox.rows import Job, Json, columns, read
-from outbox.states import Found, JobKind, JobState, ResourceStatus, StuckReason
+from outbox.states import ForcedAction, Found, JobKind, JobState, ResourceStatus, StuckReason
 
 _REDRIVE = text(f"""
     WITH job AS (
@@ -83,7 +83,9 @@ def redrive_forced(db: Connection, job_id: int, *, fence: int, actor: str, reaso
     The first one's call is an Approval, which waits for the other's. Only a teardown's unknown outcome is forced.
     Raises NotFound, JobNotStuck, FenceMismatch, NothingToForce.
     """
-    done = _by_two(db, _REDRIVE_FORCED, Event.REDRIVEN, "redrive", job_id, fence=fence, actor=actor, reason=reason)
+    done = _by_two(
+        db, _REDRIVE_FORCED, Event.REDRIVEN, ForcedAction.REDRIVE, job_id, fence=fence, actor=actor, reason=reason
+    )
     if done is not None:
         return done
     now = stuck_or_refuse(db, job_id, fence=fence)
@@ -176,7 +178,9 @@ def resolve_forced(db: Connection, job_id: int, *, fence: int, actor: str, reaso
     The first one's call is an Approval, which waits for the other's; a birth needs only one. Raises NotFound,
     JobNotStuck, FenceMismatch, StillWanted.
     """
-    done = _by_two(db, _RESOLVE_FORCED, Event.RESOLVED, "resolve", job_id, fence=fence, actor=actor, reason=reason)
+    done = _by_two(
+        db, _RESOLVE_FORCED, Event.RESOLVED, ForcedAction.RESOLVE, job_id, fence=fence, actor=actor, reason=reason
+    )
     if done is not None:
         return done
     _resolvable(db, job_id, fence)
@@ -195,7 +199,7 @@ def _by_two(
     db: Connection,
     statement: TextClause,
     event: Event,
-    action: Action,
+    action: ForcedAction,
     job_id: int,
     *,
     fence: int,

@@ -89,7 +89,7 @@ def _begun(
         raise DigestMismatch(f"this is not what was previewed: {told}; preview again")
     columns = [tables.operations.c[f.name] for f in fields(Operation)]
     total = sa.update(tables.operations).where(tables.operations.c.id == id).values(total=now.count)
-    return Operation(**db.execute(total.returning(*columns)).one()._mapping)
+    return Operation.read(db.execute(total.returning(*columns)).one())
 
 
 def _by(operation: sa.Row[Any], worker: str) -> Json:

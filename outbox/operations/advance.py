@@ -32,7 +32,7 @@ def stop(db: Connection, operation_id: int, *, actor: str, reason: str) -> Opera
     """
     row = db.execute(_STOP, {"id": operation_id, "why": f"stopped by {actor}: {reason}"}).one_or_none()
     if row is not None:
-        return Operation(**row._mapping)
+        return Operation.read(row)
     state = db.execute(text("SELECT state FROM operations WHERE id = :id"), {"id": operation_id}).scalar_one_or_none()
     if state is None:
         raise NotFound(f"there is no operation {operation_id}")

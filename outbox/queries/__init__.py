@@ -6,23 +6,29 @@
 - `attempts`                a job's attempts, told from its events
 """
 
+from outbox.approvals import Approval
+from outbox.holds import Hold
+from outbox.observations import Observation
 from outbox.queries.attempts import Attempt, Seen, attempts
 from outbox.queries.jobs import EVERY_JOB, JobCounts, JobFilter, ListedJob, count_jobs, list_jobs, with_tenants
 from outbox.queries.operations import Canary, Progress, Tally, list_operations, operation
 from outbox.queries.pages import Page
-from outbox.queries.resources import list_resources
+from outbox.queries.resources import list_resources, resource
 from outbox.queries.stops import Breaker, list_breakers, list_holds
 from outbox.queries.story import JobStory, Request, job_story
 
 __all__ = [
     "EVERY_JOB",
+    "Approval",
     "Attempt",
     "Breaker",
     "Canary",
+    "Hold",
     "JobCounts",
     "JobFilter",
     "JobStory",
     "ListedJob",
+    "Observation",
     "Page",
     "Progress",
     "Request",
@@ -37,5 +43,6 @@ __all__ = [
     "list_operations",
     "list_resources",
     "operation",
+    "resource",
     "with_tenants",
 ]

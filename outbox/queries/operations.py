@@ -62,7 +62,7 @@ def list_operations(db: Connection, *, cursor: str | None = None, limit: int = 5
         (last,) = _decode(cursor, lambda last: (int(last),))
         query = query.where(tables.operations.c.id < last)
     rows = db.execute(query.order_by(tables.operations.c.id.desc()).limit(limit + 1))
-    return _page([Operation(**row._mapping) for row in rows], limit, lambda operation: [operation.id])
+    return _page([Operation.read(row) for row in rows], limit, lambda operation: [operation.id])
 
 
 _OUTCOMES = text("""
@@ -92,7 +92,7 @@ def operation(db: Connection, operation_id: int) -> tuple[Operation, Progress]:
     backends: dict[str, Counter[str]] = {}
     for backend, outcome, n in db.execute(_OUTCOMES, asked):
         backends.setdefault(backend, Counter())[outcome] = n
-    return Operation(**row._mapping), Progress(
+    return Operation.read(row), Progress(
         all=_tally(sum(backends.values(), Counter())),
         backends={backend: _tally(counts) for backend, counts in backends.items()},
         canaries=[Canary(**row._mapping) for row in db.execute(_CANARIES, asked)],

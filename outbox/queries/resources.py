@@ -6,9 +6,14 @@ import uuid
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from outbox import tables
+from outbox import resources, tables
 from outbox.queries.pages import Page, _decode, _page, _select
 from outbox.rows import Resource, read
+
+
+def resource(db: Connection, resource_id: uuid.UUID, *, tenant: str | None = None) -> Resource:
+    """One resource; `tenant` None means an operator asks. Raises NotFound."""
+    return resources.find(db, resource_id, tenant=tenant)[0]
 
 
 def list_resources(

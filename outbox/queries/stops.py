@@ -2,7 +2,6 @@
 
 import datetime as dt
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
@@ -10,6 +9,7 @@ from sqlalchemy import Connection, text
 from outbox import tables
 from outbox.holds import Hold
 from outbox.queries.pages import Page, _decode, _page
+from outbox.states import BreakerState
 
 
 def list_holds(db: Connection, *, released: bool = False, cursor: str | None = None, limit: int = 50) -> Page:
@@ -29,7 +29,7 @@ class Breaker:
     """A backend out of reach. `half_open`: its pause is over, and the next claim is the probe."""
 
     backend: str
-    state: Literal["open", "half_open"]
+    state: BreakerState
     since: dt.datetime
     why: str
     failures: int
@@ -47,4 +47,5 @@ _BREAKERS = text("""
 
 def list_breakers(db: Connection, backend: str | None = None) -> list[Breaker]:
     """The backends out of reach, or only this one; longest first, and how many jobs wait for each."""
-    return [Breaker(**row._mapping) for row in db.execute(_BREAKERS, {"backend": backend})]
+    rows = db.execute(_BREAKERS, {"backend": backend})
+    return [Breaker(**{**row._mapping, "state": BreakerState(row.state)}) for row in rows]

@@ -3,11 +3,7 @@
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from outbox.states import (
-    Found,
-    HoldCause,
-    HoldScope,
-)
+from outbox.states import ForcedAction, Found, HoldCause, HoldScope, TokenRole
 from outbox.tables.metadata import _one_of, _timestamp, metadata
 
 tokens = sa.Table(
@@ -20,7 +16,7 @@ tokens = sa.Table(
     sa.Column("digest", sa.LargeBinary, nullable=False),
     _timestamp("created_at", now=True),
     _timestamp("revoked_at"),
-    sa.CheckConstraint("role IN ('tenant', 'operator')", name="tokens_role_known"),
+    sa.CheckConstraint(_one_of("role", TokenRole), name="tokens_role_known"),
     sa.CheckConstraint("(role = 'tenant') = (tenant IS NOT NULL)", name="tokens_tenant_has_tenant"),
     sa.Index("tokens_digest", "digest", unique=True),
 )
@@ -113,7 +109,7 @@ approvals = sa.Table(
     _timestamp("proposed_at", now=True),
     sa.Column("approved_by", sa.Text),
     _timestamp("approved_at"),
-    sa.CheckConstraint("action IN ('resolve', 'redrive')", name="approvals_action_known"),
+    sa.CheckConstraint(_one_of("action", ForcedAction), name="approvals_action_known"),
     sa.CheckConstraint("(approved_at IS NULL) = (approved_by IS NULL)", name="approvals_approved_by_somebody"),
     # Four eyes, held by the database itself.
     sa.CheckConstraint("approved_by <> proposed_by", name="approvals_by_two"),

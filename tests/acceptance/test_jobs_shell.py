@@ -164,7 +164,7 @@ def test_show_tells_the_whole_story(
     top = read.splitlines()
     assert top[0] == f"job {refused}: deprovision of 'orders' of tenant acme on pg-main"
     assert top[1].startswith("stuck since 20")
-    assert "refused: the backend was asked and it must not be done" in top[1]
+    assert "refused: the worker inspected the backend and refused to act" in top[1]
     commands = [line.strip() for line in top if line.startswith("  deprovisioner ")]
     assert f"deprovisioner jobs redrive {refused} --fence 3 --reason 'WHY'" in commands
     for word in ("cli:ann", "ticket 811", told["request"]["request_id"], "w1", "w2", "w3", "still there", '{"oid": 9}'):
@@ -190,7 +190,7 @@ def test_show_says_of_any_state_where_it_stands(db: Connection, env: dict[str, s
         job = a_job(db, state=state)
         top = shell(env, "jobs", "show", str(job)).stdout.splitlines()
         assert top[1].startswith(word)
-        assert "(nobody knows by whom: its first event is missing)" in top
+        assert "(not recorded: the job's first event is missing)" in top
 
 
 def headline(env: dict[str, str], job: int) -> str:
@@ -207,11 +207,11 @@ def test_show_says_first_what_keeps_a_pending_job(
 ) -> None:
     job = a_job(db)
     due(db, job, -3600)
-    assert headline(env, job).startswith("pending: a worker takes it once it is due, at 2")
+    assert headline(env, job).startswith("pending: a worker claims it once it is due, at 2")
     due(db, job, 0)
-    assert headline(env, job) == "pending: it is due, a worker takes it within seconds"
+    assert headline(env, job) == "pending: it is due; a worker claims it within seconds"
     due(db, job, 95)
-    nobody = r"pending: due for \d+ s and nobody has claimed it: are workers running that serve pg-main\?"
+    nobody = r"pending: due for \d+ s, and no worker has claimed it: is a worker running that serves pg-main\?"
     assert re.fullmatch(nobody, headline(env, job))
     breakers.trip(db, "pg-2", reason="another's")
     breakers.trip(db, "pg-main", reason="connection refused")
@@ -272,7 +272,7 @@ def test_a_proposal_stands_in_the_story_for_operators_with_the_command_of_the_se
     assert "resolve by force was proposed by token:1:anna at 2" in top
     assert ": the server is scrap\n" in top
     assert f"  deprovisioner jobs resolve {refused} --fence 3 --reason 'WHY' --force" in top
-    assert "last look, by w at 2" in top
+    assert "last inspection, by w at 2" in top
     told = json.loads(shell(env, "jobs", "show", str(refused), "--json").stdout)
     with client(system.api(), operator) as api, client(str(api.base_url), tenant) as acme:
         answer = api.get(f"/v1/jobs/{refused}").json()

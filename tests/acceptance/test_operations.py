@@ -282,8 +282,8 @@ def test_a_wait_that_is_broken_off_leaves_the_operation_running(db: Connection, 
         waiting.send_signal(signal.SIGINT)
         _, said = waiting.communicate(timeout=60)
     id, state = db.execute(text("SELECT id, state FROM operations")).one()
-    assert (first.strip(), state) == (f"operation {id} is running; Ctrl-C leaves it so", "running")
-    assert f"operation {id} goes on without you: deprovisioner operations show {id}" in said
+    assert (first.strip(), state) == (f"operation {id} is running; Ctrl-C leaves it running", "running")
+    assert f"operation {id} is still running: deprovisioner operations show {id}" in said
     assert waiting.returncode == 0
     system.worker()
     asked = text("SELECT state FROM operations")
@@ -336,13 +336,15 @@ def test_an_operation_whose_job_is_stuck_is_no_success_at_a_shell(shell: Any, db
         operations.advance(session, worker="w")
     enqueued = shell("operations", "show", str(begun["id"])).stdout
     assert re.search(r"^state +deletes enqueued$", enqueued, re.M)
-    assert "1 of its jobs is not done yet; look again:" in enqueued
-    assert "1 protected and left" in enqueued
+    assert "1 of its jobs is not done yet; to see them later:" in enqueued
+    assert "1 protected and not deleted" in enqueued
     (claim,) = claims(db)
     assert claim.resource_id == resource
     jobs.stick(db, claim, worker="w", why=StuckReason.REFUSED, error="no")
     ended = shell("operations", "show", str(begun["id"]), code=1).stdout
-    assert f"1 of its jobs is stuck ({claim.id}); what each needs:\n  deprovisioner jobs show {claim.id}\n" in ended
+    assert (
+        f"1 of its jobs is stuck ({claim.id}); to see what each needs:\n  deprovisioner jobs show {claim.id}\n" in ended
+    )
     (command,) = [line.strip() for line in ended.splitlines() if "jobs list" in line]
     assert command == "deprovisioner jobs list --state stuck --tenant zed"
     assert str(claim.id) in shell(*shlex.split(command)[1:]).stdout
@@ -365,7 +367,7 @@ def test_a_running_operation_is_stopped_at_a_shell_and_over_http(api: httpx.Clie
     begun.append(json.loads(shell(*begin).stdout)["id"])
     said = shell("operations", "stop", str(begun[1]), "--reason", "wrong filter").stdout
     assert re.search(r"^error +stopped by cli:\S+: wrong filter$", said, re.M)
-    assert "4 left alone" in said
+    assert "4 not started" in said
     (command,) = [line.strip() for line in said.splitlines() if "redrive-all" in line]
     assert command == "deprovisioner jobs redrive-all --backend pg-main --older-than 4320m --reason …"
     assert "4 stuck jobs" in shell(*shlex.split(command)[1:]).stdout
@@ -406,7 +408,7 @@ def test_what_goes_first_and_waits_for_its_next_attempt_is_told_with_its_time(db
         at = db.execute(
             text("UPDATE outbox SET available_at = now() + interval '9 min' RETURNING available_at")
         ).scalar_one()
-        told = f"job {id} of pg-main, which goes first, waits for its next attempt at {cell(at)}"
+        told = f"job {id}, the first of pg-main, waits for its next attempt at {cell(at)}"
         assert any(told in line for line in waiting.stderr)
         waiting.send_signal(signal.SIGINT)
         waiting.communicate(timeout=60)

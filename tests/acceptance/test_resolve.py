@@ -10,7 +10,7 @@ import httpx
 import pytest
 from sqlalchemy import Connection, text
 
-from api.v1.jobs import LOOK_SECONDS
+from api.v1.jobs import OBSERVE_SECONDS
 from deprovisioner.up import servers as embedded
 from outbox import jobs, tokens
 from outbox.states import StuckReason
@@ -90,8 +90,7 @@ def test_what_is_alive_is_not_resolved_and_what_is_gone_is_once(
     renamed = boss.post(f"{url}/resolve", json=word)
     assert said(renamed) == (409, "still_there"), renamed.text
     assert (
-        "it was not seen gone: the database was renamed to 'theirs', and not by deprovisioner"
-        in renamed.json()["detail"]
+        "it may still exist: the database was renamed to 'theirs', and not by deprovisioner" in renamed.json()["detail"]
     )
     servers.pg.query(f'ALTER DATABASE theirs RENAME TO "{named}"')
     assert servers.pg.bears(resource["manifest"])
@@ -135,7 +134,7 @@ def test_a_look_at_the_wrong_server_or_at_none_resolves_nothing(
     word = {"reason": "r", "fence": 1}
     nobody = boss.post(f"{url}/resolve", json=word)
     assert said(nobody) == (409, "not_observed")
-    assert LOOK_SECONDS <= nobody.elapsed.total_seconds() < LOOK_SECONDS + 5 * slowness()
+    assert OBSERVE_SECONDS <= nobody.elapsed.total_seconds() < OBSERVE_SECONDS + 5 * slowness()
     id = url.rsplit("/", maxsplit=1)[1]
     for dsn, answer, code in [
         (servers.control.dsn, (409, "still_there"), 0),
@@ -158,7 +157,7 @@ def test_the_command_looks_and_resolves_though_the_broker_is_dead(
     dead = {"DEPROVISIONER_BROKER_URL": f"redis://127.0.0.1:{embedded.free_port()}/0"}
     began = time.monotonic()
     nobody = cli(env, "resolve", id, "--fence", "1", "--reason", "r", "--wait", "1", **dead)
-    assert (nobody.returncode, "no worker has looked" in nobody.stderr) == (1, True)
+    assert (nobody.returncode, "no worker has inspected" in nobody.stderr) == (1, True)
     assert time.monotonic() - began < 30 * slowness()
     system.worker()
     look = cli(env, "observe", id, "--json", **dead)
@@ -221,9 +220,9 @@ def test_two_operators_force_over_http_and_at_the_shell(
     assert "another operator must run" in same.stdout
     assert f"proposed by {proposal['proposed_by']} at 2" in same.stdout
     assert "already (scrapped)" in same.stdout
-    assert "last look, by w at 2" in same.stdout
+    assert "last inspection, by w at 2" in same.stdout
     look = boss.post(f"{url}/{verb}", json={"reason": "scrapped", "fence": 1, flag: True}).json()["last_look"]
-    assert (look["found"], look["means"]) == ("unobservable", "no look can tell on this kind of backend")
+    assert (look["found"], look["means"]) == ("unobservable", "backends of this kind cannot be inspected")
     assert json.loads(cli(env, *words, "--token", operator, "--json").stdout)["approval"]["action"] == verb
     assert cli(env, *words).returncode == 2, "who forces says who they are"
     revoked, gone = tokens.create(db, role="operator", tenant=None, name="gone")

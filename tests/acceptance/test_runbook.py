@@ -155,6 +155,6 @@ def test_the_runbook_and_the_next_steps_of_jobs_show_say_the_same(reason: StuckR
 
     (part,) = [part for part in parts() if part.names == [reason]]
     runbook = {words(command) for block in part.blocks for command, _ in block}
-    shown = {words(command) for _, command in advice.NEXT[reason]}
+    shown = {words(command) for _, command in advice.steps(reason)}
     moves = {told for told in runbook if told and told[0] in ("jobs observe", "jobs redrive", "jobs resolve")}
     assert moves == shown

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from sqlalchemy import Connection, text
 
-from api.v1.jobs import LOOK_SECONDS, WAITING
+from api.v1.jobs import OBSERVE_SECONDS, WAITING
 from outbox import jobs as transitions
 from outbox import observations, tokens
 from outbox.states import Found, StuckReason
@@ -133,14 +133,14 @@ def test_those_who_wait_for_looks_leave_room_for_everybody_else(api: httpx.Clien
         answers = [people.submit(api.post, f"/v1/jobs/{id}/{verb}", json=body) for id, verb, body in asked]
         eventually(
             lambda: sum(answer.done() for answer in answers) == len(ids) - WAITING,
-            LOOK_SECONDS - 2,
+            OBSERVE_SECONDS - 2,
             "all but a few are answered at once",
         )
         assert api.get("/v1/jobs?limit=1").status_code == 200
         for answer in answers:
             if answer.done():
                 problem(answer.result(), 503, "busy")
-                assert answer.result().headers["retry-after"] == str(LOOK_SECONDS)
+                assert answer.result().headers["retry-after"] == str(OBSERVE_SECONDS)
         for look in observations.take(db, {"gone": WAITING}, slots=WAITING):
             assert observations.record(db, look, worker="w", found=Found.ABSENT, seen={"looked": True})
     assert sum(answer.result().status_code == 200 for answer in answers) == WAITING

@@ -13,25 +13,30 @@ _NAMELESS = "test_a_tenant_reads_that_operators_acted_and_not_who_nor_what_they_
 _WORDS = "test_words_that_are_none_or_cannot_be_kept_are_a_usage_error"
 _BYTES = "test_bytes_that_are_no_text_are_told_in_a_line"
 _THEIRS = "test_another_tenants_things_do_not_exist"
+_ROUTES, _ACTIONS = "api/v1/resources.py", "outbox/actions/resources.py"
 GUARDS_OF_API = (
     *(
         mutant
-        for verb, old in {
-            "show": "resources.find(session, resource_id, tenant=who.tenant)",
-            "show_credentials": "resources.find(session, resource_id, tenant=who.tenant)",
-            "delete": "Delete(resource_id, who.actor, who.tenant)",
-            "change": "tenant=who.tenant,",
-            "list_resources": "queries.list_resources(session, tenant=who.tenant, ",
+        for verb, (file, block, old) in {
+            "show": (_ROUTES, "def show(", "queries.resource(session, resource_id, tenant=who.tenant)"),
+            "show_credentials": (
+                _ACTIONS,
+                "    resource, sealed =",
+                "resources.find(db, resource_id, tenant=who.tenant)",
+            ),
+            "delete": (_ACTIONS, "def wanted_delete(", "Delete(resource_id, who.actor, who.tenant, reason)"),
+            "change": (_ACTIONS, "def change(", "tenant=who.tenant, protected=protected"),
+            "list_resources": (_ROUTES, "def list_resources(", "queries.list_resources(session, tenant=who.tenant, "),
         }.items()
         for mutant in cut(
-            "api/v1/resources.py",
-            f"def {verb}(",
+            file,
+            block,
             API,
             (f"api: tenant at {verb}", old, old.replace("who.tenant", "None"), _THEIRS),
         )
     ),
     *cut(
-        "api/v1/resources.py",
+        "outbox/actions/resources.py",
         "",
         API,
         (
@@ -53,25 +58,25 @@ GUARDS_OF_API = (
         ),
         (
             "api: tenant of jobs",
-            "meant = wanted.seen_by(who.tenant)\n    page",
-            "meant = wanted.seen_by(None)\n    page",
+            "meant = actions.within(who, wanted.meant())\n    page",
+            "meant = wanted.meant()\n    page",
             _THEIRS,
         ),
         (
             "api: tenant of counts",
-            "meant = wanted.seen_by(who.tenant)\n    return",
-            "meant = wanted.seen_by(None)\n    return",
+            "meant = actions.within(who, wanted.meant())\n    return",
+            "meant = wanted.meant()\n    return",
             f"{JOBS}::{_OWN}",
         ),
         (
             "api: few wait at once",
-            "if not _room.acquire(blocking=False):",
-            "if not _room.acquire(blocking=False) and False:",
+            "if not _seats.acquire(blocking=False):",
+            "if not _seats.acquire(blocking=False) and False:",
             f"{JOBS}::test_those_who_wait_for_looks_leave_room_for_everybody_else",
         ),
         (
             "api: who has waited makes room",
-            "        _room.release()",
+            "        _seats.release()",
             "        pass",
             f"{JOBS}::test_those_who_wait_for_looks_leave_room_for_everybody_else",
         ),
@@ -117,23 +122,28 @@ GUARDS_OF_API = (
             "if False:",
             "tests/acceptance/test_usage.py::test_a_tenant_is_offboarded_whatever_its_name_is[a/b]",
         ),
+    ),
+    *cut(
+        "outbox/actions",
+        "def own_tenant(",
+        API,
         (
             "api: a tenant names no other",
-            "if tenant is not None and self.tenant not in (None, tenant):",
+            "if who.tenant is not None and named not in (None, who.tenant):",
             "if False:",
-            _OWN,
+            f"{JOBS}::{_OWN}",
+            "test_each_wrong_request_has_its_code",
         ),
     ),
     *cut(
-        "api/v1/resources.py",
+        "outbox/actions/resources.py",
         "",
         API,
-        ("api: only operators adopt", "_may_adopt(new, who)\n    digest", "digest", "test_a_tenant_adopts_nothing"),
         (
-            "api: a tenant creates its own",
-            "if body.tenant not in (None, who.tenant):",
-            "if False:",
-            "test_each_wrong_request_has_its_code",
+            "api: only operators adopt",
+            "_refuse_adoption(who, new)\n    new =",
+            "new =",
+            "test_a_tenant_adopts_nothing",
         ),
         (
             "api: credentials while active",
@@ -143,10 +153,15 @@ GUARDS_OF_API = (
         ),
     ),
     *cut(
+        "outbox/actions/caller.py",
+        "def operator(",
+        API,
+        ("api: only operators", "if who.tenant is not None:", "if False:", "test_each_wrong_request_has_its_code"),
+    ),
+    *cut(
         "api/deps.py",
         "",
         API,
-        ("api: only operators", "if who.tenant is not None:", "if False:", "test_each_wrong_request_has_its_code"),
         (
             "api: a token is forgotten",
             "ttl=TOKEN_CACHE_SECONDS",

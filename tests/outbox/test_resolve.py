@@ -196,8 +196,8 @@ def test_what_was_seen_gone_is_resolved_with_its_resource_and_its_evidence(db: C
         ("absent", {"ago": "61 s"}, NotObserved, "no worker has looked"),
         ("absent", {"fence": 1}, NotObserved, "no worker has looked"),
         ("same", {}, StillThere, "looked"),
-        ("different", {}, StillThere, "not seen gone: something else is there; docs/runbook.md"),
-        ("unavailable", {}, NotObserved, "did not let itself be looked at"),
+        ("different", {}, StillThere, "may still exist: something else is there; docs/runbook.md"),
+        ("unavailable", {}, NotObserved, "could not be inspected"),
         ("unobservable", {}, NotObserved, "only two operators"),
     ],
 )

@@ -70,9 +70,9 @@ def test_a_part_that_the_manifest_never_named_is_not_missing(db: Connection) -> 
             "it is still there: databases d oid=7, e; n 0; role r",
         ),
         ("same", {"databases": [], "role": "r"}, "part of it is still there: role r (gone: databases)"),
-        ("different", {"databases": [], "why": "it was renamed to 'x'"}, "it was not seen gone: it was renamed to 'x'"),
-        ("unavailable", {"error": "no route"}, "the backend did not let itself be looked at: no route"),
-        ("unobservable", {}, "no look can tell on this kind of backend"),
+        ("different", {"databases": [], "why": "it was renamed to 'x'"}, "it may still exist: it was renamed to 'x'"),
+        ("unavailable", {"error": "no route"}, "the backend could not be inspected: no route"),
+        ("unobservable", {}, "backends of this kind cannot be inspected"),
     ],
 )
 def test_an_observation_is_told_in_words(found: str, seen: dict[str, Any], means: str) -> None:

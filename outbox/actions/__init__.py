@@ -1,0 +1,75 @@
+"""What a caller may ask for, one function each. The HTTP API and the command translate, and add no rule of their own.
+
+An edge (the API, the command) makes a `Caller`, calls a function here, and shows the answer or the error. Reading needs
+no function here: an edge calls `queries` with the tenant of its caller.
+
+- `caller`       who asks; what only operators may ask for; which tenant is meant
+- `resources`    create, change, delete, show credentials
+- `jobs`         observe, redrive, resolve; alone or by two operators
+- `holds`        hold, release
+- `operations`   preview, begin and stop bulk work
+
+Transactions are the edges'. An action that needs one session takes it as `db`. An action that needs several, one after
+the other, or that wakes the workers after a commit, takes an `Edge`, which lends it both.
+"""
+
+from outbox.actions.caller import Ask, Caller, Edge, Operator, caller, operator, operator_at_a_shell
+from outbox.actions.holds import hold, release
+from outbox.actions.jobs import Proposed, observe, redrive, resolve, within
+from outbox.actions.operations import (
+    BulkFilter,
+    begin_offboard,
+    begin_redrive,
+    chosen,
+    preview_offboard,
+    preview_redrive,
+    stop,
+)
+from outbox.actions.resources import (
+    change,
+    create,
+    delete,
+    delete_alone,
+    delete_batch,
+    show_credentials,
+    wanted_delete,
+)
+from outbox.jobs import Delete, Enqueued
+from outbox.operations import DIGEST, words
+from outbox.resources import NewResource
+
+__all__ = [
+    "DIGEST",
+    "Ask",
+    "BulkFilter",
+    "Caller",
+    "Delete",
+    "Edge",
+    "Enqueued",
+    "NewResource",
+    "Operator",
+    "Proposed",
+    "begin_offboard",
+    "begin_redrive",
+    "caller",
+    "change",
+    "chosen",
+    "create",
+    "delete",
+    "delete_alone",
+    "delete_batch",
+    "hold",
+    "observe",
+    "operator",
+    "operator_at_a_shell",
+    "preview_offboard",
+    "preview_redrive",
+    "redrive",
+    "release",
+    "resolve",
+    "show_credentials",
+    "stop",
+    "wanted_delete",
+    "within",
+    "words",
+]

@@ -1,0 +1,53 @@
+"""Bulk work: preview it, begin exactly what was previewed, stop it."""
+
+from typing import NewType
+
+from sqlalchemy import Connection
+
+from outbox import operations
+from outbox.actions.caller import Operator
+from outbox.errors import BadRequest
+from outbox.operations import OffboardPreview, Preview
+from outbox.queries import JobFilter
+from outbox.rows import Operation
+
+# A filter that `chosen` has let through.
+BulkFilter = NewType("BulkFilter", JobFilter)
+
+
+def chosen(wanted: JobFilter, *, every: bool) -> BulkFilter:
+    """The stuck jobs that a bulk action means; all of them only when the caller says so. Raises BadRequest."""
+    if every == (wanted != JobFilter(state=wanted.state)):
+        raise BadRequest("say which stuck jobs are meant, or `all` of them, and not both")
+    return BulkFilter(wanted)
+
+
+def preview_redrive(db: Connection, who: Operator, wanted: BulkFilter) -> Preview:  # noqa: ARG001 - that it is one
+    """What a bulk re-drive would work on; `db` is a snapshot. Raises BadRequest."""
+    return operations.preview_redrive(db, wanted)
+
+
+def begin_redrive(
+    db: Connection, who: Operator, wanted: BulkFilter, *, reason: str, digest: str, rate: int = operations.RATE
+) -> Operation:
+    """Begin the bulk re-drive that was previewed; `db` is a transaction. Raises DigestMismatch, AlreadyRunning."""
+    return operations.begin_redrive(db, wanted, reason=reason, actor=who.actor, digest=digest, rate=rate)
+
+
+def preview_offboard(db: Connection, who: Operator, tenant: str) -> OffboardPreview:  # noqa: ARG001 - that it is one
+    """What the offboarding of a tenant would delete; `db` is a snapshot. Raises NotFound."""
+    return operations.preview_offboard(db, tenant)
+
+
+def begin_offboard(
+    db: Connection, who: Operator, tenant: str, *, expected_count: int, reason: str, digest: str
+) -> Operation:
+    """Begin the offboarding that was previewed; `db` is a transaction. Raises NotFound, DigestMismatch."""
+    return operations.begin_offboard(
+        db, tenant, expected_count=expected_count, reason=reason, actor=who.actor, digest=digest
+    )
+
+
+def stop(db: Connection, who: Operator, operation_id: int, *, reason: str) -> Operation:
+    """Stop an operation: what it has not done yet is left alone. Raises NotFound, AlreadyFinished."""
+    return operations.stop(db, operation_id, actor=who.actor, reason=reason)
