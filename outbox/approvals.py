@@ -78,14 +78,14 @@ def propose(db: Connection, action: Action, job_id: int, *, fence: int, actor: s
     return None if row is None else Approval(**row._mapping)
 
 
-_LIVING = text(f"""
+_PROPOSALS = text(f"""
     SELECT {_COLUMNS}, false AS new FROM approvals
      WHERE job_id = :id AND fence = :fence AND approved_at IS NULL AND proposed_at > now() - :life
        AND NOT {REVOKED.format("approvals")}
      ORDER BY proposed_at""")
 
 
-def living(db: Connection, job_id: int, *, fence: int) -> list[Approval]:
+def proposals(db: Connection, job_id: int, *, fence: int) -> list[Approval]:
     """What waits for a second operator at this fence: at most one proposal an action."""
-    rows = db.execute(_LIVING, {"id": job_id, "fence": fence, "life": LIFE})
+    rows = db.execute(_PROPOSALS, {"id": job_id, "fence": fence, "life": LIFE})
     return [Approval(**row._mapping) for row in rows]

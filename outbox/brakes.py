@@ -23,7 +23,7 @@ _TAKE_TURNS = text("""
     SELECT pg_advisory_xact_lock(hashtextextended('brake:' || scope || ':' || subject, 0))
       FROM unnest(CAST(:scopes AS text[]), CAST(:subjects AS text[])) AS asked (scope, subject)""")
 # What those say who waited in vain: for the lock, for a statement, or in a circle.
-_NO_TURN = ("55P03", "57014", "40P01")
+_LOCK_NOT_GRANTED = ("55P03", "57014", "40P01")
 
 # Those of the scope that exist and were not counted as started; an index for each of the two.
 _LIVE = """SELECT FROM resources
@@ -88,7 +88,7 @@ def take(db: Connection, claim: Claim, brakes: Sequence[Brake]) -> None:
         db.execute(_TAKE_TURNS, words)
         hit = db.execute(_TAKE, words | _limits(asked) | {"resource_id": claim.resource_id}).first()
     except DBAPIError as error:
-        if getattr(error.orig, "pgcode", None) not in _NO_TURN:
+        if getattr(error.orig, "pgcode", None) not in _LOCK_NOT_GRANTED:
             raise
         raise Busy(f"job {claim.id}: others start under the same brake") from error
     if hit is not None:

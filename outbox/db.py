@@ -22,9 +22,9 @@ IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 POOL_SIZE = 20
 READ_ONLY = "25006"
 # Shutting down, crashed, starting up; a transaction that this process left open for too long; a standby.
-_AWAY = ("57P01", "57P02", "57P03", "25P03", READ_ONLY)
+_UNREACHABLE = ("57P01", "57P02", "57P03", "25P03", READ_ONLY)
 # Classes: connection lost; no disk, no memory or no connection slot left.
-_AWAY_CLASSES = ("08", "53")
+_UNREACHABLE_CLASSES = ("08", "53")
 # There is none of that name, or there is already.
 _NOT_PREPARED = ("26000", "42P05")
 
@@ -67,10 +67,10 @@ def engine() -> Engine:
         },
     )
 
-    sa.event.listen(made, "handle_error", _forget_what_is_of_no_use)
+    sa.event.listen(made, "handle_error", _discard_stale_connections)
     if settings.get().prepared_statements:
         sa.event.listen(made, "before_cursor_execute", _execute_prepared, retval=True)
-        sa.event.listen(made, "handle_error", _tell_of_a_pooler)
+        sa.event.listen(made, "handle_error", _log_pooler_hint)
     return made
 
 
@@ -90,8 +90,8 @@ def _execute_prepared(
         return statement, words
     executes = connection.info.setdefault("prepared", {})  # lives as long as the connection, like what is prepared
     if statement not in executes:
-        places = list(dict.fromkeys(_PLACE.findall(statement)))
-        numbered = _PLACE.sub(lambda place: f"${places.index(place[1]) + 1}", statement)
+        places = list(dict.fromkeys(_PARAMETER.findall(statement)))
+        numbered = _PARAMETER.sub(lambda place: f"${places.index(place[1]) + 1}", statement)
         # By what it says: behind a pooler that was not thought of, a name may fail and never be another's statement.
         name = f"deprovisioner_{hashlib.sha256(numbered.encode()).hexdigest()[:16]}"
         prepare = f"PREPARE {name} AS {numbered.replace('%%', '%')}"
@@ -101,17 +101,17 @@ def _execute_prepared(
     return executes[statement], words
 
 
-_PLACE = re.compile(r"%\((\w+)\)s")
+_PARAMETER = re.compile(r"%\((\w+)\)s")
 
 
-def _forget_what_is_of_no_use(context: sa.engine.ExceptionContext) -> None:
+def _discard_stale_connections(context: sa.engine.ExceptionContext) -> None:
     """After a failover connections lead to what is read-only; after a migration what they prepared may not fit."""
     state = getattr(context.original_exception, "pgcode", None)
     if state == READ_ONLY or (state == "0A000" and "cached plan" in str(context.original_exception)):
         context.is_disconnect = True
 
 
-def _tell_of_a_pooler(context: sa.engine.ExceptionContext) -> None:
+def _log_pooler_hint(context: sa.engine.ExceptionContext) -> None:
     """What a connection has prepared is there as long as the connection, unless it is another one each time."""
     if getattr(context.original_exception, "pgcode", None) in _NOT_PREPARED:
         from outbox.events import log  # noqa: PLC0415 - the command line starts without it
@@ -155,4 +155,4 @@ def unreachable(error: BaseException) -> bool:
     state: Any = getattr(error.orig, "pgcode", None)
     if state is None:  # libpq lost or never had the server
         return isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
-    return state[:2] in _AWAY_CLASSES or state in _AWAY
+    return state[:2] in _UNREACHABLE_CLASSES or state in _UNREACHABLE

@@ -42,7 +42,7 @@ class Event(StrEnum):
 
 # The state in which an event leaves its job. None: the event's detail says which. An event that moves nothing is not
 # here.
-LEAVES: dict[Event, JobState | None] = {
+STATE_AFTER: dict[Event, JobState | None] = {
     Event.ENQUEUED: JobState.PENDING,
     Event.CLAIMED: JobState.RUNNING,
     Event.STARTED: JobState.RUNNING,
@@ -56,11 +56,11 @@ LEAVES: dict[Event, JobState | None] = {
     Event.REDRIVEN: JobState.PENDING,
     Event.RESOLVED: None,
 }
-ASIDE = tuple(event for event in Event if event not in LEAVES)
+MOVES_NOTHING = tuple(event for event in Event if event not in STATE_AFTER)
 # How a worker's attempt ends, in the order of the enum.
 ENDS_ATTEMPT = tuple(
     event
-    for event in LEAVES
+    for event in STATE_AFTER
     if event not in (Event.ENQUEUED, Event.CLAIMED, Event.STARTED, Event.REDRIVEN, Event.RESOLVED)
 )
 # How a resource's deletion ends: a worker saw it absent, or an operator resolved the job.
@@ -72,7 +72,7 @@ def quoted(*events: Event) -> str:
     return ", ".join(f"'{event}'" for event in events)
 
 
-class _Lines(structlog.PrintLogger):
+class _LossyLogger(structlog.PrintLogger):
     """A line that cannot be written (a full disk, a pipe nobody reads) is lost, and nothing that it tells of."""
 
     def msg(self, message: str) -> None:
@@ -93,6 +93,7 @@ def configure() -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=lambda *_, stderr=sys.stderr: _Lines(stderr),  # as it is now: Celery puts its own log there
+        # stderr as it is now: Celery replaces sys.stderr with its own log.
+        logger_factory=lambda *_, stderr=sys.stderr: _LossyLogger(stderr),
         cache_logger_on_first_use=True,
     )

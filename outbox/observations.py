@@ -186,7 +186,7 @@ def wait_for(run: Run, asked: Observation, *, seconds: float) -> Observation:
     """Ring, and wait for what was asked, with no transaction open meanwhile. Raises NotObserved."""
     from outbox import doorbell  # noqa: PLC0415 - Celery's 100 ms are not for those who only read
 
-    doorbell.ring_to_look()
+    doorbell.ring_to_observe()
     deadline = time.monotonic() + seconds
     now: Observation | None = asked
     while now is not None and now.found is None and time.monotonic() < deadline:

@@ -20,11 +20,11 @@ from sqlalchemy.exc import DBAPIError
 from outbox import db as database
 from outbox import settings
 from outbox.doctor.checks.check import Check
-from outbox.doctor.checks.evidence import EVIDENCE, LATE_DAYS, UNDO_MINUTES, UNVOUCHED
+from outbox.doctor.checks.evidence import CHECKPOINT_OVERDUE, EVIDENCE, LATE_DAYS, UNDO_MINUTES
 from outbox.doctor.checks.jobs import JOBS
 from outbox.doctor.checks.load import LOAD, OVERDUE_MINUTES
 from outbox.doctor.checks.resources import RESOURCES
-from outbox.doctor.checks.schema import SCHEMA, _guards, _indexes, _wanted
+from outbox.doctor.checks.schema import SCHEMA, guards, indexes, wanted
 from outbox.rows import Json
 
 Status = Literal["broken", "warning", "unchecked"]
@@ -108,7 +108,7 @@ def _asked() -> Json:
         "overdue": dt.timedelta(minutes=OVERDUE_MINUTES),
         "late": dt.timedelta(days=LATE_DAYS),
         "undo": dt.timedelta(minutes=UNDO_MINUTES),
-        "unvouched": UNVOUCHED,
-        **_wanted("guard", _guards()),
-        **_wanted("index", [w for w in _indexes() if w[0] == "index"]),
+        "unvouched": CHECKPOINT_OVERDUE,
+        **wanted("guard", guards()),
+        **wanted("index", [w for w in indexes() if w[0] == "index"]),
     }

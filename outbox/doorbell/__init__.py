@@ -28,7 +28,7 @@ __all__ = [
     "broker_alive",
     "on_redis",
     "ring_now",
-    "ring_to_look",
+    "ring_to_observe",
     "told",
     "wait",
 ]
@@ -84,7 +84,7 @@ def ring_now(backends: Iterable[str] = ()) -> bool:
     return True
 
 
-def ring_to_look() -> bool:
+def ring_to_observe() -> bool:
     """Send the message that an operator waits for a look; False when the broker did not take it. Never raises.
 
     Bounded like a ring. A message each time: nobody asks for looks in crowds, and a sweep takes them too.

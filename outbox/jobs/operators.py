@@ -45,7 +45,7 @@ def redrive(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
     if row is not None:
         return read(Job, "job", row)
     stuck_or_refuse(db, job_id, fence=fence)
-    raise _unsteady(job_id)
+    raise _changed_meanwhile(job_id)
 
 
 # What another operator has proposed, while it stands.
@@ -83,27 +83,29 @@ def redrive_forced(db: Connection, job_id: int, *, fence: int, actor: str, reaso
     The first one's call is an Approval, which waits for the other's. Only a teardown's unknown outcome is forced.
     Raises NotFound, JobNotStuck, FenceMismatch, NothingToForce.
     """
-    done = _by_two(db, _REDRIVE_FORCED, Event.REDRIVEN, "redrive", job_id, fence=fence, actor=actor, reason=reason)
+    done = _with_second_operator(
+        db, _REDRIVE_FORCED, Event.REDRIVEN, "redrive", job_id, fence=fence, actor=actor, reason=reason
+    )
     if done is not None:
         return done
     now = stuck_or_refuse(db, job_id, fence=fence)
     if now.kind != JobKind.DEPROVISION or now.stuck_reason != StuckReason.OUTCOME_UNKNOWN:
         why = f"job {job_id} is a {now.kind}, stuck for {now.stuck_reason}"
         raise NothingToForce(f"{why}: re-drive it without force; it looks before it acts")
-    raise _unsteady(job_id)
+    raise _changed_meanwhile(job_id)
 
 
 # Nobody may resolve on an older look: longer than a command waits for one, too short for much to happen meanwhile.
 FRESH = dt.timedelta(seconds=60)
 # The last look under this fence, not an earlier one that pleased more.
-_LAST_LOOK = """
+_LAST_OBSERVATION = """
         SELECT found, seen, observed_by, observed_at, observed_at > now() - :fresh AS fresh FROM observations
          WHERE job_id = :id AND fence = :fence AND observed_at IS NOT NULL
          ORDER BY observed_at DESC, id DESC LIMIT 1"""
 _SEEN_ABSENT = f"""
     proof AS (
         SELECT jsonb_build_object('seen', seen, 'observed_by', observed_by) AS evidence
-          FROM ({_LAST_LOOK}) AS last WHERE found = 'absent' AND fresh
+          FROM ({_LAST_OBSERVATION}) AS last WHERE found = 'absent' AND fresh
     )"""
 
 
@@ -147,8 +149,8 @@ def resolve(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
     row = db.execute(_RESOLVE, asked | _event(Event.RESOLVED, actor, reason=reason)).one_or_none()
     if row is not None:
         return read(Job, "job", row)
-    now = _resolvable(db, job_id, fence)
-    look = db.execute(text(_LAST_LOOK), asked).one_or_none()
+    now = _resolvable_or_refuse(db, job_id, fence)
+    look = db.execute(text(_LAST_OBSERVATION), asked).one_or_none()
     if look is None or not look.fresh:
         raise NotObserved(
             f"no worker has looked at job {job_id} in the last {FRESH.seconds} s: start one that serves {now.backend}, "
@@ -165,7 +167,7 @@ def resolve(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
         case Found.UNOBSERVABLE:
             raise NotObserved(f"job {job_id}, {now.backend}: {words}; only two operators can force it")
         case Found.ABSENT:
-            raise _unsteady(job_id)
+            raise _changed_meanwhile(job_id)
         case never:
             assert_never(never)
 
@@ -176,14 +178,16 @@ def resolve_forced(db: Connection, job_id: int, *, fence: int, actor: str, reaso
     The first one's call is an Approval, which waits for the other's; a birth needs only one. Raises NotFound,
     JobNotStuck, FenceMismatch, StillWanted.
     """
-    done = _by_two(db, _RESOLVE_FORCED, Event.RESOLVED, "resolve", job_id, fence=fence, actor=actor, reason=reason)
+    done = _with_second_operator(
+        db, _RESOLVE_FORCED, Event.RESOLVED, "resolve", job_id, fence=fence, actor=actor, reason=reason
+    )
     if done is not None:
         return done
-    _resolvable(db, job_id, fence)
-    raise _unsteady(job_id)
+    _resolvable_or_refuse(db, job_id, fence)
+    raise _changed_meanwhile(job_id)
 
 
-def _resolvable(db: Connection, job_id: int, fence: int) -> Row[Any]:
+def _resolvable_or_refuse(db: Connection, job_id: int, fence: int) -> Row[Any]:
     """Why a resolve found no row, but for the proof; the job as it is, when that was not the reason."""
     now = stuck_or_refuse(db, job_id, fence=fence)
     if now.kind != JobKind.DEPROVISION and now.status not in (ResourceStatus.DELETING, ResourceStatus.DELETED):
@@ -191,7 +195,7 @@ def _resolvable(db: Connection, job_id: int, fence: int) -> Row[Any]:
     return now
 
 
-def _by_two(
+def _with_second_operator(
     db: Connection,
     statement: TextClause,
     event: Event,
@@ -235,7 +239,7 @@ def stuck_or_refuse(db: Connection, job_id: int, *, fence: int | None) -> Row[An
     return now
 
 
-def _unsteady(job_id: int) -> Conflict:
+def _changed_meanwhile(job_id: int) -> Conflict:
     return Conflict(f"job {job_id} changes faster than it can be read; look at it again")
 
 

@@ -6,19 +6,19 @@ meanwhile, so that workers take turns and none does a step twice.
 
 - `redrive`, `offboard`   preview, begin and a step of each
 - `advance`               whose step is next, and the end of an operation
-- `_set`                  what both write down, and its digest
+- `selection`                what both write down, and its digest
 """
 
-from outbox.operations._set import BATCH, DIGEST, LOOK_SECONDS, SAMPLE
 from outbox.operations.advance import advance, stop
 from outbox.operations.offboard import OffboardPreview, begin_offboard, preview_offboard
 from outbox.operations.redrive import MAX_RATE, RATE, Preview, begin_redrive, preview_redrive, words
+from outbox.operations.selection import BATCH, DIGEST, POLL_SECONDS, SAMPLE
 
 __all__ = [
     "BATCH",
     "DIGEST",
-    "LOOK_SECONDS",
     "MAX_RATE",
+    "POLL_SECONDS",
     "RATE",
     "SAMPLE",
     "OffboardPreview",

@@ -5,9 +5,9 @@ from dataclasses import fields
 from sqlalchemy import Connection, text
 
 from outbox.errors import AlreadyFinished, NotFound
-from outbox.operations._set import LOOK_SECONDS
-from outbox.operations.offboard import _offboard
-from outbox.operations.redrive import _redrive
+from outbox.operations.offboard import offboard_step
+from outbox.operations.redrive import redrive_step
+from outbox.operations.selection import POLL_SECONDS
 from outbox.rows import Operation
 from outbox.states import OperationKind
 
@@ -71,9 +71,9 @@ def advance(db: Connection, *, worker: str) -> tuple[int, float | None]:
     if operation is not None:
         match OperationKind(operation.kind):
             case OperationKind.REDRIVE:
-                moved, pause = _redrive(db, operation, worker)
+                moved, pause = redrive_step(db, operation, worker)
             case OperationKind.OFFBOARD:
-                moved, pause = _offboard(db, operation, worker)
+                moved, pause = offboard_step(db, operation, worker)
         db.execute(_PACE, {"id": operation.id, "pause": pause})
     wait = db.execute(_NEXT).scalar_one()
-    return moved, None if wait is None else min(max(wait, 0.0), LOOK_SECONDS)
+    return moved, None if wait is None else min(max(wait, 0.0), POLL_SECONDS)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from outbox import holds, jobs, tables
 from outbox.errors import BadRequest
-from outbox.operations._set import BATCH, LOOK_SECONDS, SAMPLE, _begun, _by, _insert, _told
+from outbox.operations.selection import BATCH, POLL_SECONDS, SAMPLE, attribution, confirm, insert, summarize
 from outbox.queries import JobFilter
 from outbox.rows import Job, Json, Operation, columns, read
 from outbox.states import HoldScope, JobState, OperationKind
@@ -36,9 +36,9 @@ def preview_redrive(db: Connection, wanted: JobFilter) -> Preview:
 
     Raises BadRequest when nobody knows the filter's backend or tenant.
     """
-    _refuse_unknown(db, wanted)
+    _refuse_unknown_scope(db, wanted)
     stuck = _stuck(wanted).subquery()
-    found = _told(db, OperationKind.REDRIVE, words(wanted), stuck, stuck.c.id, stuck.c.fence)
+    found = summarize(db, OperationKind.REDRIVE, words(wanted), stuck, stuck.c.id, stuck.c.fence)
     first = db.execute(sa.select(stuck.c.id).order_by(stuck.c.id).limit(SAMPLE)).scalars().all()
     sample = [read(Job, "job", row) for row in db.execute(_SAMPLE_OF_JOBS, {"ids": first})]
     return Preview(found.count, found.backends, sample, found.digest)
@@ -53,8 +53,8 @@ def begin_redrive(
     Raises AlreadyRunning, and DigestMismatch when the filter finds other jobs, or the same at other fences; and what
     a preview raises.
     """
-    _refuse_unknown(db, wanted)
-    operation = _insert(db, OperationKind.REDRIVE, words(wanted), reason=reason, actor=actor, digest=digest, rate=rate)
+    _refuse_unknown_scope(db, wanted)
+    operation = insert(db, OperationKind.REDRIVE, words(wanted), reason=reason, actor=actor, digest=digest, rate=rate)
     stuck, number = _stuck(wanted).subquery(), sa.func.row_number()
     # A teardown where there is one: a birth may rightly end cancelled, and proves nothing by that.
     place_of_backend = number.over(partition_by=stuck.c.backend, order_by=(stuck.c.kind != "deprovision", stuck.c.id))
@@ -63,7 +63,7 @@ def begin_redrive(
     into = ("operation_id", "n", "backend", "job_id", "fence", "canary")
     db.execute(sa.insert(tables.operation_items).from_select(into, listed))
     item = tables.operation_items.c
-    return _begun(db, operation, OperationKind.REDRIVE, words(wanted), digest, item.job_id, item.fence)
+    return confirm(db, operation, OperationKind.REDRIVE, words(wanted), digest, item.job_id, item.fence)
 
 
 def words(wanted: JobFilter) -> Json:
@@ -75,7 +75,7 @@ def words(wanted: JobFilter) -> Json:
     return json.loads(json.dumps(said, default=str)) or {"all": True}
 
 
-def _refuse_unknown(db: Connection, wanted: JobFilter) -> None:
+def _refuse_unknown_scope(db: Connection, wanted: JobFilter) -> None:
     """A typing error finds nothing, and nothing to do looks like all is well."""
     for scope, subject in ((HoldScope.BACKEND, wanted.backend), (HoldScope.TENANT, wanted.tenant)):
         if subject is not None and not holds.known(db, scope, subject):
@@ -141,14 +141,14 @@ _REDRIVEN = text("""
      WHERE operation_id = :id AND n = ANY(:places) AND outcome IS NULL""")
 
 
-def _redrive(db: Connection, operation: sa.Row[Any], worker: str) -> tuple[int, float]:
+def redrive_step(db: Connection, operation: sa.Row[Any], worker: str) -> tuple[int, float]:
     """One step of a bulk re-drive; how many it re-drove, and the pause that keeps it to its rate."""
     mine = {"id": operation.id}
     db.execute(_JUDGE, mine)
     db.execute(_REPLACE, mine)
     listed = db.execute(_REDRIVABLE, mine | {"batch": min(BATCH, operation.rate)}).all()
     if not listed:
-        return 0, LOOK_SECONDS
-    done = jobs.redrive_all(db, [(item.job_id, item.fence) for item in listed], **_by(operation, worker))
+        return 0, POLL_SECONDS
+    done = jobs.redrive_all(db, [(item.job_id, item.fence) for item in listed], **attribution(operation, worker))
     db.execute(_REDRIVEN, mine | {"places": [item.n for item in listed], "done": list(done)})
     return len(done), len(done) / operation.rate

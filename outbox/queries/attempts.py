@@ -44,7 +44,8 @@ def attempts(events: list[Evidence]) -> Iterator[tuple[Evidence, Evidence | None
         yield of_attempt[0], started, ended
 
 
-def _attempt(claimed: Evidence, started: Evidence | None, ended: Evidence | None) -> Attempt:
+def attempt_of(claimed: Evidence, started: Evidence | None, ended: Evidence | None) -> Attempt:
+    """The attempt of these three events, of which `attempts` has found those that exist."""
     return Attempt(
         fence=claimed.fence,
         worker=claimed.actor,

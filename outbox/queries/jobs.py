@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from outbox import tables
-from outbox.queries.pages import Page, _decode, _page, _select
+from outbox.queries.pages import Page, decode_cursor, page_of, select_columns
 from outbox.rows import Job, read
 from outbox.states import JobKind, JobState, StuckReason
 
@@ -66,12 +66,12 @@ def _resources_of(tenant: str) -> "sa.Select[Any]":
 def list_jobs(db: Connection, wanted: JobFilter = EVERY_JOB, *, cursor: str | None = None, limit: int = 50) -> Page:
     """Newest first. Raises BadCursor."""
     table = tables.outbox
-    query = _select(Job, table, "job").where(*wanted.clauses())
+    query = select_columns(Job, table, "job").where(*wanted.clauses())
     if cursor is not None:
-        (last,) = _decode(cursor, lambda last: (int(last),))
+        (last,) = decode_cursor(cursor, lambda last: (int(last),))
         query = query.where(table.c.id < last)
     rows = [read(Job, "job", row) for row in db.execute(query.order_by(table.c.id.desc()).limit(limit + 1))]
-    return _page(rows, limit, lambda job: [job.id])
+    return page_of(rows, limit, lambda job: [job.id])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from outbox import tables
 from outbox.errors import NotFound
-from outbox.queries.pages import Page, _decode, _page
+from outbox.queries.pages import Page, decode_cursor, page_of
 from outbox.rows import Operation
 
 
@@ -59,10 +59,10 @@ def list_operations(db: Connection, *, cursor: str | None = None, limit: int = 5
     """Newest first. Raises BadCursor."""
     query = _operations()
     if cursor is not None:
-        (last,) = _decode(cursor, lambda last: (int(last),))
+        (last,) = decode_cursor(cursor, lambda last: (int(last),))
         query = query.where(tables.operations.c.id < last)
     rows = db.execute(query.order_by(tables.operations.c.id.desc()).limit(limit + 1))
-    return _page([Operation(**row._mapping) for row in rows], limit, lambda operation: [operation.id])
+    return page_of([Operation(**row._mapping) for row in rows], limit, lambda operation: [operation.id])
 
 
 _OUTCOMES = text("""

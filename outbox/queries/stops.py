@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from outbox import tables
 from outbox.holds import Hold
-from outbox.queries.pages import Page, _decode, _page
+from outbox.queries.pages import Page, decode_cursor, page_of
 
 
 def list_holds(db: Connection, *, released: bool = False, cursor: str | None = None, limit: int = 50) -> Page:
@@ -18,10 +18,10 @@ def list_holds(db: Connection, *, released: bool = False, cursor: str | None = N
     if not released:
         query = query.where(tables.holds.c.released_at.is_(None))
     if cursor is not None:
-        (last,) = _decode(cursor, lambda last: (int(last),))
+        (last,) = decode_cursor(cursor, lambda last: (int(last),))
         query = query.where(tables.holds.c.id < last)
     rows = [Hold.read(row) for row in db.execute(query.order_by(tables.holds.c.id.desc()).limit(limit + 1))]
-    return _page(rows, limit, lambda hold: [hold.id])
+    return page_of(rows, limit, lambda hold: [hold.id])
 
 
 @dataclass(frozen=True)

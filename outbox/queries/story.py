@@ -12,7 +12,7 @@ from outbox.errors import NotFound
 from outbox.events import Event
 from outbox.holds import Hold, over
 from outbox.observations import Observation
-from outbox.queries.attempts import Attempt, _attempt, attempts
+from outbox.queries.attempts import Attempt, attempt_of, attempts
 from outbox.queries.stops import Breaker, list_breakers
 from outbox.rows import Evidence, Job, columns, read
 from outbox.states import JobState
@@ -68,7 +68,7 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
     job = read(Job, "job", row)
     events = [read(Evidence, "event", event) for event in db.execute(_EVENTS, {"id": job_id})]
     if tenant is not None:
-        events = _as_told_to(db, tenant, events)
+        events = _visible_to(db, tenant, events)
     asked = next((e for e in events if e.event == Event.ENQUEUED), None)
     stuck = job.state is JobState.STUCK
     # Looks and proposals come after it, and move nothing.
@@ -78,13 +78,13 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
         tenant=row.tenant,
         resource_name=row.name,
         request=None if asked is None else Request(asked.actor, asked.at, asked.reason, row.request_id),
-        attempts=[_attempt(*attempt) for attempt in attempts(events)],
+        attempts=[attempt_of(*attempt) for attempt in attempts(events)],
         events=events,
         holds=over(db, job_id) if job.finished_at is None else [],
         breaker=next(iter(list_breakers(db, job.backend)), None) if job.state is JobState.PENDING else None,
         due_seconds=row.due_seconds,
         stuck_since=since if stuck else None,
-        approvals=approvals.living(db, job_id, fence=job.fence) if stuck else [],
+        approvals=approvals.proposals(db, job_id, fence=job.fence) if stuck else [],
         last_look=observations.last(db, job_id, fence=job.fence) if stuck else None,
     )
 
@@ -94,7 +94,7 @@ _OWN = text("""
      WHERE actor = ANY(:actors)""")
 
 
-def _as_told_to(db: Connection, tenant: str, events: list[Evidence]) -> list[Evidence]:
+def _visible_to(db: Connection, tenant: str, events: list[Evidence]) -> list[Evidence]:
     """The events as the tenant may read them: who the operators are, and what they say and have looked at, is theirs.
 
     A person is known by a token or a shell; whoever else acts is a worker.

@@ -8,7 +8,7 @@ from outbox.states import (
     HoldCause,
     HoldScope,
 )
-from outbox.tables.metadata import _one_of, _timestamp, metadata
+from outbox.tables.metadata import metadata, one_of, timestamp
 
 tokens = sa.Table(
     "tokens",
@@ -18,8 +18,8 @@ tokens = sa.Table(
     sa.Column("role", sa.Text, nullable=False),
     sa.Column("tenant", sa.Text),
     sa.Column("digest", sa.LargeBinary, nullable=False),
-    _timestamp("created_at", now=True),
-    _timestamp("revoked_at"),
+    timestamp("created_at", now=True),
+    timestamp("revoked_at"),
     sa.CheckConstraint("role IN ('tenant', 'operator')", name="tokens_role_known"),
     sa.CheckConstraint("(role = 'tenant') = (tenant IS NOT NULL)", name="tokens_tenant_has_tenant"),
     sa.Index("tokens_digest", "digest", unique=True),
@@ -30,7 +30,7 @@ breakers = sa.Table(
     metadata,
     sa.Column("backend", sa.Text, primary_key=True),
     sa.Column("failures", sa.Integer, nullable=False),
-    _timestamp("opened_at", now=True),
+    timestamp("opened_at", now=True),
     sa.Column("retry_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
 )
@@ -44,12 +44,12 @@ holds = sa.Table(
     sa.Column("cause", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("actor", sa.Text, nullable=False),
-    _timestamp("created_at", now=True),
-    _timestamp("released_at"),
+    timestamp("created_at", now=True),
+    timestamp("released_at"),
     sa.Column("released_by", sa.Text),
     sa.Column("release_reason", sa.Text),
-    sa.CheckConstraint(_one_of("scope", HoldScope), name="holds_scope_known"),
-    sa.CheckConstraint(_one_of("cause", HoldCause), name="holds_cause_known"),
+    sa.CheckConstraint(one_of("scope", HoldScope), name="holds_scope_known"),
+    sa.CheckConstraint(one_of("cause", HoldCause), name="holds_cause_known"),
     sa.CheckConstraint("(scope = 'global') = (subject IS NULL)", name="holds_scope_has_subject"),
     sa.CheckConstraint(
         "(released_at IS NULL) = (released_by IS NULL) AND (released_at IS NULL) = (release_reason IS NULL)",
@@ -86,13 +86,13 @@ observations = sa.Table(
     sa.Column("job_id", sa.BigInteger, nullable=False),
     sa.Column("fence", sa.BigInteger, nullable=False),
     sa.Column("asked_by", sa.Text, nullable=False),
-    _timestamp("asked_at", now=True),
-    _timestamp("taken_until"),
-    _timestamp("observed_at"),
+    timestamp("asked_at", now=True),
+    timestamp("taken_until"),
+    timestamp("observed_at"),
     sa.Column("observed_by", sa.Text),
     sa.Column("found", sa.Text),
     sa.Column("seen", JSONB),
-    sa.CheckConstraint(_one_of("found", Found), name="observations_found_known"),
+    sa.CheckConstraint(one_of("found", Found), name="observations_found_known"),
     sa.CheckConstraint(
         "(observed_at IS NULL) = (found IS NULL) AND (observed_at IS NULL) = (observed_by IS NULL)",
         name="observations_observed_is_told",
@@ -110,9 +110,9 @@ approvals = sa.Table(
     sa.Column("fence", sa.BigInteger, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("proposed_by", sa.Text, nullable=False),
-    _timestamp("proposed_at", now=True),
+    timestamp("proposed_at", now=True),
     sa.Column("approved_by", sa.Text),
-    _timestamp("approved_at"),
+    timestamp("approved_at"),
     sa.CheckConstraint("action IN ('resolve', 'redrive')", name="approvals_action_known"),
     sa.CheckConstraint("(approved_at IS NULL) = (approved_by IS NULL)", name="approvals_approved_by_somebody"),
     # Four eyes, held by the database itself.

@@ -7,7 +7,7 @@ from outbox.states import (
     JobState,
     StuckReason,
 )
-from outbox.tables.metadata import _one_of, _timestamp, metadata
+from outbox.tables.metadata import metadata, one_of, timestamp
 
 outbox = sa.Table(
     "outbox",
@@ -21,20 +21,20 @@ outbox = sa.Table(
     sa.Column("fence", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("max_attempts", sa.Integer, nullable=False),
-    _timestamp("available_at", now=True),
+    timestamp("available_at", now=True),
     sa.Column("claimed_by", sa.Text),
-    _timestamp("lease_expires_at"),
+    timestamp("lease_expires_at"),
     sa.Column("started_fence", sa.BigInteger),
     sa.Column("forced_fence", sa.BigInteger),
     sa.Column("last_error", sa.Text),
     sa.Column("request_id", sa.Uuid, nullable=False),
-    _timestamp("created_at", now=True),
-    _timestamp("finished_at"),
+    timestamp("created_at", now=True),
+    timestamp("finished_at"),
     # The hold that `start` met: the job waits for its release, out of the claims' way.
     sa.Column("held_by", sa.BigInteger),
-    sa.CheckConstraint(_one_of("kind", JobKind), name="outbox_kind_known"),
-    sa.CheckConstraint(_one_of("state", JobState), name="outbox_state_known"),
-    sa.CheckConstraint(_one_of("stuck_reason", StuckReason), name="outbox_stuck_reason_known"),
+    sa.CheckConstraint(one_of("kind", JobKind), name="outbox_kind_known"),
+    sa.CheckConstraint(one_of("state", JobState), name="outbox_state_known"),
+    sa.CheckConstraint(one_of("stuck_reason", StuckReason), name="outbox_stuck_reason_known"),
     sa.CheckConstraint("(state = 'stuck') = (stuck_reason IS NOT NULL)", name="outbox_stuck_has_reason"),
     sa.CheckConstraint("(state = 'running') = (claimed_by IS NOT NULL)", name="outbox_running_has_claim"),
     sa.CheckConstraint("(state = 'running') = (lease_expires_at IS NOT NULL)", name="outbox_running_has_lease"),

@@ -7,7 +7,7 @@ from outbox.states import (
     ItemOutcome,
     OperationKind,
 )
-from outbox.tables.metadata import _one_of, _timestamp, metadata
+from outbox.tables.metadata import metadata, one_of, timestamp
 
 operations = sa.Table(
     "operations",
@@ -29,10 +29,10 @@ operations = sa.Table(
     sa.Column("rate", sa.Integer),
     sa.Column("total", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("error", sa.Text),
-    _timestamp("created_at", now=True),
-    _timestamp("next_at", now=True),
-    _timestamp("finished_at"),
-    sa.CheckConstraint(_one_of("kind", OperationKind), name="operations_kind_known"),
+    timestamp("created_at", now=True),
+    timestamp("next_at", now=True),
+    timestamp("finished_at"),
+    sa.CheckConstraint(one_of("kind", OperationKind), name="operations_kind_known"),
     sa.CheckConstraint("(kind = 'redrive') = (rate IS NOT NULL)", name="operations_redrive_has_rate"),
     sa.CheckConstraint("rate BETWEEN 1 AND 1000", name="operations_rate_bounded"),
     sa.Index("operations_running", "next_at", postgresql_where=sa.text("finished_at IS NULL")),
@@ -53,7 +53,7 @@ operation_items = sa.Table(
     sa.Column("resource_id", sa.Uuid),
     sa.Column("canary", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("outcome", sa.Text),
-    sa.CheckConstraint(_one_of("outcome", ItemOutcome), name="operation_items_outcome_known"),
+    sa.CheckConstraint(one_of("outcome", ItemOutcome), name="operation_items_outcome_known"),
     sa.CheckConstraint(
         "(fence IS NULL) = (resource_id IS NOT NULL) AND (fence IS NULL OR job_id IS NOT NULL)",
         name="operation_items_one_target",

@@ -6,7 +6,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from outbox.states import (
     ResourceStatus,
 )
-from outbox.tables.metadata import _one_of, _timestamp, metadata
+from outbox.tables.metadata import metadata, one_of, timestamp
 
 resources = sa.Table(
     "resources",
@@ -24,12 +24,12 @@ resources = sa.Table(
     sa.Column("credentials", sa.LargeBinary),
     sa.Column("idempotency_key", sa.Text),
     sa.Column("request_digest", sa.Text),
-    _timestamp("created_at", now=True),
-    _timestamp("activated_at"),
-    _timestamp("deleted_at"),
-    _timestamp("purged_at"),
-    _timestamp("expires_at"),
-    sa.CheckConstraint(_one_of("status", ResourceStatus), name="resources_status_known"),
+    timestamp("created_at", now=True),
+    timestamp("activated_at"),
+    timestamp("deleted_at"),
+    timestamp("purged_at"),
+    timestamp("expires_at"),
+    sa.CheckConstraint(one_of("status", ResourceStatus), name="resources_status_known"),
     sa.CheckConstraint("(status = 'deleted') = (purged_at IS NOT NULL)", name="resources_deleted_is_purged"),
     sa.CheckConstraint(
         "(status IN ('deleting', 'deleted')) = (deleted_at IS NOT NULL)", name="resources_deleting_since"

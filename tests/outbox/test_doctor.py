@@ -22,7 +22,7 @@ from outbox import db as database
 from outbox.doctor import CHECKS, Finding, examine
 from outbox.doctor.checks.schema import TRIGGERS
 from outbox.errors import Conflict
-from outbox.events import ASIDE, LEAVES, Event
+from outbox.events import MOVES_NOTHING, STATE_AFTER, Event
 from outbox.resources import NewResource
 from outbox.rows import Claim
 from outbox.states import Found, HoldScope, StuckReason
@@ -531,7 +531,7 @@ def test_every_event_is_written_and_no_other() -> None:
     code = "".join(path.read_text() for path in (ROOT / "outbox" / "jobs").glob("*.py"))
     named = {Event[name] for name in re.findall(r"Event\.([A-Z_]+)", code)}
     assert named | words == set(Event)
-    assert {*LEAVES} | {*ASIDE} == set(Event)
+    assert {*STATE_AFTER} | {*MOVES_NOTHING} == set(Event)
 
 
 def test_it_writes_nothing_and_could_not(world: World) -> None:

@@ -320,8 +320,8 @@ def test_two_operators_force_what_one_never_can(db: Connection, act: Any, event:
     assert (first.proposed_by, first.expires_at - first.proposed_at) == (ANNA, approvals.LIFE)
     again = act(db, id, fence=2, actor=ANNA, reason="again")
     assert (again, first.new, again.new, again.reason) == (first, True, False, "scrapped")
-    assert approvals.living(db, id, fence=2) == [first]
-    assert approvals.living(db, id, fence=1) == []
+    assert approvals.proposals(db, id, fence=2) == [first]
+    assert approvals.proposals(db, id, fence=1) == []
     assert (job(db, id).state, events_of(db, id)) == ("stuck", ["proposed"])
     assert act(db, id, fence=2, actor=BERT, reason="so it is").state == state
     assert events_of(db, id) == ["proposed", event]
@@ -374,9 +374,9 @@ def test_the_proposal_of_a_revoked_operator_counts_no_more(db: Connection, act: 
     gone, anna, bert = (tokens.create(db, role="operator", tenant=None, name=who)[0] for who in ("gone", "a", "b"))
     id = unknown(db)
     assert isinstance(act(db, id, fence=2, actor=gone.actor, reason="r"), Approval)
-    assert len(approvals.living(db, id, fence=2)) == 1
+    assert len(approvals.proposals(db, id, fence=2)) == 1
     tokens.revoke(db, gone.id)
-    assert approvals.living(db, id, fence=2) == []
+    assert approvals.proposals(db, id, fence=2) == []
     second = act(db, id, fence=2, actor=anna.actor, reason="r")
     assert isinstance(second, Approval)
     assert second.proposed_by == anna.actor, "the revoked one's has made way"

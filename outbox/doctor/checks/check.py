@@ -16,5 +16,5 @@ class Check:
     severity: Literal["broken", "warning"] = "broken"
 
 
-_REPORT = "keep the rows as they are and report it; `deprovisioner jobs show ID` tells the job's story"
-_BY_HAND = "something wrote past the product (a person, a restore from a backup?); find out who, then "
+REPORT = "keep the rows as they are and report it; `deprovisioner jobs show ID` tells the job's story"
+BY_HAND = "something wrote past the product (a person, a restore from a backup?); find out who, then "

@@ -1,8 +1,8 @@
 """Events that are missing, chains and checkpoints that do not follow, and late reports."""
 
 from outbox.audit import CHECKPOINT_EVERY, HEADS, LINKS, SEAL
-from outbox.doctor.checks.check import _BY_HAND, _REPORT, Check
-from outbox.events import ASIDE, ENDS_ATTEMPT, ENDS_DELETION, LEAVES, Event, quoted
+from outbox.doctor.checks.check import BY_HAND, REPORT, Check
+from outbox.events import ENDS_ATTEMPT, ENDS_DELETION, MOVES_NOTHING, STATE_AFTER, Event, quoted
 
 # A late report is worth a look, and not for ever: events cannot be removed.
 LATE_DAYS = 7
@@ -10,12 +10,12 @@ LATE_DAYS = 7
 UNDO_MINUTES = 10
 
 # Two checkpoints may be missed, by a fleet that is restarted or busy; workers make them hourly.
-UNVOUCHED = 3 * CHECKPOINT_EVERY
+CHECKPOINT_OVERDUE = 3 * CHECKPOINT_EVERY
 
 
 _OUTCOMES = quoted(*ENDS_ATTEMPT)
 _CASES = " ".join(
-    f"WHEN '{event}' THEN " + (f"'{state}'" if state else "detail ->> 'state'") for event, state in LEAVES.items()
+    f"WHEN '{event}' THEN " + (f"'{state}'" if state else "detail ->> 'state'") for event, state in STATE_AFTER.items()
 )
 _LEFT_IN = f"CASE event {_CASES} END"
 
@@ -28,7 +28,7 @@ EVIDENCE = (
         SELECT id, created_at AS since, concat(kind, ', ', state) AS note FROM outbox
          WHERE NOT EXISTS (SELECT FROM events WHERE job_id = outbox.id AND event = '{Event.ENQUEUED}')""",
         "events are missing: who asked for this job is not recorded",
-        _BY_HAND + _REPORT,
+        BY_HAND + REPORT,
     ),
     Check(
         "claim_not_recorded",
@@ -40,7 +40,7 @@ EVIDENCE = (
                       WHERE event = '{Event.CLAIMED}' GROUP BY job_id) AS claims ON job_id = outbox.id
          WHERE coalesce(told, 0) < fence""",
         "events are missing: each of the fences 1 to the job's own has a `claimed` event, and these have not",
-        _BY_HAND + _REPORT,
+        BY_HAND + REPORT,
     ),
     Check(
         "last_event_differs",
@@ -49,12 +49,12 @@ EVIDENCE = (
         SELECT outbox.id, last.at AS since,
                concat(state, ' at fence ', outbox.fence, '; last event ', event, ' at fence ', last.fence) AS note
           FROM outbox
-         CROSS JOIN LATERAL (SELECT * FROM events WHERE job_id = outbox.id AND event NOT IN ({quoted(*ASIDE)})
+         CROSS JOIN LATERAL (SELECT * FROM events WHERE job_id = outbox.id AND event NOT IN ({quoted(*MOVES_NOTHING)})
                               ORDER BY id DESC LIMIT 1) AS last
          WHERE state IN ('pending', 'running', 'stuck')
            AND (last.fence <> outbox.fence OR {_LEFT_IN} IS DISTINCT FROM state)""",
         "events are missing: the last one did not leave the job in the state that it is in",
-        _BY_HAND + _REPORT,
+        BY_HAND + REPORT,
     ),
     Check(
         "end_not_recorded",
@@ -65,7 +65,7 @@ EVIDENCE = (
            AND NOT EXISTS (SELECT FROM events WHERE job_id = outbox.id AND events.fence = outbox.fence
                                                 AND {_LEFT_IN} = outbox.state)""",
         "events are missing: the job is finished, and what finished it is not recorded",
-        _BY_HAND + _REPORT,
+        BY_HAND + REPORT,
     ),
     Check(
         "start_without_outcome",
@@ -79,7 +79,7 @@ EVIDENCE = (
          GROUP BY job_id""",
         "more than one start with no outcome between: what the earlier one did is not known, and it was tried again",
         "compare `deprovisioner jobs show ID` with the backend's own log: was the right thing torn down, once? "
-        + _REPORT,
+        + REPORT,
     ),
     Check(
         "claim_without_outcome",
@@ -92,7 +92,7 @@ EVIDENCE = (
          WHERE event = '{Event.CLAIMED}' AND before = '{Event.CLAIMED}'
          GROUP BY job_id""",
         "events are missing: a claim was followed by the next with no outcome between (nothing had been started)",
-        _BY_HAND + _REPORT,
+        BY_HAND + REPORT,
     ),
     Check(
         "chain_broken",
@@ -108,7 +108,7 @@ EVIDENCE = (
          GROUP BY resource_id""",
         "the evidence was tampered with: the hashes of these events no longer follow from what stands in them",
         "whoever may switch triggers off did this, or a restore: compare with a backup and the servers' logs; "
-        + _REPORT,
+        + REPORT,
     ),
     Check(
         "checkpoint_broken",
@@ -130,7 +130,7 @@ EVIDENCE = (
                     ON checkpoint_id = id) AS made
          WHERE previous <> before OR hash <> {SEAL.format(row="made")}""",
         "events that a checkpoint vouches for were changed or removed, or a checkpoint was",
-        "compare with the `audit_checkpoint` lines in the shipped logs, then with a backup; " + _REPORT,
+        "compare with the `audit_checkpoint` lines in the shipped logs, then with a backup; " + REPORT,
     ),
     Check(
         "checkpoint_overdue",
@@ -147,8 +147,9 @@ EVIDENCE = (
          UNION ALL
         SELECT CAST(id AS text), at, 'it bears a time that is still to come'
           FROM (SELECT id, at FROM audit_checkpoints ORDER BY id DESC LIMIT 1) AS last WHERE at > now()""",
-        f"workers keep the heads of all chains hourly; these events have stood for {UNVOUCHED.seconds // 3600} hours "
-        "and could be changed unseen, or the newest checkpoint cannot be true",
+        "workers keep the heads of all chains hourly; these events have stood for "
+        f"{CHECKPOINT_OVERDUE.seconds // 3600} hours and could be changed unseen, or the newest checkpoint cannot be "
+        "true",
         "are workers running, does their log tell why none is made? `deprovisioner audit checkpoint` makes one now; "
         "of one that bears a time to come: whose clock was wrong, or who wrote it?",
         "warning",

@@ -1,6 +1,6 @@
 """Jobs that are two where one may be, or that no worker keeps alive."""
 
-from outbox.doctor.checks.check import _REPORT, Check
+from outbox.doctor.checks.check import REPORT, Check
 
 JOBS = (
     Check(
@@ -23,7 +23,7 @@ JOBS = (
           FROM outbox WHERE state = 'running' AND started_fence = fence
          GROUP BY resource_id HAVING count(*) > 1""",
         "two workers act on one resource at once",
-        "stop the workers named by `deprovisioner jobs show ID`; " + _REPORT,
+        "stop the workers named by `deprovisioner jobs show ID`; " + REPORT,
     ),
     Check(
         "lease_expired",

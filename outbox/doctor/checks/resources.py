@@ -1,6 +1,6 @@
 """Resources whose status nothing bears out."""
 
-from outbox.doctor.checks.check import _BY_HAND, Check
+from outbox.doctor.checks.check import BY_HAND, Check
 from outbox.events import ENDS_DELETION, Event, quoted
 
 RESOURCES = (
@@ -13,7 +13,7 @@ RESOURCES = (
            AND NOT EXISTS (SELECT FROM outbox WHERE resource_id = resources.id AND kind = 'deprovision'
                                                 AND state IN ('pending', 'running', 'stuck'))""",
         "the DELETE was accepted, and nothing will ever tear it down: an orphan with working credentials",
-        _BY_HAND + "insert its deprovision job and the job's `enqueued` event, in one transaction",
+        BY_HAND + "insert its deprovision job and the job's `enqueued` event, in one transaction",
     ),
     Check(
         "provisioning_without_job",
@@ -58,7 +58,7 @@ RESOURCES = (
           FROM resources JOIN outbox ON resource_id = resources.id
          WHERE status IN ('provisioning', 'active') AND outbox.kind = 'deprovision' AND state <> 'cancelled'""",
         "a teardown was decided or done for a resource that says it was never deleted; no DELETE can win any more",
-        _BY_HAND + "decide by the job's events whether it is deleted, and set status and its times to that",
+        BY_HAND + "decide by the job's events whether it is deleted, and set status and its times to that",
     ),
     Check(
         "deleted_with_open_job",
@@ -68,6 +68,6 @@ RESOURCES = (
           FROM resources JOIN outbox ON resource_id = resources.id
          WHERE status = 'deleted' AND outbox.kind = 'deprovision' AND state IN ('pending', 'running', 'stuck')""",
         "it is called deleted while its teardown is not done",
-        _BY_HAND + "set the resource to `deleting`, with `purged_at` NULL: the job sees to the rest",
+        BY_HAND + "set the resource to `deleting`, with `purged_at` NULL: the job sees to the rest",
     ),
 )

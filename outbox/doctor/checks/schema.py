@@ -70,17 +70,19 @@ SCHEMA = (
 )
 
 
-def _guards() -> list[tuple[str, str, str]]:
+def guards() -> list[tuple[str, str, str]]:
+    """Sort, table and name of each constraint, trigger and unique index."""
     constraints = [
         ("constraint", table.name, str(constraint.name))
         for table in tables.metadata.tables.values()
         for constraint in table.constraints
     ]
     triggers = [("trigger", table, name) for name, table in TRIGGERS.items()]
-    return constraints + triggers + [w for w in _indexes() if w[0] == "unique index"]
+    return constraints + triggers + [w for w in indexes() if w[0] == "unique index"]
 
 
-def _indexes() -> list[tuple[str, str, str]]:
+def indexes() -> list[tuple[str, str, str]]:
+    """Sort, table and name of each index, unique ones too."""
     return [
         ("unique index" if index.unique else "index", table.name, str(index.name))
         for table in tables.metadata.tables.values()
@@ -88,6 +90,7 @@ def _indexes() -> list[tuple[str, str, str]]:
     ]
 
 
-def _wanted(prefix: str, rows: Sequence[tuple[str, str, str]]) -> Json:
+def wanted(prefix: str, rows: Sequence[tuple[str, str, str]]) -> Json:
+    """These rows as the parameters of `_MISSING`, whose names begin with `prefix`."""
     sorts, relations, names = map(list, zip(*rows, strict=True))
     return {f"{prefix}_sorts": sorts, f"{prefix}_relations": relations, f"{prefix}_names": names}

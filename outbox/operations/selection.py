@@ -18,7 +18,7 @@ BATCH = 100
 # As many as a person reads before they say yes.
 SAMPLE = 20
 # Between two looks at canaries that are not done yet, and at the most between two steps.
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 # How a digest is written: the count, and SHA-256 in hexadecimal.
 DIGEST = r"[0-9]{1,19}-[0-9a-f]{64}"
 # Two sums of hashes with different seeds: order does not matter, and the database needs no memory for them.
@@ -26,15 +26,17 @@ _SEEDS = (0, 1)
 
 
 @dataclass(frozen=True)
-class _Set:
+class Selection:
+    """How many rows a filter selects, how many of each backend, and the digest of exactly these rows."""
+
     count: int
     backends: dict[str, int]
     digest: str
 
 
-def _told(
+def summarize(
     db: Connection, kind: OperationKind, filter: Json, rows: "sa.FromClause", *key: "sa.ColumnElement[Any]"
-) -> _Set:
+) -> Selection:
     """How many rows there are, and the digest of their keys and the filter."""
     word = sa.func.concat_ws(":", *key)
     sums = [sa.func.sum(sa.cast(sa.func.hashtextextended(word, seed), sa.Numeric)) for seed in _SEEDS]
@@ -44,7 +46,7 @@ def _told(
     numbers = [str(sum(group[2 + place] for group in groups)) for place in range(len(_SEEDS))]
     said = json.dumps([kind, filter, count, *numbers], sort_keys=True)
     digest = f"{count}-{hashlib.sha256(said.encode()).hexdigest()}"  # the count, so that a refusal can tell both
-    return _Set(count, {group[0]: group[1] for group in groups}, digest)
+    return Selection(count, {group[0]: group[1] for group in groups}, digest)
 
 
 _INSERT = text("""
@@ -54,9 +56,10 @@ _INSERT = text("""
  RETURNING id""")
 
 
-def _insert(
+def insert(
     db: Connection, kind: OperationKind, filter: Json, *, reason: str, actor: str, digest: str, rate: int | None = None
 ) -> int:
+    """Insert the operation's row and return its id. Raises AlreadyRunning when one with this digest is running."""
     said = {"kind": kind, "filter": json.dumps(filter), "reason": reason, "actor": actor, "digest": digest}
     id = db.execute(_INSERT, said | {"rate": rate}).scalar_one_or_none()
     if id is None:
@@ -71,7 +74,7 @@ _NOUNS = {
 }
 
 
-def _begun(
+def confirm(
     db: Connection, id: int, kind: OperationKind, filter: Json, digest: str, *key: "sa.ColumnElement[Any]"
 ) -> Operation:
     """The operation, when what was written down is what the digest was made of."""
@@ -80,7 +83,7 @@ def _begun(
         items.c.operation_id == id
     )
     mine = listed.subquery()
-    now = _told(db, kind, filter, mine, *(mine.c[f"key_{n}"] for n in range(len(key))))
+    now = summarize(db, kind, filter, mine, *(mine.c[f"key_{n}"] for n in range(len(key))))
     if now.digest != digest:
         then = digest.partition("-")[0]
         told = f"there were {then} then, and are {now.count} now"
@@ -92,7 +95,7 @@ def _begun(
     return Operation(**db.execute(total.returning(*columns)).one()._mapping)
 
 
-def _by(operation: sa.Row[Any], worker: str) -> Json:
+def attribution(operation: sa.Row[Any], worker: str) -> Json:
     """Whose doing it is: the operator's who began it, by the hand of this worker."""
     return {
         "actor": operation.actor,
