@@ -1,8 +1,8 @@
-"""What takes two operators: one proposes, another one says the same action of the same job and fence; that executes it.
+"""Actions that take two operators: one proposes an action; the second asks for the same action, job and fence.
 
-Each has a reason of their own. The events keep both.
+The second request executes the action. Each operator gives a reason; the events keep both.
 
-An actor here is a token, `token:ID:NAME`: a shell user's name proves nothing, and one token twice is one operator.
+An actor here is a token, `token:ID:NAME`: the name of a shell user proves nothing, and one token is one operator.
 The transition's own statement marks the proposal as approved (`jobs.resolve_forced`, `jobs.redrive_forced`).
 """
 
@@ -15,13 +15,13 @@ from sqlalchemy import Connection, text
 from outbox.events import Event
 
 Action = Literal["resolve", "redrive"]
-# Both are looking at the same page; what was true an hour ago has to be looked at again.
+# Both operators must judge the same situation: after an hour they must look at it again.
 LIFE = dt.timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Approval:
-    """A proposal that waits for a second operator, until `expires_at`; `new` when it was made just now."""
+    """A proposal that waits for a second operator until `expires_at`; `new` if this call made it."""
 
     action: Action
     job_id: int
@@ -33,12 +33,12 @@ class Approval:
     new: bool = field(compare=False)
 
 
-# A proposal does not outlive the right to make it: an actor here is its token's id and name. `{}` is the proposal.
+# A proposal ends when its token is revoked: the actor is the token's id and name. `{}` is the proposal.
 REVOKED = """EXISTS (SELECT FROM tokens
                     WHERE revoked_at IS NOT NULL AND 'token:' || tokens.id || ':' || name = {}.proposed_by)"""
 
-# One that nobody approved in time makes way for the next; the events keep both. The job's row is locked, so that the
-# event stands before whatever moves it on. A job is stuck at a fence once, so one approval is all that it can need.
+# A new proposal replaces an expired one; the events keep both. The job's row is locked, so that the event comes before
+# the event of any transition of the job. A job is stuck at one fence only once, so it needs at most one approval.
 _WRITES = Event.PROPOSED
 _COLUMNS = "action, job_id, fence, reason, proposed_by, proposed_at, proposed_at + :life AS expires_at"
 _PROPOSE = text(f"""
@@ -69,9 +69,9 @@ _PROPOSE = text(f"""
 
 
 def propose(db: Connection, action: Action, job_id: int, *, fence: int, actor: str, reason: str) -> Approval | None:
-    """The proposal that stands for this job and fence, made now where there is none, with its event.
+    """The proposal that waits for this job and fence; where there is none, this call makes it, with its event.
 
-    None when the job is not stuck there, or when another one was made at this very moment.
+    None when the job is not stuck at this fence, or when another operator made a proposal at this very moment.
     """
     asked = {"action": action, "id": job_id, "fence": fence, "actor": actor, "reason": reason, "life": LIFE}
     row = db.execute(_PROPOSE, asked).first()
@@ -86,6 +86,6 @@ _PROPOSALS = text(f"""
 
 
 def proposals(db: Connection, job_id: int, *, fence: int) -> list[Approval]:
-    """What waits for a second operator at this fence: at most one proposal an action."""
+    """The proposals that wait for a second operator at this fence: at most one for each action."""
     rows = db.execute(_PROPOSALS, {"id": job_id, "fence": fence, "life": LIFE})
     return [Approval(**row._mapping) for row in rows]

@@ -1,4 +1,4 @@
-"""What may happen to a job, once: from this list come the words of the evidence and the names of the log lines.
+"""What can happen to a job, as one list: the words of the evidence and the names of the log lines come from it.
 
 A log line is a name and fixed keys (`job_id, fence, resource_id, backend, actor`): never prose, never a secret.
 """
@@ -17,10 +17,10 @@ log: Any = structlog.get_logger()
 
 
 class Event(StrEnum):
-    """One entry of a job's evidence. Its transition writes it, in the transition's own transaction.
+    """One event of a job's evidence. A transition writes its event in its own transaction.
 
-    `late` is what a worker reported after it had lost its claim; `observed` an inspection that an operator asked for;
-    `proposed` the first of two operators. These three move nothing.
+    Three events move nothing: `late`, a worker's report after it had lost its claim; `observed`, an inspection that an
+    operator asked for; `proposed`, the proposal of the first of two operators.
     """
 
     ENQUEUED = "enqueued"
@@ -40,8 +40,7 @@ class Event(StrEnum):
     PROPOSED = "proposed"
 
 
-# The state in which an event leaves its job. None: the event's detail says which. An event that moves nothing is not
-# here.
+# The job's state after an event. None: the event's detail has the state. Events that move nothing are not listed.
 STATE_AFTER: dict[Event, JobState | None] = {
     Event.ENQUEUED: JobState.PENDING,
     Event.CLAIMED: JobState.RUNNING,
@@ -63,7 +62,7 @@ ENDS_ATTEMPT = tuple(
     for event in STATE_AFTER
     if event not in (Event.ENQUEUED, Event.CLAIMED, Event.STARTED, Event.REDRIVEN, Event.RESOLVED)
 )
-# How a resource's deletion ends: a worker saw it absent, or an operator resolved the job.
+# How a resource's deletion ends: a worker saw its object absent, or an operator resolved the job.
 ENDS_DELETION = (Event.COMPLETED, Event.RESOLVED)
 
 
@@ -73,7 +72,7 @@ def quoted(*events: Event) -> str:
 
 
 class _LossyLogger(structlog.PrintLogger):
-    """A line that cannot be written (a full disk, a pipe nobody reads) is lost, and nothing that it tells of."""
+    """Drops a line that cannot be written (the disk is full, the pipe is closed), so that logging never raises."""
 
     def msg(self, message: str) -> None:
         with suppress(OSError):
@@ -84,7 +83,7 @@ class _LossyLogger(structlog.PrintLogger):
 
 
 def configure() -> None:
-    """One JSON object a line on stderr, or coloured text where a person looks on."""
+    """Log one JSON object a line to stderr, or coloured text when stderr is a terminal."""
     processors: list[Any] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
     if sys.stderr.isatty():
         processors.append(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))

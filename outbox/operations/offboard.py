@@ -1,4 +1,4 @@
-"""Offboarding: a DELETE of all that a tenant has, but for what is protected."""
+"""Offboarding: a DELETE of each of a tenant's resources, except the protected ones."""
 
 import uuid
 from collections.abc import Sequence
@@ -17,7 +17,10 @@ from outbox.states import HoldScope, OperationKind, ResourceStatus
 
 @dataclass(frozen=True)
 class OffboardPreview:
-    """The living resources of a tenant. `protected` of them would be left; `deleting` are on their way already."""
+    """The resources of a tenant that are provisioning or active. `protected` of them would be kept.
+
+    `deleting` counts the tenant's resources that got a DELETE before.
+    """
 
     count: int
     protected: int
@@ -34,7 +37,7 @@ _SAMPLE_OF_RESOURCES = text(f"""
 
 
 def preview_offboard(db: Connection, tenant: str) -> OffboardPreview:
-    """What an offboarding would delete; `db` is a snapshot's, so that all of it is of one moment.
+    """What an offboarding would delete; `db` must be a snapshot, so that all numbers are of one moment.
 
     Raises NotFound when the tenant has never had a resource or a token.
     """
@@ -59,9 +62,10 @@ def preview_offboard(db: Connection, tenant: str) -> OffboardPreview:
 def begin_offboard(
     db: Connection, tenant: str, *, expected_count: int, reason: str, actor: str, digest: str
 ) -> Operation:
-    """Write down the tenant's living resources for the workers to delete; what is protected is left.
+    """Store the tenant's provisioning and active resources as items for workers to delete; protected ones are kept.
 
-    What the tenant makes later is not part of it. `db` is a transaction's. Raises NotFound, DigestMismatch.
+    Resources that the tenant makes later are not part of it. `db` must be a transaction. Raises NotFound,
+    AlreadyRunning, DigestMismatch.
     """
     _refuse_unknown_tenant(db, tenant)
     operation = insert(db, OperationKind.OFFBOARD, {"tenant": tenant}, reason=reason, actor=actor, digest=digest)
@@ -75,7 +79,7 @@ def begin_offboard(
     protected = item.outcome.is_not(None)
     begun = confirm(db, operation, OperationKind.OFFBOARD, {"tenant": tenant}, digest, item.resource_id, protected)
     if begun.total != expected_count:
-        raise DigestMismatch(f"you expected {expected_count} resources, and there are {begun.total}; preview again")
+        raise DigestMismatch(f"you expected {expected_count} resources, but there are {begun.total}; preview again")
     return begun
 
 
@@ -106,7 +110,7 @@ _DELETED = text("""
 
 
 def offboard_step(db: Connection, operation: sa.Row[Any], worker: str) -> tuple[int, float]:
-    """One step of an offboarding; how many it enqueued. What slows teardowns is no business of this."""
+    """Do one step of an offboarding; returns how many jobs it enqueued, and no pause: a brake limits the teardowns."""
     listed: Sequence[uuid.UUID] = [
         item.resource_id for item in db.execute(_TO_DELETE, {"id": operation.id, "batch": BATCH})
     ]

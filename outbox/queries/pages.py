@@ -1,4 +1,4 @@
-"""One page of a listing, and the cursor to the next."""
+"""A page of a listing, and the cursor to the next page."""
 
 import base64
 import binascii
@@ -13,7 +13,7 @@ from outbox.errors import BadCursor
 
 @dataclass(frozen=True)
 class Page:
-    """One page of a listing; `next_cursor` is None on the last."""
+    """One page of a listing; `next_cursor` is None on the last page."""
 
     items: list[Any]
     next_cursor: str | None
@@ -26,7 +26,7 @@ def select_columns(cls: type, table: sa.Table, alias: str, **equal: Any) -> "sa.
 
 
 def page_of(rows: list[Any], limit: int, key: Any) -> Page:
-    """The first `limit` of `rows`; a row more than that means that there is a next page, after the last row's `key`."""
+    """The first `limit` rows; one row more means that there is a next page, whose cursor is the last row's `key`."""
     more = len(rows) > limit
     rows = rows[:limit]
     return Page(rows, base64.urlsafe_b64encode(json.dumps(key(rows[-1])).encode()).decode() if more else None)
@@ -37,4 +37,4 @@ def decode_cursor(cursor: str, parse: Any) -> Any:
     try:
         return parse(*json.loads(base64.urlsafe_b64decode(cursor)))
     except (binascii.Error, ValueError, TypeError, OverflowError, AttributeError) as error:
-        raise BadCursor("the cursor is none that this listing gave out; start again without one") from error
+        raise BadCursor("this cursor was not issued by this listing; start again without `cursor`") from error

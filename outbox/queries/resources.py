@@ -20,7 +20,7 @@ def list_resources(
     cursor: str | None = None,
     limit: int = 50,
 ) -> Page:
-    """Newest first; `tenant` None means all tenants. Raises BadCursor."""
+    """Resources, newest first; `tenant` None means all tenants. Raises BadCursor."""
     table = tables.resources
     query = select_columns(Resource, table, "resource", tenant=tenant, status=status, kind=kind)
     query = query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit + 1)

@@ -1,4 +1,4 @@
-"""What keeps jobs from starting: holds, and breakers that are open."""
+"""What keeps jobs from starting: holds in force and open breakers."""
 
 import datetime as dt
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ from outbox.queries.pages import Page, decode_cursor, page_of
 
 
 def list_holds(db: Connection, *, released: bool = False, cursor: str | None = None, limit: int = 50) -> Page:
-    """Those in force, or with `released` all that ever were; newest first. Raises BadCursor."""
+    """Holds in force, or with `released` also the released ones; newest first. Raises BadCursor."""
     query = sa.select(*(tables.holds.c[field.name] for field in fields(Hold)))
     if not released:
         query = query.where(tables.holds.c.released_at.is_(None))
@@ -26,7 +26,7 @@ def list_holds(db: Connection, *, released: bool = False, cursor: str | None = N
 
 @dataclass(frozen=True)
 class Breaker:
-    """A backend out of reach. `half_open`: its pause is over, and the next claim is the probe."""
+    """A backend that is out of reach. `half_open`: its pause is over, and the next claim is the probe."""
 
     backend: str
     state: Literal["open", "half_open"]
@@ -46,5 +46,5 @@ _BREAKERS = text("""
 
 
 def list_breakers(db: Connection, backend: str | None = None) -> list[Breaker]:
-    """The backends out of reach, or only this one; longest first, and how many jobs wait for each."""
+    """The backends that are out of reach, or only this one, and how many jobs wait for each; longest outage first."""
     return [Breaker(**row._mapping) for row in db.execute(_BREAKERS, {"backend": backend})]

@@ -1,4 +1,4 @@
-"""What steers the workers and the people: tokens, breakers, holds, brakes, observations, approvals."""
+"""Tables that control workers and operators: tokens, breakers, holds, brakes, observations, approvals."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
@@ -56,7 +56,7 @@ holds = sa.Table(
         name="holds_release_has_reason",
     ),
     sa.Index("holds_in_force", "scope", "subject", postgresql_where=sa.text("released_at IS NULL")),
-    # Many workers hit one brake at once: they engage one hold.
+    # When many workers hit one brake at once, they engage one hold.
     sa.Index(
         "holds_one_brake",
         "scope",
@@ -67,7 +67,7 @@ holds = sa.Table(
     sa.Index("holds_brakes_released", "scope", "subject", "released_at", postgresql_where=sa.text("cause = 'brake'")),
 )
 
-# One row a teardown that was started, for each brake over it; a resource counts once, however often it is tried.
+# A row for each started teardown and each brake over it; a resource counts once, however many attempts there are.
 brake_starts = sa.Table(
     "brake_starts",
     metadata,
@@ -115,7 +115,7 @@ approvals = sa.Table(
     timestamp("approved_at"),
     sa.CheckConstraint("action IN ('resolve', 'redrive')", name="approvals_action_known"),
     sa.CheckConstraint("(approved_at IS NULL) = (approved_by IS NULL)", name="approvals_approved_by_somebody"),
-    # Four eyes, held by the database itself.
+    # Two different operators, enforced by the database itself.
     sa.CheckConstraint("approved_by <> proposed_by", name="approvals_by_two"),
     sa.Index("approvals_once", "action", "job_id", "fence", unique=True),
 )

@@ -1,4 +1,4 @@
-"""What all tables share: their metadata, and how a time and a word of an enum are stored."""
+"""What all tables share: their metadata, the column of a time, and the CHECK of an enum's column."""
 
 import sqlalchemy as sa
 

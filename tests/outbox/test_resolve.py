@@ -192,9 +192,9 @@ def test_what_was_seen_gone_is_resolved_with_its_resource_and_its_evidence(db: C
 @pytest.mark.parametrize(
     ("found", "words", "refused", "says"),
     [
-        (None, {}, NotObserved, "no worker has looked"),
-        ("absent", {"ago": "61 s"}, NotObserved, "no worker has looked"),
-        ("absent", {"fence": 1}, NotObserved, "no worker has looked"),
+        (None, {}, NotObserved, "no worker has inspected"),
+        ("absent", {"ago": "61 s"}, NotObserved, "no worker has inspected"),
+        ("absent", {"fence": 1}, NotObserved, "no worker has inspected"),
         ("same", {}, StillThere, "looked"),
         ("different", {}, StillThere, "not seen gone: something else is there; docs/runbook.md"),
         ("unavailable", {}, NotObserved, "did not let itself be looked at"),
