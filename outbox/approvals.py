@@ -39,7 +39,7 @@ REVOKED = """EXISTS (SELECT FROM tokens
 
 # A new proposal replaces an expired one; the events keep both. The job's row is locked, so that the event comes before
 # the event of any transition of the job. A job is stuck at one fence only once, so it needs at most one approval.
-_WRITES = Event.PROPOSED
+_EVENT = Event.PROPOSED
 _COLUMNS = "action, job_id, fence, reason, proposed_by, proposed_at, proposed_at + :life AS expires_at"
 _PROPOSE = text(f"""
     WITH job AS (
@@ -57,7 +57,7 @@ _PROPOSE = text(f"""
      RETURNING *
     ), noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
-        SELECT job.id, job.resource_id, job.fence, '{_WRITES}', :actor, :reason, jsonb_build_object('action', action)
+        SELECT job.id, job.resource_id, job.fence, '{_EVENT}', :actor, :reason, jsonb_build_object('action', action)
           FROM job JOIN proposed ON job_id = job.id
     )
     SELECT {_COLUMNS}, true AS new FROM proposed

@@ -658,7 +658,7 @@ def test_wrong_words_are_a_usage_error_and_a_lost_database_a_failure(env: dict[s
 def test_a_delete_without_its_job_says_so_and_the_runbook_repairs_it(world: World) -> None:
     resource, _ = BREAKS["deleting_without_job"](world)
     assert isinstance(resource, uuid.UUID)
-    with pytest.raises(Conflict, match=r"is deleting, and its deprovision job is missing: .*deleting_without_job"):
+    with pytest.raises(Conflict, match=r"is deleting, and its deprovision job is missing; .*deleting_without_job"):
         jobs.enqueue(world.db, resource, actor="me")
     part = (ROOT / "docs/runbook.md").read_text().partition("### `deleting_without_job`")[2].partition("\n### ")[0]
     statement = part.partition("```sql\n")[2].partition("```")[0]

@@ -437,14 +437,14 @@ def test_an_operation_that_fails_each_time_does_not_stand_before_the_others(
 ) -> None:
     stuck(db, "pg-main", "other")
     broken, fine = redrive(JobFilter(backend="other")), redrive(JobFilter(backend="pg-main"))
-    honest = operations._redrive
+    honest = operations.redrive_step
 
     def failing(session: Connection, operation: Any, worker: str) -> Any:
         if operation.id == broken.id:
             raise RuntimeError("a bug")
         return honest(session, operation, worker)
 
-    monkeypatch.setattr(operations, "_redrive", failing)
+    monkeypatch.setattr(operations, "redrive_step", failing)
     for _ in range(60):
         try:
             step()

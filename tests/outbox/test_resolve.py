@@ -196,7 +196,7 @@ def test_what_was_seen_gone_is_resolved_with_its_resource_and_its_evidence(db: C
         ("absent", {"ago": "61 s"}, NotObserved, "no worker has inspected"),
         ("absent", {"fence": 1}, NotObserved, "no worker has inspected"),
         ("same", {}, StillThere, "looked"),
-        ("different", {}, StillThere, "not seen gone: something else is there; docs/runbook.md"),
+        ("different", {}, StillThere, "not seen gone: something else is there; see `refused` in docs/runbook.md"),
         ("unavailable", {}, NotObserved, "did not let itself be looked at"),
         ("unobservable", {}, NotObserved, "only two operators"),
     ],
