@@ -16,22 +16,22 @@ def config() -> Config:
 
 
 def upgrade(revision: str = "head") -> None:
-    """Bring the schema up to `revision`; harmless when it is there already."""
+    """Bring the schema up to `revision`; does nothing when it is there already."""
     command.upgrade(config(), revision)
 
 
 def downgrade(revision: str) -> None:
-    """Take the schema back to `revision` (`base`: to nothing)."""
+    """Take the schema back to `revision` (`base`: to an empty database)."""
     command.downgrade(config(), revision)
 
 
 def head() -> str | None:
-    """The newest revision this code knows."""
+    """The newest revision that this version knows."""
     return ScriptDirectory.from_config(config()).get_current_head()
 
 
 def current(db: Connection) -> str | None:
-    """The revision the database is at; None before the first."""
+    """The revision of the database; None before the first migration."""
     if not inspect(db).has_table("alembic_version"):
         return None
     return str(db.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none())

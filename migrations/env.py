@@ -1,19 +1,19 @@
-"""Alembic's entry: this process's control database, and timeouts that keep a migration from blocking the service."""
+"""Alembic's entry: migrates this process's control database, with timeouts so that it does not block the service."""
 
 from alembic import context
 from sqlalchemy import text
 
 from outbox import db, tables
 
-# A migration that waits for a lock queues every claim behind it: better to fail and be run again.
+# While a migration waits for a lock, every claim waits behind it: better to fail and be run again.
 LOCK_TIMEOUT = "4s"
 STATEMENT_TIMEOUT = "60s"
-# Two `migrate` at once (two containers of one deploy) must take turns: any constant will do.
+# Two `migrate` at once (two containers of one deploy) must take turns; the number itself has no meaning.
 MIGRATION_LOCK = 4_702_111
 
 
 def run() -> None:
-    """Apply what was asked for, in one transaction."""
+    """Apply the requested migrations in one transaction."""
     with db.transaction() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))

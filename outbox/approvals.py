@@ -1,8 +1,8 @@
-"""What takes two operators: one proposes, another one says the same action of the same job and fence; that executes it.
+"""Actions that take two operators: one proposes an action; the second asks for the same action, job and fence.
 
-Each has a reason of their own. The events keep both.
+The second request executes the action. Each operator gives a reason; the events keep both.
 
-An actor here is a token, `token:ID:NAME`: a shell user's name proves nothing, and one token twice is one operator.
+An actor here is a token, `token:ID:NAME`: the name of a shell user proves nothing, and one token is one operator.
 The transition's own statement marks the proposal as approved (`jobs.resolve_forced`, `jobs.redrive_forced`).
 """
 
@@ -15,13 +15,13 @@ from sqlalchemy import Connection, Row, text
 from outbox.events import Event
 from outbox.states import ForcedAction
 
-# Both are looking at the same page; what was true an hour ago has to be looked at again.
+# Both operators must judge the same situation: after an hour they must look at it again.
 LIFE = dt.timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Approval:
-    """A proposal that waits for a second operator, until `expires_at`; `new` when it was made just now."""
+    """A proposal that waits for a second operator until `expires_at`; `new` if this call made it."""
 
     action: ForcedAction
     job_id: int
@@ -33,13 +33,13 @@ class Approval:
     new: bool = field(compare=False)
 
 
-# A proposal does not outlive the right to make it: an actor here is its token's id and name. `{}` is the proposal.
+# A proposal ends when its token is revoked: the actor is the token's id and name. `{}` is the proposal.
 REVOKED = """EXISTS (SELECT FROM tokens
                     WHERE revoked_at IS NOT NULL AND 'token:' || tokens.id || ':' || name = {}.proposed_by)"""
 
-# One that nobody approved in time makes way for the next; the events keep both. The job's row is locked, so that the
-# event stands before whatever moves it on. A job is stuck at a fence once, so one approval is all that it can need.
-_WRITES = Event.PROPOSED
+# A new proposal replaces an expired one; the events keep both. The job's row is locked, so that the event comes before
+# the event of any transition of the job. A job is stuck at one fence only once, so it needs at most one approval.
+_EVENT = Event.PROPOSED
 _COLUMNS = "action, job_id, fence, reason, proposed_by, proposed_at, proposed_at + :life AS expires_at"
 _PROPOSE = text(f"""
     WITH job AS (
@@ -57,7 +57,7 @@ _PROPOSE = text(f"""
      RETURNING *
     ), noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
-        SELECT job.id, job.resource_id, job.fence, '{_WRITES}', :actor, :reason, jsonb_build_object('action', action)
+        SELECT job.id, job.resource_id, job.fence, '{_EVENT}', :actor, :reason, jsonb_build_object('action', action)
           FROM job JOIN proposed ON job_id = job.id
     )
     SELECT {_COLUMNS}, true AS new FROM proposed
@@ -71,25 +71,25 @@ _PROPOSE = text(f"""
 def propose(
     db: Connection, action: ForcedAction, job_id: int, *, fence: int, actor: str, reason: str
 ) -> Approval | None:
-    """The proposal that stands for this job and fence, made now where there is none, with its event.
+    """The proposal that waits for this job and fence; where there is none, this call makes it, with its event.
 
-    None when the job is not stuck there, or when another one was made at this very moment.
+    None when the job is not stuck at this fence, or when another operator made a proposal at this very moment.
     """
     asked = {"action": action, "id": job_id, "fence": fence, "actor": actor, "reason": reason, "life": LIFE}
     row = db.execute(_PROPOSE, asked).first()
     return None if row is None else _approval(row)
 
 
-_LIVING = text(f"""
+_PROPOSALS = text(f"""
     SELECT {_COLUMNS}, false AS new FROM approvals
      WHERE job_id = :id AND fence = :fence AND approved_at IS NULL AND proposed_at > now() - :life
        AND NOT {REVOKED.format("approvals")}
      ORDER BY proposed_at""")
 
 
-def living(db: Connection, job_id: int, *, fence: int) -> list[Approval]:
-    """What waits for a second operator at this fence: at most one proposal an action."""
-    rows = db.execute(_LIVING, {"id": job_id, "fence": fence, "life": LIFE})
+def proposals(db: Connection, job_id: int, *, fence: int) -> list[Approval]:
+    """The proposals that wait for a second operator at this fence: at most one for each action."""
+    rows = db.execute(_PROPOSALS, {"id": job_id, "fence": fence, "life": LIFE})
     return [_approval(row) for row in rows]
 
 

@@ -1,7 +1,7 @@
-"""Brakes: how many teardowns may start in a window, of a backend and of a tenant; counted exactly, whoever starts.
+"""Brakes: how many teardowns of a backend or of a tenant may start in a window, counted exactly over all workers.
 
-A brake counts resources, not attempts. Those who start under one brake take turns (an advisory lock until their
-commit), so a limit is never exceeded; without a brake nobody waits for anybody.
+A brake counts resources, not attempts. Workers that start teardowns under one brake take turns (an advisory lock until
+their commit), so a limit is never exceeded. Without a brake, workers do not wait for each other.
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,20 @@ from outbox.errors import BrakeHit, Busy
 from outbox.rows import Claim, Json
 from outbox.settings import LONGEST_WINDOW, Brake
 
-# So few teardowns are no stampede, whatever percentage of a small tenant they are.
+# Fewer teardowns than this are harmless, even where they are a large percentage of a small tenant.
 PERCENT_FROM = 5
 
-# A worker that stands still with its turn loses it soon; whoever has waited longer than that tries again later.
+# A worker that stands still while it has the lock loses it after 2 s; a worker that waits 5 s for it gives up and tries
+# again later.
 _TAKE_TURNS = text("""
     SET LOCAL idle_in_transaction_session_timeout = '2s';
     SET LOCAL lock_timeout = '5s';
     SELECT pg_advisory_xact_lock(hashtextextended('brake:' || scope || ':' || subject, 0))
       FROM unnest(CAST(:scopes AS text[]), CAST(:subjects AS text[])) AS asked (scope, subject)""")
-# What those say who waited in vain: for the lock, for a statement, or in a circle.
-_NO_TURN = ("55P03", "57014", "40P01")
+# SQLSTATEs of a wait that failed: lock timeout, statement timeout, deadlock.
+_LOCK_NOT_GRANTED = ("55P03", "57014", "40P01")
 
-# Those of the scope that exist and were not counted as started; an index for each of the two.
+# The scope's resources that exist and whose start is not counted; `{0}` is `backend` or `tenant`, each with an index.
 _LIVE = """SELECT FROM resources
                        WHERE counted.scope = '{0}' AND resources.{0} = counted.subject
                          AND status IN ('active', 'deleting')
@@ -35,8 +36,9 @@ _LIVE = """SELECT FROM resources
                                                 AND brake_starts.subject = counted.subject
                                                 AND brake_starts.resource_id = resources.id AND at > since))"""
 
-# The lock was a statement before: this one's snapshot has all that its earlier holders committed.
-# `existing`: what of the scope there was when the window began, or came since; counted no further than matters.
+# The lock was taken by an earlier statement, so this statement's snapshot has all that its earlier holders committed.
+# `existing`: the scope's resources that existed when the window began or were added since. Counting stops where more
+# of them would not change the verdict.
 _TAKE = text(f"""
     WITH asked AS (
         SELECT * FROM unnest(CAST(:scopes AS text[]), CAST(:subjects AS text[]), CAST(:limits AS int[]),
@@ -81,16 +83,16 @@ _TAKE = text(f"""
 
 
 def take(db: Connection, claim: Claim, brakes: Sequence[Brake]) -> None:
-    """Count this teardown against its brakes, in the transaction of its `start`. Raises BrakeHit, Busy."""
+    """Count this teardown under its brakes, in the transaction of its `start`. Raises BrakeHit, Busy."""
     asked = sorted(brakes, key=lambda brake: (brake.scope, brake.subject))  # one order for all: no deadlock
     words = {"scopes": [brake.scope for brake in asked], "subjects": [brake.subject for brake in asked]}
     try:
         db.execute(_TAKE_TURNS, words)
         hit = db.execute(_TAKE, words | _limits(asked) | {"resource_id": claim.resource_id}).first()
     except DBAPIError as error:
-        if getattr(error.orig, "pgcode", None) not in _NO_TURN:
+        if getattr(error.orig, "pgcode", None) not in _LOCK_NOT_GRANTED:
             raise
-        raise Busy(f"job {claim.id}: others start under the same brake") from error
+        raise Busy(f"job {claim.id}: other workers are starting teardowns under the same brake; try again") from error
     if hit is not None:
         brake = next(brake for brake in asked if (brake.scope, brake.subject) == (hit.scope, hit.subject))
         raise BrakeHit(brake.scope, brake.subject, hit.judged_at, _why(brake, hit.taken, hit.existing))
@@ -101,14 +103,14 @@ def _limits(asked: Sequence[Brake]) -> Json:
         "limits": [brake.limit for brake in asked],
         "windows": [brake.window for brake in asked],
         "percents": [brake.max_percent for brake in asked],
-        "longest": LONGEST_WINDOW,  # another worker's brake may look back further than this one's
+        "longest": LONGEST_WINDOW,  # another worker may be configured with a longer window than this one
     }
 
 
 def _why(brake: Brake, taken: int, existing: int) -> str:
     if taken >= brake.limit:
-        return f"brake {brake}: {taken} teardowns have started within it; the next waits for a person"
+        return f"brake {brake}: {taken} teardowns have started within it; the next one waits for an operator"
     return (
-        f"brake {brake}: {taken} of its {existing} live resources were torn down within the window, and the next "
-        f"would be more than {brake.max_percent} % (max_percent, from the {PERCENT_FROM}th on); it waits for a person"
+        f"brake {brake}: {taken} of its {existing} live resources were torn down within the window, and one more would "
+        f"exceed {brake.max_percent} % (max_percent, from the {PERCENT_FROM}th on); it waits for an operator"
     )

@@ -1,13 +1,12 @@
 """Circuit breakers: which backends are out of reach, shared by all workers through the control database.
 
-While a row's `retry_at` is ahead, nobody claims jobs of that backend; after it, one claim of all takes one job as
-the probe, and sets `retry_at` a lease ahead, so that a probe whose worker died is followed by another. The first
-success removes the row.
+Until a row's `retry_at`, no worker claims jobs of that backend. After it, one worker claims one job, the probe, and
+sets `retry_at` a lease ahead: if that worker dies, another probe follows. The first success removes the row.
 """
 
 from sqlalchemy import Connection, text
 
-# The first pause, and the longest: a server that restarts is found again within the longest.
+# The first pause and the longest one: workers notice within the longest that a server is back.
 PAUSE_SECONDS = 1
 LONGEST_PAUSE_SECONDS = 15
 
@@ -22,13 +21,13 @@ _TRIP = text("""
 
 
 def trip(db: Connection, backend: str, *, reason: str, probing: bool = False) -> None:
-    """Open the breaker, or open it again for longer; failures of one pause count once, a probe's always."""
+    """Open the breaker, or open it for longer. Failures within one pause count once; a probe's always counts."""
     asked = {"backend": backend, "reason": reason, "probing": probing}
     db.execute(_TRIP, asked | {"pause": PAUSE_SECONDS, "longest": LONGEST_PAUSE_SECONDS})
 
 
 def give_back(db: Connection, backend: str) -> None:
-    """The probe ended without having asked the backend: the next claim may take another."""
+    """The probe ended without asking the backend: the next claim may take another probe."""
     db.execute(text("UPDATE breakers SET retry_at = now() WHERE backend = :backend"), {"backend": backend})
 
 

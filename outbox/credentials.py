@@ -1,4 +1,4 @@
-"""Credentials of resources, encrypted at rest with Fernet (AES-128-CBC and HMAC-SHA-256)."""
+"""The credentials of resources, encrypted at rest with Fernet (AES-128-CBC and HMAC-SHA-256)."""
 
 import json
 from functools import lru_cache
@@ -11,7 +11,7 @@ from outbox.rows import Json
 
 
 def new_key() -> str:
-    """A key fit for DEPROVISIONER_CREDENTIALS_KEY."""
+    """A new key for DEPROVISIONER_CREDENTIALS_KEY."""
     return Fernet.generate_key().decode()
 
 
@@ -21,18 +21,18 @@ def seal(plain: Json) -> bytes:
 
 
 def unseal(sealed: bytes) -> Json:
-    """Decrypt with whichever key fits; SettingsError when none does."""
+    """Decrypt with the key that fits. Raises SettingsError when none does."""
     try:
         opened: Json = json.loads(_keys().decrypt(sealed))
     except InvalidToken as error:
         raise SettingsError(
-            "no key in DEPROVISIONER_CREDENTIALS_KEY opens these credentials: was one removed?"
+            "no key in DEPROVISIONER_CREDENTIALS_KEY decrypts these credentials; put back the key that was removed"
         ) from error
     return opened
 
 
 def check() -> None:
-    """Raise SettingsError now, rather than at the first resource, when the key is missing or malformed."""
+    """Raise SettingsError when the key is missing or malformed, so that it is noticed before the first resource."""
     _keys()
 
 
@@ -41,4 +41,4 @@ def _keys() -> MultiFernet:
     try:
         return MultiFernet([Fernet(key.strip()) for key in settings.get().need("credentials_key").split(",")])
     except ValueError as error:
-        raise SettingsError(f"DEPROVISIONER_CREDENTIALS_KEY is not a Fernet key: {error}") from error
+        raise SettingsError(f"DEPROVISIONER_CREDENTIALS_KEY is not a list of Fernet keys: {error}") from error

@@ -1,4 +1,4 @@
-"""The control database: one engine a process, and the three ways to use it."""
+"""The control database: one engine for each process, and the three ways to use it."""
 
 import hashlib
 import re
@@ -14,23 +14,23 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from outbox import settings
 from outbox.errors import SettingsError
 
-# Nothing here runs long: a statement that does is waiting for a lock or a lost server.
+# No statement runs long: one that does is waiting for a lock or for a lost server.
 STATEMENT_TIMEOUT_MS = 15_000
 # A transaction left open by a stopped process must not hold back vacuum or a row lock.
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
-# The API's threads (40) and a worker's hands share this; more connections than cores gain nothing.
+# The API's threads (40), or a worker's, share these; more connections than cores gain nothing.
 POOL_SIZE = 20
 READ_ONLY = "25006"
-# Shutting down, crashed, starting up; a transaction that this process left open for too long; a standby.
-_AWAY = ("57P01", "57P02", "57P03", "25P03", READ_ONLY)
-# Classes: connection lost; no disk, no memory or no connection slot left.
-_AWAY_CLASSES = ("08", "53")
-# There is none of that name, or there is already.
+# SQLSTATEs: shutting down, crashed, starting up; this process left a transaction open for too long; a standby.
+_UNREACHABLE = ("57P01", "57P02", "57P03", "25P03", READ_ONLY)
+# Classes of SQLSTATEs: connection lost; no disk, memory or connection slot left.
+_UNREACHABLE_CLASSES = ("08", "53")
+# No prepared statement has that name, or one has it already.
 _NOT_PREPARED = ("26000", "42P05")
 
 
 def control_url() -> URL:
-    """DATABASE_URL with the one driver this project uses; SettingsError when it cannot be read."""
+    """DATABASE_URL with the one driver this project uses. Raises SettingsError when the URL cannot be read."""
     try:
         url = make_url(settings.get().need("database_url"))
     except ArgumentError as error:
@@ -45,8 +45,8 @@ def engine() -> Engine:
     """This process's engine. A process that forks must call `engine.cache_clear()` in the child."""
     made = sa.create_engine(
         control_url(),
-        use_native_hstore=False,  # three statements of each new connection, to look for a type that nothing here has
-        # For the engine as a whole: chosen at each checkout, it would cost a round trip to set back.
+        use_native_hstore=False,  # saves three statements on each new connection: no column here is an hstore
+        # Set for the whole engine: set at each checkout, it would cost a round trip to reset.
         isolation_level="AUTOCOMMIT",
         pool_size=POOL_SIZE,
         max_overflow=0,
@@ -59,62 +59,63 @@ def engine() -> Engine:
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 20_000,
-            # Of a prepared statement the server would keep making plans: it takes lists of unknown length to be dear. A
-            # plan must suit a table that grows, and what is asked for is in memory: by its index.
+            # Generic plans: the planner overestimates array parameters, and would plan a prepared statement anew at
+            # each call. Cheap random pages: a plan must suit a growing table, and the rows asked for are in memory, so
+            # it must use an index.
             "options": f"-c timezone=UTC -c plan_cache_mode=force_generic_plan -c random_page_cost=1.1"
             f" -c statement_timeout={STATEMENT_TIMEOUT_MS}"
             f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}",
         },
     )
 
-    sa.event.listen(made, "handle_error", _forget_what_is_of_no_use)
+    sa.event.listen(made, "handle_error", _discard_stale_connections)
     if settings.get().prepared_statements:
         sa.event.listen(made, "before_cursor_execute", _execute_prepared, retval=True)
-        sa.event.listen(made, "handle_error", _tell_of_a_pooler)
+        sa.event.listen(made, "handle_error", _log_pooler_hint)
     return made
 
 
 def prepared(sql: str) -> sa.TextClause:
-    """A statement that each connection has parsed and planned once: for the few that every job needs.
+    """A statement that each connection parses and plans only once: for the few statements that every job needs.
 
-    libpq's own way is closed to psycopg2, so it is SQL's PREPARE and EXECUTE. A list of words is a `text[]` there: its
-    elements are cast one by one.
+    psycopg2 does not offer libpq's prepared statements, so this uses SQL's PREPARE and EXECUTE. There a list of strings
+    is a `text[]`; the statement casts its elements.
     """
     return sa.text(sql).execution_options(prepared=True)
 
 
 def _execute_prepared(
-    connection: Connection, _cursor: Any, statement: str, words: Any, context: ExecutionContext, _many: bool
+    connection: Connection, _cursor: Any, statement: str, parameters: Any, context: ExecutionContext, _many: bool
 ) -> tuple[str, Any]:
     if not context.execution_options.get("prepared"):
-        return statement, words
-    executes = connection.info.setdefault("prepared", {})  # lives as long as the connection, like what is prepared
+        return statement, parameters
+    executes = connection.info.setdefault("prepared", {})  # lives as long as the connection and its statements
     if statement not in executes:
-        places = list(dict.fromkeys(_PLACE.findall(statement)))
-        numbered = _PLACE.sub(lambda place: f"${places.index(place[1]) + 1}", statement)
-        # By what it says: behind a pooler that was not thought of, a name may fail and never be another's statement.
+        places = list(dict.fromkeys(_PARAMETER.findall(statement)))
+        numbered = _PARAMETER.sub(lambda place: f"${places.index(place[1]) + 1}", statement)
+        # The name is a hash of the text: behind a pooler an EXECUTE may fail, but never runs another statement.
         name = f"deprovisioner_{hashlib.sha256(numbered.encode()).hexdigest()[:16]}"
         prepare = f"PREPARE {name} AS {numbered.replace('%%', '%')}"
-        # Through SQLAlchemy, which knows by the error when the connection is lost.
+        # Through SQLAlchemy, which sees from the error whether the connection is lost.
         connection.exec_driver_sql(prepare, execution_options={"no_parameters": True})
         executes[statement] = f"EXECUTE {name} ({', '.join(f'%({place})s' for place in places)})"
-    return executes[statement], words
+    return executes[statement], parameters
 
 
-_PLACE = re.compile(r"%\((\w+)\)s")
+_PARAMETER = re.compile(r"%\((\w+)\)s")
 
 
-def _forget_what_is_of_no_use(context: sa.engine.ExceptionContext) -> None:
-    """After a failover connections lead to what is read-only; after a migration what they prepared may not fit."""
+def _discard_stale_connections(context: sa.engine.ExceptionContext) -> None:
+    """Drop a connection to a server that is now read-only (a failover), or with outdated plans (a migration)."""
     state = getattr(context.original_exception, "pgcode", None)
     if state == READ_ONLY or (state == "0A000" and "cached plan" in str(context.original_exception)):
         context.is_disconnect = True
 
 
-def _tell_of_a_pooler(context: sa.engine.ExceptionContext) -> None:
-    """What a connection has prepared is there as long as the connection, unless it is another one each time."""
+def _log_pooler_hint(context: sa.engine.ExceptionContext) -> None:
+    """A prepared statement disappears from a living connection only when a pooler gives it another server session."""
     if getattr(context.original_exception, "pgcode", None) in _NOT_PREPARED:
-        from outbox.events import log  # noqa: PLC0415 - the command line starts without it
+        from outbox.events import log  # noqa: PLC0415 - keeps the start of the command line short
 
         log.error(
             "prepared_statement_of_another_session",
@@ -131,21 +132,21 @@ def transaction() -> Iterator[Connection]:
 
 @contextmanager
 def statement() -> Iterator[Connection]:
-    """Each statement inside is a transaction of its own: one round trip, durable when it returns."""
+    """Each statement inside is a transaction of its own: one round trip, and committed when it returns."""
     with engine().connect() as db:
         yield db
 
 
 @contextmanager
 def snapshot() -> Iterator[Connection]:
-    """Everything inside sees one moment, and can write nothing."""
+    """Everything inside sees one moment of the database, and cannot write."""
     with engine().execution_options(isolation_level="REPEATABLE READ").begin() as db:
         db.execute(sa.text("SET TRANSACTION READ ONLY"))
         yield db
 
 
 def unreachable(error: BaseException) -> bool:
-    """Whether the control database could not be asked, was lost while it answered, or has no room to work in."""
+    """Whether the control database could not be reached, was lost during a statement, or is out of resources."""
     if isinstance(error, sa.exc.TimeoutError):
         return True
     if not isinstance(error, DBAPIError):
@@ -153,6 +154,6 @@ def unreachable(error: BaseException) -> bool:
     if error.connection_invalidated:
         return True
     state: Any = getattr(error.orig, "pgcode", None)
-    if state is None:  # libpq lost or never had the server
+    if state is None:  # libpq lost the connection, or never had one
         return isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
-    return state[:2] in _AWAY_CLASSES or state in _AWAY
+    return state[:2] in _UNREACHABLE_CLASSES or state in _UNREACHABLE

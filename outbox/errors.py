@@ -3,45 +3,45 @@
 DeprovisionerError
 ├── SettingsError            a variable or the backends file is wrong; the message names which
 ├── NotFound                 no such resource, job or token (or it is another tenant's)
-├── BadRequest               the caller's words cannot be taken
-│   ├── UnknownBackend       not in the backends file
-│   ├── UnknownKind          no backend of that kind, or not this backend's kind
-│   └── BadCursor            a cursor that no listing gave out
-├── Forbidden                this caller may not, another could
-├── Conflict                 well said, but the state forbids it
+├── BadRequest               the request is malformed, or names what does not exist
+│   ├── UnknownBackend       the backends file has no such backend
+│   ├── UnknownKind          no backend has this kind, or this backend has another
+│   └── BadCursor            the cursor was not issued by this listing
+├── Forbidden                this caller may not do it; another may
+├── Conflict                 the request is well formed, but the current state forbids it
 │   ├── DeletionProtected    the resource is protected
-│   ├── NotActive            credentials are given out only while active
-│   ├── NoCredentials        an adopted resource: we never knew them
+│   ├── NotActive            credentials are shown only while the resource is active
+│   ├── NoCredentials        the resource was adopted: its credentials were never stored
 │   ├── IdempotencyKeyReused the key came before, with another body
-│   ├── AlreadyManaged       that very object belongs to a living resource
-│   ├── AlreadyReleased      a hold ends once
-│   ├── AlreadyRunning       an operation on the very same set goes on
-│   ├── DigestMismatch       a bulk action's set is not what its preview told of
-│   ├── AlreadyFinished      an operation ends once
+│   ├── AlreadyManaged       the object of the manifest belongs to another resource that is not deleted
+│   ├── AlreadyReleased      the hold was released before
+│   ├── AlreadyRunning       an operation on the same set is running
+│   ├── DigestMismatch       the set of a bulk action is not the one that was previewed
+│   ├── AlreadyFinished      the operation has ended
 │   ├── JobNotStuck          only a stuck job can be re-driven or resolved
-│   ├── FenceMismatch        the job has moved since the operator looked
-│   ├── StillThere           the last look at the backend found the object, or another under its name
+│   ├── FenceMismatch        the job has moved on since the operator read it
+│   ├── StillThere           the last inspection found the object, or another one under its name
 │   ├── NotObserved          no worker has just seen the backend without the object
-│   ├── NotATeardown         a birth leaves nothing to look for
-│   ├── StillWanted          a birth whose resource nobody has deleted
-│   └── NothingToForce       only an unknown outcome is forced
+│   ├── NotATeardown         the job is a provision: there is no absence to inspect
+│   ├── StillWanted          the job is a provision, and its resource is not being deleted
+│   └── NothingToForce       only an unknown outcome can be forced
 ├── StartRefused             the job may not act now; nothing was done
-│   ├── ClaimLost            the fence or the lease is no longer ours
+│   ├── ClaimLost            the worker has lost its fence or its lease
 │   ├── Busy                 another job of the resource is running
-│   ├── Held                 a hold is in force over it
-│   ├── BrakeHit             so many teardowns have started that a person must look
-│   └── Unwanted             the resource no longer wants this
+│   ├── Held                 a hold in force covers the job
+│   ├── BrakeHit             too many teardowns have started; an operator must decide
+│   └── Unwanted             the resource's status no longer asks for this job
 └── BackendError             raised by backends, handled by the runner
-    ├── Unavailable          the server cannot be reached: wait, burn no attempt
-    ├── Transient            it failed, and may work later: retry
-    └── Refused              it must not be done: stick for a person
+    ├── Unavailable          the server cannot be reached: wait, and use up no attempt
+    ├── Transient            the call failed and may work later: retry
+    └── Refused              the call must not be made: the job is stuck for an operator
 """
 
 import datetime as dt
 
 
 class DeprovisionerError(Exception):
-    """The root; its text is fit to be shown to the person who asked."""
+    """The root; its text may be shown to the caller."""
 
 
 class SettingsError(DeprovisionerError):
@@ -49,11 +49,11 @@ class SettingsError(DeprovisionerError):
 
 
 class NotFound(DeprovisionerError):
-    """Nothing under that id that the caller may see."""
+    """The caller may see nothing under that id."""
 
 
 class BadRequest(DeprovisionerError):
-    """The caller's words cannot be taken."""
+    """The request is malformed, or names what does not exist."""
 
 
 class UnknownBackend(BadRequest):
@@ -65,7 +65,7 @@ class UnknownKind(BadRequest):
 
 
 class BadCursor(BadRequest):
-    """The cursor was not given out by this listing."""
+    """The cursor was not issued by this listing."""
 
 
 class Forbidden(DeprovisionerError):
@@ -73,7 +73,7 @@ class Forbidden(DeprovisionerError):
 
 
 class Conflict(DeprovisionerError):
-    """The state forbids it."""
+    """The current state forbids the request."""
 
 
 class DeletionProtected(Conflict):
@@ -85,7 +85,7 @@ class NotActive(Conflict):
 
 
 class NoCredentials(Conflict):
-    """There are no credentials to give."""
+    """The resource was adopted: its credentials were never stored."""
 
 
 class IdempotencyKeyReused(Conflict):
@@ -93,7 +93,7 @@ class IdempotencyKeyReused(Conflict):
 
 
 class AlreadyManaged(Conflict):
-    """The object of the manifest belongs to another living resource."""
+    """The object of the manifest belongs to another resource that is not deleted."""
 
 
 class JobNotStuck(Conflict):
@@ -101,7 +101,7 @@ class JobNotStuck(Conflict):
 
 
 class FenceMismatch(Conflict):
-    """The job has moved since it was looked at."""
+    """The job has moved on since the operator read it."""
 
 
 class AlreadyReleased(Conflict):
@@ -109,7 +109,7 @@ class AlreadyReleased(Conflict):
 
 
 class AlreadyRunning(Conflict):
-    """An operation on the very same set is running."""
+    """An operation on the same set is running."""
 
 
 class DigestMismatch(Conflict):
@@ -117,11 +117,11 @@ class DigestMismatch(Conflict):
 
 
 class AlreadyFinished(Conflict):
-    """The operation has ended, well or not."""
+    """The operation has ended: it succeeded or was stopped."""
 
 
 class StillThere(Conflict):
-    """The backend was seen with the object, or with something else under its name; `seen` is what a look saw."""
+    """A worker saw the object, or another one under its name; `seen` is what the inspection saw."""
 
     def __init__(self, message: str, seen: object) -> None:
         super().__init__(message)
@@ -129,19 +129,19 @@ class StillThere(Conflict):
 
 
 class NotObserved(Conflict):
-    """The backend was not just seen without the object."""
+    """No worker has just seen the backend without the object."""
 
 
 class NotATeardown(Conflict):
-    """Only a teardown's backend is looked at."""
+    """The job is a provision: workers inspect the backend only for teardowns."""
 
 
 class StillWanted(Conflict):
-    """The resource of the birth is not being deleted."""
+    """The job is a provision, and its resource is not being deleted."""
 
 
 class NothingToForce(Conflict):
-    """The job's outcome is not unknown: it looks before it acts, and needs no force."""
+    """The job's outcome is not unknown: its worker inspects before it acts, so nothing needs force."""
 
 
 class StartRefused(DeprovisionerError):
@@ -149,7 +149,7 @@ class StartRefused(DeprovisionerError):
 
 
 class ClaimLost(StartRefused):
-    """The fence is no longer ours, or the lease has passed."""
+    """The worker has lost its fence, or its lease has passed."""
 
 
 class Busy(StartRefused):
@@ -157,7 +157,7 @@ class Busy(StartRefused):
 
 
 class Held(StartRefused):
-    """A hold is in force over the job; `hold_id` says which."""
+    """A hold in force covers the job; `hold_id` says which."""
 
     def __init__(self, message: str, hold_id: int) -> None:
         super().__init__(message)
@@ -165,7 +165,7 @@ class Held(StartRefused):
 
 
 class BrakeHit(StartRefused):
-    """A brake of `scope` (`backend` or `tenant`) `subject` let nothing more start, when that was judged."""
+    """At `judged_at`, the brake on this `scope` (`backend` or `tenant`) and `subject` let no more teardowns start."""
 
     def __init__(self, scope: str, subject: str, judged_at: dt.datetime, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""What may happen to a job, once: from this list come the words of the evidence and the names of the log lines.
+"""What can happen to a job, as one list: the words of the evidence and the names of the log lines come from it.
 
 A log line is a name and fixed keys (`job_id, fence, resource_id, backend, actor`): never prose, never a secret.
 """
@@ -17,10 +17,10 @@ log: Any = structlog.get_logger()
 
 
 class Event(StrEnum):
-    """One entry of a job's evidence. Its transition writes it, in the transition's own transaction.
+    """One event of a job's evidence. A transition writes its event in its own transaction.
 
-    `late` is what a worker reported after it had lost its claim; `observed` an inspection that an operator asked for;
-    `proposed` the first of two operators. These three move nothing.
+    Three events move nothing: `late`, a worker's report after it had lost its claim; `observed`, an inspection that an
+    operator asked for; `proposed`, the proposal of the first of two operators.
     """
 
     ENQUEUED = "enqueued"
@@ -40,9 +40,8 @@ class Event(StrEnum):
     PROPOSED = "proposed"
 
 
-# The state in which an event leaves its job. None: the event's detail says which. An event that moves nothing is not
-# here.
-LEAVES: dict[Event, JobState | None] = {
+# The job's state after an event. None: the event's detail has the state. Events that move nothing are not listed.
+STATE_AFTER: dict[Event, JobState | None] = {
     Event.ENQUEUED: JobState.PENDING,
     Event.CLAIMED: JobState.RUNNING,
     Event.STARTED: JobState.RUNNING,
@@ -56,14 +55,14 @@ LEAVES: dict[Event, JobState | None] = {
     Event.REDRIVEN: JobState.PENDING,
     Event.RESOLVED: None,
 }
-ASIDE = tuple(event for event in Event if event not in LEAVES)
+MOVES_NOTHING = tuple(event for event in Event if event not in STATE_AFTER)
 # How a worker's attempt ends, in the order of the enum.
 ENDS_ATTEMPT = tuple(
     event
-    for event in LEAVES
+    for event in STATE_AFTER
     if event not in (Event.ENQUEUED, Event.CLAIMED, Event.STARTED, Event.REDRIVEN, Event.RESOLVED)
 )
-# How a resource's deletion ends: a worker saw it absent, or an operator resolved the job.
+# How a resource's deletion ends: a worker saw its object absent, or an operator resolved the job.
 ENDS_DELETION = (Event.COMPLETED, Event.RESOLVED)
 
 
@@ -72,8 +71,8 @@ def quoted(*events: Event) -> str:
     return ", ".join(f"'{event}'" for event in events)
 
 
-class _Lines(structlog.PrintLogger):
-    """A line that cannot be written (a full disk, a pipe nobody reads) is lost, and nothing that it tells of."""
+class _LossyLogger(structlog.PrintLogger):
+    """Drops a line that cannot be written (the disk is full, the pipe is closed), so that logging never raises."""
 
     def msg(self, message: str) -> None:
         with suppress(OSError):
@@ -84,7 +83,7 @@ class _Lines(structlog.PrintLogger):
 
 
 def configure() -> None:
-    """One JSON object a line on stderr, or coloured text where a person looks on."""
+    """Log one JSON object a line to stderr, or coloured text when stderr is a terminal."""
     processors: list[Any] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
     if sys.stderr.isatty():
         processors.append(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))
@@ -93,6 +92,7 @@ def configure() -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=lambda *_, stderr=sys.stderr: _Lines(stderr),  # as it is now: Celery puts its own log there
+        # stderr as it is now: Celery replaces sys.stderr with its own log.
+        logger_factory=lambda *_, stderr=sys.stderr: _LossyLogger(stderr),
         cache_logger_on_first_use=True,
     )

@@ -1,8 +1,8 @@
-"""Holds: an operator's stop, or a brake's, on everything or on one backend, tenant or kind.
+"""Holds: stops that an operator or a brake engages, on everything or on one backend, tenant or kind.
 
-A hold takes effect at the next `start`, whose statement looks at this table; what is inside a teardown ends it.
-A job that `start` refused for a hold is parked under it (`outbox.held_by`), and woken by its release: it burns
-no attempt, and costs the claims of others nothing.
+A hold takes effect at the next `start`, whose statement reads this table; a teardown that has started goes on to its
+end. A job that `start` refused for a hold is parked under it (`outbox.held_by`) until the hold is released: it uses up
+no attempt, and does not slow the claims of other jobs.
 """
 
 import datetime as dt
@@ -18,7 +18,7 @@ from outbox.states import HoldCause, HoldScope
 
 @dataclass(frozen=True)
 class Hold:
-    """A stop. `subject` is None for the scope `global`, else the name of the backend, tenant or kind."""
+    """One hold. `subject` is None for the scope `global`, else the name of the backend, tenant or kind."""
 
     id: int
     scope: HoldScope
@@ -33,13 +33,13 @@ class Hold:
 
     @classmethod
     def read(cls, row: Row[Any]) -> "Hold":
-        """From its row."""
+        """The hold of a row."""
         values = {field.name: row._mapping[field.name] for field in fields(cls)}
         return cls(**{**values, "scope": HoldScope(row.scope), "cause": HoldCause(row.cause)})
 
     @property
     def name(self) -> str:
-        """Which one, without its reason: that is the operators', and tenants read a job's errors."""
+        """The hold without its reason: tenants read a job's errors, and only operators may read the reason."""
         return f"hold {self.id} on {'everything' if self.subject is None else f'{self.scope} {self.subject}'}"
 
     def __str__(self) -> str:
@@ -48,7 +48,8 @@ class Hold:
 
 _COLUMNS = ", ".join(field.name for field in fields(Hold))
 
-# Whom a hold in force covers: `{0}` is a row with backend, tenant and kind (of its resource), `{1}` the job's kind.
+# Whether a hold in force covers a job: `{0}` is a row with its resource's backend, tenant and kind, `{1}` the job's
+# kind.
 COVERS = """holds.released_at IS NULL
                AND (holds.cause = 'operator' OR {1} = 'deprovision')
                AND (holds.scope = 'global' OR (holds.scope = 'backend' AND holds.subject = {0}.backend)
@@ -70,24 +71,24 @@ _KNOWN = {
 def engage(db: Connection, scope: HoldScope, subject: str | None, *, actor: str, reason: str) -> Hold:
     """Stop every start in the scope, from now until the hold is released.
 
-    A second hold on the same scope is a second stop: each is released for itself. Raises BadRequest for a
-    subject that nobody knows, since a hold with a typing error in it stops nothing.
+    A second hold on the same scope is another hold, with a release of its own. Raises BadRequest for an unknown
+    subject, since a hold with a typing error in it would stop nothing.
     """
     if (scope is HoldScope.GLOBAL) != (subject is None):
-        raise BadRequest("a hold on everything has no subject, any other names its backend, tenant or kind")
+        raise BadRequest("a hold on everything takes no subject; any other hold names its backend, tenant or kind")
     if subject is not None and not known(db, scope, subject):
-        raise BadRequest(f"there is no {scope} {subject!r} here: this hold would stop nothing")
+        raise BadRequest(f"there is no {scope} {subject!r} here: this hold would stop nothing; check the name")
     row = db.execute(_ENGAGE, {"scope": scope, "subject": subject, "actor": actor, "reason": reason}).one()
     return Hold.read(row)
 
 
 def known(db: Connection, scope: HoldScope, subject: str) -> bool:
-    """Whether the backends file or a row knows this backend, tenant or kind; else it is a typing error."""
+    """Whether this backend, tenant or kind exists in the backends file or in a row; if not, it is a typing error."""
     return _configured(scope, subject) or _in_use(db, scope, subject)
 
 
 def _configured(scope: HoldScope, subject: str) -> bool:
-    """The kill switch must work where no backends file is."""
+    """Whether the backends file has it. An operator must be able to set a hold where there is no backends file."""
     if not settings.get().backends or scope is HoldScope.TENANT:
         return False
     configured = settings.backends()
@@ -98,7 +99,8 @@ def _in_use(db: Connection, scope: HoldScope, subject: str) -> bool:
     return bool(db.execute(text(_KNOWN[scope]), {"subject": subject}).scalar_one())
 
 
-# The loser of two reads what the winner's index entry let stand. What was judged before the last release is old news.
+# When two workers engage at once, the loser reads the winner's hold. A verdict from before the last release engages
+# nothing: it is outdated.
 _ENGAGE_BRAKE = text(f"""
     WITH engaged AS (
         INSERT INTO holds (scope, subject, cause, reason, actor)
@@ -117,7 +119,7 @@ _ENGAGE_BRAKE = text(f"""
 
 
 def engage_brake(db: Connection, hit: BrakeHit, *, actor: str) -> tuple[Hold, bool] | None:
-    """The hold that a brake engages, and whether it is new; None when one was released since it was hit."""
+    """Engage a brake's hold; returns it and whether it is new, or None when its hold was released after the hit."""
     asked = vars(hit) | {"actor": actor, "reason": str(hit)}
     row = db.execute(_ENGAGE_BRAKE, asked).one_or_none()
     return None if row is None else (Hold.read(row), row.new)
@@ -131,7 +133,7 @@ _FIND = text(f"SELECT {_COLUMNS} FROM holds WHERE id = :id")
 
 
 def release(db: Connection, hold_id: int, *, actor: str, reason: str) -> Hold:
-    """End a hold; the jobs parked under it are woken by `jobs.wake`. Raises NotFound, AlreadyReleased."""
+    """End a hold; `jobs.wake` then wakes the jobs that are parked under it. Raises NotFound, AlreadyReleased."""
     row = db.execute(_RELEASE, {"id": hold_id, "actor": actor, "reason": reason}).one_or_none()
     if row is not None:
         return Hold.read(row)

@@ -1,4 +1,4 @@
-"""Rows as frozen dataclasses. Field names are column names, so that a row's SELECT list is made from its class."""
+"""Rows as frozen dataclasses. Field names are column names: `columns` makes a SELECT list from a class."""
 
 import datetime as dt
 import uuid
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Resource:
-    """The customer's thing. `manifest` is None until a worker has planned its names."""
+    """A customer's resource. `manifest` is None until a worker has planned its names."""
 
     id: uuid.UUID
     tenant: str
@@ -32,7 +32,7 @@ class Resource:
 
 @dataclass(frozen=True)
 class Job:
-    """A row of the outbox, as the outside sees it."""
+    """A row of the outbox, as API and CLI show it."""
 
     id: int
     kind: JobKind
@@ -51,12 +51,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Claim:
-    """A worker's right to act on a job, for as long as `fence` stands and the lease lives.
+    """A worker's right to act on a job, until another claim raises the fence or the lease passes.
 
-    `started_fence` is the fence of the last attempt that may have acted, None when none has. `forced_fence`:
-    two operators have answered for what attempts up to this fence may have done; None when nobody has.
-    `probing` says that the backend's breaker is half-open and this job is its probe; `contended`, that
-    another job of the resource was running when this was claimed.
+    `started_fence` is the fence of the last attempt that may have acted, None if no attempt has started.
+    `forced_fence`: two operators decided that the outcome of attempts up to this fence no longer matters; else None.
+    `probing`: the backend's breaker is half-open, and this job is its probe. `contended`: another job of the resource
+    was running when this one was claimed.
     """
 
     id: int
@@ -80,7 +80,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One line of evidence; append-only."""
+    """One event of a job's evidence; the table is append-only."""
 
     id: int
     at: dt.datetime
@@ -118,10 +118,10 @@ class Operation:
 
 
 def storable(words: str) -> bool:
-    """Whether words can be kept and shown.
+    """Whether a text can be stored and logged.
 
-    PostgreSQL's text takes neither NUL nor half a surrogate pair, as which Python reads bytes that are no UTF-8, and
-    no log is served by control characters.
+    PostgreSQL's text takes neither NUL nor surrogates, which is how Python decodes bytes that are not UTF-8. Control
+    characters would garble logs.
     """
     return not any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in words)
 
@@ -140,7 +140,7 @@ def columns(cls: type, alias: str) -> str:
 
 
 def read(cls: type[T], alias: str, row: _Row) -> T:
-    """The row of `cls` out of a result that was selected with `columns(cls, alias)`."""
+    """An instance of `cls` from a row that was selected with `columns(cls, alias)`."""
     values = {f.name: row._mapping[f"{alias}_{f.name}"] for f in fields(cls)}  # type: ignore[arg-type]
     return cls(**{name: _typed(cls, name, value) for name, value in values.items()})
 
@@ -148,6 +148,6 @@ def read(cls: type[T], alias: str, row: _Row) -> T:
 def _typed(cls: type, name: str, value: Any) -> Any:
     if value is None:
         return None
-    if name == "kind" and cls is not Resource:  # a resource's kind is the backend's, any word
+    if name == "kind" and cls is not Resource:  # a resource's kind is its backend's kind, not a JobKind
         return JobKind(value)
     return _ENUMS[name](value) if name in _ENUMS else value

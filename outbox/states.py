@@ -1,14 +1,14 @@
-"""The two state machines as data: tests try every arrow, and `docs/design.md` is checked against it."""
+"""The two state machines as data: tests try every arrow, and compare `docs/design.md` with it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class ResourceStatus(StrEnum):
-    """Life of the customer's thing.
+    """The life of a customer's resource.
 
-    `provisioning` until the backend has it, `active` while it serves, `deleting` from the accepted
-    DELETE on, `deleted` only after the backend was seen without it.
+    `provisioning` until the backend has its object, `active` while it serves, `deleting` from the accepted DELETE on,
+    `deleted` only after a worker saw the backend without the object.
     """
 
     PROVISIONING = "provisioning"
@@ -18,10 +18,10 @@ class ResourceStatus(StrEnum):
 
 
 class JobState(StrEnum):
-    """Life of a row in the outbox.
+    """The life of a row in the outbox.
 
-    `pending` waits for `available_at`; `running` is one worker's, until its lease passes; `stuck` is a
-    person's; `succeeded` and `cancelled` are final, and a trigger keeps them so.
+    `pending` waits for `available_at`. `running` belongs to one worker, until its lease passes. `stuck` waits for an
+    operator. `succeeded` and `cancelled` are final, and a trigger keeps them so.
     """
 
     PENDING = "pending"
@@ -40,7 +40,7 @@ class JobKind(StrEnum):
 
 
 class StuckReason(StrEnum):
-    """Why only a person may move the job on."""
+    """Why only an operator may move the job on."""
 
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     REFUSED = "refused"
@@ -55,7 +55,7 @@ class ForcedAction(StrEnum):
 
 
 class HoldScope(StrEnum):
-    """What a hold stops: everything, or one backend's, tenant's or kind's jobs."""
+    """What a hold stops: all jobs, or those of one backend, tenant or kind."""
 
     GLOBAL = "global"
     BACKEND = "backend"
@@ -64,7 +64,7 @@ class HoldScope(StrEnum):
 
 
 class HoldCause(StrEnum):
-    """Who engaged a hold: a person, and then it stops births too; or a brake, and it stops teardowns."""
+    """Who engaged a hold. An operator's hold stops all jobs in its scope; a brake's stops only teardowns."""
 
     OPERATOR = "operator"
     BRAKE = "brake"
@@ -90,10 +90,11 @@ class OperationState(StrEnum):
 
 
 class ItemOutcome(StrEnum):
-    """What became of one item of an operation; none while it waits.
+    """The outcome of one item of an operation; NULL while the item waits.
 
-    `redriven` or `enqueued` is done. `failed` is a canary that did not succeed, `stopped` what was left alone for
-    that, or because an operator stopped it; `skipped` had moved on, `protected` may not be deleted.
+    `redriven` and `enqueued`: done. `failed`: a canary that did not succeed. `stopped`: left alone because its
+    backend's canary failed, or because an operator stopped the operation. `skipped`: its job or resource had changed
+    before its turn. `protected`: its resource is protected from deletion.
     """
 
     REDRIVEN = "redriven"
@@ -134,7 +135,7 @@ class Found(StrEnum):
 
 @dataclass(frozen=True)
 class Transition:
-    """One arrow: `source` is None where the job is born."""
+    """One arrow: `source` is None where the transition inserts the job."""
 
     name: str
     source: JobState | None

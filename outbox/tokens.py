@@ -1,6 +1,6 @@
-"""Bearer tokens: 256 random bits, of which only the SHA-256 is kept.
+"""Bearer tokens: 256 random bits, of which only the SHA-256 is stored.
 
-A slow hash would add nothing: there is no dictionary of 256-bit secrets to try.
+A slow hash would add nothing: an attacker has no dictionary of 256-bit secrets to try.
 """
 
 import datetime as dt
@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, text
 from outbox.errors import BadRequest, NotFound
 from outbox.states import TokenRole
 
-PREFIX = "dpr_"  # lets secret scanners find a leaked one
+PREFIX = "dpr_"  # lets secret scanners find a leaked token
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Token:
 
     @property
     def actor(self) -> str:
-        """Who it is in events. The id comes first, so that no name can pass for another token."""
+        """Its name in events. The id comes first, so that no token's name can imitate another token."""
         return f"token:{self.id}:{self.name}"
 
 
@@ -38,9 +38,9 @@ _COLUMNS = "id, name, role, tenant, created_at, revoked_at"
 
 
 def create(db: Connection, *, role: TokenRole, tenant: str | None, name: str) -> tuple[Token, str]:
-    """A new token and its secret, which is shown this once. Raises BadRequest."""
+    """A new token and its secret, which can be shown only now. Raises BadRequest."""
     if (role == TokenRole.TENANT) != bool(tenant):
-        raise BadRequest("the role `tenant` needs the name of its tenant; the role `operator` takes none")
+        raise BadRequest("a token of role `tenant` needs the name of its tenant; a token of role `operator` has none")
     secret = PREFIX + secrets.token_urlsafe(32)
     row = db.execute(
         text(f"""
@@ -66,7 +66,7 @@ def list_all(db: Connection) -> list[Token]:
 
 
 def revoke(db: Connection, token_id: int) -> Token:
-    """The token no longer opens anything; revoking it again changes nothing. Raises NotFound."""
+    """Make the token invalid; revoking it again changes nothing. Raises NotFound."""
     row = db.execute(
         text(f"UPDATE tokens SET revoked_at = COALESCE(revoked_at, now()) WHERE id = :id RETURNING {_COLUMNS}"),
         {"id": token_id},

@@ -9,7 +9,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# A trigger's WHEN is what forbids; the function only says so.
+# A trigger's WHEN decides what is forbidden; the function only raises the error.
 TRIGGERS = (
     """
     CREATE FUNCTION deprovisioner_forbid() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -1,4 +1,4 @@
-"""Holds and brakes: what stops a start, and what a stopped job waits for."""
+"""Holds and brakes, which stop jobs from starting; and the column for the hold that a job waits for."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Indexes for the listings: pages by backend, age, error and of what is rare read no finished jobs."""
+"""Indexes for listings: pages filtered by backend, age, error or a rare state or kind read no finished jobs."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Operations: bulk work of operators, with its items, that workers advance."""
+"""Operations: bulk work that operators begin and workers advance, and its items."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Resolving stuck jobs: looks that operators ask workers for, approvals by a second operator, forced re-drives."""
+"""Resolving stuck jobs: inspections that operators ask for, approvals by a second operator, forced re-drives."""
 
 import sqlalchemy as sa
 from alembic import op

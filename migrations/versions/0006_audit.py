@@ -1,4 +1,4 @@
-"""The audit: events chained by hash, resource by resource; checkpoints over all chain heads, append-only too."""
+"""The audit: a hash chain of each resource's events, and append-only checkpoints over the heads of all chains."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,13 +8,13 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-# What a hash is made over: no setting of a session (timezone, bytea_output) may change a byte of it.
-# outbox/audit.py has it once more, since the doctor must not ask the trigger whether the trigger was right.
+# The bytes of a hash: no setting of a session (timezone, bytea_output) may change them.
+# outbox/audit/chain.py has its own copy, since the doctor must not ask the trigger whether the trigger was right.
 LINK = """sha256(coalesce({last}.hash, '') || convert_to(CAST(jsonb_build_array(
             {row}.id, CAST(extract(epoch FROM {row}.at) AS text), {row}.job_id, {row}.resource_id, {row}.fence,
             {row}.seq, {row}.event, {row}.actor, {row}.reason, {row}.detail) AS text), 'UTF8'))"""
 
-# The lock: two jobs of one resource may have an event at the same moment, and only one can be the next.
+# The lock: two jobs of one resource may write an event at the same moment, and only one event can be the next.
 CHAIN = f"""
     CREATE FUNCTION deprovisioner_chain() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
@@ -28,7 +28,7 @@ CHAIN = f"""
     END $$
 """
 
-# Row by row: each hash takes the one before it.
+# Row by row: each hash covers the hash before it.
 BACKFILL = f"""
     DO $$
     DECLARE
@@ -62,7 +62,7 @@ TRIGGERS = (
 def upgrade() -> None:
     op.add_column("events", sa.Column("seq", sa.BigInteger(), nullable=True))
     op.add_column("events", sa.Column("hash", sa.LargeBinary(), nullable=True))
-    # A history of millions takes more than a minute, and half a chain is none.
+    # Millions of events take more than a minute, and half a chain would be useless.
     op.execute("SET LOCAL statement_timeout = 0")
     op.execute("ALTER TABLE events DISABLE TRIGGER events_append_only")
     op.execute(BACKFILL)

@@ -1,4 +1,4 @@
-"""What the planner may not get wrong while the tables are small, and how soon it hears that they no longer are."""
+"""Settings for the planner: no sequential scan when an event is chained, and earlier vacuum and analyze."""
 
 from alembic import op
 
@@ -7,10 +7,11 @@ down_revision = "0006"
 branch_labels = None
 depends_on = None
 
-# A connection keeps the plan of the chain's look for as long as it lives. Made while there were few events, it would
-# read all of them, for each new one.
+# A connection keeps the plan of the chain trigger's SELECT for as long as it lives. A plan made while there were few
+# events would read all events for each new one.
 CHAIN = "ALTER FUNCTION deprovisioner_chain() {} enable_seqscan"
-# Every job changes its rows four times: waiting for a fifth of the table to be dead is too late for the next claim.
+# Every job changes its rows four times. By default, vacuum waits until a fifth of the table is dead: too late for
+# claims.
 TABLES = ("outbox", "resources")
 VACUUM = {
     "autovacuum_vacuum_scale_factor": "0.02",

@@ -1,1 +1,1 @@
-"""One file a revision; each suits the code before it and after it."""
+"""One file for each revision; each revision works with the code before it and the code after it."""

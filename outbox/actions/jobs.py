@@ -102,7 +102,7 @@ def observe(
     from outbox import doorbell  # noqa: PLC0415 - commands that ring no doorbell start without it
 
     asked = edge.ask(lambda db: observations.ask(db, job_id, actor=who.actor, fence=fence))
-    doorbell.ring_to_look()
+    doorbell.ring_to_observe()
     tell(f"waiting for a worker to inspect the backend, at most {seconds:g} s")
     deadline = time.monotonic() + seconds
     now: Observation | None = asked

@@ -1,8 +1,8 @@
 """Evidence that can be checked: chains of events, checkpoints over their heads, and the proof of a deletion.
 
-Each event bears the hash of itself and of the event before it of the same resource; a trigger writes it. A
-checkpoint keeps the heads of all chains that have grown, and its hash takes the checkpoint before it. Its
-hash is logged: a copy of the log elsewhere is an anchor that not even the database's owner can change.
+A trigger gives each event a hash over itself and the previous event of the same resource. A checkpoint keeps the heads
+of all chains that have grown; its hash covers them and the previous checkpoint. Workers log this hash: a copy of the
+log on another machine is an anchor that not even the database's owner can change.
 """
 
 from outbox.audit.chain import LINK, LINKS, Chain

@@ -7,15 +7,15 @@ from sqlalchemy import Connection, text
 
 from outbox.events import log
 
-# What nobody has anchored yet can be forged unseen: an hour of it is little, and a checkpoint costs next to nothing.
+# Events that no checkpoint covers yet can be forged unseen: at most an hour of them. A checkpoint costs very little.
 CHECKPOINT_EVERY = dt.timedelta(hours=1)
-# A transaction may still add an event with a lower id than others have: none of the product's lives this long.
+# A transaction may still commit an event with a lower id than existing ones; none of the product's lives this long.
 SETTLES = dt.timedelta(minutes=5)
 # The first checkpoint of a long history sorts all of it; later ones take an hour's events.
 CHECKPOINT_TIMEOUT_SECONDS = 60
 
 
-# A checkpoint's hash is over its columns, and over its heads in order.
+# A checkpoint's hash covers its columns and its heads, in order of resource.
 HEADS = "string_agg(uuid_send(resource_id) || int8send(seq) || hash, '' ORDER BY resource_id)"
 SEAL = """sha256({row}.previous || convert_to(CAST(jsonb_build_array(CAST(extract(epoch FROM {row}.at) AS text),
         {row}.events_from, {row}.events_to, {row}.heads) AS text), 'UTF8') || {row}.body)"""
@@ -33,8 +33,8 @@ class Checkpoint:
 
 _CHECKPOINT_COLUMNS = "id, at, heads, encode(hash, 'hex') AS hash"
 
-# Two at once: the unique index on `previous` lets one in, and the other makes none. One that bears a time to come, by
-# a clock that went wrong or by somebody's hand, suffices for nothing: it would end all checkpoints until then.
+# Of two checkpoints made at once, the unique index on `previous` lets in one. A last checkpoint with a future time (a
+# wrong clock, or forged) does not count as recent: otherwise no worker would make a checkpoint until that time.
 _CHECKPOINT = text(f"""
     WITH last AS (
         SELECT * FROM audit_checkpoints ORDER BY id DESC LIMIT 1
@@ -70,9 +70,9 @@ _CHECKPOINT = text(f"""
 
 
 def checkpoint(db: Connection, *, actor: str, every: dt.timedelta = CHECKPOINT_EVERY) -> Checkpoint | None:
-    """Keep the heads of the chains that have grown, and log the hash; None when nothing is new or it is too early.
+    """Store the heads of the chains that have grown, and log the hash. None when no chain has grown or it is too early.
 
-    `every` is how long the last one suffices. `db` is `db.transaction()`'s, for a time limit of its own.
+    The last checkpoint must be older than `every`. `db` must be a transaction: the statement gets a timeout of its own.
     """
     db.execute(text(f"SET LOCAL statement_timeout = '{CHECKPOINT_TIMEOUT_SECONDS}s'"))
     row = db.execute(_CHECKPOINT, {"every": every, "settles": SETTLES}).one_or_none()
@@ -84,7 +84,7 @@ def checkpoint(db: Connection, *, actor: str, every: dt.timedelta = CHECKPOINT_E
 
 
 def last_checkpoint(db: Connection) -> Checkpoint | None:
-    """The newest one."""
+    """The newest checkpoint; None before the first."""
     row = db.execute(
         text(f"SELECT {_CHECKPOINT_COLUMNS} FROM audit_checkpoints ORDER BY id DESC LIMIT 1")
     ).one_or_none()

@@ -1,4 +1,4 @@
-"""The proof of a deletion: who asked, what was seen and done, how absence was verified."""
+"""The proof of a deletion: who asked for it, what workers saw and did, and how they verified the absence."""
 
 import datetime as dt
 import uuid
@@ -20,13 +20,13 @@ from outbox.resources import find
 from outbox.rows import Evidence, Json, Resource, columns, read
 from outbox.states import ResourceStatus
 
-# Resources in one page of an export: a page is some megabytes, whatever the history is.
+# Resources in one page of an export: a page takes some megabytes, however long the history is.
 PAGE = 200
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at the teardown: what it saw before it acted, what it did, and how it saw that it was gone."""
+    """One attempt at the teardown: what it saw before it acted, what it did, and how it saw the object absent."""
 
     fence: int
     worker: str
@@ -42,12 +42,12 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Proof:
-    """How one resource came to be deleted; None is what is not recorded.
+    """How one resource was deleted; a field is None where nothing is recorded.
 
-    `ended` is the event `completed`, or `resolved` where an operator ended the job on a look's evidence, or by two.
-    `redriven` are the operators' decisions between attempts: one at fence 2 came after attempt 2.
+    `ended` is the event `completed`, or `resolved` where an operator resolved the job after an inspection, or two
+    operators forced it. `redriven` are the operators' re-drives between attempts: one at fence 2 came after attempt 2.
 
-    `checkpoint` is the first that covers the end of its teardown, None while none does.
+    `checkpoint` is the first that covers the end of the teardown, None until there is one.
     """
 
     resource: Resource
@@ -70,8 +70,8 @@ _CHAINS = text(f"""
     SELECT {columns(Evidence, "link")}, seq, encode(hash, 'hex') AS hash, holds
       FROM ({LINKS.format(which="WHERE resource_id = ANY(CAST(:ids AS uuid[]))")}) AS link
      ORDER BY resource_id, seq""")
-# The job that ended it; the checkpoint that was first to keep a head at or after that end; and whether every head
-# that was ever kept is one that an event still bears.
+# The job that deleted the resource; the first checkpoint with a head at or after that job's end; and whether for each
+# head of each checkpoint there is still an event with that hash.
 _ENDS = text(f"""
     SELECT outbox.resource_id, outbox.id AS job, request_id, checkpoint.*,
            NOT EXISTS (SELECT FROM audit_heads AS told
@@ -90,16 +90,16 @@ _ENDS = text(f"""
 
 
 def proofs(since: dt.datetime | dt.timedelta, resource_id: uuid.UUID | None = None) -> Iterator[Proof]:
-    """The proof of every deletion that ended since then (or within that long), oldest first; or of one resource.
+    """The proof of each deletion that ended since a time (or within an interval), oldest first; or of one resource.
 
-    Read page by page, each page from one moment. Raises NotFound, and Conflict when the one is not deleted.
+    Reads page by page, each page in one snapshot. Raises NotFound, and Conflict when the one resource is not deleted.
     """
     after_id = uuid.UUID(int=0)
     with database.snapshot() as db:
         if isinstance(since, dt.timedelta):
             since = db.execute(text("SELECT now() - CAST(:ago AS interval)"), {"ago": since}).scalar_one()
         if resource_id is not None and (one := find(db, resource_id)[0]).status != ResourceStatus.DELETED:
-            raise Conflict(f"resource {resource_id} is {one.status}: there is no proof of deletion before it is gone")
+            raise Conflict(f"resource {resource_id} is {one.status}; there is no proof of deletion until it is deleted")
     while True:
         with database.snapshot() as db:
             asked = {"since": since, "after_id": after_id, "only": resource_id, "page": PAGE}
@@ -138,16 +138,16 @@ def _proof(resource: Resource, links: list[Row[Any]], end: Row[Any] | None) -> P
 
 
 def _attempt(claimed: Evidence, started: Evidence | None, ended: Evidence | None) -> Attempt:
-    told = (ended.detail if ended else None) or {}
+    detail = (ended.detail if ended else None) or {}
     gone = ended is not None and ended.event == Event.COMPLETED
     return Attempt(
         fence=claimed.fence,
         worker=claimed.actor,
         at=claimed.at,
         started_at=started.at if started else None,
-        saw=(started.detail or {}).get("seen") if started else None if gone else told.get("seen"),
-        did=told.get("did"),
-        seen_gone=told.get("seen") if gone else None,
+        saw=(started.detail or {}).get("seen") if started else None if gone else detail.get("seen"),
+        did=detail.get("did"),
+        seen_gone=detail.get("seen") if gone else None,
         outcome=ended.event if ended else None,
         outcome_at=ended.at if ended else None,
         error=ended.reason if ended else None,

@@ -1,12 +1,12 @@
-"""Is every promise kept on this installation? Reads, changes nothing, and says what to do.
+"""Checks whether this installation keeps every promise. It only reads, and says what to do.
 
-Each check is one statement that returns what breaks it: `id`, `since` (when it began, NULL where nobody
-knows) and `note`. All see one moment of the database.
+Each check is one statement that returns the rows that break it: `id`, `since` (when it began, NULL where that is not
+known) and `note`. All checks see one moment of the database.
 
-What it costs: `lease_expired`, `stuck`, `due_long_ago`, `two_at_work` and `breaker_open` read small partial
-indexes or tables, the first three the catalog. The rest scan `resources`, `outbox` or `events`, and some probe
-or hash another of the three (docs/design.md has figures). A check that takes longer than
-STATEMENT_TIMEOUT_SECONDS is `unchecked`, which counts as broken: nobody knows.
+What it costs: the checks of the schema read the catalog. `lease_expired`, `stuck`, `due_long_ago`, `two_at_work` and
+`breaker_open` read small partial indexes or tables. The others scan `resources`, `outbox` or `events`, and some of them
+also probe or hash another of these three (docs/design.md has figures). A check that takes longer than
+STATEMENT_TIMEOUT_SECONDS is `unchecked`, which counts as broken, since its answer is not known.
 """
 
 import datetime as dt
@@ -20,20 +20,20 @@ from sqlalchemy.exc import DBAPIError
 from outbox import db as database
 from outbox import settings
 from outbox.doctor.checks.check import Check
-from outbox.doctor.checks.evidence import EVIDENCE, LATE_DAYS, UNDO_MINUTES, UNVOUCHED
+from outbox.doctor.checks.evidence import CHECKPOINT_OVERDUE, EVIDENCE, LATE_DAYS, UNDO_MINUTES
 from outbox.doctor.checks.jobs import JOBS
 from outbox.doctor.checks.load import LOAD, OVERDUE_MINUTES
 from outbox.doctor.checks.resources import RESOURCES
-from outbox.doctor.checks.schema import SCHEMA, _guards, _indexes, _wanted
+from outbox.doctor.checks.schema import SCHEMA, guards, indexes, wanted
 from outbox.rows import Json
 
 Status = Literal["broken", "warning", "unchecked"]
 
-# A sort of some ten million events ends within it; the snapshot must not hold back vacuum for long.
+# Time to sort some ten million events; a longer snapshot would hold back vacuum.
 STATEMENT_TIMEOUT_SECONDS = 60
-# Behind a migration's lock the doctor gives up: it must not be what a claim queues behind.
+# The doctor gives up waiting for a migration's lock: claims must not queue behind the doctor.
 LOCK_TIMEOUT_SECONDS = 4
-# Enough to see a pattern; the count says how many there are.
+# Rows shown for each check, enough to see a pattern; the count says how many there are.
 SAMPLE = 10
 
 
@@ -48,7 +48,7 @@ class Offender:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: how many, and the oldest few. `error` where it could not be made."""
+    """What a check found: how many rows, and the oldest of them. `error` is why the check could not run."""
 
     check: Check
     count: int
@@ -63,33 +63,36 @@ class Finding:
     @property
     def do(self) -> str:
         """What to do about it."""
-        return _TO_BE_CHECKED if self.error else self.check.do
+        return _UNCHECKED if self.error else self.check.do
 
 
-_TO_BE_CHECKED = "what is missing: `deprovisioner migrate`; what takes too long: ask a standby, or a calmer hour"
+_UNCHECKED = (
+    "if a table or a column is missing, run `deprovisioner migrate`; if the check takes too long, run the doctor on a "
+    "standby or at a quieter time"
+)
 
 
 CHECKS = (*SCHEMA, *RESOURCES, *JOBS, *EVIDENCE, *LOAD)
 
 
 def examine(db: Connection, *, head: str | None) -> list[Finding]:
-    """What is broken or wants a look, in the order of CHECKS; empty when all is well.
+    """The checks that found something or could not run, in the order of CHECKS; empty when all is well.
 
-    `head` is the newest revision that this version knows. `db` is `db.snapshot()`'s: nothing is written, and all
-    checks see the same moment.
+    `head` is the newest revision of the schema that this version knows. `db` must be a snapshot: all checks see the
+    same moment.
     """
     db.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_SECONDS}s'"))
     db.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
     asked = _asked() | {"head": head}
-    return [finding for check in CHECKS if (finding := _make(db, check, asked)) is not None]
+    return [finding for check in CHECKS if (finding := _run(db, check, asked)) is not None]
 
 
-def _make(db: Connection, check: Check, asked: Json) -> Finding | None:
+def _run(db: Connection, check: Check, asked: Json) -> Finding | None:
     found = text(f"""
         SELECT CAST(id AS text) AS id, since, note, count(*) OVER () AS total FROM ({check.sql}) AS found
          ORDER BY since NULLS LAST, found.id LIMIT {SAMPLE}""")
     try:
-        with db.begin_nested():  # so that the others go on when this one takes too long or lacks a table
+        with db.begin_nested():  # a check that times out or lacks a table must not abort the others
             rows = db.execute(found, asked).all()
     except DBAPIError as error:
         if database.unreachable(error):
@@ -101,14 +104,14 @@ def _make(db: Connection, check: Check, asked: Json) -> Finding | None:
 
 
 def _asked() -> Json:
-    """What the statements take; each picks its own."""
+    """The parameters of all checks; each statement uses its own."""
     current = settings.get()
     return {
         "patience": 3 * current.lease + dt.timedelta(seconds=current.sweep_seconds),
         "overdue": dt.timedelta(minutes=OVERDUE_MINUTES),
         "late": dt.timedelta(days=LATE_DAYS),
         "undo": dt.timedelta(minutes=UNDO_MINUTES),
-        "unvouched": UNVOUCHED,
-        **_wanted("guard", _guards()),
-        **_wanted("index", [w for w in _indexes() if w[0] == "index"]),
+        "unvouched": CHECKPOINT_OVERDUE,
+        **wanted("guard", guards()),
+        **wanted("index", [w for w in indexes() if w[0] == "index"]),
     }

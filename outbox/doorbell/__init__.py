@@ -1,9 +1,10 @@
-"""The doorbell: it says "there is work" and nothing else. Lost, doubled or late, it does no harm.
+"""The doorbell: a wake-up that says "there is work" and nothing else. Lost, doubled or late, it does no harm.
 
-Rung after commit, from a thread of its own, so that no request ever waits for the broker. On Redis it is a set of one
-member that a worker with a free hand waits at, and takes before it claims: however often it is rung, it waits once, and
-what commits after that look rings anew. Workers have one more for each backend, for what they have no room for. To any
-other broker, and for a look, it is a Celery message.
+A process rings it after commit, from a thread of its own, so that no request waits for the broker. On Redis it is a
+sorted set with at most one member. A worker with a free thread waits for the member and takes it before it claims:
+rings before that are one wake-up, and a commit after that rings again. Each backend has a doorbell too: a worker
+without capacity for the backend rings it for other workers. On any other broker, and for the inspections that operators
+ask for, the doorbell is a Celery message.
 """
 
 import threading
@@ -29,13 +30,13 @@ __all__ = [
     "describe",
     "on_redis",
     "ring_now",
-    "ring_to_look",
+    "ring_to_observe",
     "wait",
 ]
 
 
 class Bell:
-    """Rings from a daemon thread; what is asked for while it rings becomes one more ring."""
+    """Rings from a daemon thread; all calls of `ring` while it is ringing lead to one more ring."""
 
     def __init__(self) -> None:
         self._wanted = threading.Event()
@@ -43,7 +44,7 @@ class Bell:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Start the thread, which meets the broker before the first ring needs it."""
+        """Start the thread, which connects to the broker before the first ring needs it."""
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="doorbell", daemon=True)
@@ -61,16 +62,16 @@ class Bell:
             self._wanted.wait()
             self._wanted.clear()
             if not ring_now():
-                time.sleep(TIMEOUT_SECONDS)  # a dead broker is asked once a second, not once a request
+                time.sleep(TIMEOUT_SECONDS)  # a dead broker is tried once a second, not once for each request
 
 
 bell = Bell()
 
 
 def ring_now(backends: Iterable[str] = ()) -> bool:
-    """Ring for these backends, or for whatever there is; False when the broker did not take it.
+    """Ring these backends' doorbells, or the one for all; False when the broker did not take it.
 
-    Bounded, never raises.
+    Takes bounded time and never raises.
     """
     try:
         if on_redis():
@@ -78,16 +79,16 @@ def ring_now(backends: Iterable[str] = ()) -> bool:
                 ask("ZADD", key, 0, DRAIN)
         else:
             sender().send_task(DRAIN, expires=settings.get().sweep_seconds, ignore_result=True)
-    except Exception as error:  # noqa: BLE001 - any failure of any broker means the same: the sweep will find the work
+    except Exception as error:  # noqa: BLE001 - any failure of any broker means the same: the sweep finds the work
         log.warning("doorbell_failed", error=describe(error))
         return False
     return True
 
 
-def ring_to_look() -> bool:
-    """Send the message that an operator waits for a look; False when the broker did not take it. Never raises.
+def ring_to_observe() -> bool:
+    """Send the message that an operator waits for an inspection; False when the broker did not take it. Never raises.
 
-    Bounded like a ring. A message each time: nobody asks for looks in crowds, and a sweep takes them too.
+    Takes bounded time, like a ring. Sends a message each time: operators ask rarely, and a sweep finds requests too.
     """
     try:
         sender().send_task(OBSERVE, expires=settings.get().sweep_seconds, ignore_result=True)
@@ -98,12 +99,12 @@ def ring_to_look() -> bool:
 
 
 def wait(backends: Iterable[str], seconds: float) -> bool:
-    """Wait at the bell and at those of these backends, on Redis; whether one rang. Of those who wait one hears it."""
+    """Wait on Redis for the doorbell or those of these backends; whether one rang. A ring wakes one waiting worker."""
     return bool(ask("BZPOPMIN", BELL, *map(key_of, backends), seconds, takes=seconds))
 
 
 def describe(error: Exception) -> str:
-    """The error in words: redis-py's own `repr` has none."""
+    """The error's type and message: the `repr` of redis-py's errors has no message."""
     return f"{type(error).__name__}: {error}"
 
 

@@ -1,4 +1,4 @@
-"""The doorbell as a Celery message: for every other broker, and for inspections that an operator waits for."""
+"""The doorbell as a Celery message: on brokers other than Redis, and for inspections that an operator asks for."""
 
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,8 @@ CONFIG: dict[str, Any] = {
         "socket_keepalive": True,
         "health_check_interval": 10,
         "retry_on_timeout": False,
-        # Redis only: a message is gone when it is read. To answer it when the broker has been away meanwhile would end
-        # the worker with an AttributeError of Kombu's, and a bell that is lost does no harm.
+        # Redis only: reading a message removes it. Acknowledging it after the broker was away would end the worker
+        # with an AttributeError in Kombu, and a lost wake-up does no harm.
         "ack_emulation": False,
     },
 }
@@ -36,7 +36,7 @@ CONFIG: dict[str, Any] = {
 @lru_cache(maxsize=1)
 def sender() -> "Celery":
     """A Celery application that only sends."""
-    from celery import Celery  # noqa: PLC0415 - what only rings, and on Redis, starts without it
+    from celery import Celery  # noqa: PLC0415 - a process that only rings on Redis does not need it
 
     app = Celery("deprovisioner", broker=settings.get().need("broker_url"), set_as_current=False)
     app.conf.update(CONFIG)

@@ -1,4 +1,4 @@
-"""The doorbell on Redis: a set of one member, which one of the workers that wait takes."""
+"""The doorbell on Redis: a sorted set with at most one member, which one of the waiting workers takes."""
 
 import re
 from functools import lru_cache
@@ -11,14 +11,14 @@ from redis.retry import Retry
 from outbox import settings
 
 BELL = "deprovisioner:bell"
-# How long a ring may wait for a broker that does not answer.
+# How long a ring waits for a broker that does not answer.
 TIMEOUT_SECONDS = 1.0
 
 
 def on_redis() -> bool:
-    """Whether there is a bell to wait at; to another broker every ring is a message."""
+    """Whether workers wait for the doorbell on Redis; on another broker every ring is a Celery message."""
     url = settings.get().need("broker_url")
-    return url.startswith(("redis://", "rediss://")) and ";" not in url  # several, in turn, are Celery's to choose from
+    return url.startswith(("redis://", "rediss://")) and ";" not in url  # only Celery can choose from several URLs
 
 
 def key_of(backend: str) -> str:
@@ -32,21 +32,21 @@ def ask(*command: Any, takes: float = 0) -> Any:
     try:
         return client.execute_command(*command)
     except redis.RedisError:
-        # After a failover the connection may be to a server that is up and takes no writes.
+        # After a failover the connection may lead to a server that is up but takes no writes.
         client.connection_pool.disconnect(inuse_connections=False)
         raise
 
 
 @lru_cache(maxsize=2)
 def client_for(answers_within: float) -> "redis.Redis":
-    """This process's client of the broker for commands that answer within so many seconds."""
-    # Celery's URLs may have Python's names for it, redis-py's have Redis's.
+    """This process's client of the broker, for commands that answer within so many seconds."""
+    # Celery's URLs may name the level as Python's ssl module does (CERT_REQUIRED); redis-py wants `required`.
     url = re.sub(r"(?<=ssl_cert_reqs=)CERT_\w+", lambda name: name[0][5:].lower(), settings.get().need("broker_url"))
     return redis.Redis.from_url(
         url,
         socket_timeout=answers_within,
         socket_connect_timeout=TIMEOUT_SECONDS,
         socket_keepalive=True,
-        # A broker that was restarted is met by the next command, not the one after it; a slow one is not asked twice.
+        # After a restart of the broker, the retry makes the next command succeed. A slow broker is not asked twice.
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )

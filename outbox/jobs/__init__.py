@@ -1,17 +1,17 @@
-"""Every transition of a job, its SQL above its function. Nothing else writes a state.
+"""Every transition of a job, with its SQL above its function. Nothing else writes a job's state.
 
 In the order of a job's life:
 
 - `enqueue`    () -> pending
 - `claim`      pending -> running, and the heartbeat
-- `start`      running, with the durable mark
+- `start`      running -> running, with the durable start mark
 - `finish`     running -> succeeded, cancelled, stuck, or pending again
 - `operators`  stuck -> pending, succeeded, cancelled
-- `_sql`       what their statements share
+- `_sql`       what the statements share
 
-Each is one statement: the guard is in its WHERE, its event in the same transaction. Called on
-`db.statement()` it is one round trip. Functions take `db` first and never commit. Zero rows means
-that the guard did not hold; `_sql._confirm_landed` then tells an answer that was lost from a claim that was.
+Each transition is one statement: its guard is in WHERE, and it writes its event in the same transaction. On
+`db.statement()` it takes one round trip. Functions take `db` first and never commit. Zero rows mean that the guard
+did not hold; `_sql._confirm_landed` then tells a lost answer from a lost claim.
 """
 
 from outbox.jobs.claim import claim, claimed_before, heartbeat

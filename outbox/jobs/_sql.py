@@ -1,4 +1,4 @@
-"""What the statements of all transitions share: the event beside the change, the claims that are still ours."""
+"""What the statements of the transitions share: writing the event, and locking the claims that are still ours."""
 
 import json
 from collections.abc import Sequence
@@ -9,29 +9,29 @@ from outbox.errors import ClaimLost
 from outbox.events import Event
 from outbox.rows import Claim, Json
 
-# What every transition writes beside its change; `job` is the CTE that made it. In the order of resources: each
-# event locks its resource's chain until commit, and statements that lock several must do so in one order.
+# The event that every transition writes; `job` is the CTE that changed the job. Sorted by resource: each event locks
+# its resource's chain until commit, so statements that lock several chains must take them in one order.
 _EVENT_OF = """
     INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
     SELECT id, resource_id, fence, :event, :actor, {reason}, CAST({detail} AS jsonb) FROM job
      ORDER BY resource_id"""
 _EVENT = _EVENT_OF.format(reason="CAST(:reason AS text)", detail=":detail")
-_EVENT_EACH = _EVENT_OF.format(reason="NULL", detail="detail")  # where each row has brought its own
+_EVENT_EACH = _EVENT_OF.format(reason="NULL", detail="detail")  # each row of `job` has its own detail
 
 
-# What a template's `{lock}` becomes: the statement waits for a row that another transaction holds,
+# For a template's `{lock}`: the statement waits for a row that another transaction has locked.
 _WAIT = "FOR NO KEY UPDATE"
 
 
 def _skip_locked(resource: str) -> str:
-    """or it leaves the row out, and the row of a `resource` whose chain of events another transaction holds."""
-    chain = f"pg_try_advisory_xact_lock(hashtextextended(CAST({resource} AS text), 0))"  # as its trigger takes it
+    """For a template's `{lock}`: skip a row that another transaction has locked, or whose `resource`'s chain it has."""
+    chain = f"pg_try_advisory_xact_lock(hashtextextended(CAST({resource} AS text), 0))"  # the chain trigger's own lock
     return f"AND {chain} FOR NO KEY UPDATE SKIP LOCKED"
 
 
-# Of these claims, those that are still ours, locked in one order as above: heartbeats, starts and completions of the
-# same jobs wait in no circle. By the CHECK only a running job has a `claimed_by`; asked for its `state`, the planner
-# may walk the index of leases, dead entries and all.
+# The claims that are still ours, locked in order of id: so heartbeats, starts and completions of the same jobs cannot
+# deadlock. `claimed_by IS NOT NULL` means running (a CHECK); with `state = 'running'` the planner may scan the index
+# of leases with all its dead entries.
 _OURS_TEMPLATE = """
     ours AS (
         SELECT job.id, resource_id, detail
@@ -74,7 +74,9 @@ _NOTED = text("""
 
 
 def _confirm_landed(db: Connection, claim: Claim, asked: Json) -> None:
-    """Return when our own write had landed and only its answer was lost; else raise ClaimLost."""
+    """Return when our own write was committed and only its answer was lost; else raise ClaimLost."""
     row = db.execute(_NOTED, asked).one()
     if not row.noted:
-        raise ClaimLost(f"job {claim.id}: fence {claim.fence} is no longer ours (now {row.state}, fence {row.fence})")
+        raise ClaimLost(
+            f"job {claim.id}: the claim with fence {claim.fence} is lost; the job is {row.state} at fence {row.fence}"
+        )

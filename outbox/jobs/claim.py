@@ -1,4 +1,4 @@
-"""pending -> running: a worker's claim, reading back one whose answer was lost, and the heartbeat that keeps it."""
+"""pending -> running: a worker claims jobs, reads back claims whose answer was lost, and keeps them by heartbeat."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from outbox.jobs._sql import _EVENT, _OURS, _event, _still_ours
 from outbox.rows import Claim
 from outbox.states import JobKind
 
-# Not `other.state = 'running'`, which is the same, by a CHECK: with few jobs running the planner would take the index
-# of the leases for it, and read all that vacuum has not removed there, for each job.
+# `other.claimed_by IS NOT NULL` means running (a CHECK). With `state = 'running'` the planner would use the index of
+# leases while few jobs run, and read all its dead entries once for each job.
 _CLAIMS = """
     SELECT job.id, job.kind, job.resource_id, job.backend, job.fence, job.attempts, job.max_attempts,
            job.started_fence, job.forced_fence, job.available_at, resources.tenant, resources.generation,
@@ -27,10 +27,10 @@ _CLAIMS = """
       LEFT JOIN breakers ON breakers.backend = job.backend
      ORDER BY job.available_at, job.id"""
 
-# By backend and in the callers' order: what one backend has waiting costs the others nothing.
-# A half-open breaker lets one job through in all, as its probe, which keeps the next one away for a lease; probes
-# go first, so that the slots cannot run out between the breaker and its job.
-# The outer guard is less than the index of pending jobs says, or the planner might look the ids up in that.
+# By backend, in the caller's order: jobs that wait for one backend cost the others nothing.
+# A half-open breaker lets one worker claim one job, the probe, and then none for the time of a lease. Probes come
+# first: otherwise the slots could run out after the breaker's row was updated and before its job was claimed.
+# The outer WHERE leaves out `held_by IS NULL`: with it, the planner might look the ids up in the index of pending jobs.
 _CLAIM = prepared(f"""
     WITH served AS (
         SELECT asked.*
@@ -87,10 +87,10 @@ def claim(
     worker: str,
     cursors: Mapping[str, Claim] | None = None,
 ) -> list[Claim]:
-    """pending -> running: at most `slots` due jobs, at most `capacity[backend]` of each backend, in that order.
+    """pending -> running: at most `slots` due jobs, at most `capacity[backend]` of each, in the order of `capacity`.
 
-    None of a backend that is held as a whole; what a hold on its tenant or a brake covers is refused by `start`.
-    Of a backend in `cursors`, only jobs that come after that claim's in the order.
+    Claims nothing of a backend under an operator's hold on everything, on the backend or on its kind; `start` refuses
+    a job under a hold on its tenant or a brake's hold. Of a backend in `cursors`, claims only jobs after that claim.
     """
     configured = settings.backends()
     last = [(cursors or {}).get(name) for name in capacity]
@@ -122,9 +122,9 @@ _CLAIMED_BEFORE = text(f"""
 
 
 def claimed_before(db: Connection, held: Sequence[Claim], *, slots: int, worker: str) -> list[Claim]:
-    """No arrow: the claims of this worker that it does not hold, for their answer was lost; at most `slots`.
+    """No arrow: at most `slots` claims that this worker has and does not know of, because their answer was lost.
 
-    Only while nobody else claims under the name `worker`: a fence is one pair of hands'.
+    Call it only while no other process claims under the name `worker`: two must never act under one fence.
     """
     ids, fences = [c.id for c in held], [c.fence for c in held]
     return _claims(db.execute(_CLAIMED_BEFORE, {"worker": worker, "ids": ids, "fences": fences, "slots": slots}))
@@ -143,6 +143,6 @@ _HEARTBEAT = prepared(f"""
 
 
 def heartbeat(db: Connection, claims: Sequence[Claim]) -> set[int]:
-    """Extend the leases of what this process runs, in one statement; the ids that are still ours."""
+    """Extend the leases of these claims in one statement; returns the ids of the jobs that are still ours."""
     rows = db.execute(_HEARTBEAT, _still_ours([(claim, None) for claim in claims]) | {"lease": settings.get().lease})
     return set(rows.scalars())

@@ -1,4 +1,4 @@
-"""() -> pending: a DELETE that wins, an expiry. Every other caller learns of the winner's job."""
+"""() -> pending: a DELETE that wins, or an expiry. Every other DELETE gets the winner's job."""
 
 import json
 import uuid
@@ -18,9 +18,9 @@ from outbox.states import ResourceStatus
 
 @dataclass(frozen=True)
 class Delete:
-    """What one caller asks for. `tenant` None means an operator; `detail` is kept with the event.
+    """One caller's request. `tenant` None means an operator; `detail` is kept with the event.
 
-    A caller that lost the answer asks with the same `request_id` again and learns whether it was the winner.
+    A caller that lost the answer repeats the request with the same `request_id` and learns whether it had won.
     """
 
     resource_id: uuid.UUID
@@ -33,7 +33,7 @@ class Delete:
 
 @dataclass(frozen=True)
 class Enqueued:
-    """What a DELETE came to: `won` is True for the one call that flipped the status."""
+    """The result of a DELETE: `won` is True for the one call that set the status to `deleting`."""
 
     resource: Resource
     job: Job
@@ -63,8 +63,8 @@ def _enqueue(asked: str, which: str) -> str:
       FROM resource JOIN job ON job.resource_id = resource.id"""
 
 
-# Rows are locked in one order: DELETEs and operations over the same resources wait for each other, never in a circle.
-# LATERAL keeps that order, and has the row looked up by its key however small the table was when the plan was made.
+# Rows are locked in order of id, so DELETEs and operations over the same resources cannot deadlock. LATERAL keeps
+# that order, and finds each row by its key even where the plan was made while the table was small.
 _ENQUEUE_TEMPLATE = _enqueue(
     """
         SELECT asked.*
@@ -88,9 +88,10 @@ _ENQUEUED_BEFORE = text(f"""
 
 
 def enqueue_all(db: Connection, asked: Sequence[Delete], *, waits: bool = True) -> dict[uuid.UUID, Enqueued]:
-    """() -> pending, for each that a DELETE may win, by `request_id`: the flip and the outbox row are one statement.
+    """() -> pending, for each request that wins; returns these by `request_id`.
 
-    Of several for one resource one wins. Unless it `waits`, those whose resource somebody holds are left out.
+    One statement sets the status and inserts the job. Of several requests for one resource, one wins. Unless it
+    `waits`, it skips what another transaction has locked.
     """
     rows = db.execute(
         _ENQUEUE if waits else _ENQUEUE_SKIPPING,
@@ -116,7 +117,7 @@ def enqueue(
     reason: str | None = None,
     request_id: uuid.UUID | None = None,
 ) -> Enqueued:
-    """() -> pending, of one resource; every other caller learns of the winner's job.
+    """() -> pending, for one resource; a caller that does not win gets the winner's job.
 
     Raises NotFound, DeletionProtected.
     """
@@ -125,11 +126,11 @@ def enqueue(
 
 
 def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
-    """What a DELETE that did not win comes to: the winner's job, which may be its own, of an answer that was lost.
+    """The result of a DELETE that changed no row: the winner's job, which is its own where only the answer was lost.
 
     Raises NotFound, DeletionProtected.
     """
-    for _ in range(3):  # a restore between the two statements makes this one see an active resource
+    for _ in range(3):  # after a restore between the two statements, this one sees an active resource
         row = db.execute(_ENQUEUED_BEFORE, {"id": asked.resource_id, "tenant": asked.tenant}).one_or_none()
         if row is None:
             raise NotFound(f"there is no resource {asked.resource_id}")
@@ -138,11 +139,11 @@ def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
                 won = row.request_id == asked.request_id
                 return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=won)
             raise Conflict(
-                f"resource {asked.resource_id} is {row.resource_status}, and its deprovision job is missing: "
-                "`deprovisioner doctor` (deleting_without_job) and docs/runbook.md tell what to do"
+                f"resource {asked.resource_id} is {row.resource_status}, and its deprovision job is missing; "
+                "see `deprovisioner doctor` (deleting_without_job) and docs/runbook.md"
             )
         if row.resource_protected:
-            raise DeletionProtected(f"resource {asked.resource_id} is protected: set `protected` to false first")
+            raise DeletionProtected(f"resource {asked.resource_id} is protected; set `protected` to false first")
         if won_now := enqueue_all(db, [asked]):
             return won_now[asked.request_id]
     raise Conflict(f"resource {asked.resource_id} changes faster than it can be read; try again")
@@ -163,6 +164,6 @@ _EXPIRE = text(
 
 
 def expire(db: Connection, *, actor: str, batch: int = 100) -> int:
-    """() -> pending, for every active resource past its `expires_at`; how many."""
+    """() -> pending, for at most `batch` active resources past their `expires_at`; returns how many."""
     asked = {"actor": actor, "max_attempts": settings.get().max_attempts, "request_id": uuid.uuid4(), "batch": batch}
     return len(db.execute(_EXPIRE, asked).all())

@@ -1,4 +1,4 @@
-"""What ends an attempt: complete, activate, retry, defer, stick, rollback, sweep; and what wakes what was parked."""
+"""The ends of an attempt: complete, activate, retry, defer, stick, rollback, sweep; and waking parked jobs."""
 
 import json
 from collections.abc import Sequence
@@ -47,10 +47,10 @@ _COMPLETE_SKIPPING = prepared(_COMPLETE_TEMPLATE.format(lock=_skip_locked("resou
 def complete_all(
     db: Connection, ended: Sequence[tuple[Claim, Json, Json | None]], *, worker: str, waits: bool = True
 ) -> set[tuple[int, int]]:
-    """running -> succeeded, for each of these teardowns that `complete` would take; by job and fence.
+    """running -> succeeded, for each of these teardowns that `complete` would complete; returns these by job and fence.
 
-    With each claim, what was `seen` of the object's absence, and what this attempt `did`. Unless it `waits`, those that
-    somebody holds are left out.
+    `ended` has each claim with `seen` and `did`, as `complete` takes them. Unless it `waits`, it skips what another
+    transaction has locked.
     """
     noted = [(claim, {"seen": seen} | ({"did": did} if did else {})) for claim, seen, did in ended]
     statement = _COMPLETE if waits else _COMPLETE_SKIPPING
@@ -60,13 +60,13 @@ def complete_all(
 def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json | None = None) -> None:
     """running -> succeeded; the resource is deleted in the same statement.
 
-    `seen` is the evidence that the object was seen to be absent, `did` what this attempt did. Raises ClaimLost.
+    `seen` is the evidence that the object is absent, `did` what this attempt did. Raises ClaimLost.
     """
     if not complete_all(db, [(claim, seen, did)], worker=worker):
         _confirm_landed(db, claim, _key(claim) | _event(Event.COMPLETED, worker))
 
 
-# Not once the resource is deleted: then what was made must be unmade, and the job may not look well ended.
+# Refused once the resource is `deleted`: then the worker must undo what it made, and the job must not succeed.
 _ACTIVATE = text(f"""
     WITH resource AS (
         SELECT id FROM resources WHERE id = :resource_id AND status IN ('provisioning', 'deleting') FOR NO KEY UPDATE
@@ -87,17 +87,17 @@ _ACTIVATE = text(f"""
 
 
 def activate(db: Connection, claim: Claim, *, worker: str, manifest: Json) -> None:
-    """running -> succeeded, for a birth: the manifest with its identity, and the resource active.
+    """running -> succeeded, for a provision: stores the manifest with the object's identity; the resource is active.
 
-    A resource that was deleted meanwhile stays `deleting`: its deprovision job is next. Raises ClaimLost.
+    A resource that got a DELETE meanwhile stays `deleting`: its deprovision job comes next. Raises ClaimLost.
     """
-    told = _event(Event.ACTIVATED, worker, detail={"manifest": manifest})
-    asked = _key(claim) | told | {"manifest": json.dumps(manifest)}
+    event = _event(Event.ACTIVATED, worker, detail={"manifest": manifest})
+    asked = _key(claim) | event | {"manifest": json.dumps(manifest)}
     if db.execute(_ACTIVATE, asked).one_or_none() is None:
         _confirm_landed(db, claim, asked)
 
 
-# Full jitter: anything up to the exponential bound, so that a crowd of failures does not come back as one.
+# Full jitter: a random delay up to the exponential bound, so that jobs that failed together do not return together.
 _RETRY = text(f"""
     WITH job AS (
         UPDATE outbox
@@ -111,7 +111,7 @@ _RETRY = text(f"""
 
 
 def retry(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
-    """running -> pending, later: exponential backoff with full jitter and a cap, in the row. Raises ClaimLost."""
+    """running -> pending, due later: exponential backoff with full jitter and a cap. Raises ClaimLost."""
     asked = _key(claim) | _event(Event.RETRIED, worker, reason=error) | {"error": error}
     if db.execute(_RETRY, asked | _backoff()).one_or_none() is None:
         _confirm_landed(db, claim, asked)
@@ -131,19 +131,19 @@ _DEFER = text(f"""
 
 
 def defer(db: Connection, claim: Claim, *, worker: str, error: str, delay: float = 0, hold: int | None = None) -> None:
-    """running -> pending, the attempt given back, since nothing was started; `delay` in seconds.
+    """running -> pending, without using up an attempt, since nothing was started; `delay` is in seconds.
 
-    Under a `hold`, unless that was released meanwhile, it waits to be woken. Raises ClaimLost.
+    With a `hold`, unless that was released meanwhile, the job is parked until `wake`. Raises ClaimLost.
     """
-    note = _event(Event.DEFERRED, worker, reason=error, detail=None if hold is None else {"hold": hold})
-    asked = _key(claim) | note | {"error": error, "delay": delay, "hold": hold}
+    event = _event(Event.DEFERRED, worker, reason=error, detail=None if hold is None else {"hold": hold})
+    asked = _key(claim) | event | {"error": error, "delay": delay, "hold": hold}
     if db.execute(_DEFER, asked).one_or_none() is None:
         _confirm_landed(db, claim, asked)
 
 
-# Whatever was parked at the very moment of a release is found by the next sweep. From what is parked to the holds, by
-# hops over the index: neither many released holds nor many parked jobs cost more than what is woken. The range is one
-# hold; written so, only the index has the order that is asked for.
+# The next sweep wakes a job that was parked at the very moment of a release. The recursion hops over the index from
+# one hold with parked jobs to the next: its cost depends neither on released holds nor on parked jobs that stay parked.
+# `>= hold AND <= hold` is `= hold`, written as a range so that only the index gives the order that is asked for.
 _WAKE = text("""
     WITH RECURSIVE parked AS (
         SELECT min(held_by) AS hold FROM outbox WHERE held_by IS NOT NULL
@@ -162,12 +162,12 @@ _WAKE = text("""
  RETURNING id""")
 
 
-# Each batch locks its rows for some tens of milliseconds.
+# A batch of this size locks its rows for some tens of milliseconds.
 WAKE_BATCH = 1_000
 
 
 def wake(db: Connection, *, batch: int = WAKE_BATCH) -> int:
-    """No arrow: jobs parked under a hold that was released may be claimed again; how many, at most `batch`."""
+    """No arrow: at most `batch` jobs that wait for a released hold may be claimed again; returns how many."""
     return len(db.execute(_WAKE, {"batch": batch}).all())
 
 
@@ -183,13 +183,13 @@ _STICK = text(f"""
 
 
 def stick(db: Connection, claim: Claim, *, worker: str, why: StuckReason, error: str, seen: Json | None = None) -> None:
-    """running -> stuck(why): a person's now. Raises ClaimLost."""
+    """running -> stuck(why): only an operator moves it on. Raises ClaimLost."""
     asked = _key(claim) | _event(Event.STUCK, worker, reason=error, detail={"stuck_reason": why, "seen": seen})
     if db.execute(_STICK, asked | {"why": why, "error": error}).one_or_none() is None:
         _confirm_landed(db, claim, asked)
 
 
-# An adopted object was there before us: an adoption that fails must never destroy it.
+# An adopted object existed before its resource: an adoption that fails must never destroy it.
 _ROLLBACK = text(f"""
     WITH job AS (
         UPDATE outbox
@@ -215,7 +215,7 @@ _ROLLBACK = text(f"""
 
 
 def rollback(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
-    """running -> cancelled, for a birth that failed or is no longer wanted; what there is of it goes a DELETE's way.
+    """running -> cancelled, for a provision that failed or is no longer wanted; a deprovision job removes what it made.
 
     Raises ClaimLost.
     """
@@ -224,9 +224,9 @@ def rollback(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
         _confirm_landed(db, claim, asked)
 
 
-# A provision goes back to pending even when its attempts are spent: the runner rolls it back.
-# Those that were lost together more than once come back one after the other: one of them may be what kills the
-# workers, and must not use up the others' attempts with its own.
+# A provision goes back to pending even when its attempts are spent: the runner then rolls it back.
+# Jobs that were lost together more than once become due one after the other: one of them may kill its worker, and must
+# not use up the attempts of the others.
 _SWEEP = text(f"""
     WITH lost AS (
         SELECT id, claimed_by, kind <> 'provision' AND attempts >= max_attempts AS spent FROM outbox
@@ -255,7 +255,7 @@ _SWEEP = text(f"""
 
 
 def sweep(db: Connection, *, actor: str, batch: int = 100) -> int:
-    """running -> pending, or stuck when the attempts are spent, for claims whose lease has passed; how many."""
+    """running -> pending, or stuck when the attempts are spent, for jobs whose lease has passed; returns how many."""
     return len(db.execute(_SWEEP, {"actor": actor, "batch": batch} | _backoff()).all())
 
 
@@ -263,7 +263,7 @@ _LATE = text(f"WITH job AS (SELECT * FROM outbox WHERE id = :id), noted AS ({_EV
 
 
 def note_late(db: Connection, claim: Claim, *, worker: str, news: Json) -> None:
-    """No arrow: what a worker saw after its claim was gone is evidence; kept, never applied."""
+    """No arrow: keep as evidence what a worker reports after it lost its claim; nothing else changes."""
     db.execute(_LATE, {"id": claim.id} | _event(Event.LATE, worker, detail=news | {"fence": claim.fence}))
 
 

@@ -1,4 +1,4 @@
-"""What a person may do with a stuck job: redrive, resolve; alone, by two, and many at once."""
+"""What operators do with stuck jobs: redrive and resolve, by one operator or by two, and redrive many at once."""
 
 import datetime as dt
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ _REDRIVE = text(f"""
 
 
 def redrive(db: Connection, job_id: int, *, fence: int, actor: str, reason: str) -> Job:
-    """stuck -> pending with fresh attempts; fence and history stay, and the run observes before it acts.
+    """stuck -> pending with fresh attempts; fence and history stay, and the next attempt inspects before it acts.
 
     `fence` is the one the operator saw. Raises NotFound, JobNotStuck, FenceMismatch.
     """
@@ -45,10 +45,10 @@ def redrive(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
     if row is not None:
         return read(Job, "job", row)
     stuck_or_refuse(db, job_id, fence=fence)
-    raise _unsteady(job_id)
+    raise _changed_meanwhile(job_id)
 
 
-# What another operator has proposed, while it stands.
+# Another operator's proposal that is neither approved nor expired, and whose token is not revoked.
 _PROPOSED = f"""
     proof AS (
         SELECT id AS approval, jsonb_build_object('forced', true, 'proposed_by', proposed_by,
@@ -78,12 +78,12 @@ _REDRIVE_FORCED = text(f"""
 
 
 def redrive_forced(db: Connection, job_id: int, *, fence: int, actor: str, reason: str) -> Job | Approval:
-    """stuck -> pending, though what an attempt did is unknown and can't be looked at: two operators answer for it.
+    """stuck -> pending, though an attempt may have acted and the backend cannot be inspected: two operators decide it.
 
-    The first one's call is an Approval, which waits for the other's. Only a teardown's unknown outcome is forced.
-    Raises NotFound, JobNotStuck, FenceMismatch, NothingToForce.
+    The first operator's call returns an Approval, which waits for the second's. Only a teardown with an unknown outcome
+    can be forced. Raises NotFound, JobNotStuck, FenceMismatch, NothingToForce.
     """
-    done = _by_two(
+    done = _with_second_operator(
         db, _REDRIVE_FORCED, Event.REDRIVEN, ForcedAction.REDRIVE, job_id, fence=fence, actor=actor, reason=reason
     )
     if done is not None:
@@ -91,26 +91,27 @@ def redrive_forced(db: Connection, job_id: int, *, fence: int, actor: str, reaso
     now = stuck_or_refuse(db, job_id, fence=fence)
     if now.kind != JobKind.DEPROVISION or now.stuck_reason != StuckReason.OUTCOME_UNKNOWN:
         why = f"job {job_id} is a {now.kind}, stuck for {now.stuck_reason}"
-        raise NothingToForce(f"{why}: re-drive it without force; it looks before it acts")
-    raise _unsteady(job_id)
+        raise NothingToForce(f"{why}: re-drive it without force; its worker inspects the backend before it acts")
+    raise _changed_meanwhile(job_id)
 
 
-# Nobody may resolve on an older look: longer than a command waits for one, too short for much to happen meanwhile.
+# An operator may not resolve on an older inspection. Longer than a command waits for one, and too short for much to
+# change meanwhile.
 FRESH = dt.timedelta(seconds=60)
-# The last look under this fence, not an earlier one that pleased more.
-_LAST_LOOK = """
+# The last inspection under this fence, so that an operator cannot pick an earlier one.
+_LAST_OBSERVATION = """
         SELECT found, seen, observed_by, observed_at, observed_at > now() - :fresh AS fresh FROM observations
          WHERE job_id = :id AND fence = :fence AND observed_at IS NOT NULL
          ORDER BY observed_at DESC, id DESC LIMIT 1"""
 _SEEN_ABSENT = f"""
     proof AS (
         SELECT jsonb_build_object('seen', seen, 'observed_by', observed_by) AS evidence
-          FROM ({_LAST_LOOK}) AS last WHERE found = 'absent' AND fresh
+          FROM ({_LAST_OBSERVATION}) AS last WHERE found = 'absent' AND fresh
     )"""
 
 
 def _resolve(proof: str, approved: str) -> str:
-    """A teardown needs proof; of a birth whose resource is deleted, or being deleted, nothing is left to do."""
+    """A teardown needs proof. A provision does not: its resource is `deleting` or `deleted`, so no work is left."""
     return f"""
     WITH {proof}, resource AS (
         SELECT resources.id, status FROM resources JOIN outbox ON resource_id = resources.id
@@ -140,62 +141,62 @@ _RESOLVE_FORCED = text(_resolve(_PROPOSED, _APPROVED))
 
 
 def resolve(db: Connection, job_id: int, *, fence: int, actor: str, reason: str) -> Job:
-    """stuck -> succeeded, "it did happen": the backend was just seen without the object. A birth -> cancelled.
+    """stuck -> succeeded, "it did happen": a worker has just seen the object absent. A provision -> cancelled.
 
-    The resource is deleted in the same statement. A birth needs no look, and a resource that is deleted or being
-    deleted. Raises NotFound, JobNotStuck, FenceMismatch, StillThere, NotObserved, StillWanted.
+    A teardown's resource is deleted in the same statement. A provision needs no inspection, but a resource that is
+    `deleting` or `deleted`. Raises NotFound, JobNotStuck, FenceMismatch, StillThere, NotObserved, StillWanted.
     """
     asked = {"id": job_id, "fence": fence, "fresh": FRESH}
     row = db.execute(_RESOLVE, asked | _event(Event.RESOLVED, actor, reason=reason)).one_or_none()
     if row is not None:
         return read(Job, "job", row)
-    now = _resolvable(db, job_id, fence)
-    look = db.execute(text(_LAST_LOOK), asked).one_or_none()
-    if look is None or not look.fresh:
+    now = _resolvable_or_refuse(db, job_id, fence)
+    last = db.execute(text(_LAST_OBSERVATION), asked).one_or_none()
+    if last is None or not last.fresh:
         raise NotObserved(
-            f"no worker has looked at job {job_id} in the last {FRESH.seconds} s: start one that serves {now.backend}, "
-            "or have two operators force it"
+            f"no worker has inspected the backend of job {job_id} in the last {FRESH.seconds} s; start a worker that "
+            f"serves {now.backend}, or have two operators force it"
         )
-    words = advice.seen_in_words(Found(look.found), look.seen)
-    match Found(look.found):
+    words = advice.seen_in_words(Found(last.found), last.seen)
+    match Found(last.found):
         case Found.SAME:
-            raise StillThere(f"job {job_id}: {words}; re-drive the job to tear it down", look.seen)
+            raise StillThere(f"job {job_id}: {words}; re-drive the job to tear it down", last.seen)
         case Found.DIFFERENT:
-            raise StillThere(f"job {job_id}: {words}; docs/runbook.md, refused, tells what to do", look.seen)
+            raise StillThere(f"job {job_id}: {words}; see `refused` in docs/runbook.md", last.seen)
         case Found.UNAVAILABLE:
             raise NotObserved(f"job {job_id}, {now.backend}: {words}")
         case Found.UNOBSERVABLE:
             raise NotObserved(f"job {job_id}, {now.backend}: {words}; only two operators can force it")
         case Found.ABSENT:
-            raise _unsteady(job_id)
+            raise _changed_meanwhile(job_id)
         case never:
             assert_never(never)
 
 
 def resolve_forced(db: Connection, job_id: int, *, fence: int, actor: str, reason: str) -> Job | Approval:
-    """stuck -> succeeded, whatever a look says: two operators answer for it. A birth -> cancelled.
+    """stuck -> succeeded, whatever an inspection found: two operators decide it. A provision -> cancelled.
 
-    The first one's call is an Approval, which waits for the other's; a birth needs only one. Raises NotFound,
-    JobNotStuck, FenceMismatch, StillWanted.
+    The first operator's call returns an Approval, which waits for the second's; a provision needs only one operator.
+    Raises NotFound, JobNotStuck, FenceMismatch, StillWanted.
     """
-    done = _by_two(
+    done = _with_second_operator(
         db, _RESOLVE_FORCED, Event.RESOLVED, ForcedAction.RESOLVE, job_id, fence=fence, actor=actor, reason=reason
     )
     if done is not None:
         return done
-    _resolvable(db, job_id, fence)
-    raise _unsteady(job_id)
+    _resolvable_or_refuse(db, job_id, fence)
+    raise _changed_meanwhile(job_id)
 
 
-def _resolvable(db: Connection, job_id: int, fence: int) -> Row[Any]:
-    """Why a resolve found no row, but for the proof; the job as it is, when that was not the reason."""
+def _resolvable_or_refuse(db: Connection, job_id: int, fence: int) -> Row[Any]:
+    """Raise why a resolve changed no row; return the job when only its proof can be the reason."""
     now = stuck_or_refuse(db, job_id, fence=fence)
     if now.kind != JobKind.DEPROVISION and now.status not in (ResourceStatus.DELETING, ResourceStatus.DELETED):
         raise StillWanted(f"job {job_id}: its resource {now.resource_id} is {now.status}; DELETE the resource first")
     return now
 
 
-def _by_two(
+def _with_second_operator(
     db: Connection,
     statement: TextClause,
     event: Event,
@@ -206,9 +207,9 @@ def _by_two(
     actor: str,
     reason: str,
 ) -> Job | Approval | None:
-    """The transition, when another operator has proposed it; else this one's proposal; None where neither may be."""
+    """The moved job, where another operator has proposed the action; else this operator's proposal; else None."""
     asked = {"id": job_id, "fence": fence, "action": action, "life": approvals.LIFE}
-    for _ in range(3):  # of two first calls at once, the one that comes second is the approval
+    for _ in range(3):  # when two operators propose at once, the later one's next round approves the earlier proposal
         row = db.execute(statement, asked | _event(event, actor, reason=reason)).one_or_none()
         if row is not None:
             return read(Job, "job", row)
@@ -225,9 +226,9 @@ _STUCK = text("""
 
 
 def stuck_or_refuse(db: Connection, job_id: int, *, fence: int | None) -> Row[Any]:
-    """Why a person's statement found no row; the job as it is, when that was not the reason.
+    """The job as it is now, if it is stuck at this fence; call it when an operator's statement changed no row.
 
-    `fence` None is the job's own. Raises NotFound, JobNotStuck, FenceMismatch.
+    `fence` None accepts any. Raises NotFound, JobNotStuck, FenceMismatch.
     """
     now = db.execute(_STUCK, {"id": job_id}).one_or_none()
     if now is None:
@@ -235,15 +236,15 @@ def stuck_or_refuse(db: Connection, job_id: int, *, fence: int | None) -> Row[An
     if now.state != JobState.STUCK:
         raise JobNotStuck(f"job {job_id} is {now.state}; only a stuck job can be observed, re-driven or resolved")
     if fence not in (None, now.fence):
-        raise FenceMismatch(f"job {job_id} has moved on: its fence is {now.fence}, not {fence}; look at it again")
+        raise FenceMismatch(f"job {job_id} has moved on: its fence is {now.fence}, not {fence}; read the job again")
     return now
 
 
-def _unsteady(job_id: int) -> Conflict:
-    return Conflict(f"job {job_id} changes faster than it can be read; look at it again")
+def _changed_meanwhile(job_id: int) -> Conflict:
+    return Conflict(f"job {job_id} changes faster than it can be read; read the job and try again")
 
 
-# The inner SELECT only takes the locks in one order, so that two operations over the same jobs never wait in a circle.
+# The inner SELECT takes the locks in order of id, so that two operations over the same jobs cannot deadlock.
 _REDRIVE_ALL = text(f"""
     WITH job AS (
         UPDATE outbox
@@ -261,7 +262,7 @@ _REDRIVE_ALL = text(f"""
 def redrive_all(
     db: Connection, listed: Sequence[tuple[int, int]], *, actor: str, reason: str, detail: Json
 ) -> set[int]:
-    """stuck -> pending, for each of these (job, fence as it was listed) that `redrive` would take; their ids."""
+    """stuck -> pending, for each listed (job, fence) that `redrive` would move; returns the ids of these jobs."""
     rows = db.execute(
         _REDRIVE_ALL,
         _event(Event.REDRIVEN, actor, reason=reason, detail=detail)

@@ -1,4 +1,4 @@
-"""running -> running: the durable mark that from now on the backend may have been touched."""
+"""running -> running: the durable start mark. From then on the worker may have acted on the backend."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from outbox.rows import Claim, Json
 from outbox.settings import Brake
 from outbox.states import JobState, ResourceStatus
 
-# The resource's jobs run one at a time: whichever of two claims committed last sees the other running.
+# A resource's jobs run one at a time: of two claims, the one that was committed last sees the other as running.
 _START = f"""
     job AS (
         UPDATE outbox
@@ -36,8 +36,8 @@ _START_TEMPLATE = f"""
     SELECT id, fence FROM job"""
 _START_DEPROVISION = prepared(_START_TEMPLATE.format(lock=_WAIT))
 _START_SKIPPING = prepared(_START_TEMPLATE.format(lock=_skip_locked("resource_id")))
-# The row lock: a DELETE at this moment comes before, and is seen here, or after, and then sees the manifest.
-# What is about to be made is written down first, once: a second attempt makes the very same thing.
+# The row lock: a concurrent DELETE comes before and is seen here, or comes after and sees the manifest.
+# The first attempt stores the plan of the object before it is made; a second attempt makes the very same object.
 _START_PROVISION = text(f"""
     WITH {_OURS}, resource AS (
         SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
@@ -54,9 +54,10 @@ _START_PROVISION = text(f"""
 def start_all(
     db: Connection, seen: Sequence[tuple[Claim, Json | None]], *, worker: str, waits: bool = True
 ) -> set[tuple[int, int]]:
-    """running -> running, for each of these teardowns that `start` would let start; by job and fence.
+    """running -> running, for each of these teardowns that `start` would let start; returns these by job and fence.
 
-    With each claim, what was looked at before. Unless it `waits`, those that somebody holds are left out.
+    `seen` has each claim with what the worker saw when it inspected the backend. Unless it `waits`, it skips what
+    another transaction has locked.
     """
     noted = [(claim, None if before is None else {"seen": before}) for claim, before in seen]
     statement = _START_DEPROVISION if waits else _START_SKIPPING
@@ -64,13 +65,13 @@ def start_all(
 
 
 def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None, under: Sequence[Brake] = ()) -> None:
-    """running -> running, with the durable mark that from now on the backend may have been touched.
+    """running -> running, with the durable start mark: from then on the worker may have acted on the backend.
 
-    `seen` is what was looked at before. `under` brakes, `db` is a transaction, in which the teardown is counted
-    and started. Raises ClaimLost, Busy, Held, BrakeHit, Unwanted; then nothing may be done.
+    `seen` is what the worker saw when it inspected the backend. With brakes (`under`), `db` must be a transaction: it
+    counts the teardown and starts it. Raises ClaimLost, Busy, Held, BrakeHit, Unwanted; then the worker must not act.
     """
     if under and not _has_started(db, claim, ResourceStatus.DELETING):
-        brakes.take(db, claim, under)  # only what may start is judged, and so can hit it
+        brakes.take(db, claim, under)  # only a job that may start is counted, so only such a job can hit a brake
     if not start_all(db, [(claim, seen)], worker=worker):
         _start_refused(db, claim, ResourceStatus.DELETING)
 
@@ -78,9 +79,9 @@ def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None
 def start_provision(
     db: Connection, claim: Claim, *, worker: str, manifest: Json, credentials: bytes | None
 ) -> tuple[Json, bytes | None]:
-    """running -> running, for a birth: stores the planned manifest and encrypted credentials, once.
+    """running -> running, for a provision: stores the planned manifest and encrypted credentials, once.
 
-    Returns those in force, which are the first attempt's. Raises ClaimLost, Busy, Held, Unwanted.
+    Returns the stored ones, which are the first attempt's. Raises ClaimLost, Busy, Held, Unwanted.
     """
     asked = _still_ours([(claim, None)]) | _event(Event.STARTED, worker)
     row = db.execute(
@@ -96,7 +97,7 @@ def start_provision(
 
 def _start_refused(db: Connection, claim: Claim, wanted: ResourceStatus) -> None:
     if not _has_started(db, claim, wanted):
-        raise Busy(f"job {claim.id}: what kept it from starting has just passed")
+        raise Busy(f"job {claim.id}: it could not start, and what prevented it has just ended; try again")
 
 
 _HAS_STARTED = text("""
@@ -109,10 +110,10 @@ _HAS_STARTED = text("""
 
 
 def _has_started(db: Connection, claim: Claim, wanted: ResourceStatus) -> bool:
-    """Raise what keeps it from starting; True when it has started, and only the answer was lost."""
+    """Raise what keeps the job from starting; True when it has started, and only the answer was lost."""
     row = db.execute(_HAS_STARTED, {"id": claim.id}).one()
     if row.fence != claim.fence or row.state != JobState.RUNNING or not row.alive:
-        raise ClaimLost(f"job {claim.id}: the claim with fence {claim.fence} is no longer ours")
+        raise ClaimLost(f"job {claim.id}: the claim with fence {claim.fence} is lost")
     if row.started_fence == claim.fence:
         return True
     if row.status != wanted:

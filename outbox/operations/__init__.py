@@ -1,24 +1,24 @@
-"""Bulk work of operators as rows that workers advance: a closed laptop or a dead API stops nothing.
+"""Bulk work of operators as rows that workers advance: it goes on when the operator's laptop or the API is down.
 
-A preview tells how many there are, and a digest of exactly which. `begin_…` writes that very set down, or refuses when
-it is another by now. `advance` makes one step of one operation in one short transaction; it holds the operation's row
-meanwhile, so that workers take turns and none does a step twice.
+A preview counts the rows and gives a digest of exactly these rows. `begin_…` stores the same rows as items, or refuses
+when they have changed since. `advance` does one step of one operation in one short transaction, which locks the
+operation's row: workers take turns, and no step is done twice.
 
-- `redrive`, `offboard`   preview, begin and a step of each
-- `advance`               whose step is next, and the end of an operation
-- `_set`                  what both write down, and its digest
+- `redrive`, `offboard`   preview, begin and one step of each kind of operation
+- `advance`               does the next step, and ends or stops an operation
+- `selection`             the rows that an operation works on, and their digest
 """
 
-from outbox.operations._set import BATCH, DIGEST, LOOK_SECONDS, SAMPLE
 from outbox.operations.advance import advance, stop
 from outbox.operations.offboard import OffboardPreview, begin_offboard, preview_offboard
 from outbox.operations.redrive import MAX_RATE, RATE, Preview, begin_redrive, preview_redrive, words
+from outbox.operations.selection import BATCH, DIGEST, POLL_SECONDS, SAMPLE
 
 __all__ = [
     "BATCH",
     "DIGEST",
-    "LOOK_SECONDS",
     "MAX_RATE",
+    "POLL_SECONDS",
     "RATE",
     "SAMPLE",
     "OffboardPreview",

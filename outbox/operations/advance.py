@@ -1,18 +1,18 @@
-"""One step of one operation, and its end."""
+"""The next step of an operation, and its end."""
 
 from dataclasses import fields
 
 from sqlalchemy import Connection, text
 
 from outbox.errors import AlreadyFinished, NotFound
-from outbox.operations._set import LOOK_SECONDS
-from outbox.operations.offboard import _offboard
-from outbox.operations.redrive import _redrive
+from outbox.operations.offboard import offboard_step
+from outbox.operations.redrive import redrive_step
+from outbox.operations.selection import POLL_SECONDS
 from outbox.rows import Operation
 from outbox.states import OperationKind
 
 _COLUMNS = ", ".join(f"operations.{f.name}" for f in fields(Operation))
-# A step that is under way comes first, for it has the row; what it has done stays done.
+# This waits for a step that is under way, which has locked the row; what that step has done stays done.
 _STOP = text(f"""
     WITH ended AS (
         UPDATE operations SET finished_at = now(), error = concat_ws('; ', error, CAST(:why AS text))
@@ -26,9 +26,9 @@ _STOP = text(f"""
 
 
 def stop(db: Connection, operation_id: int, *, actor: str, reason: str) -> Operation:
-    """Have workers leave alone what an operation has not done yet; it ends `stopped`, and its error says who and why.
+    """End an operation as `stopped`: its waiting items are left alone, and its error says who stopped it and why.
 
-    What it has done goes on: only a hold stops jobs. Raises NotFound, AlreadyFinished.
+    Jobs that it has already made pending go on: only a hold stops jobs. Raises NotFound, AlreadyFinished.
     """
     row = db.execute(_STOP, {"id": operation_id, "why": f"stopped by {actor}: {reason}"}).one_or_none()
     if row is not None:
@@ -36,16 +36,16 @@ def stop(db: Connection, operation_id: int, *, actor: str, reason: str) -> Opera
     state = db.execute(text("SELECT state FROM operations WHERE id = :id"), {"id": operation_id}).scalar_one_or_none()
     if state is None:
         raise NotFound(f"there is no operation {operation_id}")
-    raise AlreadyFinished(f"operation {operation_id} has ended already: {state}")
+    raise AlreadyFinished(f"operation {operation_id} has already ended; its state is {state}")
 
 
-# One that fails at each try must not stand before the others for ever: hence any of those that are due.
+# ORDER BY random(): an operation whose step fails each time must not block the others for ever.
 _TAKE = text("""
     SELECT id, kind, filter, reason, actor, rate FROM operations
      WHERE finished_at IS NULL AND next_at <= now()
      ORDER BY random() LIMIT 1
        FOR UPDATE SKIP LOCKED""")
-# Until its canaries have succeeded, an operation has not ended well, even when there is nothing else to do.
+# An operation ends only when its canaries have succeeded too, even when no item waits any more.
 _PACE = text("""
     UPDATE operations
        SET next_at = now() + :pause * interval '1 second',
@@ -63,17 +63,17 @@ _NEXT = text("""
 
 
 def advance(db: Connection, *, worker: str) -> tuple[int, float | None]:
-    """One step of one operation that is due; how many jobs it made pending, and the seconds until the next step.
+    """Do one step of one operation that is due; returns how many jobs it made pending, and the seconds to the next.
 
-    None while no operation runs. `db` is a transaction's: the step is done as a whole, or not at all.
+    The seconds are None when no operation is running. `db` must be a transaction: the step is done whole or not at all.
     """
     operation, moved = db.execute(_TAKE).one_or_none(), 0
     if operation is not None:
         match OperationKind(operation.kind):
             case OperationKind.REDRIVE:
-                moved, pause = _redrive(db, operation, worker)
+                moved, pause = redrive_step(db, operation, worker)
             case OperationKind.OFFBOARD:
-                moved, pause = _offboard(db, operation, worker)
+                moved, pause = offboard_step(db, operation, worker)
         db.execute(_PACE, {"id": operation.id, "pause": pause})
     wait = db.execute(_NEXT).scalar_one()
-    return moved, None if wait is None else min(max(wait, 0.0), LOOK_SECONDS)
+    return moved, None if wait is None else min(max(wait, 0.0), POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""Offboarding: a DELETE of all that a tenant has, but for what is protected."""
+"""Offboarding: a DELETE of each of a tenant's resources, except the protected ones."""
 
 import uuid
 from collections.abc import Sequence
@@ -10,14 +10,17 @@ from sqlalchemy import Connection, text
 
 from outbox import holds, jobs, tables
 from outbox.errors import DigestMismatch, NotFound
-from outbox.operations._set import BATCH, SAMPLE, _begun, _by, _insert, _told
+from outbox.operations.selection import BATCH, SAMPLE, attribution, confirm, insert, summarize
 from outbox.rows import Operation, Resource, columns, read
 from outbox.states import HoldScope, OperationKind, ResourceStatus
 
 
 @dataclass(frozen=True)
 class OffboardPreview:
-    """The living resources of a tenant. `protected` of them would be left; `deleting` are on their way already."""
+    """The resources of a tenant that are provisioning or active. `protected` of them would be kept.
+
+    `deleting` counts the tenant's resources that got a DELETE before.
+    """
 
     count: int
     protected: int
@@ -34,13 +37,13 @@ _SAMPLE_OF_RESOURCES = text(f"""
 
 
 def preview_offboard(db: Connection, tenant: str) -> OffboardPreview:
-    """What an offboarding would delete; `db` is a snapshot's, so that all of it is of one moment.
+    """What an offboarding would delete; `db` must be a snapshot, so that all numbers are of one moment.
 
     Raises NotFound when the tenant has never had a resource or a token.
     """
-    _refuse_stranger(db, tenant)
+    _refuse_unknown_tenant(db, tenant)
     living = _living(tenant).subquery()
-    found = _told(db, OperationKind.OFFBOARD, {"tenant": tenant}, living, living.c.id, living.c.protected)
+    found = summarize(db, OperationKind.OFFBOARD, {"tenant": tenant}, living, living.c.id, living.c.protected)
     protected = db.execute(sa.select(sa.func.count()).select_from(living).where(living.c.protected)).scalar_one()
     mine = tables.resources.c
     grouped = sa.select(mine.status, sa.func.count()).where(mine.tenant == tenant).group_by(mine.status)
@@ -59,12 +62,13 @@ def preview_offboard(db: Connection, tenant: str) -> OffboardPreview:
 def begin_offboard(
     db: Connection, tenant: str, *, expected_count: int, reason: str, actor: str, digest: str
 ) -> Operation:
-    """Write down the tenant's living resources for the workers to delete; what is protected is left.
+    """Store the tenant's provisioning and active resources as items for workers to delete; protected ones are kept.
 
-    What the tenant makes later is not part of it. `db` is a transaction's. Raises NotFound, DigestMismatch.
+    Resources that the tenant makes later are not part of it. `db` must be a transaction. Raises NotFound,
+    AlreadyRunning, DigestMismatch.
     """
-    _refuse_stranger(db, tenant)
-    operation = _insert(db, OperationKind.OFFBOARD, {"tenant": tenant}, reason=reason, actor=actor, digest=digest)
+    _refuse_unknown_tenant(db, tenant)
+    operation = insert(db, OperationKind.OFFBOARD, {"tenant": tenant}, reason=reason, actor=actor, digest=digest)
     living = _living(tenant).subquery()
     place = sa.func.row_number().over(order_by=living.c.id)
     left = sa.case((living.c.protected, "protected"))
@@ -73,13 +77,13 @@ def begin_offboard(
     db.execute(sa.insert(tables.operation_items).from_select(into, listed))
     item = tables.operation_items.c
     protected = item.outcome.is_not(None)
-    begun = _begun(db, operation, OperationKind.OFFBOARD, {"tenant": tenant}, digest, item.resource_id, protected)
+    begun = confirm(db, operation, OperationKind.OFFBOARD, {"tenant": tenant}, digest, item.resource_id, protected)
     if begun.total != expected_count:
-        raise DigestMismatch(f"you expected {expected_count} resources, and there are {begun.total}; preview again")
+        raise DigestMismatch(f"you expected {expected_count} resources, but there are {begun.total}; preview again")
     return begun
 
 
-def _refuse_stranger(db: Connection, tenant: str) -> None:
+def _refuse_unknown_tenant(db: Connection, tenant: str) -> None:
     if not holds.known(db, HoldScope.TENANT, tenant):
         raise NotFound(f"there is no tenant {tenant!r}")
 
@@ -105,12 +109,12 @@ _DELETED = text("""
      WHERE operation_id = :id AND item.resource_id = done.resource_id AND outcome IS NULL""")
 
 
-def _offboard(db: Connection, operation: sa.Row[Any], worker: str) -> tuple[int, float]:
-    """One step of an offboarding; how many it enqueued. What slows teardowns is no business of this."""
+def offboard_step(db: Connection, operation: sa.Row[Any], worker: str) -> tuple[int, float]:
+    """Do one step of an offboarding; returns how many jobs it enqueued, and no pause: a brake limits the teardowns."""
     listed: Sequence[uuid.UUID] = [
         item.resource_id for item in db.execute(_TO_DELETE, {"id": operation.id, "batch": BATCH})
     ]
-    by = {"tenant": operation.filter["tenant"]} | _by(operation, worker)
+    by = {"tenant": operation.filter["tenant"]} | attribution(operation, worker)
     enqueued = jobs.enqueue_all(db, [jobs.Delete(resource, **by) for resource in listed])
     done = {each.resource.id: each.job.id for each in enqueued.values()}
     db.execute(

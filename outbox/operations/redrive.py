@@ -1,4 +1,4 @@
-"""Bulk re-drive: one job of each backend first, the others at a rate when that one has succeeded."""
+"""Bulk re-drive: one job of each backend first; the backend's other jobs, at a rate, when that one has succeeded."""
 
 import json
 from dataclasses import dataclass, fields, replace
@@ -9,18 +9,18 @@ from sqlalchemy import Connection, text
 
 from outbox import holds, jobs, tables
 from outbox.errors import BadRequest
-from outbox.operations._set import BATCH, LOOK_SECONDS, SAMPLE, _begun, _by, _insert, _told
+from outbox.operations.selection import BATCH, POLL_SECONDS, SAMPLE, attribution, confirm, insert, summarize
 from outbox.queries import JobFilter
 from outbox.rows import Job, Json, Operation, columns, read
 from outbox.states import HoldScope, JobState, OperationKind
 
-# Jobs a second that an operation re-drives: about what one worker's hands get done with fast backends.
+# Jobs a second that an operation re-drives: about as many as one worker's threads complete on fast backends.
 RATE, MAX_RATE = 50, 1000
 
 
 @dataclass(frozen=True)
 class Preview:
-    """The stuck jobs that a filter means: how many, of which backends, the first of them, and their digest."""
+    """The stuck jobs that a filter selects: how many, of which backends, the first of them, and their digest."""
 
     count: int
     backends: dict[str, int]
@@ -32,13 +32,13 @@ _SAMPLE_OF_JOBS = text(f"SELECT {columns(Job, 'job')} FROM outbox AS job WHERE i
 
 
 def preview_redrive(db: Connection, wanted: JobFilter) -> Preview:
-    """What a bulk re-drive would work on; `db` is a snapshot's, so that all of it is of one moment.
+    """What a bulk re-drive would work on; `db` must be a snapshot, so that all numbers are of one moment.
 
-    Raises BadRequest when nobody knows the filter's backend or tenant.
+    Raises BadRequest when the filter's backend or tenant is unknown.
     """
-    _refuse_unknown(db, wanted)
+    _refuse_unknown_scope(db, wanted)
     stuck = _stuck(wanted).subquery()
-    found = _told(db, OperationKind.REDRIVE, words(wanted), stuck, stuck.c.id, stuck.c.fence)
+    found = summarize(db, OperationKind.REDRIVE, words(wanted), stuck, stuck.c.id, stuck.c.fence)
     first = db.execute(sa.select(stuck.c.id).order_by(stuck.c.id).limit(SAMPLE)).scalars().all()
     sample = [read(Job, "job", row) for row in db.execute(_SAMPLE_OF_JOBS, {"ids": first})]
     return Preview(found.count, found.backends, sample, found.digest)
@@ -47,23 +47,23 @@ def preview_redrive(db: Connection, wanted: JobFilter) -> Preview:
 def begin_redrive(
     db: Connection, wanted: JobFilter, *, reason: str, actor: str, digest: str, rate: int = RATE
 ) -> Operation:
-    """Write down the previewed jobs for the workers to re-drive, at most `rate` a second.
+    """Store the previewed jobs as items for workers to re-drive, at most `rate` a second.
 
-    The first of each backend goes alone, and the others when it has succeeded. `db` is a transaction's.
-    Raises AlreadyRunning, and DigestMismatch when the filter finds other jobs, or the same at other fences; and what
-    a preview raises.
+    Workers re-drive one job of each backend first, the canary, and the others when it has succeeded. `db` must be a
+    transaction. Raises BadRequest, AlreadyRunning, and DigestMismatch when the filter selects other jobs than the
+    preview, or the same jobs at other fences.
     """
-    _refuse_unknown(db, wanted)
-    operation = _insert(db, OperationKind.REDRIVE, words(wanted), reason=reason, actor=actor, digest=digest, rate=rate)
+    _refuse_unknown_scope(db, wanted)
+    operation = insert(db, OperationKind.REDRIVE, words(wanted), reason=reason, actor=actor, digest=digest, rate=rate)
     stuck, number = _stuck(wanted).subquery(), sa.func.row_number()
-    # A teardown where there is one: a birth may rightly end cancelled, and proves nothing by that.
+    # The canary is a teardown where there is one: a provision may rightly end `cancelled`, which proves nothing.
     place_of_backend = number.over(partition_by=stuck.c.backend, order_by=(stuck.c.kind != "deprovision", stuck.c.id))
     place = number.over(order_by=stuck.c.id)
     listed = sa.select(sa.literal(operation), place, stuck.c.backend, stuck.c.id, stuck.c.fence, place_of_backend == 1)
     into = ("operation_id", "n", "backend", "job_id", "fence", "canary")
     db.execute(sa.insert(tables.operation_items).from_select(into, listed))
     item = tables.operation_items.c
-    return _begun(db, operation, OperationKind.REDRIVE, words(wanted), digest, item.job_id, item.fence)
+    return confirm(db, operation, OperationKind.REDRIVE, words(wanted), digest, item.job_id, item.fence)
 
 
 def words(wanted: JobFilter) -> Json:
@@ -75,21 +75,21 @@ def words(wanted: JobFilter) -> Json:
     return json.loads(json.dumps(said, default=str)) or {"all": True}
 
 
-def _refuse_unknown(db: Connection, wanted: JobFilter) -> None:
-    """A typing error finds nothing, and nothing to do looks like all is well."""
+def _refuse_unknown_scope(db: Connection, wanted: JobFilter) -> None:
+    """With a typing error the filter selects no jobs, which would look as if no job were stuck."""
     for scope, subject in ((HoldScope.BACKEND, wanted.backend), (HoldScope.TENANT, wanted.tenant)):
         if subject is not None and not holds.known(db, scope, subject):
-            raise BadRequest(f"there is no {scope} {subject!r} here: this filter would find nothing")
+            raise BadRequest(f"there is no {scope} {subject!r} here: this filter would find nothing; check the name")
 
 
 def _stuck(wanted: JobFilter) -> "sa.Select[Any]":
     if wanted.state not in (None, JobState.STUCK):
-        raise BadRequest(f"state: only stuck jobs can be re-driven, not {wanted.state}")
+        raise BadRequest(f"state: only stuck jobs can be re-driven, not {wanted.state} ones")
     job = tables.outbox.c
     return sa.select(job.id, job.fence, job.backend, job.kind).where(*replace(wanted, state=JobState.STUCK).clauses())
 
 
-# A canary that ended otherwise than well: its backend's others are left alone, the other backends' go on.
+# When a canary has ended without success, the other jobs of its backend are left alone; other backends go on.
 _JUDGE = text("""
     WITH bad AS (
         UPDATE operation_items AS item SET outcome = 'failed'
@@ -108,8 +108,8 @@ _JUDGE = text("""
                                         coalesce(last_error, 'no error was recorded')), '; ' ORDER BY backend)
                  FROM bad))
      WHERE id = :id AND EXISTS (SELECT FROM bad)""")
-# A canary that somebody else had moved on proves nothing: the next that is as it was listed takes its place.
-# Where none is, all of that backend have moved on.
+# A canary that was skipped (an operator had moved its job on) proves nothing: the backend's next job that is still
+# as it was listed becomes the canary. If there is none, all items of the backend are skipped.
 _REPLACE = text("""
     WITH lost AS (
         SELECT backend FROM operation_items
@@ -141,14 +141,14 @@ _REDRIVEN = text("""
      WHERE operation_id = :id AND n = ANY(:places) AND outcome IS NULL""")
 
 
-def _redrive(db: Connection, operation: sa.Row[Any], worker: str) -> tuple[int, float]:
-    """One step of a bulk re-drive; how many it re-drove, and the pause that keeps it to its rate."""
+def redrive_step(db: Connection, operation: sa.Row[Any], worker: str) -> tuple[int, float]:
+    """Do one step of a bulk re-drive; returns how many jobs it re-drove, and the pause that keeps it to its rate."""
     mine = {"id": operation.id}
     db.execute(_JUDGE, mine)
     db.execute(_REPLACE, mine)
     listed = db.execute(_REDRIVABLE, mine | {"batch": min(BATCH, operation.rate)}).all()
     if not listed:
-        return 0, LOOK_SECONDS
-    done = jobs.redrive_all(db, [(item.job_id, item.fence) for item in listed], **_by(operation, worker))
+        return 0, POLL_SECONDS
+    done = jobs.redrive_all(db, [(item.job_id, item.fence) for item in listed], **attribution(operation, worker))
     db.execute(_REDRIVEN, mine | {"places": [item.n for item in listed], "done": list(done)})
     return len(done), len(done) / operation.rate

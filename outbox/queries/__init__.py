@@ -1,9 +1,9 @@
-"""Reads for the API and the command. Never writes.
+"""Reads for the API and the CLI. Never writes.
 
 - `pages`                   one page of a listing, and its cursor
 - `resources`, `jobs`, `stops`, `operations`   listings and counts
-- `story`                   one job with all that happened to it
-- `attempts`                a job's attempts, told from its events
+- `story`                   one job with its attempts, its events and what it waits for
+- `attempts`                a job's attempts, made from its events
 """
 
 from outbox.approvals import Approval

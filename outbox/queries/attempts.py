@@ -1,4 +1,4 @@
-"""A job's attempts, told from its events: an attempt is the events of one fence."""
+"""A job's attempts, made from its events: an attempt is the events of one fence."""
 
 import datetime as dt
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from outbox.rows import Evidence, Json
 
 @dataclass(frozen=True)
 class Seen:
-    """What an attempt saw of the backend before it acted, and when it had; None where it did not look."""
+    """What an attempt saw when it inspected the backend before and after it acted; None where it did not inspect."""
 
     before: Json | None
     after: Json | None
@@ -19,7 +19,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One claim of a job, told from its events. `outcome` is None while it runs."""
+    """One claim of a job and its end. `outcome` is None while the attempt runs."""
 
     fence: int
     worker: str
@@ -32,9 +32,9 @@ class Attempt:
 
 
 def attempts(events: list[Evidence]) -> Iterator[tuple[Evidence, Evidence | None, Evidence | None]]:
-    """Of a job's events, in order: each attempt's first, which is its claim, its start and its end, as far as it came.
+    """The claim, the start and the end of each attempt, from a job's events in order; None for what did not happen.
 
-    What a person or a latecomer did beside an attempt is no part of it.
+    Events of operators and late reports are left out.
     """
     course = [event for event in events if event.event in (Event.CLAIMED, Event.STARTED, *ENDS_ATTEMPT)]
     for _, group in groupby(course, key=lambda event: event.fence):
@@ -44,7 +44,8 @@ def attempts(events: list[Evidence]) -> Iterator[tuple[Evidence, Evidence | None
         yield of_attempt[0], started, ended
 
 
-def _attempt(claimed: Evidence, started: Evidence | None, ended: Evidence | None) -> Attempt:
+def attempt_of(claimed: Evidence, started: Evidence | None, ended: Evidence | None) -> Attempt:
+    """The attempt of these three events, of which `attempts` has found those that exist."""
     return Attempt(
         fence=claimed.fence,
         worker=claimed.actor,
@@ -60,5 +61,5 @@ def _attempt(claimed: Evidence, started: Evidence | None, ended: Evidence | None
 def _seen(started: Evidence | None, ended: Evidence | None) -> Seen:
     before, after = (((event and event.detail) or {}) for event in (started, ended))
     last = after.get("seen") or after.get("manifest")
-    # Without a start nothing was done between: the one look that there was is the one before.
+    # Without a start the attempt did not act, so its only inspection counts as the one before.
     return Seen(before.get("seen"), last) if started else Seen(last, None)

@@ -1,4 +1,4 @@
-"""Which jobs are meant, by one filter for every listing, count and bulk action."""
+"""Jobs by filter: one filter for every listing, count and bulk action."""
 
 import datetime as dt
 import uuid
@@ -10,16 +10,17 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from outbox import tables
-from outbox.queries.pages import Page, _decode, _page, _select
+from outbox.queries.pages import Page, decode_cursor, page_of, select_columns
 from outbox.rows import Job, read
 from outbox.states import JobKind, JobState, StuckReason
 
 
 @dataclass(frozen=True)
 class JobFilter:
-    """Which jobs are meant; a field that is None asks for nothing. One for every listing, count and bulk action.
+    """Selects jobs; a field that is None does not filter.
 
-    `error` is a part of `last_error`, in any case; `older_than` is the job's age by the database's clock.
+    `error` is a part of `last_error`, in upper or lower case; `older_than` is the job's least age, by the database's
+    clock.
     """
 
     state: JobState | None = None
@@ -32,7 +33,7 @@ class JobFilter:
     resource_id: uuid.UUID | None = None
 
     def clauses(self) -> list["sa.ColumnElement[bool]"]:
-        """The conditions on `tables.outbox`, to be joined by AND; none when all jobs are meant."""
+        """The conditions on `tables.outbox`, to be joined by AND; empty when the filter selects all jobs."""
         job = tables.outbox.c
         equal = {
             job.state: self.state,
@@ -43,9 +44,9 @@ class JobFilter:
         }
         asked = [column == value for column, value in equal.items() if value is not None]
         if self.reason is not None:
-            asked.append(job.state == JobState.STUCK)  # a CHECK says so; said here too, the stuck jobs' index serves
+            asked.append(job.state == JobState.STUCK)  # implied by a CHECK; lets the planner use the stuck jobs' index
         if self.state == JobState.PENDING:
-            # True of every job; said in words, the indexes of what is claimable and of what is held serve together.
+            # True of every job; lets the planner combine the indexes of claimable and of held jobs.
             asked.append(sa.or_(job.held_by.is_(None), job.held_by.is_not(None)))
         if self.tenant is not None:
             asked.append(job.resource_id.in_(_resources_of(self.tenant)))
@@ -66,23 +67,23 @@ def _resources_of(tenant: str) -> "sa.Select[Any]":
 def list_jobs(db: Connection, wanted: JobFilter = EVERY_JOB, *, cursor: str | None = None, limit: int = 50) -> Page:
     """Newest first. Raises BadCursor."""
     table = tables.outbox
-    query = _select(Job, table, "job").where(*wanted.clauses())
+    query = select_columns(Job, table, "job").where(*wanted.clauses())
     if cursor is not None:
-        (last,) = _decode(cursor, lambda last: (int(last),))
+        (last,) = decode_cursor(cursor, lambda last: (int(last),))
         query = query.where(table.c.id < last)
     rows = [read(Job, "job", row) for row in db.execute(query.order_by(table.c.id.desc()).limit(limit + 1))]
-    return _page(rows, limit, lambda job: [job.id])
+    return page_of(rows, limit, lambda job: [job.id])
 
 
 @dataclass(frozen=True)
 class ListedJob(Job):
-    """A job, and whose it is, for those who see every tenant's."""
+    """A job and its tenant, for operators, who see the jobs of all tenants."""
 
     tenant: str
 
 
 def with_tenants(db: Connection, page: Page) -> Page:
-    """The same page of jobs, with the tenants: asked for these alone, lest the planner join first and choose then."""
+    """The same page with each job's tenant, read by a second query: in one, the planner might join all rows first."""
     resource = tables.resources.c
     asked = sa.select(resource.id, resource.tenant).where(resource.id.in_({job.resource_id for job in page.items}))
     tenants = {row.id: row.tenant for row in db.execute(asked)}
@@ -91,7 +92,7 @@ def with_tenants(db: Connection, page: Page) -> Page:
 
 @dataclass(frozen=True)
 class JobCounts:
-    """How many jobs a filter finds; `by_reason` counts the stuck ones."""
+    """How many jobs a filter selects; `by_reason` counts the stuck ones."""
 
     total: int
     by_state: dict[str, int]
@@ -100,7 +101,7 @@ class JobCounts:
 
 
 def count_jobs(db: Connection, wanted: JobFilter = EVERY_JOB) -> JobCounts:
-    """All that the filter finds, in one pass; groups without jobs are left out."""
+    """Counts of all jobs that the filter selects, in one query; groups without jobs are left out."""
     job = tables.outbox.c
     groups = (job.state, job.stuck_reason, job.backend)
     rows = db.execute(sa.select(*groups, sa.func.count()).where(*wanted.clauses()).group_by(*groups)).all()

@@ -1,4 +1,4 @@
-"""Operations, and how far they are."""
+"""Operations and their progress."""
 
 import datetime as dt
 from collections import Counter
@@ -10,13 +10,13 @@ from sqlalchemy import Connection, text
 
 from outbox import tables
 from outbox.errors import NotFound
-from outbox.queries.pages import Page, _decode, _page
+from outbox.queries.pages import Page, decode_cursor, page_of
 from outbox.rows import Operation
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What became of an operation's items so far."""
+    """How many of an operation's items have which outcome; `waiting` have none yet."""
 
     total: int
     waiting: int
@@ -29,9 +29,9 @@ class Tally:
 
 @dataclass(frozen=True)
 class Canary:
-    """The job of a backend that goes first. `state` is the job's now, `outcome` the item's.
+    """The job that is re-driven first on its backend. `state` is the job's present state, `outcome` the item's.
 
-    `next_attempt_at` is until when it waits after an attempt that failed; None when it does not.
+    `next_attempt_at` is until when the job waits after a failed attempt; None when it does not wait.
     """
 
     backend: str
@@ -43,9 +43,9 @@ class Canary:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an operation is. `jobs` counts the jobs of what is done by their state now.
+    """How far an operation is. `jobs` counts, by present state, the jobs that it has re-driven or enqueued.
 
-    `stuck_jobs` are the first of those that are stuck.
+    `stuck_jobs` are the first ten of these that are stuck.
     """
 
     all: Tally
@@ -59,10 +59,10 @@ def list_operations(db: Connection, *, cursor: str | None = None, limit: int = 5
     """Newest first. Raises BadCursor."""
     query = _operations()
     if cursor is not None:
-        (last,) = _decode(cursor, lambda last: (int(last),))
+        (last,) = decode_cursor(cursor, lambda last: (int(last),))
         query = query.where(tables.operations.c.id < last)
     rows = db.execute(query.order_by(tables.operations.c.id.desc()).limit(limit + 1))
-    return _page([Operation.read(row) for row in rows], limit, lambda operation: [operation.id])
+    return page_of([Operation.read(row) for row in rows], limit, lambda operation: [operation.id])
 
 
 _OUTCOMES = text("""
@@ -76,7 +76,7 @@ _CANARIES = text("""
 _JOBS_NOW = text("""
     SELECT outbox.state, count(*) FROM operation_items AS item JOIN outbox ON outbox.id = job_id
      WHERE operation_id = :id AND outcome IN ('redriven', 'enqueued', 'failed') GROUP BY 1 ORDER BY 1""")
-# Ten: as many as a person looks at one by one.
+# Ten: as many as an operator reads one by one.
 _STUCK_NOW = text("""
     SELECT outbox.id FROM operation_items AS item JOIN outbox ON outbox.id = job_id
      WHERE operation_id = :id AND outcome IN ('redriven', 'enqueued', 'failed') AND outbox.state = 'stuck'
@@ -84,7 +84,7 @@ _STUCK_NOW = text("""
 
 
 def operation(db: Connection, operation_id: int) -> tuple[Operation, Progress]:
-    """An operation, and how far it is. Raises NotFound."""
+    """An operation and its progress. Raises NotFound."""
     row = db.execute(_operations().where(tables.operations.c.id == operation_id)).one_or_none()
     if row is None:
         raise NotFound(f"there is no operation {operation_id}")

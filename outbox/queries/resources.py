@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from outbox import resources, tables
-from outbox.queries.pages import Page, _decode, _page, _select
+from outbox.queries.pages import Page, decode_cursor, page_of, select_columns
 from outbox.rows import Resource, read
 
 
@@ -25,12 +25,12 @@ def list_resources(
     cursor: str | None = None,
     limit: int = 50,
 ) -> Page:
-    """Newest first; `tenant` None means all tenants. Raises BadCursor."""
+    """Resources, newest first; `tenant` None means all tenants. Raises BadCursor."""
     table = tables.resources
-    query = _select(Resource, table, "resource", tenant=tenant, status=status, kind=kind)
+    query = select_columns(Resource, table, "resource", tenant=tenant, status=status, kind=kind)
     query = query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit + 1)
     if cursor is not None:
-        at, last = _decode(cursor, lambda at, last: (dt.datetime.fromisoformat(at), uuid.UUID(last)))
+        at, last = decode_cursor(cursor, lambda at, last: (dt.datetime.fromisoformat(at), uuid.UUID(last)))
         query = query.where(sa.tuple_(table.c.created_at, table.c.id) < sa.tuple_(sa.literal(at), sa.literal(last)))
     rows = [read(Resource, "resource", row) for row in db.execute(query)]
-    return _page(rows, limit, lambda r: [r.created_at.isoformat(), str(r.id)])
+    return page_of(rows, limit, lambda r: [r.created_at.isoformat(), str(r.id)])

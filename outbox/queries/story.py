@@ -1,4 +1,4 @@
-"""One job with all that happened to it."""
+"""One job with its attempts, its events and what it waits for."""
 
 import datetime as dt
 import uuid
@@ -12,7 +12,7 @@ from outbox.errors import NotFound
 from outbox.events import Event
 from outbox.holds import Hold, over
 from outbox.observations import Observation
-from outbox.queries.attempts import Attempt, _attempt, attempts
+from outbox.queries.attempts import Attempt, attempt_of, attempts
 from outbox.queries.stops import Breaker, list_breakers
 from outbox.rows import Evidence, Job, columns, read
 from outbox.states import JobState
@@ -30,11 +30,12 @@ class Request:
 
 @dataclass(frozen=True)
 class JobStory:
-    """A job with all that happened to it. `request` is None where its first event is missing.
+    """A job with its attempts, its events and what it waits for. `request` is None where its first event is missing.
 
-    `holds` are those in force that cover it: while there is one, it does not start. `breaker` is its backend's, and
-    `due_seconds` how long it has been due by the database's clock, while it is pending. `stuck_since`, the proposals
-    that wait for a second operator, and the last look at this fence, while it is stuck.
+    `holds` are the holds in force that cover the job: while there is one, the job does not start. Only for a pending
+    job: `breaker`, its backend's; `due_seconds`, how long it has been due by the database's clock. Only for a stuck
+    job: `stuck_since`; `approvals`, the proposals that wait for a second operator; `last_look`, the last inspection at
+    this fence.
     """
 
     job: Job
@@ -61,30 +62,30 @@ _EVENTS = text(f"SELECT {columns(Evidence, 'event')} FROM events AS event WHERE 
 
 
 def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobStory:
-    """The job, its attempts and its events; to a `tenant`, operators are nameless and wordless. Raises NotFound."""
+    """The job, its attempts and its events; a `tenant` sees neither names nor reasons of operators. Raises NotFound."""
     row = db.execute(_STORY, {"id": job_id, "tenant": tenant}).one_or_none()
     if row is None:
         raise NotFound(f"there is no job {job_id}")
     job = read(Job, "job", row)
     events = [read(Evidence, "event", event) for event in db.execute(_EVENTS, {"id": job_id})]
     if tenant is not None:
-        events = _as_told_to(db, tenant, events)
+        events = _visible_to(db, tenant, events)
     asked = next((e for e in events if e.event == Event.ENQUEUED), None)
     stuck = job.state is JobState.STUCK
-    # Looks and proposals come after it, and move nothing.
+    # The last of these two: later events, inspections and proposals, move nothing.
     since = next((e.at for e in reversed(events) if e.event in (Event.STUCK, Event.SWEPT)), None)
     return JobStory(
         job=job,
         tenant=row.tenant,
         resource_name=row.name,
         request=None if asked is None else Request(asked.actor, asked.at, asked.reason, row.request_id),
-        attempts=[_attempt(*attempt) for attempt in attempts(events)],
+        attempts=[attempt_of(*attempt) for attempt in attempts(events)],
         events=events,
         holds=over(db, job_id) if job.finished_at is None else [],
         breaker=next(iter(list_breakers(db, job.backend)), None) if job.state is JobState.PENDING else None,
         due_seconds=row.due_seconds,
         stuck_since=since if stuck else None,
-        approvals=approvals.living(db, job_id, fence=job.fence) if stuck else [],
+        approvals=approvals.proposals(db, job_id, fence=job.fence) if stuck else [],
         last_look=observations.last(db, job_id, fence=job.fence) if stuck else None,
     )
 
@@ -94,10 +95,10 @@ _OWN = text("""
      WHERE actor = ANY(:actors)""")
 
 
-def _as_told_to(db: Connection, tenant: str, events: list[Evidence]) -> list[Evidence]:
-    """The events as the tenant may read them: who the operators are, and what they say and have looked at, is theirs.
+def _visible_to(db: Connection, tenant: str, events: list[Evidence]) -> list[Evidence]:
+    """The events as the tenant may read them: without operators' names and reasons, and without what inspections saw.
 
-    A person is known by a token or a shell; whoever else acts is a worker.
+    An actor that is neither a token nor a shell user is a worker.
     """
     persons = [event.actor for event in events if event.actor.startswith(("token:", "cli:"))]
     others = set(persons) - set(db.execute(_OWN, {"tenant": tenant, "actors": persons}).scalars())

@@ -1,6 +1,6 @@
-"""Tables, indexes and CHECKs. Alembic's migrations create them; `alembic check` holds the two together.
+"""Tables, indexes and CHECKs. Alembic's migrations create them; `alembic check` compares the two.
 
-- `resources`, `jobs`   the customers' things, and the outbox
+- `resources`, `jobs`   the customers' resources, and the outbox
 - `evidence`            events, checkpoints
 - `control`             tokens, breakers, holds, brakes, observations, approvals
 - `operations`          bulk work

@@ -1,10 +1,10 @@
-"""What steers the workers and the people: tokens, breakers, holds, brakes, observations, approvals."""
+"""Tables that control workers and operators: tokens, breakers, holds, brakes, observations, approvals."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from outbox.states import ForcedAction, Found, HoldCause, HoldScope, TokenRole
-from outbox.tables.metadata import _one_of, _timestamp, metadata
+from outbox.tables.metadata import metadata, one_of, timestamp
 
 tokens = sa.Table(
     "tokens",
@@ -14,9 +14,9 @@ tokens = sa.Table(
     sa.Column("role", sa.Text, nullable=False),
     sa.Column("tenant", sa.Text),
     sa.Column("digest", sa.LargeBinary, nullable=False),
-    _timestamp("created_at", now=True),
-    _timestamp("revoked_at"),
-    sa.CheckConstraint(_one_of("role", TokenRole), name="tokens_role_known"),
+    timestamp("created_at", now=True),
+    timestamp("revoked_at"),
+    sa.CheckConstraint(one_of("role", TokenRole), name="tokens_role_known"),
     sa.CheckConstraint("(role = 'tenant') = (tenant IS NOT NULL)", name="tokens_tenant_has_tenant"),
     sa.Index("tokens_digest", "digest", unique=True),
 )
@@ -26,7 +26,7 @@ breakers = sa.Table(
     metadata,
     sa.Column("backend", sa.Text, primary_key=True),
     sa.Column("failures", sa.Integer, nullable=False),
-    _timestamp("opened_at", now=True),
+    timestamp("opened_at", now=True),
     sa.Column("retry_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
 )
@@ -40,19 +40,19 @@ holds = sa.Table(
     sa.Column("cause", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("actor", sa.Text, nullable=False),
-    _timestamp("created_at", now=True),
-    _timestamp("released_at"),
+    timestamp("created_at", now=True),
+    timestamp("released_at"),
     sa.Column("released_by", sa.Text),
     sa.Column("release_reason", sa.Text),
-    sa.CheckConstraint(_one_of("scope", HoldScope), name="holds_scope_known"),
-    sa.CheckConstraint(_one_of("cause", HoldCause), name="holds_cause_known"),
+    sa.CheckConstraint(one_of("scope", HoldScope), name="holds_scope_known"),
+    sa.CheckConstraint(one_of("cause", HoldCause), name="holds_cause_known"),
     sa.CheckConstraint("(scope = 'global') = (subject IS NULL)", name="holds_scope_has_subject"),
     sa.CheckConstraint(
         "(released_at IS NULL) = (released_by IS NULL) AND (released_at IS NULL) = (release_reason IS NULL)",
         name="holds_release_has_reason",
     ),
     sa.Index("holds_in_force", "scope", "subject", postgresql_where=sa.text("released_at IS NULL")),
-    # Many workers hit one brake at once: they engage one hold.
+    # When many workers hit one brake at once, they engage one hold.
     sa.Index(
         "holds_one_brake",
         "scope",
@@ -63,7 +63,7 @@ holds = sa.Table(
     sa.Index("holds_brakes_released", "scope", "subject", "released_at", postgresql_where=sa.text("cause = 'brake'")),
 )
 
-# One row a teardown that was started, for each brake over it; a resource counts once, however often it is tried.
+# A row for each started teardown and each brake over it; a resource counts once, however many attempts there are.
 brake_starts = sa.Table(
     "brake_starts",
     metadata,
@@ -82,13 +82,13 @@ observations = sa.Table(
     sa.Column("job_id", sa.BigInteger, nullable=False),
     sa.Column("fence", sa.BigInteger, nullable=False),
     sa.Column("asked_by", sa.Text, nullable=False),
-    _timestamp("asked_at", now=True),
-    _timestamp("taken_until"),
-    _timestamp("observed_at"),
+    timestamp("asked_at", now=True),
+    timestamp("taken_until"),
+    timestamp("observed_at"),
     sa.Column("observed_by", sa.Text),
     sa.Column("found", sa.Text),
     sa.Column("seen", JSONB),
-    sa.CheckConstraint(_one_of("found", Found), name="observations_found_known"),
+    sa.CheckConstraint(one_of("found", Found), name="observations_found_known"),
     sa.CheckConstraint(
         "(observed_at IS NULL) = (found IS NULL) AND (observed_at IS NULL) = (observed_by IS NULL)",
         name="observations_observed_is_told",
@@ -106,12 +106,12 @@ approvals = sa.Table(
     sa.Column("fence", sa.BigInteger, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("proposed_by", sa.Text, nullable=False),
-    _timestamp("proposed_at", now=True),
+    timestamp("proposed_at", now=True),
     sa.Column("approved_by", sa.Text),
-    _timestamp("approved_at"),
-    sa.CheckConstraint(_one_of("action", ForcedAction), name="approvals_action_known"),
+    timestamp("approved_at"),
+    sa.CheckConstraint(one_of("action", ForcedAction), name="approvals_action_known"),
     sa.CheckConstraint("(approved_at IS NULL) = (approved_by IS NULL)", name="approvals_approved_by_somebody"),
-    # Four eyes, held by the database itself.
+    # Two different operators, enforced by the database itself.
     sa.CheckConstraint("approved_by <> proposed_by", name="approvals_by_two"),
     sa.Index("approvals_once", "action", "job_id", "fence", unique=True),
 )

@@ -1,4 +1,4 @@
-"""Append-only: events, and the checkpoints over their chains."""
+"""Append-only tables: events, and the checkpoints over their chains."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
@@ -10,7 +10,7 @@ events = sa.Table(
     metadata,
     sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
     sa.Column("at", sa.DateTime(timezone=True), nullable=False, server_default=sa.text("clock_timestamp()")),
-    # No foreign keys: history must never slow or block what it tells of.
+    # No foreign keys: the evidence must never slow down or block a change of the rows that it is about.
     sa.Column("job_id", sa.BigInteger, nullable=False),
     sa.Column("resource_id", sa.Uuid, nullable=False),
     sa.Column("fence", sa.BigInteger, nullable=False),
@@ -18,7 +18,7 @@ events = sa.Table(
     sa.Column("actor", sa.Text, nullable=False),
     sa.Column("reason", sa.Text),
     sa.Column("detail", JSONB),
-    # A chain for each resource, written by the trigger `events_chained`; one for all would make everybody wait.
+    # A chain for each resource, written by the trigger `events_chained`; one chain for all would serialize all commits.
     sa.Column("seq", sa.BigInteger, nullable=False),
     sa.Column("hash", sa.LargeBinary, nullable=False),
     sa.Index("events_of_job", "job_id", "id"),
@@ -35,7 +35,7 @@ audit_checkpoints = sa.Table(
     sa.Column("heads", sa.BigInteger, nullable=False),
     sa.Column("previous", sa.LargeBinary, nullable=False),
     sa.Column("hash", sa.LargeBinary, nullable=False),
-    # The chain of checkpoints has no forks: of two made at once, one is.
+    # The chain of checkpoints has no forks: of two made at once, only one is inserted.
     sa.Index("audit_checkpoints_previous", "previous", unique=True),
 )
 

@@ -1,4 +1,4 @@
-"""The outbox: one row a job."""
+"""The outbox: one row for each job."""
 
 import sqlalchemy as sa
 
@@ -7,7 +7,7 @@ from outbox.states import (
     JobState,
     StuckReason,
 )
-from outbox.tables.metadata import _one_of, _timestamp, metadata
+from outbox.tables.metadata import metadata, one_of, timestamp
 
 outbox = sa.Table(
     "outbox",
@@ -21,20 +21,20 @@ outbox = sa.Table(
     sa.Column("fence", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("max_attempts", sa.Integer, nullable=False),
-    _timestamp("available_at", now=True),
+    timestamp("available_at", now=True),
     sa.Column("claimed_by", sa.Text),
-    _timestamp("lease_expires_at"),
+    timestamp("lease_expires_at"),
     sa.Column("started_fence", sa.BigInteger),
     sa.Column("forced_fence", sa.BigInteger),
     sa.Column("last_error", sa.Text),
     sa.Column("request_id", sa.Uuid, nullable=False),
-    _timestamp("created_at", now=True),
-    _timestamp("finished_at"),
-    # The hold that `start` met: the job waits for its release, out of the claims' way.
+    timestamp("created_at", now=True),
+    timestamp("finished_at"),
+    # The hold for which `start` refused the job: claims leave the job out until the hold is released.
     sa.Column("held_by", sa.BigInteger),
-    sa.CheckConstraint(_one_of("kind", JobKind), name="outbox_kind_known"),
-    sa.CheckConstraint(_one_of("state", JobState), name="outbox_state_known"),
-    sa.CheckConstraint(_one_of("stuck_reason", StuckReason), name="outbox_stuck_reason_known"),
+    sa.CheckConstraint(one_of("kind", JobKind), name="outbox_kind_known"),
+    sa.CheckConstraint(one_of("state", JobState), name="outbox_state_known"),
+    sa.CheckConstraint(one_of("stuck_reason", StuckReason), name="outbox_stuck_reason_known"),
     sa.CheckConstraint("(state = 'stuck') = (stuck_reason IS NOT NULL)", name="outbox_stuck_has_reason"),
     sa.CheckConstraint("(state = 'running') = (claimed_by IS NOT NULL)", name="outbox_running_has_claim"),
     sa.CheckConstraint("(state = 'running') = (lease_expires_at IS NOT NULL)", name="outbox_running_has_lease"),
@@ -46,7 +46,7 @@ outbox = sa.Table(
     sa.CheckConstraint("forced_fence <= fence", name="outbox_forced_within_fence"),
     sa.CheckConstraint("max_attempts >= 1", name="outbox_max_attempts_positive"),
     sa.CheckConstraint("held_by IS NULL OR state = 'pending'", name="outbox_held_is_pending"),
-    # The promise "not two", held by the database itself.
+    # The promise "not two", enforced by the database itself.
     sa.Index(
         "outbox_one_deprovision",
         "resource_id",
@@ -59,7 +59,7 @@ outbox = sa.Table(
         unique=True,
         postgresql_where=sa.text("kind = 'provision' AND state <> 'cancelled'"),
     ),
-    # In the claim's own order, so that a claim reads the rows it takes and no others.
+    # In the order of claims, so that a claim reads only the rows that it takes.
     sa.Index(
         "outbox_pending",
         "backend",
@@ -71,9 +71,9 @@ outbox = sa.Table(
     sa.Index("outbox_leases", "lease_expires_at", postgresql_where=sa.text("state = 'running'")),
     sa.Index("outbox_of_resource", "resource_id"),
     sa.Index("outbox_stuck", "id", postgresql_where=sa.text("state = 'stuck'")),
-    # For the pages of a listing that asks for what is rare: common things the primary key finds at once.
+    # For listings that filter by something rare; a page of something common is soon found along the primary key.
     sa.Index("outbox_of_backend", "backend", "id"),
-    sa.Index("outbox_age", "created_at", postgresql_using="brin"),  # ages stand in the table nearly in order
+    sa.Index("outbox_age", "created_at", postgresql_using="brin"),  # the table is nearly in the order of age
     sa.Index("outbox_failed", "id", postgresql_where=sa.text("last_error IS NOT NULL")),
     sa.Index("outbox_cancelled", "id", postgresql_where=sa.text("state = 'cancelled'")),
     sa.Index("outbox_restores", "id", postgresql_where=sa.text("kind = 'restore'")),

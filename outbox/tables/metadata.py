@@ -1,4 +1,4 @@
-"""What all tables share: their metadata, and how a time and a word of an enum are stored."""
+"""What all tables share: their metadata, the column of a time, and the CHECK of an enum's column."""
 
 import sqlalchemy as sa
 
@@ -7,7 +7,8 @@ metadata = sa.MetaData(
 )
 
 
-def _timestamp(name: str, *, now: bool = False) -> "sa.Column[object]":
+def timestamp(name: str, *, now: bool = False) -> "sa.Column[object]":
+    """A time with time zone: set to now() at INSERT and never NULL when `now`, else NULL until it is set."""
     return sa.Column(
         name,
         sa.DateTime(timezone=True),
@@ -16,5 +17,6 @@ def _timestamp(name: str, *, now: bool = False) -> "sa.Column[object]":
     )
 
 
-def _one_of(column: str, words: type) -> str:
+def one_of(column: str, words: type) -> str:
+    """The condition of a CHECK that lets only the values of the enum `words` into the column."""
     return f"{column} IN ({', '.join(repr(str(word)) for word in words)})"  # type: ignore[attr-defined]

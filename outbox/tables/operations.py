@@ -1,4 +1,4 @@
-"""Bulk work and its items."""
+"""Tables of bulk work: operations and their items."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
@@ -7,7 +7,7 @@ from outbox.states import (
     ItemOutcome,
     OperationKind,
 )
-from outbox.tables.metadata import _one_of, _timestamp, metadata
+from outbox.tables.metadata import metadata, one_of, timestamp
 
 operations = sa.Table(
     "operations",
@@ -29,31 +29,31 @@ operations = sa.Table(
     sa.Column("rate", sa.Integer),
     sa.Column("total", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("error", sa.Text),
-    _timestamp("created_at", now=True),
-    _timestamp("next_at", now=True),
-    _timestamp("finished_at"),
-    sa.CheckConstraint(_one_of("kind", OperationKind), name="operations_kind_known"),
+    timestamp("created_at", now=True),
+    timestamp("next_at", now=True),
+    timestamp("finished_at"),
+    sa.CheckConstraint(one_of("kind", OperationKind), name="operations_kind_known"),
     sa.CheckConstraint("(kind = 'redrive') = (rate IS NOT NULL)", name="operations_redrive_has_rate"),
     sa.CheckConstraint("rate BETWEEN 1 AND 1000", name="operations_rate_bounded"),
     sa.Index("operations_running", "next_at", postgresql_where=sa.text("finished_at IS NULL")),
-    # A double click begins one: two would each send a canary of their own.
+    # A double click begins one operation: two would each re-drive a canary of their own.
     sa.Index("operations_once", "kind", "digest", unique=True, postgresql_where=sa.text("finished_at IS NULL")),
 )
 
 operation_items = sa.Table(
     "operation_items",
     metadata,
-    # No foreign keys: checked one by one, those of 100,000 items would take longer than the rest.
+    # No foreign keys: to check those of 100,000 items one by one would take longer than all else.
     sa.Column("operation_id", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("n", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("backend", sa.Text, nullable=False),
-    # What is meant: a job at the fence it was listed with, or a resource.
+    # The target: a job at the fence that it had in the preview, or a resource.
     sa.Column("job_id", sa.BigInteger),
     sa.Column("fence", sa.BigInteger),
     sa.Column("resource_id", sa.Uuid),
     sa.Column("canary", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("outcome", sa.Text),
-    sa.CheckConstraint(_one_of("outcome", ItemOutcome), name="operation_items_outcome_known"),
+    sa.CheckConstraint(one_of("outcome", ItemOutcome), name="operation_items_outcome_known"),
     sa.CheckConstraint(
         "(fence IS NULL) = (resource_id IS NOT NULL) AND (fence IS NULL OR job_id IS NOT NULL)",
         name="operation_items_one_target",

@@ -1,4 +1,4 @@
-"""The customers' things."""
+"""The table of the customers' resources."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
@@ -6,7 +6,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from outbox.states import (
     ResourceStatus,
 )
-from outbox.tables.metadata import _one_of, _timestamp, metadata
+from outbox.tables.metadata import metadata, one_of, timestamp
 
 resources = sa.Table(
     "resources",
@@ -24,12 +24,12 @@ resources = sa.Table(
     sa.Column("credentials", sa.LargeBinary),
     sa.Column("idempotency_key", sa.Text),
     sa.Column("request_digest", sa.Text),
-    _timestamp("created_at", now=True),
-    _timestamp("activated_at"),
-    _timestamp("deleted_at"),
-    _timestamp("purged_at"),
-    _timestamp("expires_at"),
-    sa.CheckConstraint(_one_of("status", ResourceStatus), name="resources_status_known"),
+    timestamp("created_at", now=True),
+    timestamp("activated_at"),
+    timestamp("deleted_at"),
+    timestamp("purged_at"),
+    timestamp("expires_at"),
+    sa.CheckConstraint(one_of("status", ResourceStatus), name="resources_status_known"),
     sa.CheckConstraint("(status = 'deleted') = (purged_at IS NOT NULL)", name="resources_deleted_is_purged"),
     sa.CheckConstraint(
         "(status IN ('deleting', 'deleted')) = (deleted_at IS NOT NULL)", name="resources_deleting_since"
@@ -41,9 +41,9 @@ resources = sa.Table(
     sa.CheckConstraint("status <> 'deleted' OR credentials IS NULL", name="resources_deleted_has_no_credentials"),
     sa.Index("resources_listing", "tenant", sa.text("created_at DESC"), sa.text("id DESC")),
     sa.Index("resources_listing_all", sa.text("created_at DESC"), sa.text("id DESC")),
-    # One object belongs to one resource, ever: whoever copies a manifest must not get a second hold on it.
+    # An object belongs to one resource, ever: a copied manifest must not give a second resource the same object.
     sa.Index("resources_generation", "generation", unique=True),
-    # What a brake's percentage is of.
+    # For the percentages of brakes.
     sa.Index("resources_live_of_backend", "backend", postgresql_where=sa.text("status IN ('active', 'deleting')")),
     sa.Index("resources_live_of_tenant", "tenant", postgresql_where=sa.text("status IN ('active', 'deleting')")),
     sa.Index(
@@ -56,6 +56,6 @@ resources = sa.Table(
         unique=True,
         postgresql_where=sa.text("idempotency_key IS NOT NULL"),
     ),
-    # The export of proofs goes along it, page by page.
+    # For the export of proofs, page by page.
     sa.Index("resources_purged", "purged_at", "id", postgresql_where=sa.text("status = 'deleted'")),
 )

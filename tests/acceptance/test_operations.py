@@ -137,7 +137,7 @@ def test_each_wrong_request_for_bulk_work_has_its_code(
     body = problem(
         api.post("/v1/jobs/redrive", json=ALL | {"dry_run": False, "digest": digest}), 409, "digest_mismatch"
     )
-    assert "there are 1, as then, but other jobs (or at other fences) than then, or it is a mistyped" in body["detail"]
+    assert "there are 1, as before, but other jobs (or at other fences), or the digest is mistyped" in body["detail"]
     problem(
         api.post("/v1/jobs/redrive", json={"filter": {"backend": "pg-mian"}, "reason": "r"}), 422, "invalid_request"
     )
@@ -180,7 +180,7 @@ def test_the_command_that_the_dry_run_prints_does_it(shell: Any, db: Connection,
     assert times_redriven(db, ids) == {1: 30}
     assert job(db, old).state == "stuck"
     again = shell(*shlex.split(command)[1:], code=1)
-    assert "there were 30 then, and are 0 now; preview again" in again.stderr
+    assert "the preview found 30, and now there are 0; preview again" in again.stderr
     listed = json.loads(shell("operations", "list", "--json").stdout)["items"]
     assert [(o["id"], o["kind"], o["state"]) for o in listed] == [(told["id"], "redrive", "succeeded")]
     eventually(lambda: {job(db, id).state for id in ids} == {"succeeded"}, what="all done")
@@ -359,7 +359,7 @@ def test_a_running_operation_is_stopped_at_a_shell_and_over_http(api: httpx.Clie
     digest = json.loads(shell(*words, "--json").stdout)["digest"]
     begin = (*words, "--digest", digest, "--no-wait", "--json")
     begun = [json.loads(shell(*begin).stdout)["id"]]
-    assert "an operation on this very set is running" in shell(*begin, code=1).stderr, "a double click"
+    assert "an operation on the same set is running" in shell(*begin, code=1).stderr, "a double click"
     answer = api.post(f"/v1/operations/{begun[0]}/stop", json={"reason": "wrong filter"})
     assert (answer.status_code, answer.json()["state"]) == (200, "stopped")
     assert re.fullmatch(r"stopped by token:\d+:\S+: wrong filter", answer.json()["error"])
@@ -371,7 +371,7 @@ def test_a_running_operation_is_stopped_at_a_shell_and_over_http(api: httpx.Clie
     (command,) = [line.strip() for line in said.splitlines() if "redrive-all" in line]
     assert command == "deprovisioner jobs redrive-all --backend pg-main --older-than 4320m --reason …"
     assert "4 stuck jobs" in shell(*shlex.split(command)[1:]).stdout
-    assert "has ended already" in shell("operations", "stop", str(begun[1]), "--reason", "r", code=1).stderr
+    assert "has already ended" in shell("operations", "stop", str(begun[1]), "--reason", "r", code=1).stderr
     with database.transaction() as session:
         assert operations.advance(session, worker="w") == (0, None)
     assert times_redriven(db, ids) == {0: 4}

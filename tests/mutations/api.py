@@ -232,8 +232,8 @@ GUARDS_OF_API = (
         ("queries: state of a reason", "asked.append(job.state == JobState.STUCK)", "pass", _PLANS),
         (
             "queries: tenant of resources",
-            'query = _select(Resource, table, "resource", tenant=tenant, ',
-            'query = _select(Resource, table, "resource", ',
+            'query = select_columns(Resource, table, "resource", tenant=tenant, ',
+            'query = select_columns(Resource, table, "resource", ',
             _THEIRS,
         ),
     ),

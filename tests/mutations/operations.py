@@ -69,7 +69,7 @@ GUARDS_OF_OPERATIONS = (
         ("offboard: status", " AND status IN ('active', 'provisioning')", "", _LEFT),
     ),
     *_of(
-        "def _offboard(",
+        "def offboard_step(",
         ("offboard: tenant", '{"tenant": operation.filter["tenant"]}', '{"tenant": None}', _LEFT),
     ),
     # -- the set
@@ -83,7 +83,7 @@ GUARDS_OF_OPERATIONS = (
         ("operations: alive", "resource.tenant == tenant, alive", "resource.tenant == tenant", _OFFBOARD),
     ),
     *_of(
-        "def _told(",
+        "def summarize(",
         (
             "operations: digest of the kind",
             "json.dumps([kind, filter,",
@@ -103,24 +103,24 @@ GUARDS_OF_OPERATIONS = (
         ("operations: digest", "now.digest != digest", "False", f"{_CHANGED}[one more]"),
     ),
     *_of(
-        "    operation = _insert(db, OperationKind.OFFBOARD",
+        "    operation = insert(db, OperationKind.OFFBOARD",
         ("operations: count", "begun.total != expected_count", "False", "test_offboarding_wants_the_count_said_aloud"),
         ("operations: protected from the beginning", 'sa.case((living.c.protected, "protected"))', "sa.null()", _LEFT),
     ),
     *_of(
-        "    _refuse_unknown(db, wanted)\n    stuck = _stuck(wanted).subquery()",
+        "    _refuse_unknown_scope(db, wanted)\n    stuck = _stuck(wanted).subquery()",
         (
             "operations: a filter that is known",
-            "    _refuse_unknown(db, wanted)\n",
+            "    _refuse_unknown_scope(db, wanted)\n",
             "",
             "test_a_filter_that_nobody_knows_is_a_typing_error_and_no_empty_set[backend]",
         ),
     ),
     *_of(
-        "    _refuse_stranger(db, tenant)\n    living = ",
+        "    _refuse_unknown_tenant(db, tenant)\n    living = ",
         (
             "operations: a tenant that is known",
-            "    _refuse_stranger(db, tenant)\n",
+            "    _refuse_unknown_tenant(db, tenant)\n",
             "",
             "test_a_tenant_that_never_was_is_not_offboarded",
         ),

@@ -75,7 +75,7 @@ OPERATORS = (
     ),
     *cut(
         TRANSITIONS,
-        '_LAST_LOOK = """',
+        '_LAST_OBSERVATION = """',
         RESOLVE,
         ("resolve: job of the look", "job_id = :id AND ", "", "test_a_look_at_another_job_proves_nothing"),
         ("resolve: fence of the look", " AND fence = :fence", "", f"{_NOT_JUST_GONE}"),

@@ -212,7 +212,7 @@ def test_who_waits_too_long_for_a_turn_comes_back_later_and_burns_nothing(
     backend = Shelf()
     Run(claim, backend, worker="w")()
     assert (job(db, claim.id).state, job(db, claim.id).attempts, backend.torn) == ("pending", 0, [])
-    assert "others start under the same brake" in job(db, claim.id).last_error
+    assert "other workers are starting teardowns under the same brake" in job(db, claim.id).last_error
 
 
 def test_a_turn_is_neither_waited_for_nor_kept_for_long(db: Connection) -> None:

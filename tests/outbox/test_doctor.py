@@ -19,7 +19,7 @@ from outbox import db as database
 from outbox.doctor import CHECKS, examine
 from outbox.doctor.checks.schema import TRIGGERS
 from outbox.errors import Conflict
-from outbox.events import ASIDE, LEAVES, Event
+from outbox.events import MOVES_NOTHING, STATE_AFTER, Event
 from outbox.states import StuckReason
 from tests.support.breaks import BREAKS, World, findings
 from tests.support.factories import a_resource
@@ -170,7 +170,7 @@ def test_every_event_is_written_and_no_other() -> None:
     code = "".join(path.read_text() for path in (ROOT / "outbox" / "jobs").glob("*.py"))
     named = {Event[name] for name in re.findall(r"Event\.([A-Z_]+)", code)}
     assert named | words == set(Event)
-    assert {*LEAVES} | {*ASIDE} == set(Event)
+    assert {*STATE_AFTER} | {*MOVES_NOTHING} == set(Event)
 
 
 def test_it_writes_nothing_and_could_not(world: World) -> None:
@@ -289,7 +289,7 @@ def test_wrong_words_are_a_usage_error_and_a_lost_database_a_failure(env: dict[s
 def test_a_delete_without_its_job_says_so_and_the_runbook_repairs_it(world: World) -> None:
     resource, _ = BREAKS["deleting_without_job"](world)
     assert isinstance(resource, uuid.UUID)
-    with pytest.raises(Conflict, match=r"is deleting, and its deprovision job is missing: .*deleting_without_job"):
+    with pytest.raises(Conflict, match=r"is deleting, and its deprovision job is missing; .*deleting_without_job"):
         jobs.enqueue(world.db, resource, actor="me")
     part = (ROOT / "docs/runbook.md").read_text().partition("### `deleting_without_job`")[2].partition("\n### ")[0]
     statement = part.partition("```sql\n")[2].partition("```")[0]

@@ -102,14 +102,14 @@ def moved_on(db: Connection) -> None:
 @pytest.mark.parametrize(
     ("meanwhile", "said"),
     [
-        pytest.param(stuck_jobs, "there were 2 then, and are 3 now", id="one more"),
+        pytest.param(stuck_jobs, "the preview found 2, and now there are 3", id="one more"),
         pytest.param(
             lambda db: jobs.redrive(db, 1, fence=1, actor="other", reason="r"),
-            "there were 2 then, and are 1 now",
+            "the preview found 2, and now there are 1",
             id="one less",
         ),
         pytest.param(
-            moved_on, "there are 2, as then, but other jobs .* or it is a mistyped digest", id="another fence"
+            moved_on, "there are 2, as before, but other jobs .* or the digest is mistyped", id="another fence"
         ),
     ],
 )
@@ -424,14 +424,14 @@ def test_an_operation_that_fails_each_time_does_not_stand_before_the_others(
     stuck_jobs(db, "pg-main", "other")
     broken, fine = begun_redrive(JobFilter(backend="other")), begun_redrive(JobFilter(backend="pg-main"))
     module = sys.modules["outbox.operations.advance"]  # the package has a function of that name
-    honest = module._redrive
+    honest = module.redrive_step
 
     def failing(session: Connection, operation: Any, worker: str) -> Any:
         if operation.id == broken.id:
             raise RuntimeError("a bug")
         return honest(session, operation, worker)
 
-    monkeypatch.setattr(module, "_redrive", failing)
+    monkeypatch.setattr(module, "redrive_step", failing)
     for _ in range(60):
         try:
             step()
@@ -549,13 +549,13 @@ def test_a_tenant_that_has_changed_since_the_preview_is_not_offboarded(db: Conne
     a_resource(db, protected=True)
     seen = operations.preview_offboard(db, "acme")
     db.execute(text(change))
-    with pytest.raises(DigestMismatch, match=r"there were 2 then|there are 2, as then, but other resources"):
+    with pytest.raises(DigestMismatch, match=r"the preview found 2|there are 2, as before, but other resources"):
         offboard(digest=seen.digest)
 
 
 def test_offboarding_wants_the_count_said_aloud(db: Connection) -> None:
     a_resource(db)
-    with pytest.raises(DigestMismatch, match="you expected 2 resources, and there are 1"):
+    with pytest.raises(DigestMismatch, match="you expected 2 resources, but there are 1"):
         offboard(expected_count=2)
     assert db.execute(text("SELECT count(*) FROM operations")).scalar_one() == 0
 
@@ -667,7 +667,7 @@ def test_an_operation_ends_once(db: Connection) -> None:
     operation = begun_redrive()
     step()
     db.execute(text("ALTER TABLE operations DISABLE TRIGGER operations_finished_is_final"))
-    with pytest.raises(AlreadyFinished, match=f"operation {operation.id} has ended already: succeeded"):
+    with pytest.raises(AlreadyFinished, match=f"operation {operation.id} has already ended; its state is succeeded"):
         stop(operation)
     assert now(db, operation).error is None
     with pytest.raises(NotFound, match="there is no operation 99"):

@@ -192,11 +192,11 @@ def test_what_was_seen_gone_is_resolved_with_its_resource_and_its_evidence(db: C
 @pytest.mark.parametrize(
     ("found", "words", "refused", "says"),
     [
-        (None, {}, NotObserved, "no worker has looked"),
-        ("absent", {"ago": "61 s"}, NotObserved, "no worker has looked"),
-        ("absent", {"fence": 1}, NotObserved, "no worker has looked"),
+        (None, {}, NotObserved, "no worker has inspected"),
+        ("absent", {"ago": "61 s"}, NotObserved, "no worker has inspected"),
+        ("absent", {"fence": 1}, NotObserved, "no worker has inspected"),
         ("same", {}, StillThere, "looked"),
-        ("different", {}, StillThere, "may still exist: something else is there; docs/runbook.md"),
+        ("different", {}, StillThere, "may still exist: something else is there; see `refused` in docs/runbook.md"),
         ("unavailable", {}, NotObserved, "could not be inspected"),
         ("unobservable", {}, NotObserved, "only two operators"),
     ],
@@ -320,8 +320,8 @@ def test_two_operators_force_what_one_never_can(db: Connection, act: Any, event:
     assert (first.proposed_by, first.expires_at - first.proposed_at) == (ANNA, approvals.LIFE)
     again = act(db, id, fence=2, actor=ANNA, reason="again")
     assert (again, first.new, again.new, again.reason) == (first, True, False, "scrapped")
-    assert approvals.living(db, id, fence=2) == [first]
-    assert approvals.living(db, id, fence=1) == []
+    assert approvals.proposals(db, id, fence=2) == [first]
+    assert approvals.proposals(db, id, fence=1) == []
     assert (job(db, id).state, events_of(db, id)) == ("stuck", ["proposed"])
     assert act(db, id, fence=2, actor=BERT, reason="so it is").state == state
     assert events_of(db, id) == ["proposed", event]
@@ -374,9 +374,9 @@ def test_the_proposal_of_a_revoked_operator_counts_no_more(db: Connection, act: 
     gone, anna, bert = (tokens.create(db, role="operator", tenant=None, name=who)[0] for who in ("gone", "a", "b"))
     id = unknown(db)
     assert isinstance(act(db, id, fence=2, actor=gone.actor, reason="r"), Approval)
-    assert len(approvals.living(db, id, fence=2)) == 1
+    assert len(approvals.proposals(db, id, fence=2)) == 1
     tokens.revoke(db, gone.id)
-    assert approvals.living(db, id, fence=2) == []
+    assert approvals.proposals(db, id, fence=2) == []
     second = act(db, id, fence=2, actor=anna.actor, reason="r")
     assert isinstance(second, Approval)
     assert second.proposed_by == anna.actor, "the revoked one's has made way"

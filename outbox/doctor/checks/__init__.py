@@ -1,1 +1,1 @@
-"""The checks, in the order in which they are told."""
+"""The checks, by what they are about; `outbox.doctor.CHECKS` has their order."""

@@ -1,4 +1,4 @@
-"""One invariant as a query, and what to do where it does not hold."""
+"""One invariant as a query, and what an operator should do when it does not hold."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Check:
-    """One invariant. `subject` says what the ids are; a `warning` breaks no promise, but wants a look."""
+    """One invariant. `subject` is what the ids are ids of. A `warning` breaks no promise, but needs an operator."""
 
     code: str
     subject: str
@@ -16,5 +16,5 @@ class Check:
     severity: Literal["broken", "warning"] = "broken"
 
 
-_REPORT = "keep the rows as they are and report it; `deprovisioner jobs show ID` tells the job's story"
-_BY_HAND = "something wrote past the product (a person, a restore from a backup?); find out who, then "
+REPORT = "keep the rows as they are and report it; `deprovisioner jobs show ID` shows the job's events"
+BY_HAND = "the rows were changed outside the product (by a person, or a restore from a backup): find out who, then "

@@ -1,21 +1,21 @@
-"""Events that are missing, chains and checkpoints that do not follow, and late reports."""
+"""Checks of the evidence: missing events, broken chains and checkpoints, late reports."""
 
 from outbox.audit import CHECKPOINT_EVERY, HEADS, LINKS, SEAL
-from outbox.doctor.checks.check import _BY_HAND, _REPORT, Check
-from outbox.events import ASIDE, ENDS_ATTEMPT, ENDS_DELETION, LEAVES, Event, quoted
+from outbox.doctor.checks.check import BY_HAND, REPORT, Check
+from outbox.events import ENDS_ATTEMPT, ENDS_DELETION, MOVES_NOTHING, STATE_AFTER, Event, quoted
 
-# A late report is worth a look, and not for ever: events cannot be removed.
+# For how long the doctor names a late report: its event cannot be removed, and must not be named for ever.
 LATE_DAYS = 7
-# What came late is undone by the same worker, at once: what is not undone by now will not be.
+# A worker undoes at once what it made too late: an object that is not removed by then will not be.
 UNDO_MINUTES = 10
 
-# Two checkpoints may be missed, by a fleet that is restarted or busy; workers make them hourly.
-UNVOUCHED = 3 * CHECKPOINT_EVERY
+# Workers make a checkpoint each hour; while they restart or are busy, two may be missed.
+CHECKPOINT_OVERDUE = 3 * CHECKPOINT_EVERY
 
 
 _OUTCOMES = quoted(*ENDS_ATTEMPT)
 _CASES = " ".join(
-    f"WHEN '{event}' THEN " + (f"'{state}'" if state else "detail ->> 'state'") for event, state in LEAVES.items()
+    f"WHEN '{event}' THEN " + (f"'{state}'" if state else "detail ->> 'state'") for event, state in STATE_AFTER.items()
 )
 _LEFT_IN = f"CASE event {_CASES} END"
 
@@ -28,7 +28,7 @@ EVIDENCE = (
         SELECT id, created_at AS since, concat(kind, ', ', state) AS note FROM outbox
          WHERE NOT EXISTS (SELECT FROM events WHERE job_id = outbox.id AND event = '{Event.ENQUEUED}')""",
         "events are missing: who asked for this job is not recorded",
-        _BY_HAND + _REPORT,
+        BY_HAND + REPORT,
     ),
     Check(
         "claim_not_recorded",
@@ -39,8 +39,8 @@ EVIDENCE = (
           LEFT JOIN (SELECT job_id, count(DISTINCT fence) AS told FROM events
                       WHERE event = '{Event.CLAIMED}' GROUP BY job_id) AS claims ON job_id = outbox.id
          WHERE coalesce(told, 0) < fence""",
-        "events are missing: each of the fences 1 to the job's own has a `claimed` event, and these have not",
-        _BY_HAND + _REPORT,
+        "events are missing: each fence from 1 to the job's own must have a `claimed` event, and some have none",
+        BY_HAND + REPORT,
     ),
     Check(
         "last_event_differs",
@@ -49,12 +49,12 @@ EVIDENCE = (
         SELECT outbox.id, last.at AS since,
                concat(state, ' at fence ', outbox.fence, '; last event ', event, ' at fence ', last.fence) AS note
           FROM outbox
-         CROSS JOIN LATERAL (SELECT * FROM events WHERE job_id = outbox.id AND event NOT IN ({quoted(*ASIDE)})
+         CROSS JOIN LATERAL (SELECT * FROM events WHERE job_id = outbox.id AND event NOT IN ({quoted(*MOVES_NOTHING)})
                               ORDER BY id DESC LIMIT 1) AS last
          WHERE state IN ('pending', 'running', 'stuck')
            AND (last.fence <> outbox.fence OR {_LEFT_IN} IS DISTINCT FROM state)""",
-        "events are missing: the last one did not leave the job in the state that it is in",
-        _BY_HAND + _REPORT,
+        "events are missing: the job's state is not the one that its last event led to",
+        BY_HAND + REPORT,
     ),
     Check(
         "end_not_recorded",
@@ -64,8 +64,8 @@ EVIDENCE = (
          WHERE state IN ('succeeded', 'cancelled')
            AND NOT EXISTS (SELECT FROM events WHERE job_id = outbox.id AND events.fence = outbox.fence
                                                 AND {_LEFT_IN} = outbox.state)""",
-        "events are missing: the job is finished, and what finished it is not recorded",
-        _BY_HAND + _REPORT,
+        "events are missing: the job is finished, but no event says how",
+        BY_HAND + REPORT,
     ),
     Check(
         "start_without_outcome",
@@ -77,9 +77,9 @@ EVIDENCE = (
                  WHERE event IN ({quoted(Event.CLAIMED, Event.STARTED)}, {_OUTCOMES})) AS told
          WHERE event IN ({quoted(Event.CLAIMED, Event.STARTED)}) AND before = '{Event.STARTED}'
          GROUP BY job_id""",
-        "more than one start with no outcome between: what the earlier one did is not known, and it was tried again",
-        "compare `deprovisioner jobs show ID` with the backend's own log: was the right thing torn down, once? "
-        + _REPORT,
+        "an attempt started and has no outcome, and the job was claimed again: what the attempt did is not known",
+        "compare `deprovisioner jobs show ID` with the backend's own log: was the right object torn down, once? "
+        + REPORT,
     ),
     Check(
         "claim_without_outcome",
@@ -91,8 +91,8 @@ EVIDENCE = (
                  WHERE event IN ({quoted(Event.CLAIMED, Event.STARTED)}, {_OUTCOMES})) AS told
          WHERE event = '{Event.CLAIMED}' AND before = '{Event.CLAIMED}'
          GROUP BY job_id""",
-        "events are missing: a claim was followed by the next with no outcome between (nothing had been started)",
-        _BY_HAND + _REPORT,
+        "events are missing: a claim was followed by the next with no outcome between (the first had not started)",
+        BY_HAND + REPORT,
     ),
     Check(
         "chain_broken",
@@ -106,9 +106,9 @@ EVIDENCE = (
         SELECT resource_id, min(created_at), concat('no event at all; jobs ', string_agg(CAST(id AS text), ', '))
           FROM outbox WHERE NOT EXISTS (SELECT FROM events WHERE events.resource_id = outbox.resource_id)
          GROUP BY resource_id""",
-        "the evidence was tampered with: the hashes of these events no longer follow from what stands in them",
-        "whoever may switch triggers off did this, or a restore: compare with a backup and the servers' logs; "
-        + _REPORT,
+        "the evidence was altered: the hashes of these events no longer follow from their rows",
+        "a person who may switch off triggers did this, or a restore: compare with a backup and the servers' logs; "
+        + REPORT,
     ),
     Check(
         "checkpoint_broken",
@@ -129,8 +129,8 @@ EVIDENCE = (
                   LEFT JOIN (SELECT checkpoint_id, {HEADS} AS body FROM audit_heads GROUP BY checkpoint_id) AS kept
                     ON checkpoint_id = id) AS made
          WHERE previous <> before OR hash <> {SEAL.format(row="made")}""",
-        "events that a checkpoint vouches for were changed or removed, or a checkpoint was",
-        "compare with the `audit_checkpoint` lines in the shipped logs, then with a backup; " + _REPORT,
+        "events that a checkpoint covers were changed or removed, or the checkpoint was changed",
+        "compare with the `audit_checkpoint` lines in the shipped logs, then with a backup; " + REPORT,
     ),
     Check(
         "checkpoint_overdue",
@@ -147,10 +147,10 @@ EVIDENCE = (
          UNION ALL
         SELECT CAST(id AS text), at, 'it bears a time that is still to come'
           FROM (SELECT id, at FROM audit_checkpoints ORDER BY id DESC LIMIT 1) AS last WHERE at > now()""",
-        f"workers keep the heads of all chains hourly; these events have stood for {UNVOUCHED.seconds // 3600} hours "
-        "and could be changed unseen, or the newest checkpoint cannot be true",
-        "are workers running, does their log tell why none is made? `deprovisioner audit checkpoint` makes one now; "
-        "of one that bears a time to come: whose clock was wrong, or who wrote it?",
+        f"for {CHECKPOINT_OVERDUE.seconds // 3600} hours no checkpoint has covered these events, so they could be "
+        "changed unseen (workers make one each hour); or the newest checkpoint has a time in the future",
+        "are workers running, and what does their log say? `deprovisioner audit checkpoint` makes one now; if a "
+        "checkpoint has a time in the future, find out whose clock was wrong, or who wrote it",
         "warning",
     ),
     Check(
@@ -166,8 +166,9 @@ EVIDENCE = (
            AND NOT EXISTS (SELECT FROM events AS undone WHERE undone.resource_id = events.resource_id
                               AND undone.event = '{Event.LATE}' AND undone.detail ->> 'undone' IS NOT NULL
                               AND undone.id > events.id)""",
-        "a worker that had stood still reported what it made after the resource was seen gone, and did not undo it",
-        "look at the backend for the names in the note: what bears this resource's generation is an orphan",
+        "after the resource was seen gone, a worker that had stood still reported an object that it had made, and did "
+        "not remove it",
+        "search the backend for the names in the note; an object that bears this resource's generation is an orphan",
     ),
     Check(
         "late",
@@ -176,8 +177,8 @@ EVIDENCE = (
         SELECT job_id AS id, at AS since, concat(actor, ' at fence ', detail ->> 'fence', ': ',
                (SELECT string_agg(word, ', ') FROM jsonb_object_keys(detail) AS word WHERE word <> 'fence')) AS note
           FROM events WHERE event = '{Event.LATE}' AND at > now() - CAST(:late AS interval)""",
-        f"a worker reported after its claim was gone (in the last {LATE_DAYS} days); it was kept, not applied",
-        "harmless by itself; where it repeats, workers stand still: give them CPU, or a longer lease",
+        f"a worker reported after it had lost its claim (in the last {LATE_DAYS} days); the report was not applied",
+        "harmless by itself; if it repeats, workers stand still: give them more CPU, or set a longer lease",
         "warning",
     ),
 )

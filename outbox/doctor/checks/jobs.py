@@ -1,6 +1,6 @@
-"""Jobs that are two where one may be, or that no worker keeps alive."""
+"""Checks of jobs: one of a kind for each resource, one running at a time, and none whose worker is dead."""
 
-from outbox.doctor.checks.check import _REPORT, Check
+from outbox.doctor.checks.check import REPORT, Check
 
 JOBS = (
     Check(
@@ -12,7 +12,7 @@ JOBS = (
           FROM outbox WHERE kind IN ('provision', 'deprovision') AND state <> 'cancelled'
          GROUP BY resource_id, kind HAVING count(*) > 1""",
         "two jobs would do the same thing to one resource: the promise `not two` is not kept",
-        "stop the workers; put the unique indexes outbox_one_… back, after cancelling the job that never started",
+        "stop the workers; cancel the job that never started, then create the unique indexes outbox_one_… again",
     ),
     Check(
         "two_at_work",
@@ -22,8 +22,8 @@ JOBS = (
                concat('running jobs ', string_agg(CAST(id AS text), ', ' ORDER BY id)) AS note
           FROM outbox WHERE state = 'running' AND started_fence = fence
          GROUP BY resource_id HAVING count(*) > 1""",
-        "two workers act on one resource at once",
-        "stop the workers named by `deprovisioner jobs show ID`; " + _REPORT,
+        "two workers act on one resource at the same time",
+        "stop the workers named by `deprovisioner jobs show ID`; " + REPORT,
     ),
     Check(
         "lease_expired",
@@ -31,7 +31,7 @@ JOBS = (
         """
         SELECT id, lease_expires_at AS since, concat('held by ', claimed_by, ', fence ', fence) AS note
           FROM outbox WHERE state = 'running' AND lease_expires_at < now() - CAST(:patience AS interval)""",
-        "its worker died or stands still, and no other has swept it for more than three leases",
-        "start a worker, or look why the sweep fails: are workers running, do they reach this database?",
+        "the job's worker died or stands still, and no other worker has swept the job for more than three leases",
+        "start a worker, or find out why the sweep fails: are workers running, do they reach this database?",
     ),
 )

@@ -1,9 +1,9 @@
-"""What waits: for a person, for a worker, for a hold or a backend."""
+"""Checks of what waits: for an operator, a worker, a hold or a backend."""
 
 from outbox.doctor.checks.check import Check
 from outbox.events import Event, quoted
 
-# A burst drains within it on any installation that keeps up; breakers and backoff pause for less.
+# An installation that keeps up with its load drains a burst within this time; breakers and backoff pause for less.
 OVERDUE_MINUTES = 10
 
 
@@ -18,9 +18,9 @@ LOAD = (
           LEFT JOIN LATERAL (SELECT at FROM events WHERE job_id = outbox.id AND event IN ({_STICKS})
                               ORDER BY id DESC LIMIT 1) AS last ON true
          WHERE state = 'stuck'""",
-        "these wait for a person; oldest first",
-        "`deprovisioner jobs show ID` tells why, `jobs observe ID` what is there now; then `jobs redrive ID --fence N "
-        "--reason …`, or `jobs resolve …` where it did happen",
+        "these jobs wait for an operator; oldest first",
+        "`deprovisioner jobs show ID` says why, and `jobs observe ID` what is there now; then `jobs redrive ID --fence "
+        "N --reason …`, or `jobs resolve …` if the teardown did happen",
         "warning",
     ),
     Check(
@@ -31,9 +31,9 @@ LOAD = (
                concat(backend, CASE WHEN breakers.backend IS NOT NULL THEN ', whose breaker is open' END) AS note
           FROM outbox LEFT JOIN breakers USING (backend)
          WHERE state = 'pending' AND held_by IS NULL AND available_at < now() - CAST(:overdue AS interval)""",
-        f"due for more than {OVERDUE_MINUTES} minutes, and nobody claims them; oldest first",
-        "are workers running, do they serve this backend, is its breaker open or a hold on it (below), are there "
-        "enough of them?",
+        f"these jobs have been due for more than {OVERDUE_MINUTES} minutes, and no worker claims them; oldest first",
+        "are workers running, enough of them, and do they serve this backend? is its breaker open, or a hold in force "
+        "(below)?",
         "warning",
     ),
     Check(
@@ -43,8 +43,8 @@ LOAD = (
         SELECT outbox.id, released_at AS since, concat('waits for hold ', held_by, ', which was released') AS note
           FROM outbox LEFT JOIN holds ON holds.id = held_by
          WHERE held_by IS NOT NULL AND (holds.id IS NULL OR released_at < now() - CAST(:overdue AS interval))""",
-        f"it waits for a hold that was released more than {OVERDUE_MINUTES} minutes ago: nobody sweeps",
-        "start a worker, or look why the sweep fails: are workers running, do they reach this database?",
+        f"the job waits for a hold that was released more than {OVERDUE_MINUTES} minutes ago: no worker sweeps",
+        "start a worker, or find out why the sweep fails: are workers running, do they reach this database?",
     ),
     Check(
         "hold_in_force",
@@ -53,8 +53,9 @@ LOAD = (
         SELECT id, created_at AS since,
                concat(scope, ' ' || subject, ', by ', cause, ' (', actor, '): ', left(reason, 200)) AS note
           FROM holds WHERE released_at IS NULL""",
-        "what it covers does not start; its jobs wait, and burn no attempts",
-        "when its cause is gone: `deprovisioner hold release ID --reason …`; after a brake, look who asked first",
+        "no job that the hold covers starts; these jobs wait, and use up no attempts",
+        "when its cause is gone, `deprovisioner hold release ID --reason …`; if a brake engaged it, first find out who "
+        "asked for the deletions",
         "warning",
     ),
     Check(
@@ -63,8 +64,8 @@ LOAD = (
         """
         SELECT backend AS id, opened_at AS since, concat(failures, ' failures: ', left(reason, 200)) AS note
           FROM breakers""",
-        "the backend is out of reach: its jobs wait, and burn no attempts",
-        "bring the backend back, or correct its dsn; the next probe that is answered closes the breaker",
+        "the backend is out of reach: its jobs wait, and use up no attempts",
+        "bring the backend back, or correct its dsn; the next probe that the backend answers closes the breaker",
         "warning",
     ),
 )

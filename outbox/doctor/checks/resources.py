@@ -1,6 +1,6 @@
-"""Resources whose status nothing bears out."""
+"""Checks of resources: jobs and evidence must agree with their status."""
 
-from outbox.doctor.checks.check import _BY_HAND, Check
+from outbox.doctor.checks.check import BY_HAND, Check
 from outbox.events import ENDS_DELETION, Event, quoted
 
 RESOURCES = (
@@ -12,8 +12,8 @@ RESOURCES = (
          WHERE status = 'deleting'
            AND NOT EXISTS (SELECT FROM outbox WHERE resource_id = resources.id AND kind = 'deprovision'
                                                 AND state IN ('pending', 'running', 'stuck'))""",
-        "the DELETE was accepted, and nothing will ever tear it down: an orphan with working credentials",
-        _BY_HAND + "insert its deprovision job and the job's `enqueued` event, in one transaction",
+        "the DELETE was accepted, but no job will ever tear the object down: an orphan with working credentials",
+        BY_HAND + "insert its deprovision job and the job's `enqueued` event, in one transaction",
     ),
     Check(
         "provisioning_without_job",
@@ -23,8 +23,8 @@ RESOURCES = (
          WHERE status = 'provisioning'
            AND NOT EXISTS (SELECT FROM outbox WHERE resource_id = resources.id AND kind = 'provision'
                                                 AND state IN ('pending', 'running', 'stuck'))""",
-        "it was asked for, and nothing will ever make it",
-        "`deprovisioner resources delete ID`: what there is of it is torn down; then ask for it again",
+        "the resource was asked for, but no job will ever make it",
+        "`deprovisioner resources delete ID` tears down what exists of it; then ask for the resource again",
     ),
     Check(
         "active_without_identity",
@@ -33,7 +33,8 @@ RESOURCES = (
         SELECT id, created_at AS since, concat(name, ' of ', tenant, ' on ', backend) AS note FROM resources
          WHERE status = 'active'
            AND (activated_at IS NULL OR manifest ->> 'generation' IS DISTINCT FROM CAST(generation AS text))""",
-        "it serves, and no identity is recorded: a DELETE could not tell it from whatever bears its name",
+        "the resource serves, but its identity is not recorded: a DELETE could not tell it from another object that "
+        "bears its name",
         "take the manifest from the job's `activated` event; do not delete the resource before that",
     ),
     Check(
@@ -46,8 +47,9 @@ RESOURCES = (
                               AND (detail ->> 'seen' IS NOT NULL
                                    OR (event = '{Event.RESOLVED}' AND detail ->> 'forced' = 'true'
                                        AND detail ->> 'proposed_by' <> detail ->> 'approved_by')))""",
-        "it is called deleted, and nobody recorded having seen it gone, nor did two operators: it may still run",
-        "look at the backend for the names in its manifest; what bears its generation is an orphan",
+        "the resource is called deleted, but no event says that a worker saw it gone or that two operators forced it: "
+        "it may still run",
+        "search the backend for the names in its manifest; an object that bears its generation is an orphan",
     ),
     Check(
         "deprovision_of_undeleted",
@@ -57,8 +59,8 @@ RESOURCES = (
                concat('it is ', status, '; deprovision job ', outbox.id, ' is ', state) AS note
           FROM resources JOIN outbox ON resource_id = resources.id
          WHERE status IN ('provisioning', 'active') AND outbox.kind = 'deprovision' AND state <> 'cancelled'""",
-        "a teardown was decided or done for a resource that says it was never deleted; no DELETE can win any more",
-        _BY_HAND + "decide by the job's events whether it is deleted, and set status and its times to that",
+        "the resource has a deprovision job, but its status says that it was never deleted; no DELETE can win any more",
+        BY_HAND + "see from the job's events whether it is deleted, and set its status and times accordingly",
     ),
     Check(
         "deleted_with_open_job",
@@ -67,7 +69,7 @@ RESOURCES = (
         SELECT resources.id, purged_at AS since, concat('deprovision job ', outbox.id, ' is ', state) AS note
           FROM resources JOIN outbox ON resource_id = resources.id
          WHERE status = 'deleted' AND outbox.kind = 'deprovision' AND state IN ('pending', 'running', 'stuck')""",
-        "it is called deleted while its teardown is not done",
-        _BY_HAND + "set the resource to `deleting`, with `purged_at` NULL: the job sees to the rest",
+        "the resource is called deleted, but its teardown is not done",
+        BY_HAND + "set the resource to `deleting`, with `purged_at` NULL; its job does the rest",
     ),
 )

@@ -1,4 +1,4 @@
-"""What must stand in the schema: its revision, guards and indexes."""
+"""Checks of the schema: its revision, its guards and its indexes."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from outbox import tables
 from outbox.doctor.checks.check import Check
 from outbox.rows import Json
 
-# The triggers of the migrations; a test compares. Tables, constraints and indexes are known from `tables`.
+# The triggers that the migrations create; a test compares them. Constraints and indexes come from `tables`.
 TRIGGERS = {
     "outbox_final_is_final": "outbox",
     "outbox_fence_never_falls": "outbox",
@@ -23,7 +23,7 @@ TRIGGERS = {
 }
 
 
-# Name, table and sort of what the schema must have; of a trigger switched off, it has nothing.
+# The constraints, triggers and indexes that the schema lacks; one that is invalid or switched off counts as missing.
 _MISSING = """
     SELECT wanted.name AS id, CAST(NULL AS timestamptz) AS since, concat(sort, ' on ', relation) AS note
       FROM unnest(CAST(:{0}_sorts AS text[]), CAST(:{0}_relations AS text[]), CAST(:{0}_names AS text[]))
@@ -49,38 +49,40 @@ SCHEMA = (
         SELECT revision AS id, CAST(NULL AS timestamptz) AS since, concat('this version wants ', :head) AS note
           FROM (SELECT coalesce(max(version_num), 'none') AS revision FROM alembic_version) AS at
          WHERE revision <> :head""",
-        "the schema is not the one this version was written for; the other checks may mislead",
-        "run `deprovisioner migrate` of the newest version that is deployed, and its `doctor`",
+        "the schema is not the one that this version was written for; the other checks may be wrong",
+        "run `deprovisioner migrate` and then `doctor`, both of the newest version that is deployed",
     ),
     Check(
         "guard_missing",
         "constraint, unique index or trigger",
         _MISSING.format("guard"),
-        "what holds the promises inside the database itself is gone, invalid or switched off",
-        "stop the workers, look for what else is broken below, put the guard back as migrations/versions has it",
+        "a guard that keeps the promises inside the database is missing, invalid or switched off",
+        "stop the workers, see what else is broken below, then create the guard again as migrations/versions has it",
     ),
     Check(
         "index_missing",
         "index",
         _MISSING.format("index"),
-        "an index is gone or invalid: claims, sweeps or listings scan whole tables",
-        "CREATE INDEX CONCURRENTLY it again, as migrations/versions has it",
+        "an index is missing or invalid: claims, sweeps or listings scan whole tables",
+        "create the index again with CREATE INDEX CONCURRENTLY, as migrations/versions has it",
         "warning",
     ),
 )
 
 
-def _guards() -> list[tuple[str, str, str]]:
+def guards() -> list[tuple[str, str, str]]:
+    """Sort, table and name of each constraint, trigger and unique index."""
     constraints = [
         ("constraint", table.name, str(constraint.name))
         for table in tables.metadata.tables.values()
         for constraint in table.constraints
     ]
     triggers = [("trigger", table, name) for name, table in TRIGGERS.items()]
-    return constraints + triggers + [w for w in _indexes() if w[0] == "unique index"]
+    return constraints + triggers + [w for w in indexes() if w[0] == "unique index"]
 
 
-def _indexes() -> list[tuple[str, str, str]]:
+def indexes() -> list[tuple[str, str, str]]:
+    """Sort, table and name of each index, unique ones too."""
     return [
         ("unique index" if index.unique else "index", table.name, str(index.name))
         for table in tables.metadata.tables.values()
@@ -88,6 +90,7 @@ def _indexes() -> list[tuple[str, str, str]]:
     ]
 
 
-def _wanted(prefix: str, rows: Sequence[tuple[str, str, str]]) -> Json:
+def wanted(prefix: str, rows: Sequence[tuple[str, str, str]]) -> Json:
+    """These rows as the parameters of `_MISSING`, whose names begin with `prefix`."""
     sorts, relations, names = map(list, zip(*rows, strict=True))
     return {f"{prefix}_sorts": sorts, f"{prefix}_relations": relations, f"{prefix}_names": names}
