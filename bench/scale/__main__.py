@@ -1,4 +1,4 @@
-"""The command line of `python -m bench.scale`: measure, and renew the measured parts of the JSON file."""
+"""`python -m bench.scale`: measures what grows with the backlog, and replaces the measured parts of the JSON file."""
 
 import argparse
 import datetime as dt
@@ -30,31 +30,37 @@ PARTS = {
 
 
 @contextmanager
-def _ground() -> Iterator[tuple[Stack, Bulk]]:
+def _running_stack() -> Iterator[tuple[Stack, Bulk]]:
     with stack(SETTINGS) as running, bulk(running) as base:
-        base.checkpoint(images=False)  # what they come to depends on how old the last checkpoint is
+        base.checkpoint(images=False)  # else the costs depend on the age of the last checkpoint
         yield running, base
 
 
 def main() -> None:
-    """Measure, print, renew these parts of the JSON file; Ctrl-C and SIGTERM end it after the statement in hand."""
+    """Measure, print, and replace the measured parts of the JSON file.
+
+    Ctrl-C and SIGTERM end it after the statement that is running.
+    """
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
-    parser.add_argument("--only", help=f"parts, by commas, of: {', '.join(PARTS)}", default=",".join(PARTS))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there; other parts are left")
+    parser.add_argument(
+        "--only", help=f"run only these parts, separated by commas: {', '.join(PARTS)}", default=",".join(PARTS)
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE; its other parts stay")
     for field in fields(Size):
-        kind = _numbers if isinstance(field.default, tuple) else int
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, metavar="N")
-    asked = vars(parser.parse_args())
-    size = replace(Size(), **{field.name: asked[field.name] for field in fields(Size)})
-    only = asked["only"].split(",")
+        kind, metavar = (_numbers, "N,...") if isinstance(field.default, tuple) else (int, "N")
+        option = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(option, type=kind, default=field.default, metavar=metavar, help=field.metadata["help"])
+    options = vars(parser.parse_args())
+    size = replace(Size(), **{field.name: options[field.name] for field in fields(Size)})
+    only = options["only"].split(",")
     if unknown := set(only) - set(PARTS):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+        parser.error(f"--only: unknown {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with _ground() as (running, base):
+        with _running_stack() as (running, base):
             for name in PARTS:
                 if name in only:
-                    _part(name, running, base, size, asked["json"])
+                    _part(name, running, base, size, options["json"])
     except KeyboardInterrupt:
         raise SystemExit("\nbench: interrupted; everything it started is stopped") from None
 

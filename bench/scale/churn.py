@@ -20,41 +20,41 @@ from outbox import db, jobs
 
 
 class Feeder:
-    """Threads that DELETE, through the product's own function, as many as they are told."""
+    """Threads that enqueue as many jobs as `feed` asks for, with the product's own `jobs.enqueue`."""
 
     def __init__(self, base: Bulk) -> None:
         found = base.run("SELECT id FROM resources WHERE status = 'active' ORDER BY id")
         self._todo = iter([uuid.UUID(id) for (id,) in found])
-        self._told: queue.Queue[Any] = queue.Queue()
+        self._requested: queue.Queue[Any] = queue.Queue()
         self._pool = ThreadPoolExecutor(4)
         self._runs = [self._pool.submit(self._run) for _ in range(4)]
         self.fed = 0
 
     def feed(self, count: int) -> None:
-        """That many more, soon."""
+        """Ask for `count` more; returns at once."""
         for _ in range(count):
-            self._told.put(next(self._todo))
+            self._requested.put(next(self._todo))
         self.fed += count
 
     def stop(self) -> None:
-        """Return when all are enqueued; raise what went wrong."""
+        """Wait until all jobs are enqueued; raises the error of a thread that failed."""
         for _ in self._runs:
-            self._told.put(None)
+            self._requested.put(None)
         for run in self._runs:
             run.result()
         self._pool.shutdown()
 
     def _run(self) -> None:
-        while (resource_id := self._told.get()) is not None:
+        while (resource_id := self._requested.get()) is not None:
             with db.statement() as session:
                 assert jobs.enqueue(session, resource_id, actor="bench").won
 
 
 def measure_churn(stack: Stack, base: Bulk, size: Size) -> Figures:
-    """What a real worker's claims cost while it drains what is fed to it, before and while a snapshot is held open.
+    """The cost of a worker's claims in a steady drain, before and while a snapshot is held open.
 
-    Beside it a claim that knows nothing of the claims before it, as a worker's first: before, at the end, and after
-    the snapshot was given up and the tables were vacuumed.
+    Also the cost of a first claim, which begins at the front of the index: before the snapshot, at its end, and after
+    it was closed and the tables were vacuumed.
     """
     serve(stack, 1)
     base.empty()
@@ -79,17 +79,17 @@ def measure_churn(stack: Stack, base: Bulk, size: Size) -> Figures:
         base.run("ANALYZE outbox")
         dead = base.run("SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = 'outbox'")[0][0]
         done = sum(interval["jobs"] for interval in churning)
-        assert dead > done / 2, f"{done} jobs left {dead} dead rows: no snapshot held them"
+        assert dead > done / 2, f"{done} jobs left only {dead} dead rows: the snapshot did not keep them"
         first_claims["held"] = claim_costs(base, size)
     base.settle()
     first_claims["after"] = claim_costs(base, size)
     left = count(base, "pending")
-    assert left > size.backlog / 2, f"only {left} pending: this was no backlog"
+    assert left > size.backlog / 2, f"only {left} jobs are pending: the backlog was not kept up"
     before = statistics.median(interval["ms"] for interval in churning if not interval["held"])
     at_last = statistics.median(interval["ms"] for interval in churning[-6:])
     tell(f"{done:,} jobs, {dead:,} dead rows: a first claim before", first_claims["before"])
     tell("a first claim under the snapshot", first_claims["held"])
-    tell("a first claim after it", first_claims["after"])
+    tell("a first claim after the snapshot", first_claims["after"])
     print(f"  the worker's claims: {before:.3f} ms before, {at_last:.3f} ms at the end: {at_last / before:.2f}")
     return {
         "seconds": size.churn_seconds,
@@ -106,7 +106,7 @@ def _pid(connection: "psycopg2.extensions.connection") -> int:
 
 
 def _watch(base: Bulk, feeder: Feeder, seconds: float, *, intervals: int, held: bool) -> list[Figures]:
-    """The claims of each interval; what was claimed is fed again, so that the backlog stays as it is."""
+    """The claims of each interval. For every claimed job a new one is added, so that the backlog keeps its size."""
     found = []
     before, owed = base.statements(CLAIM), 0.0
     for _ in range(intervals):

@@ -10,7 +10,7 @@ from outbox import db, jobs
 
 
 def claim_costs(base: Bulk, size: Size, *, backends: int = 1) -> Figures:
-    """By jobs a claim: milliseconds in the server, the median and the 90th percentile of `size.samples` claims."""
+    """For claims of each size in SLOTS: median and 90th percentile of the server's milliseconds, over `samples`."""
     return {str(slots): _claim_cost(base, slots, size.samples, backends) for slots in SLOTS}
 
 
@@ -19,10 +19,10 @@ def _claim_cost(base: Bulk, slots: int, samples: int, backends: int) -> Figures:
     with db.statement() as session:
         for _ in range(WARM_UP + samples):
             before = base.statements(CLAIM)
-            claims = jobs.claim(session, _rooms(backends, slots), slots=slots, worker="bench")
+            claims = jobs.claim(session, _capacity(backends, slots), slots=slots, worker="bench")
             after = base.statements(CLAIM)
             assert len(claims) == slots, f"{len(claims)} jobs claimed, not {slots}"
-            assert after["calls"] == before["calls"] + 1, "somebody else claimed"
+            assert after["calls"] == before["calls"] + 1, "another claim ran meanwhile"
             base.finish([claim.id for claim in claims])
             spent.append({name: after[name] - before[name] for name in ("executing", "planning")})
     del spent[:WARM_UP]
@@ -34,17 +34,17 @@ def _claim_cost(base: Bulk, slots: int, samples: int, backends: int) -> Figures:
     }
 
 
-def _rooms(backends: int, slots: int) -> dict[str, int]:
-    """As a worker's hands ask: the backends in a new order each time, one hand kept for each other one."""
+def _capacity(backends: int, slots: int) -> dict[str, int]:
+    """The capacity that a worker reports: backends in a new order each time, one slot kept for each other backend."""
     names = random.sample(range(backends), backends)
     return {f"{BACKEND}-{name}": max(1, slots - (backends - 1)) for name in names}
 
 
 def measure_claims(stack: Stack, base: Bulk, size: Size) -> Figures:
-    """The cost of a claim at each backlog; the last one beside a history of finished jobs.
+    """The cost of a claim at each backlog; the last backlog stands beside a history of finished jobs.
 
-    Once without the images of whole pages, and once right after a checkpoint, when each page that is touched is logged
-    as a whole: of a small table that is soon over, of a large one it lasts until the next checkpoint.
+    It is measured without images of whole pages, and again right after a checkpoint, when the first change of a page
+    logs the whole page. In a small table this is soon over; in a large table it lasts until the next checkpoint.
     """
     serve(stack, 1)
     base.empty()
@@ -69,7 +69,7 @@ def measure_claims(stack: Stack, base: Bulk, size: Size) -> Figures:
 
 
 def measure_tenants(stack: Stack, base: Bulk, size: Size) -> Figures:
-    """The cost of a claim by a worker that serves many backends of many tenants, against one of one."""
+    """The cost of a claim by a worker that serves many backends and tenants, and by one that serves one of each."""
     found: Figures = {}
     for name, tenants, backends in (("one", 1, 1), ("many", size.tenants, size.backends)):
         serve(stack, backends)

@@ -16,7 +16,7 @@ CLIENTS = 8
 
 
 def measure_memory(stack: Stack, base: Bulk, size: Size) -> Figures:
-    """A worker's resident memory when it has drained as many jobs of a small backlog and of a large one."""
+    """A worker's resident memory after it drained the same number of jobs from a small and from a large backlog."""
     serve(stack, 1)
     rows = []
     for pending in size.memory:
@@ -26,18 +26,18 @@ def measure_memory(stack: Stack, base: Bulk, size: Size) -> Figures:
         claimed = base.statements(CLAIM)["rows"]
         with stack.workers(1, WORKER_SLOTS):
             until(lambda at=claimed: base.statements(CLAIM)["rows"] >= at + size.drained)
-            (worker,) = _ours("bench.noop_worker")
+            (worker,) = _children("bench.noop_worker")
             resident = worker.memory_info().rss
             done, left = count(base, "succeeded"), count(base, "pending")
-        assert done >= size.drained - WORKER_SLOTS, f"only {done} were drained"
-        assert left >= pending / 2, f"only {left} of {pending} are pending: the backlog was not there"
+        assert done >= size.drained - WORKER_SLOTS, f"only {done} jobs were drained"
+        assert left >= pending / 2, f"only {left} of {pending} jobs are pending: the backlog was not kept up"
         rows.append({"pending": pending, "drained": done, "rss_mb": resident / 2**20})
         print(f"  {pending:,} pending, {done:,} drained: {resident / 2**20:.1f} MB resident", flush=True)
     return {"rows": rows, "last_to_first": rows[-1]["rss_mb"] / rows[0]["rss_mb"]}
 
 
 def measure_costs(stack: Stack, base: Bulk, size: Size) -> Figures:
-    """Processor time by part, statements and write-ahead log of one delete, from the request to `succeeded`."""
+    """The cost of one delete, from the request to `succeeded`: processor time by part, statements, write-ahead log."""
     serve(stack, 1)
     base.empty()
     base.grow(size.deletes + CLIENTS * WARM_UP, "active")
@@ -68,7 +68,7 @@ def _spent(base: Bulk) -> dict[str, float]:
 
 
 def _delete(stack: Stack, token: str, ids: list[Any]) -> None:
-    """DELETE each over HTTP, by several clients at once; each must be the first."""
+    """DELETE each resource over HTTP, by several clients at once; only a 202 is accepted."""
 
     def run(share: list[Any]) -> None:
         with closing(http.client.HTTPConnection("127.0.0.1", stack.api_port, timeout=30)) as api:
@@ -82,21 +82,21 @@ def _delete(stack: Stack, token: str, ids: list[Any]) -> None:
         list(pool.map(run, [ids[number::CLIENTS] for number in range(CLIENTS)]))
 
 
-def _ours(word: str) -> list[psutil.Process]:
-    """Our own children whose command line has the word."""
+def _children(word: str) -> list[psutil.Process]:
+    """Our own child processes whose command line contains the word."""
     found = [child for child in psutil.Process().children() if word in " ".join(child.cmdline())]
-    assert found, f"no process {word}"
+    assert found, f"no process has {word} in its command line"
     return found
 
 
 def _cpu_ms(word: str) -> float:
-    """What these processes used so far, and their children, those that have ended too."""
+    """The CPU milliseconds that these processes and their children have used, with the children that have ended."""
     spent = 0.0
-    for parent in _ours(word):
+    for parent in _children(word):
         for process in (parent, *parent.children(recursive=True)):
             try:
                 times = process.cpu_times()
-            except psutil.NoSuchProcess:  # its parent has its times by now, or soon
+            except psutil.NoSuchProcess:  # its time is added to its parent's, at once or soon
                 continue
             spent += times.user + times.system + times.children_user + times.children_system
     return 1000 * spent
