@@ -70,10 +70,10 @@ class Bulk:
     connection: "psycopg2.extensions.connection"
     rows: int = 0  # the last number given to a resource: a number is never used twice
 
-    def run(self, statement: str, **words: Any) -> list[tuple[Any, ...]]:
+    def run(self, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """Run one statement, however long it takes."""
         with self.connection.cursor() as cursor:
-            cursor.execute(statement, words or None)
+            cursor.execute(statement, parameters or None)
             return cursor.fetchall() if cursor.description else []
 
     def empty(self) -> None:

@@ -53,10 +53,10 @@ _SEED = f"""
       FROM generate_series(1, :count) AS n"""
 
 
-def query(statement: str, **words: Any) -> list[Any]:
+def query(statement: str, **parameters: Any) -> list[Any]:
     """Run a statement on the control database."""
     with db.statement() as session:
-        result = session.execute(text(statement), words)
+        result = session.execute(text(statement), parameters)
         return list(result.all()) if result.returns_rows else []
 
 

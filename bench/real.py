@@ -180,7 +180,7 @@ def _recorded(stack: Stack) -> Callable[[Json], list[list[str]]]:
     made = _make(stack, "postgres", plain)
     role_oid = _role_oid(stack, made)
     seen = log.stat().st_size
-    logged.inspect(made)  # the three steps of `worker.runner.Run` for a teardown
+    logged.inspect(made)  # the backend's part of a teardown: inspect, tear down, inspect again
     logged.teardown(made, 1)
     logged.inspect(made)
     sessions = _sessions(log.read_bytes()[seen:].decode())

@@ -6,8 +6,8 @@
 - the others      one module for each peer: its tables, its worker, its records
 
 The peers are installed in an environment of their own (`make peers`). This module runs in ours and starts theirs. A
-peer's command line is `python -m bench.peers.<name> drain|latency --dsn DSN --redis URL`. All of them run with few jobs,
-only to see that they run, by `python -m bench.peers --smoke`.
+peer's command line is `python -m bench.peers.<name> drain|latency --dsn DSN --redis URL`. To run all of
+them with few jobs, only to see that they run: `python -m bench.peers --smoke`.
 """
 
 import json

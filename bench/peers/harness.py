@@ -85,7 +85,7 @@ class Queue:
 
 
 def main(module: str) -> None:
-    """The command line of a peer's module: `drain` and `latency` start processes with `work`, and print a line of JSON."""
+    """The command line of a peer's module: `drain` and `latency` start `work` processes and print a line of JSON."""
     # Imported by its name: some peers search for their jobs in the module that defines them, not in `__main__`.
     queue: Queue = importlib.import_module(module).QUEUE
     parser = argparse.ArgumentParser(prog=f"python -m {module}")
