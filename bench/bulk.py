@@ -33,7 +33,7 @@ MANY = 200_000
 # The role that writes rows and reads counters: its statements are not counted as the product's.
 ROLE = "bench"
 
-# In the order of their ids. Jobs have another order, as in life: the next DELETE may be of any resource.
+# In the order of their ids, while jobs have the order of their numbers: a DELETE may be of any resource.
 _RESOURCES = f"""
     INSERT INTO resources (id, tenant, kind, backend, name, status, generation, manifest,
                            created_at, activated_at, deleted_at, purged_at)

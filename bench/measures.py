@@ -212,12 +212,12 @@ def sleepers(stack: Stack, count: int, *, processes: int, slots: int) -> float:
             SELECT actor, min(at) FILTER (WHERE event = 'claimed') AS first,
                    max(at) FILTER (WHERE event = 'completed') AS last
               FROM events WHERE event IN ('claimed', 'completed') GROUP BY actor
-        ), together AS (
+        ), overlap AS (
             SELECT count(*) AS workers, max(first) AS since, min(last) AS until FROM worker
         )
-        SELECT workers, extract(epoch FROM together.until - together.since)::float AS seconds,
+        SELECT workers, extract(epoch FROM overlap.until - overlap.since)::float AS seconds,
                (SELECT count(*) FROM events WHERE event = 'completed' AND at > since AND at <= until) AS done
-          FROM together""")[0]
+          FROM overlap""")[0]
     assert row.workers == processes, f"only {row.workers} of {processes} workers did a job"
     assert row.done > count / 3, (
         f"all {processes} workers worked at the same time on only {row.done} of {count} jobs: give more jobs"

@@ -100,7 +100,7 @@ def measure(running: Stack, size: Size, parts: list[str]) -> Table:
 def _api(running: Stack, size: Size, table: Table, step: Step) -> None:
     floor = step("the DELETE's floor", lambda: measures.delete_floor(running, size.floor))
     with running.api(2) as api:
-        # Its first request has a process make its engine. Meanwhile new connections go to the other processes.
+        # At its first request an API process creates its engine; meanwhile new connections go to the other processes.
         step("the API warms up", lambda: measures.deletes(running, api, CLIENTS))
         got = step(f"{CLIENTS} clients DELETE", lambda: measures.deletes(running, api, size.deletes))
     table.add(DELETE_FLOOR, "/s", floor)

@@ -11,7 +11,7 @@ MARKERS = "<!-- table -->", "<!-- /table -->"
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure must be at least, and what it should reach. Where `reach` is the lower number, lower is better."""
+    """The bound that a figure must meet, and the better one that it should reach; the two say whether lower is better."""
 
     at_least: float
     reach: float
