@@ -78,8 +78,8 @@ def drain_script() -> str:
 def shared_drain_script() -> str:
     """Claim, start and complete MOST jobs by three statements, as a worker with enough slots does.
 
-    After the claim one more query reads what was claimed; a worker needs no such query. These statements wait for locked
-    rows. A worker's statements skip them and are sent again: another connection's claim locks rows for a moment.
+    After the claim another query reads what was claimed; a worker does not need it. These statements wait for locked
+    rows. A worker's statements skip them, and are sent again: another connection's claim locks rows for a moment.
     """
     claim = _sent(lambda recorder: jobs.claim(recorder, {BACKEND: MOST}, slots=MOST, worker="bench"))
     start = _sent(lambda recorder: jobs.start_all(recorder, [(_CLAIM, {})], worker="bench"))

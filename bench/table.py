@@ -11,7 +11,7 @@ MARKERS = "<!-- table -->", "<!-- /table -->"
 
 @dataclass(frozen=True)
 class Target:
-    """The bound that a figure must meet, and the better one that it should reach; the two say whether lower is better."""
+    """The bound that a figure must meet, and the better one it should reach; their order says if lower is better."""
 
     at_least: float
     reach: float
