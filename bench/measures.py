@@ -182,7 +182,7 @@ def drain_floor(stack: Stack, count: int) -> float:
 
 
 def shared_drain_floor(stack: Stack, count: int) -> float:
-    """The same with MOST jobs in each statement, as a busy worker sends them: the rate of a worker without any cost."""
+    """The same with MOST jobs in each statement, as a busy worker has: the rate of a worker without any cost."""
     seed(count, enqueued=True)
     rounds = floors.pgbench(stack.dsn, floors.shared_drain_script(), SHARERS, count // (SHARERS * MOST))
     drained_in(count)
