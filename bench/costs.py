@@ -1,8 +1,9 @@
 """`python -m bench.costs`: what one job costs, counted: round trips, commits, WAL, row versions, and CPU.
 
-Two passes. In the first the server logs each statement, which would cost CPU, and neither autovacuum nor full-page
-images blur what is counted; in the second it runs as it always does, and CPU is read. Each step is taken one job at a
-time through the product's own functions; the drain is a worker process that tears down nothing.
+There are two passes. In the first the server logs each statement, and has autovacuum and full-page images off, since
+these would change the counts. In the second the server runs as usual, and the CPU time is read: logging costs CPU.
+Each step runs one job at a time through the product's own functions. The drain is a worker process whose teardowns do
+nothing.
 """
 
 import argparse
@@ -30,9 +31,9 @@ from tests.support.witness import PgServer, commits
 
 WORKER = "bench"
 SLOTS = 8
-# Connections, what they prepare, and plans: the first of each step are not counted.
+# The first jobs of each step open connections, prepare statements and make plans: they are not counted.
 WARM_UP = 3
-# Wide enough never to be hit: what it costs to ask is what is counted.
+# So wide that it is never hit: the cost of checking it is counted.
 BRAKE = Brake("backend", BACKEND, limit=1_000_000, window=timedelta(minutes=10))
 COUNTING = {"log_statement": "all", "autovacuum": "off", "full_page_writes": "off"}
 Figures = dict[str, float]
@@ -49,23 +50,23 @@ class Reading:
 
 
 class Meter:
-    """Reads the server's own counters, log and CPU time, by sessions that are told apart from the product's."""
+    """Reads the server's own counters, log and CPU time, in sessions whose statements are left out of the counts."""
 
     def __init__(self, stack: Stack) -> None:
         self._server = PgServer(stack.dsn, stack.home / "log" / "control.log")
         self._postmaster = psutil.Process(int((stack.home / "control" / "postmaster.pid").read_text().split()[0]))
         self._tables = psycopg2.connect(stack.dsn)
-        self._aside = psycopg2.connect(stack.dsn, dbname="template1")  # its commits are another database's
+        self._aside = psycopg2.connect(stack.dsn, dbname="template1")  # its commits count for another database
         self._tables.autocommit = self._aside.autocommit = True
         self.counting = False
 
     def close(self) -> None:
-        """End its sessions."""
+        """Close the meter's own sessions."""
         self._tables.close()
         self._aside.close()
 
     def count(self, on: bool) -> None:
-        """Have the server log all and blur nothing, or put it back, for every session from its next statement on."""
+        """Switch the settings of the counting pass on or off, for every session from its next statement on."""
         self.counting = on
         for name, value in COUNTING.items():
             self._ask(f"ALTER SYSTEM SET {name} = '{value}'" if on else f"ALTER SYSTEM RESET {name}")
@@ -74,19 +75,19 @@ class Meter:
             _until(lambda n=name, v=value: (self._ask("SELECT current_setting(%s)", n)[0][0] == v) == on)
 
     def cost(
-        self, act: Callable[[], None], count: int, ours: Callable[[], float], *, but: int | None = None
+        self, act: Callable[[], None], count: int, cpu_seconds: Callable[[], float], *, but: int | None = None
     ) -> Figures:
-        """What `act` costs, a job; `ours` reads the CPU seconds of the product's processes.
+        """The cost of `act` per job, over `count` jobs; `cpu_seconds` reads the CPU time of the product's processes.
 
-        Round trips are not those of the session with the pid `but`.
+        Round trips of the session with the pid `but` are left out.
         """
-        idle, before, began = self._read(), self._read(), ours()
+        idle, before, began = self._read(), self._read(), cpu_seconds()
         act()
-        spent = ours() - began
+        spent = cpu_seconds() - began
         after = self._read()
         said = self._server.said(before.log, "postgres", but={self._tables.info.backend_pid, but})
         said = [one for one in said if one.sql != _FLUSH]
-        # What a reading costs is told by two of them with nothing in between.
+        # Two readings with nothing in between show what a reading itself costs: it is subtracted.
         figures = {
             name: after.figures[name] - before.figures[name] - (before.figures[name] - idle.figures[name])
             for name in after.figures
@@ -107,7 +108,7 @@ class Meter:
         return Reading(self._server.log.stat().st_size, int(wal), figures)
 
     def _cpu(self) -> float:
-        """The CPU seconds of the server: the postmaster, those sessions that have ended, and those that live."""
+        """The CPU seconds of the server: the postmaster, the sessions that have ended, and those that are open."""
         own = self._postmaster.cpu_times()
         return own.user + own.system + own.children_user + own.children_system + _cpu_of(self._postmaster.children())
 
@@ -117,7 +118,7 @@ class Meter:
             return cursor.fetchall() if cursor.description else []
 
 
-# Of a table: the commits of a session that has touched none since are not told of.
+# It reads a table, since a session reports its commits only when it has used a table since its last report.
 _FLUSH = "SELECT pg_stat_force_next_flush() FROM alembic_version"
 _TABLES = """
     SELECT sum(n_tup_ins)::bigint AS "rows inserted", sum(n_tup_upd)::bigint AS "rows updated",
@@ -129,7 +130,7 @@ _SERVER = """
 
 
 def costs(stack: Stack, count: int) -> Costs:
-    """The cost of one job by step, over `count` jobs each; fails unless all of them were really done."""
+    """The cost of one job for each step, measured over `count` jobs; AssertionError unless all of them were done."""
     meter = Meter(stack)
     try:
         meter.count(True)
@@ -196,13 +197,18 @@ def _step(meter: Meter, act: Callable[[slice], None], count: int) -> Figures:
     act(slice(WARM_UP))
     figures = meter.cost(lambda: act(slice(WARM_UP, None)), count, time.process_time)
     if meter.counting:
-        assert figures["round trips"] >= 1, f"nothing was said: {figures}"
-        assert figures["commits"] == figures["commits in the log"], f"the server and its log differ: {figures}"
+        assert figures["round trips"] >= 1, f"the server logged no statement: {figures}"
+        assert figures["commits"] == figures["commits in the log"], (
+            f"the server's counter of commits and its log differ: {figures}"
+        )
     return figures
 
 
 def _drain(stack: Stack, meter: Meter, count: int) -> Figures:
-    """One worker process, held until it is up; its claims, its heartbeats and sweeps meanwhile are part of it."""
+    """The cost of a job in a drain by one worker process, with the worker's heartbeats and sweeps.
+
+    A hold keeps the jobs back until the worker is up.
+    """
     seed(count, enqueued=True)
     with db.statement() as session:
         hold = holds.engage(session, HoldScope.GLOBAL, None, actor=WORKER, reason="until the worker is up")
@@ -215,15 +221,15 @@ def _drain(stack: Stack, meter: Meter, count: int) -> Figures:
 
         def act() -> None:
             with db.statement() as session:
-                holds.release(session, hold.id, actor=WORKER, reason="it is up")
+                holds.release(session, hold.id, actor=WORKER, reason="the worker is up")
             doorbell.ring_now()
             _until(lambda: _count("SELECT count(*) FROM outbox WHERE state IN ('pending', 'running')") == 0)
             spent.append(_cpu_of(workers))
-            running.close()  # a session's counters are complete when it has ended
+            running.close()  # a session's counters are complete only when it has ended
 
         figures = meter.cost(act, count, lambda: spent[0] if spent else _cpu_of(workers), but=here)
     _all_done(count)
-    # The worker's start had commits too, which were told of only now.
+    # The server's counter includes the commits of the worker's start, which it reported only now; the log has none.
     return figures | {"commits": figures["commits in the log"]}
 
 
@@ -244,7 +250,7 @@ def _cpu_of(processes: list[psutil.Process]) -> float:
     for process in processes:
         try:
             times = process.cpu_times()
-        except psutil.NoSuchProcess:  # a session that has just ended is the postmaster's by now
+        except psutil.NoSuchProcess:  # a session that just ended: its time is now in the postmaster's
             continue
         spent += times.user + times.system
     return spent
@@ -254,7 +260,7 @@ def _until(happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DRAIN_TIMEOUT_SECONDS
     while not happened():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {DRAIN_TIMEOUT_SECONDS} s")
+            raise TimeoutError(f"a drain or a change of settings took longer than {DRAIN_TIMEOUT_SECONDS} s")
         time.sleep(0.05)
 
 
@@ -265,22 +271,24 @@ COLUMNS = (
 
 
 def main() -> None:
-    """Count, print, stop everything."""
+    """Count and print; stop everything that was started."""
     parser = argparse.ArgumentParser(prog="python -m bench.costs", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=500, metavar="N", help="how many jobs a step (default 500)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    asked = parser.parse_args()
+    parser.add_argument("--jobs", type=int, default=500, metavar="N", help="how many jobs in each step (default 500)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    options = parser.parse_args()
     with stack() as running:
         version = server_version()
-        found = costs(running, asked.jobs)
-    print(f"{version}; a job, of {asked.jobs}\n")
+        found = costs(running, options.jobs)
+    print(f"{version}; the cost of one job, over {options.jobs} jobs\n")
     width = max(map(len, found))
     print(" " * width, *COLUMNS, sep="  ")
     for step, figures in found.items():
         cells = (f"{figures[name]:>{len(name)}.{0 if 'bytes' in name else 2}f}" for name in COLUMNS)
         print(f"{step:<{width}}", *cells, sep="  ")
-    if asked.json:
-        asked.json.write_text(json.dumps({"postgresql": version, "jobs": asked.jobs, "costs": found}, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(
+            json.dumps({"postgresql": version, "jobs": options.jobs, "costs": found}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The DELETEs, from a process of their own: raw sockets that are kept, so that what is measured is the server.
+"""The process that sends the DELETEs. It uses raw sockets and keeps them open, so that the server's time dominates.
 
-`python -m bench.load PORT CLIENTS WARM COUNT`, the token on the first line of stdin. Deletes WARM resources untimed,
-prints "ready", waits for a line, deletes COUNT more, each once, and prints one line of JSON: the seconds it took, the
-latencies in milliseconds, and its own CPU seconds meanwhile.
+`python -m bench.load PORT CLIENTS WARM COUNT`, with the token on the first line of stdin. It deletes WARM resources
+without timing them, prints "ready", and waits for a line. Then it deletes COUNT more, each once, and prints one line of
+JSON: the seconds it took, the latencies in milliseconds, and the CPU seconds that it used itself.
 """
 
 import gc
@@ -21,12 +21,12 @@ _LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 
 
 def resource_id(number: int) -> uuid.UUID:
-    """The id of the bench's resource `number`, as `measures.seed` makes it in SQL."""
+    """The id of resource `number`; `measures.seed` computes the same in SQL."""
     return uuid.UUID(hashlib.md5(str(number).encode(), usedforsecurity=False).hexdigest())
 
 
 class Client:
-    """One connection that is kept, with at most one DELETE under way."""
+    """One connection that stays open, with at most one DELETE in progress."""
 
     def __init__(self, port: int, token: str) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
@@ -36,14 +36,14 @@ class Client:
         self._sent = 0.0
 
     def send(self, id: uuid.UUID) -> None:
-        """Ask for the resource's end."""
+        """Send the DELETE of this resource."""
         self._received = b""
-        asked = f"DELETE /v1/resources/{id}".encode() + self._tail
+        request = f"DELETE /v1/resources/{id}".encode() + self._tail
         self._sent = time.perf_counter()
-        self.socket.sendall(asked)
+        self.socket.sendall(request)
 
     def receive(self) -> float | None:
-        """Read what is there: the seconds it took once all is, None before. Only "202, you were the first" will do."""
+        """Read what has arrived: the seconds it took when the answer is complete, else None. Only a 202 is accepted."""
         got = self.socket.recv(65536)
         assert got, f"the API closed the connection after {self._received!r}"
         self._received += got
@@ -55,17 +55,18 @@ class Client:
         return took
 
     def delete(self, id: uuid.UUID) -> None:
-        """DELETE it and wait for the answer."""
+        """Send the DELETE and wait for its answer."""
         self.send(id)
         while self.receive() is None:
             pass
 
 
 def run(clients: Iterable[Client], ids: Iterable[uuid.UUID]) -> list[float]:
-    """Each resource once, by whichever client is free; the latencies in seconds.
+    """DELETE each resource once, by the next free client; return the latencies in seconds.
 
-    One more client joins at each answer. Where `clients` makes them, they connect while others are being served, as
-    customers do: all at once, to processes that are idle, they would go to whichever wakes first.
+    After each answer one more client joins. When `clients` creates them on demand, each connects while others are being
+    served, as real clients do. If all connected at once to idle processes, the process that wakes first would get most
+    of the connections.
     """
     joining, todo, took = iter(clients), iter(ids), []
     with selectors.DefaultSelector() as waiting:
@@ -89,7 +90,7 @@ def run(clients: Iterable[Client], ids: Iterable[uuid.UUID]) -> list[float]:
 
 
 def main() -> None:
-    """See the module."""
+    """Send the DELETEs as the module's docstring says."""
     port, most, warm, count = map(int, sys.argv[1:])
     token = sys.stdin.readline().strip()
     clients: list[Client] = []
@@ -102,8 +103,8 @@ def main() -> None:
     cpu, began = _cpu_seconds(), time.perf_counter()
     took = run(clients, ids[warm:])
     seconds = time.perf_counter() - began
-    told = {"seconds": seconds, "cpu_seconds": _cpu_seconds() - cpu, "ms": [1000 * each for each in took]}
-    print(json.dumps(told), flush=True)
+    result = {"seconds": seconds, "cpu_seconds": _cpu_seconds() - cpu, "ms": [1000 * each for each in took]}
+    print(json.dumps(result), flush=True)
 
 
 def _connecting(clients: list[Client], port: int, token: str, most: int) -> Iterator[Client]:

@@ -1,7 +1,7 @@
-"""One function a measure, on the product's own tables and processes; each asserts that its work was done.
+"""One function for each measure, on the product's own tables and processes; each asserts that its work was done.
 
-Times of jobs are the database's own: `events.at` is `clock_timestamp()`, taken inside the transaction, and a commit's
-is its record's, before the flush to disk.
+Times of jobs are the database's own. `events.at` is `clock_timestamp()`, taken inside the transaction. The time of a
+commit is that of its record, before the flush to disk.
 """
 
 import json
@@ -26,22 +26,22 @@ from outbox.batching import MAX_BATCH
 from outbox.states import HoldScope
 
 CLIENTS = 16
-# Connections of pgbench that claim, start and complete: as many as one worker has slots by default.
+# Connections of pgbench that claim, start and complete: one for each slot that a worker has by default.
 DRAINERS = 8
-# Connections that do so for MAX_BATCH jobs at a time: as many as keep two cores busy, and no more.
+# Connections of pgbench that do so for MAX_BATCH jobs at a time: just enough to keep two cores busy.
 SHARERS = 2
-# The first ring of an API process connects to the broker, which takes long enough to be all there is to see; and
-# each connection of the clients has an API process prepare what it needs.
+# Left out of the figures: the first doorbell of an API process connects to the broker, which takes far longer than a
+# DELETE, and for each new client connection an API process prepares its statements.
 WARM_UP = 3
 WARM_UP_EACH = 10
-# Longer than any drain we would wait for: a bench that hangs is a bug, not a figure.
+# Longer than any drain takes: a bench that hangs is a bug, not a figure.
 DRAIN_TIMEOUT_SECONDS = 180
 # A teardown that waits for a server: 5 ms, the quickest of the real ones.
 SLEEP_MS = 5
 LIST_RUNS = 4
 Figures = dict[str, float]
 
-# Only a superuser can: the product's triggers keep events, jobs and resources from vanishing.
+# Only a superuser can do this: the product's triggers forbid the removal of events, jobs and resources.
 _EMPTY = """
     SET session_replication_role = replica;
     TRUNCATE resources, outbox, events, breakers, holds;
@@ -53,15 +53,15 @@ _SEED = f"""
       FROM generate_series(1, :count) AS n"""
 
 
-def query(statement: str, **words: Any) -> list[Any]:
+def query(statement: str, **parameters: Any) -> list[Any]:
     """Run a statement on the control database."""
     with db.statement() as session:
-        result = session.execute(text(statement), words)
+        result = session.execute(text(statement), parameters)
         return list(result.all()) if result.returns_rows else []
 
 
 def seed(count: int, *, enqueued: bool = False) -> list[uuid.UUID]:
-    """Resources 1 to `count`, active, in empty tables; `enqueued`, the product's own `expire` gives each a job."""
+    """Empty the tables and add active resources 1 to `count`; with `enqueued`, `jobs.expire` gives each a job."""
     query(_EMPTY)
     query(_SEED, count=count, expired=enqueued)
     if enqueued:
@@ -71,13 +71,13 @@ def seed(count: int, *, enqueued: bool = False) -> list[uuid.UUID]:
 
 
 def enqueue_all(count: int) -> None:
-    """A job for each of the `count` resources, which all have expired."""
+    """Enqueue a job for each of the `count` resources, all of which have expired."""
     with db.statement() as session:
         assert jobs.expire(session, actor="bench", batch=count) == count
 
 
 def _assert_jobs(state: str, status: str, count: int) -> None:
-    """As many jobs in `state`, each of another resource that is `status`, and no others."""
+    """Assert that there are exactly `count` jobs, all in `state`, each of its own resource, which is `status`."""
     row = query(
         """
         SELECT count(DISTINCT resource_id) FILTER (WHERE outbox.state = :state AND resources.status = :status) AS fit,
@@ -93,26 +93,26 @@ def _assert_jobs(state: str, status: str, count: int) -> None:
 
 
 def idle(stack: Stack, count: int) -> Figures:
-    """DELETE one resource at a time over HTTP, nothing else queued: how long until its teardown has started."""
+    """Milliseconds from a DELETE to the start of its teardown: one DELETE at a time, with nothing else queued."""
     ids = seed(WARM_UP + count)
     answered = {}
     with stack.workers(1, 8):
         client = Client(stack.api_port, stack.token)
         for id in ids:
-            time.sleep(random.uniform(0.02, 0.08))  # not in step with anything that beats
+            time.sleep(random.uniform(0.02, 0.08))  # random, so that it is not in step with a poll or a heartbeat
             client.delete(id)
             answered[id] = time.time()
         wait_drained()
     rows = query("""
-        SELECT asked.resource_id,
-               1000 * extract(epoch FROM begun.at - pg_xact_commit_timestamp(asked.xmin))::float AS ms,
-               extract(epoch FROM begun.at)::float AS begun
-          FROM events AS asked JOIN events AS begun USING (job_id)
-         WHERE asked.event = 'enqueued' AND begun.event = 'started' ORDER BY asked.id""")
+        SELECT enqueued.resource_id,
+               1000 * extract(epoch FROM started.at - pg_xact_commit_timestamp(enqueued.xmin))::float AS ms,
+               extract(epoch FROM started.at)::float AS started
+          FROM events AS enqueued JOIN events AS started USING (job_id)
+         WHERE enqueued.event = 'enqueued' AND started.event = 'started' ORDER BY enqueued.id""")
     assert len(rows) == WARM_UP + count, f"{len(rows)} of {WARM_UP + count} jobs were started"
     del rows[:WARM_UP]
     since_commit = [row.ms for row in rows]
-    since_answer = [1000 * (row.begun - answered[row.resource_id]) for row in rows]
+    since_answer = [1000 * (row.started - answered[row.resource_id]) for row in rows]
     return {
         "p50": statistics.median(since_commit),
         "p99": p99(since_commit),
@@ -122,7 +122,7 @@ def idle(stack: Stack, count: int) -> Figures:
 
 
 def p99(values: list[float]) -> float:
-    """The value that 1 in 100 is above; of fewer than 100, the second worst."""
+    """The 99th percentile; of fewer than 100 values, the second worst."""
     return sorted(values)[int(0.99 * (len(values) - 1))]
 
 
@@ -130,7 +130,7 @@ def p99(values: list[float]) -> float:
 
 
 def drain(stack: Stack, count: int, *, processes: int, slots: int) -> Figures:
-    """Jobs a second from the first claim to the last completion, and what each cost the database."""
+    """Jobs a second from the first claim to the last completion, and the commits and fsyncs of each."""
     seed(count, enqueued=True)
     before = _counters()
     with stack.workers(processes, slots):
@@ -141,7 +141,7 @@ def drain(stack: Stack, count: int, *, processes: int, slots: int) -> Figures:
 
 
 def drained_in(count: int) -> float:
-    """The seconds from the first claim to the last completion of `count` jobs, each of which had each event once."""
+    """Seconds from the first claim to the last completion of `count` jobs; asserts that each has each event once."""
     row = query("""
         SELECT count(*) FILTER (WHERE event = 'claimed') AS claimed,
                count(*) FILTER (WHERE event = 'started') AS started,
@@ -149,17 +149,19 @@ def drained_in(count: int) -> float:
                extract(epoch FROM max(at) FILTER (WHERE event = 'completed')
                                 - min(at) FILTER (WHERE event = 'claimed'))::float AS seconds
           FROM events""")[0]
-    assert (row.claimed, row.started, row.completed) == (count,) * 3, f"not each once: {row}"
+    assert (row.claimed, row.started, row.completed) == (count,) * 3, (
+        f"not every job was claimed, started and completed once: {row}"
+    )
     _assert_jobs("succeeded", "deleted", count)
     return float(row.seconds)
 
 
 def wait_drained() -> None:
-    """Until no job is open; TimeoutError when that takes too long."""
+    """Wait until no job is pending or running; TimeoutError after DRAIN_TIMEOUT_SECONDS."""
     deadline = time.monotonic() + DRAIN_TIMEOUT_SECONDS
     while query("SELECT EXISTS (SELECT FROM outbox WHERE state IN ('pending', 'running'))")[0][0]:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"jobs are still open after {DRAIN_TIMEOUT_SECONDS} s")
+            raise TimeoutError(f"jobs are still pending or running after {DRAIN_TIMEOUT_SECONDS} s")
         time.sleep(0.1)
 
 
@@ -172,7 +174,7 @@ def _counters() -> Figures:
 
 
 def drain_floor(stack: Stack, count: int) -> float:
-    """Claim, start and complete one by one, each durable, no Python."""
+    """Jobs a second when pgbench claims, starts and completes them one by one, each step durable."""
     seed(count, enqueued=True)
     rate = floors.pgbench(stack.dsn, floors.drain_script(), DRAINERS, count // DRAINERS)
     drained_in(count)
@@ -180,7 +182,7 @@ def drain_floor(stack: Stack, count: int) -> float:
 
 
 def shared_drain_floor(stack: Stack, count: int) -> float:
-    """The same, as many jobs to a statement as a full worker's: what a worker that cost nothing would come to."""
+    """The same with MAX_BATCH jobs in each statement, as a busy worker has: the rate of a worker without any cost."""
     seed(count, enqueued=True)
     rounds = floors.pgbench(stack.dsn, floors.shared_drain_script(), SHARERS, count // (SHARERS * MAX_BATCH))
     drained_in(count)
@@ -193,8 +195,8 @@ def shared_drain_floor(stack: Stack, count: int) -> float:
 def sleepers(stack: Stack, count: int, *, processes: int, slots: int) -> float:
     """Jobs a second of workers whose teardown sleeps, while all of them work.
 
-    A hold keeps all of them waiting until the last one is ready, and a bell wakes them. It counts from the
-    first claim of the last one to begin to the last completion of the first one to end.
+    A hold keeps the workers waiting until all are ready; then the doorbell wakes them. The measure begins when the last
+    worker makes its first claim, and ends when the first worker that finishes makes its last completion.
     """
     seed(count, enqueued=True)
     with db.statement() as session:
@@ -202,7 +204,7 @@ def sleepers(stack: Stack, count: int, *, processes: int, slots: int) -> float:
     with stack.workers(processes, slots, more={TEARDOWN_MS: str(SLEEP_MS)}):
         with db.statement() as session:
             holds.release(session, hold.id, actor="bench", reason="all workers are ready")
-        assert doorbell.ring_now()  # who fills its hands by it rings for the next
+        assert doorbell.ring_now()  # a worker whose slots it fills rings for the next worker
         wait_drained()
     drained_in(count)
     row = query("""
@@ -210,14 +212,16 @@ def sleepers(stack: Stack, count: int, *, processes: int, slots: int) -> float:
             SELECT actor, min(at) FILTER (WHERE event = 'claimed') AS first,
                    max(at) FILTER (WHERE event = 'completed') AS last
               FROM events WHERE event IN ('claimed', 'completed') GROUP BY actor
-        ), together AS (
+        ), overlap AS (
             SELECT count(*) AS workers, max(first) AS since, min(last) AS until FROM worker
         )
-        SELECT workers, extract(epoch FROM together.until - together.since)::float AS seconds,
+        SELECT workers, extract(epoch FROM overlap.until - overlap.since)::float AS seconds,
                (SELECT count(*) FROM events WHERE event = 'completed' AND at > since AND at <= until) AS done
-          FROM together""")[0]
-    assert row.workers == processes, f"{row.workers} of {processes} workers worked"
-    assert row.done > count / 3, f"all {processes} workers worked together on {row.done} of {count} jobs: give more"
+          FROM overlap""")[0]
+    assert row.workers == processes, f"only {row.workers} of {processes} workers did a job"
+    assert row.done > count / 3, (
+        f"all {processes} workers worked at the same time on only {row.done} of {count} jobs: give more jobs"
+    )
     return float(row.done / row.seconds)
 
 
@@ -225,10 +229,10 @@ def sleepers(stack: Stack, count: int, *, processes: int, slots: int) -> float:
 
 
 def deletes(stack: Stack, api: Any, count: int) -> Figures:
-    """What CLIENTS connections get answered, each resource DELETEd once, no worker running; `api` is its process.
+    """DELETE each resource once over CLIENTS connections, with no worker running; `api` is the API's main process.
 
-    The rate, the latencies, the share of a core that the load took, and the share of the connections that the API's
-    busiest process got: the kernel deals them out.
+    Returns the rate, the latencies, the share of a core that the load took, and the share of the connections that the
+    API's busiest process got. The kernel assigns the connections.
     """
     warm = WARM_UP_EACH * CLIENTS
     seed(warm + count)
@@ -243,27 +247,27 @@ def deletes(stack: Stack, api: Any, count: int) -> Figures:
         assert load.stdout
         load.stdin.write(f"{stack.token}\n")
         load.stdin.flush()
-        assert load.stdout.readline() == "ready\n", "the load did not get ready"
+        assert load.stdout.readline() == "ready\n", "the process that sends the load did not get ready"
         shares = _connections(stack, api)
         load.stdin.write("\n")
         load.stdin.flush()
-        told = json.loads(load.stdout.readline())
+        result = json.loads(load.stdout.readline())
     finally:
         load.kill()
         load.wait()
-    assert len(told["ms"]) == count, f"{len(told['ms'])} of {count} DELETEs were answered"
+    assert len(result["ms"]) == count, f"{len(result['ms'])} of {count} DELETEs were answered"
     _assert_jobs("pending", "deleting", warm + count)
     return {
-        "rate": count / told["seconds"],
-        "p50": statistics.median(told["ms"]),
-        "p99": p99(told["ms"]),
-        "load": told["cpu_seconds"] / told["seconds"],
+        "rate": count / result["seconds"],
+        "p50": statistics.median(result["ms"]),
+        "p99": p99(result["ms"]),
+        "load": result["cpu_seconds"] / result["seconds"],
         "busiest": max(shares) / CLIENTS,
     }
 
 
 def _connections(stack: Stack, api: Any) -> list[int]:
-    """How many of the clients' connections each process of the API has."""
+    """The number of the clients' connections that each process of the API has."""
     found = []
     for process in (api, *api.children(recursive=True)):
         lines = process.net_connections(kind="tcp")
@@ -273,7 +277,7 @@ def _connections(stack: Stack, api: Any) -> list[int]:
 
 
 def delete_floor(stack: Stack, count: int) -> float:
-    """The DELETE's statement alone: CLIENTS connections, no Python."""
+    """DELETEs a second when pgbench sends the DELETE's statement on CLIENTS connections."""
     seed(count)
     rate = floors.pgbench(stack.dsn, floors.delete_script(CLIENTS), CLIENTS, count // CLIENTS)
     _assert_jobs("pending", "deleting", count)
@@ -283,8 +287,8 @@ def delete_floor(stack: Stack, count: int) -> float:
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
-def listing(stack: Stack) -> list[float]:  # noqa: ARG001 - every measure takes it
-    """The seconds that `deprovisioner jobs list` takes to show a page, LIST_RUNS times, after one unmeasured."""
+def listing(stack: Stack) -> list[float]:  # noqa: ARG001 - every measure takes the stack
+    """Seconds that `deprovisioner jobs list` takes to show a page, in LIST_RUNS runs; one before them is left out."""
     seed(200, enqueued=True)
     command = [str(Path(sys.executable).with_name("deprovisioner")), "jobs", "list"]
     compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -301,7 +305,7 @@ def listing(stack: Stack) -> list[float]:  # noqa: ARG001 - every measure takes 
 
 
 def server_version() -> str:
-    """Which PostgreSQL, and whether a commit waits for the disk."""
+    """The version of PostgreSQL, and its settings that say whether a commit waits for the disk."""
     row = query(
         "SELECT current_setting('server_version'), current_setting('fsync'), current_setting('synchronous_commit'),"
         " current_setting('wal_sync_method')"
@@ -310,7 +314,7 @@ def server_version() -> str:
 
 
 def flush_ms(folder: Path, times: int = 50) -> float:
-    """The median of how long the disk takes to confirm 8 kB, which is what a commit waits for: milliseconds."""
+    """The median milliseconds that the disk takes to confirm 8 kB: a commit waits for such a confirmation."""
     took = []
     with open(folder / "flush", "wb", buffering=0) as file:
         for _ in range(times):

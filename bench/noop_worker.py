@@ -1,6 +1,6 @@
-"""`deprovisioner worker` with one backend that tears down nothing, at once. Only the bench starts it.
+"""`deprovisioner worker` with one backend whose teardowns do nothing and return at once. Only the bench starts it.
 
-With BENCH_TEARDOWN_MS in the environment each teardown waits that long, as for a server.
+With BENCH_TEARDOWN_MS in the environment each teardown waits that long, as if for a server.
 """
 
 import os
@@ -16,7 +16,7 @@ TEARDOWN_MS = "BENCH_TEARDOWN_MS"
 
 
 class Noop:
-    """Remembers which generations it was told to tear down: the five verbs, without their cost."""
+    """A backend that only remembers which generations it tore down."""
 
     observable = True
 
@@ -25,17 +25,17 @@ class Noop:
         self._seconds = float(os.environ.get(TEARDOWN_MS, "0")) / 1000
 
     def inspect(self, manifest: Json) -> Same | Absent:
-        """Same until torn down, then Absent."""
+        """Same until the teardown, then Absent."""
         return Absent(seen={}) if manifest["generation"] in self._gone else Same(seen={})
 
-    def teardown(self, manifest: Json, fence: int) -> None:  # noqa: ARG002 - the Protocol's
+    def teardown(self, manifest: Json, fence: int) -> None:  # noqa: ARG002 - a parameter of the Protocol
         """Wait, then remember the generation."""
         time.sleep(self._seconds)
         self._gone.add(manifest["generation"])
 
 
 def _build(_: BackendConfig, *, protected: frozenset[str]) -> Backend:  # noqa: ARG001 - the signature it replaces
-    return Noop()  # type: ignore[return-value]  # a bench makes and adopts nothing
+    return Noop()  # type: ignore[return-value]  # the bench needs no other verb
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""`python -m bench.plots`: the plots and tables of docs/scaling.md, from what bench/scale.py and `make bench` measured.
+"""`python -m bench.plots`: writes the plots and tables of docs/scaling.md from bench/scale.json and bench/results.json.
 
-A table stands between two comments with its name; a part that was not measured leaves its own as it is.
+Each table stands between two comments with its name. The table of a part that was not measured stays as it is.
 """
 
 import json
@@ -16,28 +16,28 @@ from pygal.style import Style
 ROOT = Path(__file__).parent.parent
 DOC = ROOT / "docs" / "scaling.md"
 MEASURED = ROOT / "bench" / "scale.json"
-# Of `make bench`: the workers of one slot, whose teardowns sleep.
+# From `make bench`: its rows of workers with one slot, whose teardowns sleep.
 BENCH = ROOT / "bench" / "results.json"
 SLEEPER = re.compile(r"5 ms teardown, (\d+) x 1 slots")
 Part = dict[str, Any]
 
-# Busier than this, a process or a server keeps its callers waiting for each other.
+# The arithmetic's load of a process or server: above it, requests wait for each other noticeably.
 BUSY = 0.6
-# What "one control database" is in the arithmetic.
+# The cores of one control database in the arithmetic.
 CORES = 16
-# In the middle of what real teardowns take.
+# A typical real teardown.
 TEARDOWN_SECONDS = 0.05
 SLOTS = 32
 RATES = (100, 1_000, 10_000, 100_000)
 
 
 def main() -> None:
-    """Draw and write all that was measured."""
+    """Write the tables and draw the plots of all parts that were measured."""
     parts = json.loads(MEASURED.read_text())
     doc = DOC.read_text()
-    for name, tell in TABLES.items():
+    for name, describe in TABLES.items():
         if name in parts:
-            doc = _between(doc, name, f"{tell(parts[name])}\n\n{_told(parts[name])}")
+            doc = _between(doc, name, f"{describe(parts[name])}\n\n{_source(parts[name])}")
     if "costs" in parts:
         doc = _between(doc, "arithmetic", _arithmetic(parts["costs"]["a_delete"]))
     bench = json.loads(BENCH.read_text())
@@ -75,20 +75,21 @@ def _claims(part: Part) -> str:
     heads = ["pending", "finished", "database, MB", *slots, *(f"{head}, right after a checkpoint" for head in slots)]
     return (
         _table(heads, rows)
-        + _ratio("The last row to the first", part["last_to_first_claim"])
-        + _ratio("Right after a checkpoint", part["last_to_first_after_checkpoint"])
+        + _ratio("The last row divided by the first", part["last_to_first_claim"])
+        + _ratio("The same right after a checkpoint", part["last_to_first_after_checkpoint"])
     )
 
 
 def _churn(part: Part) -> str:
     first = part["first_claims"]
-    names = {"before": "before", "held": "at its end, the snapshot still open", "after": "given up, vacuumed"}
+    minutes = sum(interval["seconds"] for interval in part["intervals"]) / 60
+    names = {"before": "before", "held": "at the end, still open", "after": "closed, and vacuumed"}
     rows = [[words, *_costs(first[name])] for name, words in names.items()]
     return (
-        f"{part['jobs']:,.0f} jobs were drained and fed in {part['seconds'] / 60:.3g} minutes, and "
-        f"{part['dead_rows']:,} dead rows kept. In the end the worker's own claims cost {part['last_to_before']:.2f} "
-        "times what they had before. A claim by somebody who knows nothing of the claims before it:\n\n"
-        + _table(["snapshot", *_slots(first["before"])], rows)
+        f"In {minutes:.3g} minutes {part['jobs']:,.0f} jobs were drained, and as many were added. In the last "
+        f"{part['seconds'] / 60:.3g} minutes a snapshot was open: it kept {part['dead_rows']:,} dead rows. At the end "
+        f"the worker's own claims cost {part['last_to_before']:.2f} times what they had before. A claim by a worker "
+        "that has just started, and so begins at the front:\n\n" + _table(["snapshot", *_slots(first["before"])], rows)
     )
 
 
@@ -96,7 +97,7 @@ def _tenants(part: Part) -> str:
     sides = [part["one"], part["many"]]
     rows = [[f"{side['tenants']:,}", f"{side['backends']}", *_costs(side["claim"])] for side in sides]
     return _table(["tenants", "backends", *_slots(part["one"]["claim"])], rows) + _ratio(
-        "Many to one", part["many_to_one"]
+        "Many divided by one", part["many_to_one"]
     )
 
 
@@ -104,7 +105,7 @@ def _memory(part: Part) -> str:
     rows = [[f"{row['pending']:,}", f"{row['drained']:,}", f"{row['rss_mb']:.1f}"] for row in part["rows"]]
     return (
         _table(["pending", "drained", "resident, MB"], rows)
-        + f"\n\nThe last to the first: {part['last_to_first']:.2f}."
+        + f"\n\nThe last row divided by the first: {part['last_to_first']:.2f}."
     )
 
 
@@ -118,20 +119,21 @@ def _costs_table(part: Part) -> str:
         ["write-ahead log", f"{cost['wal_bytes']:,.0f} bytes"],
     ]
     whole = _whole(cost)
-    dearest = max(CPU, key=lambda name: cost[name])
+    largest = max(CPU, key=lambda name: cost[name])
     return (
         _table([f"a delete, of {part['deletes']:,}", ""], rows)
-        + f"\n\nSo two cores that do all of it end at {2000 / whole:,.0f} deletes a second, and {CPU[dearest]} is the "
-        f"first that needs cores of its own: it takes {100 * cost[dearest] / whole:.0f} % of them."
+        + f"\n\nSo two cores that do all of it reach at most {2000 / whole:,.0f} deletes a second. The first part "
+        f"that needs cores of its own is {CPU[largest]}: "
+        f"it takes {100 * cost[largest] / whole:.0f} % of the processor time."
     )
 
 
 def _processes(bench: Part, rates: dict[int, float]) -> str:
     rows = [[str(processes), f"{rate:,.0f}", f"{rate / rates[1]:.2f}"] for processes, rate in rates.items()]
-    told = (
+    text = (
         f"{bench['at'][:10]}, {bench['postgresql']}, {bench['machine']}, load {bench['load_at_start']:.1f} as it began"
     )
-    return _table(["worker processes", "teardowns/s", "times one"], rows) + f"\n\n_{told}._"
+    return _table(["worker processes", "teardowns/s", "times one process"], rows) + f"\n\n_{text}._"
 
 
 CPU = {"api_cpu_ms": "the API", "worker_cpu_ms": "the worker", "postgresql_cpu_ms": "PostgreSQL"}
@@ -174,8 +176,8 @@ def _costs(costs: Part) -> list[str]:
 
 
 def _ratio(what: str, ratios: Part) -> str:
-    told = ", ".join(f"{ratio:.2f} for {slots}" for slots, ratio in ratios.items())
-    return f"\n\n{what}: {told}."
+    text = ", ".join(f"{ratio:.2f} for {slots}" for slots, ratio in ratios.items())
+    return f"\n\n{what}: {text}."
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
@@ -183,7 +185,7 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _told(part: Part) -> str:
+def _source(part: Part) -> str:
     return (
         f"_{part['at'][:10]}, deprovisioner {part['deprovisioner']}, PostgreSQL {part['postgresql']} with "
         f"{part['shared_buffers']} of buffers, {part['machine']}._"
@@ -248,7 +250,7 @@ def _plot_churn(part: Part) -> pygal.XY:
 def _plot_processes(rates: dict[int, float]) -> pygal.XY:
     chart = _chart("Workers of one slot, a teardown of 5 ms, two cores", "worker processes", "teardowns/s")
     chart.add("measured", [(0, 0), *rates.items()])
-    chart.add("as many times one", [(0, 0), *((processes, processes * rates[1]) for processes in rates)])
+    chart.add("linear growth", [(0, 0), *((processes, processes * rates[1]) for processes in rates)])
     return chart
 
 
@@ -256,7 +258,7 @@ PLOTS = {"claims": _plot_claims, "churn": _plot_churn}
 
 
 def _write(chart: pygal.XY, file: Path) -> None:
-    chart.uuid = file.stem  # or each drawing would be another file
+    chart.uuid = file.stem  # a random one would change the file at every run
     drawn = chart.render(is_unicode=True)
     file.write_text(re.sub(r"<!--.*?-->|<script.*?</script>", "", drawn, flags=re.DOTALL) + "\n")
 

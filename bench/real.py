@@ -1,7 +1,7 @@
-"""Real work: databases and key namespaces torn down by the product's own worker, and by a bare loop.
+"""Real work: the product's own worker tears down databases and key namespaces, and so does a bare loop.
 
-The bare loop sends the backend the same commands with the same number of hands, in plain psycopg2 and redis-py, and
-knows no control database: no claim, no start, no record. What the whole job takes longer is what safety costs.
+The bare loop sends the backend the same commands from the same number of threads, in plain psycopg2 and redis-py. It
+uses no control database: it makes no claim, no start and no record. The difference in time is the price of safety.
 """
 
 import json
@@ -27,7 +27,7 @@ from worker.backends.redis.identity import SERVER_KEY
 from worker.backends.redis.keys import _UNLINK_IF_OURS, BATCH
 
 T = TypeVar("T")
-HANDS = 8
+THREADS = 8
 KEYS = 1000
 _SEED = f"""
     INSERT INTO resources (id, tenant, kind, backend, name, status, generation, manifest, activated_at, expires_at)
@@ -37,7 +37,7 @@ _SEED = f"""
 
 
 def databases(stack: Stack, count: int, *, first: str) -> measures.Figures:
-    """Drop `count` databases with their roles, and as many again in a bare loop: the seconds of both."""
+    """Drop `count` databases with their roles by the product, and as many by a bare loop: the seconds of both."""
     backend = Postgres(stack.pg_main_dsn)
     statements = _recorded(stack)
 
@@ -45,22 +45,22 @@ def databases(stack: Stack, count: int, *, first: str) -> measures.Figures:
         for session in sessions:
             _replay(stack.pg_main_dsn, session)
 
-    path = stack.backends("pg-main", "postgres", stack.pg_main_dsn, HANDS)
+    path = stack.backends("pg-main", "postgres", stack.pg_main_dsn, THREADS)
     figures = _both(stack, "postgres", path, backend, count, first, statements, bare, lambda: _transactions(stack))
     left = _ask(stack.pg_main_dsn, "SELECT datname FROM pg_database WHERE datname ~ '^(db|zz)_'")
     left += _ask(stack.pg_main_dsn, "SELECT rolname FROM pg_roles WHERE rolname ~ '^usr_'")
-    assert not left, f"these are still there: {left[:3]}"
+    assert not left, f"not torn down: {left[:3]}"
     return figures
 
 
 def namespaces(stack: Stack, count: int, *, first: str) -> measures.Figures:
-    """Remove `count` ACL users with KEYS keys each, and as many again in a bare loop: the seconds of both."""
+    """Remove `count` ACL users with KEYS keys each by the product, and as many by a bare loop: the seconds of both."""
     url = stack.redis_main_url
 
     def bare(manifest: Json) -> None:
         _remove_namespace(url, manifest)
 
-    path = stack.backends("redis-main", "redis", url, HANDS)
+    path = stack.backends("redis-main", "redis", url, THREADS)
     figures = _both(
         stack, "redis", path, Redis(url), count, first, lambda manifest: manifest, bare, lambda: _calls(url)
     )
@@ -77,51 +77,51 @@ def _both(
     backend: Backend,
     count: int,
     first: str,
-    ready: Callable[[Json], T],
+    prepare: Callable[[Json], T],
     bare: Callable[[T], None],
-    asked: Callable[[], measures.Figures],
+    requests: Callable[[], measures.Figures],
 ) -> measures.Figures:
-    """The bare loop over `count` objects and the product over as many that are just like them, `first` one of them.
+    """Time the bare loop over `count` objects, and the product over as many of the same kind; `first` goes first.
 
-    `ready` makes of a manifest what `bare` takes. `asked` counts what the server has been asked for, by its own count:
-    what is compared is the same work, or it is an error.
+    `prepare` turns a manifest into the argument of `bare`. `requests` reads the server's own counts of its transactions
+    or commands. AssertionError when these counts differ between the two: only the same work may be compared.
     """
     seconds, did = {}, {}
     for name in ("loop", "whole") if first == "loop" else ("whole", "loop"):
         made = _make_all(stack, kind, backend, count)
-        todo = [ready(manifest) for manifest in made]
-        before = asked()
+        todo = [prepare(manifest) for manifest in made]
+        before = requests()
         if name == "whole":
             seconds[name] = _whole_job(stack, kind, path, made)
         else:
             began = time.perf_counter()
             _at_once(bare, todo)
             seconds[name] = time.perf_counter() - began
-        did[name] = {what: (times - before.get(what, 0)) / count for what, times in asked().items()}
+        did[name] = {what: (times - before.get(what, 0)) / count for what, times in requests().items()}
     other = {
         what: {name: round(each.get(what, 0), 2) for name, each in did.items()}
         for what in did["loop"] | did["whole"]
         if abs(did["loop"].get(what, 0) - did["whole"].get(what, 0)) > 0.5
     }
-    assert not other, f"the bare loop is not what a teardown of the product sends; for each object: {other}"
+    assert not other, f"the bare loop does not send what the product's teardown sends; for each object: {other}"
     return seconds
 
 
 def _whole_job(stack: Stack, kind: str, path: Path, manifests: Sequence[Json]) -> float:
-    """The seconds from the first claim to the last completion, by one real worker."""
+    """The seconds from the first claim to the last completion, with one real worker."""
     measures.seed(0)
     measures.query(_SEED, kind=kind, backend=path.stem, manifests=json.dumps(manifests))
     measures.enqueue_all(len(manifests))
     measures.query("VACUUM ANALYZE resources, outbox, events")
-    with stack.workers(1, HANDS, argv=[*PRODUCT, "worker"], backends=path):
+    with stack.workers(1, THREADS, argv=[*PRODUCT, "worker"], backends=path):
         measures.wait_drained()
     return measures.drained_in(len(manifests))
 
 
 def _make_all(stack: Stack, kind: str, backend: Backend, count: int) -> list[Json]:
-    """Without fsync, and with the checkpoint that forgets what was not synced: as if they had been there for long.
+    """Make the objects as if they had existed for long: without fsync, and then a checkpoint that clears pending syncs.
 
-    Else the first to drop one would wait until the 300 files of each are on disk.
+    Otherwise the first drop would wait until the 300 files of each database are on disk.
     """
     if kind == "postgres":
         _fsync(stack.pg_main_dsn, "off")
@@ -142,12 +142,12 @@ def _fsync(dsn: str, wanted: str) -> None:
 
 
 def _make(stack: Stack, kind: str, backend: Backend) -> Json:
-    """One object, made by the product's own backend, with its marks."""
+    """Make one object with the product's own backend, so that it has the product's marks."""
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
     manifest = backend.provision(plan.manifest, plan.credentials)
     if kind == "redis":
         with _connected(stack.redis_main_url) as server:
-            assert server.eval(_FILL, 0, manifest["prefix"], KEYS - 1) == KEYS - 1  # the generation key is the last
+            assert server.eval(_FILL, 0, manifest["prefix"], KEYS - 1) == KEYS - 1  # the last key is the generation key
     return manifest
 
 
@@ -157,49 +157,49 @@ return tonumber(ARGV[2])"""
 
 
 def _at_once(act: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
-    """`act` on each with HANDS threads; the first error ends it, and so does Ctrl-C."""
-    pool = ThreadPoolExecutor(HANDS)
+    """Call `act` on each item in THREADS threads; the first error ends it, and so does Ctrl-C."""
+    pool = ThreadPoolExecutor(THREADS)
     try:
         return list(pool.map(act, items))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-# -- PostgreSQL: what the server's own log says a teardown sends ------------------------------------------------------
+# -- PostgreSQL: the statements of a teardown, from the server's own log ----------------------------------------------
 
 
 def _transactions(stack: Stack) -> measures.Figures:
-    """How many the server has committed in the database that teardowns work in."""
-    time.sleep(0.3)  # a session reports what it did when it ends, which is after its client has left
-    asked = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
-    return {"transactions": float(_ask(stack.pg_main_dsn, asked)[0][0])}
+    """How many transactions the server has committed in the database to which teardowns connect."""
+    time.sleep(0.3)  # a session reports its counts when it ends, a moment after its client has disconnected
+    statement = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+    return {"transactions": float(_ask(stack.pg_main_dsn, statement)[0][0])}
 
 
 def _recorded(stack: Stack) -> Callable[[Json], list[list[str]]]:
-    """The sessions of one teardown by the product, as the server logged them, with another object's names put in."""
+    """Record one teardown by the product in the server's log; return a function that rewrites it for another object."""
     log = stack.home / "log" / "pg-main.log"
     plain, logged = Postgres(stack.pg_main_dsn), Postgres(stack.pg_main_dsn + "?options=-c%20log_statement%3Dall")
     made = _make(stack, "postgres", plain)
     role_oid = _role_oid(stack, made)
     seen = log.stat().st_size
-    logged.inspect(made)  # the three steps of `worker.run.Run` for a teardown
+    logged.inspect(made)  # the backend's part of a teardown: inspect, tear down, inspect again
     logged.teardown(made, 1)
     logged.inspect(made)
     sessions = _sessions(log.read_bytes()[seen:].decode())
     assert any("DROP DATABASE" in statement for session in sessions for statement in session), sessions
 
-    def of(manifest: Json) -> list[list[str]]:
+    def rewrite(manifest: Json) -> list[list[str]]:
         names = {str(made[key]): str(manifest[key]) for key in ("database", "role", "generation", "oid")}
         names[role_oid] = _role_oid(stack, manifest)
         pattern = re.compile("|".join(rf"(?<!\d){re.escape(name)}(?!\d)" for name in names))
-        # Its lock is made of the name: one number for all would have the hands wait for each other.
+        # The lock's number comes from the generation: with one number for all, the threads would wait for each other.
         lock = f"pg_advisory_lock({uuid.UUID(manifest['generation']).int >> 65})"
         return [
             [_LOCK.sub(lock, pattern.sub(lambda found: names[found[0]], statement)) for statement in session]
             for session in sessions
         ]
 
-    return of
+    return rewrite
 
 
 _LOCK = re.compile(r"pg_advisory_lock\(-?\d+\)")
@@ -241,22 +241,22 @@ def _ask(dsn: str, statement: str) -> list[Any]:
         session.close()
 
 
-# -- Redis: the same by hand, since its cursors cannot be played back -------------------------------------------------
+# -- Redis: the same commands, written by hand, since SCAN's cursors cannot be replayed --------------------------------
 
 
 def _calls(url: str) -> measures.Figures:
-    """How often the server was asked for each command. How many SCANs it takes depends on what else is there."""
+    """How often the server ran each command, except SCAN: its number depends on the other keys of the server."""
     with _connected(url) as server:
         stats = server.info("commandstats")
-    calls = {name.removeprefix("cmdstat_"): float(told["calls"]) for name, told in stats.items()}
+    calls = {name.removeprefix("cmdstat_"): float(stat["calls"]) for name, stat in stats.items()}
     return {name: count for name, count in calls.items() if name != "scan"}
 
 
 def _remove_namespace(url: str, manifest: Json) -> None:
     with _connected(url) as server:
-        _look(server, manifest)
+        _inspect(server, manifest)
     with _connected(url) as server:
-        _look(server, manifest)
+        _inspect(server, manifest)
         server.acl_getuser(manifest["user"])
         server.type(_generation(manifest))
         server.get(_generation(manifest))
@@ -269,13 +269,13 @@ def _remove_namespace(url: str, manifest: Json) -> None:
         _save(server)
         server.eval(_UNLINK_IF_OURS, 2, _generation(manifest), _generation(manifest), manifest["generation"], 0, 0)
     with _connected(url) as server:
-        _look(server, manifest)
+        _inspect(server, manifest)
         server.info("keyspace")
         with _connected(url) as there:
             assert not list(there.scan_iter(match=f"{manifest['prefix']}*", count=1000))
 
 
-def _look(server: "redis.Redis", manifest: Json) -> None:
+def _inspect(server: "redis.Redis", manifest: Json) -> None:
     server.acl_getuser(manifest["user"])
     server.type(_generation(manifest))
     server.get(_generation(manifest))
@@ -285,7 +285,7 @@ def _look(server: "redis.Redis", manifest: Json) -> None:
 def _if_ours(server: "redis.Redis", manifest: Json, *commands: tuple[str, ...]) -> None:
     with server.pipeline() as pipe:
         pipe.watch(_generation(manifest))
-        _look(server, manifest)
+        _inspect(server, manifest)
         pipe.multi()
         for command in commands:
             pipe.execute_command(*command)

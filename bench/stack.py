@@ -1,6 +1,6 @@
-"""What is measured: PostgreSQL, Valkey, the API's and the workers' processes, in a home that is removed afterwards.
+"""The servers and processes that are measured: PostgreSQL, Valkey, API and workers, in a temporary home.
 
-A second PostgreSQL and a second Valkey, started when asked for, are the backends of the real work.
+A second PostgreSQL and a second Valkey are the backends of the real teardowns. They start only when they are needed.
 """
 
 import os
@@ -26,7 +26,7 @@ NOOP_WORKER = (sys.executable, "-m", "bench.noop_worker")
 
 
 class Stack:
-    """The running servers; `api()` and `workers()` run ours for as long as a measure lasts."""
+    """The running servers; `api()` and `workers()` run the product's processes for the time of a measure."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -41,7 +41,7 @@ class Stack:
 
     @contextmanager
     def api(self, processes: int = 1) -> Iterator[psutil.Process]:
-        """The API, as `deprovisioner api --processes N` runs it, once every process of it serves."""
+        """Run `deprovisioner api --processes N`; yields its main process once every process serves."""
         name = f"api-{time.monotonic_ns()}"
         child = Child(name, [*PRODUCT, "api", "--processes", str(processes)], self.home / "log" / f"{name}.log")
         with _running(child):
@@ -59,7 +59,7 @@ class Stack:
         backends: Path | None = None,
         more: Mapping[str, str] | None = None,
     ) -> Iterator[None]:
-        """Worker processes that serve `backends`, a no-op unless told; they begin to work before this yields."""
+        """Run worker processes; yields when all are ready. Without a backends file they serve the no-op backend."""
         env = os.environ | {f"{PREFIX}WORKER_SLOTS": str(slots)} | dict(more or {})
         if backends:
             env[f"{PREFIX}BACKENDS"] = str(backends)
@@ -74,7 +74,7 @@ class Stack:
 
     @contextmanager
     def real_backends(self) -> Iterator[None]:
-        """The servers of the real work, as `deprovisioner up` has them: what they hold is on disk."""
+        """Run the backends of the real teardowns with the settings of `deprovisioner up`: their data is on disk."""
         with (
             _postgres(self.home, "pg-main", self.pg_main_port, self.password),
             _valkey(self.home, "redis-main", self.redis_main_port, self.password),
@@ -82,17 +82,17 @@ class Stack:
             yield
 
     def backends(self, name: str, kind: str, dsn: str, concurrency: int, file: str = "") -> Path:
-        """A backends file with one backend in it: beside others, it would not be given all of a worker's slots."""
+        """Write a backends file with a single backend: beside others it would not get all slots of a worker."""
         path = self.home / (file or f"{name}.toml")
         path.write_text(f'[backends.{name}]\nkind = "{kind}"\ndsn = "{dsn}"\nconcurrency = {concurrency}\n')
         return path
 
     def environment(self) -> dict[str, str]:
-        """What our processes read; nothing of the caller's own installation stays in it."""
+        """The settings of the product's processes, without any of the caller's own installation."""
         ours = {
             "DATABASE_URL": self.dsn,
             "BROKER_URL": self.broker_url,
-            # As many at once as there are hands: the slots are what is varied.
+            # So high that only the number of slots limits how many jobs run at once.
             "BACKENDS": str(self.backends(BACKEND, "noop", "none", 1000, file="backends.toml")),
             "CREDENTIALS_KEY": credentials.new_key(),
             "HOME": str(self.home),
@@ -103,22 +103,22 @@ class Stack:
 
 @contextmanager
 def stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
-    """Servers up, schema migrated, a tenant's token made; everything stopped and removed at the end.
+    """Start the servers, migrate the schema, create a tenant's token; stop and remove everything at the end.
 
-    `settings` are PostgreSQL's, where its defaults are not what is measured.
+    `settings` are for the control database's PostgreSQL, where its defaults do not suit the measure.
     """
     with (
         tempfile.TemporaryDirectory(prefix="deprovisioner-bench-", ignore_cleanup_errors=True) as home,
         ExitStack() as up,
     ):
-        os.chmod(home, 0o711)  # where we are root, PostgreSQL is not
+        os.chmod(home, 0o711)  # if we are root, PostgreSQL runs as another user
         made = Stack(Path(home))
         for name in [name for name in os.environ if name.startswith(PREFIX)]:
             del os.environ[name]
         os.environ |= made.environment()
         os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
-        told = {"track_commit_timestamp": "on", **(settings or {})}
-        up.enter_context(_postgres(made.home, "control", made.postgres_port, made.password, told))
+        merged = {"track_commit_timestamp": "on", **(settings or {})}
+        up.enter_context(_postgres(made.home, "control", made.postgres_port, made.password, merged))
         up.enter_context(_valkey(made.home, "broker", made.broker_port))
         made.token = _prepare()
         yield made
@@ -136,7 +136,7 @@ def _postgres(
 
 @contextmanager
 def _valkey(home: Path, name: str, port: int, password: str = "") -> Iterator[None]:
-    """With a password it is a backend, which keeps keys and users on disk; the broker may forget."""
+    """With a password: a backend, which keeps keys and users on disk. Without: the broker, which keeps nothing."""
     server = servers.valkey(home, name, port, durable=bool(password), password=password)
     with _running(server):
         server.wait_until(lambda: servers.valkey_ready(servers.valkey_url(port, password)))

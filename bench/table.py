@@ -1,4 +1,4 @@
-"""The one table: a row a figure, a sample a round, and the ratios that issue 5 sets a target for."""
+"""The table: one row for each figure, one sample for each round, and the ratios that have a target from issue 5."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ MARKERS = "<!-- table -->", "<!-- /table -->"
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure must show, and what it should reach for; lower is better where `reach` is the lower."""
+    """The bound that a figure must meet, and the better one it should reach; their order says if lower is better."""
 
     at_least: float
     reach: float
 
     def verdict(self, figure: float) -> str:
-        """In a word."""
+        """`reached`, `met` or `missed`."""
         sign = 1 if self.reach > self.at_least else -1
         if sign * figure >= sign * self.reach:
             return "reached"
@@ -30,7 +30,7 @@ class Target:
 
 @dataclass
 class Table:
-    """Rows in the order they came."""
+    """Rows in the order in which they were added."""
 
     units: dict[str, str] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
@@ -38,37 +38,40 @@ class Table:
     missing: dict[str, str] = field(default_factory=dict)  # what could not be measured, and why
 
     def add(self, name: str, unit: str, *values: float, target: Target | None = None) -> None:
-        """More samples of the row `name`."""
+        """Add samples to the row `name`."""
         self.units[name] = unit
         self.samples.setdefault(name, []).extend(values)
         if target:
             self.targets[name] = target
 
     def forget(self, about: str, why: str) -> None:
-        """Every row of `about` goes: a round of it is missing."""
+        """Remove every row of the peer `about`, since one of its rounds failed."""
         self.missing[about] = why
         for name in [name for name in self.samples if name.startswith(f"{about}: ")]:
             del self.samples[name]
 
     def ratio(self, name: str, over: Sequence[str], under: Sequence[str], target: Target | None = None) -> None:
-        """A row of each round's own ratio; of several rows, that with the highest median. None measured: none."""
+        """Add a row with the ratio of each round. Of several rows, it takes the one with the highest median.
+
+        It adds nothing when a side was not measured.
+        """
         best = [max(rows, key=self.median) for rows in (self._measured(over), self._measured(under)) if rows]
         if len(best) == 2:
             above, below = (self.samples[row] for row in best)
             others = len(over) > 1 or len(under) > 1
-            told = f"{name} ({' / '.join(best)})" if others else name
-            self.add(told, "x", *(a / b for a, b in zip(above, below, strict=True)), target=target)
+            title = f"{name} ({' / '.join(best)})" if others else name
+            self.add(title, "x", *(a / b for a, b in zip(above, below, strict=True)), target=target)
 
     def median(self, name: str) -> float:
-        """Of the row's samples."""
+        """The median of a row's samples."""
         return statistics.median(self.samples[name])
 
     def rows(self) -> list[dict[str, Any]]:
-        """Everything about each row, for JSON."""
+        """All rows with their samples and verdicts, for JSON."""
         return [self._row(name, values) for name, values in self.samples.items()]
 
     def text(self) -> str:
-        """The table as it is printed."""
+        """The table as text, aligned."""
         lines = [("measure", "unit", "median", "min .. max", "target", "")]
         for row in self.rows():
             spread = f"{_figure(row['min'])} .. {_figure(row['max'])}"
@@ -107,8 +110,8 @@ def _figure(value: float) -> str:
 
 
 def write_between_markers(path: Path, words: str) -> None:
-    """Put `words` where the last table is, as a block of code."""
+    """Replace the table between the markers by `words`, as a block of code."""
     before, _, rest = path.read_text().partition(MARKERS[0])
     _, found, after = rest.partition(MARKERS[1])
-    assert found, f"{path} has not the markers {MARKERS}"
+    assert found, f"{path} does not have the markers {MARKERS}"
     path.write_text(f"{before}{MARKERS[0]}\n```\n{words}\n```\n{MARKERS[1]}{after}")

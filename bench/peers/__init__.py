@@ -1,13 +1,13 @@
-"""Other Python queues doing nothing, each at its best documented settings, on servers handed to it.
+"""Other Python queues with jobs that do nothing, each at its best documented settings, on servers of ours.
 
-- `PEERS`         what is compared, what of it is durable, and with which settings
+- `PEERS`         the queues: what each makes durable, and its settings
 - `drain`         jobs a second through one of them;  `latency`  from commit to start when it is idle
-- `harness`       what their modules share: servers made afresh, worker processes, the two measures
-- the others      one module a peer: its tables, its worker, its records
+- `harness`       what the peers' modules share: fresh databases, worker processes, the two measures
+- the others      one module for each peer: its tables, its worker, its records
 
-They live in an environment of their own (`make peers`): this module runs in ours and starts theirs. A module's
-command line is `python -m bench.peers.<name> drain|latency --dsn DSN --redis URL`. All of them in a table, with few
-jobs, only to see that they run: `python -m bench.peers --smoke`.
+The peers are installed in an environment of their own (`make peers`). This module runs in ours and starts theirs. A
+peer's command line is `python -m bench.peers.<name> drain|latency --dsn DSN --redis URL`. To run all of
+them with few jobs, only to see that they run: `python -m bench.peers --smoke`.
 """
 
 import json
@@ -18,16 +18,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv-peers"
-# Longer than the harness's own deadlines, which say more: its start, its work and its end.
+# Longer than the harness's own deadlines for start, work and end, since their errors say more.
 TIMEOUT_SECONDS = 120
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One queue at one choice of settings.
+    """One queue with one choice of settings.
 
-    `durable` says what a crash cannot take, and what it repeats; `scale` is the share of the jobs that a drain gets,
-    so that the slow do not take long and the fast not too short.
+    `durable` says what a crash cannot lose, and what it repeats. `scale` multiplies the jobs of a drain, so that slow
+    peers do not take too long and fast ones not too short.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Peer:
 
 
 class PeerFailed(RuntimeError):
-    """A peer did not do its work, or did not say so; the message has the end of what it did say."""
+    """A peer failed, or did not report its figures; the message has the end of its output."""
 
 
 PEERS = (
@@ -103,12 +103,12 @@ PEERS = (
 
 
 def available() -> str | None:
-    """None when the peers are installed, else what to do."""
+    """None when the peers are installed, else a message that says what to run."""
     return None if (VENV / ".installed").exists() else 'the peers are not installed: run "make peers"'
 
 
 def version(peer: Peer) -> str:
-    """The installed version of its package."""
+    """The installed version of the peer's package."""
     places = [str(place) for place in (VENV / "lib").glob("python*/site-packages")]
     return next(iter(distributions(name=peer.package, path=places))).version
 
@@ -116,8 +116,8 @@ def version(peer: Peer) -> str:
 def drain(peer: Peer, dsn: str, redis_url: str, jobs: int, processes: int) -> float:
     """Jobs a second, from the first pick-up to the last recorded end, of `jobs` * `peer.scale` no-op jobs.
 
-    `dsn` is a superuser's: a database is made for it and dropped. Redis's database 15 is emptied. One call at a time:
-    the next would empty it too. Raises PeerFailed.
+    `dsn` is a superuser's: a database is created for the peer and dropped. Redis's database 15 is emptied, so only one
+    call may run at a time. Raises PeerFailed.
     """
     scaled = max(1, round(jobs * peer.scale))
     return _run(peer, "drain", dsn, redis_url, "--jobs", str(scaled), "--processes", str(processes))["rate"]
@@ -126,7 +126,7 @@ def drain(peer: Peer, dsn: str, redis_url: str, jobs: int, processes: int) -> fl
 def latency(peer: Peer, dsn: str, redis_url: str, count: int) -> dict[str, float]:
     """`p50` and `p99` in ms, from the enqueue's commit to the function's first line; one job at a time, else idle.
 
-    One worker process; servers as in `drain`. Raises PeerFailed.
+    It uses one worker process, and servers as in `drain`. Raises PeerFailed.
     """
     return _run(peer, "latency", dsn, redis_url, "--count", str(count))
 
@@ -135,7 +135,7 @@ def _run(peer: Peer, act: str, dsn: str, redis_url: str, *words: str) -> dict[st
     if reason := available():
         raise PeerFailed(reason)
     argv = [VENV / "bin" / "python", "-m", f"bench.peers.{peer.module}", act, "--dsn", dsn, "--redis", redis_url]
-    # A session of its own: a Ctrl-C in the terminal is for us, who then let it tidy up.
+    # In a session of its own: Ctrl-C in the terminal goes only to us, and we then let the peer clean up.
     with subprocess.Popen(
         [*argv, *words],
         cwd=ROOT,
@@ -150,7 +150,7 @@ def _run(peer: Peer, act: str, dsn: str, redis_url: str, *words: str) -> dict[st
             process.terminate()
             _, errors = process.communicate()
             if isinstance(stopped, subprocess.TimeoutExpired):
-                raise PeerFailed(f"{peer.name}: {act} was not over after {TIMEOUT_SECONDS} s{_tail(errors)}") from None
+                raise PeerFailed(f"{peer.name}: {act} had not ended after {TIMEOUT_SECONDS} s{_tail(errors)}") from None
             raise
     if process.returncode:
         raise PeerFailed(f"{peer.name}: {act} ended with code {process.returncode}{_tail(errors)}")

@@ -1,4 +1,4 @@
-"""`python -m bench.peers --smoke`: every peer with few jobs on servers of its own, only to see that all of them run."""
+"""`python -m bench.peers --smoke`: runs every peer with few jobs on temporary servers, to see that all run."""
 
 import argparse
 import os
@@ -14,9 +14,9 @@ _PASSWORD = "bench"
 
 
 def main() -> None:
-    """Print a table; its figures say nothing, being those of starts and of 50 jobs."""
+    """Print a table; its figures mean nothing, since 50 jobs are mostly start-up."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
-    parser.add_argument("--smoke", action="store_true", required=True, help=f"{JOBS} jobs each")
+    parser.add_argument("--smoke", action="store_true", required=True, help=f"run {JOBS} jobs through each peer")
     parser.parse_args()
     if reason := peers.available():
         raise SystemExit(f"bench: {reason}")
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _servers(home: Path, up: ExitStack) -> tuple[str, str]:
-    os.chmod(home, 0o711)  # where we are root, PostgreSQL is not
+    os.chmod(home, 0o711)  # if we are root, PostgreSQL runs as another user
     postgres_port, broker_port = servers.free_port(), servers.free_port()
     dsn, redis_url = servers.postgres_dsn(postgres_port, _PASSWORD), servers.valkey_url(broker_port)
     postgres = servers.postgres(home, "control", postgres_port, _PASSWORD)

@@ -1,4 +1,4 @@
-"""awa-pg: its Rust core on queue storage, WORKERS handlers at once in each process."""
+"""awa-pg: its Rust core on queue storage, with up to WORKERS handlers at once in each process."""
 
 import asyncio
 import contextlib
@@ -13,12 +13,12 @@ from bench.peers import harness
 from bench.peers.harness import Queue, Servers
 
 WORKERS = 512
-# Its guide's least: 20, and 4 for each queue.
+# The minimum by its guide: 20, and 4 for each queue.
 CONNECTIONS = 24
-# Finished rows go when their slot is pruned, after a second by default: before we could count them.
+# Finished rows are removed when their slot is pruned: by default after one second, before we could count them.
 ROTATE_MILLISECONDS = 60_000
 
-# Ends are in one of two tables; `awa.jobs`, the view of all of them, takes seconds for some thousand jobs.
+# A finished job is in one of two tables; the view of all jobs, `awa.jobs`, takes seconds for some thousand jobs.
 _watch = functools.partial(
     harness.tables,
     busy="""

@@ -1,4 +1,4 @@
-"""Celery on Redis alone: a job runs in the worker's own process, without result or event; it counts itself by INCR."""
+"""Celery on Redis alone: a job runs in the worker's own process, without result or event, and increments a counter."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from celery import Celery
 from bench.peers import harness
 from bench.peers.harness import Queue, Servers, Span, Watch
 
-# Its guide's figure for many short tasks.
+# The value that its guide recommends for many short tasks.
 PREFETCH = 128
 POOL = "--pool=solo"
 _JOBS, _ENDED, _FIRST = "peer:jobs", "peer:ended", "peer:first"

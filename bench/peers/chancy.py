@@ -1,4 +1,4 @@
-"""Chancy: its asynchronous executor, CONCURRENCY jobs at once; it polls again as soon as one ends."""
+"""Chancy: its asynchronous executor, with up to CONCURRENCY jobs at once; it polls again as soon as a job ends."""
 
 import asyncio
 import contextlib
@@ -14,14 +14,14 @@ from bench.peers import harness
 from bench.peers.harness import Queue, Servers
 
 CONCURRENCY = 1000
-# A worker makes this one if it is not there, with an executor whose processes take a second to start.
+# If this queue does not exist, a worker creates it with an executor whose processes take a second to start.
 QUEUE_NAME = "default"
-# Its default of 1 s would be most of a short drain.
+# The default of 1 s would be most of the time of a short drain.
 SEND_SECONDS = 0.1
-# Its default logger writes a line a job; a production's would not.
+# The default logger writes a line for each job; in production it would not.
 _LOG = logging.getLogger("bench.chancy")
 
-# `completed_at` is when the function returned; the record comes up to SEND_SECONDS later, and is what counts.
+# `completed_at` is when the function returned. The record is written up to SEND_SECONDS later; its time is what counts.
 _watch = functools.partial(
     harness.tables,
     busy="SELECT EXISTS (SELECT FROM chancy_jobs WHERE state <> 'succeeded')",

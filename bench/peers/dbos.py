@@ -1,4 +1,4 @@
-"""DBOS: a queue polled every POLL_SECONDS, CONCURRENCY workflows claimed and THREADS running in each process."""
+"""DBOS: a queue polled every POLL_SECONDS; each process claims up to CONCURRENCY workflows and runs THREADS of them."""
 
 import contextlib
 import functools
@@ -14,11 +14,11 @@ from bench.peers import harness
 from bench.peers.harness import Queue, Servers
 
 CONCURRENCY = 500
-# Its default, a thread for each workflow that is claimed, was slower; 4 to 32 were alike.
+# The default, one thread for each claimed workflow, was slower; 4 to 32 threads were equally fast.
 THREADS = 8
 POLL_SECONDS = 0.02
 
-# Both times are the database's, of the statements that claim and record; whole milliseconds.
+# Both times are the database's, from the statements that claim and record, in whole milliseconds.
 _watch = functools.partial(
     harness.tables,
     busy="SELECT EXISTS (SELECT FROM dbos.workflow_status WHERE status IN ('ENQUEUED', 'PENDING'))",

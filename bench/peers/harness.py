@@ -1,7 +1,7 @@
-"""What every peer's module shares: its command line, fresh servers, worker processes, and the two measures.
+"""What the peers' modules share: the command line, fresh databases, worker processes, and the two measures.
 
-It runs with the peers' interpreter, so it imports nothing but the standard library, psycopg and `outbox.embedded`
-(which itself needs nothing).
+It runs with the peers' interpreter. So it imports only the standard library, psycopg, redis, and
+`deprovisioner.up.servers`, which needs no third-party package.
 """
 
 import argparse
@@ -27,12 +27,12 @@ import redis
 
 from deprovisioner.up.servers import Child
 
-# Longer than any drain we would wait for: one that does not end is an error, not a figure.
+# Longer than any drain takes: a drain that does not end is an error, not a figure.
 DRAIN_SECONDS = 60
 START_SECONDS = 30
-# One job that is waited for; most start within 0.05 s, DBOS and a fallback to polling take longer.
+# How long one job may take to start. Most start within 0.05 s; DBOS, and a fallback to polling, take longer.
 PICK_UP_SECONDS = 15
-# The first jobs connect, prepare and wake what sleeps: not what an idle queue costs.
+# The first jobs open connections and prepare statements: they are left out of the figures.
 WARM_UP = 3
 _SEED = 20
 _STAMPS = "BENCH_PEERS_STAMPS"
@@ -40,7 +40,7 @@ _STAMPS = "BENCH_PEERS_STAMPS"
 
 @dataclass(frozen=True)
 class Servers:
-    """Where they are: a PostgreSQL URL of a database that may be filled, and a Redis URL whose database may be."""
+    """The servers of a peer: the URLs of a PostgreSQL database and of a Redis database that it may fill."""
 
     dsn: str
     redis: str
@@ -48,7 +48,7 @@ class Servers:
 
 @dataclass(frozen=True)
 class Span:
-    """What the peer itself has recorded: jobs ended, first pick-up and last record of an end (Unix time, s)."""
+    """The peer's own records: jobs ended, the first pick-up and the last record of an end (Unix time, s)."""
 
     ended: int
     first: float
@@ -57,7 +57,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Watch:
-    """Asks every so many seconds whether jobs are left, and at the end for the span."""
+    """How to follow a drain: `busy` is polled every `seconds` until no job is left; then `span` is read."""
 
     busy: Callable[[], bool]
     span: Callable[[], Span]
@@ -66,13 +66,14 @@ class Watch:
 
 @dataclass(frozen=True)
 class Queue:
-    """A peer as functions; each opens and closes what it needs.
+    """A peer as functions; each opens and closes its own connections.
 
-    install(servers)         make its tables
-    enqueue(servers, count)  that many no-op jobs, in bulk
+    install(servers)         create its tables
+    enqueue(servers, count)  enqueue `count` no-op jobs in bulk
     work(servers, ready)     work until killed; calls `ready()` once connected, before it takes the first job
     watch(servers)           a context with a Watch
-    sender(servers)          a context with send(number) -> Unix time just after the commit of a job that calls `stamp`
+    sender(servers)          a context with send(number), which enqueues a job that calls `stamp` and returns the Unix
+                             time just after its commit
     """
 
     name: str
@@ -84,47 +85,48 @@ class Queue:
 
 
 def main(module: str) -> None:
-    """The command line of a module with a QUEUE: `drain` and `latency` print a line of JSON, and start `work`."""
-    # By its own name: some peers look for their jobs in the module that made them, and `__main__` is none.
+    """The command line of a peer's module: `drain` and `latency` start `work` processes and print a line of JSON."""
+    # Imported by its name: some peers search for their jobs in the module that defines them, not in `__main__`.
     queue: Queue = importlib.import_module(module).QUEUE
     parser = argparse.ArgumentParser(prog=f"python -m {module}")
     parser.add_argument("act", choices=("drain", "latency", "work"))
-    parser.add_argument("--dsn", required=True, help="a superuser's; a database is made there and dropped")
-    parser.add_argument("--redis", required=True, help="its database 15 is emptied")
-    parser.add_argument("--jobs", type=int, default=5000, help="drain: how many")
+    parser.add_argument("--dsn", required=True, help="a superuser's URL; a database is created there and dropped")
+    parser.add_argument("--redis", required=True, help="a server whose database 15 is emptied")
+    parser.add_argument("--jobs", type=int, default=5000, help="drain: how many jobs")
     parser.add_argument("--processes", type=int, default=2, help="drain: worker processes")
-    parser.add_argument("--count", type=int, default=60, help="latency: how many are measured")
-    parser.add_argument("--ready", type=Path, help="work: a file to make when ready")
-    asked = parser.parse_args()
-    servers = Servers(asked.dsn, asked.redis)
-    if asked.act == "work":
-        queue.work(servers, functools.partial(_gate, asked.ready))
+    parser.add_argument("--count", type=int, default=60, help="latency: how many jobs are measured")
+    parser.add_argument("--ready", type=Path, help="work: a file to create when ready")
+    options = parser.parse_args()
+    servers = Servers(options.dsn, options.redis)
+    if options.act == "work":
+        queue.work(servers, functools.partial(_gate, options.ready))
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # with its workers, and what it made
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that its workers end and its database is dropped
     with _fresh(servers, f"peer_{module.rpartition('.')[2]}") as own:
         queue.install(own)
-        if asked.act == "drain":
-            print(json.dumps({"rate": _drain(queue, module, own, asked.jobs, asked.processes)}))
+        if options.act == "drain":
+            print(json.dumps({"rate": _drain(queue, module, own, options.jobs, options.processes)}))
         else:
-            print(json.dumps(_latency(queue, module, own, asked.count)))
+            print(json.dumps(_latency(queue, module, own, options.count)))
 
 
 def stamp(number: int) -> None:
-    """Note that this job's function has begun: its first line."""
+    """Record that this job's function has begun; a job calls it in its first line."""
     now = time.time()
     os.write(_stamps(), f"{number} {now!r}\n".encode())
 
 
 @contextlib.contextmanager
 def tables(servers: Servers, *, busy: str, span: str, seconds: float = 0.05) -> Iterator[Watch]:
-    """A Watch on the peer's own tables: `busy` selects a boolean, `span` ended, first and last.
+    """A Watch on the peer's own tables: `busy` selects a boolean, `span` selects ended, first and last.
 
-    Where the tables hold no time of the record, last is NULL, and the moment we saw it is taken: look often there.
+    Where the tables do not have the time of the record, `last` is NULL, and the time of the last poll is used instead:
+    poll often there.
     """
     with psycopg.connect(servers.dsn, autocommit=True) as connection:
         seen = 0.0
 
-        def look() -> bool:
+        def poll() -> bool:
             nonlocal seen
             left = bool(connection.execute(busy).fetchone()[0])
             seen = time.time()
@@ -134,7 +136,7 @@ def tables(servers: Servers, *, busy: str, span: str, seconds: float = 0.05) -> 
             ended, first, last = connection.execute(span).fetchone()
             return Span(ended, float(first or 0), seen if last is None else float(last))
 
-        yield Watch(look, measure, seconds)
+        yield Watch(poll, measure, seconds)
 
 
 def _drain(queue: Queue, module: str, servers: Servers, jobs: int, processes: int) -> float:
@@ -147,7 +149,7 @@ def _drain(queue: Queue, module: str, servers: Servers, jobs: int, processes: in
         while watch.busy():
             _all_alive(workers)
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{queue.name}: jobs are left after {DRAIN_SECONDS} s; {watch.span()}")
+                raise TimeoutError(f"{queue.name}: jobs are left after {DRAIN_SECONDS} s: {watch.span()}")
             time.sleep(watch.seconds)
         span = watch.span()
     if span.ended != jobs or span.last <= span.first:
@@ -161,7 +163,7 @@ def _latency(queue: Queue, module: str, servers: Servers, count: int) -> dict[st
     sent: list[float] = []
     with _workers(module, servers, 1) as workers, queue.sender(servers) as send:
         for number in range(WARM_UP + count):
-            time.sleep(pauses.uniform(0.02, 0.08))  # not in step with anything that beats
+            time.sleep(pauses.uniform(0.02, 0.08))  # random, so that it is not in step with a poll or a heartbeat
             sent.append(send(number))
             _wait_begun(queue, workers, number)
         begun = _begun()
@@ -198,7 +200,7 @@ def _stamps() -> int:
 
 @contextlib.contextmanager
 def _fresh(servers: Servers, database: str) -> Iterator[Servers]:
-    """A database made for this call, and one of Redis's emptied, so that repetitions are alike."""
+    """Create a database for this call and empty one of Redis's, so that every repetition begins with empty ones."""
     own = replace(
         servers,
         dsn=urlsplit(servers.dsn)._replace(path=f"/{database}").geturl(),
@@ -218,7 +220,7 @@ def _fresh(servers: Servers, database: str) -> Iterator[Servers]:
 
 @contextlib.contextmanager
 def _workers(module: str, servers: Servers, processes: int) -> Iterator[list[Child]]:
-    """Worker processes that all begin at the same moment: a start takes longer than some drains."""
+    """Run worker processes that begin to work at the same moment, since a start takes longer than some drains."""
     with tempfile.TemporaryDirectory(prefix="bench-peers-") as folder, ExitStack() as running:
         home = Path(folder)
         stamps = home / "stamps"
@@ -227,7 +229,7 @@ def _workers(module: str, servers: Servers, processes: int) -> Iterator[list[Chi
         argv = [sys.executable, "-m", module, "work", "--dsn", servers.dsn, "--redis", servers.redis, "--ready"]
         files = [home / f"ready-{number}" for number in range(processes)]
         workers = [
-            # Killed at the end: what counts has been recorded by then, and some take seconds to stop.
+            # Killed at the end: all records are written by then, and some peers take seconds to stop.
             Child(f"worker {file.name}", [*argv, file], file.with_suffix(".log"), stop_signal=signal.SIGKILL)
             for file in files
         ]
@@ -241,7 +243,7 @@ def _workers(module: str, servers: Servers, processes: int) -> Iterator[list[Chi
 
 
 def _gate(ready: Path) -> None:
-    """In a worker: say that we are ready, and wait until all are."""
+    """In a worker: report that it is ready, and wait until all workers are."""
     ready.touch()
     while not _go(ready.parent).exists():
         time.sleep(0.001)

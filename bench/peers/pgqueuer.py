@@ -18,7 +18,7 @@ from bench.peers.harness import Queue, Servers
 
 BATCH = 500
 
-# Its log's rows have the time of their statement's start, a moment before its commit.
+# The rows of its log have the start time of their statement, which is shortly before the commit.
 _watch = functools.partial(
     harness.tables,
     busy="SELECT EXISTS (SELECT FROM pgqueuer)",
@@ -31,7 +31,7 @@ _watch = functools.partial(
 
 
 def queue(batch: int) -> Queue:
-    """`batch` jobs are claimed by a statement, and as many completions at most are kept back."""
+    """A statement claims up to `batch` jobs, and up to `batch` completions are kept back."""
     return Queue("PgQueuer", _install, _enqueue, functools.partial(_work, batch), _watch, _sender)
 
 

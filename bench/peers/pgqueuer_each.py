@@ -1,4 +1,4 @@
-"""PgQueuer with a batch size of 1: each job is claimed by itself, and each completion is sent as it happens."""
+"""PgQueuer with a batch size of 1: each job is claimed alone, and each completion is sent at once."""
 
 from bench.peers import harness, pgqueuer
 

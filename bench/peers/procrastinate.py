@@ -1,4 +1,4 @@
-"""Procrastinate: an asynchronous worker with CONCURRENCY jobs at once, woken by LISTEN; finished jobs stay."""
+"""Procrastinate: an asynchronous worker with up to CONCURRENCY jobs at once, woken by LISTEN; finished jobs stay."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from bench.peers.harness import Queue, Servers
 
 CONCURRENCY = 10
 
-# A trigger of its own writes an event for each claim ("started") and each end ("succeeded").
+# Its own trigger writes an event for each claim ("started") and each end ("succeeded").
 _watch = functools.partial(
     harness.tables,
     busy="SELECT EXISTS (SELECT FROM procrastinate_jobs WHERE status IN ('todo', 'doing'))",

@@ -1,31 +1,31 @@
 /* The protocol of the outbox: how one accepted DELETE becomes one teardown.
  *
- * One resource, one job, two workers. Each `atomic` below is one SQL statement of outbox/jobs.py, or one
- * transaction on the backend; between any two of them every other process may move. So a zombie needs no
- * code of its own: it is a worker that the scheduler leaves standing until its lease has passed.
+ * The model has one resource, one job and two workers. Each `atomic` below is one SQL statement of
+ * outbox/jobs/, or one transaction on the backend. Between two of them every other process may move. So a
+ * zombie needs no code of its own: it is a worker that the scheduler pauses until its lease has passed.
  *
- * docs/model/run compiles this many times: as it is, and with one guard removed (the #ifdef NO_... mutants).
- * UNOBSERVABLE is the kind of backend where nobody can tell afterwards whether a teardown took place, and
- * where the destructive call knows only a name.
+ * docs/model/run compiles this file many times: as it is, and with one guard removed (the mutants, which are
+ * the #ifdef's below). UNOBSERVABLE stands for a kind of backend that cannot be inspected: a worker cannot
+ * find out whether an earlier teardown took place, and the destructive call knows the object only by its name.
  */
 
 #ifndef MAX_ATTEMPTS
 #define MAX_ATTEMPTS 2
 #endif
 #ifndef CRASHES
-#define CRASHES 1 /* of workers, at any step, in all */
+#define CRASHES 1 /* of the two workers together, at any step */
 #endif
 #ifndef FAULTS
-#define FAULTS 1 /* of the backend: errors before or after the effect, lies, outages, in all */
+#define FAULTS 1 /* of the backend: errors before or after the effect, false reports of success, outages */
 #endif
 #ifndef REDRIVES
 #define REDRIVES 1
 #endif
 
 mtype = { ACTIVE, DELETING, DELETED };                     /* resource */
-mtype = { NO_JOB, PENDING, RUNNING, STUCK, SUCCEEDED };    /* job; births are not modelled */
-mtype = { NOBODY, OURS, NEWCOMER };                        /* who bears the name on the backend */
-mtype = { ABSENT, SAME, DIFFERENT, UNAVAILABLE, UNKNOWN }; /* what a look at the backend tells */
+mtype = { NO_JOB, PENDING, RUNNING, STUCK, SUCCEEDED };    /* job; provisions are not modelled */
+mtype = { FREE, OURS, NEWCOMER };                          /* which object has the name on the backend */
+mtype = { ABSENT, SAME, DIFFERENT, UNAVAILABLE, UNKNOWN }; /* what an inspection finds */
 mtype = { DONE, FAILED, REFUSED };                         /* what a teardown answers */
 
 /* -- the control database ------------------------------------------------------------------------------------ */
@@ -34,19 +34,19 @@ mtype job = NO_JOB;
 byte fence = 0;
 byte attempts = 0;
 byte started = 0;   /* started_fence; 0 is NULL */
-bool lease = false; /* alive by the database's clock; a heartbeat is a lease that does not pass */
+bool lease = false; /* alive by the database's clock; a heartbeat is not a step: the lease just does not pass */
 
 /* -- the backend --------------------------------------------------------------------------------------------- */
 mtype name = OURS;
-bool grave = false; /* our object under its dying name, zz_del_<generation>: the name itself is free again */
+bool renamed = false; /* our object now has the name zz_del_<generation>; its old name is free again */
 
-/* -- budgets of trouble -------------------------------------------------------------------------------------- */
+/* -- how many crashes, faults and redrives are left ---------------------------------------------------------- */
 byte crashes = CRASHES;
 byte faults = FAULTS;
 byte redrives = REDRIVES;
 
-/* -- ghosts: they decide nothing, the properties read them --------------------------------------------------- */
-byte wins = 0;               /* DELETEs that were told "you did it" */
+/* -- ghost variables: no step depends on them, only the properties read them --------------------------------- */
+byte wins = 0;               /* DELETEs that were answered "you were the first" */
 byte destroyed = 0;          /* how often our object was destroyed */
 byte calls = 0;              /* destructive calls that reached an unobservable backend */
 bool newcomer_harmed = false;
@@ -54,8 +54,8 @@ bool deleted_too_early = false;
 bool fence_fell = false;
 bool final_moved = false;
 byte highest = 0;            /* the highest fence ever given */
-byte held[2] = 0;            /* the fence each worker believes to hold; 0 is none */
-bool inside[2] = false;      /* ... and whether it is between start and outcome */
+byte held[2] = 0;            /* the fence that each worker believes it holds; 0 is none */
+bool inside[2] = false;      /* whether each worker is between start and outcome */
 
 #ifdef NO_FENCE
 #define MINE(w) (job == RUNNING)
@@ -84,8 +84,8 @@ ltl fence_rises { [] (!fence_fell) }
 ltl final_is_final { [] (!final_moved) }
 ltl safe { [] (wins <= 1 && destroyed <= 1 && calls <= 1 && !newcomer_harmed && !deleted_too_early && !fence_fell
                && !final_moved && !(inside_by_valid_claim(0) && inside_by_valid_claim(1))) }
-/* Assumed: every call to the backend ends some day, and troubles are finite (the budgets above). Then every run comes
- * to an end, under a fair scheduler or not, and what is shown is that none ends with an accepted delete unsettled. */
+/* Assumed: every call to the backend ends some day, and crashes, faults and redrives are finite (the counts above).
+ * So every run ends, under any scheduler. `live` says that no run ends with an accepted delete that is not settled. */
 ltl live { [] (accepted -> <> settled) }
 
 inline move(to) {
@@ -95,14 +95,14 @@ inline move(to) {
 
 /* -- two callers, one resource ------------------------------------------------------------------------------- */
 active [2] proctype Delete() {
-#ifdef NO_GUARD /* the incident: read, decide, then write; nor is there a unique index */
+#ifdef NO_GUARD /* the incident: read, decide, then write; and there is no unique index */
     if
     :: status != ACTIVE -> goto already
     :: status == ACTIVE
     fi;
     atomic { status = DELETING; move(PENDING); wins++ };
 #else
-#ifdef NO_ONE_TRANSACTION /* the flip commits, then the row: the API may die in between */
+#ifdef NO_ONE_TRANSACTION /* the status commits first, then the job's row: the API may crash in between */
     if
     :: atomic { status == ACTIVE -> status = DELETING }
     :: status != ACTIVE -> goto already
@@ -124,30 +124,30 @@ already:
 
 /* -- the backend's verbs ------------------------------------------------------------------------------------- */
 
-/* One look. Whatever it tells may be stale at the worker's next step. */
-inline look() {
+/* One inspection. What it finds may be out of date at the worker's next step. */
+inline inspect() {
     if
     :: faults > 0 -> faults--; seen = UNAVAILABLE
 #ifdef UNOBSERVABLE
-    :: seen = (answer == DONE -> ABSENT : SAME) /* all it knows is what it did itself */
+    :: seen = (answer == DONE -> ABSENT : SAME) /* a worker knows only what it did itself */
 #else
-    :: name == OURS || grave -> seen = SAME
-    :: name == NEWCOMER && !grave -> seen = DIFFERENT
-    :: name == NOBODY && !grave -> seen = ABSENT
+    :: name == OURS || renamed -> seen = SAME
+    :: name == NEWCOMER && !renamed -> seen = DIFFERENT
+    :: name == FREE && !renamed -> seen = ABSENT
 #endif
     fi
 }
 
-/* What is destroyed here is counted by whom it belonged to. */
+/* A destruction by name. The ghosts record whether it hit our object or the newcomer's. */
 inline destroy_by_name() {
     if
-    :: name == OURS -> name = NOBODY; destroyed++
-    :: name == NEWCOMER -> name = NOBODY; newcomer_harmed = true
-    :: name == NOBODY
+    :: name == OURS -> name = FREE; destroyed++
+    :: name == NEWCOMER -> name = FREE; newcomer_harmed = true
+    :: name == FREE
     fi
 }
 
-/* A teardown: one or two effects. Each may fail before it took place, or after; its "done" may be a lie. */
+/* A teardown has one effect or two. Each may fail before it took place or after, and DONE may be false. */
 #ifdef UNOBSERVABLE
 inline teardown() {
     atomic {
@@ -165,31 +165,31 @@ inline teardown() {
     atomic { destroy_by_name(); answer = DONE; may_die() }
 }
 #else
-#ifdef LOOK_THEN_ACT /* identity is looked at, but not in the same breath as the effect */
+#ifdef CHECK_THEN_ACT /* identity is checked, but in an earlier step than the effect */
 inline teardown() {
     atomic { answer = (name == NEWCOMER -> REFUSED : DONE); may_die() };
     atomic { if :: answer == DONE -> destroy_by_name() :: else fi; may_die() }
 }
 #else
 inline teardown() {
-    /* The rename: what was renamed is checked before the commit, so check and effect are one. */
+    /* The rename. The transaction checks what it renamed before it commits, so check and effect are one step. */
     atomic {
         if
         :: faults > 0 -> faults--; answer = FAILED
-        :: faults > 0 -> faults--; answer = DONE; goto look_again /* a lie: nothing was done */
-        :: name == OURS -> name = NOBODY; grave = true; answer = DONE
-        :: name == NEWCOMER && !grave -> answer = REFUSED
-        :: name == NOBODY || (name == NEWCOMER && grave) -> answer = DONE
+        :: faults > 0 -> faults--; answer = DONE; goto inspect_again /* reported as done, but nothing was done */
+        :: name == OURS -> name = FREE; renamed = true; answer = DONE
+        :: name == NEWCOMER && !renamed -> answer = REFUSED
+        :: name == FREE || (name == NEWCOMER && renamed) -> answer = DONE
         fi;
         may_die()
     };
-    /* The drop, by the dying name: it holds the generation, so nobody else can have it. */
+    /* The drop, by the new name. It contains the generation, so no other object can have it. */
     atomic {
         if
-        :: answer == DONE && grave -> grave = false; destroyed++
-        :: answer == DONE && grave && faults > 0 -> faults--; answer = FAILED
-        :: answer == DONE && grave && faults > 0 -> faults--; grave = false; destroyed++; answer = FAILED
-        :: answer != DONE || !grave
+        :: answer == DONE && renamed -> renamed = false; destroyed++
+        :: answer == DONE && renamed && faults > 0 -> faults--; answer = FAILED
+        :: answer == DONE && renamed && faults > 0 -> faults--; renamed = false; destroyed++; answer = FAILED
+        :: answer != DONE || !renamed
         fi;
         may_die()
     }
@@ -202,7 +202,7 @@ inline teardown() {
 
 inline forget() { held[me] = 0; inside[me] = false; before = 0; seen = 0; answer = 0 }
 
-/* A worker may die after any step, and knows nothing when it is started again. */
+/* A worker may crash after any step, and knows nothing when it is started again. */
 inline may_die() {
     if
     :: crashes > 0 -> crashes--; forget(); goto idle
@@ -210,11 +210,11 @@ inline may_die() {
     fi
 }
 
-/* The outcomes. Each is guarded: a worker that lost its claim changes nothing. */
+/* The outcomes. Each has a guard: a worker that lost its claim changes nothing. */
 inline complete() {
     if
     :: MINE(me) ->
-        deleted_too_early = deleted_too_early || name == OURS || grave;
+        deleted_too_early = deleted_too_early || name == OURS || renamed;
         move(SUCCEEDED);
         status = DELETED
     :: else
@@ -226,7 +226,7 @@ inline stick() {
     :: else
     fi
 }
-inline retry() { /* available_at is not modelled: a retry may be due at once, or much later */
+inline retry() { /* available_at is not modelled: a retry may be due at once or much later */
     if
     :: MINE(me) && attempts < MAX_ATTEMPTS -> move(PENDING)
     :: MINE(me) && attempts >= MAX_ATTEMPTS -> move(STUCK)
@@ -242,10 +242,10 @@ inline defer() {
 
 proctype Worker(byte me) {
     byte before;  /* started_fence, as the claim read it */
-    mtype seen;   /* what the last look told */
+    mtype seen;   /* what the last inspection found */
     mtype answer; /* what the teardown answered */
 end_idle: idle:
-    atomic { /* claim: one step, by SKIP LOCKED and the second look at state */
+    atomic { /* claim: one step, since the statement locks the row (SKIP LOCKED) and checks its state again */
         job == PENDING ->
         move(RUNNING);
         attempts++;
@@ -259,14 +259,14 @@ end_idle: idle:
         before = started;
         may_die()
     };
-    atomic { /* observe */
+    atomic { /* inspect */
 #ifdef UNOBSERVABLE
         if
         :: before != 0 -> seen = UNKNOWN
-        :: else -> look()
+        :: else -> inspect()
         fi;
 #else
-        look();
+        inspect();
 #endif
         may_die()
     };
@@ -287,13 +287,13 @@ end_idle: idle:
         may_die()
     };
     teardown();
-look_again:
-    atomic { /* observe again */
+inspect_again:
+    atomic { /* inspect again */
         if
-        :: answer == DONE -> look()
+        :: answer == DONE -> inspect()
         :: else
         fi;
-#ifdef NO_LOOK_AFTER
+#ifdef NO_INSPECT_AFTER
         seen = ABSENT;
 #endif
         may_die()
@@ -319,7 +319,7 @@ look_again:
 active proctype Time() {
 end_waiting:
     do
-    :: atomic { job == RUNNING && lease -> lease = false } /* at any moment: a heartbeat only makes it later */
+    :: atomic { job == RUNNING && lease -> lease = false } /* at any moment; a heartbeat only delays it */
 #ifndef NO_SWEEP
     :: atomic { job == RUNNING && !lease && attempts < MAX_ATTEMPTS -> move(PENDING) }
     :: atomic { job == RUNNING && !lease && attempts >= MAX_ATTEMPTS -> move(STUCK) }
@@ -327,7 +327,7 @@ end_waiting:
     od
 }
 
-/* -- people -------------------------------------------------------------------------------------------------- */
+/* -- operators, tenants and administrators ------------------------------------------------------------------- */
 active proctype Operator() {
     byte saw;
 end_waiting:
@@ -341,25 +341,26 @@ end_waiting:
 #ifdef FENCE_RESET
                 fence = 0;
 #endif
-            :: true /* leaves it stuck; or was too slow, and is refused */
+            :: true /* the operator leaves it stuck, or was too slow and is refused */
             fi;
             saw = 0
         }
     od
 }
 
-/* Once the name is free, somebody may take it, with an object of another identity. */
+/* Once the name is free, a tenant may create an object of that name, which has another identity. */
 active proctype Reuser() {
 end_waiting:
-    name == NOBODY -> name = NEWCOMER
+    name == FREE -> name = NEWCOMER
 }
 
-/* Somebody removes our object by hand while the job is stuck. Where a teardown knows only a name (the unobservable
- * kind), that is more than the protocol can bear: the run shows it as a known limit. */
+/* An administrator of the backend removes our object by hand while the job is stuck. On an unobservable backend, where
+ * a teardown knows only a name, the protocol cannot protect the newcomer then: docs/model/run shows this as a known
+ * limit. */
 #if !defined(UNOBSERVABLE) || defined(BY_HAND)
-active proctype Hand() {
+active proctype Administrator() {
 end_waiting:
-    atomic { job == STUCK && name == OURS -> name = NOBODY }
+    atomic { job == STUCK && name == OURS -> name = FREE }
 }
 #endif
 
