@@ -71,6 +71,21 @@ def quoted(*events: Event) -> str:
     return ", ".join(f"'{event}'" for event in events)
 
 
+# The level of a log line that is not `info`: `warning` for a job that waits, `error` for a job that is stuck.
+_LEVELS = {
+    Event.RETRIED: "warning",
+    Event.DEFERRED: "warning",
+    Event.ROLLED_BACK: "warning",
+    Event.SWEPT: "warning",
+    Event.STUCK: "error",
+}
+
+
+def emit(event: Event, logger: Any = log, **keys: Any) -> None:
+    """Write the log line of an event, after its transaction has committed; `keys` beside those that `logger` has."""
+    getattr(logger, _LEVELS.get(event, "info"))(str(event), **keys)
+
+
 class _LossyLogger(structlog.PrintLogger):
     """Drops a line that cannot be written (the disk is full, the pipe is closed), so that logging never raises."""
 

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 from api import problems
+from outbox.events import Event
 from outbox.settings import PREFIX, Settings
 from outbox.states import TRANSITIONS
 from tests.mutations import EQUIVALENT, MUTANTS
@@ -120,3 +121,9 @@ def test_every_package_of_the_product_is_installed() -> None:
     tops = ("deprovisioner", "outbox", "api", "worker", "migrations")
     found = [path.parent.relative_to(ROOT) for top in tops for path in (ROOT / top).rglob("__init__.py")]
     assert sorted(listed) == sorted(str(path).replace("/", ".") for path in found)
+
+
+def test_an_event_s_log_line_is_written_by_the_emitter_alone() -> None:
+    words = "|".join(Event)
+    other = re.compile(rf'\blog\.\w+\(\s*"({words})"')
+    assert [str(path.relative_to(ROOT)) for path in PRODUCT if other.search(path.read_text())] == []

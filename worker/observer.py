@@ -2,7 +2,7 @@
 
 from outbox import db, observations
 from outbox.errors import BackendError
-from outbox.events import log
+from outbox.events import Event, emit, log
 from outbox.observations import Look
 from outbox.rows import Json
 from outbox.states import Found
@@ -14,7 +14,10 @@ def observe(look: Look, backend: Backend, *, worker: str) -> None:
     found, seen = inspect(look, backend)
     with db.statement() as session:
         recorded = observations.record(session, look, worker=worker, found=found, seen=seen)
-    log.info("observed" if recorded else "observed_too_late", job_id=look.job_id, found=found, actor=worker)
+    if recorded:
+        emit(Event.OBSERVED, job_id=look.job_id, found=found, actor=worker)
+    else:
+        log.info("observation_too_late", job_id=look.job_id, found=found, actor=worker)
 
 
 def inspect(look: Look, backend: Backend) -> tuple[Found, Json]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from outbox import audit, db, doorbell, jobs, operations
-from outbox.events import log
+from outbox.events import Event, emit, log
 from outbox.observations import Look
 from outbox.rows import Claim
 from worker import observer
@@ -105,7 +105,7 @@ class Pool:
         lost = self._sweep_step(jobs.sweep, actor=self._worker)
         woken = self._sweep_step(jobs.wake)
         if expired or lost or woken:
-            log.warning("swept", actor=self._worker, lost=lost, expired=expired, woken=woken)
+            emit(Event.SWEPT, actor=self._worker, lost=lost, expired=expired, woken=woken)
         self._state.want_inspections()
         self._state.reset_cursors()
         self._claimer.fill(may_have_more=True)

@@ -27,7 +27,7 @@ from outbox.errors import (
     Unavailable,
     Unwanted,
 )
-from outbox.events import log
+from outbox.events import Event, emit, log
 from outbox.rows import Claim, Json
 from outbox.states import JobKind, StuckReason
 from worker.backends import Absent, Backend, Different, Same
@@ -99,15 +99,15 @@ class Run:
                         self.retry(text)
                     else:
                         self.record(jobs.defer, error=text)
-                        self.log.warning("deferred", error=text)
+                        emit(Event.DEFERRED, self.log, error=text)
                 case Busy():
                     # Two jobs that wait for each other must not come back at the same moment.
                     delay = BUSY_DELAY_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
                     self.record(jobs.defer, error=text, delay=delay)
-                    self.log.info("deferred", error=text)
+                    emit(Event.DEFERRED, self.log, error=text)
                 case Held():
                     self.record(jobs.defer, error=text, hold=error.hold_id)
-                    self.log.info("held", hold_id=error.hold_id)
+                    emit(Event.DEFERRED, self.log, error=text, hold_id=error.hold_id)
                 case BrakeHit():
                     self._engage_brake(error)
                 case Unwanted() | Refused() | AttemptsSpent():
@@ -140,7 +140,7 @@ class Run:
             self._give_up(StuckReason.OUTCOME_UNKNOWN if acted and not self.backend.observable else _SPENT, error)
         else:
             self.record(jobs.retry, error=error)
-            self.log.warning("retried", error=error)
+            emit(Event.RETRIED, self.log, error=error)
 
     @property
     def in_doubt(self) -> bool:
@@ -157,14 +157,14 @@ class Run:
                 if not self.claim.adopted:
                     raise
             else:
-                self.log.warning("rolled_back", error=error)
+                emit(Event.ROLLED_BACK, self.log, error=error)
                 return
         self.stick(why, error)
 
     def stick(self, why: StuckReason, error: str, seen: Json | None = None) -> None:
         """Leave the job to an operator."""
         self.record(jobs.stick, why=why, error=error, seen=seen)
-        self.log.error("stuck", stuck_reason=why, error=error)
+        emit(Event.STUCK, self.log, stuck_reason=why, error=error)
 
     def _engage_brake(self, hit: BrakeHit) -> None:
         """The brake refuses starts only for its window; its hold lasts until an operator releases it."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from outbox import db, jobs, settings
 from outbox.batching import Gate, GroupCommit
 from outbox.errors import Busy, ClaimLost
+from outbox.events import Event, emit
 from outbox.rows import Json
 from outbox.states import StuckReason
 from worker.backends import Absent, Different, Same
@@ -101,4 +102,4 @@ def _complete(run: "Run", seen: Json, did: Json | None = None) -> None:
     except ClaimLost:
         run.record(jobs.note_late, news={"completed": seen, "did": did})
         raise
-    run.log.info("completed")
+    emit(Event.COMPLETED, run.log)

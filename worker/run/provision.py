@@ -6,6 +6,7 @@ from tenacity import retry_if_exception_type
 
 from outbox import credentials, db, jobs, resources
 from outbox.errors import BackendError, Transient, Unavailable
+from outbox.events import Event, emit
 from outbox.rows import Json
 from outbox.states import ResourceStatus
 from worker.run.retries import retrying
@@ -36,7 +37,7 @@ def provision(run: "Run") -> None:
         run.made = manifest = run.backend.provision(planned, credentials.unseal(sealed))
     run.close_breaker()
     run.record(jobs.activate, manifest=manifest)
-    run.log.info("activated")
+    emit(Event.ACTIVATED, run.log)
 
 
 def _plan(run: "Run") -> tuple[Json, bytes]:
