@@ -8,13 +8,13 @@ from fastapi import FastAPI
 from api import health, problems
 from api.limits import BodyLimit
 from api.v1 import breakers, holds, jobs, operations, resources
-from outbox import credentials, db, events, settings
+from outbox import credentials, db, logs, settings
 from outbox.doorbell import bell
 
 
 def create_app() -> FastAPI:
     """The application, its settings checked: a wrong one is an error now, not at the first request."""
-    events.configure()
+    logs.configure()
     db.control_url()
     settings.backends()
     settings.brakes("", "")

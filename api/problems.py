@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from outbox import db, errors
-from outbox.events import log
+from outbox.logs import log
 
 # Most particular first: the first that fits is taken.
 TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
-from outbox.events import log
+from outbox.logs import log
 
 A = TypeVar("A")
 R = TypeVar("R")

@@ -115,7 +115,7 @@ def _discard_stale_connections(context: sa.engine.ExceptionContext) -> None:
 def _log_pooler_hint(context: sa.engine.ExceptionContext) -> None:
     """A prepared statement disappears from a living connection only when a pooler gives it another server session."""
     if getattr(context.original_exception, "pgcode", None) in _NOT_PREPARED:
-        from outbox.events import log  # noqa: PLC0415 - keeps the start of the command line short
+        from outbox.logs import log  # noqa: PLC0415 - keeps the start of the command line short
 
         log.error(
             "prepared_statement_of_another_session",

@@ -1,19 +1,9 @@
-"""What can happen to a job, as one list: the words of the evidence and the names of the log lines come from it.
+"""What can happen to a job, as one list: the words of the evidence and the names of the log lines come from it."""
 
-A log line is a name and fixed keys (`job_id, fence, resource_id, backend, actor`): never prose, never a secret.
-"""
-
-import logging
-import sys
-from contextlib import suppress
 from enum import StrEnum
 from typing import Any
 
-import structlog
-
 from outbox.states import JobState
-
-log: Any = structlog.get_logger()
 
 
 class Event(StrEnum):
@@ -81,33 +71,6 @@ _LEVELS = {
 }
 
 
-def emit(event: Event, logger: Any = log, **keys: Any) -> None:
+def emit(event: Event, logger: Any, **keys: Any) -> None:
     """Write the log line of an event, after its transaction has committed; `keys` beside those that `logger` has."""
     getattr(logger, _LEVELS.get(event, "info"))(str(event), **keys)
-
-
-class _LossyLogger(structlog.PrintLogger):
-    """Drops a line that cannot be written (the disk is full, the pipe is closed), so that logging never raises."""
-
-    def msg(self, message: str) -> None:
-        with suppress(OSError):
-            super().msg(message)
-
-    log = debug = info = warn = warning = msg
-    fatal = failure = err = error = critical = exception = msg
-
-
-def configure() -> None:
-    """Log one JSON object a line to stderr, or coloured text when stderr is a terminal."""
-    processors: list[Any] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
-    if sys.stderr.isatty():
-        processors.append(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))
-    else:
-        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    structlog.configure(
-        processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        # stderr as it is now: Celery replaces sys.stderr with its own log.
-        logger_factory=lambda *_, stderr=sys.stderr: _LossyLogger(stderr),
-        cache_logger_on_first_use=True,
-    )

@@ -15,9 +15,9 @@ from celery import Celery, bootsteps
 from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 from kombu.transport.redis import Channel
 
-from outbox import credentials, db, doorbell, events, settings
+from outbox import credentials, db, doorbell, logs, settings
 from outbox.errors import DeprovisionerError, SettingsError
-from outbox.events import log
+from outbox.logs import log
 from worker import backends
 from worker.pool import Pool, ServedBackend
 
@@ -60,7 +60,7 @@ def pool() -> Pool:
 @worker_init.connect
 def _open(sender: Any, **_: Any) -> None:
     global _pool  # noqa: PLW0603 - one a process, like the Celery application itself
-    events.configure()
+    logs.configure()
     try:
         if "thread" not in str(sender.pool_cls):
             raise SettingsError(

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from outbox import db, jobs, observations
 from outbox.batching import Gate
-from outbox.events import log
+from outbox.logs import log
 from outbox.observations import Look
 from outbox.rows import Claim
 from worker.state import PoolState

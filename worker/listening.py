@@ -3,7 +3,7 @@
 import time
 
 from outbox import doorbell
-from outbox.events import log
+from outbox.logs import log
 from worker.claiming import Claimer
 from worker.state import PoolState
 

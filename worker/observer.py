@@ -2,7 +2,8 @@
 
 from outbox import db, observations
 from outbox.errors import BackendError
-from outbox.events import Event, emit, log
+from outbox.events import Event, emit
+from outbox.logs import log
 from outbox.observations import Look
 from outbox.rows import Json
 from outbox.states import Found
@@ -15,7 +16,7 @@ def observe(look: Look, backend: Backend, *, worker: str) -> None:
     with db.statement() as session:
         recorded = observations.record(session, look, worker=worker, found=found, seen=seen)
     if recorded:
-        emit(Event.OBSERVED, job_id=look.job_id, found=found, actor=worker)
+        emit(Event.OBSERVED, log, job_id=look.job_id, found=found, actor=worker)
     else:
         log.info("observation_too_late", job_id=look.job_id, found=found, actor=worker)
 

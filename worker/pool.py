@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from outbox import audit, db, doorbell, jobs, operations
-from outbox.events import Event, emit, log
+from outbox.events import Event, emit
+from outbox.logs import log
 from outbox.observations import Look
 from outbox.rows import Claim
 from worker import observer
@@ -105,7 +106,7 @@ class Pool:
         lost = self._sweep_step(jobs.sweep, actor=self._worker)
         woken = self._sweep_step(jobs.wake)
         if expired or lost or woken:
-            emit(Event.SWEPT, actor=self._worker, lost=lost, expired=expired, woken=woken)
+            emit(Event.SWEPT, log, actor=self._worker, lost=lost, expired=expired, woken=woken)
         self._state.want_inspections()
         self._state.reset_cursors()
         self._claimer.fill(may_have_more=True)

@@ -40,9 +40,9 @@ def audit() -> None:
 def audit_checkpoint(as_json: bool) -> None:
     """Keep the heads of all chains of events now, and print the hash to keep elsewhere."""
     from outbox import audit as evidence
-    from outbox import db, events
+    from outbox import db, logs
 
-    events.configure()  # its log line goes to stderr
+    logs.configure()  # its log line goes to stderr
     with db.transaction() as session:
         made = evidence.checkpoint(session, actor=me().actor, every=dt.timedelta(0))
     with db.statement() as session:

@@ -203,9 +203,9 @@ def _tell(line: str) -> None:
 
 def _edge_with_log() -> "Edge":
     """For an action that rings the doorbell itself: a broker that cannot be reached is a log line on stderr."""
-    from outbox import events
+    from outbox import logs
 
-    events.configure()
+    logs.configure()
     return edge()
 
 

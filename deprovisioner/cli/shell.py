@@ -182,9 +182,9 @@ def _ask(act: "Callable[[Connection], T]") -> "T":
 
 def _ring() -> None:
     """Wake the workers. A broker that cannot be reached is a log line on stderr: stdout may be JSON."""
-    from outbox import doorbell, events
+    from outbox import doorbell, logs
 
-    events.configure()
+    logs.configure()
     doorbell.ring_now()
 
 

@@ -18,7 +18,7 @@ BulkFilter = NewType("BulkFilter", JobFilter)
 def chosen(wanted: JobFilter, *, every: bool) -> BulkFilter:
     """The stuck jobs that a bulk action means; all of them only when the caller says so. Raises BadRequest."""
     if every == (wanted != JobFilter(state=wanted.state)):
-        raise BadRequest("say which stuck jobs are meant, or `all` of them, and not both")
+        raise BadRequest("say which stuck jobs are meant, or all of them (--all; over HTTP `all`), and not both")
     return BulkFilter(wanted)
 
 

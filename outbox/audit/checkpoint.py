@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from outbox.events import log
+from outbox.logs import log
 
 # Events that no checkpoint covers yet can be forged unseen: at most an hour of them. A checkpoint costs very little.
 CHECKPOINT_EVERY = dt.timedelta(hours=1)

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from outbox import settings
 from outbox.doorbell.celery import CONFIG, DRAIN, OBSERVE, QUEUE, SWEEP, sender
 from outbox.doorbell.redis import BELL, TIMEOUT_SECONDS, ask, key_of, on_redis
-from outbox.events import log
+from outbox.logs import log
 
 __all__ = [
     "BELL",

@@ -384,9 +384,9 @@ def test_a_typing_error_is_refused_and_finds_not_merely_nothing(shell: Any, db: 
     for words, code, said in [
         (("jobs", "redrive-all", "--backend", "pg-mian"), 1, "there is no backend 'pg-mian' here"),
         (("jobs", "redrive-all", "--tenant", "acne"), 1, "there is no tenant 'acne' here"),
-        (("jobs", "redrive-all", "--all", "--digest", "5-deadbeef"), 2, "'5-deadbeef' is no digest"),
+        (("jobs", "redrive-all", "--all", "--digest", "5-deadbeef"), 2, "'5-deadbeef' is not a digest"),
         (("tenants", "offboard", "zzz"), 1, "there is no tenant 'zzz'"),
-        (("tenants", "offboard", "acme", "--expect", "1", "--digest", "1"), 2, "is no digest"),
+        (("tenants", "offboard", "acme", "--expect", "1", "--digest", "1"), 2, "is not a digest"),
     ]:
         assert said in " ".join(shell(*words, "--reason", "r", code=code).stderr.split())
 

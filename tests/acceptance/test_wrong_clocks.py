@@ -14,7 +14,7 @@ from tests.support.api import create, until
 from tests.support.processes import START_SECONDS, System, client
 from tests.support.servers import Servers
 from tests.support.witness import eventually, slowness
-from worker.backends.postgres import Postgres
+from worker.backends.postgres.session import Server
 
 LEASE, SWEEP = 3.0, 0.5
 DAY = 86_400
@@ -85,8 +85,8 @@ def test_leases_of_workers_with_wrong_clocks_live_and_pass_by_the_databases(
     @contextmanager
     def at_work(one: CeleryTestWorker, other: CeleryTestWorker) -> Iterator[None]:
         """`one` is inside the teardown, and cannot go on while this lasts; `other` looks on."""
-        backend = Postgres(servers.pg.dsn)
-        with backend._session() as session, backend._inside(session, resource["manifest"]["database"]):
+        with Server(servers.pg.dsn, frozenset()).connect() as session:
+            session.lock(resource["manifest"]["database"])
             other.container.kill("SIGSTOP")
             assert acme.delete(f"/v1/resources/{resource['id']}").status_code == 202
             eventually(lambda: claims()[-1:] == ["started"], what="it has started")

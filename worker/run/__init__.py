@@ -27,7 +27,8 @@ from outbox.errors import (
     Unavailable,
     Unwanted,
 )
-from outbox.events import Event, emit, log
+from outbox.events import Event, emit
+from outbox.logs import log
 from outbox.rows import Claim, Json
 from outbox.states import JobKind, StuckReason
 from worker.backends import Absent, Backend, Different, Same
