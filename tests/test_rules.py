@@ -86,6 +86,18 @@ def test_every_link_between_the_documents_leads_somewhere() -> None:
     assert broken == []
 
 
+def test_every_path_that_a_document_names_exists() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")]
+    tops = "deprovisioner|outbox|api|worker|migrations|tests|bench|docs|docker"
+    missing = [
+        (page.name, path)
+        for page in pages
+        for path in re.findall(rf"`((?:{tops})/[\w/.\-]+)`", page.read_text())
+        if not (ROOT / path).exists()
+    ]
+    assert missing == []
+
+
 def _leads_somewhere(page: Path, link: str) -> bool:
     """Whether the file is there, and has a heading for the part behind `#` (as GitHub makes its anchors)."""
     name, _, anchor = link.partition("#")
