@@ -547,7 +547,8 @@ class Held(Deprovision):
     def die(self) -> None:
         # The worker's own key, and its connection: nobody else can keep it waiting.
         backend = self.lane.backends["postgres"]
-        with backend._session() as session, backend._inside(session, self.manifest()["database"]):
+        with backend._server.connect() as session:
+            session.lock(self.manifest()["database"])
             super().die()
 
 
