@@ -127,6 +127,15 @@ def test_every_guard_that_the_mutants_take_out_still_stands() -> None:
     assert {t.name for t in TRANSITIONS} <= {name.partition(":")[0] for name in names}, "a transition without a mutant"
 
 
+def test_every_test_that_a_mutant_names_exists() -> None:
+    named = {test.partition("[")[0] for mutant in (*MUTANTS, *EQUIVALENT) for test in mutant.tests}
+    texts = {path: (ROOT / path).read_text() for path in {test.partition("::")[0] for test in named}}
+    missing = [
+        test for test in named if "::" in test and f"def {test.split('::')[-1]}(" not in texts[test.split("::")[0]]
+    ]
+    assert missing == []
+
+
 def test_every_package_of_the_product_is_installed() -> None:
     """An editable install finds them all; a wheel, and so the image, has only what is listed."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]

@@ -265,7 +265,7 @@ CLAIMS = (
             "claim: contended",
             "AND other.claimed_by IS NOT NULL",
             "AND false",
-            "test_a_teardown_does_not_inspect_while_the_provision_runs",
+            "tests/worker/test_provision.py::test_a_teardown_does_not_inspect_while_the_provision_runs",
         ),
     ),
     *cut(
