@@ -6,10 +6,11 @@ The map, in reading order:
 - `tables/`       tables, indexes and CHECKs
 - `rows`          a frozen dataclass for each row that leaves this package
 - `events`        what can happen to a job: the words of the evidence and of the log
+- `logs`          how log lines are written
 - `jobs/`         every transition of a job; nothing else writes a job's state
 - `kinds/`        the manifest of each kind of backend: its fields, its checks, what is secret in it
 - `resources`     registers, changes and finds resources
-- `actions`       what a caller may ask for, a function each; HTTP routes and commands call it and add no rule
+- `actions/`      what a caller may ask for, a function each; HTTP routes and commands call it and add no rule
 - `holds`         stops, engaged by an operator or by a brake
 - `brakes`        how many teardowns may start in a window
 - `breakers`      which backends are out of reach, shared by all workers
