@@ -1,9 +1,10 @@
-"""The HTTP API: writes intent into the outbox, and reads. It holds no backend's credentials.
+"""The HTTP API: it asks the outbox for changes, and reads. It has no backend's address and no credentials of one.
 
-- `app`       the application and its order of layers
-- `deps`      who calls, and a session that survives a lost connection
+- `app`       the application: its settings, its routes, the order of its layers
+- `deps`      who calls, and sessions that survive a lost connection
 - `schemas`   what comes in and goes out: the contract, and the only place for pydantic models
-- `problems`  errors as RFC 9457 problems, one table
-- `limits`    the largest body
-- `resources`, `jobs`, `holds`, `health`   the routes
+- `v1`        the routes, a module a noun
+- `problems`  errors as RFC 9457 problems, by one table
+- `limits`    the largest body that is read
+- `health`    is the process alive, and can it serve
 """

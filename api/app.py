@@ -13,7 +13,7 @@ from outbox.doorbell import bell
 
 
 def create_app() -> FastAPI:
-    """The application, its settings checked: a wrong one is an error now, not at the first request."""
+    """The application. A wrong setting raises SettingsError now, and not at the first request."""
     logs.configure()
     db.control_url()
     settings.backends()
@@ -27,14 +27,14 @@ def create_app() -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    # operations before jobs: /v1/jobs/redrive is no job's number
+    # Operations before jobs: `redrive` in /v1/jobs/redrive is not a job's number.
     for routes in (resources, operations, jobs, holds, breakers):
         app.include_router(routes.router, responses=problems.RESPONSES)
     app.include_router(health.router)
     problems.install(app)
     app.add_middleware(BodyLimit)
     bell.start()
-    # What was imported stays: to look through all of it for garbage again and again stops every request for some 80 ms.
+    # Imported modules are never garbage. Unfrozen, each full collection scans them, and all requests stop for 80 ms.
     gc.collect()
     gc.freeze()
     return app

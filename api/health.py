@@ -1,4 +1,4 @@
-"""Is it alive; can it serve."""
+"""Whether the process is alive, and whether it can serve."""
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
@@ -20,7 +20,7 @@ def healthz() -> dict[str, bool]:
 def readyz() -> JSONResponse:
     """200 while DELETEs can be accepted: the control database answers, at the schema this code knows.
 
-    A dead broker is told, but does not make it unready: the sweep finds the work.
+    `broker` says whether the broker answers. A dead broker leaves the API ready: the workers' sweep finds the work.
     """
     broker = doorbell.broker_alive()
     try:
@@ -29,5 +29,5 @@ def readyz() -> JSONResponse:
     except SQLAlchemyError as error:
         return JSONResponse({"ok": False, "database": repr(error.__cause__ or error), "broker": broker}, 503)
     ok = at == migrations.head()
-    told = "ok" if ok else f"at revision {at}, not {migrations.head()}: run `deprovisioner migrate`"
-    return JSONResponse({"ok": ok, "database": told, "broker": broker}, 200 if ok else 503)
+    database = "ok" if ok else f"at revision {at}, not {migrations.head()}: run `deprovisioner migrate`"
+    return JSONResponse({"ok": ok, "database": database, "broker": broker}, 200 if ok else 503)

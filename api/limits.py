@@ -1,21 +1,21 @@
-"""Refuse bodies that no request of ours could need, before they are read into memory."""
+"""Refuse bodies that are larger than any valid request, before they are read into memory."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import Problem
 
-# The largest honest body is a manifest; a hundred times that is 64 KiB.
+# A hundred times the largest valid body, which is one with a manifest.
 MAX_BODY_BYTES = 64 * 1024
 
 
 class BodyLimit:
-    """Answers 413 by the declared length, or as soon as more than that arrives undeclared."""
+    """Answers 413 when the declared length is too large, or as soon as too many bytes have arrived."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, its body counted."""
+        """Pass the request on, and count the bytes of its body."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
@@ -32,23 +32,23 @@ class BodyLimit:
                 raise _Overflow
             return message
 
-        async def noted(message: Message) -> None:
+        async def remembered(message: Message) -> None:
             nonlocal answered
             answered = True
             await send(message)
 
         try:
-            return await self.app(scope, counted, noted)
+            return await self.app(scope, counted, remembered)
         except _Overflow:
             if not answered:
                 await _too_large()(scope, receive, send)
 
 
 class _Overflow(BaseException):
-    """Passes through every handler of the application on purpose."""
+    """A BaseException, so that no handler of the application catches it."""
 
 
 def _too_large() -> ASGIApp:
     return Problem(
-        413, "body_too_large", f"the body is larger than {MAX_BODY_BYTES} bytes, and no request needs that"
+        413, "body_too_large", f"the body is larger than {MAX_BODY_BYTES} bytes; send a smaller one"
     ).response()

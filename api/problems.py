@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from outbox import db, errors
 from outbox.logs import log
 
-# Most particular first: the first that fits is taken.
+# An error is answered by the first entry that fits, so subclasses stand before their base class.
 TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
     (errors.NotFound, 404, "not_found"),
     (errors.Forbidden, 403, "forbidden"),
@@ -47,7 +47,7 @@ RETRY_AFTER_SECONDS = 2
 
 @dataclass(eq=False)
 class Problem(Exception):
-    """Raised by a dependency or route; becomes the answer. `more` are further members of the problem."""
+    """An error that is its own answer. `more` are further members of the problem."""
 
     status: int
     code: str
@@ -56,7 +56,7 @@ class Problem(Exception):
     headers: dict[str, str] = field(default_factory=dict)
 
     def response(self) -> JSONResponse:
-        """The answer itself."""
+        """The answer."""
         body = {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
@@ -68,7 +68,7 @@ class Problem(Exception):
 
 
 class ProblemOut(BaseModel):
-    """An error, as RFC 9457 has it; `code` is stable."""
+    """An error as RFC 9457 defines it; `code` is stable."""
 
     type: str
     title: str
@@ -77,7 +77,7 @@ class ProblemOut(BaseModel):
     detail: str
 
 
-# What any route may answer, for OpenAPI.
+# The errors that any route may answer, for OpenAPI.
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {
         "description": HTTPStatus(status).phrase,
@@ -88,7 +88,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def install(app: FastAPI) -> None:
-    """Have every error of the application answered as a problem."""
+    """Answer every error of the application as a problem."""
     app.add_exception_handler(Problem, lambda _, problem: problem.response())
     app.add_exception_handler(errors.DeprovisionerError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -107,7 +107,7 @@ def _ours(_: Request, error: Exception) -> JSONResponse:
 
 
 def _invalid(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - it was registered for no other
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - this handler is registered for no other
     found = error.errors()
     if broken := next((e for e in found if e["type"] == "json_invalid"), None):
         detail = f"the body is not JSON, at character {broken['loc'][-1]}: {broken.get('ctx', {}).get('error', '')}"
@@ -119,7 +119,7 @@ def _invalid(_: Request, error: Exception) -> JSONResponse:
 
 
 def _http(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)  # noqa: S101 - it was registered for no other
+    assert isinstance(error, HTTPException)  # noqa: S101 - this handler is registered for no other
     code = _HTTP_CODES.get(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"))
     return Problem(error.status_code, code, str(error.detail), headers=dict(error.headers or {})).response()
 
@@ -128,12 +128,10 @@ def _database(request: Request, error: Exception) -> JSONResponse:
     if not db.unreachable(error):
         return _unexpected(request, error)
     log.error("control_database_lost", error=repr(error))
-    detail = (
-        "the control database cannot be reached; a DELETE may be sent again safely, a POST with its Idempotency-Key"
-    )
+    detail = "the control database cannot be reached; send a DELETE again as it is, and a POST with its Idempotency-Key"
     return Problem(503, "database_unavailable", detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}).response()
 
 
 def _unexpected(_: Request, error: Exception) -> JSONResponse:
     log.error("unexpected_error", error=repr(error), exc_info=error)
-    return Problem(500, "internal_error", "something failed on our side; the log of the API has it").response()
+    return Problem(500, "internal_error", "an unexpected error; the log of the API has the details").response()

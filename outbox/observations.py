@@ -1,6 +1,7 @@
-"""Looks at a stuck job's backend, which an operator asks for and a worker takes: API and CLI hold no credentials.
+"""Observations: an operator asks for one, and a worker inspects the backend of the stuck job for it.
 
-A look changes nothing at the backend, moves no job and burns no attempt. What it found is kept, with an event.
+Only workers can reach a backend. An inspection changes nothing there, moves no job and uses up no attempt. What the
+worker found is stored with an event.
 """
 
 import datetime as dt
@@ -16,13 +17,13 @@ from outbox.events import Event
 from outbox.rows import Json, columns, read
 from outbox.states import Found
 
-# A look asks a server a few questions, each of which gives up after 5 s; a slower one is done again.
+# An inspection is a few queries, each of which times out after 5 s. One that takes longer is given to another worker.
 TAKEN = dt.timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
 class Observation:
-    """A look that was asked for; `found` is None until a worker has looked."""
+    """An inspection that an operator asked for; `found` is None until a worker has made it."""
 
     id: int
     job_id: int
@@ -36,13 +37,13 @@ class Observation:
 
     @property
     def means(self) -> str:
-        """In words, what was seen."""
-        return "nobody has looked yet" if self.found is None else advice.seen_in_words(self.found, self.seen)
+        """What the worker found, in words."""
+        return "no worker has inspected it yet" if self.found is None else advice.seen_in_words(self.found, self.seen)
 
 
 @dataclass(frozen=True)
-class Look:
-    """A worker's turn to look, until `taken_until`. `manifest` is None where nothing was ever made."""
+class Inspection:
+    """A worker's turn to inspect, until `taken_until`. `manifest` is None where no object was ever made."""
 
     id: int
     job_id: int
@@ -51,7 +52,7 @@ class Look:
     taken_until: dt.datetime
 
 
-# One open look serves everybody who asks meanwhile.
+# An open observation serves all operators who ask for the same.
 _ASK = text(f"""
     WITH job AS (
         SELECT id, fence FROM outbox
@@ -64,19 +65,19 @@ _ASK = text(f"""
 
 
 def ask(db: Connection, job_id: int, *, actor: str, fence: int | None = None) -> Observation:
-    """Ask for a look, or join the open one; `fence` None is the job's own.
+    """Ask for an observation, or join the open one; `fence` None is the job's own.
 
     Raises NotFound, JobNotStuck, FenceMismatch, NotATeardown.
     """
     row = db.execute(_ASK, {"id": job_id, "fence": fence, "actor": actor}).one_or_none()
     if row is None:
         kind = jobs.stuck_or_refuse(db, job_id, fence=fence).kind
-        raise NotATeardown(f"job {job_id} is a {kind}: only a teardown is looked at")
+        raise NotATeardown(f"job {job_id} is a {kind}; only the backend of a teardown can be inspected")
     return read(Observation, "look", row)
 
 
-# By backend, as in a claim. Not while another job of the resource runs: what is absent now may be there when a birth
-# has ended. What nobody needs any more, since its job has moved on, goes.
+# By backend, as in a claim. Not while another job of the resource runs: a provision that is under way may make the
+# object that is absent now. Open observations whose job has moved on are deleted.
 _TAKE = text("""
     WITH gone AS (
         DELETE FROM observations WHERE id = ANY(ARRAY(
@@ -108,15 +109,15 @@ _TAKE = text("""
      ORDER BY look.id""")
 
 
-def take(db: Connection, capacity: Mapping[str, int], *, slots: int) -> list[Look]:
-    """At most `slots` looks that were asked for, at most `capacity[backend]` of each backend; again after TAKEN."""
+def take(db: Connection, capacity: Mapping[str, int], *, slots: int) -> list[Inspection]:
+    """At most `slots` inspections, at most `capacity[backend]` of each backend. After TAKEN they are free again."""
     asked = {"backends": list(capacity), "rooms": list(capacity.values()), "slots": slots, "taken": TAKEN}
-    return [Look(**row._mapping) for row in db.execute(_TAKE, asked)]
+    return [Inspection(**row._mapping) for row in db.execute(_TAKE, asked)]
 
 
 _WRITES = Event.OBSERVED
-# The job's row is locked, so that the event stands before whatever moves it on. An old look is no news: another
-# worker may have taken the turn by now.
+# The job's row is locked, so that this event comes before the event that moves the job on. A worker whose turn is over
+# writes nothing: another worker may have the turn.
 _RECORD = text(f"""
     WITH job AS (
         SELECT outbox.id, resource_id, outbox.fence FROM outbox JOIN observations ON job_id = outbox.id
@@ -135,17 +136,17 @@ _RECORD = text(f"""
  RETURNING id""")
 
 
-def record(db: Connection, look: Look, *, worker: str, found: Found, seen: Json) -> bool:
-    """What the worker saw, with its event; False when the turn was over, or the job has moved on."""
-    told = {"id": look.id, "taken_until": look.taken_until, "actor": worker, "found": found, "seen": json.dumps(seen)}
-    return db.execute(_RECORD, told).one_or_none() is not None
+def record(db: Connection, inspection: Inspection, *, worker: str, found: Found, seen: Json) -> bool:
+    """Store what the worker found, with its event. False when its turn was over, or the job has moved on."""
+    mine = {"id": inspection.id, "taken_until": inspection.taken_until, "actor": worker}
+    return db.execute(_RECORD, mine | {"found": found, "seen": json.dumps(seen)}).one_or_none() is not None
 
 
 _READ = text(f"SELECT {columns(Observation, 'look')} FROM observations AS look WHERE id = :id")
 
 
 def find(db: Connection, observation_id: int) -> Observation | None:
-    """The look as it stands; None when its job has moved on before anybody looked."""
+    """The observation as it is now; None when it was deleted, since its job has moved on."""
     row = db.execute(_READ, {"id": observation_id}).one_or_none()
     return None if row is None else read(Observation, "look", row)
 
@@ -157,6 +158,6 @@ _LAST = text(f"""
 
 
 def last(db: Connection, job_id: int, *, fence: int) -> Observation | None:
-    """The last look at this job and fence, however old; None when nobody has looked."""
+    """The last observation of this job at this fence, of any age; None when no worker has made one."""
     row = db.execute(_LAST, {"id": job_id, "fence": fence}).one_or_none()
     return None if row is None else read(Observation, "look", row)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from outbox import db, jobs, observations
 from outbox.batching import Gate
 from outbox.logs import log
-from outbox.observations import Look
+from outbox.observations import Inspection
 from outbox.rows import Claim
 from worker.state import PoolState
 
@@ -33,7 +33,7 @@ class Claimer:
         lease_seconds: float,
         gate: Gate,
         run: Callable[[Claim], None],
-        inspect: Callable[[Look], None],
+        inspect: Callable[[Inspection], None],
     ) -> None:
         self._state = state
         self._concurrency = dict(concurrency)

@@ -4,13 +4,13 @@ from outbox import db, observations
 from outbox.errors import BackendError
 from outbox.events import Event, emit
 from outbox.logs import log
-from outbox.observations import Look
+from outbox.observations import Inspection
 from outbox.rows import Json
 from outbox.states import Found
 from worker.backends import Absent, Backend, Different, Same
 
 
-def observe(look: Look, backend: Backend, *, worker: str) -> None:
+def observe(look: Inspection, backend: Backend, *, worker: str) -> None:
     """Inspect, and record what was seen. If recording fails, another worker inspects after a while."""
     found, seen = inspect(look, backend)
     with db.statement() as session:
@@ -21,7 +21,7 @@ def observe(look: Look, backend: Backend, *, worker: str) -> None:
         log.info("observation_too_late", job_id=look.job_id, found=found, actor=worker)
 
 
-def inspect(look: Look, backend: Backend) -> tuple[Found, Json]:
+def inspect(look: Inspection, backend: Backend) -> tuple[Found, Json]:
     """What is there now. Never raises: a backend that cannot be inspected is an answer too."""
     if look.manifest is None:
         return Found.ABSENT, {"never_made": True}

@@ -16,7 +16,7 @@ from typing import Any
 from outbox import audit, db, doorbell, jobs, operations
 from outbox.events import Event, emit
 from outbox.logs import log
-from outbox.observations import Look
+from outbox.observations import Inspection
 from outbox.rows import Claim
 from worker import observer
 from worker.backends import Backend
@@ -150,11 +150,11 @@ class Pool:
         # A probe that succeeded has opened its backend to all slots.
         self._refill(may_have_more=claim.probing)
 
-    def _inspect(self, look: Look) -> None:
+    def _inspect(self, look: Inspection) -> None:
         self._state.add_inspection(look)
         self._threads.submit(self._run_inspection, look)
 
-    def _run_inspection(self, look: Look) -> None:
+    def _run_inspection(self, look: Inspection) -> None:
         try:
             observer.observe(look, self._served[look.backend].backend, worker=self._worker)
         except Exception:  # noqa: BLE001 - as in _run_job: after a while another worker inspects

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from threading import Condition, Lock
 
-from outbox.observations import Look
+from outbox.observations import Inspection
 from outbox.rows import Claim
 
 # Where no inspection could be taken, each job that ends would cost a round trip that asks again.
@@ -34,7 +34,7 @@ class PoolState:
         # The claiming thread adds a job; the job's thread removes it.
         self._jobs: dict[tuple[int, int], Claim] = {}
         # The inspections that have a slot. The claiming thread adds one; the inspection's thread removes it.
-        self._inspections: list[Look] = []
+        self._inspections: list[Inspection] = []
 
         # A thread is in a round of claiming. The thread that begins the round sets it, and clears it at the end.
         self._claiming = False
@@ -186,12 +186,12 @@ class PoolState:
             del self._jobs[claim.id, claim.fence]
             self._thread_ended.notify_all()
 
-    def add_inspection(self, look: Look) -> None:
+    def add_inspection(self, look: Inspection) -> None:
         """Give an inspection its slot."""
         with self._thread_ended:
             self._inspections.append(look)
 
-    def remove_inspection(self, look: Look) -> None:
+    def remove_inspection(self, look: Inspection) -> None:
         """Free the slot of an inspection that has ended; the next one may be taken at once."""
         with self._thread_ended:
             self._inspections.remove(look)

@@ -17,33 +17,33 @@ def _storable(value: str) -> str:
     return value
 
 
-def _said(value: str) -> str:
+def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be blank")
     return value
 
 
 def _text(value: object) -> object:
-    """A number would be read as seconds since 1970: somebody's "in an hour" would be long past."""
+    """Refuses numbers: pydantic would read 3600, meant as "in an hour", as a time in 1970."""
     if value is not None and not isinstance(value, str | dt.datetime):
         raise ValueError("must be a time such as 2030-01-31T12:00:00Z")
     return value
 
 
 def _in_the_calendar(value: dt.datetime) -> dt.datetime:
-    if not 2000 < value.year < 9000:  # at the edges of the calendar, other time zones fall out of it
-        raise ValueError("must be in a year that has a calendar")
+    if not 2000 < value.year < 9000:  # in another time zone, a time at the calendar's edge is outside it
+        raise ValueError("must be in a year between 2001 and 8999")
     return value
 
 
-# Whether it is still to come, the database's clock decides.
+# The database's clock decides whether the time is in the future.
 Time = Annotated[AwareDatetime, BeforeValidator(_text), AfterValidator(_in_the_calendar)]
-Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable), AfterValidator(_said)]
+Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable), AfterValidator(_not_blank)]
 ResourceId = Annotated[uuid.UUID, Path(description="the resource's UUID")]
 JobId = Annotated[int, Path(ge=1, le=2**63 - 1, description="the job's number")]
-Cursor = Annotated[str | None, Field(max_length=500, description="`next_cursor` of the page before")]
-Limit = Annotated[int, Field(ge=1, le=200, description="rows a page")]
-# A hundred years: subtracted from now, it stays in PostgreSQL's calendar.
+Cursor = Annotated[str | None, Field(max_length=500, description="`next_cursor` of the page before this one")]
+Limit = Annotated[int, Field(ge=1, le=200, description="at most so many items on the page")]
+# A hundred years: PostgreSQL's calendar can subtract that from now.
 MAX_AGE_SECONDS = 100 * 366 * 86_400
 
 
@@ -52,13 +52,14 @@ class _In(BaseModel):
 
 
 class Reason(_In):
-    """Why; kept for ever."""
+    """Why; stored for good."""
 
     reason: Word
 
 
 Digest = Annotated[
-    str, Field(pattern=f"^{operations.DIGEST}$", description="`digest` of the dry run: the very same set, or 409")
+    str,
+    Field(pattern=f"^{operations.DIGEST}$", description="`digest` of the dry run; 409 when the set has changed since"),
 ]
 
 

@@ -10,7 +10,7 @@ from outbox.states import BreakerState, HoldCause, HoldScope
 
 
 class NewHold(_In):
-    """What to stop. `subject` names the backend, tenant or kind; a global hold has none."""
+    """What to hold. `subject` names the backend, tenant or kind; a global hold has none."""
 
     scope: HoldScope
     subject: Word | None = None
@@ -53,7 +53,7 @@ class HoldPage(BaseModel):
 
 
 class BreakerOut(BaseModel):
-    """A backend out of reach: since when, why, and how many jobs wait for it."""
+    """A backend that workers cannot reach: since when, why, and how many jobs wait for it."""
 
     backend: str
     state: BreakerState
@@ -65,7 +65,7 @@ class BreakerOut(BaseModel):
 
 
 class BreakerPage(BaseModel):
-    """All of them: there are no more than backends."""
+    """All open breakers, on one page: there are at most as many as backends."""
 
     items: list[BreakerOut]
     next_cursor: None = None

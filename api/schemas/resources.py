@@ -1,4 +1,4 @@
-"""Resources: what a caller may ask for, and how one is shown."""
+"""Resources: what a caller sends, and how a resource is shown."""
 
 import datetime as dt
 import uuid
@@ -14,7 +14,7 @@ from outbox.states import ResourceStatus
 
 
 class CreateResource(_In):
-    """A resource to make, or with `manifest` to adopt. Only an operator names the `tenant`."""
+    """A resource to provision, or with a `manifest` an object to adopt. An operator must name the `tenant`."""
 
     kind: Word
     backend: Word
@@ -26,14 +26,14 @@ class CreateResource(_In):
 
 
 class ChangeResource(_In):
-    """What may change while a resource lives; what is left out stays."""
+    """What may change until the resource is deleted. A field that is left out stays as it is."""
 
     protected: bool | None = None
     expires_at: Time | None = None
 
 
 class ResourceFilter(_In):
-    """Which resources to list. An unknown filter is an error: ignored, it would list what was not meant."""
+    """Which resources to list. An unknown filter is an error: a filter that is ignored lists too much."""
 
     status: ResourceStatus | None = None
     kind: Word | None = None
@@ -65,14 +65,14 @@ class ResourceOut(BaseModel):
 
 
 class Created(BaseModel):
-    """The answer to a POST: not there yet, but it will be."""
+    """The answer to a POST: the resource, and the job that will provision it."""
 
     resource: ResourceOut
     job: JobOut
 
 
 class Deleted(BaseModel):
-    """The answer to a DELETE: winner and losers name the same job."""
+    """The answer to a DELETE. All DELETEs of one resource name the same job."""
 
     ok: bool = True
     already_deleted: bool

@@ -10,6 +10,6 @@ router = APIRouter(prefix="/v1/breakers", tags=["breakers"])
 
 
 @router.get("")
-def list_breakers(who: Operator) -> BreakerPage:  # noqa: ARG001 - only that it is an operator
-    """The backends out of reach, longest first; a backend that is not here answers."""
+def list_breakers(who: Operator) -> BreakerPage:  # noqa: ARG001 - operators only
+    """The backends that workers cannot reach, the longest outage first."""
     return BreakerPage(items=[BreakerOut(**vars(row)) for row in ask(queries.list_breakers)])

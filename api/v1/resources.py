@@ -19,7 +19,7 @@ from api.schemas.resources import (
     ResourceOut,
     ResourcePage,
 )
-from outbox import actions, kinds, queries
+from outbox import actions, queries
 from outbox.actions import NewResource
 from outbox.batching import GroupCommit
 
@@ -38,7 +38,7 @@ def create(body: CreateResource, who: Anyone, idempotency_key: Annotated[Word | 
         backend=body.backend,
         name=body.name,
         protected=body.protected,
-        manifest=None if body.manifest is None else kinds.check(body.kind, body.manifest),
+        manifest=body.manifest,
         expires_at=body.expires_at,
     )
     digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""`deprovisioner audit`: checkpoints over the evidence, and proofs of deletion."""
+"""`deprovisioner audit`: checkpoints of the evidence, and proofs of deletion."""
 
 import datetime as dt
 import re
@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from deprovisioner.cli.shell import as_json_option, as_text, cell, example, main, me, operate, print_fields, print_json
+from outbox.events import Event
 
-# What was seen or done, in a line for people; `--json` has all of it.
+# The longest line of evidence that people are shown; `--json` has all of it.
 LINE = 120
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -19,7 +20,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 def _since(_: click.Context, __: click.Parameter, value: str | None) -> dt.datetime | dt.timedelta | None:
     if value is None:
         return None
-    if duration := re.fullmatch(r"(\d{1,5})([smhd])", value):  # so long ago, PostgreSQL and Python share a calendar
+    if duration := re.fullmatch(r"(\d{1,5})([smhd])", value):  # at most 99999d: it stays in the calendar
         return dt.timedelta(**{_UNITS[duration[2]]: int(duration[1])})
     try:
         at = dt.datetime.fromisoformat(value)
@@ -31,14 +32,14 @@ def _since(_: click.Context, __: click.Parameter, value: str | None) -> dt.datet
 
 @main.group()
 def audit() -> None:
-    """Vouch for the evidence, and export proofs of deletion."""
+    """Make checkpoints of the evidence, and export proofs of deletion."""
     operate()
 
 
 @audit.command("checkpoint", epilog=example("deprovisioner audit checkpoint --json"))
 @as_json_option
 def audit_checkpoint(as_json: bool) -> None:
-    """Keep the heads of all chains of events now, and print the hash to keep elsewhere."""
+    """Store the heads of all chains of events now, and print a hash to keep outside the database."""
     from outbox import audit as evidence
     from outbox import db, logs
 
@@ -50,12 +51,12 @@ def audit_checkpoint(as_json: bool) -> None:
     if as_json:
         print_json({"made": made is not None, "checkpoint": vars(last) if last else None})
     elif last is None:
-        click.echo("there are no events yet, so there is nothing to vouch for")
+        click.echo("there are no events yet, so there is no checkpoint")
     else:
-        grown = f"{last.heads} {'chain has' if last.heads == 1 else 'chains have'} grown since the one before"
+        grown = f"{last.heads} {'chain has' if last.heads == 1 else 'chains have'} grown since the checkpoint before"
         print_fields({"id": last.id, "at": last.at, "covers": grown, "hash": last.hash})
         if not made:
-            click.echo("no new events: this is the last one")
+            click.echo("no new events: this is the last checkpoint")
 
 
 @audit.command(
@@ -66,29 +67,29 @@ def audit_checkpoint(as_json: bool) -> None:
     ),
 )
 @click.option("--since", metavar="TIME|DURATION", callback=_since, help="Deletions that ended since then.")
-@click.option("--resource", "resource_id", type=click.UUID, help="Only this resource's.")
+@click.option("--resource", "resource_id", type=click.UUID, help="Only the deletion of this resource.")
 @as_json_option
 def audit_export(since: dt.datetime | dt.timedelta | None, resource_id: uuid.UUID | None, as_json: bool) -> None:
-    """Proofs of deletion: who asked and why, what was seen and done, who stepped in, how absence was verified."""
+    """Proofs of deletion: who asked and why, what workers saw and did, what operators decided, who saw it absent."""
     from outbox import audit as evidence
 
     if since is None and resource_id is None:
-        raise click.UsageError("--since or --resource is needed")
+        raise click.UsageError("say which deletions: --since or --resource")
     found = evidence.proofs(dt.datetime.min.replace(tzinfo=dt.UTC) if since is None else since, resource_id)
-    first = list(islice(found, 1))  # what fails, fails before anything is said
+    first = list(islice(found, 1))  # an error comes before any output
     if as_json:
         click.echo('{"items": [', nl=False)
         for number, proof in enumerate(chain(first, found)):
-            click.echo((", " if number else "") + as_text(_told(proof)), nl=False)
+            click.echo((", " if number else "") + as_text(_as_json(proof)), nl=False)
         click.echo("]}")
         return
     for proof in chain(first, found):
-        _show(_told(proof))
+        _show(_as_json(proof))
     if not first:
         click.echo("(none)")
 
 
-def _told(proof: Any) -> dict[str, Any]:
+def _as_json(proof: Any) -> dict[str, Any]:
     asked = proof.asked
     return {
         "resource": vars(proof.resource),
@@ -114,28 +115,32 @@ def _told(proof: Any) -> dict[str, Any]:
 
 
 def _verified(proof: Any) -> dict[str, Any]:
-    """How the job ended: a worker saw it gone and ended it, or an operator did on a worker's look, or two by force."""
+    """How the job ended: by a worker who saw the object gone, by an operator on an observation, or by two by force."""
     ended = proof.ended
-    told = ended.detail or {}
-    looked = told.get("observed_by")
-    looks = [e.at for e in proof.events if e.event == "observed" and e.actor == looked and e.job_id == ended.job_id]
-    completed = ended.event == "completed"
+    detail = ended.detail or {}
+    observer = detail.get("observed_by")
+    times = [
+        event.at
+        for event in proof.events
+        if event.event == Event.OBSERVED and event.actor == observer and event.job_id == ended.job_id
+    ]
+    completed = ended.event == Event.COMPLETED
     return {
         "at": ended.at,
         "by": ended.actor,
         "how": ended.event,
         "reason": ended.reason,
         "fence": ended.fence,
-        "seen": told.get("seen"),
-        "observed_by": ended.actor if completed else looked,
-        "observed_at": ended.at if completed else looks[-1] if looks else None,
+        "seen": detail.get("seen"),
+        "observed_by": ended.actor if completed else observer,
+        "observed_at": ended.at if completed else times[-1] if times else None,
         "forced_by": _forced_by(ended),
     }
 
 
 def _forced_by(event: Any) -> list[str] | None:
-    told = event.detail or {}
-    return [told["proposed_by"], told["approved_by"]] if told.get("forced") else None
+    detail = event.detail or {}
+    return [detail["proposed_by"], detail["approved_by"]] if detail.get("forced") else None
 
 
 def _show(told: dict[str, Any]) -> None:
@@ -158,7 +163,7 @@ def _show(told: dict[str, Any]) -> None:
 
 
 def _course(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Attempts, and what operators decided between them, in the order of what happened."""
+    """The attempts, and after each the re-drives that followed it."""
     for attempt in told["attempts"]:
         ended = f"{attempt['outcome'] or 'no outcome'}{': ' + attempt['error'] if attempt['error'] else ''}"
         yield f"attempt {attempt['fence']}", f"{cell(attempt['at'])} by {attempt['worker']}: {ended}"
@@ -177,7 +182,7 @@ def _end(verified: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
     else:
         yield "verified", f"{cell(verified['observed_at'])} by {cell(verified['observed_by'])}, who saw:"
         yield "  saw", _line(verified["seen"])
-    if verified and verified["how"] == "resolved":
+    if verified and verified["how"] == Event.RESOLVED:
         yield "resolved", f"{cell(verified['at'])} {_decided(verified)}"
 
 
@@ -188,7 +193,7 @@ def _decided(what: dict[str, Any]) -> str:
 
 
 def _line(seen: dict[str, Any] | None) -> str:
-    """Evidence in a short line, each part of it cut to its share; of a list, how many, and what drops something."""
+    """Evidence in a short line; each part is cut to its share. Of a list: its length, and its DROP statements."""
     if not seen:
         return "-"
     parts, share = (_part(name.replace("_", " "), value) for name, value in seen.items()), LINE // len(seen)

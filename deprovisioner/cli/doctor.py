@@ -1,4 +1,4 @@
-"""`deprovisioner doctor`."""
+"""`deprovisioner doctor`: check the invariants."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from deprovisioner.cli.shell import as_json_option, cell, example, main, operate
 )
 @as_json_option
 def doctor(as_json: bool) -> None:
-    """Check every invariant of this installation. Reads only; exit code 1 when something is broken."""
+    """Check every invariant of this installation. Only reads. Exit code 1 when a check is broken or cannot run."""
     operate()
     import migrations
     from outbox import db
@@ -32,7 +32,7 @@ def doctor(as_json: bool) -> None:
 
 
 def _summary(checks: int, found: list[str]) -> str:
-    """What it comes to: `23 checks: 1 broken, 2 warnings`."""
+    """The last line: `23 checks: 1 broken, 2 warnings`."""
     broken, warnings, unchecked = (found.count(status) for status in ("broken", "warning", "unchecked"))
     said = [f"{broken} broken"] * (broken > 0) + [f"{unchecked} unchecked"] * (unchecked > 0)
     said += [f"{warnings} warning{'s' * (warnings > 1)}"] * (warnings > 0)

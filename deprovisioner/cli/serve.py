@@ -1,4 +1,4 @@
-"""Running the parts of the service."""
+"""`deprovisioner up`, `migrate`, `api`, `worker` and `demo`: run the parts of the service."""
 
 import os
 from pathlib import Path
@@ -31,12 +31,15 @@ def up(home: Path | None, port: int | None, workers: int) -> None:
 @main.command(epilog=example("deprovisioner migrate --service-role deprovisioner_service"))
 @click.option("--to", "revision", type=WORDS, default="head", show_default=True, help="The revision to reach.")
 @click.option(
-    "--service-role", type=WORDS, metavar="NAME", help="Grant this role what API and workers need, and nothing more."
+    "--service-role",
+    type=WORDS,
+    metavar="NAME",
+    help="Grant this role what API and workers need, and no more.",
 )
 def migrate(revision: str, service_role: str | None) -> None:
-    """Bring the control database's schema up to date; harmless when it is.
+    """Bring the control database's schema up to date; harmless when it is up to date.
 
-    With DEPROVISIONER_SERVICE_PASSWORD set, the service role is made too, or given that password.
+    With DEPROVISIONER_SERVICE_PASSWORD set, it also creates the service role, or gives the role that password.
     """
     from alembic.util import CommandError
 
@@ -55,7 +58,7 @@ def migrate(revision: str, service_role: str | None) -> None:
         if password := settings.get().service_password:
             grants.make_role(session, service_role, password)
         grants.grant(session, service_role)
-    click.echo(f"role {service_role} may do what the service does")
+    click.echo(f"role {service_role} has the rights of the service")
 
 
 @main.command(epilog=example("deprovisioner api"))
@@ -75,21 +78,21 @@ def api(processes: int) -> None:
         workers=processes,
         access_log=False,
         server_header=False,
-        # Requests take milliseconds; a connection kept open must not keep the process from stopping.
+        # Requests take milliseconds. A client that keeps its connection open must not keep the process from stopping.
         timeout_graceful_shutdown=5,
     )
 
 
 @main.command(epilog=example("deprovisioner worker", "DEPROVISIONER_WORKER_SLOTS=32 deprovisioner worker"))
 def worker() -> None:
-    """Run one Celery worker process, with its sweep. SIGTERM lets started teardowns end first."""
+    """Run one Celery worker process, with its sweep. After SIGTERM it first ends the teardowns that have started."""
     import importlib
 
     from outbox import settings
 
     settings.backends()
-    celery = importlib.import_module("worker.app").app  # by name: outbox knows no worker
-    # No gossip, mingle or heartbeat: workers meet in the database, and idle brokers stay idle.
+    celery = importlib.import_module("worker.app").app  # by name: at import it reads the settings
+    # No gossip, mingle or heartbeat: workers coordinate in the database, and an idle broker stays idle.
     celery.worker_main(
         ["--quiet", "worker", "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
     )
@@ -98,11 +101,11 @@ def worker() -> None:
 @main.command(epilog=example("deprovisioner demo --resources 10"))
 @click.option("--resources", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many of each kind.")
 @click.option(
-    "--deletes", type=click.IntRange(1, 64), default=16, show_default=True, help="Concurrent DELETEs of each."
+    "--deletes", type=click.IntRange(1, 64), default=16, show_default=True, help="Concurrent DELETEs of each resource."
 )
 @as_json_option
 def demo(resources: int, deletes: int, as_json: bool) -> None:
-    """The main job on real servers, to watch: storms of DELETEs, a worker killed, and the servers' own records."""
+    """Watch the main job on real servers: many DELETEs at once, a killed worker, and the servers' own records."""
     from deprovisioner.demo.story import Demo
 
     if not Demo(resources, deletes, as_json=as_json).run():

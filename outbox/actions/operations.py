@@ -22,7 +22,7 @@ def chosen(wanted: JobFilter, *, every: bool) -> BulkFilter:
     return BulkFilter(wanted)
 
 
-def preview_redrive(db: Connection, who: Operator, wanted: BulkFilter) -> Preview:  # noqa: ARG001 - that it is one
+def preview_redrive(db: Connection, who: Operator, wanted: BulkFilter) -> Preview:  # noqa: ARG001 - operators only
     """What a bulk re-drive would work on; `db` is a snapshot. Raises BadRequest."""
     return operations.preview_redrive(db, wanted)
 
@@ -34,7 +34,7 @@ def begin_redrive(
     return operations.begin_redrive(db, wanted, reason=reason, actor=who.actor, digest=digest, rate=rate)
 
 
-def preview_offboard(db: Connection, who: Operator, tenant: str) -> OffboardPreview:  # noqa: ARG001 - that it is one
+def preview_offboard(db: Connection, who: Operator, tenant: str) -> OffboardPreview:  # noqa: ARG001 - operators only
     """What the offboarding of a tenant would delete; `db` is a snapshot. Raises NotFound."""
     return operations.preview_offboard(db, tenant)
 

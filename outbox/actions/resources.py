@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection
 
-from outbox import jobs, resources, settings
+from outbox import jobs, kinds, resources, settings
 from outbox.actions.caller import Caller, Edge, own_tenant
 from outbox.errors import BadRequest, Forbidden, NoCredentials, NotActive, UnknownBackend, UnknownKind
 from outbox.jobs import Delete, Enqueued
@@ -32,9 +32,10 @@ def create(
     tenant = own_tenant(who, new.tenant)
     if tenant is None:
         raise BadRequest("tenant: an operator must name the tenant that the resource is for")
+    manifest = None if new.manifest is None else kinds.check(new.kind, new.manifest)
     _refuse_unknown_kind(new)
     _refuse_adoption(who, new)
-    new = replace(new, tenant=tenant)
+    new = replace(new, tenant=tenant, manifest=manifest)
     made = edge.ask(
         lambda db: resources.register(
             db, new, actor=who.actor, idempotency_key=idempotency_key, request_digest=request_digest
@@ -46,9 +47,9 @@ def create(
 
 def _refuse_unknown_kind(new: NewResource) -> None:
     configured = settings.backends()
-    kinds = sorted({config.kind for config in configured.values()})
-    if new.kind not in kinds:
-        raise UnknownKind(f"kind {new.kind!r} is unknown; known: {', '.join(kinds)}")
+    served = sorted({config.kind for config in configured.values()})
+    if new.kind not in served:
+        raise UnknownKind(f"kind {new.kind!r} is unknown; known: {', '.join(served)}")
     if new.backend not in configured:
         raise UnknownBackend(f"backend {new.backend!r} is unknown; known: {', '.join(sorted(configured))}")
     if configured[new.backend].kind != new.kind:

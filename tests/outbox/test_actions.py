@@ -72,6 +72,7 @@ def test_a_resource_is_made_for_its_caller_and_an_operator_names_the_tenant(bell
         ({"kind": "mysql"}, UnknownKind),
         ({"backend": "pg-mian"}, UnknownBackend),
         ({"backend": "redis-main"}, UnknownKind),
+        ({"manifest": {"oid": 1}}, BadRequest),
         ({"manifest": {"database": "x"}}, Forbidden),
     ],
 )

@@ -40,7 +40,7 @@ def unknown(db: Connection) -> int:
     return id
 
 
-def looks(db: Connection, room: int = 9, backend: str = "pg-main") -> list[observations.Look]:
+def looks(db: Connection, room: int = 9, backend: str = "pg-main") -> list[observations.Inspection]:
     return observations.take(db, {backend: room}, slots=9)
 
 
@@ -118,7 +118,7 @@ def test_a_look_that_took_too_long_is_no_news(db: Connection) -> None:
     over = db.execute(
         text("UPDATE observations SET taken_until = now() - interval '1 s' RETURNING taken_until")
     ).scalar_one()
-    late = observations.Look(look.id, look.job_id, look.backend, look.manifest, over)
+    late = observations.Inspection(look.id, look.job_id, look.backend, look.manifest, over)
     assert not observations.record(db, late, worker="w", found=Found.ABSENT, seen={})
 
 
