@@ -110,7 +110,7 @@ def test_holds_are_set_listed_and_released_over_http_by_operators(
         assert [h["id"] for h in ops.get("/v1/holds?released=true").json()["items"]] == [hold]
 
 
-def test_the_command_line_says_what_is_wrong_and_how_to_go_on(system: System, acme: httpx.Client) -> None:
+def test_the_hold_command_says_what_is_wrong_and_what_to_do(system: System, acme: httpx.Client) -> None:
     for words, code, told in (
         (("set",), 2, "say one of --global"),
         (("set", "--global", "--tenant", "acme"), 2, "say one of --global"),

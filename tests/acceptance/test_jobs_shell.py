@@ -29,7 +29,7 @@ def listed(env: dict[str, str], *words: str) -> list[int]:
     return [item["id"] for item in json.loads(answer.stdout)["items"]]
 
 
-def test_each_filter_of_the_shell_finds_its_jobs(db: Connection, env: dict[str, str]) -> None:
+def test_each_filter_of_jobs_list_finds_its_jobs(db: Connection, env: dict[str, str]) -> None:
     full = stuck(db, error="ERROR: No space left (100%)", hours=5, reason="attempts_exhausted")
     theirs = stuck(db, tenant="globex", error="another's", backend="pg-2")
     adoption = stuck(db, kind="provision", hours=2, error="who is this?")
@@ -66,7 +66,7 @@ def test_each_filter_of_the_shell_finds_its_jobs(db: Connection, env: dict[str, 
     )
 
 
-def test_pages_of_the_shell_follow_their_cursor(db: Connection, env: dict[str, str]) -> None:
+def test_jobs_list_pages_by_cursor(db: Connection, env: dict[str, str]) -> None:
     made = [stuck(db) for _ in range(5)]
     first = json.loads(shell(env, "jobs", "list", "--state", "stuck", "--limit", "3", "--json").stdout)
     rest = shell(env, "jobs", "list", "--state", "stuck", "--limit", "3", "--json", "--cursor", first["next_cursor"])
@@ -88,13 +88,13 @@ def test_pages_of_the_shell_follow_their_cursor(db: Connection, env: dict[str, s
         ("--reason", "bored"),
     ],
 )
-def test_wrong_words_are_a_usage_error(env: dict[str, str], words: Words) -> None:
+def test_a_wrong_filter_is_a_usage_error(env: dict[str, str], words: Words) -> None:
     answer = shell(env, "jobs", "list", *words)
     assert answer.returncode == 2
     assert words[0] in answer.stderr
 
 
-def test_a_long_error_is_cut_for_a_terminal_and_for_nobody_else(db: Connection, env: dict[str, str]) -> None:
+def test_a_long_error_is_cut_only_on_a_terminal(db: Connection, env: dict[str, str]) -> None:
     error = "first line\n" + "x" * 300 + " the end"
     stuck(db, error=error)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DEPROVISIONER_", "COLUMNS", "LINES"))}
@@ -172,7 +172,7 @@ def test_show_tells_the_whole_story(
     assert read.count("  error        ") == 3
 
 
-def test_the_next_command_that_show_names_is_taken(db: Connection, env: dict[str, str]) -> None:
+def test_the_next_command_that_show_prints_works(db: Connection, env: dict[str, str]) -> None:
     job = stuck(db, reason="attempts_exhausted")
     lines = shell(env, "jobs", "show", str(job)).stdout.splitlines()
     (command,) = [line.split() for line in lines if line.startswith("  deprovisioner jobs redrive")]
@@ -180,7 +180,7 @@ def test_the_next_command_that_show_names_is_taken(db: Connection, env: dict[str
     assert json.loads(shell(env, "jobs", "show", str(job), "--json").stdout)["state"] == "pending"
 
 
-def test_show_says_of_any_state_where_it_stands(db: Connection, env: dict[str, str]) -> None:
+def test_show_describes_a_job_in_any_state(db: Connection, env: dict[str, str]) -> None:
     for state, word in {
         "pending": "pending: ",
         "running": "running, with fence 1",
@@ -202,7 +202,7 @@ def due(db: Connection, job: int, seconds: int) -> None:
     db.execute(text(asked), {"id": job, "seconds": seconds})
 
 
-def test_show_says_first_what_keeps_a_pending_job(
+def test_show_says_first_why_a_pending_job_waits(
     db: Connection, env: dict[str, str], system: System, operator: str, tenant: str
 ) -> None:
     job = a_job(db)
@@ -232,7 +232,9 @@ def test_show_says_first_what_keeps_a_pending_job(
     assert headline(env, job).startswith(told_hold)
 
 
-def test_a_job_is_stuck_since_it_got_stuck_whoever_looks(db: Connection, env: dict[str, str], refused: int) -> None:
+def test_an_inspection_or_a_proposal_does_not_change_stuck_since(
+    db: Connection, env: dict[str, str], refused: int
+) -> None:
     since = json.loads(shell(env, "jobs", "show", str(refused), "--json").stdout)["stuck_since"]
     before = headline(env, refused)
     observations.ask(db, refused, actor="cli:ann")
@@ -252,7 +254,7 @@ def test_a_job_is_stuck_since_it_got_stuck_whoever_looks(db: Connection, env: di
     assert swept["stuck_since"] == swept["events"][-1]["at"]
 
 
-def test_attempts_are_told_since_the_redrive(db: Connection, env: dict[str, str], refused: int) -> None:
+def test_show_counts_attempts_since_the_redrive(db: Connection, env: dict[str, str], refused: int) -> None:
     def attempts() -> str:
         lines = shell(env, "jobs", "show", str(refused)).stdout.splitlines()
         return next(" ".join(line.split()) for line in lines if line.startswith("attempts "))
@@ -262,7 +264,7 @@ def test_attempts_are_told_since_the_redrive(db: Connection, env: dict[str, str]
     assert attempts().startswith("attempts 0 since it was re-driven, at 2")
 
 
-def test_a_proposal_stands_in_the_story_for_operators_with_the_command_of_the_second(
+def test_operators_read_a_proposal_and_the_command_of_the_second_operator(
     db: Connection, env: dict[str, str], refused: int, system: System, operator: str, tenant: str
 ) -> None:
     jobs.resolve_forced(db, refused, fence=3, actor="token:1:anna", reason="the server is scrap")
@@ -294,7 +296,7 @@ def test_a_proposal_stands_in_the_story_for_operators_with_the_command_of_the_se
         assert json.loads(shell(env, "jobs", "show", str(refused), "--json").stdout)["approvals"] == [], change
 
 
-def test_a_stuck_birth_is_not_to_be_looked_at_but_tried_again_or_deleted(db: Connection, env: dict[str, str]) -> None:
+def test_show_advises_to_redrive_or_delete_a_stuck_provision(db: Connection, env: dict[str, str]) -> None:
     job = stuck(db, kind="provision")
     lines = shell(env, "jobs", "show", str(job)).stdout.splitlines()
     again, delete, resolve = [line.split()[1:] for line in lines if line.startswith("  deprovisioner ")]

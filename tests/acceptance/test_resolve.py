@@ -69,7 +69,7 @@ def cli(env: Mapping[str, str], *words: str, **more: str) -> subprocess.Complete
     return shell({**env, **more}, "jobs", *words)
 
 
-def test_what_is_alive_is_not_resolved_and_what_is_gone_is_once(
+def test_resolve_refuses_while_the_object_exists_and_ends_the_job_once_when_it_is_gone(
     db: Connection,
     acme: httpx.Client,
     boss: httpx.Client,
@@ -112,7 +112,7 @@ def test_what_is_alive_is_not_resolved_and_what_is_gone_is_once(
     assert servers.pg.drops_of(resource["manifest"]) == 1, "the one by hand"
 
 
-def test_two_operators_with_different_minds_and_one_of_them_wins(
+def test_of_two_operators_who_redrive_one_job_one_wins(
     db: Connection, acme: httpx.Client, boss: httpx.Client, other: httpx.Client, resource: Json, servers: Servers
 ) -> None:
     url = stuck(db, acme, resource)
@@ -121,7 +121,7 @@ def test_two_operators_with_different_minds_and_one_of_them_wins(
     assert sorted(map(said, raced)) == [(200, "pending"), (409, "job_not_stuck")]
 
 
-def test_a_look_at_the_wrong_server_or_at_none_resolves_nothing(
+def test_an_inspection_of_the_wrong_server_or_of_none_resolves_nothing(
     db: Connection,
     acme: httpx.Client,
     boss: httpx.Client,
@@ -149,7 +149,7 @@ def test_a_look_at_the_wrong_server_or_at_none_resolves_nothing(
     assert servers.pg.bears(resource["manifest"])
 
 
-def test_the_command_looks_and_resolves_though_the_broker_is_dead(
+def test_the_command_observes_and_resolves_while_the_broker_is_dead(
     db: Connection, acme: httpx.Client, resource: Json, system: System, servers: Servers, env: dict[str, str]
 ) -> None:
     url = stuck(db, acme, resource)

@@ -141,7 +141,7 @@ def told(env: dict[str, str], *words: str) -> dict[str, str]:
     return json.loads(answer.stdout)
 
 
-def test_every_stuck_reason_and_every_check_has_its_part_and_no_part_is_of_something_else() -> None:
+def test_the_runbook_has_one_part_for_each_stuck_reason_and_each_check() -> None:
     named = [name for part in parts() for name in part.names]
     assert len(set(named)) == len(named)
     assert set(named) == {*StuckReason, *CODES, *OTHERS}
@@ -149,7 +149,7 @@ def test_every_stuck_reason_and_every_check_has_its_part_and_no_part_is_of_somet
 
 
 @pytest.mark.parametrize("reason", StuckReason)
-def test_the_runbook_and_the_next_steps_of_jobs_show_say_the_same(reason: StuckReason) -> None:
+def test_the_runbook_names_the_commands_that_jobs_show_names(reason: StuckReason) -> None:
     def words(command: str) -> tuple[str, ...]:
         return tuple(re.findall(r"jobs \w+|--force[-\w]*", command))
 

@@ -55,7 +55,7 @@ def commands(group: click.Group) -> Iterator[click.Command]:
             yield command
 
 
-def test_all_free_words_are_looked_at() -> None:
+def test_every_option_that_takes_text_checks_it() -> None:
     free = [
         f"{command.name} {parameter.name}"
         for command in commands(main)
@@ -70,7 +70,7 @@ def test_all_free_words_are_looked_at() -> None:
     "said", ["", " \t", "a\x1b[2J", "a\nb", "\udcff"], ids=["empty", "blank", "escape", "line", "bytes"]
 )
 @pytest.mark.parametrize("command", COMMANDS)
-def test_words_that_are_none_or_cannot_be_kept_are_a_usage_error(
+def test_text_that_is_blank_or_cannot_be_stored_is_a_usage_error(
     settled: dict[str, str], command: str, said: str
 ) -> None:
     answer = CliRunner().invoke(main, [*command.split(), said])
@@ -79,16 +79,16 @@ def test_words_that_are_none_or_cannot_be_kept_are_a_usage_error(
 
 
 @pytest.mark.parametrize("since", ["999999d", "-1d", "\udcff", "yesterday"])
-def test_a_time_that_is_in_no_calendar_is_a_usage_error(settled: dict[str, str], since: str) -> None:
+def test_a_time_outside_the_calendar_is_a_usage_error(settled: dict[str, str], since: str) -> None:
     assert CliRunner().invoke(main, ["audit", "export", f"--since={since}"]).exit_code == 2
 
 
-def test_the_longest_time_ago_is_one(db: Connection) -> None:
+def test_the_longest_duration_is_accepted(db: Connection) -> None:
     for since in ("99999d", "0001-01-01"):
         assert CliRunner().invoke(main, ["audit", "export", f"--since={since}"]).exit_code == 0
 
 
-def test_bytes_that_are_no_text_are_told_in_a_line(db: Connection, env: dict[str, str]) -> None:
+def test_bytes_that_are_not_utf_8_are_refused_in_one_line(db: Connection, env: dict[str, str]) -> None:
     a_job(db)
     argv = [sys.executable.encode(), b"-m", b"deprovisioner.cli", b"hold", b"set", b"--global", b"--reason", b"\xff"]
     answer = subprocess.run(argv, env=os.environ | env, capture_output=True, text=True, check=False, timeout=60)
@@ -99,7 +99,7 @@ def test_bytes_that_are_no_text_are_told_in_a_line(db: Connection, env: dict[str
 
 
 @pytest.mark.parametrize("name", ["a/b", "/a//b/", "x/offboard", "ü & ?"])
-def test_a_tenant_is_offboarded_whatever_its_name_is(db: Connection, system: System, operator: str, name: str) -> None:
+def test_a_tenant_with_any_name_is_offboarded(db: Connection, system: System, operator: str, name: str) -> None:
     a_resource(db, tenant=name)
     tokens.create(db, role="tenant", tenant=name, name="t")
     path = "".join(f"%{byte:02X}" for byte in name.encode())

@@ -31,7 +31,7 @@ def rows(db: Connection) -> tuple[int, int, int]:
     return tuple(db.execute(text(f"SELECT count(*) FROM {t}")).scalar_one() for t in ("resources", "outbox", "events"))  # type: ignore[return-value]
 
 
-def test_a_locked_resource_keeps_no_other_delete_waiting(
+def test_a_locked_resource_delays_no_other_delete(
     system: System, api: httpx.Client, tenant: str, db: Connection, connect: Any
 ) -> None:
     held, free = a_resource(db), a_resource(db)
@@ -169,7 +169,7 @@ def test_ten_megabytes_of_garbage_are_refused_and_the_next_request_is_served(api
     assert rows(db) == (0, 0, 0)
 
 
-def test_another_tenants_things_do_not_exist(api: httpx.Client, db: Connection, operator: str) -> None:
+def test_another_tenants_resources_and_jobs_are_not_found(api: httpx.Client, db: Connection, operator: str) -> None:
     theirs = a_resource(db, tenant="globex")
     for answer in (
         api.get(f"/v1/resources/{theirs}"),
@@ -186,7 +186,7 @@ def test_another_tenants_things_do_not_exist(api: httpx.Client, db: Connection, 
     assert api.get(job["url"], headers=boss).json()["tenant"] == "globex"
 
 
-def test_a_tenant_adopts_nothing(api: httpx.Client, db: Connection) -> None:
+def test_a_tenant_cannot_adopt(api: httpx.Client, db: Connection) -> None:
     problem(api.post("/v1/resources", json=GOOD | {"manifest": {"database": "x"}}), 403, "forbidden")
     assert rows(db) == (0, 0, 0)
 
@@ -194,7 +194,7 @@ def test_a_tenant_adopts_nothing(api: httpx.Client, db: Connection) -> None:
 @pytest.mark.parametrize(
     "name", ["'; DROP TABLE resources; --", "*", "ten[ant]?\\", "%s %(x)s :name", "ä😀 \u202e", "\\x00"]
 )
-def test_names_are_only_data(api: httpx.Client, name: str) -> None:
+def test_special_characters_in_a_name_are_only_data(api: httpx.Client, name: str) -> None:
     made = api.post("/v1/resources", json=GOOD | {"name": name})
     assert made.status_code == 202
     assert api.get(f"/v1/resources/{made.json()['resource']['id']}").json()["name"] == name
@@ -218,7 +218,7 @@ def test_an_expiry_can_be_moved_and_lifted(api: httpx.Client, db: Connection) ->
     assert api.patch(path, json={"protected": True, "expires_at": None}).json()["expires_at"] is None
 
 
-def test_a_manifest_that_was_read_gives_no_second_hold_on_its_object(api: httpx.Client, operator: str) -> None:
+def test_an_object_is_adopted_by_one_resource_only(api: httpx.Client, operator: str) -> None:
     boss = {"Authorization": f"Bearer {operator}"}
     twin = GOOD | {"tenant": "globex", "manifest": {"database": "x", "generation": str(uuid.uuid4())}}
     assert api.post("/v1/resources", json=twin, headers=boss).status_code == 202
@@ -226,7 +226,7 @@ def test_a_manifest_that_was_read_gives_no_second_hold_on_its_object(api: httpx.
         problem(api.post("/v1/resources", json=twin | {"tenant": tenant}, headers=boss), 409, "already_managed")
 
 
-def test_an_idempotency_key_answers_the_same_thing_twice_and_another_body_never(api: httpx.Client) -> None:
+def test_an_idempotency_key_repeats_its_answer_and_refuses_another_body(api: httpx.Client) -> None:
     key = {"Idempotency-Key": str(uuid.uuid4())}
     one = api.post("/v1/resources", json=GOOD, headers=key)
     two = api.post("/v1/resources", json=GOOD, headers=key)
@@ -254,7 +254,7 @@ def test_a_revoked_token_opens_nothing_after_the_cache_has_forgotten_it(api: htt
     eventually(lambda: api.get("/v1/resources", headers=headers).status_code == 401, within=4)
 
 
-def test_listings_page_through_everything_once(api: httpx.Client, db: Connection) -> None:
+def test_pages_list_every_item_once(api: httpx.Client, db: Connection) -> None:
     made = {str(a_resource(db)) for _ in range(7)}
     for id in made:
         api.delete(f"/v1/resources/{id}")
@@ -271,7 +271,7 @@ def test_listings_page_through_everything_once(api: httpx.Client, db: Connection
         assert set(seen) == made
 
 
-def test_the_contract_s_shapes(api: httpx.Client, db: Connection) -> None:
+def test_resources_and_jobs_have_the_documented_fields(api: httpx.Client, db: Connection) -> None:
     resource = a_resource(db)
     shown = api.get(f"/v1/resources/{resource}").json()
     assert list(shown) == [

@@ -78,7 +78,7 @@ def test_each_filter_finds_its_jobs_newest_first_and_counts_the_same(api: httpx.
     }
 
 
-def test_pages_by_cursor_come_to_the_whole_list_once(api: httpx.Client, db: Connection) -> None:
+def test_pages_by_cursor_list_every_job_once(api: httpx.Client, db: Connection) -> None:
     made = [stuck(db) for _ in range(7)]
     a_job(db)
     walked: list[int] = []
@@ -93,9 +93,7 @@ def test_pages_by_cursor_come_to_the_whole_list_once(api: httpx.Client, db: Conn
     assert walked == made[6::-1]
 
 
-def test_a_tenant_lists_and_counts_its_own_whatever_it_asks(
-    api: httpx.Client, jobs: dict[str, int], tenant: str
-) -> None:
+def test_a_tenant_lists_and_counts_only_its_own_jobs(api: httpx.Client, jobs: dict[str, int], tenant: str) -> None:
     own = {"Authorization": f"Bearer {tenant}"}
     for words in ({}, {"tenant": "acme"}):
         assert jobs["other"] not in ids(api.get("/v1/jobs", params=words, headers=own))
@@ -124,7 +122,7 @@ def test_a_wrong_filter_is_named(api: httpx.Client, query: str) -> None:
     problem(api.get("/v1/jobs/counts?limit=5"), 422, "invalid_request")
 
 
-def test_those_who_wait_for_looks_leave_room_for_everybody_else(api: httpx.Client, db: Connection) -> None:
+def test_requests_that_wait_for_an_inspection_leave_threads_for_others(api: httpx.Client, db: Connection) -> None:
     """More than a process has threads ask for a look, half of them to resolve, and no worker serves the backend."""
     ids = [stuck(db, backend="gone") for _ in range(45)]
     decision = {"reason": "r", "fence": 1}
@@ -153,7 +151,7 @@ def test_those_who_wait_for_looks_leave_room_for_everybody_else(api: httpx.Clien
         assert again.result().status_code == 200
 
 
-def test_a_tenant_reads_that_operators_acted_and_not_who_nor_what_they_said_or_saw(
+def test_a_tenant_reads_that_an_operator_acted_but_not_who_why_or_what_was_seen(
     api: httpx.Client, db: Connection, operator: str, tenant: str
 ) -> None:
     own, boss = (token.actor for who in (tenant, operator) if (token := tokens.find(db, who)))

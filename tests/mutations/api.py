@@ -8,11 +8,11 @@ API = "tests/api/test_bad_input.py"
 
 _FILTERS = "test_each_filter_finds_its_jobs_newest_first_and_counts_the_same"
 _PLANS = "tests/outbox/test_listing.py::test_every_page_is_read_by_an_index_and_every_count_in_one_pass"
-_OWN = "test_a_tenant_lists_and_counts_its_own_whatever_it_asks"
-_NAMELESS = "test_a_tenant_reads_that_operators_acted_and_not_who_nor_what_they_said_or_saw"
-_WORDS = "test_words_that_are_none_or_cannot_be_kept_are_a_usage_error"
-_BYTES = "test_bytes_that_are_no_text_are_told_in_a_line"
-_THEIRS = "test_another_tenants_things_do_not_exist"
+_OWN = "test_a_tenant_lists_and_counts_only_its_own_jobs"
+_NAMELESS = "test_a_tenant_reads_that_an_operator_acted_but_not_who_why_or_what_was_seen"
+_WORDS = "test_text_that_is_blank_or_cannot_be_stored_is_a_usage_error"
+_BYTES = "test_bytes_that_are_not_utf_8_are_refused_in_one_line"
+_THEIRS = "test_another_tenants_resources_and_jobs_are_not_found"
 _ROUTES, _ACTIONS = "api/v1/resources.py", "outbox/actions/resources.py"
 GUARDS_OF_API = (
     *(
@@ -43,7 +43,7 @@ GUARDS_OF_API = (
             "api: a shared DELETE waits for no row",
             "waits=False",
             "waits=True",
-            "test_a_locked_resource_keeps_no_other_delete_waiting",
+            "test_a_locked_resource_delays_no_other_delete",
         ),
     ),
     *cut(
@@ -72,13 +72,13 @@ GUARDS_OF_API = (
             "api: few wait at once",
             "if not _seats.acquire(blocking=False):",
             "if not _seats.acquire(blocking=False) and False:",
-            f"{JOBS}::test_those_who_wait_for_looks_leave_room_for_everybody_else",
+            f"{JOBS}::test_requests_that_wait_for_an_inspection_leave_threads_for_others",
         ),
         (
             "api: who has waited makes room",
             "        _seats.release()",
             "        pass",
-            f"{JOBS}::test_those_who_wait_for_looks_leave_room_for_everybody_else",
+            f"{JOBS}::test_requests_that_wait_for_an_inspection_leave_threads_for_others",
         ),
         (
             "api: only operators redrive",
@@ -120,7 +120,7 @@ GUARDS_OF_API = (
             "api: no blank words",
             "if not value.strip():",
             "if False:",
-            "tests/acceptance/test_usage.py::test_a_tenant_is_offboarded_whatever_its_name_is[a/b]",
+            "tests/acceptance/test_usage.py::test_a_tenant_with_any_name_is_offboarded[a/b]",
         ),
     ),
     *cut(
@@ -143,7 +143,7 @@ GUARDS_OF_API = (
             "api: only operators adopt",
             "_refuse_adoption(who, new)\n    new =",
             "new =",
-            "test_a_tenant_adopts_nothing",
+            "test_a_tenant_cannot_adopt",
         ),
         (
             "api: credentials while active",

@@ -32,7 +32,7 @@ GUARDS_OF_SCHEMA = (
             "resources_generation",
             '"resources_generation", "resources", ["generation"], unique=True',
             '"resources_generation", "resources", ["generation"], unique=False',
-            f"{API}::test_a_manifest_that_was_read_gives_no_second_hold_on_its_object",
+            f"{API}::test_an_object_is_adopted_by_one_resource_only",
         ),
         (
             "outbox_final_is_final",
