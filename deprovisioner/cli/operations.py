@@ -93,7 +93,7 @@ def jobs_redrive_all(
     try:
         wanted = actions.chosen(queries.JobFilter(reason=was, **filters), every=every)
     except BadRequest as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(f"{error}; the option for every stuck job is --all") from error
     if dry_run or digest is None:
         with db.snapshot() as session:
             seen = actions.preview_redrive(session, me(), wanted)

@@ -199,10 +199,10 @@ def test_a_checkpoint_says_how_many_chains_have_grown(db: Connection, installati
     for _ in range(2):
         jobs.enqueue(db, a_resource(db), actor="a")
     assert re.search(
-        r"^covers +2 chains have grown since the one before$", installation.cli("audit", "checkpoint").stdout, re.M
+        r"^covers +2 chains have grown since the checkpoint before$", installation.cli("audit", "checkpoint").stdout, re.M
     )
     jobs.enqueue(db, a_resource(db), actor="a")
     for again in (False, True):
         said = installation.cli("audit", "checkpoint").stdout
-        assert re.search(r"^covers +1 chain has grown since the one before$", said, re.M)
-        assert ("no new events: this is the last one" in said) is again
+        assert re.search(r"^covers +1 chain has grown since the checkpoint before$", said, re.M)
+        assert ("no new events: this is the last checkpoint" in said) is again
