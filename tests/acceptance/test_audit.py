@@ -199,7 +199,9 @@ def test_a_checkpoint_says_how_many_chains_have_grown(db: Connection, installati
     for _ in range(2):
         jobs.enqueue(db, a_resource(db), actor="a")
     assert re.search(
-        r"^covers +2 chains have grown since the checkpoint before$", installation.cli("audit", "checkpoint").stdout, re.M
+        r"^covers +2 chains have grown since the checkpoint before$",
+        installation.cli("audit", "checkpoint").stdout,
+        re.M,
     )
     jobs.enqueue(db, a_resource(db), actor="a")
     for again in (False, True):
