@@ -1,10 +1,9 @@
 """The variables that `up` sets, and which of its processes gets which of them."""
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from outbox.settings import PREFIX, read_backends
+from outbox.settings import PREFIX, address_variables
 
 DATABASE_URL = f"{PREFIX}DATABASE_URL"
 BROKER_URL = f"{PREFIX}BROKER_URL"
@@ -21,7 +20,7 @@ REDIS_MAIN_URL = "REDIS_MAIN_URL"
 def worker_variables(backends_file: Path) -> set[str]:
     """The variables that hold the backends' addresses, which only workers get. Raises SettingsError."""
     # A backend may take its address from one of our settings; the API needs that setting all the same.
-    named = {name for name in _address_variables(backends_file) if not name.startswith(PREFIX)}
+    named = {name for name in address_variables(backends_file) if not name.startswith(PREFIX)}
     return named | {PG_MAIN_DSN, REDIS_MAIN_URL}
 
 
@@ -33,10 +32,3 @@ def without(environment: Mapping[str, str], variables: set[str]) -> dict[str, st
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment without `DEPROVISIONER_…`: a PostgreSQL or Valkey server needs no setting or secret of ours."""
     return {name: value for name, value in environment.items() if not name.startswith(PREFIX)}
-
-
-def _address_variables(backends_file: Path) -> set[str]:
-    """NAME of each `dsn = "env:NAME"`."""
-    read_backends(backends_file)  # raises SettingsError where the file is wrong
-    tables = tomllib.loads(backends_file.read_text(encoding="utf-8"))["backends"].values()
-    return {table["dsn"].removeprefix("env:") for table in tables if table["dsn"].startswith("env:")}

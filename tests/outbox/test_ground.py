@@ -240,7 +240,7 @@ def test_a_broker_that_takes_connections_and_never_answers_is_asked_once(
 
 
 def test_a_log_that_cannot_be_written_fails_nobody() -> None:
-    says = "from outbox import events; logs.configure(); events.log.info('a'); logs.log.exception('b'); print('on')"
+    says = "from outbox import logs; logs.configure(); logs.log.info('a'); logs.log.exception('b'); print('on')"
     with Path("/dev/full").open("w") as full:
         argv = [sys.executable, "-c", says]
         done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=full, text=True, timeout=60, check=False)
