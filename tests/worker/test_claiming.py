@@ -241,10 +241,13 @@ def test_a_request_during_a_claim_makes_the_claiming_thread_do_one_more_round(
         first.start()
         wait_for(claiming)
         inspection = wanted(db)
-        made.observe()
-        assert first.is_alive(), "observe has not waited for the claim"
+        observing = threading.Thread(target=made.observe)
+        observing.start()
+        observing.join(10)
+        waits = observing.is_alive()
         released.set()
         first.join(20)
+        assert not waits, "a request does not wait for the claim"
         assert eventually(lambda: found(db, inspection)) == "same"
 
 

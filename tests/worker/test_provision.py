@@ -23,7 +23,7 @@ def a_provision(db: Connection, *, adopt: Json | None = None) -> Claim:
 
 
 def test_a_teardown_does_not_inspect_while_the_provision_runs(db: Connection) -> None:
-    """What is absent at this moment may be there when the birth has ended."""
+    """An object that is absent now may be there when the provision has ended."""
     provision = a_provision(db)
     jobs.start_provision(db, provision, worker="w1", manifest={"name": "x"}, credentials=b"x")
     jobs.enqueue(db, provision.resource_id, actor="me")

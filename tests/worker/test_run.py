@@ -60,11 +60,11 @@ def test_a_stale_claim_in_a_shared_statement_does_nothing(db: Connection) -> Non
 
 
 def test_a_shared_statement_tells_two_claims_of_one_job_apart(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    under_way, gate = threading.Event(), threading.Event()
+    under_way, released = threading.Event(), threading.Event()
 
     def slowly(*words: Any, honest: Callable[..., Any] = jobs.start_all, **more: Any) -> Any:
         under_way.set()
-        assert gate.wait(20)
+        assert released.wait(20)
         return honest(*words, **more)
 
     monkeypatch.setattr(jobs, "start_all", slowly)
@@ -74,7 +74,7 @@ def test_a_shared_statement_tells_two_claims_of_one_job_apart(db: Connection, mo
     first = batches.starts.submit((other, {}))
     assert under_way.wait(20)
     both = [batches.starts.submit((claim, {})) for claim in (stale, ours)]
-    gate.set()
+    released.set()
     assert [answer.result(20) for answer in (first, *both)] == [True, None, True]
     both = [batches.completions.submit((claim, {}, None)) for claim in (stale, ours)]
     assert both[0].result(20) is None
@@ -101,9 +101,11 @@ def test_a_locked_resource_delays_no_other_job(db: Connection, connect: Any) -> 
     holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held.resource_id),))
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(Run(held, Shelf(), worker="w1", batches=batches))
-        eventually(lambda: waits_for_a_lock(db), what="it waits by itself")
+        eventually(lambda: waits_for_a_lock(db), what="its job waits for the row alone")
         going = pool.submit(Run(free, Shelf(), worker="w1", batches=batches))
-        assert wait([going], database.STATEMENT_TIMEOUT_MS / 2000).done, "sooner than a statement gives up waiting"
+        assert wait([going], database.STATEMENT_TIMEOUT_MS / 2000).done, (
+            "the other job ends before that statement times out"
+        )
         assert (job(db, free.id).state, waiting.done()) == ("succeeded", False)
         holder.commit()
         waiting.result(20)
@@ -141,10 +143,10 @@ def test_a_removal_by_an_earlier_attempt_is_credited_to_it(db: Connection) -> No
 
 
 def test_a_different_object_makes_its_job_stuck_before_the_start(db: Connection) -> None:
-    backend = Shelf(sees=[Different({}, "somebody else's")])
+    backend = Shelf(sees=[Different({}, "another owner's")])
     done = run(db, backend)
     assert (done.state, done.stuck_reason, backend.torn) == ("stuck", "refused", [])
-    assert "somebody else's" in done.last_error
+    assert "another owner's" in done.last_error
     assert done.started_fence is None
 
 
@@ -197,7 +199,7 @@ def test_a_started_teardown_on_an_unobservable_backend_is_not_repeated(db: Conne
 
 
 def unknown(db: Connection, backend: Shelf) -> Claim:
-    """A job of the unobservable whose attempt had its effect, and died before it could tell."""
+    """A job on an unobservable backend whose worker tore down, and died before it recorded that."""
     claim = a_claim(db)
     jobs.start(db, claim, worker="dead")
     backend.teardown({}, claim.fence)
@@ -262,14 +264,14 @@ def test_an_object_still_there_after_the_teardown_is_retried(db: Connection) -> 
 
 
 def test_a_different_object_after_the_teardown_makes_the_job_stuck(db: Connection) -> None:
-    done = run(db, Shelf(sees=[Same({}), Different({}, "somebody else's by now")]))
+    done = run(db, Shelf(sees=[Same({}), Different({}, "another owner's by now")]))
     assert (done.state, done.stuck_reason) == ("stuck", "refused")
 
 
 def test_a_different_object_of_a_failed_provision_makes_the_job_stuck(db: Connection) -> None:
-    """Only an adoption that never came to be has nothing there that is its own."""
+    """Only an adoption that was never activated owns no object."""
     claim = replace(a_claim(db), activated=False)
-    Run(claim, Shelf(sees=[Different({}, "somebody else's")]), worker="w")()
+    Run(claim, Shelf(sees=[Different({}, "another owner's")]), worker="w")()
     assert job(db, claim.id).stuck_reason == "refused"
 
 
