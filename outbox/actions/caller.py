@@ -53,7 +53,7 @@ def operator(who: Caller) -> Operator:
 
 
 def operator_at_a_shell(user: str) -> Operator:
-    """Whoever runs the command has the control database's password, and is an operator."""
+    """The user of a shell has the control database's password, and so is an operator."""
     return Operator(Caller(f"cli:{user}", None))
 
 
