@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -22,6 +23,8 @@ from outbox.errors import DeprovisionerError
 UNPRIVILEGED_USER = "nobody"
 READY_TIMEOUT_SECONDS = 60
 _PR_SET_PDEATHSIG = 1
+_EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST_PORT = 10000
 
 
 class ServerFailed(DeprovisionerError):
@@ -185,10 +188,23 @@ def valkey_ready(url: str) -> bool:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that no program listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 that no program listens on now, and that the system gives to no outgoing connection."""
+    ports = _ports_for_servers()
+    for _ in range(1000):
+        port = secrets.choice(ports)
+        if port_is_free("127.0.0.1", port):
+            return port
+    raise ServerFailed(f"1000 ports from {ports.start} to {ports.stop - 1} on 127.0.0.1 are all taken")
+
+
+def _ports_for_servers() -> range:
+    """Ports outside the ephemeral range: a connection of any program may hold one of those while our server is down."""
+    try:
+        low, high = map(int, _EPHEMERAL_PORTS.read_text().split())
+    except FileNotFoundError:  # not Linux: the range that IANA names
+        low, high = 49152, 65535
+    below, above = range(_LOWEST_PORT, low), range(high + 1, 65536)
+    return max(below, above, key=len) or range(_LOWEST_PORT, 65536)
 
 
 def port_is_free(host: str, port: int) -> bool:
