@@ -32,7 +32,7 @@ class Haunted:
         self.workers: list[Fork] = []
         self.name = self.control.dsn.rpartition("/")[2]
         # So that pg-main can tell this lane's sessions from its neighbours'.
-        self.env = lane.env | {"PG_MAIN_DSN": f"{servers.pg.dsn}?application_name={self.name}"}
+        self.env = lane.env | {"PG_MAIN_DSN": f"{servers.pg.service_dsn}?application_name={self.name}"}
 
     def fork(self, name: str, **env: str) -> Fork:
         made = Fork("worker", self.env | env, self.lane.folder / f"{self.name}-{name}.log")

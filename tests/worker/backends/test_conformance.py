@@ -3,9 +3,7 @@
 To try a kind of your own, add a Subject of it to the fixture `subject`.
 """
 
-import os
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +19,6 @@ from worker.backends import Absent, Backend, Different, Same
 from worker.backends.postgres import Postgres
 from worker.backends.redis import Redis
 
-OLD_POSTGRES = os.environ.get("TEST_OLD_POSTGRES_DSN", "postgresql://root@127.0.0.1:5432/postgres")
-OLD_REDIS = os.environ.get("TEST_OLD_REDIS_URL", "redis://127.0.0.1:6379/9")
 
 
 @dataclass
@@ -59,49 +55,20 @@ class Subject:
                 client.set(f"{credentials['prefix']}k{n}", n)
 
 
-def _old_postgres() -> str:
-    try:
-        psycopg2.connect(OLD_POSTGRES, connect_timeout=2).close()
-    except psycopg2.OperationalError as error:
-        pytest.skip(f"no second PostgreSQL at {OLD_POSTGRES}: {str(error).splitlines()[0]}")
-    return OLD_POSTGRES
-
-
-def _old_redis() -> str:
-    try:
-        redis.Redis.from_url(OLD_REDIS, socket_timeout=2).ping()
-    except redis.RedisError as error:
-        pytest.skip(f"no second Redis at {OLD_REDIS}: {error}")
-    return OLD_REDIS
-
-
-@pytest.fixture(params=["postgres", "postgres-unprivileged", "postgres-old", "redis", "redis-old"])
-def subject(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Subject]:
-    nowhere = embedded.free_port()
+@pytest.fixture(params=["postgres18", "postgres15", "valkey9", "redis7"])
+def subject(request: pytest.FixtureRequest, servers: Servers) -> Subject:
+    """Each with the account that docs/production.md documents, and no other right."""
     match request.param:
-        case "postgres" | "postgres-unprivileged":
-            dsn = servers.pg.dsn
-            if request.param == "postgres-unprivileged":
-                servers.pg.query("DROP ROLE IF EXISTS service")
-                servers.pg.query("CREATE ROLE service LOGIN CREATEDB CREATEROLE PASSWORD 'p'")
-                dsn = dsn.replace("postgres:secret", "service:p")
-            yield Subject(Postgres(dsn), Postgres(f"postgresql://x@127.0.0.1:{nowhere}/x"), servers.pg)
-        case "postgres-old":
-            dsn = _old_postgres()
-            yield Subject(
-                Postgres(dsn), Postgres(f"postgresql://x@127.0.0.1:{nowhere}/x"), PgServer(dsn, servers.pg.log)
-            )
-        case "redis":
-            yield Subject(Redis(servers.redis.url), Redis(f"redis://127.0.0.1:{nowhere}/0"), servers.redis)
-        case "redis-old":
-            url = _old_redis()
-            yield Subject(Redis(url), Redis(f"redis://127.0.0.1:{nowhere}/0"), RedisServer(url))
-
-
-@pytest.fixture
-def trusting(request: pytest.FixtureRequest) -> bool:
-    """Whether the server lets anyone in who names a user that exists, whatever the password."""
-    return "old" in request.node.callspec.id
+        case "postgres18":
+            server: PgServer | RedisServer = servers.pg
+        case "valkey9":
+            server = servers.redis
+        case old:
+            server = request.getfixturevalue(old)
+    nowhere = embedded.free_port()
+    if isinstance(server, PgServer):
+        return Subject(Postgres(server.service_dsn), Postgres(f"postgresql://x@127.0.0.1:{nowhere}/x"), server)
+    return Subject(Redis(server.service_dsn), Redis(f"redis://127.0.0.1:{nowhere}/0"), server)
 
 
 def test_a_life_from_plan_to_absence(subject: Subject) -> None:
