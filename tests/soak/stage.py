@@ -17,7 +17,6 @@ from deprovisioner.up import servers as embedded
 from deprovisioner.up.servers import Child
 from outbox import credentials, db, tokens
 from outbox.settings import PREFIX
-from tests.support import accounts
 from tests.support.witness import PgServer, RedisServer
 
 LEASE_SECONDS = 4
@@ -63,10 +62,6 @@ class Stage:
             self.children[name].wait_until(lambda dsn=server.dsn: embedded.postgres_ready(dsn))
         for name, server in {"broker": self.broker, **self.redis}.items():
             self.children[name].wait_until(lambda url=server.url: embedded.valkey_ready(url))
-        for server in self.pg.values():
-            server.service_dsn = accounts.postgres(server.dsn)
-        for server in self.redis.values():
-            server.service_dsn = accounts.valkey(server.url)
         self._settle(control)
         self._product()
 
@@ -100,7 +95,7 @@ class Stage:
                 self.tokens[tenant] = tokens.create(session, role="tenant", tenant=tenant, name=tenant)[1]
 
     def _backend(self, name: str) -> str:
-        kind, dsn = ("postgres", self.pg[name].service_dsn) if name in self.pg else ("redis", self.redis[name].service_dsn)
+        kind, dsn = ("postgres", self.pg[name].dsn) if name in self.pg else ("redis", self.redis[name].url)
         return f'[backends.{name}]\nkind = "{kind}"\ndsn = "{dsn}"\nconcurrency = 3\n'
 
     def _product(self) -> None:

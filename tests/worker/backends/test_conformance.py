@@ -20,7 +20,6 @@ from worker.backends.postgres import Postgres
 from worker.backends.redis import Redis
 
 
-
 @dataclass
 class Subject:
     """A kind under test: its backend, a backend without a server, and how a customer and a witness see it."""
@@ -55,13 +54,13 @@ class Subject:
                 client.set(f"{credentials['prefix']}k{n}", n)
 
 
-@pytest.fixture(params=["postgres18", "postgres15", "valkey9", "redis7"])
+@pytest.fixture(params=["postgres", "postgres15", "redis", "redis7"])
 def subject(request: pytest.FixtureRequest, servers: Servers) -> Subject:
     """Each with the account that docs/production.md documents, and no other right."""
     match request.param:
-        case "postgres18":
+        case "postgres":
             server: PgServer | RedisServer = servers.pg
-        case "valkey9":
+        case "redis":
             server = servers.redis
         case old:
             server = request.getfixturevalue(old)

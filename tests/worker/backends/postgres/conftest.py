@@ -17,7 +17,7 @@ def pg(servers: Servers) -> PgServer:
 
 @pytest.fixture
 def backend(pg: PgServer) -> Postgres:
-    return Postgres(pg.service_dsn, protected=frozenset({"control_db"}))
+    return Postgres(pg.dsn, protected=frozenset({"control_db"}))
 
 
 @pytest.fixture
