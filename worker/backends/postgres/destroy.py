@@ -35,8 +35,11 @@ def release(server: Server, manifest: Json) -> None:
                 session.execute("ALTER DATABASE {old} RENAME TO {new}", old=dying, new=manifest["database"])
                 session.execute("ALTER DATABASE {name} ALLOW_CONNECTIONS true", name=manifest["database"])
                 session.execute("ALTER DATABASE {name} CONNECTION LIMIT -1", name=manifest["database"])
+                identity.must_be_same(identity.read_state(session, manifest), manifest)
         if state.role is not None:
-            session.execute("ALTER ROLE {role} LOGIN", role=manifest["role"])
+            with session.transaction():
+                session.execute("ALTER ROLE {role} LOGIN", role=state.role.name)
+                _must_be_our_role(session, manifest, state.role.name)
 
 
 def teardown(server: Server, manifest: Json) -> Json:
@@ -63,7 +66,9 @@ def _quarantine(session: Session, manifest: Json) -> None:
         case Same():
             pass
     if state.role is not None:
-        session.execute("ALTER ROLE {role} NOLOGIN", role=manifest["role"])
+        with session.transaction():
+            session.execute("ALTER ROLE {role} NOLOGIN", role=state.role.name)
+            _must_be_our_role(session, manifest, state.role.name)
     named = state.named(manifest["database"])
     ours = named if named is not None and identity.is_ours(named, manifest) else None
     _end_sessions(session, ours, state.role)
@@ -90,8 +95,8 @@ def _end_sessions(session: Session, database: Database | None, role: Role | None
     with session.cursor() as cursor:
         cursor.execute(
             """
-            SELECT pg_terminate_backend(pid, %(wait)s) FROM pg_stat_activity
-             WHERE (datid = %(database)s OR usesysid = %(role)s) AND pid <> pg_backend_pid()
+            SELECT pg_catalog.pg_terminate_backend(pid, %(wait)s) FROM pg_catalog.pg_stat_activity
+             WHERE (datid = %(database)s OR usesysid = %(role)s) AND pid <> pg_catalog.pg_backend_pid()
                AND COALESCE(backend_type, '') NOT LIKE 'autovacuum%%'""",  # the server ends autovacuum by itself
             {
                 "wait": TERMINATE_TIMEOUT_MS,
@@ -99,7 +104,9 @@ def _end_sessions(session: Session, database: Database | None, role: Role | None
                 "role": role.oid if role else None,
             },
         )
-        cursor.execute("SELECT gid FROM pg_prepared_xacts WHERE database = %s", (database.name if database else None,))
+        cursor.execute(
+            "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = %s", (database.name if database else None,)
+        )
         prepared = [gid for (gid,) in cursor]
     if database and prepared:  # they keep the database in use after their sessions end
         with session.server.connect(database.name) as inside:
@@ -122,27 +129,35 @@ def _drop_role(session: Session, manifest: Json) -> None:
     role = identity.read_state(session, manifest).role
     if role is None:
         return
-    if not identity.is_marked(role.comment, manifest):
-        raise Refused(f"role {manifest['role']!r} is no longer the one of this resource")
+    dying = identity.dying_name(manifest)
+    if role.name != dying:
+        with session.transaction():  # the name may be another's by now: then this is undone
+            session.execute("ALTER ROLE {old} RENAME TO {new}", old=role.name, new=dying)
+            _must_be_our_role(session, manifest, dying)
     with session.cursor() as cursor:
         cursor.execute(
             """
-            SELECT DISTINCT datname FROM pg_shdepend JOIN pg_database ON pg_database.oid = dbid
-             WHERE refclassid = 'pg_authid'::regclass AND refobjid = %s AND datallowconn""",
+            SELECT DISTINCT datname
+              FROM pg_catalog.pg_shdepend JOIN pg_catalog.pg_database ON pg_database.oid = dbid
+             WHERE refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND refobjid = %s AND datallowconn""",
             (role.oid,),
         )
         elsewhere = [name for (name,) in cursor]
     for name in elsewhere:  # objects in a neighbour's database are the neighbour's: handed over, not dropped
         with session.server.connect(name) as neighbour:
-            _disown(neighbour, manifest["role"])
+            _disown(neighbour, dying)
             session.executed += [f"in {name!r}: {statement}" for statement in neighbour.executed]
-    with session.transaction():  # checked again: a role is dropped under a name that others can take
-        if (role := identity.read_state(session, manifest).role) is None:
-            return
-        if not identity.is_marked(role.comment, manifest):
-            raise Refused(f"role {manifest['role']!r} is no longer the one of this resource")
-        _disown(session, manifest["role"])
-        session.execute("DROP ROLE {role}", role=manifest["role"])
+    with session.transaction():
+        _disown(session, dying)
+        session.execute("DROP ROLE {role}", role=dying)
+
+
+def _must_be_our_role(session: Session, manifest: Json, name: str) -> None:
+    """Raises Refused unless the role of that name is the manifest's: asked after it was changed by name."""
+    if not any(
+        r.name == name and identity.is_our_role(r, manifest) for r in identity.read_state(session, manifest).roles
+    ):
+        raise Refused(f"role {manifest['role']!r} is no longer the one of this resource")
 
 
 def _disown(session: Session, role: str) -> None:
