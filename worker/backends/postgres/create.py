@@ -124,6 +124,8 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
             raise Refused(f"database {database.name!r} has OID {database.oid}, not {manifest['oid']}")
         if manifest.get("role") and state.role is None:
             raise Refused(f"there is no role {manifest['role']!r} to adopt")
+        if state.role is not None and manifest.get("role_oid") not in (None, state.role.oid):
+            raise Refused(f"role {state.role.name!r} has OID {state.role.oid}, not {manifest['role_oid']}")
         adopted = KIND.manifest(
             database=database.name,
             role=manifest.get("role"),

@@ -37,7 +37,7 @@ _PARAMETERS = {
     # Each of these beats what ALTER ROLE and ALTER DATABASE set. docs/design.md says what each protects.
     "options": "-c search_path=pg_catalog,pg_temp -c default_transaction_read_only=off"
     " -c default_transaction_isolation=read\\ committed -c default_transaction_deferrable=off"
-    " -c standard_conforming_strings=on -c DateStyle=ISO -c TimeZone=UTC -c row_security=on -c default_tablespace="
+    " -c standard_conforming_strings=on -c DateStyle=ISO,MDY -c TimeZone=UTC -c row_security=on -c default_tablespace="
     f" -c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
     f" -c idle_session_timeout={STATEMENT_TIMEOUT_MS} -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_MS}"
     " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
