@@ -100,7 +100,7 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _settle(",
+        "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting",
         f"{TESTS}/test_authority.py",
         (
             "postgres: a standby is not believed",
@@ -253,7 +253,7 @@ GUARDS_OF_POSTGRES = (
         IDENTITY,
         (
             "postgres: advisory lock",
-            'cursor.execute("SELECT pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))',
+            'cursor.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))',
             "pass",
             f"{SESSION}::test_a_second_worker_at_one_object_waits_for_the_first",
         ),

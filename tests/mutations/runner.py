@@ -57,7 +57,7 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: the inspection after the teardown",
-            "match backend.inspect(claim.manifest):",
+            "match backend.inspect(manifest):",
             "match Absent({}):",
             "test_an_object_still_there_after_the_teardown_is_retried",
         ),
