@@ -5,6 +5,7 @@ from tests.mutations.cut import cut
 PG = "worker/backends/postgres"  # each mutant is of the one module in it that has its text
 TESTS = "tests/worker/backends/postgres"
 CREATE = f"{TESTS}/test_create.py"
+ERRORS = f"{TESTS}/test_errors.py"
 DESTROY = f"{TESTS}/test_destroy.py"
 IDENTITY = f"{TESTS}/test_identity.py"
 SESSION = f"{TESTS}/test_session.py"
@@ -13,6 +14,34 @@ KINDS = "tests/worker/backends/test_conformance.py"
 _REPLACED = "test_identity_is_checked_again_in_each_transaction"
 _ALLOWED = "test_protected_names_are_refused_whatever_the_manifest_says"
 GUARDS_OF_POSTGRES = (
+    *cut(
+        PG,
+        "def _translated(",
+        ERRORS,
+        (
+            "postgres: a neighbour's trouble",
+            "if errors.is_lost(error) and self._answers():",
+            "if False:",
+            "test_a_neighbour_s_database_that_cannot_be_entered_is_this_job_s_trouble_and_named",
+        ),
+        (
+            "postgres: a server that is away, seen from another database",
+            "if errors.is_lost(error) and self._answers():",
+            "if errors.is_lost(error):",
+            "test_another_database_is_unavailable_when_the_server_is",
+        ),
+    ),
+    *cut(
+        PG,
+        "def transaction(",
+        ERRORS,
+        (
+            "postgres: the first error counts",
+            "with contextlib.suppress(psycopg2.Error):",
+            "with contextlib.suppress():",
+            "test_a_rollback_does_not_hide_the_error_that_ended_the_session",
+        ),
+    ),
     *cut(
         PG,
         "def is_ours(",

@@ -1,13 +1,15 @@
 """Quarantine a database with its role, which can be undone, and tear both down, which cannot."""
 
-from psycopg2 import errors, sql
+from psycopg2 import errors as sqlstates
+from psycopg2 import sql
 
 from outbox.errors import Refused, Transient
 from outbox.rows import Json
 from worker.backends import Absent, Different, Same
 from worker.backends.postgres import identity
+from worker.backends.postgres.errors import describe
 from worker.backends.postgres.identity import Database, Role
-from worker.backends.postgres.session import Server, Session, first_line
+from worker.backends.postgres.session import Server, Session
 
 # How long one session may take to end.
 TERMINATE_TIMEOUT_MS = 5_000
@@ -78,9 +80,9 @@ def _quarantine(session: Session, manifest: Json) -> None:
     for last in (*[False] * (RENAME_TRIES - 1), True):
         try:
             _rename_away(session, manifest)
-        except errors.ObjectInUse as error:
+        except sqlstates.ObjectInUse as error:
             if last:
-                raise Transient(f"database {manifest['database']!r} is in use: {first_line(error)}") from error
+                raise Transient(f"database {manifest['database']!r} is in use: {describe(error)}") from error
             _end_sessions(session, ours, state.role)
         else:
             return
@@ -128,7 +130,7 @@ def _drop_role(session: Session, manifest: Json) -> None:
         cursor.execute(
             """
             SELECT DISTINCT datname FROM pg_shdepend JOIN pg_database ON pg_database.oid = dbid
-             WHERE refclassid = 'pg_authid'::regclass AND refobjid = %s AND datallowconn""",
+             WHERE refclassid = 'pg_authid'::regclass AND refobjid = %s""",
             (role.oid,),
         )
         elsewhere = [name for (name,) in cursor]
