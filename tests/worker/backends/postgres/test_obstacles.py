@@ -104,7 +104,7 @@ def test_a_prepared_transaction_of_another_role_is_refused_and_named(
     gid = uuid.uuid4().hex
     inside = make_dsn(pg.dsn, dbname=made["database"])
     _prepare(inside, gid)
-    with pytest.raises(Refused, match=f"prepared transactions in .*{gid}.* of 'postgres'"):
+    with pytest.raises(Refused, match="that this account may not roll back: .* of 'postgres'"):
         plain.teardown(made, 1)
     assert pg.query("SELECT datallowconn FROM pg_database WHERE datname = %s", made["database"]) == [(False,)]
     pg.query(f'ALTER DATABASE "{made["database"]}" ALLOW_CONNECTIONS true')
