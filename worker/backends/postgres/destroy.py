@@ -38,7 +38,9 @@ def release(server: Server, manifest: Json) -> None:
             if state.named(dying) or state.named(manifest["database"]):
                 _set_door(session, manifest, opened=True)
         if state.role is not None:
-            session.execute("ALTER ROLE {role} LOGIN", role=manifest["role"])
+            with session.transaction():
+                session.execute("ALTER ROLE {role} LOGIN", role=state.role.name)
+                _must_be_our_role(session, manifest, state.role.name)
 
 
 def teardown(server: Server, manifest: Json) -> Json:
@@ -65,7 +67,9 @@ def _quarantine(session: Session, manifest: Json) -> None:
         case Same():
             pass
     if state.role is not None:
-        session.execute("ALTER ROLE {role} NOLOGIN", role=manifest["role"])
+        with session.transaction():
+            session.execute("ALTER ROLE {role} NOLOGIN", role=state.role.name)
+            _must_be_our_role(session, manifest, state.role.name)
     named = state.named(manifest["database"])
     ours = named if named is not None and identity.is_ours(named, manifest) else None
     left = _end_sessions(session, ours, state.role)
@@ -141,28 +145,36 @@ def _drop_role(session: Session, manifest: Json) -> None:
     role = identity.read_state(session, manifest).role
     if role is None:
         return
-    if not identity.is_marked(role.comment, manifest):
-        raise Refused(f"role {manifest['role']!r} is no longer the one of this resource")
+    dying = identity.dying_name(manifest)
+    if role.name != dying:
+        with session.transaction():  # the name may be another's by now: then this is undone
+            session.execute("ALTER ROLE {old} RENAME TO {new}", old=role.name, new=dying)
+            _must_be_our_role(session, manifest, dying)
     with session.cursor() as cursor:
         cursor.execute(
             """
-            SELECT DISTINCT datname FROM pg_shdepend JOIN pg_database ON pg_database.oid = dbid
-             WHERE refclassid = 'pg_authid'::regclass AND refobjid = %s""",
+            SELECT DISTINCT datname
+              FROM pg_catalog.pg_shdepend JOIN pg_catalog.pg_database ON pg_database.oid = dbid
+             WHERE refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND refobjid = %s""",
             (role.oid,),
         )
         elsewhere = [name for (name,) in cursor]
     for name in elsewhere:  # objects in a neighbour's database are the neighbour's: handed over, not dropped
         with session.server.connect(name) as neighbour:
-            _disown(neighbour, manifest["role"])
+            _disown(neighbour, dying)
             session.executed += [f"in {name!r}: {statement}" for statement in neighbour.executed]
-    with session.transaction():  # checked again: a role is dropped under a name that others can take
-        if (role := identity.read_state(session, manifest).role) is None:
-            return
-        if not identity.is_marked(role.comment, manifest):
-            raise Refused(f"role {manifest['role']!r} is no longer the one of this resource")
-        _disown(session, manifest["role"])
-        obstacles.must_be_disowned(session, role, manifest["role"])
-        session.execute("DROP ROLE {role}", role=manifest["role"])
+    with session.transaction():
+        _disown(session, dying)
+        obstacles.must_be_disowned(session, role, dying)
+        session.execute("DROP ROLE {role}", role=dying)
+
+
+def _must_be_our_role(session: Session, manifest: Json, name: str) -> None:
+    """Raises Refused unless the role of that name is the manifest's: asked after it was changed by name."""
+    if not any(
+        r.name == name and identity.is_our_role(r, manifest) for r in identity.read_state(session, manifest).roles
+    ):
+        raise Refused(f"role {manifest['role']!r} is no longer the one of this resource")
 
 
 def _disown(session: Session, role: str) -> None:

@@ -85,7 +85,7 @@ def prepared(session: Session, name: str) -> list[tuple[str, str]]:
     """The prepared transactions of a database: gid and owner. They keep it in use after their sessions end."""
     with session.cursor() as cursor:
         cursor.execute("SELECT gid, owner FROM pg_catalog.pg_prepared_xacts WHERE database = %s ORDER BY 1", (name,))
-        return cursor.fetchall()
+        return [(gid, owner) for gid, owner in cursor]
 
 
 def roll_back(inside: Session, name: str, transactions: list[tuple[str, str]]) -> None:

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg2
+from psycopg2 import errors as sqlstates
 from psycopg2 import extensions, sql
 
-from outbox.errors import BackendError, SettingsError, Transient
+from outbox.errors import BackendError, SettingsError, Transient, Unavailable
 from worker.backends.postgres import errors
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -23,6 +24,10 @@ WORK_SECONDS = STATEMENT_TIMEOUT_MS / 1000 + 30
 INSPECT_SECONDS = 15
 # How long to wait for another worker inside the same object.
 LOCK_TIMEOUT_MS = 10_000
+# How soon a server session whose client is gone gives up its statement and its lock.
+CLIENT_CHECK_MS = 10_000
+STANDBY = "the server is a standby (in recovery): only a primary can say what exists"
+READ_ONLY = "the server keeps its transactions read-only: only a writable primary can say what exists"
 NEVER = frozenset({"template0", "template1", "postgres"})
 _PARAMETERS = {
     "connect_timeout": str(CONNECT_TIMEOUT_SECONDS),
@@ -31,7 +36,11 @@ _PARAMETERS = {
     "keepalives_interval": "5",
     "keepalives_count": "3",
     # The server's own keepalive and idle limits: a worker that vanished must not hold its lock for hours.
-    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
+    # Each of these beats what ALTER ROLE and ALTER DATABASE set. docs/design.md says what each protects.
+    "options": "-c search_path=pg_catalog,pg_temp -c default_transaction_read_only=off"
+    " -c default_transaction_isolation=read\\ committed -c default_transaction_deferrable=off"
+    " -c standard_conforming_strings=on -c DateStyle=ISO,MDY -c TimeZone=UTC -c row_security=on -c default_tablespace="
+    f" -c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
     f" -c idle_session_timeout={STATEMENT_TIMEOUT_MS} -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_MS}"
     " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
 }
@@ -57,6 +66,7 @@ class Server:
         A server that is stopped neither answers nor times out: the worker cuts the connection after `seconds`.
         """
         parameters = _PARAMETERS | self._parameters | ({"dbname": database} if database else {})
+        parameters["client_encoding"] = "UTF8"
         parameters["options"] = f"{self._parameters.get('options', '')} {_PARAMETERS['options']}"
         try:
             session = psycopg2.connect(extensions.make_dsn(**parameters), connection_factory=Session)
@@ -68,6 +78,7 @@ class Server:
         try:
             session.server = self
             session.autocommit = True
+            _settle(session)
             yield session
         except psycopg2.Error as error:
             raise self._translated(error, database) from error
@@ -130,7 +141,30 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
         with self.cursor() as cursor:
             for name in filter(None, names):
                 digest = hashlib.blake2b(name.encode(), key=self.server.dsn.encode()[:64], digest_size=8).digest()
-                cursor.execute("SELECT pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))
+                cursor.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))
+
+
+def _settle(session: Session) -> None:
+    """Pin what no option of every version can; refuse a server that is not a writable primary.
+
+    A session never goes back into recovery, so whatever it reads after this has a primary's authority.
+    """
+    with session.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on',
+                   CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local')
+                        THEN pg_catalog.set_config('synchronous_commit', 'on', false) END,
+                   CASE WHEN pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 170000
+                        THEN pg_catalog.set_config('transaction_timeout', '0', false) END"""
+        )
+        standby, read_only, *_ = cursor.fetchone()
+        if standby or read_only:
+            raise Unavailable(STANDBY if standby else READ_ONLY)
+        with contextlib.suppress(sqlstates.InvalidParameterValue):  # a platform that cannot watch its sockets
+            cursor.execute(
+                "SELECT pg_catalog.set_config('client_connection_check_interval', %s, false)", (str(CLIENT_CHECK_MS),)
+            )
 
 
 def _cut(descriptor: int) -> None:

@@ -104,7 +104,7 @@ def test_a_prepared_transaction_of_another_role_is_refused_and_named(
     gid = uuid.uuid4().hex
     inside = make_dsn(pg.dsn, dbname=made["database"])
     _prepare(inside, gid)
-    with pytest.raises(Refused, match="that this account may not roll back: .* of 'postgres'"):
+    with pytest.raises(Refused, match=r"that this account may not roll back: .* of 'postgres'"):
         plain.teardown(made, 1)
     assert pg.query("SELECT datallowconn FROM pg_database WHERE datname = %s", made["database"]) == [(False,)]
     pg.query(f'ALTER DATABASE "{made["database"]}" ALLOW_CONNECTIONS true')
@@ -138,7 +138,7 @@ def test_a_superuser_s_grant_is_refused_at_once_and_named_with_its_database(
     pg.query(f'GRANT SELECT ON {table} TO "{made["role"]}"', database=database)
     with pytest.raises(Refused, match=f"table (public.)?{table} in '{database}'"):
         plain.teardown(made, 1)
-    pg.query(f'DROP OWNED BY "{made["role"]}"', database=database)
+    pg.query(f'DROP OWNED BY "zz_del_{made["generation"]}"', database=database)
     plain.teardown(made, 2)
     assert not pg.bears(made)
     pg.query(f"DROP TABLE {table}", database=database)
