@@ -45,9 +45,9 @@ _START_TEMPLATE = f"""
     ), {_START}, noted AS ({_EVENT_EACH}
     ), completed AS (
         UPDATE resources
-           SET manifest = manifest || (detail -> 'seen' -> 'completes')
+           SET manifest = manifest || (CAST(detail AS jsonb) -> 'seen' -> 'completes')
           FROM job
-         WHERE resources.id = job.resource_id AND detail -> 'seen' -> 'completes' IS NOT NULL
+         WHERE resources.id = job.resource_id AND CAST(detail AS jsonb) -> 'seen' -> 'completes' IS NOT NULL
     )
     SELECT id, fence FROM job"""
 # A hold that is answered while this waits for a lock stops the start: the second statement reads the holds.

@@ -6,6 +6,7 @@ PG = "worker/backends/postgres"  # each mutant is of the one module in it that h
 TESTS = "tests/worker/backends/postgres"
 CREATE = f"{TESTS}/test_create.py"
 ERRORS = f"{TESTS}/test_errors.py"
+OBSTACLES = f"{TESTS}/test_obstacles.py"
 DESTROY = f"{TESTS}/test_destroy.py"
 IDENTITY = f"{TESTS}/test_identity.py"
 SESSION = f"{TESTS}/test_session.py"
@@ -129,7 +130,7 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _settle(",
+        "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting",
         f"{TESTS}/test_authority.py",
         (
             "postgres: a standby is not believed",
@@ -160,22 +161,28 @@ GUARDS_OF_POSTGRES = (
             f"{KINDS}::test_another_generation_under_the_same_names_is_never_touched[postgres]",
         ),
         (
-            "postgres: identity with the connection limit",
-            "if limited is None or not identity.is_ours(limited, manifest):",
-            "if False:",
-            f"{_REPLACED}[1]",
-        ),
-        (
             "postgres: no login",
             'session.execute("ALTER ROLE {role} NOLOGIN", role=state.role.name)',
             "pass",
             "test_a_quarantine_leaves_no_way_in",
         ),
         (
-            "postgres: connection limit",
-            'session.execute("ALTER DATABASE {name} CONNECTION LIMIT 0", name=manifest["database"])',
+            "postgres: the door is closed before sessions are ended",
+            "with session.transaction():\n        _set_door(session, manifest, opened=False)",
+            "if False:\n        pass",
+            f"{OBSTACLES}::test_superusers_that_reconnect_do_not_keep_the_database_alive",
+        ),
+        (
+            "postgres: a subscription",
+            "obstacles.must_not_subscribe(session, ours, ours.name)",
             "pass",
-            "test_a_quarantine_leaves_no_way_in",
+            f"{OBSTACLES}::test_a_subscription_is_refused_at_once_and_named",
+        ),
+        (
+            "postgres: who is left is named",
+            "obstacles.must_be_ended(left, ours.name)",
+            "pass",
+            f"{OBSTACLES}::test_a_superuser_s_session_is_named_and_saves_no_other_session",
         ),
         (
             "postgres: the service's own, checked at quarantine",
@@ -203,25 +210,64 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _end_sessions(",
+        "def _set_door(",
         DESTROY,
         (
+            "postgres: identity with the door",
+            "if touched is None or not identity.is_ours(touched, manifest):",
+            "if False:",
+            f"{_REPLACED}[1]",
+        ),
+    ),
+    *cut(
+        PG,
+        "forbidden: set[int]",
+        OBSTACLES,
+        (
             "postgres: sessions are ended",
-            "SELECT pg_catalog.pg_terminate_backend(pid, %(wait)s) FROM",
-            "SELECT pid, %(wait)s FROM",
+            "SELECT pg_catalog.pg_terminate_backend(%s)",
+            "SELECT %s",
             f"{KINDS}::test_an_open_session_does_not_stop_the_teardown[postgres]",
         ),
         (
+            "postgres: one forbidden session does not save the others",
+            "forbidden.add(client.pid)",
+            "return left",
+            "test_a_superuser_s_session_is_named_and_saves_no_other_session",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _roll_back_prepared(",
+        DESTROY,
+        (
             "postgres: prepared transactions",
-            "if database and prepared:",
-            "if False:",
+            "if not (found := obstacles.prepared(session, database.name)):",
+            "if not (found := []):",
             "test_prepared_transactions_are_rolled_back",
+        ),
+    ),
+    *cut(
+        PG,
+        "def roll_back(",
+        OBSTACLES,
+        (
+            "postgres: as the owner of a prepared transaction",
+            'inside.execute("SET ROLE {owner}", owner=owner)',
+            "pass",
+            "test_a_prepared_transaction_of_the_customer_is_rolled_back_as_its_owner",
         ),
     ),
     *cut(
         PG,
         "def _drop_role(",
         DESTROY,
+        (
+            "postgres: what still depends on the role is named",
+            "obstacles.must_be_disowned(session, role, dying)",
+            "pass",
+            f"{OBSTACLES}::test_a_superuser_s_grant_is_refused_at_once_and_named_with_its_database",
+        ),
         (
             "postgres: the role, after its rename",
             "_must_be_our_role(session, manifest, dying)",
@@ -232,7 +278,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: a role is renamed before it is dropped",
             "if role.name != dying:",
             "dying = role.name\n    if False:",
-            "test_a_stranger_that_takes_the_freed_name_of_a_dying_role_is_untouched",
+            "test_a_stranger_that_takes_the_freed_name_of_a_dying_role_is_untouched[18]",
         ),
     ),
     *cut(
@@ -282,7 +328,7 @@ GUARDS_OF_POSTGRES = (
         IDENTITY,
         (
             "postgres: advisory lock",
-            'cursor.execute("SELECT pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))',
+            'cursor.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))',
             "pass",
             f"{SESSION}::test_a_second_worker_at_one_object_waits_for_the_first",
         ),

@@ -70,9 +70,12 @@ def test_a_role_that_is_replaced_before_its_teardown_is_untouched(
 
 
 def test_a_stranger_that_takes_the_freed_name_of_a_dying_role_is_untouched(
-    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    anywhere: tuple[Postgres, PgServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    role, honest = provisioned["role"], destroy._disown
+    backend, pg = anywhere
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    manifest = backend.provision(plan.manifest, plan.credentials)
+    role, honest = manifest["role"], destroy._disown
 
     def then_take_the_name(*words: Any) -> None:
         monkeypatch.setattr(destroy, "_disown", honest)
@@ -81,10 +84,35 @@ def test_a_stranger_that_takes_the_freed_name_of_a_dying_role_is_untouched(
         honest(*words)
 
     monkeypatch.setattr(destroy, "_disown", then_take_the_name)
-    backend.teardown(provisioned, 1)
-    assert pg.query("SELECT oid FROM pg_roles WHERE oid = %s", provisioned["role_oid"]) == []
-    assert pg.query("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = %s", role) == [(role,)]
-    assert isinstance(backend.inspect(provisioned), Different), "the name is a stranger's now"
+    try:
+        backend.teardown(manifest, 1)
+        assert pg.query("SELECT oid FROM pg_roles WHERE oid = %s", manifest["role_oid"]) == []
+        assert pg.query("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = %s", role) == [(role,)]
+        assert isinstance(backend.inspect(manifest), Different), "the name is a stranger's now"
+    finally:
+        pg.query(f'DROP SCHEMA IF EXISTS "{role}"')
+        pg.query(f'DROP ROLE IF EXISTS "{role}"')
+
+
+def test_a_teardown_that_died_after_the_role_s_rename_is_finished(
+    anywhere: tuple[Postgres, PgServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, pg = anywhere
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    manifest = backend.provision(plan.manifest, plan.credentials)
+
+    def die(*_: Any) -> None:
+        raise Transient("died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(destroy, "_disown", die)
+        with pytest.raises(Transient):
+            backend.teardown(manifest, 1)
+    assert f"zz_del_{manifest['generation']}" in pg.roles()
+    assert isinstance(backend.inspect(manifest), Same), "the role is still there, under its dying name"
+    backend.teardown(manifest, 2)
+    assert isinstance(backend.inspect(manifest), Absent)
+    assert pg.query("SELECT oid FROM pg_roles WHERE oid = %s", manifest["role_oid"]) == []
 
 
 def test_a_quarantine_leaves_no_way_in(backend: Postgres, pg: PgServer, provisioned: dict[str, Any]) -> None:
