@@ -33,7 +33,7 @@ class _Parser(_RESP3Parser):
 
     @classmethod
     def parse_error(cls, response: str) -> Any:
-        error = super().parse_error(response)
+        error: Any = super().parse_error(response)  # type: ignore[no-untyped-call]
         error.status_code = response.split(" ", 1)[0]
         return error
 
