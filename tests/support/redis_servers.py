@@ -32,7 +32,8 @@ def running(name: str, folder: Path, *options: str, aclfile: bool = True) -> Ite
     port = embedded.free_port()
     acl = folder / "users.acl"
     acl.touch()
-    words = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--repl-diskless-sync-delay", "0", *options]
+    words = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+    words += ["--repl-diskless-sync-delay", "0", *options]  # a test's replica need not wait for others
     words += ["--aclfile", str(acl)] if aclfile else []
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen([binary(name), *words], stdout=log, stderr=log)

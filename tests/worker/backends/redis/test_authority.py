@@ -11,10 +11,11 @@ import redis as client
 
 from outbox.errors import Refused, Transient, Unavailable
 from tests.support import redis_servers
-from tests.support.witness import RedisServer
+from tests.support.witness import RedisServer, an_acl_user
 from worker.backends import Absent, Different, Same
 from worker.backends.redis import Redis, identity
 
+CONFIGURATION = Path(__file__).parents[4] / "docs" / "configuration.md"
 KEY = identity.SERVER_KEY
 
 
@@ -52,6 +53,24 @@ def _verbs(backend: Redis, manifest: dict[str, Any]) -> list[Any]:
         lambda: backend.release(manifest),
         lambda: backend.teardown(manifest, 1),
     ]
+
+
+def test_a_life_with_the_documented_rights(own: RedisServer) -> None:
+    line = next(line for line in CONFIGURATION.read_text().splitlines() if line.startswith("ACL SETUSER deprovisioner "))
+    own.client.execute_command(*line.split())
+    backend = Redis(own.url.replace("redis://", "redis://deprovisioner:PASSWORD@"))
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    made = backend.provision(plan.manifest, plan.credentials)
+    client.Redis.from_url(plan.credentials["url"].replace("deprovisioner:PASSWORD@", "")).set(f"{made['prefix']}a", 1)
+    backend.quarantine(made)
+    backend.release(made)
+    assert isinstance(backend.inspect(made), Same)
+    backend.teardown(made, 1)
+    assert isinstance(backend.inspect(made), Absent)
+    user = an_acl_user(own)
+    adopted = backend.adopt({"user": user, "prefix": f"{uuid.uuid4().hex}:"}, uuid.uuid4())
+    backend.teardown(adopted, 1)
+    assert own.users() == {"default", "deprovisioner", f"{identity.SERVER_USER}{made['server']}"}
 
 
 def test_the_server_s_identity_may_do_nothing(own: RedisServer) -> None:
