@@ -14,7 +14,7 @@ KINDS = "tests/worker/backends/test_conformance.py"
 GUARDS_OF_REDIS = (
     *cut(
         REDIS,
-        "def wrong_server(",
+        "    replica has the key too; only a user",
         AUTHORITY,
         (
             "redis: two identities",
@@ -48,7 +48,7 @@ GUARDS_OF_REDIS = (
     ),
     *cut(
         REDIS,
-        "def identify(",
+        "    A server of an older version takes over",
         AUTHORITY,
         (
             "redis: an older key is taken over only beside a user of ours",
@@ -310,6 +310,12 @@ GUARDS_OF_REDIS = (
             "if overlap := _overlap(session, full):",
             "if overlap := None:",
             "test_a_prefix_inside_a_provisioned_resource_s_cannot_be_adopted",
+        ),
+        (
+            "redis: a server to trust at adoption",
+            "identity.must_keep_promises(session)",
+            "pass",
+            f"{AUTHORITY}::test_a_server_that_forgets_its_users_is_refused_at_birth[redis]",
         ),
         (
             "redis: the right server at adoption",
