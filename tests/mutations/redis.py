@@ -109,7 +109,7 @@ GUARDS_OF_REDIS = (
     ),
     *cut(
         REDIS,
-        "def judge(",
+        "    Absent means that nothing of the manifest is there: no",
         IDENTITY,
         (
             "redis: server mark",

@@ -56,7 +56,9 @@ def _verbs(backend: Redis, manifest: dict[str, Any]) -> list[Any]:
 
 
 def test_a_life_with_the_documented_rights(own: RedisServer) -> None:
-    line = next(line for line in CONFIGURATION.read_text().splitlines() if line.startswith("ACL SETUSER deprovisioner "))
+    line = next(
+        line for line in CONFIGURATION.read_text().splitlines() if line.startswith("ACL SETUSER deprovisioner ")
+    )
     own.client.execute_command(*line.split())
     backend = Redis(own.url.replace("redis://", "redis://deprovisioner:PASSWORD@"))
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
