@@ -38,7 +38,10 @@ def judge(session: Session, manifest: Json) -> Observation:
         "generation_key": found,
     }
     if why := wrong_server(session, manifest, servers, ours=ours):
-        return Different(evidence, why)
+        left = user is not None or found is not None or bool(users_with(session, channel(manifest)))
+        left = left or next(keys.under_prefix(session, manifest), None) is not None
+        what = "something bears its names" if left else "nothing of this resource is"
+        return Different(evidence | {"nothing_here": not left}, f"{why}; {what} on this server")
     if found not in (None, manifest["generation"]):
         return Different(evidence, f"the generation key of {manifest['prefix']!r} is {found!r}: another resource's")
     if user is not None and not ours:

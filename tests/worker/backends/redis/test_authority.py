@@ -202,6 +202,22 @@ def test_keys_of_a_user_that_was_removed_by_hand_are_torn_down(own: RedisServer)
     assert not own.bears(made)
 
 
+def test_a_server_that_lost_everything_says_that_nothing_is_left(own: RedisServer) -> None:
+    made, backend = _made(own), Redis(own.url)
+    own.client.acl_deluser(f"{identity.SERVER_USER}{made['server']}")
+    seen = backend.inspect(made)
+    assert isinstance(seen, Different)
+    assert seen.seen["nothing_here"] is False
+    own.client.acl_deluser(made["user"])
+    own.client.flushall()
+    for _ in range(2):
+        seen = backend.inspect(made)
+        assert isinstance(seen, Different)
+        assert seen.seen["nothing_here"] is True
+        assert "nothing of this resource is on this server" in seen.why
+        backend.plan(uuid.uuid4(), uuid.uuid4())  # the new identity changes nothing for what was lost
+
+
 def test_a_cluster_is_refused_at_birth(program: str, tmp_path: Path) -> None:
     with redis_servers.running(program, tmp_path, "--cluster-enabled", "yes") as server:
         with pytest.raises(Refused, match="Redis Cluster"):
