@@ -205,6 +205,7 @@ def test_keys_of_a_user_that_was_removed_by_hand_are_torn_down(own: RedisServer)
 def test_a_server_that_lost_everything_says_that_nothing_is_left(own: RedisServer) -> None:
     made, backend = _made(own), Redis(own.url)
     own.client.acl_deluser(f"{identity.SERVER_USER}{made['server']}")
+    own.client.delete(KEY)
     seen = backend.inspect(made)
     assert isinstance(seen, Different)
     assert seen.seen["nothing_here"] is False
