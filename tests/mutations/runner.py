@@ -149,7 +149,7 @@ GUARDS_OF_RUNNER = (
             "run: a failure before the start costs no attempt under a hold",
             "if not self.started and (over :=",
             "if False and (over :=",
-            "tests/outbox/test_holds.py::test_what_fails_before_its_start_burns_no_attempt_under_a_hold",
+            "tests/outbox/test_holds.py::test_a_failure_before_the_start_costs_no_attempt_under_a_hold",
         ),
         (
             "run: a held job is parked",

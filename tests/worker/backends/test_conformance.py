@@ -133,7 +133,7 @@ def subject(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Subjec
             yield Subject(Redis(servers.redis.url), Redis(f"redis://127.0.0.1:{nowhere}/0"), servers.redis)
         case "redis-old":
             url = _old_redis()
-            yield Subject(Redis(url), Redis(f"redis://127.0.0.1:{nowhere}/0"), RedisServer(url))
+            yield Subject(Redis(url, volatile_users=True), Redis(f"redis://127.0.0.1:{nowhere}/0"), RedisServer(url))
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def plan(server: Server, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
 
 def provision(server: Server, manifest: Json, credentials: Json) -> Json:
     """Role, database under a name of its own, then comment and final name in one transaction; see the Protocol."""
-    with server.connect(forbidden=Refused) as session:
+    with server.connect() as session:
         session.lock(manifest["database"])
         state = identity.read_state(session, manifest)
         identity.must_be_right_server(state, manifest)
@@ -111,7 +111,7 @@ def _create_database(session: Session, state: State, manifest: Json) -> None:
 def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
     """Mark database and role with the generation, in one transaction; see the Protocol."""
     identity.must_not_be_protected(server, manifest)
-    with server.connect(forbidden=Refused) as session:
+    with server.connect() as session:
         session.lock(manifest["database"], manifest.get("role"))
         state = identity.read_state(session, manifest)
         identity.must_be_right_server(state, manifest)

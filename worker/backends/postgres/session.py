@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg2
-from psycopg2 import errors, extensions, sql
+from psycopg2 import errors as sqlstates
+from psycopg2 import extensions, sql
 
 from outbox.errors import BackendError, SettingsError, Transient, Unavailable
+from worker.backends.postgres import errors
 
 CONNECT_TIMEOUT_SECONDS = 5
 # DROP DATABASE waits for a checkpoint and unlinks every file: minutes for terabytes.
@@ -56,10 +58,10 @@ class Server:
         self.protected = NEVER | protected
 
     @contextmanager
-    def connect(
-        self, database: str | None = None, *, seconds: float = WORK_SECONDS, forbidden: type[BackendError] = Transient
-    ) -> Iterator["Session"]:
-        """An autocommit connection; its errors come out as Unavailable, Transient or `forbidden`.
+    def connect(self, database: str | None = None, *, seconds: float = WORK_SECONDS) -> Iterator["Session"]:
+        """An autocommit connection; its errors come out as the table in `errors` says.
+
+        Where `database` is not the maintenance database, trouble of that database alone is Transient.
 
         A server that is stopped neither answers nor times out: the worker cuts the connection after `seconds`.
         """
@@ -69,7 +71,7 @@ class Server:
         try:
             session = psycopg2.connect(extensions.make_dsn(**parameters), connection_factory=Session)
         except psycopg2.OperationalError as error:
-            raise Unavailable(first_line(error)) from error
+            raise self._translated(error, database) from error
         watch = threading.Timer(seconds, _cut, (session.fileno(),))
         watch.daemon = True
         watch.start()
@@ -78,13 +80,28 @@ class Server:
             session.autocommit = True
             _settle(session)
             yield session
-        except errors.InsufficientPrivilege as error:
-            raise forbidden(f"the server forbids it: {first_line(error)}") from error
         except psycopg2.Error as error:
-            raise (Unavailable if _lost(error) else Transient)(first_line(error)) from error
+            raise self._translated(error, database) from error
         finally:
             watch.cancel()
             session.close()
+
+    def _translated(self, error: psycopg2.Error, database: str | None) -> BackendError:
+        said = errors.describe(error)
+        if database is None:
+            return errors.meaning(error)(said)
+        said = f"in database {errors.clean(database)!r}: {said}"
+        # libpq gives no SQLSTATE at connect. If the server still lets us in, the trouble is that database's alone.
+        if errors.is_lost(error) and self._answers():
+            return Transient(said)
+        return errors.meaning(error)(said)
+
+    def _answers(self) -> bool:
+        try:
+            with self.connect(seconds=INSPECT_SECONDS):
+                return True
+        except BackendError:
+            return False
 
 
 class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no types
@@ -110,7 +127,7 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
         try:
             yield
         except BaseException:
-            if not self.closed:
+            with contextlib.suppress(psycopg2.Error):  # the first error counts, and the session may have ended with it
                 self.execute("ROLLBACK")
             raise
         self.execute("COMMIT")
@@ -144,23 +161,12 @@ def _settle(session: Session) -> None:
         standby, read_only, *_ = cursor.fetchone()
         if standby or read_only:
             raise Unavailable(STANDBY if standby else READ_ONLY)
-        with contextlib.suppress(errors.InvalidParameterValue):  # a platform that cannot watch its sockets
+        with contextlib.suppress(sqlstates.InvalidParameterValue):  # a platform that cannot watch its sockets
             cursor.execute(
                 "SELECT pg_catalog.set_config('client_connection_check_interval', %s, false)", (str(CLIENT_CHECK_MS),)
             )
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message; what follows may quote the statement."""
-    return (str(error).strip().splitlines() or [repr(error)])[0]
-
-
 def _cut(descriptor: int) -> None:
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as line:
         line.shutdown(socket.SHUT_RDWR)
-
-
-def _lost(error: psycopg2.Error) -> bool:
-    # No SQLSTATE: libpq lost the server. 57P0x: shutting down, crashed, starting; 53300: no connection slot.
-    state = error.pgcode
-    return state is None or state[:2] == "08" or state in ("57P01", "57P02", "57P03", "53300")

@@ -24,13 +24,14 @@ def test_identity_is_checked_again_in_each_transaction(
     honest = destroy._end_sessions
     calls = 0
 
-    def then_replace(*words: Any) -> None:
+    def then_replace(*words: Any) -> Any:
         nonlocal calls
         calls += 1
-        honest(*words)
+        left = honest(*words)
         if calls == moment:
             pg.query(f'DROP DATABASE "{provisioned["database"]}"')
             pg.query(f'CREATE DATABASE "{provisioned["database"]}"')
+        return left
 
     monkeypatch.setattr(destroy, "_end_sessions", then_replace)
     with pytest.raises(Refused):
