@@ -2,17 +2,22 @@
 
 import json
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
+from outbox import db as database
 from outbox import holds, jobs
-from outbox.errors import AlreadyReleased, BadRequest, Held, NotFound, Transient
+from outbox.errors import AlreadyReleased, BadRequest, ClaimLost, Held, NotFound, Transient
 from outbox.states import HoldScope
 from tests.support.factories import a_claim, a_job, a_resource, claim_of, claims, events_of, job
 from tests.support.shelf import Shelf
 from tests.support.transitions import module_of
+from tests.support.witness import eventually, waits_for_a_lock
 from worker.run import Run
 
 SCOPES = [(HoldScope.GLOBAL, None), (HoldScope.BACKEND, "pg-main"), (HoldScope.TENANT, "acme")]
@@ -43,6 +48,56 @@ def test_a_hold_refuses_the_start_of_what_was_claimed_before_it(
     holds.release(db, made.id, actor="op", reason="day")
     START[kind](db, claim)
     assert job(db, claim.id).started_fence == claim.fence
+
+
+LOCKS = {
+    "row": "SELECT FROM outbox WHERE id = %s FOR UPDATE",
+    "chain": "SELECT pg_advisory_xact_lock(hashtextextended(CAST(resource_id AS text), 0)) FROM outbox WHERE id = %s",
+}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("kind", ["deprovision", "provision"])
+def test_a_hold_stops_a_start_that_was_waiting_for_a_lock(
+    db: Connection, connect: Callable[[], Any], kind: str, lock: str
+) -> None:
+    claim = a_claim(db, kind=kind)
+    holder = connect()
+    holder.cursor().execute(LOCKS[lock], (claim.id,))
+
+    def start() -> None:
+        with database.statement() as session:
+            START[kind](session, claim)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(start)
+        eventually(lambda: waits_for_a_lock(db), what="the start waits for the lock")
+        made = hold(db)
+        holder.commit()
+        with pytest.raises(Held) as refused:
+            waiting.result(20)
+    assert refused.value.hold_id == made.id
+    assert job(db, claim.id).started_fence is None
+
+
+def test_a_start_reads_its_lease_after_it_waited_for_the_lock(db: Connection, connect: Callable[[], Any]) -> None:
+    claim = a_claim(db)
+    holder = connect()
+    holder.cursor().execute(LOCKS["row"], (claim.id,))
+
+    def start() -> None:
+        with database.statement() as session:
+            jobs.start(session, claim, worker="w")
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(start)
+        eventually(lambda: waits_for_a_lock(db), what="the start waits for the lock")
+        ends = "UPDATE outbox SET lease_expires_at = clock_timestamp() WHERE id = %s"
+        holder.cursor().execute(ends, (claim.id,))
+        holder.commit()
+        with pytest.raises(ClaimLost):
+            waiting.result(20)
+    assert job(db, claim.id).started_fence is None
 
 
 @pytest.mark.parametrize(("scope", "subject"), ELSEWHERE)
@@ -99,7 +154,7 @@ def test_a_job_is_not_parked_under_a_hold_that_was_released_meanwhile(db: Connec
     assert len(claims(db)) == 1
 
 
-def test_of_two_holds_each_is_released_for_itself(db: Connection) -> None:
+def test_releasing_one_of_two_holds_leaves_the_other_in_force(db: Connection) -> None:
     claim = claim_of(db, a_job(db, state="running", attempts=1))
     first, second = hold(db, HoldScope.TENANT, "acme"), hold(db)
     assert [h.id for h in holds.over(db, claim.id)] == [first.id, second.id]
@@ -109,13 +164,13 @@ def test_of_two_holds_each_is_released_for_itself(db: Connection) -> None:
     assert refused.value.hold_id == second.id
 
 
-def test_a_teardown_that_has_started_is_not_torn_in_half(db: Connection) -> None:
+def test_a_hold_does_not_interrupt_a_started_teardown(db: Connection) -> None:
     claim = a_claim(db)
     Run(claim, Shelf(does=lambda: hold(db) and None), worker="w")()
     assert job(db, claim.id).state == "succeeded"
 
 
-def test_what_is_gone_already_is_completed_under_a_hold_for_nothing_is_destroyed(db: Connection) -> None:
+def test_a_teardown_of_an_absent_object_completes_under_a_hold(db: Connection) -> None:
     claim = a_claim(db)
     hold(db)
     gone = Shelf()
@@ -124,7 +179,7 @@ def test_what_is_gone_already_is_completed_under_a_hold_for_nothing_is_destroyed
     assert job(db, claim.id).state == "succeeded"
 
 
-def test_what_fails_before_its_start_burns_no_attempt_under_a_hold(db: Connection) -> None:
+def test_a_failure_before_the_start_costs_no_attempt_under_a_hold(db: Connection) -> None:
     claim = a_claim(db)
     made = hold(db, HoldScope.TENANT, "acme")
     Run(claim, Shelf(sees=[Transient("too many clients")]), worker="w")()
@@ -133,7 +188,7 @@ def test_what_fails_before_its_start_burns_no_attempt_under_a_hold(db: Connectio
     assert "too many clients" in row.last_error
 
 
-def test_waking_reads_what_is_parked_and_no_more_however_many_holds_there_were(db: Connection) -> None:
+def test_waking_reads_only_parked_jobs_however_many_holds_there_were(db: Connection) -> None:
     still = hold(db)
     resource = a_resource(db, status="deleting")
     db.execute(text("SET session_replication_role = replica; DROP INDEX outbox_one_deprovision"))
@@ -179,4 +234,4 @@ def test_a_hold_with_a_typing_error_is_refused(db: Connection) -> None:
     for scope, subject in ((HoldScope.GLOBAL, "pg-main"), (HoldScope.TENANT, None)):
         with pytest.raises(BadRequest, match="subject"):
             hold(db, scope, subject)
-    hold(db, HoldScope.BACKEND, "redis-main")  # configured, and nobody's yet
+    hold(db, HoldScope.BACKEND, "redis-main")  # configured, but without resources yet
