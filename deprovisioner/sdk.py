@@ -12,6 +12,11 @@ configured backend of the kind; it raises SettingsError for a dsn that it cannot
 share the instance. The second is a `Kind`: the fields of the kind's manifests. The API loads it too, so its module
 imports no client of the server.
 
+**Options.** A class that names keys of the backends file in a class attribute, such as `options =
+frozenset({"public_host", "public_port", "sslmode"})`, is called with those that the backend's table has as keyword
+arguments, already checked: `Mainframe(dsn, protected=names, public_host="db.example.com")`. Its `plan` puts them into
+the credentials. For a class without `options`, such a key in the table is an error.
+
 **Names and identity.** `plan` makes names from the resource's UUID, whole. A manifest has what identifies the object
 and its server, and `generation`, which the object carries on the server (`mark`). Every verb but `plan` checks both.
 

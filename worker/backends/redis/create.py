@@ -4,11 +4,14 @@ import secrets
 import uuid
 from typing import Any
 
+from redis import SSLConnection
+
 from outbox.errors import Refused
 from outbox.kinds.redis import KIND
 from outbox.rows import Json
 from worker.backends import Different, Plan
-from worker.backends.redis import identity, keys
+from worker.backends.redis import endpoint, identity, keys
+from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server, Session
 
 # Every command on the customer's own keys, and none on the server: no admin, no FLUSHALL or KEYS, no functions.
@@ -19,7 +22,7 @@ COMMANDS = (
 )
 
 
-def plan(server: Server, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
+def plan(server: Server, public: Public, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
     """Names from the resource's UUID, whole; see the Protocol."""
     with server.connect() as session:
         manifest = KIND.manifest(
@@ -28,18 +31,15 @@ def plan(server: Server, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
             generation=str(generation),
             server=identity.server_id(session, make=True),
         )
-        where = session.connection_pool.connection_kwargs
-    password = secrets.token_urlsafe(24)
-    host, port, database = where.get("host", "localhost"), where.get("port", 6379), where.get("db") or 0
-    credentials = {
-        "url": f"redis://{manifest['user']}:{password}@{host}:{port}/{database}",
-        "host": host,
-        "port": port,
-        "db": database,
-        "user": manifest["user"],
-        "password": password,
-        "prefix": manifest["prefix"],
-    }
+        pool = session.connection_pool
+    credentials = endpoint.credentials(
+        pool.connection_kwargs,
+        public,
+        tls=issubclass(pool.connection_class, SSLConnection),
+        user=manifest["user"],
+        password=secrets.token_urlsafe(24),
+        prefix=manifest["prefix"],
+    )
     return Plan(manifest, credentials)
 
 
