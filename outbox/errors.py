@@ -186,6 +186,10 @@ class Unavailable(BackendError):
     """The server cannot be reached."""
 
 
+class OutOfService(Unavailable):
+    """The server answered that it does no work now, for any object: it is read-only, its disk is full or fails."""
+
+
 class Transient(BackendError):
     """The call failed and may work later."""
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import redis
 from redis import exceptions
 
-from outbox.errors import Refused, SettingsError, Transient, Unavailable
+from outbox.errors import OutOfService, Refused, SettingsError, Transient, Unavailable
 
 TIMEOUT_SECONDS = 5
 NEVER = frozenset({"default"})
@@ -49,7 +49,7 @@ class Server:
         except exceptions.RedisError as error:
             away = isinstance(error, exceptions.ReadOnlyError | exceptions.OutOfMemoryError)
             away = away or str(error).startswith(_AWAY)
-            raise (Unavailable if away else Transient)(str(error)) from error
+            raise (OutOfService if away else Transient)(str(error)) from error
         finally:
             pool.disconnect()
 
