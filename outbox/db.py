@@ -79,7 +79,7 @@ def prepared(sql: str) -> sa.TextClause:
     """A statement that each connection parses and plans only once: for the few statements that every job needs.
 
     psycopg2 does not offer libpq's prepared statements, so this uses SQL's PREPARE and EXECUTE. There a list of strings
-    is a `text[]`; the statement casts its elements.
+    is a `text[]`; the statement casts its elements. Statements that `;` separates go as one message.
     """
     return sa.text(sql).execution_options(prepared=True)
 
@@ -91,15 +91,20 @@ def _execute_prepared(
         return statement, parameters
     executes = connection.info.setdefault("prepared", {})  # lives as long as the connection and its statements
     if statement not in executes:
-        places = list(dict.fromkeys(_PARAMETER.findall(statement)))
-        numbered = _PARAMETER.sub(lambda place: f"${places.index(place[1]) + 1}", statement)
-        # The name is a hash of the text: behind a pooler an EXECUTE may fail, but never runs another statement.
-        name = f"deprovisioner_{hashlib.sha256(numbered.encode()).hexdigest()[:16]}"
-        prepare = f"PREPARE {name} AS {numbered.replace('%%', '%')}"
-        # Through SQLAlchemy, which sees from the error whether the connection is lost.
-        connection.exec_driver_sql(prepare, execution_options={"no_parameters": True})
-        executes[statement] = f"EXECUTE {name} ({', '.join(f'%({place})s' for place in places)})"
+        executes[statement] = "; ".join(_prepare(connection, part) for part in statement.split(";"))
     return executes[statement], parameters
+
+
+def _prepare(connection: Connection, statement: str) -> str:
+    """Prepare one statement; returns what executes it."""
+    places = list(dict.fromkeys(_PARAMETER.findall(statement)))
+    numbered = _PARAMETER.sub(lambda place: f"${places.index(place[1]) + 1}", statement)
+    # The name is a hash of the text: behind a pooler an EXECUTE may fail, but never runs another statement.
+    name = f"deprovisioner_{hashlib.sha256(numbered.encode()).hexdigest()[:16]}"
+    prepare = f"PREPARE {name} AS {numbered.replace('%%', '%')}"
+    # Through SQLAlchemy, which sees from the error whether the connection is lost.
+    connection.exec_driver_sql(prepare, execution_options={"no_parameters": True})
+    return f"EXECUTE {name} ({', '.join(f'%({place})s' for place in places)})" if places else f"EXECUTE {name}"
 
 
 _PARAMETER = re.compile(r"%\((\w+)\)s")

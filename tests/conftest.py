@@ -21,8 +21,11 @@ from tests.support.servers import (
     database_dsn,
     server_folder,
     serving,
+    serving_old_postgres,
+    serving_old_redis,
     use_environment,
 )
+from tests.support.witness import PgServer, RedisServer
 
 _NUMBERS = itertools.count()
 # The files that take longest, longest first: begun last, one of them would keep the other processes waiting.
@@ -54,6 +57,20 @@ def servers() -> Iterator[Servers]:
         yield Servers.from_json(kept)
         return
     with serving() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def postgres15() -> Iterator[PgServer]:
+    """A PostgreSQL 15 of this session's own, its service account at `.service_dsn`; started by the first who asks."""
+    with serving_old_postgres() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def redis7() -> Iterator[RedisServer]:
+    """A Redis 7 of this session's own, its service account at `.service_dsn`; started by the first who asks."""
+    with serving_old_redis() as started:
         yield started
 
 

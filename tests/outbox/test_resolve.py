@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from outbox.errors import (
 from outbox.rows import Job
 from outbox.states import Found, StuckReason
 from tests.support.factories import a_job, a_look, claim_of, claims, events_of, job, resolved, status_of
+from tests.support.witness import eventually, waits_for_a_lock
 
 ANNA, BERT = "token:1:anna", "token:2:bert"
 
@@ -443,3 +445,65 @@ def test_a_proposal_forces_only_an_unknown_outcome_whatever_has_changed(db: Conn
     db.execute(text(f"UPDATE outbox SET {change}"))
     with pytest.raises(NothingToForce):
         jobs.redrive_forced(db, id, fence=2, actor=BERT, reason="r")
+
+
+# -- what is read after the lock -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", [jobs.redrive_forced, jobs.resolve_forced])
+def test_a_token_revoked_while_the_second_operator_waits_for_a_lock_approves_nothing(
+    db: Connection, connect: Callable[[], Any], act: Callable[..., Job | Approval]
+) -> None:
+    id = unknown(db)
+    token, _ = tokens.create(db, name="anna", role="operator", tenant=None)
+    anna = token.actor
+    assert isinstance(act(db, id, fence=2, actor=anna, reason="r"), Approval)
+    came = while_locked(db, connect, id, lambda session: act(session, id, fence=2, actor=BERT, reason="r"), _revoke)
+    assert isinstance(came, Approval), "it proposes"
+    assert job(db, id).state == "stuck"
+
+
+def test_an_inspection_recorded_while_resolve_waits_for_a_lock_is_the_last_word(
+    db: Connection, connect: Callable[[], Any]
+) -> None:
+    id = stuck(db)
+    a_look(db, id, Found.ABSENT)
+
+    def found_again(session: Connection) -> None:
+        a_look(session, id, Found.SAME)
+
+    def resolve(session: Connection) -> object:
+        try:
+            return jobs.resolve(session, id, fence=2, actor=ANNA, reason="r")
+        except StillThere as error:
+            return error
+
+    assert isinstance(while_locked(db, connect, id, resolve, found_again), StillThere)
+    assert job(db, id).state == "stuck"
+
+
+def _revoke(session: Connection) -> None:
+    session.execute(text("UPDATE tokens SET revoked_at = now()"))
+
+
+def while_locked(
+    db: Connection,
+    connect: Callable[[], Any],
+    id: int,
+    act: Callable[[Connection], object],
+    meanwhile: Callable[[Connection], None],
+) -> object:
+    """What `act` comes to, when `meanwhile` is committed while it waits for the job's row."""
+    holder = connect()
+    holder.cursor().execute("SELECT FROM outbox WHERE id = %s FOR UPDATE", (id,))
+
+    def one() -> object:
+        with database.statement() as session:
+            return act(session)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(one)
+        eventually(lambda: waits_for_a_lock(db), what="it waits for the job's row")
+        meanwhile(db)
+        holder.commit()
+        return waiting.result(20)

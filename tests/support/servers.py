@@ -15,6 +15,7 @@ from deprovisioner.up import servers as embedded
 from deprovisioner.up.servers import Child
 from outbox import credentials, doorbell, settings
 from outbox import db as database
+from tests.support import accounts
 from tests.support.witness import PgServer, RedisServer
 
 KEPT = "KEPT_SERVERS"  # the variable with the servers that outlive a run; see `Servers.to_json`
@@ -23,6 +24,9 @@ _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 # A test's servers are small, but each makes and drops databases by the hundred: 350 ms each on a disk, 25 ms in memory.
 _MEMORY = Path("/dev/shm")
 _MEMORY_BYTES = 4 << 30  # twice what two servers with a million rows each take
+# Second servers of the oldest versions that are supported; Debian's places.
+OLD_POSTGRES_PROGRAMS = Path(os.environ.get("TEST_OLD_POSTGRES_PROGRAMS", "/usr/lib/postgresql/15/bin"))
+OLD_REDIS_PROGRAM = Path(os.environ.get("TEST_OLD_REDIS_PROGRAM", "/usr/bin/redis-server"))
 BACKENDS = """
 [backends.pg-main]
 kind = "postgres"
@@ -49,15 +53,17 @@ class Servers:
 
     def to_json(self) -> str:
         """Addresses and logs, for another process."""
-        pg = {name: [server.dsn, str(server.log)] for name, server in (("control", self.control), ("pg", self.pg))}
-        return json.dumps(pg | {"home": str(self.home), "redis": self.redis.url, "broker": self.broker.url})
+        named = (("control", self.control), ("pg", self.pg))
+        pg = {name: [server.dsn, str(server.log), server.service_dsn] for name, server in named}
+        cache = [self.redis.url, self.redis.service_dsn]
+        return json.dumps(pg | {"home": str(self.home), "redis": cache, "broker": self.broker.url})
 
     @classmethod
     def from_json(cls, text: str) -> "Servers":
         """The servers that another process's `to_json` describes."""
         read = json.loads(text)
-        control, pg = (PgServer(dsn, Path(log)) for dsn, log in (read["control"], read["pg"]))
-        return cls(Path(read["home"]), control, pg, RedisServer(read["redis"]), RedisServer(read["broker"]))
+        control, pg = (PgServer(dsn, Path(log), service) for dsn, log, service in (read["control"], read["pg"]))
+        return cls(Path(read["home"]), control, pg, RedisServer(*read["redis"]), RedisServer(read["broker"]))
 
 
 def server_folder(name: str) -> Path:
@@ -75,36 +81,70 @@ def serving() -> Iterator[Servers]:
     """Start servers, and stop them at the end of the block."""
     home = server_folder("tests")
     started: dict[str, Child] = {}
-
-    def postgres(name: str, **options: str) -> PgServer:
-        port = embedded.free_port()
-        child = started[name] = embedded.postgres(home, name, port, "secret", _FAST | options)
-        dsn = embedded.postgres_dsn(port, "secret")
-        child.spawn()
-        child.wait_until(lambda: embedded.postgres_ready(dsn))
-        return PgServer(dsn, child.log)
-
-    def valkey(name: str, *, durable: bool) -> RedisServer:
-        port = embedded.free_port()
-        child = started[name] = embedded.valkey(home, name, port, durable=durable)
-        url = embedded.valkey_url(port)
-        child.spawn()
-        child.wait_until(lambda: embedded.valkey_ready(url))
-        return RedisServer(url)
-
     try:
         yield Servers(
             home,
-            control=postgres("control"),
-            pg=postgres("pg-main", log_statement="ddl", max_prepared_transactions="10", wal_level="logical"),
-            redis=valkey("redis-main", durable=True),
-            broker=valkey("broker", durable=False),
+            control=_postgres(started, home, "control"),
+            pg=_postgres(started, home, "pg-main", backend=True),
+            redis=_valkey(started, home, "redis-main", backend=True),
+            broker=_valkey(started, home, "broker"),
             children=started,
         )
     finally:
-        for child in started.values():
-            child.stop()
-        shutil.rmtree(home, ignore_errors=True)
+        _end(started, home)
+
+
+@contextmanager
+def serving_old_postgres() -> Iterator[PgServer]:
+    """A PostgreSQL of OLD_POSTGRES_PROGRAMS with the documented account; skips the test where there is none."""
+    if not (OLD_POSTGRES_PROGRAMS / "postgres").exists():
+        pytest.skip(f"no PostgreSQL 15 in {OLD_POSTGRES_PROGRAMS}; TEST_OLD_POSTGRES_PROGRAMS names another folder")
+    home, started = server_folder("old-pg"), {}
+    try:
+        yield _postgres(started, home, "postgres15", backend=True, programs=OLD_POSTGRES_PROGRAMS)
+    finally:
+        _end(started, home)
+
+
+@contextmanager
+def serving_old_redis() -> Iterator[RedisServer]:
+    """A server of OLD_REDIS_PROGRAM with the documented account; skips the test where there is none."""
+    if not OLD_REDIS_PROGRAM.exists():
+        pytest.skip(f"no Redis 7 at {OLD_REDIS_PROGRAM}; TEST_OLD_REDIS_PROGRAM names another place")
+    home, started = server_folder("old-redis"), {}
+    try:
+        yield _valkey(started, home, "redis7", backend=True, program=OLD_REDIS_PROGRAM)
+    finally:
+        _end(started, home)
+
+
+def _postgres(
+    started: dict[str, Child], home: Path, name: str, *, backend: bool = False, programs: Path | None = None
+) -> PgServer:
+    options = {"log_statement": "ddl", "max_prepared_transactions": "10", "wal_level": "logical"} if backend else {}
+    port = embedded.free_port()
+    child = started[name] = embedded.postgres(home, name, port, "secret", _FAST | options, programs=programs)
+    dsn = embedded.postgres_dsn(port, "secret")
+    child.spawn()
+    child.wait_until(lambda: embedded.postgres_ready(dsn))
+    return PgServer(dsn, child.log, accounts.postgres(dsn) if backend else "")
+
+
+def _valkey(
+    started: dict[str, Child], home: Path, name: str, *, backend: bool = False, program: Path | None = None
+) -> RedisServer:
+    port = embedded.free_port()
+    child = started[name] = embedded.valkey(home, name, port, durable=backend, program=program)
+    url = embedded.valkey_url(port)
+    child.spawn()
+    child.wait_until(lambda: embedded.valkey_ready(url))
+    return RedisServer(url, accounts.valkey(url) if backend else "")
+
+
+def _end(started: dict[str, Child], home: Path) -> None:
+    for child in started.values():
+        child.stop()
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def database_dsn(dsn: str, name: str) -> str:

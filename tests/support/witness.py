@@ -51,11 +51,15 @@ def commits(said: Iterable[Said]) -> int:
 
 
 class PgServer:
-    """A PostgreSQL cluster seen from outside: its catalog and its log."""
+    """A PostgreSQL cluster seen from outside, as its superuser: its catalog and its log.
 
-    def __init__(self, dsn: str, log: Path) -> None:
+    `service_dsn` is the address for the product, with the account that docs/production.md documents.
+    """
+
+    def __init__(self, dsn: str, log: Path, service_dsn: str = "") -> None:
         self.dsn = dsn
         self.log = log
+        self.service_dsn = service_dsn
 
     def query(self, statement: str, *values: object, database: str | None = None) -> list[tuple]:
         connection = psycopg2.connect(self.dsn, **({"dbname": database} if database else {}))
@@ -133,10 +137,14 @@ class PgServer:
 
 
 class RedisServer:
-    """A Redis or Valkey server seen from outside."""
+    """A Redis or Valkey server seen from outside, as its administrator.
 
-    def __init__(self, url: str) -> None:
+    `service_dsn` is the address for the product, with the account that docs/production.md documents.
+    """
+
+    def __init__(self, url: str, service_dsn: str = "") -> None:
         self.url = url
+        self.service_dsn = service_dsn
         self.client = redis.Redis.from_url(url, decode_responses=True)
 
     def users(self) -> set[str]:

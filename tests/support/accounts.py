@@ -1,0 +1,47 @@
+"""The service's accounts on backends: made by the very statements that docs/production.md documents."""
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg2
+import redis
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "production.md"
+NAME, PASSWORD = "deprovisioner_service", "service-secret"
+_BLOCK = r"<!-- account: {kind} -->\n```\w*\n(.*?)```"
+
+
+def documented(kind: str) -> list[str]:
+    """The statements of the document that make the account of this kind of backend, one a line."""
+    found = re.search(_BLOCK.format(kind=kind), DOCUMENT.read_text(), re.DOTALL)
+    assert found, f"docs/production.md has no block `account: {kind}`"
+    return found[1].strip().splitlines()
+
+
+def postgres(dsn: str) -> str:
+    """Make the documented role on a server, as the superuser of `dsn`; the service's DSN."""
+    connection = psycopg2.connect(dsn)
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            for statement in documented("postgres"):
+                cursor.execute(statement.replace("CHANGE-ME", PASSWORD))
+    finally:
+        connection.close()
+    return _as_service(dsn)
+
+
+def valkey(url: str) -> str:
+    """Make the documented user on a server, as the administrator of `url`; the service's URL."""
+    with redis.Redis.from_url(url) as client:
+        for command in documented("redis"):
+            client.execute_command(*command.replace("CHANGE-ME", PASSWORD).split())
+        if client.config_get("aclfile").get("aclfile"):
+            client.acl_save()
+    return _as_service(url)
+
+
+def _as_service(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{NAME}:{PASSWORD}@{parts.hostname}:{parts.port}").geturl()
