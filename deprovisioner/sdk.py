@@ -20,10 +20,10 @@ the credentials. For a class without `options`, such a key in the table is an er
 **Names and identity.** `plan` makes names from the resource's UUID, whole. A manifest has what identifies the object
 and its server, and `generation`, which the object carries on the server (`mark`). Every verb but `plan` checks both.
 
-**Errors.** A verb raises `Unavailable` when the server cannot be reached (the job waits and loses no attempt before its start), `OutOfService` when the server answers that it does no work now,
-such as a read-only one (the job waits and loses no attempt, not even after its start),
-`Transient` when the work failed and may succeed later (it is tried again), `Refused` when it must not be done (an
-operator decides). Any other exception after the start counts as an unknown outcome.
+**Errors.** A verb raises `Unavailable` when the server cannot be reached (before its start the job loses no attempt),
+`OutOfService` when the server answers that it does no work now, since it is read-only or full (the job never loses an
+attempt), `Transient` when the work failed and may succeed later (it is tried again), `Refused` when it must not be done
+(an operator decides). Any other exception after the start counts as an unknown outcome.
 
 `tests/worker/backends/test_conformance.py` of this project is what a backend must pass.
 """

@@ -1,8 +1,8 @@
 """Circuit breakers: which backends are out of reach, shared by all workers through the control database.
 
 Until a row's `retry_at`, no worker claims jobs of that backend. After it, one worker claims one job, the probe, and
-sets `retry_at` a lease ahead: if that worker dies, another probe follows. A server may answer inspections and refuse work, so
-only work removes the row: a probe that was provisioned, adopted or torn down. A probe that needed no work is given back.
+sets `retry_at` a lease ahead: if that worker dies, another probe follows. A server may answer inspections and refuse
+work, so only a probe's work (a provision, an adoption, a teardown) removes the row. A probe without work is given back.
 """
 
 from sqlalchemy import Connection, text

@@ -131,7 +131,19 @@ GUARDS_OF_RUNNER = (
             "run: a probe closes the breaker",
             "if not self.probed:\n            self.transact(lambda session: breakers.close",
             "if False:\n            self.transact(lambda session: breakers.close",
-            "test_a_probe_that_the_backend_answers_closes_the_breaker",
+            "test_a_probe_whose_work_the_backend_does_closes_the_breaker",
+        ),
+        (
+            "run: a server that does no work costs no attempt",
+            "free=isinstance(error, OutOfService)",
+            "free=False",
+            "test_a_probe_whose_work_is_refused_keeps_the_breaker_open_and_its_attempts",
+        ),
+        (
+            "run: nor the last attempt",
+            " and not free:",
+            ":",
+            "test_a_server_that_does_no_work_costs_not_even_the_last_attempt",
         ),
         (
             "run: a probe that never asked is given back",
