@@ -48,7 +48,7 @@ class Server:
             raise Refused(f"the server forbids it: {error}") from error
         except exceptions.RedisError as error:
             away = isinstance(error, exceptions.ReadOnlyError | exceptions.OutOfMemoryError)
-            away = away or str(error).startswith(_AWAY)
+            away = away or str(error).rpartition("caused error: ")[2].startswith(_AWAY)  # a pipeline puts words before
             raise (OutOfService if away else Transient)(str(error)) from error
         finally:
             pool.disconnect()
