@@ -26,7 +26,10 @@ class Absent:
 
 @dataclass(frozen=True)
 class Same:
-    """The server has the manifest's own object, whole or in part."""
+    """The server has the manifest's own object, whole or in part.
+
+    `seen` may have `completes`: fields that the manifest lacks, stored in it when the teardown starts.
+    """
 
     seen: Json
 

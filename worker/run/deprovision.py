@@ -61,11 +61,12 @@ def deprovision(run: "Run") -> None:
             return run.stick(StuckReason.REFUSED, why, seen)
         case Same(seen=before):
             _start(run, before)
+            manifest = claim.manifest | before.get("completes", {})  # as the start has stored it
         case never:
             assert_never(never)
-    did = backend.teardown(claim.manifest, claim.fence)
+    did = backend.teardown(manifest, claim.fence)
     run.close_breaker()
-    match backend.inspect(claim.manifest):
+    match backend.inspect(manifest):
         case Absent(seen=seen):
             return _complete(run, seen, did)
         case Different(seen=seen, why=why):

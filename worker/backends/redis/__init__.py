@@ -2,7 +2,8 @@
 
 Identity has two halves: the generation key `<prefix>gen`, which a Lua script compares before each batch of
 UNLINK; and a channel pattern that carries the generation on the ACL user, which the tenant cannot change.
-`deprovisioner:server` names the server, since its run id changes at every restart.
+An ACL user `deprovisioner:server:<uuid>` that may do nothing names the server: its run id changes at every restart, and
+keys are replicated, evicted and flushed.
 
 - `session`   clients: timeouts, and what each failure means
 - `keys`      the keys under a prefix: scanned and unlinked in batches
@@ -26,7 +27,7 @@ class Redis:
 
     observable = True
 
-    options = frozenset({"public_host", "public_port", "sslmode"})
+    options = frozenset({"public_host", "public_port", "sslmode", "volatile_users"})
 
     def __init__(
         self,
@@ -36,8 +37,9 @@ class Redis:
         public_host: str | None = None,
         public_port: int | None = None,
         sslmode: str | None = None,
+        volatile_users: bool = False,
     ) -> None:
-        self._server = Server(dsn, protected)
+        self._server = Server(dsn, protected, volatile_users=volatile_users)
         self._public = Public(public_host, public_port, sslmode)
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
