@@ -98,6 +98,11 @@ def install(app: FastAPI) -> None:
 
 
 def _ours(_: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, errors.Unconfirmed):
+        log.error("commit_unconfirmed", error=str(error))
+        return Problem(
+            503, "outcome_unconfirmed", str(error), headers={"Retry-After": str(RETRY_AFTER_SECONDS)}
+        ).response()
     for kind, status, code in TABLE:
         if isinstance(error, kind):
             more = {"seen": error.seen} if isinstance(error, errors.StillThere) else {}
@@ -125,6 +130,10 @@ def _http(_: Request, error: Exception) -> JSONResponse:
 
 
 def _database(request: Request, error: Exception) -> JSONResponse:
+    if db.busy(error):
+        log.warning("control_database_busy", error=repr(error))
+        detail = "another transaction has what this request needs, or all connections are taken; ask again"
+        return Problem(503, "busy", detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}).response()
     if not db.unreachable(error):
         return _unexpected(request, error)
     log.error("control_database_lost", error=repr(error))
