@@ -67,6 +67,11 @@ class Problem(Exception):
         return JSONResponse(body | self.more, self.status, self.headers, media_type="application/problem+json")
 
 
+def busy(detail: str) -> Problem:
+    """503: what the request needs is taken, and will soon be free."""
+    return Problem(503, "busy", detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
 class ProblemOut(BaseModel):
     """An error as RFC 9457 defines it; `code` is stable."""
 
@@ -132,8 +137,9 @@ def _http(_: Request, error: Exception) -> JSONResponse:
 def _database(request: Request, error: Exception) -> JSONResponse:
     if db.busy(error):
         log.warning("control_database_busy", error=repr(error))
-        detail = "another transaction has what this request needs, or all connections are taken; ask again"
-        return Problem(503, "busy", detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}).response()
+        return busy(
+            "another transaction has what this request needs, or all connections are taken; ask again"
+        ).response()
     if not db.unreachable(error):
         return _unexpected(request, error)
     log.error("control_database_lost", error=repr(error))

@@ -12,7 +12,7 @@ import psycopg2
 from psycopg2.extensions import connection, cursor
 
 # Longer than a standby needs that lives; below the statement timeout, so that a caller learns of it in time.
-CONFIRM_SECONDS = 10
+CONFIRM_SECONDS = 5
 # The words of the server's warning, in English: who cancels from outside is found by them.
 _WORDS = "synchronous replication"
 _CANCEL = """SELECT pid FROM pg_catalog.pg_stat_activity

@@ -96,7 +96,7 @@ _DURABLE = """
 
 
 def _commit_durably(connection: Any, _record: Any) -> None:
-    """Whatever server, database and role say, a commit is on disk, here and on synchronous standbys, when it returns."""
+    """Whatever server, database and role say: when a commit returns, it is on disk, on synchronous standbys too."""
     with connection.cursor() as asked:
         asked.execute(_DURABLE)
 

@@ -48,6 +48,25 @@ def test_a_locked_resource_delays_no_other_delete(
         assert waiting.result(20).status_code == 202
 
 
+def test_45_deletes_of_one_locked_resource_are_busy_and_everybody_else_is_served(
+    api: httpx.Client, tenant: str, db: Connection, connect: Any
+) -> None:
+    held, free = a_resource(db), a_resource(db)
+    holder = connect()
+    holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held),))
+    with ThreadPoolExecutor(45) as pool, client(str(api.base_url), tenant) as other:
+        waiting = [pool.submit(other.delete, f"/v1/resources/{held}") for _ in range(45)]
+        eventually(lambda: waits_for_a_lock(db), what="one waits for the row")
+        for answer in (other.get("/healthz"), api.delete(f"/v1/resources/{free}")):
+            assert answer.is_success, answer.text
+            assert answer.elapsed.total_seconds() < database.LOCK_TIMEOUT_MS / 2000
+        for one in waiting:
+            problem(one.result(30), 503, "busy")
+            assert one.result().headers["retry-after"]
+        holder.commit()
+        assert api.delete(f"/v1/resources/{held}").status_code == 202
+
+
 def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, operator: str) -> None:
     """One API process, every wrong request in turn; after all of them nothing is stored."""
     v1, boss = "/v1/resources", {"Authorization": f"Bearer {operator}"}

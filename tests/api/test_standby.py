@@ -8,8 +8,8 @@ import psycopg2
 import pytest
 from sqlalchemy import Connection
 
+from outbox import commits, jobs
 from outbox import db as database
-from outbox import jobs
 from outbox.errors import Unconfirmed
 from outbox.rows import Claim
 from tests.support.api import problem
@@ -21,8 +21,10 @@ from worker.run import Batches, Run
 
 
 @pytest.fixture
-def no_standby(servers: Servers, env: dict[str, str], db: Connection) -> Iterator[Any]:
-    """Sets the standby's name on the session server for this test's own database sessions, and takes it back."""
+def no_standby(servers: Servers, db: Connection, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Sets `synchronous_standby_names` of the control server, to which no standby connects; the end resets it."""
+
+    monkeypatch.setattr(commits, "CONFIRM_SECONDS", 0.5)
 
     def names(value: str) -> None:
         admin = psycopg2.connect(servers.control.dsn)
