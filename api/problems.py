@@ -122,7 +122,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     found = error.errors()
     if refused := await _refused(request):
         return refused
-    literal = any(getattr(route, "path", None) == request.scope["path"] for route in request.app.routes)
+    literal = any(getattr(route, "path", None) == request.scope["path"] for route in _routes(request))
     if literal and any(e["loc"][0] == "path" for e in found):  # `redrive` in /v1/jobs/redrive is not a job's number
         return _method_not_allowed(request)
     if broken := next((e for e in found if e["type"] == "json_invalid"), None):
@@ -149,9 +149,15 @@ async def _refused(request: Request) -> JSONResponse | None:
     return None
 
 
+def _routes(request: Request) -> list[Any]:
+    """All routes; FastAPI keeps those of an included router inside it."""
+    return [r for each in request.app.routes for r in getattr(getattr(each, "original_router", None), "routes", [each])]
+
+
 def _method_not_allowed(request: Request) -> JSONResponse:
     """405 with all methods of the path; a route alone knows only its own."""
-    routes = [r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE]
+    scope = {key: request.scope[key] for key in ("type", "method", "path", "headers")}
+    routes = [route for route in _routes(request) if route.matches(scope)[0] is not Match.NONE]
     exact = [r for r in routes if getattr(r, "path", None) == request.scope["path"]] or routes
     allowed = ", ".join(sorted({method for route in exact for method in getattr(route, "methods", None) or ()}))
     detail = f"{request.method} is not possible here; possible: {allowed}"

@@ -19,11 +19,14 @@ _CANCEL = """SELECT pid FROM pg_catalog.pg_stat_activity
               WHERE pid = ANY(%s) AND wait_event = 'SyncRep' AND pg_catalog.pg_cancel_backend(pid)"""
 
 
-class NotConfirmed(psycopg2.OperationalError):
+DriverError = psycopg2.Error
+
+
+class NotConfirmed(psycopg2.OperationalError):  # type: ignore[misc]  # psycopg2 has no types
     """The commit is on the server's disk, and no standby confirmed it."""
 
 
-class WatchedConnection(connection):
+class WatchedConnection(connection):  # type: ignore[misc]
     """A connection whose statements and commits are watched."""
 
     cancelled = False
@@ -34,7 +37,7 @@ class WatchedConnection(connection):
             super().commit()
 
 
-class WatchedCursor(cursor):
+class WatchedCursor(cursor):  # type: ignore[misc]
     """A cursor whose statements are watched: outside of a transaction each of them commits."""
 
     def execute(self, query: Any, vars: Any = None) -> None:

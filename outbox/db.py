@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, ExecutionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from outbox import settings
-from outbox.commits import NotConfirmed, WatchedConnection, WatchedCursor
+from outbox.commits import DriverError, NotConfirmed, WatchedConnection, WatchedCursor
 from outbox.errors import SettingsError, Unconfirmed
 
 # No statement runs long: one that does is waiting for a lock or for a lost server.
@@ -72,7 +71,7 @@ def engine() -> Engine:
             # it must use an index.
             "options": f"-c timezone=UTC -c plan_cache_mode=force_generic_plan -c random_page_cost=1.1"
             f" -c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
-            # They beat ALTER ROLE and ALTER DATABASE ... SET. What a session cannot pin, `doctor` reports.
+            # They beat ALTER ROLE and ALTER DATABASE ... SET (docs/design.md, What a promise stands on).
             " -c default_transaction_isolation=read\\ committed -c default_transaction_read_only=off"
             " -c default_transaction_deferrable=off -c row_security=on -c standard_conforming_strings=on"
             " -c search_path=public,pg_temp -c datestyle=ISO -c intervalstyle=postgres"
@@ -185,11 +184,9 @@ def _session(isolation: Any) -> Iterator[Connection]:
     made = engine() if isolation is None else engine().execution_options(isolation_level=isolation)
     try:
         opened = made.connect()
-    except (
-        psycopg2.Error
-    ) as error:  # setting the isolation level of a dead connection: SQLAlchemy passes it on as it is
+    except DriverError as error:  # setting the isolation level of a dead connection: SQLAlchemy passes it on as it is
         engine().dispose()  # as SQLAlchemy does: the other connections of the pool are as old
-        raise DBAPIError.instance(None, None, error, psycopg2.Error, connection_invalidated=True) from error
+        raise DBAPIError.instance(None, None, error, DriverError, connection_invalidated=True) from error
     try:
         with opened as db:
             yield db
