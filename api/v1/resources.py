@@ -24,9 +24,8 @@ from api.schemas.resources import (
     ResourcePage,
 )
 from outbox import actions, db, queries
-from outbox.actions import NewResource
+from outbox.actions import Delete, Enqueued, NewResource
 from outbox.batching import GroupCommit
-from outbox.jobs import Delete, Enqueued
 
 router = APIRouter(prefix="/v1/resources", tags=["resources"])
 
