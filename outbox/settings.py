@@ -92,6 +92,7 @@ class BackendConfig:
     concurrency: int
     brake: Brake | None = None
     adoption: str = "operators"
+    volatile_users: bool = False  # redis: births are allowed on a server that forgets its ACL users at a restart
 
 
 def read_env(path: Path) -> dict[str, str]:
@@ -153,7 +154,7 @@ EVERY_TENANT = "*"
 # What a brake counts is kept for twice its window.
 LONGEST_WINDOW = timedelta(days=30)
 _TABLES = {"backends", "tenants"}
-_KEYS = {"kind", "dsn", "grace", "brake", "max_percent", "concurrency", "adoption"}
+_KEYS = {"kind", "dsn", "grace", "brake", "max_percent", "concurrency", "adoption", "volatile_users"}
 _BRAKE = re.compile(r"^([1-9]\d{0,8})/([1-9]\d{0,6})([smhd])$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SIZES = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
@@ -231,7 +232,10 @@ def _backend(path: Path, name: str, table: Any) -> BackendConfig:
     adoption = table.get("adoption", "operators")
     if adoption not in ("operators", "tenants"):
         raise wrong(f'\'adoption\' must be "operators" or "tenants", not {adoption!r}')
-    return BackendConfig(name, table["kind"], concurrency, brake, adoption)
+    volatile = table.get("volatile_users", False)
+    if type(volatile) is not bool or (volatile and table["kind"] != "redis"):
+        raise wrong(f"'volatile_users' must be true or false, and is for kind \"redis\" only, not {volatile!r}")
+    return BackendConfig(name, table["kind"], concurrency, brake, adoption, volatile)
 
 
 def _brake(where: str, scope: Literal["backend", "tenant"], subject: str, table: dict[str, Any]) -> Brake | None:

@@ -43,6 +43,11 @@ _START_TEMPLATE = f"""
         SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
          WHERE status = 'deleting'
     ), {_START}, noted AS ({_EVENT_EACH}
+    ), completed AS (
+        UPDATE resources
+           SET manifest = manifest || (CAST(detail AS jsonb) -> 'seen' -> 'completes')
+          FROM job
+         WHERE resources.id = job.resource_id AND CAST(detail AS jsonb) -> 'seen' -> 'completes' IS NOT NULL
     )
     SELECT id, fence FROM job"""
 # A hold that is answered while this waits for a lock stops the start: the second statement reads the holds.
@@ -71,7 +76,8 @@ def start_all(
 ) -> set[tuple[int, int]]:
     """running -> running, for each of these teardowns that `start` would let start; returns these by job and fence.
 
-    `seen` has each claim with what the worker saw when it inspected the backend. Unless it `waits`, it skips what
+    `seen` has each claim with what the worker saw when it inspected the backend; fields under `completes` are added to
+    the resource's manifest, which an older version wrote without them. Unless it `waits`, it skips what
     another transaction has locked.
     """
     noted = [(claim, None if before is None else {"seen": before}) for claim, before in seen]

@@ -12,6 +12,7 @@ KIND = Kind(
         Field("database", _NAME, "the database's name", required=True),
         Field("role", _NAME, "the role that opens it, dropped with it"),
         Field("oid", whole_number(1, 2**32 - 1), "pg_database.oid"),
+        Field("role_oid", whole_number(1, 2**32 - 1), "the role's pg_roles.oid"),
         Field("system_identifier", whole_number(1, 2**64 - 1), "the cluster's, as pg_control_system() shows it"),
         Field("generation", uuid_text, "which resource's it is; the comments on database and role end with it"),
     ),

@@ -21,7 +21,7 @@ KIND = Kind(
         Field("user", _WORD, "the ACL user's name", required=True),
         Field("prefix", _prefix, "what each of its keys begins with; ends with ':'", required=True),
         Field("generation", uuid_text, "which resource's it is; the value of the key `<prefix>gen`"),
-        Field("server", _WORD, "the value of the key `deprovisioner:server`"),
+        Field("server", _WORD, "the server's identity: its ACL user `deprovisioner:server:<this>`"),
     ),
     example={"user": "orders", "prefix": "orders:"},
 )

@@ -20,7 +20,7 @@ from tests.support.witness import eventually
 
 
 class Installation:
-    """API and worker under the service's role; `env` is what they, and a person's shell, get."""
+    """API and worker that log in as the service's role; `env` is their environment and that of a person's shell."""
 
     def __init__(self, system: System, role: str) -> None:
         self.system, self.role = system, role
@@ -181,7 +181,7 @@ def test_a_proof_tells_who_looked_who_resolved_who_redrove_and_why(db: Connectio
     assert re.search(".*".join(told_in_order), said, re.DOTALL), said
 
 
-def test_what_two_operators_forced_is_not_told_as_seen(db: Connection, installation: Installation) -> None:
+def test_a_proof_does_not_present_a_forced_job_as_seen_absent(db: Connection, installation: Installation) -> None:
     id = jobs.enqueue(db, a_resource(db), actor="token:1:acme").job.id
     (claim,) = claims(db)
     jobs.start(db, claim, worker="w1")

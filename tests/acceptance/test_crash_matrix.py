@@ -1,4 +1,4 @@
-"""Every boundary in the life of a job, and a SIGKILL on each side of it: eventually, once."""
+"""A SIGKILL before and after each step of a job: the job still ends, and its effect happens once."""
 
 import os
 import queue
@@ -10,22 +10,22 @@ import pytest
 
 from outbox.states import TRANSITIONS
 from tests.support import crash_matrix
-from tests.support.crash_cells import STORIES, Lane, Story
+from tests.support.crash_cells import STORIES, Install, Story
 from tests.support.crash_matrix import CELLS, STEPS, Cell, Outcome
-from tests.support.parallel_installs import lanes
+from tests.support.parallel_installs import installs
 from tests.support.servers import Servers
 
 pytestmark = pytest.mark.matrix
-LANES = 8
+INSTALLS = 8
 
 
 class Matrix:
-    """Runs cells on a few lanes at once; each test waits for its own."""
+    """Runs several cells at once, each on its own install; each test waits for its own cell."""
 
-    def __init__(self, lane: Callable[[], Lane]) -> None:
-        self._new_lane = lane
-        self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-        self._pool = ThreadPoolExecutor(LANES, thread_name_prefix="lane")
+    def __init__(self, new_install: Callable[[], Install]) -> None:
+        self._new_install = new_install
+        self._free: queue.SimpleQueue[Install] = queue.SimpleQueue()
+        self._pool = ThreadPoolExecutor(INSTALLS, thread_name_prefix="install")
         self.begun: dict[Cell, Future[Any]] = {}
         self.outcomes: dict[Cell, Outcome] = {}
         self.reached: set[tuple[str, str]] = set()
@@ -36,12 +36,12 @@ class Matrix:
 
     def _run(self, cell: Cell, act: Callable[[Story], Any]) -> Any:
         try:
-            lane = self._free.get_nowait()
+            install = self._free.get_nowait()
         except queue.Empty:
-            lane = self._new_lane()
-        story = STORIES[cell.story](lane, cell)
-        done = act(story)  # a cell that fails takes its lane with it
-        self._free.put(lane)
+            install = self._new_install()
+        story = STORIES[cell.story](install, cell)
+        done = act(story)  # the install of a failed cell is not used again
+        self._free.put(install)
         if (reached := story.folder / "reached").exists():
             self.reached |= {(cell.kind, name) for name in reached.read_text().splitlines()}
         return done
@@ -54,8 +54,8 @@ class Matrix:
 def matrix(
     servers: Servers, template: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Matrix]:
-    with lanes(servers, template, tmp_path_factory.mktemp("crash")) as lane:
-        made = Matrix(lane)
+    with installs(servers, template, tmp_path_factory.mktemp("crash")) as new_install:
+        made = Matrix(new_install)
         for item in request.session.items:
             if cell := getattr(item, "callspec", None) and item.callspec.params.get("cell"):  # type: ignore[attr-defined]
                 made.begin(cell, Story.live)
@@ -63,7 +63,7 @@ def matrix(
         made.close()
 
 
-# Enough to notice a broken recovery: the boundaries where an effect, or the word about it, may be lost.
+# Enough to notice a broken recovery: the boundaries where an effect, or its record, may be lost.
 QUICK = {
     (story, kind, at)
     for story, boundaries in {
@@ -83,29 +83,33 @@ def marked(cell: Cell) -> Any:
 
 
 @pytest.mark.parametrize("cell", [marked(cell) for cell in CELLS])
-def test_killed(matrix: Matrix, cell: Cell) -> None:
+def test_a_killed_process_leaves_a_job_that_ends_once(matrix: Matrix, cell: Cell) -> None:
     matrix.outcomes[cell] = matrix.begun[cell].result()
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize(("story", "kind"), STEPS, ids=str)
-def test_the_matrix_knows_every_boundary_of_a_life_without_a_death(matrix: Matrix, story: str, kind: str) -> None:
-    assert matrix.begin(Cell(story, kind, "nowhere", "never"), Story.straight).result() == list(STEPS[story, kind])
+def test_the_matrix_lists_every_boundary_of_a_story_without_a_crash(matrix: Matrix, story: str, kind: str) -> None:
+    assert matrix.begin(Cell(story, kind, "nowhere", "never"), Story.run_without_crash).result() == list(
+        STEPS[story, kind]
+    )
 
 
-def test_every_transition_is_visited() -> None:
+def test_every_transition_and_every_story_has_a_cell() -> None:
     assert {t.name for t in TRANSITIONS} <= {cell.at for cell in CELLS}
     assert {cell.story for cell in CELLS} == set(STORIES)
 
 
 @pytest.mark.skipif(crash_matrix.WRITE in os.environ, reason="the table is about to be written")
-def test_the_guarantees_list_these_cells_and_no_others() -> None:
+def test_the_table_in_the_guarantees_lists_exactly_these_cells() -> None:
     assert list(crash_matrix.written()) == crash_matrix.rows(), "make it anew: `make matrix`"
 
 
 @pytest.mark.proof
-def test_the_guarantees_say_what_was_seen(matrix: Matrix, capsys: pytest.CaptureFixture[str]) -> None:
-    """Last, since it judges the whole: every arrow was taken, nothing was left out, the file tells the truth."""
+def test_the_table_in_the_guarantees_has_the_outcomes_of_this_run(
+    matrix: Matrix, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs last, for it needs all outcomes: every transition happened, no boundary has no cell, the file is right."""
     if len(matrix.outcomes) < len(CELLS):
         pytest.skip(f"{len(matrix.outcomes)} of {len(CELLS)} cells came out right; only a whole matrix is judged")
     arrows = {(cell.at, outcome.arrow) for cell, outcome in matrix.outcomes.items() if cell.moment == "after"}

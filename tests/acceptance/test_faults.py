@@ -27,9 +27,9 @@ def test_a_worker_killed_around_the_drop_leaves_one_drop_and_a_finished_job(
     births = system.worker()
     resource = until(acme, create(acme), "active")
     births.teardown()
-    doomed = system.worker(CRASH_AT=f"{moment}:DROP DATABASE", DEPROVISIONER_LEASE_SECONDS=str(LEASE))
+    crashing = system.worker(CRASH_AT=f"{moment}:DROP DATABASE", DEPROVISIONER_LEASE_SECONDS=str(LEASE))
     job = acme.delete(f"/v1/resources/{resource['id']}").json()["job"]
-    eventually(lambda: doomed.container.status == "exited", what="the worker killed itself")
+    eventually(lambda: crashing.container.status == "exited", what="the worker killed itself")
     killed = time.monotonic()
     assert servers.pg.drops_of(resource["manifest"]) == (moment == "after")
     system.worker()
@@ -51,7 +51,7 @@ def test_a_worker_told_to_stop_lets_its_teardown_end(acme: httpx.Client, system:
     until(acme, resource, "deleted")
     eventually(lambda: system.workers[-1].container.status == "exited", what="it stopped by itself")
     job = acme.get("/v1/jobs?kind=deprovision").json()["items"][0]
-    assert (job["fence"], job["attempts"]) == (1, 1), "nobody had to take over"
+    assert (job["fence"], job["attempts"]) == (1, 1), "no other worker had to take over"
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_a_delete_while_still_provisioning_leaves_nothing_on_the_server(
 ) -> None:
     system.worker()
     gone = []
-    for _ in range(10):  # the DELETE meets the birth at whatever moment it is in
+    for _ in range(10):  # so that the DELETE comes at different moments of the provision
         resource = create(acme, kind)
         answer = acme.delete(f"/v1/resources/{resource['id']}")
         assert answer.status_code == 202

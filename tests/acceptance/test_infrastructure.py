@@ -1,7 +1,7 @@
-"""What the servers and the processes of an installation can suffer in the middle of a storm of DELETEs.
+"""Faults of the servers and of the product's processes during a storm of DELETEs.
 
-Every case ends alike (`Ground.storm`): each accepted DELETE done once, by the servers' own word, no lease, nothing
-running, a clean doctor, and no worker started again by hand.
+Every test ends with the same checks (`OwnServers.storm`): by the servers' own logs each accepted DELETE was done once;
+no lease is left, no job runs, the doctor finds nothing, and no worker had to be started again.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ import pytest
 
 from deprovisioner.up import servers as embedded
 from outbox import doorbell
-from tests.support.installation import Ground, seconds
+from tests.support.installation import OwnServers, seconds
 from tests.support.processes import Process
 from tests.support.servers import Servers
 from tests.support.witness import eventually
 
 
 @pytest.fixture(scope="module")
-def ground(servers: Servers) -> Iterator[Ground]:
-    made = Ground(servers)
+def own(servers: Servers) -> Iterator[OwnServers]:
+    made = OwnServers(servers)
     try:
         made.start()
         yield made
@@ -42,61 +42,61 @@ ENDS_CLIENTS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
-def test_the_control_database_is_shut_down_and_started_again(ground: Ground, how: signal.Signals) -> None:
-    with ground.storm():
-        ground.restart_control(how)
+def test_every_delete_is_done_once_though_the_control_database_restarts(own: OwnServers, how: signal.Signals) -> None:
+    with own.storm():
+        own.restart_control(how)
 
 
-def test_every_connection_to_the_control_database_is_cut_once_a_second(ground: Ground) -> None:
-    with ground.storm():
-        cut = sum(len(ground.control.query(ENDS_CLIENTS)) for _ in seconds(4, every=1))
+def test_every_delete_is_done_once_though_control_connections_are_cut_each_second(own: OwnServers) -> None:
+    with own.storm():
+        cut = sum(len(own.control.query(ENDS_CLIENTS)) for _ in seconds(4, every=1))
     assert cut > 4
 
 
-def test_the_control_database_has_no_connection_left(ground: Ground) -> None:
-    with ground.storm() as things, contextlib.ExitStack() as hoard:
+def test_every_delete_is_done_once_though_the_control_database_has_no_connection_left(own: OwnServers) -> None:
+    with own.storm() as things, contextlib.ExitStack() as hoard:
 
         def refused() -> bool:
             ours.execute(ENDS_CLIENTS)
             with contextlib.suppress(psycopg2.OperationalError):
                 while True:
-                    hoard.enter_context(contextlib.closing(psycopg2.connect(ground.control.dsn)))
-            answer = ground.acme.get(f"/v1/resources/{things[0]['id']}")
+                    hoard.enter_context(contextlib.closing(psycopg2.connect(own.control.dsn)))
+            answer = own.acme.get(f"/v1/resources/{things[0]['id']}")
             return (answer.status_code, answer.headers.get("Retry-After")) == (503, "2")
 
-        keeper = hoard.enter_context(contextlib.closing(psycopg2.connect(ground.control.dsn)))
+        keeper = hoard.enter_context(contextlib.closing(psycopg2.connect(own.control.dsn)))
         keeper.autocommit = True
         ours = keeper.cursor()
         eventually(refused, what="the API says so")
         time.sleep(1)
 
 
-def test_an_old_snapshot_holds_back_vacuum(ground: Ground) -> None:
-    with contextlib.closing(psycopg2.connect(ground.control.dsn)) as old:
+def test_every_delete_is_done_once_though_an_old_snapshot_holds_back_vacuum(own: OwnServers) -> None:
+    with contextlib.closing(psycopg2.connect(own.control.dsn)) as old:
         old.set_session(isolation_level="REPEATABLE READ")
         old.cursor().execute("SELECT count(*) FROM outbox")
-        with ground.storm():
+        with own.storm():
             pass
         pid = old.info.backend_pid
         asked = "SELECT state, age(backend_xmin) FROM pg_stat_activity WHERE pid = %s"
-        ((state, age),) = ground.control.query(asked, pid)
+        ((state, age),) = own.control.query(asked, pid)
         assert state == "idle in transaction"
-        assert age > 50, "everything happened while nothing could be vacuumed"
+        assert age > 50, "the snapshot was too young to hold back vacuum"
 
 
-def test_the_control_databases_disk_is_full(ground: Ground) -> None:
-    """Its tables lie on a tmpfs that a ballast fills: what needs one more page fails with 53100. The WAL has room."""
-    if ground.small_disk is None:
+def test_every_delete_is_done_once_though_the_control_databases_disk_was_full(own: OwnServers) -> None:
+    """Its tables are on a tmpfs that a file fills: writes that need a new page fail with 53100. The WAL is not."""
+    if own.small_disk is None:
         pytest.skip("this user may not mount a small tmpfs")
-    ballast = ground.small_disk / "ballast"
-    began = ground.control_server.log.stat().st_size
+    ballast = own.small_disk / "ballast"
+    began = own.control_server.log.stat().st_size
 
     def failures() -> int:
-        return ground.control_server.log.read_bytes()[began:].count(b"No space left on device")
+        return own.control_server.log.read_bytes()[began:].count(b"No space left on device")
 
-    with ground.storm():
+    with own.storm():
         with ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(ground.small_disk).free)
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(own.small_disk).free)
         try:
             eventually(lambda: failures() > 5, what="writes fail")
             time.sleep(1)
@@ -107,31 +107,31 @@ def test_the_control_databases_disk_is_full(ground: Ground) -> None:
 # -- the broker --------------------------------------------------------------------------------------------------------
 
 
-def test_the_broker_is_killed_and_comes_back_empty(ground: Ground) -> None:
-    with ground.storm():
-        ground.broker_server.process.kill()
-        ground.broker_server.process.wait()
+def test_every_delete_is_done_once_though_the_broker_is_killed_and_comes_back_empty(own: OwnServers) -> None:
+    with own.storm():
+        own.broker_server.process.kill()
+        own.broker_server.process.wait()
         time.sleep(1)
-        ground.start_server(ground.broker_server, lambda: embedded.valkey_ready(ground.broker.url))
+        own.start_server(own.broker_server, lambda: embedded.valkey_ready(own.broker.url))
 
 
-def test_the_broker_forgets_everything_again_and_again(ground: Ground) -> None:
-    with ground.storm():
+def test_every_delete_is_done_once_though_the_broker_is_flushed_again_and_again(own: OwnServers) -> None:
+    with own.storm():
         for _ in seconds(3, every=0.1):
-            ground.broker.client.flushall()
+            own.broker.client.flushall()
 
 
-def test_each_message_comes_twenty_times_more(ground: Ground) -> None:
-    queue, messages = ground.broker.client, 0
-    with ground.storm():
+def test_every_delete_is_done_once_though_each_message_comes_twenty_times_more(own: OwnServers) -> None:
+    queue, messages = own.broker.client, 0
+    with own.storm():
         for _ in seconds(3, every=0.3):
-            for kept in ground.kept:
+            for kept in own.kept:
                 kept.fork.pause()
-            for _ in range(4):  # one each for those who wait in BRPOP; what follows lies in the queue
+            for _ in range(4):  # the first ones go to workers that wait in BRPOP; the rest stay in the queue
                 doorbell.celery.sender().send_task(doorbell.DRAIN)
             for message in queue.lrange(doorbell.QUEUE, 0, -1):
                 messages = queue.lpush(doorbell.QUEUE, *[message] * 20)
-            for kept in ground.kept:
+            for kept in own.kept:
                 kept.fork.wake()
         assert messages > 20
         eventually(lambda: queue.llen(doorbell.QUEUE) == 0, what="all are answered")
@@ -140,18 +140,18 @@ def test_each_message_comes_twenty_times_more(ground: Ground) -> None:
 # -- workers and beat --------------------------------------------------------------------------------------------------
 
 
-def test_workers_and_beat_are_killed_all_the_time(ground: Ground) -> None:
-    argv = [sys.executable, "-m", "celery", "-A", "worker.app", "beat", "-s", str(ground.folder / "beat")]
-    beat = Process("beat", argv, ground.env, ground.folder / "beat.log")
+def test_every_delete_is_done_once_though_workers_and_beat_are_killed_all_the_time(own: OwnServers) -> None:
+    argv = [sys.executable, "-m", "celery", "-A", "worker.app", "beat", "-s", str(own.folder / "beat")]
+    beat = Process("beat", argv, own.env, own.folder / "beat.log")
     try:
-        with ground.storm():
+        with own.storm():
             for n in seconds(5, every=1.2):
-                ground.kept[n % 2].fork.kill()
-                ground.deaths += 1
+                own.kept[n % 2].fork.kill()
+                own.deaths += 1
                 if n % 2:
                     beat.kill()
                     beat.start()
-            eventually(lambda: sum(kept.deaths for kept in ground.kept) == ground.deaths)
+            eventually(lambda: sum(kept.deaths for kept in own.kept) == own.deaths)
     finally:
         beat.stop()
 
@@ -159,27 +159,27 @@ def test_workers_and_beat_are_killed_all_the_time(ground: Ground) -> None:
 # -- a backend ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_backend_that_stands_still_keeps_nobody_elses_jobs_waiting(ground: Ground) -> None:
-    with ground.storm() as things:
-        ground.signal(ground.pg_server, signal.SIGSTOP)
+def test_a_paused_backend_does_not_delay_the_jobs_of_another_backend(own: OwnServers) -> None:
+    with own.storm() as things:
+        own.signal(own.pg_server, signal.SIGSTOP)
         try:
             others = [thing for thing in things if thing["kind"] == "redis"]
-            eventually(lambda: ground.status(others) == Counter(deleted=len(others)), what="the other backend's")
-            ground.claimed_in_time(others)
-            assert ground.status(things)["deleting"] > 0
+            eventually(lambda: own.status(others) == Counter(deleted=len(others)), what="the other backend's")
+            own.claimed_in_time(others)
+            assert own.status(things)["deleting"] > 0
         finally:
-            ground.signal(ground.pg_server, signal.SIGCONT)
+            own.signal(own.pg_server, signal.SIGCONT)
 
 
-def test_a_backend_that_answers_slowly(ground: Ground) -> None:
-    with ground.storm():
+def test_every_delete_is_done_once_though_a_backend_answers_slowly(own: OwnServers) -> None:
+    with own.storm():
         for _ in seconds(4, every=0.03):
-            ground.signal(ground.pg_server, signal.SIGSTOP)
+            own.signal(own.pg_server, signal.SIGSTOP)
             time.sleep(0.2)
-            ground.signal(ground.pg_server, signal.SIGCONT)
+            own.signal(own.pg_server, signal.SIGCONT)
 
 
-def test_a_backend_that_hangs_up_in_the_middle_of_a_call(ground: Ground) -> None:
-    with ground.storm():
-        cut = sum(len(ground.pg.query(ENDS_CLIENTS)) for _ in seconds(4, every=0.1))
+def test_every_delete_is_done_once_though_a_backend_cuts_connections_during_calls(own: OwnServers) -> None:
+    with own.storm():
+        cut = sum(len(own.pg.query(ENDS_CLIENTS)) for _ in seconds(4, every=0.1))
     assert cut > 4

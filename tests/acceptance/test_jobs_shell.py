@@ -116,7 +116,7 @@ def test_a_long_error_is_cut_only_on_a_terminal(db: Connection, env: dict[str, s
 
 @pytest.fixture
 def refused(db: Connection) -> int:
-    """A teardown that was tried in vain, lost with its worker, and then refused."""
+    """A teardown that failed once, was lost with its worker once, and was then refused."""
     new = NewResource(tenant="acme", kind="postgres", backend="pg-main", name="orders")
     resource, _ = resources.register(db, new, actor="token:1:acme")
     (birth,) = claims(db)
@@ -211,8 +211,8 @@ def test_show_says_first_why_a_pending_job_waits(
     due(db, job, 0)
     assert headline(env, job) == "pending: it is due; a worker claims it within seconds"
     due(db, job, 95)
-    nobody = r"pending: due for \d+ s, and no worker has claimed it: is a worker running that serves pg-main\?"
-    assert re.fullmatch(nobody, headline(env, job))
+    unclaimed = r"pending: due for \d+ s, and no worker has claimed it: is a worker running that serves pg-main\?"
+    assert re.fullmatch(unclaimed, headline(env, job))
     breakers.trip(db, "pg-2", reason="another's")
     breakers.trip(db, "pg-main", reason="connection refused")
     db.execute(text("UPDATE breakers SET retry_at = now() + interval '1 h'"))
@@ -301,7 +301,7 @@ def test_show_advises_to_redrive_or_delete_a_stuck_provision(db: Connection, env
     lines = shell(env, "jobs", "show", str(job)).stdout.splitlines()
     again, delete, resolve = [line.split()[1:] for line in lines if line.startswith("  deprovisioner ")]
     assert (again[:2], delete[:2], resolve[:2]) == (["jobs", "redrive"], ["resources", "delete"], ["jobs", "resolve"])
-    assert shell(env, *resolve).returncode == 1, "somebody wants it"
+    assert shell(env, *resolve).returncode == 1, "its resource is not deleted"
     assert shell(env, *delete).returncode == 0
     assert shell(env, *resolve).returncode == 0
     assert headline(env, job).startswith("cancelled at 2")

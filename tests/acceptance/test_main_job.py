@@ -15,7 +15,9 @@ from tests.support.servers import Servers
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_customer_s_thing_lives_and_dies(acme: httpx.Client, system: System, servers: Servers, kind: str) -> None:
+def test_a_resource_is_provisioned_used_and_deleted(
+    acme: httpx.Client, system: System, servers: Servers, kind: str
+) -> None:
     system.worker()
     resource = until(acme, create(acme, kind), "active")
     login = acme.get(f"/v1/resources/{resource['id']}/credentials").json()

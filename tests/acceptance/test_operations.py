@@ -190,7 +190,7 @@ def test_the_command_that_the_dry_run_prints_does_it(shell: Any, db: Connection,
     assert re.search(r"^1 +redrive +re-driven ", shell("operations", "list").stdout, re.M)
 
 
-def test_every_stuck_job_must_be_said_aloud(shell: Any, db: Connection) -> None:
+def test_a_redrive_of_all_stuck_jobs_needs_the_option_all(shell: Any, db: Connection) -> None:
     stuck(db)
     assert "--all" in shell("jobs", "redrive-all", "--reason", "r", code=2).stderr
     assert "not both" in shell("jobs", "redrive-all", "--all", "--backend", "b", "--reason", "r", code=2).stderr
@@ -240,8 +240,8 @@ def test_a_worker_killed_in_the_middle_of_an_operation_leaves_it_to_the_others(
     assert until_ended(api, begun["id"])["progress"]["done"] == 80
     eventually(lambda: api.get(begun["url"]).json()["progress"]["jobs"] == {"succeeded": 80}, what="all done")
     assert times_redriven(db, ids) == {1: 80}
-    hands = db.execute(text("SELECT DISTINCT detail ->> 'worker' FROM events WHERE event = 'redriven'")).all()
-    assert 1 <= len(hands) <= 2
+    workers = db.execute(text("SELECT DISTINCT detail ->> 'worker' FROM events WHERE event = 'redriven'")).all()
+    assert 1 <= len(workers) <= 2
 
 
 def test_two_operators_who_begin_the_same_at_once_redrive_each_job_once(
@@ -261,7 +261,7 @@ def test_two_operators_who_begin_the_same_at_once_redrive_each_job_once(
     assert times_redriven(db, ids) == {1: 40}
 
 
-def test_a_wait_that_is_broken_off_leaves_the_operation_running(db: Connection, system: System, shell: Any) -> None:
+def test_interrupting_the_wait_leaves_the_operation_running(db: Connection, system: System, shell: Any) -> None:
     stuck(db, 3)
     digest = json.loads(shell("jobs", "redrive-all", "--all", "--reason", "r", "--json").stdout)["digest"]
     argv = [
@@ -323,7 +323,7 @@ def test_offboarding_takes_all_of_a_tenant_but_what_is_protected(
     assert jobs == {"succeeded": 11}
 
 
-def test_an_operation_whose_job_is_stuck_is_no_success_at_a_shell(shell: Any, db: Connection) -> None:
+def test_waiting_for_an_operation_with_a_stuck_job_exits_with_failure(shell: Any, db: Connection) -> None:
     """No worker runs here: the steps and the teardown are this test's."""
     resource = a_resource(db, tenant="zed")
     a_resource(db, tenant="zed", protected=True)
@@ -377,7 +377,7 @@ def test_a_running_operation_is_stopped_at_a_shell_and_over_http(api: httpx.Clie
     assert times_redriven(db, ids) == {0: 4}
 
 
-def test_a_typing_error_is_refused_and_finds_not_merely_nothing(shell: Any, db: Connection) -> None:
+def test_a_mistyped_filter_is_refused_rather_than_finding_nothing(shell: Any, db: Connection) -> None:
     stuck(db)
     a_resource(db, tenant="zed", protected=True)
     assert shell("tenants", "offboard", "zed", "--reason", "r").stdout.endswith("\nthere is nothing to delete\n")
@@ -391,7 +391,7 @@ def test_a_typing_error_is_refused_and_finds_not_merely_nothing(shell: Any, db: 
         assert said in " ".join(shell(*words, "--reason", "r", code=code).stderr.split())
 
 
-def test_what_goes_first_and_waits_for_its_next_attempt_is_told_with_its_time(db: Connection, system: System) -> None:
+def test_progress_shows_when_a_waiting_canary_is_tried_again(db: Connection, system: System) -> None:
     id = stuck(db)[0]
     with database.snapshot() as session:
         digest = operations.preview_redrive(session, JobFilter(backend="pg-main")).digest

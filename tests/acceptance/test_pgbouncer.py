@@ -166,7 +166,7 @@ def test_behind_a_pooler_in_transaction_mode_a_storm_of_deletes_drops_each_once(
     assert pooled.left() == [(0, 0, None)] * SERVER_CONNECTIONS
 
 
-def test_what_a_pooler_drops_of_a_session_the_role_says(pooled: Pooled) -> None:
+def test_settings_that_a_pooler_drops_are_set_on_the_role(pooled: Pooled) -> None:
     for setting, value in ROLE_SETTINGS.items():
         assert pooled.ask(f"SHOW {setting}") == [(value,)]
 

@@ -1,4 +1,4 @@
-"""An operator's hands on one stuck job, through real HTTP and the real command: looks, resolve, and force by two."""
+"""An operator resolves one stuck job over HTTP and at the shell: inspection, resolve, and force by two operators."""
 
 import json
 import subprocess
@@ -132,9 +132,9 @@ def test_an_inspection_of_the_wrong_server_or_of_none_resolves_nothing(
 ) -> None:
     url = stuck(db, acme, resource)
     word = {"reason": "r", "fence": 1}
-    nobody = boss.post(f"{url}/resolve", json=word)
-    assert said(nobody) == (409, "not_observed")
-    assert OBSERVE_SECONDS <= nobody.elapsed.total_seconds() < OBSERVE_SECONDS + 5 * slowness()
+    unseen = boss.post(f"{url}/resolve", json=word)
+    assert said(unseen) == (409, "not_observed")
+    assert OBSERVE_SECONDS <= unseen.elapsed.total_seconds() < OBSERVE_SECONDS + 5 * slowness()
     id = url.rsplit("/", maxsplit=1)[1]
     for dsn, answer, code in [
         (servers.control.dsn, (409, "still_there"), 0),
@@ -156,8 +156,8 @@ def test_the_command_observes_and_resolves_while_the_broker_is_dead(
     id = url.rsplit("/", maxsplit=1)[1]
     dead = {"DEPROVISIONER_BROKER_URL": f"redis://127.0.0.1:{embedded.free_port()}/0"}
     began = time.monotonic()
-    nobody = cli(env, "resolve", id, "--fence", "1", "--reason", "r", "--wait", "1", **dead)
-    assert (nobody.returncode, "no worker has inspected" in nobody.stderr) == (1, True)
+    unseen = cli(env, "resolve", id, "--fence", "1", "--reason", "r", "--wait", "1", **dead)
+    assert (unseen.returncode, "no worker has inspected" in unseen.stderr) == (1, True)
     assert time.monotonic() - began < 30 * slowness()
     system.worker()
     look = cli(env, "observe", id, "--json", **dead)
@@ -227,8 +227,8 @@ def test_two_operators_force_over_http_and_at_the_shell(
     assert cli(env, *words).returncode == 2, "who forces says who they are"
     revoked, gone = tokens.create(db, role="operator", tenant=None, name="gone")
     tokens.revoke(db, revoked.id)
-    for nobody in (tenant, gone, "dpr_none"):
-        assert cli(env, *words, "--token", nobody).returncode == 1
+    for refused in (tenant, gone, "dpr_none"):
+        assert cli(env, *words, "--token", refused).returncode == 1
     assert boss.get(url).json()["state"] == "stuck"
     second = tokens.create(db, role="operator", tenant=None, name="op")[1]
     done = cli(env, *words, "--json", DEPROVISIONER_OPERATOR_TOKEN=second)

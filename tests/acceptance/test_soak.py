@@ -33,7 +33,7 @@ NAMESPACE = {
     ("minutes", "teardowns", "faults"),
     [pytest.param("0.2", 1, 0, id="twelve seconds"), pytest.param("1", 10, 5, id="a minute", marks=pytest.mark.proof)],
 )
-def test_storms_and_faults_lose_nothing_destroy_nothing_twice_and_harm_nobody(
+def test_storms_and_faults_lose_no_job_and_destroy_nothing_twice_or_by_mistake(
     minutes: str, teardowns: int, faults: int
 ) -> None:
     words = [sys.executable, "-m", "tests.soak", "--minutes", minutes, "--json"]
@@ -75,7 +75,7 @@ def test_a_generation_removed_twice_is_told_by_the_append_only_file(tmp_path: Pa
     born, gone = ("SET", "r-2:gen", GENERATION, "NX"), ("UNLINK", "r-2:gen")
     stranger = ("SET", "r-2:gen", "a stranger's")
     assert recorded(tmp_path, [born, ("UNLINK", "r-2:a", "r-2:b"), gone]) == []
-    assert recorded(tmp_path, [born, gone, born, gone]) == [], "a late birth, undone"
+    assert recorded(tmp_path, [born, gone, born, gone]) == [], "the second pair is a late provision and its removal"
     assert recorded(tmp_path, [born, gone, stranger, gone]) == ["r-2: made 1 times, destroyed 2 times"]
 
 

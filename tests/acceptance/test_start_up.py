@@ -1,4 +1,4 @@
-"""A command loads what it needs: what is heavy and not needed is not even imported."""
+"""A command imports only the heavy libraries that it needs."""
 
 import json
 import os
@@ -52,12 +52,14 @@ def test_help_loads_nothing_heavy(env: dict[str, str], words: str) -> None:
         "token list",
     ],
 )
-def test_what_asks_the_database_loads_only_what_that_takes(db: Connection, env: dict[str, str], words: str) -> None:
+def test_a_command_that_uses_the_database_loads_only_the_database_libraries(
+    db: Connection, env: dict[str, str], words: str
+) -> None:
     assert a_job(db) == 1
     assert loaded(env, *words.split()) == {"sqlalchemy", "psycopg2"}
 
 
-def test_what_rings_the_bell_loads_what_its_broker_takes(db: Connection, env: dict[str, str]) -> None:
+def test_a_command_that_rings_the_doorbell_loads_only_its_brokers_client(db: Connection, env: dict[str, str]) -> None:
     """So that the tests above cannot pass because nothing is ever seen to be loaded."""
     rings = loaded(env, "resources", "delete", str(a_resource(db)))
     assert {"redis", "structlog"} <= rings
@@ -66,10 +68,10 @@ def test_what_rings_the_bell_loads_what_its_broker_takes(db: Connection, env: di
     assert "celery" in loaded(elsewhere, "resources", "delete", str(a_resource(db)))
 
 
-def test_a_bell_that_nobody_hears_does_not_spoil_the_answer(db: Connection, env: dict[str, str]) -> None:
-    deaf = env | {"DEPROVISIONER_BROKER_URL": "redis://127.0.0.1:1/0"}
+def test_a_command_answers_though_the_broker_is_dead(db: Connection, env: dict[str, str]) -> None:
+    unreachable = env | {"DEPROVISIONER_BROKER_URL": "redis://127.0.0.1:1/0"}
     argv = [sys.executable, "-m", "deprovisioner.cli", "resources", "delete", "--json", str(a_resource(db))]
-    done = subprocess.run(argv, env=os.environ | deaf, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(argv, env=os.environ | unreachable, capture_output=True, text=True, check=False, timeout=60)
     assert json.loads(done.stdout)["ok"] is True
     assert json.loads(done.stderr)["event"] == "doorbell_failed"
 

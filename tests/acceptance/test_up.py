@@ -80,7 +80,7 @@ def test_a_taken_port_is_named_and_nothing_is_left(up: Running, folder: Path) ->
     assert not (folder / "other" / "env").exists()
 
 
-def test_nobody_else_on_the_machine_reads_or_enters(up: Running) -> None:
+def test_other_users_of_the_machine_cannot_read_or_connect(up: Running) -> None:
     open_files = [p for p in up.home.rglob("*") if p.is_file() and p.stat().st_mode & 0o077]
     assert {p.name for p in open_files} <= {"lock", "backends.toml"}
     for url in (up.env["REDIS_MAIN_URL"], up.env["DEPROVISIONER_BROKER_URL"]):
@@ -88,7 +88,7 @@ def test_nobody_else_on_the_machine_reads_or_enters(up: Running) -> None:
             redis.Redis.from_url(f"redis://{url.rsplit('@', 1)[1]}").ping()
 
 
-def test_a_server_of_somebody_else_s_is_said_aloud(up: Running, folder: Path) -> None:
+def test_up_says_which_server_it_did_not_start_itself(up: Running, folder: Path) -> None:
     given = {name: up.env[name] for name in ("DEPROVISIONER_DATABASE_URL", "DEPROVISIONER_CREDENTIALS_KEY")}
     second = Running(folder / "second", servers.free_port(), **given).ready()
     assert second.stop() == 0
@@ -97,7 +97,7 @@ def test_a_server_of_somebody_else_s_is_said_aloud(up: Running, folder: Path) ->
     assert up.env["DEPROVISIONER_DATABASE_URL"] not in said
 
 
-def test_what_env_names_may_add_to_history_and_not_change_it(up: Running) -> None:
+def test_the_role_in_env_cannot_change_or_remove_events(up: Running) -> None:
     with psycopg2.connect(up.env["DEPROVISIONER_DATABASE_URL"]) as connection:
         for statement in ("UPDATE events SET reason = 'x'", "DELETE FROM events", "TRUNCATE events"):
             with pytest.raises(psycopg2.errors.InsufficientPrivilege, match="permission denied"):
@@ -160,7 +160,7 @@ def test_the_doctor_finds_nothing_broken_where_work_was_done(up: Running) -> Non
     assert "ok         deleted_without_evidence" in answer.stdout
 
 
-def test_a_child_that_dies_is_started_again_and_said(up: Running) -> None:
+def test_a_child_that_dies_is_started_again_and_named(up: Running) -> None:
     (worker,) = [p for p in descendants(up.popen.pid) if p.line.endswith("deprovisioner.cli worker")]
     os.kill(worker.pid, signal.SIGKILL)
     eventually(lambda: "worker-1 ended (SIGKILL); starting it again" in up.log.read_text())

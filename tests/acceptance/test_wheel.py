@@ -1,4 +1,4 @@
-"""A wheel, installed in an environment of its own, starts everything from an empty folder."""
+"""`deprovisioner up` starts from an installed wheel, in a fresh environment and an empty folder."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ from tests.support.up import Running, clean_environment
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("deprovisioner", "outbox", "api", "worker", "migrations")
-# What is no source, or large; `.venv` would be copied with all it has.
+# Not needed to build a wheel. `.*` also leaves out `.venv`, which is large.
 LEFT_OUT = shutil.ignore_patterns(".*", "*.egg-info", "build", "__pycache__", "tests", "bench", "docs")
 
 
@@ -41,7 +41,7 @@ def test_an_installed_wheel_starts_everything_from_an_empty_folder(folder: Path)
 
 
 def _environment(path: Path) -> Path:
-    """A virtual environment with this one's dependencies; its python."""
+    """Make a virtual environment that has the dependencies of this one; return its python."""
     venv.create(path, with_pip=False)
     python = path / "bin" / "python"
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"

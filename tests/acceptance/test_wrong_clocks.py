@@ -100,7 +100,9 @@ def test_leases_of_workers_with_wrong_clocks_live_and_pass_by_the_databases(
                 first = db.execute(LEASE_ENDS).scalar_one()
                 past = text("SELECT now() > CAST(:first AS timestamptz) + :half * interval '1 s'")
                 eventually(lambda: db.execute(past, {"first": first, "half": LEASE / 2}).scalar_one(), every=0.1)  # noqa: B023
-                assert claims() == ["enqueued", "claimed", "started"], "the heartbeat keeps it; nobody takes it away"
+                assert claims() == ["enqueued", "claimed", "started"], (
+                    "the heartbeat keeps it; no other worker claims it"
+                )
             until(acme, resource, "deleted")
             assert servers.pg.drops_of(resource["manifest"]) == 1
             assert claims().count("claimed") == 1

@@ -1,7 +1,7 @@
-"""Workers that stand still past their lease and wake: another has done their work, and has the name been taken again.
+"""A zombie: a worker that is paused until its lease has passed, and then goes on with what it knew.
 
-SIGSTOP at a boundary of `support/crash_points.py`, SIGCONT when the world has moved on. The zombie wakes with all it
-knew.
+It gets SIGSTOP at a boundary of `support/crash_points.py`. Meanwhile another worker does its job, and in most cases
+a new resource takes the same name. Then the zombie gets SIGCONT.
 """
 
 import json
@@ -13,42 +13,42 @@ from typing import Any, NamedTuple
 import pytest
 
 from outbox import jobs
-from tests.support.crash_cells import DOOMED, RESCUER, Lane
+from tests.support.crash_cells import LONG_LEASE, SHORT_LEASE, Install
 from tests.support.final_checks import all_is_well
 from tests.support.forked import Fork
-from tests.support.parallel_installs import lanes
+from tests.support.parallel_installs import installs
 from tests.support.servers import Servers
 from tests.support.witness import PgServer, eventually
 
 AT_ONCE = 4
 
 
-class Haunted:
-    """One installation in which a worker stands still over the teardown or the birth of one resource."""
+class Scenario:
+    """One install in which a worker is paused during the teardown or the provision of one resource."""
 
-    def __init__(self, lane: Lane, servers: Servers) -> None:
-        self.lane, self.servers = lane, servers
-        self.control = PgServer(lane.env["DEPROVISIONER_DATABASE_URL"], servers.control.log)
+    def __init__(self, install: Install, servers: Servers) -> None:
+        self.install, self.servers = install, servers
+        self.control = PgServer(install.env["DEPROVISIONER_DATABASE_URL"], servers.control.log)
         self.workers: list[Fork] = []
         self.name = self.control.dsn.rpartition("/")[2]
-        # So that pg-main can tell this lane's sessions from its neighbours'.
-        self.env = lane.env | {"PG_MAIN_DSN": f"{servers.pg.dsn}?application_name={self.name}"}
+        # So that pg-main can tell the sessions of this install from those of the others.
+        self.env = install.env | {"PG_MAIN_DSN": f"{servers.pg.dsn}?application_name={self.name}"}
 
     def fork(self, name: str, **env: str) -> Fork:
-        made = Fork("worker", self.env | env, self.lane.folder / f"{self.name}-{name}.log")
+        made = Fork("worker", self.env | env, self.install.folder / f"{self.name}-{name}.log")
         self.workers.append(made)
         return made
 
-    def zombie(self, at: str) -> Fork:
-        """A worker that has claimed what is due, and stands still at that boundary, its lease past."""
-        made = self.fork("zombie", CRASH_AT=at, CRASH_SIGNAL="SIGSTOP", **DOOMED)
+    def paused_worker(self, at: str) -> Fork:
+        """A worker that has claimed what is due and is paused at that boundary; its lease has passed."""
+        made = self.fork("paused", CRASH_AT=at, CRASH_SIGNAL="SIGSTOP", **SHORT_LEASE)
         made.stops_itself()
         asked = "SELECT bool_and(lease_expires_at < now()) FROM outbox WHERE state = 'running'"
         eventually(lambda: self.control.query(asked) == [(True,)], what="its lease passes")
         return made
 
     def rescuer(self) -> Fork:
-        return self.fork("rescuer", **RESCUER)
+        return self.fork("rescuer", **LONG_LEASE)
 
     def until(self, resource: uuid.UUID, status: str) -> dict[str, Any]:
         """Its manifest, once it is `status` and none of its jobs is open."""
@@ -71,22 +71,22 @@ class Haunted:
         asked = "SELECT event FROM events WHERE resource_id = %s ORDER BY id"
         return [event for (event,) in self.control.query(asked, str(resource))]
 
-    def finds_out(self, zombie: Fork) -> None:
-        """Wait until the zombie has learnt that its claim is gone, by its own log."""
+    def learns_that_its_claim_is_lost(self, paused: Fork) -> None:
+        """Wait until the worker's own log says that its claim is lost."""
 
         def told() -> bool:
-            lines = [json.loads(line) for line in zombie.log.read_text().splitlines() if line.startswith("{")]
+            lines = [json.loads(line) for line in paused.log.read_text().splitlines() if line.startswith("{")]
             return any(line["event"] == "claim_lost" and line["fence"] == 1 for line in lines)
 
-        eventually(told, what=f"the zombie finds out; see {zombie.log}", every=0.1)
+        eventually(told, what=f"the paused worker logs claim_lost; see {paused.log}", every=0.1)
 
-    def cut_off(self) -> None:
-        """pg-main gives up on whoever says nothing, as it does after its timeouts."""
+    def end_its_sessions(self) -> None:
+        """pg-main ends the paused worker's sessions, as it would after its timeouts."""
         ending = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = %s"
         self.servers.pg.query(ending, self.name)
 
-    def taken_again(self, kind: str, manifest: dict[str, Any]) -> uuid.UUID:
-        """The same names in use again, by a new resource with something to lose."""
+    def reuse_the_name(self, kind: str, manifest: dict[str, Any]) -> uuid.UUID:
+        """A new resource, with data, under the same names."""
         if kind == "postgres":
             self.servers.pg.query(f'CREATE ROLE "{manifest["role"]}" LOGIN')
             self.servers.pg.query(f'CREATE DATABASE "{manifest["database"]}"')
@@ -97,12 +97,12 @@ class Haunted:
             user = ("ACL", "SETUSER", manifest["user"], "on", ">p", f"~{manifest['prefix']}*", "+@all")
             self.servers.redis.client.execute_command(*user)
             names = {key: manifest[key] for key in ("user", "prefix")}
-        taken = self.lane.register(kind, names)
+        taken = self.install.register(kind, names)
         self.until(taken, "active")
         return taken
 
-    def precious(self, kind: str, manifest: dict[str, Any]) -> bool:
-        """Whether what is in use again is whole: its data, its login."""
+    def is_whole(self, kind: str, manifest: dict[str, Any]) -> bool:
+        """Whether the new resource still has its data and its login."""
         if kind == "postgres":
             (login,) = self.servers.pg.query("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", manifest["role"])
             kept = self.servers.pg.query("SELECT n FROM precious", database=manifest["database"])
@@ -111,74 +111,74 @@ class Haunted:
         return "on" in user["flags"] and self.servers.redis.client.get(f"{manifest['prefix']}precious") == "42"
 
     def check(self, *resources: uuid.UUID) -> None:
-        servers, deletions = self.servers, self.lane.deletions
+        servers, deletions = self.servers, self.install.deletions
         all_is_well(self.control, map(str, resources), pg=servers.pg, cache=servers.redis, deletions=deletions)
 
 
-def the_name_was_taken_again(haunted: Haunted, kind: str, at: str) -> None:
-    """Its work was done by another; who has the name now is spared, and what the zombie saw is kept, not applied."""
-    old = haunted.lane.born(kind)
-    jobs.enqueue(haunted.lane.db, old, actor="test")
-    zombie = haunted.zombie(at)
-    haunted.cut_off()
-    haunted.rescuer()
-    manifest = haunted.until(old, "deleted")
-    new = haunted.taken_again(kind, manifest)
-    zombie.wake()
-    haunted.finds_out(zombie)
-    assert haunted.precious(kind, manifest), "it is another's now"
-    assert haunted.events(old).count("late") == (at == "before:complete")
-    assert haunted.events(old).count("completed") == 1
-    jobs.enqueue(haunted.lane.db, new, actor="test")
-    haunted.until(new, "deleted")
-    haunted.check(old, new)
+def the_name_is_reused(scenario: Scenario, kind: str, at: str) -> None:
+    """Another worker did its job. The new resource is spared; the zombie's result is recorded as `late` only."""
+    old = scenario.install.born(kind)
+    jobs.enqueue(scenario.install.db, old, actor="test")
+    paused = scenario.paused_worker(at)
+    scenario.end_its_sessions()
+    scenario.rescuer()
+    manifest = scenario.until(old, "deleted")
+    new = scenario.reuse_the_name(kind, manifest)
+    paused.wake()
+    scenario.learns_that_its_claim_is_lost(paused)
+    assert scenario.is_whole(kind, manifest), "the new resource was harmed"
+    assert scenario.events(old).count("late") == (at == "before:complete")
+    assert scenario.events(old).count("completed") == 1
+    jobs.enqueue(scenario.install.db, new, actor="test")
+    scenario.until(new, "deleted")
+    scenario.check(old, new)
 
 
-def its_successor_waits_outside(haunted: Haunted, kind: str, at: str) -> None:
-    """Its session lives, and the lock with it: it finishes what it began, and its successor finds nothing to do."""
-    resource = haunted.lane.born(kind)
-    jobs.enqueue(haunted.lane.db, resource, actor="test")
-    zombie = haunted.zombie(at)
-    haunted.rescuer()
+def its_successor_waits_for_its_lock(scenario: Scenario, kind: str, at: str) -> None:
+    """Its session still holds the lock: it finishes what it began, and its successor finds nothing left to do."""
+    resource = scenario.install.born(kind)
+    jobs.enqueue(scenario.install.db, resource, actor="test")
+    paused = scenario.paused_worker(at)
+    scenario.rescuer()
     waits = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'advisory'"
-    eventually(lambda: haunted.servers.pg.query(waits, haunted.name), what="the successor waits for the lock")
-    zombie.wake()
-    haunted.finds_out(zombie)
-    haunted.until(resource, "deleted")
-    assert haunted.events(resource).count("late") == 1
-    haunted.check(resource)
+    eventually(lambda: scenario.servers.pg.query(waits, scenario.name), what="the successor waits for the lock")
+    paused.wake()
+    scenario.learns_that_its_claim_is_lost(paused)
+    scenario.until(resource, "deleted")
+    assert scenario.events(resource).count("late") == 1
+    scenario.check(resource)
 
 
-def nobody_relieved_it(haunted: Haunted, kind: str, at: str) -> None:
-    """It wakes with its lease past and its fence still the last."""
-    resource = haunted.lane.born(kind)
-    jobs.enqueue(haunted.lane.db, resource, actor="test")
-    haunted.zombie(at).wake()
-    haunted.until(resource, "deleted")
-    haunted.check(resource)
+def no_other_worker_took_its_job(scenario: Scenario, kind: str, at: str) -> None:
+    """Its lease has passed, but its fence is still the latest: it finishes its job."""
+    resource = scenario.install.born(kind)
+    jobs.enqueue(scenario.install.db, resource, actor="test")
+    scenario.paused_worker(at).wake()
+    scenario.until(resource, "deleted")
+    scenario.check(resource)
 
 
-def a_birth_that_a_delete_overtook(haunted: Haunted, kind: str, at: str) -> None:
-    """What it makes, or has made, is nobody's any more: it unmakes it."""
-    resource = haunted.lane.register(kind)
-    zombie = haunted.zombie(at)
-    jobs.enqueue(haunted.lane.db, resource, actor="test")
-    haunted.rescuer()
-    eventually(lambda: "rolled_back" in haunted.events(resource), what="the birth is given up")
-    if at != "before:CREATE DATABASE":  # else the rescuer waits for the zombie's lock
-        haunted.until(resource, "deleted")
-    zombie.wake()
-    haunted.finds_out(zombie)
-    haunted.until(resource, "deleted")
-    eventually(lambda: haunted.events(resource).count("late") >= 2, what="it tells what it made, and unmakes it")
-    assert haunted.events(resource).count("late") == 2
-    haunted.check(resource)
+def its_provision_is_overtaken_by_a_delete(scenario: Scenario, kind: str, at: str) -> None:
+    """The resource was deleted meanwhile: the zombie removes what it makes or has made."""
+    resource = scenario.install.register(kind)
+    paused = scenario.paused_worker(at)
+    jobs.enqueue(scenario.install.db, resource, actor="test")
+    scenario.rescuer()
+    eventually(lambda: "rolled_back" in scenario.events(resource), what="the provision is rolled back")
+    if at != "before:CREATE DATABASE":  # there the rescuer waits for the paused worker's lock
+        scenario.until(resource, "deleted")
+    paused.wake()
+    scenario.learns_that_its_claim_is_lost(paused)
+    scenario.until(resource, "deleted")
+    eventually(lambda: scenario.events(resource).count("late") >= 2, what="it records what it made, and removes it")
+    assert scenario.events(resource).count("late") == 2
+    scenario.check(resource)
 
 
 class Case(NamedTuple):
-    """A story, the kind of backend, and where the worker stands still."""
+    """A story, the kind of backend, and the boundary at which the worker is paused."""
 
-    story: Callable[[Haunted, str, str], None]
+    story: Callable[[Scenario, str, str], None]
     kind: str
     at: str
 
@@ -188,7 +188,7 @@ class Case(NamedTuple):
 
 CASES = [
     *(
-        Case(the_name_was_taken_again, "postgres", at)
+        Case(the_name_is_reused, "postgres", at)
         for at in (
             "before:start",
             "after:start",
@@ -198,7 +198,7 @@ CASES = [
         )
     ),
     *(
-        Case(the_name_was_taken_again, "redis", at)
+        Case(the_name_is_reused, "redis", at)
         for at in (
             "before:start",
             "after:start",
@@ -209,14 +209,14 @@ CASES = [
             "before:complete",
         )
     ),
-    Case(its_successor_waits_outside, "postgres", "before:DROP DATABASE"),
-    Case(its_successor_waits_outside, "postgres", "after:DROP DATABASE"),
-    Case(nobody_relieved_it, "postgres", "before:start"),
-    Case(nobody_relieved_it, "redis", "before:start"),
-    Case(a_birth_that_a_delete_overtook, "postgres", "before:CREATE DATABASE"),
-    Case(a_birth_that_a_delete_overtook, "postgres", "before:activate"),
-    Case(a_birth_that_a_delete_overtook, "redis", "before:SET generation key"),
-    Case(a_birth_that_a_delete_overtook, "redis", "before:activate"),
+    Case(its_successor_waits_for_its_lock, "postgres", "before:DROP DATABASE"),
+    Case(its_successor_waits_for_its_lock, "postgres", "after:DROP DATABASE"),
+    Case(no_other_worker_took_its_job, "postgres", "before:start"),
+    Case(no_other_worker_took_its_job, "redis", "before:start"),
+    Case(its_provision_is_overtaken_by_a_delete, "postgres", "before:CREATE DATABASE"),
+    Case(its_provision_is_overtaken_by_a_delete, "postgres", "before:activate"),
+    Case(its_provision_is_overtaken_by_a_delete, "redis", "before:SET generation key"),
+    Case(its_provision_is_overtaken_by_a_delete, "redis", "before:activate"),
 ]
 
 
@@ -224,15 +224,15 @@ CASES = [
 def begun(
     servers: Servers, template: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[dict[Case, Future[None]]]:
-    """Every case that is wanted, a few at a time: most of each is waiting for a lease."""
-    with lanes(servers, template, tmp_path_factory.mktemp("zombies")) as lane:
+    """All selected cases, a few at a time: each mostly waits for a lease to pass."""
+    with installs(servers, template, tmp_path_factory.mktemp("zombies")) as new_install:
 
         def live(case: Case) -> None:
-            haunted = Haunted(lane(), servers)
+            scenario = Scenario(new_install(), servers)
             try:
-                case.story(haunted, case.kind, case.at)
+                case.story(scenario, case.kind, case.at)
             finally:
-                for worker in haunted.workers:
+                for worker in scenario.workers:
                     worker.kill()
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -242,5 +242,7 @@ def begun(
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_zombie_harms_nobody(begun: dict[Case, Future[None]], case: Case) -> None:
+def test_a_worker_paused_past_its_lease_harms_nothing_when_it_goes_on(
+    begun: dict[Case, Future[None]], case: Case
+) -> None:
     begun[case].result()

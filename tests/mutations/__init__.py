@@ -55,7 +55,7 @@ EQUIVALENT: dict[Mutant, str] = {
                 "redrive by two: state",
                 " AND state = 'stuck'",
                 "",
-                "test_a_proposal_does_not_outlive_what_it_was_about",
+                "test_a_proposal_does_not_count_once_its_job_has_changed",
             ),
         ),
         "the CHECK outbox_running_has_lease gives a lease to running jobs only": cut(
@@ -66,7 +66,7 @@ EQUIVALENT: dict[Mutant, str] = {
                 "sweep: state again",
                 "outbox.id = placed.id AND state = 'running' AND",
                 "outbox.id = placed.id AND",
-                "test_a_look_that_locks_nothing_still_moves_nothing_twice[_SWEEP]",
+                "test_a_row_that_changed_after_it_was_picked_is_not_moved_again[_SWEEP]",
             ),
         ),
     }.items()

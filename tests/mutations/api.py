@@ -7,7 +7,7 @@ JOBS = "tests/api/test_jobs.py"
 API = "tests/api/test_bad_input.py"
 
 _FILTERS = "test_each_filter_finds_its_jobs_newest_first_and_counts_the_same"
-_PLANS = "tests/outbox/test_listing.py::test_every_page_is_read_by_an_index_and_every_count_in_one_pass"
+_PLANS = "tests/outbox/test_listing.py::test_each_page_is_read_by_an_index_and_each_count_in_one_pass"
 _OWN = "test_a_tenant_lists_and_counts_only_its_own_jobs"
 _NAMELESS = "test_a_tenant_reads_that_an_operator_acted_but_not_who_why_or_what_was_seen"
 _WORDS = "test_text_that_is_blank_or_cannot_be_stored_is_a_usage_error"

@@ -8,9 +8,9 @@ TRANSITIONS = "outbox/jobs"
 AUDIT, GRANTS, DOCTOR = "outbox/audit", "deprovisioner/grants.py", "outbox/doctor"
 SCHEMA = "migrations/versions/0006_audit.py"
 TESTS = "tests/outbox/test_audit.py"
-FINDS = "tests/outbox/test_doctor.py::test_whoever_rewrites_history_is_found"
+FINDS = "tests/outbox/test_doctor.py::test_the_doctor_finds_rewritten_events"
 
-_OWNERS = "test_whoever_owns_what_events_stand_in_is_refused_and_so_are_members"
+_OWNERS = "test_a_role_that_owns_the_events_schema_or_is_a_member_of_its_owner_is_refused"
 _CROSS = "test_statements_that_cross_each_other_s_chains_do_not_lock_each_other_out"
 
 GUARDS_OF_AUDIT = (
@@ -62,7 +62,7 @@ GUARDS_OF_AUDIT = (
             "audit_checkpoints_previous",
             '"audit_checkpoints_previous", "audit_checkpoints", ["previous"], unique=True',
             '"audit_checkpoints_previous", "audit_checkpoints", ["previous"], unique=False',
-            "test_of_two_checkpoints_at_once_one_is_made",
+            "test_two_checkpoints_at_once_make_one",
         ),
         *(
             (
@@ -95,7 +95,7 @@ GUARDS_OF_AUDIT = (
             "checkpoint: one of a time to come stops none",
             "at BETWEEN now() - CAST(:every AS interval) AND clock_timestamp()",
             "at > now() - CAST(:every AS interval)",
-            "test_a_checkpoint_of_a_time_to_come_is_told_and_stops_no_other",
+            "test_a_checkpoint_dated_in_the_future_is_reported_and_stops_no_other",
         ),
         (
             "checkpoint: only what is new",
@@ -107,7 +107,7 @@ GUARDS_OF_AUDIT = (
             "checkpoint: what has not settled is read again",
             "\n                 WHERE at < now() - CAST(:settles AS interval)",
             "",
-            "test_an_event_that_was_on_its_way_is_in_the_next_checkpoint",
+            "test_an_event_that_commits_during_a_checkpoint_is_in_the_next_one",
         ),
     ),
     *cut(
@@ -161,7 +161,7 @@ GUARDS_OF_AUDIT = (
             "grants: what was too much goes",
             'db.exec_driver_sql(f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {quote(role)}")',
             "",
-            "test_granting_again_takes_away_what_was_too_much",
+            "test_granting_again_revokes_rights_beyond_the_list",
         ),
     ),
 )

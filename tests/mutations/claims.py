@@ -41,13 +41,18 @@ CLAIMS = (
         TRANSITIONS,
         "_ENQUEUE_TEMPLATE = _enqueue(",
         GUARD,
-        ("enqueue: status", " AND status IN ('active', 'provisioning')", "", "test_the_flip_alone_lets_one_delete_win"),
+        (
+            "enqueue: status",
+            " AND status IN ('active', 'provisioning')",
+            "",
+            "test_the_status_change_alone_lets_one_delete_win",
+        ),
         (
             "enqueue: tenant",
             "(asked.tenant IS NULL OR asked.tenant = resources.tenant) AND ",
             "",
             "test_another_tenants_resource_does_not_exist",
-            "test_deletes_that_share_a_statement_are_each_its_own",
+            "test_deletes_in_one_batch_are_each_decided_alone",
         ),
         (
             "enqueue: order of locks",
@@ -92,23 +97,33 @@ CLAIMS = (
             "expire: status",
             "status = 'active' AND expires_at",
             "expires_at",
-            "test_what_cannot_expire_takes_no_place_in_the_batch",
+            "test_a_resource_that_cannot_expire_takes_no_place_in_the_batch",
         ),
-        ("expire: protected", " AND NOT protected", "", "test_what_cannot_expire_takes_no_place_in_the_batch"),
-        ("expire: batch", "LIMIT :batch", "", "test_what_cannot_expire_takes_no_place_in_the_batch"),
+        (
+            "expire: protected",
+            " AND NOT protected",
+            "",
+            "test_a_resource_that_cannot_expire_takes_no_place_in_the_batch",
+        ),
+        ("expire: batch", "LIMIT :batch", "", "test_a_resource_that_cannot_expire_takes_no_place_in_the_batch"),
         (
             "expire: expires_at",
             " AND expires_at <= now()",
             "",
             "test_expiry_enqueues_what_has_expired_and_nothing_else",
         ),
-        ("expire: SKIP LOCKED", " SKIP LOCKED", "", "test_expiry_waits_for_nobody"),
-        ("expire: FOR UPDATE SKIP LOCKED", "FOR UPDATE SKIP LOCKED", "", "test_expiry_waits_for_nobody"),
+        ("expire: SKIP LOCKED", " SKIP LOCKED", "", "test_expiry_skips_locked_rows_without_waiting"),
+        (
+            "expire: FOR UPDATE SKIP LOCKED",
+            "FOR UPDATE SKIP LOCKED",
+            "",
+            "test_expiry_skips_locked_rows_without_waiting",
+        ),
         (
             "expire: status again",
             "\"status = 'active'\"",
             '"true"',
-            "test_a_look_that_locks_nothing_still_moves_nothing_twice[_EXPIRE]",
+            "test_a_row_that_changed_after_it_was_picked_is_not_moved_again[_EXPIRE]",
         ),
     ),
     *cut(
@@ -119,17 +134,17 @@ CLAIMS = (
             "shared: what somebody holds is left out",
             "FOR NO KEY UPDATE SKIP LOCKED",
             "FOR NO KEY UPDATE",
-            "test_a_shared_statement_leaves_out_what_somebody_holds[start-outbox]",
-            "test_a_shared_statement_leaves_out_what_somebody_holds[complete-outbox]",
-            f"{GUARD}::test_a_resource_that_somebody_holds_keeps_no_other_delete_waiting",
+            "test_a_batch_leaves_out_locked_rows[start-outbox]",
+            "test_a_batch_leaves_out_locked_rows[complete-outbox]",
+            f"{GUARD}::test_a_locked_resource_does_not_delay_other_deletes",
         ),
         (
             "shared: what somebody writes events of is left out",
             "AND {chain} FOR NO",
             "FOR NO",
-            "test_a_shared_statement_leaves_out_what_somebody_writes_events_of[start]",
-            "test_a_shared_statement_leaves_out_what_somebody_writes_events_of[complete]",
-            "test_shared_deletes_leave_out_what_somebody_writes_events_of",
+            "test_a_batch_leaves_out_resources_whose_event_chain_is_locked[start]",
+            "test_a_batch_leaves_out_resources_whose_event_chain_is_locked[complete]",
+            "test_a_batch_of_deletes_leaves_out_resources_whose_event_chain_is_locked",
         ),
     ),
     # -- claim, heartbeat
@@ -141,13 +156,13 @@ CLAIMS = (
             "claim: SKIP LOCKED",
             "FOR UPDATE SKIP LOCKED",
             "FOR UPDATE",
-            "test_a_row_that_somebody_holds_is_skipped_not_waited_for",
+            "test_a_claim_skips_a_locked_row_without_waiting",
         ),
         (
             "claim: FOR UPDATE SKIP LOCKED",
             "FOR UPDATE SKIP LOCKED",
             "",
-            "test_a_row_that_somebody_holds_is_skipped_not_waited_for",
+            "test_a_claim_skips_a_locked_row_without_waiting",
         ),
         (
             "claim: state",
@@ -159,13 +174,13 @@ CLAIMS = (
             "claim: state again",
             "WHERE state = 'pending' AND id = ANY",
             "WHERE id = ANY",
-            f"{MOVES}::test_a_look_that_locks_nothing_still_moves_nothing_twice[_CLAIM]",
+            f"{MOVES}::test_a_row_that_changed_after_it_was_picked_is_not_moved_again[_CLAIM]",
         ),
         (
             "claim: available_at",
             "AND available_at <= now() AND (available_at, id) >",
             "AND (available_at, id) >",
-            "test_jobs_that_are_not_due_stay",
+            "test_a_claim_leaves_jobs_that_are_not_due",
         ),
         (
             "claim: behind the one before",
@@ -210,25 +225,25 @@ CLAIMS = (
             " AND outbox.backend = breakers.backend\n"
             "                                 AND available_at <= now())",
             "",
-            "test_no_probe_is_spent_on_nothing",
+            "test_a_breaker_keeps_its_probe_while_its_backend_has_no_due_job",
         ),
         (
             "claim: probes first",
             "ORDER BY probe.backend IS NULL, served.place",
             "ORDER BY probe.backend IS NOT NULL, served.place",
-            "test_no_probe_is_spent_on_nothing",
+            "test_a_breaker_keeps_its_probe_while_its_backend_has_no_due_job",
         ),
         (
             "claim: room",
             "CASE WHEN probe.backend IS NULL THEN served.room ELSE 1 END",
             "CASE WHEN probe.backend IS NULL THEN 9 ELSE 1 END",
-            "test_a_claim_takes_no_more_than_its_slots_and_rooms",
+            "test_a_claim_takes_no_more_than_its_slots_and_the_backends_capacity",
         ),
         (
             "claim: slots",
             "LIMIT :slots))\n     RETURNING *",
             "LIMIT :slots + 1))\n     RETURNING *",
-            "test_a_claim_takes_no_more_than_its_slots_and_rooms",
+            "test_a_claim_takes_no_more_than_its_slots_and_the_backends_capacity",
         ),
         (
             "claim: hold",
@@ -240,7 +255,7 @@ CLAIMS = (
             "claim: a brake's hold stops no births",
             " AND cause = 'operator'",
             "",
-            f"{BRAKES}::test_a_brake_s_hold_stops_teardowns_and_lets_births_go_on",
+            f"{BRAKES}::test_a_brake_s_hold_stops_teardowns_but_not_provisions",
         ),
         (
             "claim: not what is parked",
@@ -277,7 +292,7 @@ CLAIMS = (
                 f"claimed before: {name}",
                 old,
                 new,
-                "test_a_claim_whose_answer_was_lost_is_found_by_its_worker_and_by_nobody_else",
+                "test_a_claim_whose_answer_was_lost_is_found_only_by_its_worker",
             )
             for name, old, new in (
                 ("worker", " AND claimed_by = :worker", ""),
@@ -293,11 +308,11 @@ CLAIMS = (
         TRANSITIONS,
         '_OURS_TEMPLATE = """',
         MOVES,
-        ("heartbeat: fence", _OUR_FENCE, "", f"{CLAIM}::test_a_heartbeat_keeps_only_what_is_still_ours"),
+        ("heartbeat: fence", _OUR_FENCE, "", f"{CLAIM}::test_a_heartbeat_keeps_only_jobs_whose_claim_is_still_valid"),
         ("start: fence", _OUR_FENCE, "", "test_an_older_fence_moves_nothing[start]"),
         ("complete: fence", _OUR_FENCE, "", "test_an_older_fence_moves_nothing[complete]"),
-        ("heartbeat: state", _CLAIMED, "", f"{CLAIM}::test_a_heartbeat_keeps_only_what_is_still_ours"),
-        ("start: state", _CLAIMED, "", "test_start_refuses_what_does_not_run_whatever_its_lease"),
+        ("heartbeat: state", _CLAIMED, "", f"{CLAIM}::test_a_heartbeat_keeps_only_jobs_whose_claim_is_still_valid"),
+        ("start: state", _CLAIMED, "", "test_start_refuses_a_job_that_is_not_running"),
         ("complete: state", _CLAIMED, "", "test_a_transition_moves_a_job_only_along_its_arrow[complete-stuck]"),
         (
             "ours: order of locks",
@@ -346,7 +361,7 @@ CLAIMS = (
             "start: status deleting",
             "WHERE status = 'deleting'",
             "",
-            "test_start_refuses_what_the_resource_does_not_want",
+            "test_start_refuses_a_job_that_does_not_fit_the_resources_status",
         ),
         (
             "start: status provisioning",
@@ -364,13 +379,13 @@ CLAIMS = (
             "start: the first plan stays",
             "CASE WHEN adopted OR manifest IS NULL THEN CAST(:manifest AS jsonb) ELSE manifest END",
             "CAST(:manifest AS jsonb)",
-            "test_what_is_about_to_be_made_is_stored_once",
+            "test_the_manifest_of_a_provision_is_stored_once",
         ),
         (
             "start: the first credentials stay",
             "COALESCE(credentials, CAST(:credentials AS bytea))",
             "CAST(:credentials AS bytea)",
-            "test_what_is_about_to_be_made_is_stored_once",
+            "test_the_manifest_of_a_provision_is_stored_once",
         ),
         (
             "start: event",
@@ -382,7 +397,7 @@ CLAIMS = (
             "start: event of a birth",
             "status = 'provisioning'\n    ), {_START}, noted AS ({_EVENT_EACH}\n    )",
             "status = 'provisioning'\n    ), {_START}",
-            "test_what_is_about_to_be_made_is_stored_once",
+            "test_the_manifest_of_a_provision_is_stored_once",
         ),
     ),
     *cut(
@@ -416,7 +431,7 @@ CLAIMS = (
             "hold: a brake stops teardowns only",
             "AND (holds.cause = 'operator' OR {1} = 'deprovision')",
             "",
-            f"{BRAKES}::test_a_brake_s_hold_stops_teardowns_and_lets_births_go_on",
+            f"{BRAKES}::test_a_brake_s_hold_stops_teardowns_but_not_provisions",
         ),
         *(
             (
@@ -453,7 +468,7 @@ CLAIMS = (
             "brake: only what may start is judged",
             "under and not _has_started(db, claim, ResourceStatus.DELETING)",
             "under",
-            "test_what_may_not_start_is_not_judged",
+            "test_a_start_refused_for_another_reason_does_not_hit_the_brake",
         ),
     ),
     *cut(
@@ -511,9 +526,9 @@ CLAIMS = (
             "brake: percent",
             "(taken + 1) * 100 > percent * existing",
             "false",
-            "test_twenty_of_twenty_five_at_once_stops_for_a_person",
+            "test_a_brake_of_fifty_percent_stops_the_thirteenth_teardown_of_twenty_five",
         ),
-        ("brake: a handful", "taken + 1 >= {PERCENT_FROM} AND ", "", "test_a_handful_is_no_stampede"),
+        ("brake: a handful", "taken + 1 >= {PERCENT_FROM} AND ", "", "test_a_few_teardowns_engage_no_brake"),
         (
             "brake: once a resource",
             " AND resource_id <> :resource_id\n                       LIMIT",
@@ -563,7 +578,7 @@ CLAIMS = (
             "test_a_half_open_breaker_lets_one_probe_through_in_all",
         ),
         *(
-            (f"breaker: {name}", old, new, "test_a_breaker_waits_longer_each_time_up_to_its_longest")
+            (f"breaker: {name}", old, new, "test_a_breaker_doubles_its_wait_up_to_a_limit")
             for name, old, new in (
                 (
                     "failures of one pause count once",

@@ -16,7 +16,7 @@ _SUCCESSOR = "test_a_canary_that_somebody_else_moved_on_has_a_successor"
 _CHANGED = "test_a_set_that_has_changed_is_refused_and_nothing_is_kept"
 _PREVIEW = "test_a_preview_tells_how_many_of_which_backends_and_the_first_of_them"
 _STOPPED = "test_a_stopped_operation_leaves_alone_what_it_has_not_done_and_tells_who_and_why"
-_LEFT = "test_what_changed_after_the_beginning_is_left_as_it_is"
+_LEFT = "test_offboarding_skips_resources_that_changed_after_it_began"
 _OFFBOARD = "test_offboarding_deletes_what_a_delete_would_and_leaves_the_rest"
 
 
@@ -59,7 +59,7 @@ GUARDS_OF_OPERATIONS = (
             "redrive_all: order of locks",
             " ORDER BY id FOR UPDATE OF outbox",
             "",
-            "test_two_sets_in_contrary_order_wait_for_each_other_and_never_in_a_circle",
+            "test_two_bulk_redrives_of_the_same_jobs_in_opposite_order_do_not_deadlock",
         ),
     ),
     *cut(
@@ -104,7 +104,12 @@ GUARDS_OF_OPERATIONS = (
     ),
     *_of(
         "    operation = insert(db, OperationKind.OFFBOARD",
-        ("operations: count", "begun.total != expected_count", "False", "test_offboarding_wants_the_count_said_aloud"),
+        (
+            "operations: count",
+            "begun.total != expected_count",
+            "False",
+            "test_offboarding_needs_the_count_from_the_preview",
+        ),
         ("operations: protected from the beginning", 'sa.case((living.c.protected, "protected"))', "sa.null()", _LEFT),
     ),
     *_of(
@@ -122,7 +127,7 @@ GUARDS_OF_OPERATIONS = (
             "operations: a tenant that is known",
             "    _refuse_unknown_tenant(db, tenant)\n",
             "",
-            "test_a_tenant_that_never_was_is_not_offboarded",
+            "test_an_unknown_tenant_is_not_offboarded",
         ),
     ),
     # -- the stop
@@ -146,10 +151,20 @@ GUARDS_OF_OPERATIONS = (
             "operations: any of those due",
             "ORDER BY random() ",
             "ORDER BY id ",
-            "test_an_operation_that_fails_each_time_does_not_stand_before_the_others",
+            "test_an_operation_that_fails_each_time_does_not_delay_the_others",
         ),
-        ("operations: row lock", "FOR UPDATE SKIP LOCKED", "", "test_a_worker_leaves_the_operation_that_another_is_at"),
-        ("operations: SKIP LOCKED", " SKIP LOCKED", "", "test_a_worker_leaves_the_operation_that_another_is_at"),
+        (
+            "operations: row lock",
+            "FOR UPDATE SKIP LOCKED",
+            "",
+            "test_a_worker_skips_an_operation_that_another_worker_advances",
+        ),
+        (
+            "operations: SKIP LOCKED",
+            " SKIP LOCKED",
+            "",
+            "test_a_worker_skips_an_operation_that_another_worker_advances",
+        ),
     ),
     *_of(
         "_PACE = text(",

@@ -9,13 +9,13 @@ MOVES = "tests/outbox/test_transitions.py"
 OBSERVES = "tests/worker/test_observer.py"
 CLAIMS = "tests/worker/test_claiming.py"
 
-_NOT_JUST_GONE = "test_what_was_not_just_seen_gone_is_not_resolved"
+_NOT_JUST_GONE = "test_a_job_whose_object_was_not_just_seen_absent_is_not_resolved"
 _ONE_PROPOSAL = "test_a_proposal_is_for_one_action_one_job_and_one_fence"
-_TWO = "test_two_operators_force_what_one_never_can"
+_TWO = "test_a_force_needs_two_operators"
 _REVOKED = "test_the_proposal_of_a_revoked_operator_counts_no_more"
-_ONLY_STUCK = "test_a_look_is_asked_for_only_at_a_stuck_teardown_at_the_fence_that_was_seen"
-_TURNS = "test_a_look_is_taken_once_by_who_serves_the_backend_and_again_when_the_turn_is_over"
-_MOVED_ON = "test_who_has_moved_on_is_not_looked_at_and_its_look_goes"
+_ONLY_STUCK = "test_an_inspection_is_only_of_a_stuck_teardown_at_the_fence_the_operator_saw"
+_TURNS = "test_an_inspection_is_taken_by_one_worker_of_its_backend_and_again_after_its_turn"
+_MOVED_ON = "test_a_job_that_moved_on_is_not_inspected_and_its_inspection_is_removed"
 
 OPERATORS = (
     *cut(
@@ -46,50 +46,50 @@ OPERATORS = (
             "resolve: resource",
             "status IN ('deleting', 'deleted')",
             "true",
-            "test_a_birth_that_is_still_wanted_is_deleted_first",
+            "test_a_stuck_provision_is_not_resolved_before_its_resource_is_deleted",
         ),
         (
             "resolve: resource of a teardown",
             " AND status = 'deleting'",
             "",
-            "test_a_teardown_of_what_nobody_is_deleting_is_not_resolved[deleted]",
+            "test_a_teardown_whose_resource_is_not_deleting_is_not_resolved[deleted]",
         ),
         (
             "resolve: deleted in the same statement",
             "SET status = 'deleted', purged_at = now(), credentials = NULL",
             "SET name = name",
-            "test_what_was_seen_gone_is_resolved_with_its_resource_and_its_evidence",
+            "test_a_job_whose_object_was_seen_absent_is_resolved_with_its_evidence",
         ),
         (
             "resolve: credentials forgotten",
             ", credentials = NULL",
             "",
-            "test_what_was_seen_gone_is_resolved_with_its_resource_and_its_evidence",
+            "test_a_job_whose_object_was_seen_absent_is_resolved_with_its_evidence",
         ),
         (
             "resolve: a birth deletes nothing",
             " AND job.kind = 'deprovision'",
             "",
-            "test_a_birth_whose_resource_is_deleted_needs_no_look_and_ends_cancelled[deleting]",
+            "test_a_stuck_provision_of_a_deleted_resource_resolves_to_cancelled_without_an_inspection[deleting]",
         ),
         (
             "resolve: event",
             "FROM job LEFT JOIN proof ON kind = 'deprovision'",
             "FROM job LEFT JOIN proof ON kind = 'deprovision' LIMIT 0",
-            "test_what_was_seen_gone_is_resolved_with_its_resource_and_its_evidence",
+            "test_a_job_whose_object_was_seen_absent_is_resolved_with_its_evidence",
         ),
     ),
     *cut(
         TRANSITIONS,
         '_LAST_OBSERVATION = """',
         RESOLVE,
-        ("resolve: job of the look", "job_id = :id AND ", "", "test_a_look_at_another_job_proves_nothing"),
+        ("resolve: job of the look", "job_id = :id AND ", "", "test_an_inspection_of_another_job_is_no_evidence"),
         ("resolve: fence of the look", " AND fence = :fence", "", f"{_NOT_JUST_GONE}"),
         (
             "resolve: the last look",
             "ORDER BY observed_at DESC, id DESC",
             "ORDER BY observed_at, id",
-            "test_the_last_look_counts_and_no_earlier_one",
+            "test_only_the_latest_inspection_counts",
         ),
         ("resolve: absent", "found = 'absent' AND fresh", "fresh", _NOT_JUST_GONE),
         ("resolve: just seen", "found = 'absent' AND fresh", "found = 'absent'", _NOT_JUST_GONE),
@@ -100,7 +100,7 @@ OPERATORS = (
         '_PROPOSED = f"""',
         RESOLVE,
         ("by two: another operator", "AND proposed_by <> :actor", "", _TWO),
-        ("by two: an hour", " AND proposed_at > now() - :life", "", "test_a_proposal_ends_with_its_hour"),
+        ("by two: an hour", " AND proposed_at > now() - :life", "", "test_a_proposal_expires_after_an_hour"),
         (
             "by two: not of a revoked token",
             '\n           AND NOT {approvals.REVOKED.format("approvals")}',
@@ -156,14 +156,19 @@ OPERATORS = (
             "approvals: fence",
             "WHERE id = :id AND fence = :fence",
             "WHERE id = :id",
-            "test_who_forces_names_a_stuck_job_too",
+            "test_a_force_needs_a_stuck_job_at_the_fence_the_operator_saw",
         ),
-        ("approvals: state", " AND state = 'stuck'", "", "test_who_forces_names_a_stuck_job_too"),
+        (
+            "approvals: state",
+            " AND state = 'stuck'",
+            "",
+            "test_a_force_needs_a_stuck_job_at_the_fence_the_operator_saw",
+        ),
         (
             "approvals: kind",
             " AND kind = 'deprovision'",
             "",
-            "test_a_birth_that_is_still_wanted_is_deleted_first",
+            "test_a_stuck_provision_is_not_resolved_before_its_resource_is_deleted",
         ),
         (
             "approvals: outcome unknown",
@@ -217,25 +222,25 @@ OPERATORS = (
             "looks: no other running",
             "AND other.claimed_by IS NOT NULL",
             "AND false",
-            "test_nobody_looks_while_another_job_of_the_resource_runs",
+            "test_no_inspection_is_taken_while_another_job_of_the_resource_runs",
         ),
         (
             "looks: room",
             "LIMIT served.room",
             "",
-            "test_no_more_looks_are_taken_than_there_is_room_for_and_nobody_is_waited_for",
+            "test_inspections_are_taken_up_to_the_capacity_and_skip_locked_rows",
         ),
         (
             "looks: slots",
             "AS asked\n                LIMIT :slots",
             "AS asked",
-            "test_no_more_looks_are_taken_than_there_is_room_for_and_nobody_is_waited_for",
+            "test_inspections_are_taken_up_to_the_capacity_and_skip_locked_rows",
         ),
         (
             "looks: SKIP LOCKED",
             "LIMIT served.room\n                         FOR UPDATE OF look SKIP LOCKED",
             "LIMIT served.room\n                         FOR UPDATE OF look",
-            "test_no_more_looks_are_taken_than_there_is_room_for_and_nobody_is_waited_for",
+            "test_inspections_are_taken_up_to_the_capacity_and_skip_locked_rows",
         ),
         ("looks: those of who moved on go", "state <> 'stuck' OR outbox.fence <> look.fence", "false", _MOVED_ON),
     ),
@@ -246,7 +251,7 @@ OPERATORS = (
         ("looks: recorded of the stuck", " AND state = 'stuck'", "", _MOVED_ON),
         ("looks: recorded at its fence", " AND outbox.fence = observations.fence", "", _MOVED_ON),
         ("looks: one's own turn", " AND taken_until = :taken_until", "", _TURNS),
-        ("looks: in time", " AND taken_until > now()", "", "test_a_look_that_took_too_long_is_no_news"),
+        ("looks: in time", " AND taken_until > now()", "", "test_an_inspection_that_took_too_long_is_not_recorded"),
         (
             "looks: event",
             "FROM job JOIN look ON job_id = job.id",

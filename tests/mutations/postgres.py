@@ -5,6 +5,8 @@ from tests.mutations.cut import cut
 PG = "worker/backends/postgres"  # each mutant is of the one module in it that has its text
 TESTS = "tests/worker/backends/postgres"
 CREATE = f"{TESTS}/test_create.py"
+ERRORS = f"{TESTS}/test_errors.py"
+OBSTACLES = f"{TESTS}/test_obstacles.py"
 DESTROY = f"{TESTS}/test_destroy.py"
 IDENTITY = f"{TESTS}/test_identity.py"
 SESSION = f"{TESTS}/test_session.py"
@@ -13,6 +15,34 @@ KINDS = "tests/worker/backends/test_conformance.py"
 _REPLACED = "test_identity_is_checked_again_in_each_transaction"
 _ALLOWED = "test_protected_names_are_refused_whatever_the_manifest_says"
 GUARDS_OF_POSTGRES = (
+    *cut(
+        PG,
+        "def _translated(",
+        ERRORS,
+        (
+            "postgres: a neighbour's trouble",
+            "if errors.is_lost(error) and self._answers():",
+            "if False:",
+            "test_a_neighbour_s_database_that_cannot_be_entered_is_this_job_s_trouble_and_named",
+        ),
+        (
+            "postgres: a server that is away, seen from another database",
+            "if errors.is_lost(error) and self._answers():",
+            "if errors.is_lost(error):",
+            "test_another_database_is_unavailable_when_the_server_is",
+        ),
+    ),
+    *cut(
+        PG,
+        "def transaction(",
+        ERRORS,
+        (
+            "postgres: the first error counts",
+            "with contextlib.suppress(psycopg2.Error):",
+            "with contextlib.suppress():",
+            "test_a_rollback_does_not_hide_the_error_that_ended_the_session",
+        ),
+    ),
     *cut(
         PG,
         "def is_ours(",
@@ -41,28 +71,83 @@ GUARDS_OF_POSTGRES = (
             f"{KINDS}::test_the_wrong_server_is_refused[postgres]",
         ),
         (
-            "postgres: comment of the role",
-            "if state.role is not None and not is_marked(state.role.comment, manifest):",
-            "if False:",
-            "test_a_role_made_again_under_the_name_is_untouched",
+            "postgres: absent without its role",
+            "if not state.databases and not state.roles:",
+            "if not state.databases:",
+            "test_a_role_without_its_database_is_not_absent",
         ),
+    ),
+    *cut(
+        PG,
+        "def _foreign_database(",
+        IDENTITY,
         (
             "postgres: the name is another's",
-            "if named is not None and named not in ours and not ours:",
-            "if False:",
+            "elif not ours:",
+            "elif False:",
             "test_a_database_made_again_under_the_name_is_untouched",
         ),
         (
             "postgres: a renamed database",
-            "if stray := [d for d in ours if d.name not in",
-            "if stray := [d for d in () if d.name not in",
+            "if found.name not in names:",
+            "if False:",
             "test_a_database_that_was_renamed_is_different_and_untouched",
         ),
         (
-            "postgres: absent without its role",
-            "if not ours and state.role is None:",
-            "if not ours:",
-            "test_a_role_without_its_database_is_not_absent",
+            "postgres: a database with the mark alone",
+            "elif is_marked(found.comment, manifest):",
+            "elif False:",
+            "test_a_part_that_matches_is_never_absent_nor_touched",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _foreign_role(",
+        IDENTITY,
+        (
+            "postgres: comment of the role",
+            "elif not ours:",
+            "elif False:",
+            "test_a_role_made_again_under_the_name_is_untouched",
+        ),
+        (
+            "postgres: a renamed role",
+            "if found.name not in names:",
+            "if False:",
+            "test_a_part_that_matches_is_never_absent_nor_touched",
+        ),
+    ),
+    *cut(
+        PG,
+        "def is_our_role(",
+        IDENTITY,
+        (
+            "postgres: OID of the role",
+            'manifest.get("role_oid") in (None, role.oid) and ',
+            "",
+            "test_a_part_that_matches_is_never_absent_nor_touched",
+        ),
+    ),
+    *cut(
+        PG,
+        "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting",
+        f"{TESTS}/test_authority.py",
+        (
+            "postgres: a standby is not believed",
+            "if standby or read_only:",
+            "if False:",
+            "test_no_verb_believes_a_standby",
+        ),
+    ),
+    *cut(
+        PG,
+        "_PARAMETERS = {",
+        f"{TESTS}/test_authority.py",
+        (
+            "postgres: the search path",
+            "-c search_path=pg_catalog,pg_temp ",
+            "",
+            "test_settings_of_role_and_database_do_not_reach_a_session",
         ),
     ),
     *cut(
@@ -76,22 +161,28 @@ GUARDS_OF_POSTGRES = (
             f"{KINDS}::test_another_generation_under_the_same_names_is_never_touched[postgres]",
         ),
         (
-            "postgres: identity with the connection limit",
-            "if limited is None or not identity.is_ours(limited, manifest):",
-            "if False:",
-            f"{_REPLACED}[1]",
-        ),
-        (
             "postgres: no login",
-            'session.execute("ALTER ROLE {role} NOLOGIN", role=manifest["role"])',
+            'session.execute("ALTER ROLE {role} NOLOGIN", role=state.role.name)',
             "pass",
             "test_a_quarantine_leaves_no_way_in",
         ),
         (
-            "postgres: connection limit",
-            'session.execute("ALTER DATABASE {name} CONNECTION LIMIT 0", name=manifest["database"])',
+            "postgres: the door is closed before sessions are ended",
+            "with session.transaction():\n        _set_door(session, manifest, opened=False)",
+            "if False:\n        pass",
+            f"{OBSTACLES}::test_superusers_that_reconnect_do_not_keep_the_database_alive",
+        ),
+        (
+            "postgres: a subscription",
+            "obstacles.must_not_subscribe(session, ours, ours.name)",
             "pass",
-            "test_a_quarantine_leaves_no_way_in",
+            f"{OBSTACLES}::test_a_subscription_is_refused_at_once_and_named",
+        ),
+        (
+            "postgres: who is left is named",
+            "obstacles.must_be_ended(left, ours.name)",
+            "pass",
+            f"{OBSTACLES}::test_a_superuser_s_session_is_named_and_saves_no_other_session",
         ),
         (
             "postgres: the service's own, checked at quarantine",
@@ -119,19 +210,52 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _end_sessions(",
+        "def _set_door(",
         DESTROY,
         (
+            "postgres: identity with the door",
+            "if touched is None or not identity.is_ours(touched, manifest):",
+            "if False:",
+            f"{_REPLACED}[1]",
+        ),
+    ),
+    *cut(
+        PG,
+        "forbidden: set[int]",
+        OBSTACLES,
+        (
             "postgres: sessions are ended",
-            "SELECT pg_terminate_backend(pid, %(wait)s) FROM",
-            "SELECT pid, %(wait)s FROM",
+            "SELECT pg_catalog.pg_terminate_backend(%s)",
+            "SELECT %s",
             f"{KINDS}::test_an_open_session_does_not_stop_the_teardown[postgres]",
         ),
         (
+            "postgres: one forbidden session does not save the others",
+            "forbidden.add(client.pid)",
+            "return left",
+            "test_a_superuser_s_session_is_named_and_saves_no_other_session",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _roll_back_prepared(",
+        DESTROY,
+        (
             "postgres: prepared transactions",
-            "if database and prepared:",
-            "if False:",
+            "if not (found := obstacles.prepared(session, database.name)):",
+            "if not (found := []):",
             "test_prepared_transactions_are_rolled_back",
+        ),
+    ),
+    *cut(
+        PG,
+        "def roll_back(",
+        OBSTACLES,
+        (
+            "postgres: as the owner of a prepared transaction",
+            'inside.execute("SET ROLE {owner}", owner=owner)',
+            "pass",
+            "test_a_prepared_transaction_of_the_customer_is_rolled_back_as_its_owner",
         ),
     ),
     *cut(
@@ -139,16 +263,22 @@ GUARDS_OF_POSTGRES = (
         "def _drop_role(",
         DESTROY,
         (
-            "postgres: the role, before its grants go",
-            "return\n    if not identity.is_marked(role.comment, manifest):",
-            "return\n    if False:",
-            "test_a_role_that_is_replaced_during_a_teardown_is_untouched[before its grants]",
+            "postgres: what still depends on the role is named",
+            "obstacles.must_be_disowned(session, role, dying)",
+            "pass",
+            f"{OBSTACLES}::test_a_superuser_s_grant_is_refused_at_once_and_named_with_its_database",
         ),
         (
-            "postgres: the role, before it is dropped",
-            "return\n        if not identity.is_marked(role.comment, manifest):",
-            "return\n        if False:",
-            "test_a_role_that_is_replaced_during_a_teardown_is_untouched[before itself]",
+            "postgres: the role, after its rename",
+            "_must_be_our_role(session, manifest, dying)",
+            "pass",
+            "test_a_role_that_is_replaced_before_its_teardown_is_untouched[_drop_role]",
+        ),
+        (
+            "postgres: a role is renamed before it is dropped",
+            "if role.name != dying:",
+            "dying = role.name\n    if False:",
+            "test_a_stranger_that_takes_the_freed_name_of_a_dying_role_is_untouched[18]",
         ),
     ),
     *cut(
@@ -198,7 +328,7 @@ GUARDS_OF_POSTGRES = (
         IDENTITY,
         (
             "postgres: advisory lock",
-            'cursor.execute("SELECT pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))',
+            'cursor.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))',
             "pass",
             f"{SESSION}::test_a_second_worker_at_one_object_waits_for_the_first",
         ),
@@ -287,7 +417,7 @@ GUARDS_OF_POSTGRES = (
         ),
         (
             "postgres: a role that was there before",
-            "if not identity.is_marked(state.role.comment, manifest):",
+            "if not identity.is_our_role(state.role, manifest):",
             "if False:",
             "test_provision_takes_over_nothing_that_existed_before[role]",
         ),

@@ -6,10 +6,91 @@ REDIS = "worker/backends/redis"  # each mutant is of the one module in it that h
 TESTS = "tests/worker/backends/redis"
 CREATE = f"{TESTS}/test_create.py"
 DESTROY = f"{TESTS}/test_destroy.py"
+AUTHORITY = f"{TESTS}/test_authority.py"
+ERRORS = f"{TESTS}/test_errors.py"
 IDENTITY = f"{TESTS}/test_identity.py"
 KINDS = "tests/worker/backends/test_conformance.py"
 
 GUARDS_OF_REDIS = (
+    *cut(
+        REDIS,
+        "    replica has the key too; only a user",
+        AUTHORITY,
+        (
+            "redis: two identities",
+            "if len(servers) > 1:",
+            "if False:",
+            "test_a_server_with_two_identities_is_not_believed[redis]",
+        ),
+        (
+            "redis: an older version's key proves nothing alone",
+            'if ours and session.get(SERVER_KEY) == manifest["server"]:',
+            'if session.get(SERVER_KEY) == manifest["server"]:',
+            "test_a_promoted_replica_never_says_absent[redis-older]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "def must_keep_promises(",
+        AUTHORITY,
+        (
+            "redis: no cluster",
+            'if session.info("cluster").get("cluster_enabled"):',
+            "if False:",
+            "test_a_cluster_is_refused_at_birth[redis]",
+        ),
+        (
+            "redis: users that survive a restart",
+            "if not session.server.volatile_users and not session.keeps_users():",
+            "if False:",
+            "test_a_server_that_forgets_its_users_is_refused_at_birth[redis]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "    A server of an older version takes over",
+        AUTHORITY,
+        (
+            "redis: an older key is taken over only beside a user of ours",
+            "if older is not None and users_with(session, CHANNEL)",
+            "if older is not None",
+            "test_a_promoted_replica_never_says_absent[redis-older]",
+        ),
+        (
+            "redis: racing identities",
+            "pipe.watch(SERVER_KEY)",
+            "pass",
+            "test_racing_plans_agree_on_one_identity[redis]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "def must_be_primary(",
+        AUTHORITY,
+        (
+            "redis: only a primary",
+            'if found["role"] != "master":',
+            "if False:",
+            "test_a_replica_is_not_believed[redis]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "def meaning(",
+        ERRORS,
+        (
+            "redis: no password in an error",
+            '_SECRET.sub("(secret)", " ".join(str(error).split()))',
+            '" ".join(str(error).split())',
+            "test_no_error_shows_a_password[redis-piped]",
+        ),
+        (
+            "redis: errors by their code",
+            "if code in MEANS:",
+            "if False:",
+            "test_a_server_that_refuses_writes_is_away[redis-piped-NOREPLICAS]",
+        ),
+    ),
     *cut(
         REDIS,
         "",
@@ -28,13 +109,19 @@ GUARDS_OF_REDIS = (
     ),
     *cut(
         REDIS,
-        "def judge(",
+        "    Absent means that nothing of the manifest is there: no",
         IDENTITY,
         (
             "redis: server mark",
-            'if manifest.get("server") not in (None, server):',
-            "if False:",
+            "if why := wrong_server(session, manifest, servers, ours=ours):",
+            "if why := None:",
             f"{KINDS}::test_the_wrong_server_is_refused[redis]",
+        ),
+        (
+            "redis: the mark under another name",
+            "if user is None and (bearers := users_with(session, channel(manifest))):",
+            "if bearers := []:",
+            f"{AUTHORITY}::test_a_user_under_another_name_is_found_by_its_mark[redis]",
         ),
         (
             "redis: generation key",
@@ -223,6 +310,12 @@ GUARDS_OF_REDIS = (
             "if overlap := _overlap(session, full):",
             "if overlap := None:",
             "test_a_prefix_inside_a_provisioned_resource_s_cannot_be_adopted",
+        ),
+        (
+            "redis: a server to trust at adoption",
+            "identity.must_keep_promises(session)",
+            "pass",
+            f"{AUTHORITY}::test_a_server_that_forgets_its_users_is_refused_at_birth[redis]",
         ),
         (
             "redis: the right server at adoption",

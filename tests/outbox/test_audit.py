@@ -90,7 +90,7 @@ def test_no_setting_of_a_session_changes_a_hash(db: Connection, connect: Any) ->
     assert chain_of(db, resource) == [(1, True), (2, True)]
 
 
-def test_nobody_chooses_an_event_s_place_or_hash(db: Connection) -> None:
+def test_an_insert_cannot_choose_an_event_s_place_or_hash(db: Connection) -> None:
     resource = a_resource(db)
     db.execute(
         text("""
@@ -213,7 +213,7 @@ def test_one_checkpoint_is_made_an_hour(db: Connection) -> None:
     assert checkpoint(audit.CHECKPOINT_EVERY)
 
 
-def test_a_checkpoint_of_a_time_to_come_is_told_and_stops_no_other(db: Connection) -> None:
+def test_a_checkpoint_dated_in_the_future_is_reported_and_stops_no_other(db: Connection) -> None:
     claim = a_claim(db)
     checkpoint()
     db.execute(
@@ -235,7 +235,7 @@ def test_a_checkpoint_of_a_time_to_come_is_told_and_stops_no_other(db: Connectio
         assert "checkpoint_overdue" not in {finding.check.code for finding in examine(session, head=migrations.head())}
 
 
-def test_of_two_checkpoints_at_once_one_is_made(db: Connection) -> None:
+def test_two_checkpoints_at_once_make_one(db: Connection) -> None:
     a_claim(db)
     made: list[Checkpoint | None] = []
     thread = threading.Thread(target=lambda: made.append(checkpoint()))
@@ -249,7 +249,7 @@ def test_of_two_checkpoints_at_once_one_is_made(db: Connection) -> None:
     assert db.execute(text("SELECT count(*) FROM audit_heads")).scalar_one() == 1
 
 
-def test_an_event_that_was_on_its_way_is_in_the_next_checkpoint(db: Connection, connect: Any) -> None:
+def test_an_event_that_commits_during_a_checkpoint_is_in_the_next_one(db: Connection, connect: Any) -> None:
     slow = a_resource(db)
     late = connect()
     late.cursor().execute(TOLD, (1, str(slow)))
@@ -259,7 +259,7 @@ def test_an_event_that_was_on_its_way_is_in_the_next_checkpoint(db: Connection, 
     assert set(heads(db, checkpoint())) == {slow}
 
 
-def test_what_has_settled_is_not_read_again(db: Connection) -> None:
+def test_a_checkpoint_marks_only_events_older_than_five_minutes_as_read(db: Connection) -> None:
     resource = a_resource(db)
     for age in (6, 6, 4):  # minutes; SETTLES is 5
         db.execute(
@@ -351,7 +351,7 @@ def test_proofs_come_page_by_page_each_once(db: Connection, monkeypatch: pytest.
     assert list(audit.proofs(dt.datetime.now(dt.UTC) + dt.timedelta(hours=1))) == []
 
 
-def test_what_is_not_deleted_has_no_proof(db: Connection) -> None:
+def test_a_resource_that_is_not_deleted_has_no_proof(db: Connection) -> None:
     with pytest.raises(Conflict, match="active"):
         next(audit.proofs(dt.timedelta(0), a_resource(db)))
     with pytest.raises(NotFound):
@@ -381,7 +381,7 @@ def test_a_role_that_no_grant_can_hold_is_refused(db: Connection) -> None:
         db.execute(text(f"DROP ROLE {name}"))
 
 
-# As it is made, the schema belongs to pg_database_owner: whoever owns the database owns it, too.
+# By default the schema belongs to pg_database_owner, so the owner of the database owns it too.
 OWNERSHIP = {
     "a table": ["ALTER TABLE audit_heads OWNER TO {role}"],
     "schema": ["ALTER SCHEMA public OWNER TO {role}"],
@@ -391,7 +391,7 @@ OWNERSHIP = {
 
 
 @pytest.mark.parametrize("what", OWNERSHIP)
-def test_whoever_owns_what_events_stand_in_is_refused_and_so_are_members(db: Connection, what: str) -> None:
+def test_a_role_that_owns_the_events_schema_or_is_a_member_of_its_owner_is_refused(db: Connection, what: str) -> None:
     owner, member = f"owner_{uuid.uuid4().hex}", f"member_{uuid.uuid4().hex}"
     database_name = db.execute(text("SELECT current_database()")).scalar_one()
     db.execute(text(f"CREATE ROLE {owner}"))
@@ -407,7 +407,7 @@ def test_whoever_owns_what_events_stand_in_is_refused_and_so_are_members(db: Con
         db.execute(text(f"DROP ROLE {member}, {owner}"))
 
 
-def test_granting_again_takes_away_what_was_too_much(db: Connection) -> None:
+def test_granting_again_revokes_rights_beyond_the_list(db: Connection) -> None:
     name = f"Role {uuid.uuid4().hex}"
     grants.make_role(db, name, "it's secret")
     grants.make_role(db, name, "another")

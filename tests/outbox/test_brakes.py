@@ -1,4 +1,4 @@
-"""Brakes: so many teardowns in a window and no more, whoever starts them; then a person looks."""
+"""Brakes: at most so many teardowns start in a window, from all workers together; then an operator decides."""
 
 import threading
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def test_sixteen_workers_and_a_limit_of_fifty_make_exactly_fifty_starts_and_one_
 
 
 class _Always(Shelf):
-    """Each object is there until its own teardown; what is torn is counted on one shelf."""
+    """Each object exists until its own teardown; one backend counts all teardowns."""
 
     def __init__(self, shelf: Shelf) -> None:
         super().__init__()
@@ -97,7 +97,9 @@ class _Always(Shelf):
 
 
 @pytest.mark.parametrize(("scope", "subject"), [("backend", "pg-main"), ("tenant", "acme")])
-def test_twenty_of_twenty_five_at_once_stops_for_a_person(db: Connection, scope: str, subject: str) -> None:
+def test_a_brake_of_fifty_percent_stops_the_thirteenth_teardown_of_twenty_five(
+    db: Connection, scope: str, subject: str
+) -> None:
     for _ in range(5):
         a_resource(db)
     a_resource(db, tenant="other", backend="redis-main")
@@ -112,7 +114,7 @@ def test_twenty_of_twenty_five_at_once_stops_for_a_person(db: Connection, scope:
         start(more, brake)
 
 
-def test_a_handful_is_no_stampede(db: Connection) -> None:
+def test_a_few_teardowns_engage_no_brake(db: Connection) -> None:
     brake = Brake("tenant", "acme", limit=1000, window=timedelta(minutes=10), max_percent=10)
     for _ in range(5):
         a_job(db)
@@ -154,7 +156,9 @@ def test_the_window_slides(db: Connection) -> None:
     start(late, brake)
     db.execute(text("UPDATE brake_starts SET at = at - interval '31 days'"))
     start(a_claim(db), brake)
-    assert db.execute(text("SELECT count(*) FROM brake_starts")).scalar_one() == 1, "what is long past is forgotten"
+    assert db.execute(text("SELECT count(*) FROM brake_starts")).scalar_one() == 1, (
+        "starts before the window are removed"
+    )
 
 
 def test_a_resource_of_an_earlier_window_counts_again(db: Connection) -> None:
@@ -178,13 +182,13 @@ def test_workers_with_another_window_leave_each_other_what_they_count(db: Connec
         start(a_claim(db), long)
 
 
-def test_what_may_not_start_is_not_judged(db: Connection) -> None:
+def test_a_start_refused_for_another_reason_does_not_hit_the_brake(db: Connection) -> None:
     brake = Brake("backend", "pg-main", limit=1, window=timedelta(minutes=10))
     start(a_claim(db), brake)
-    zombie, held = a_claim(db), a_claim(db)
-    db.execute(text("UPDATE outbox SET fence = fence + 1 WHERE id = :id"), {"id": zombie.id})
+    stale, held = a_claim(db), a_claim(db)
+    db.execute(text("UPDATE outbox SET fence = fence + 1 WHERE id = :id"), {"id": stale.id})
     with pytest.raises(ClaimLost):
-        start(zombie, brake)
+        start(stale, brake)
     holds.engage(db, HoldScope.TENANT, "acme", actor="op", reason="night")
     with pytest.raises(Held):
         start(held, brake)
@@ -202,12 +206,12 @@ def test_what_was_judged_before_a_release_engages_no_new_hold(db: Connection) ->
     assert holds.engage_brake(db, hit.value, actor="w") is None
 
 
-def test_who_waits_too_long_for_a_turn_comes_back_later_and_burns_nothing(
+def test_a_start_that_waits_too_long_for_the_brake_is_deferred_without_costing_an_attempt(
     db: Connection, braked: Settle, connect: Callable[[], Any]
 ) -> None:
     braked('brake = "9/10m"')
-    somebody = connect()
-    somebody.cursor().execute("SELECT pg_advisory_xact_lock(hashtextextended('brake:backend:pg-main', 0))")
+    other = connect()
+    other.cursor().execute("SELECT pg_advisory_xact_lock(hashtextextended('brake:backend:pg-main', 0))")
     claim = a_claim(db)
     backend = Shelf()
     Run(claim, backend, worker="w")()
@@ -234,7 +238,7 @@ def test_every_brake_over_a_teardown_is_asked_and_none_counts_when_one_is_hit(db
     ]
 
 
-def test_a_brake_s_hold_stops_teardowns_and_lets_births_go_on(db: Connection, braked: Settle) -> None:
+def test_a_brake_s_hold_stops_teardowns_but_not_provisions(db: Connection, braked: Settle) -> None:
     braked('brake = "1/10m"')
     for _ in range(2):
         a_job(db)

@@ -33,7 +33,7 @@ def test_concurrent_claims_share_the_jobs_and_none_twice(db: Connection) -> None
     assert sorted(taken) == sorted((id, 1) for id in wanted)
 
 
-def test_a_row_that_somebody_holds_is_skipped_not_waited_for(db: Connection, connect: Any) -> None:
+def test_a_claim_skips_a_locked_row_without_waiting(db: Connection, connect: Any) -> None:
     first, second = a_job(db), a_job(db)
     db.execute(text("SET lock_timeout = '1s'"))
     holder = connect()
@@ -43,7 +43,7 @@ def test_a_row_that_somebody_holds_is_skipped_not_waited_for(db: Connection, con
     assert [c.id for c in claims(db, 2)] == [first]
 
 
-def test_a_claim_takes_no_more_than_its_slots_and_rooms(db: Connection) -> None:
+def test_a_claim_takes_no_more_than_its_slots_and_the_backends_capacity(db: Connection) -> None:
     for backend in ("a", "b", "c"):
         for _ in range(10):
             a_job(db, backend=backend)
@@ -53,7 +53,7 @@ def test_a_claim_takes_no_more_than_its_slots_and_rooms(db: Connection) -> None:
     assert jobs.claim(db, {"unknown": 5}, slots=5, worker="w") == []
 
 
-def test_jobs_that_are_not_due_stay(db: Connection) -> None:
+def test_a_claim_leaves_jobs_that_are_not_due(db: Connection) -> None:
     a_job(db)
     db.execute(text("UPDATE outbox SET available_at = now() + interval '1 hour'"))
     assert claims(db) == []
@@ -79,10 +79,10 @@ def test_a_half_open_breaker_lets_one_probe_through_in_all(db: Connection, conne
     breakers.trip(db, "down", reason="no route")
     db.execute(text("UPDATE breakers SET retry_at = now()"))
     db.execute(text("SET lock_timeout = '1s'"))
-    somebody = connect()
-    somebody.cursor().execute("SELECT FROM breakers FOR UPDATE")
+    other = connect()
+    other.cursor().execute("SELECT FROM breakers FOR UPDATE")
     assert claims(db, 9, "down") == [], "another claim is taking the probe: it is not waited for"
-    somebody.rollback()
+    other.rollback()
     (probe,) = claims(db, 9, "down")
     assert probe.probing
     assert claims(db, 9, "down", worker="w2") == [], "one probe is on its way"
@@ -95,7 +95,7 @@ def test_a_half_open_breaker_lets_one_probe_through_in_all(db: Connection, conne
     assert len(claims(db, 9, "down")) == 1
 
 
-def test_no_probe_is_spent_on_nothing(db: Connection) -> None:
+def test_a_breaker_keeps_its_probe_while_its_backend_has_no_due_job(db: Connection) -> None:
     breakers.trip(db, "down", reason="no route")
     db.execute(text("UPDATE breakers SET retry_at = now()"))
     a_job(db, backend="up")
@@ -107,7 +107,7 @@ def test_no_probe_is_spent_on_nothing(db: Connection) -> None:
     assert {c.backend for c in taken} == {"up", "down"}, "the slots do not run out before the probe"
 
 
-def test_a_breaker_waits_longer_each_time_up_to_its_longest(db: Connection) -> None:
+def test_a_breaker_doubles_its_wait_up_to_a_limit(db: Connection) -> None:
     pauses = []
     for _ in range(7):
         breakers.trip(db, "down", reason="x")
@@ -119,7 +119,7 @@ def test_a_breaker_waits_longer_each_time_up_to_its_longest(db: Connection) -> N
     assert pauses == [1, 2, 4, 8, 15, 15, 15]
 
 
-def test_a_heartbeat_keeps_only_what_is_still_ours(db: Connection) -> None:
+def test_a_heartbeat_keeps_only_jobs_whose_claim_is_still_valid(db: Connection) -> None:
     for _ in range(3):
         a_job(db)
     mine, swept, stolen = claims(db, 3)
@@ -132,7 +132,7 @@ def test_a_heartbeat_keeps_only_what_is_still_ours(db: Connection) -> None:
     assert job(db, mine.id).state == "running"
 
 
-def test_the_sweep_puts_back_what_dead_workers_held(db: Connection) -> None:
+def test_a_sweep_puts_back_the_jobs_of_dead_workers(db: Connection) -> None:
     dead = a_job(db, state="running", attempts=1, lease="-1 s")
     spent = a_job(db, state="running", attempts=10, max_attempts=10, lease="-1 s")
     birth = a_job(db, state="running", kind="provision", attempts=10, max_attempts=10, lease="-1 s")
@@ -163,7 +163,7 @@ def test_two_sweeps_at_once_put_each_job_back_once(db: Connection) -> None:
     assert db.execute(text("SELECT count(*) FROM events WHERE event = 'swept'")).scalar() == 50
 
 
-def test_a_sweep_waits_for_nobody(db: Connection, connect: Any) -> None:
+def test_a_sweep_skips_locked_rows_without_waiting(db: Connection, connect: Any) -> None:
     held, lost = (a_job(db, state="running", attempts=1, lease="-1 s") for _ in range(2))
     db.execute(text("SET lock_timeout = '1s'"))
     connect().cursor().execute("SELECT FROM outbox WHERE id = %s FOR UPDATE", (held,))
@@ -171,7 +171,7 @@ def test_a_sweep_waits_for_nobody(db: Connection, connect: Any) -> None:
     assert [job(db, id).state for id in (held, lost)] == ["running", "pending"]
 
 
-def test_a_sweep_holds_no_lock_on_what_lives(db: Connection, connect: Any) -> None:
+def test_a_sweep_locks_no_job_whose_lease_is_valid(db: Connection, connect: Any) -> None:
     """A heartbeat would wait for it."""
     alive = a_job(db, state="running", attempts=1)
     a_job(db, state="running", attempts=1, lease="-1 s")
@@ -180,7 +180,7 @@ def test_a_sweep_holds_no_lock_on_what_lives(db: Connection, connect: Any) -> No
         connect().cursor().execute("SELECT FROM outbox WHERE id = %s FOR UPDATE NOWAIT", (alive,))
 
 
-def test_the_sweep_is_bounded(db: Connection) -> None:
+def test_a_sweep_takes_a_bounded_batch(db: Connection) -> None:
     for _ in range(7):
         a_job(db, state="running", attempts=1, lease="-1 s")
     assert jobs.sweep(db, actor="w", batch=5) == 5
@@ -208,7 +208,7 @@ def a_million(db: Connection) -> None:
         db.execute(text(statement))
 
 
-def test_the_plans_hold_with_a_million_rows_behind_them(db: Connection, a_million: None) -> None:
+def test_the_plans_use_their_indexes_with_a_million_finished_rows(db: Connection, a_million: None) -> None:
     breakers.trip(db, "dead", reason="dead")
     plan = explained(db, {"dead": None, "pg-main": None})
     scans = [
@@ -219,7 +219,9 @@ def test_the_plans_hold_with_a_million_rows_behind_them(db: Connection, a_millio
     by_pending = [node for node in scans if node.get("Index Name") == "outbox_pending"]
     assert by_pending, f"the claim's own index is not used: {scans}"
     assert all(node["Node Type"] != "Seq Scan" for node in scans)
-    assert "outbox_leases" not in {node.get("Index Name") for node in scans}, "what is dead there is read for each job"
+    assert "outbox_leases" not in {node.get("Index Name") for node in scans}, (
+        "the dead rows of that index are read for each job"
+    )
     assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) <= 8 * 4
     assert blocks(plan) < 500
 
@@ -319,7 +321,7 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for child in plan.get("Plans", []) for node in _nodes(child))]
 
 
-def test_a_claim_whose_answer_was_lost_is_found_by_its_worker_and_by_nobody_else(db: Connection) -> None:
+def test_a_claim_whose_answer_was_lost_is_found_only_by_its_worker(db: Connection) -> None:
     for _ in range(6):
         a_job(db)
     held, lost, started, expired = claims(db, 4)

@@ -1,4 +1,4 @@
-"""What a job costs the control database, so that nobody adds to it unseen. The witness is the server's log.
+"""What a job costs the control database: a change that adds to it fails a test. The witness is the server's log.
 
 One message of a client is one round trip, and what stands outside of BEGIN and COMMIT is a commit by itself. What a
 connection prepares once is not counted: it is not asked again for the next job.

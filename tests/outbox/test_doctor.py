@@ -38,13 +38,13 @@ def world(db: Connection) -> World:
     return made
 
 
-def test_every_check_has_its_break() -> None:
+def test_every_doctor_check_has_a_test_that_breaks_it() -> None:
     assert list(BREAKS) == CODES
     assert len(set(CODES)) == len(CODES)
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_what_is_broken_is_named_and_nothing_else_is(world: World, code: str) -> None:
+def test_the_doctor_names_what_is_broken_and_nothing_else(world: World, code: str) -> None:
     named, also = BREAKS[code](world)
     found = findings()
     assert set(found) == {code} | also
@@ -95,7 +95,7 @@ LAST = f"{CHAINED} AND seq = (SELECT max(seq) FROM events {CHAINED})"
         ("DELETE FROM audit_checkpoints WHERE id = 1", {"checkpoint_broken"}),
     ],
 )
-def test_whoever_rewrites_history_is_found(world: World, tampered: str, codes: set[str]) -> None:
+def test_the_doctor_finds_rewritten_events(world: World, tampered: str, codes: set[str]) -> None:
     jobs.note_late(world.db, world.deleted, worker="w1", news={})
     world.checkpoint()
     jobs.note_late(world.db, world.swept, worker="w2", news={})
@@ -127,7 +127,7 @@ def test_a_chain_that_was_made_anew_after_a_checkpoint_is_found(world: World) ->
     assert findings()["checkpoint_broken"].sample[0].id == str(id)
 
 
-def test_the_oldest_of_many_are_shown_and_all_are_counted(world: World) -> None:
+def test_a_finding_counts_all_rows_and_shows_the_oldest(world: World) -> None:
     made = [a_resource(world.db, status="deleting") for _ in range(doctor.SAMPLE + 5)]
     for age, id in enumerate(made):
         world.write(f"UPDATE resources SET deleted_at = now() - interval '{age} min' WHERE id = :id", id=id)
@@ -136,7 +136,7 @@ def test_the_oldest_of_many_are_shown_and_all_are_counted(world: World) -> None:
     assert [offender.id for offender in finding.sample] == [str(id) for id in reversed(made)][: doctor.SAMPLE]
 
 
-def test_a_guard_that_is_dropped_is_missed_whatever_sort_it_is(world: World) -> None:
+def test_the_doctor_reports_each_dropped_guard(world: World) -> None:
     world.write("DROP TRIGGER events_append_only ON events")
     world.write("DROP INDEX outbox_one_provision")
     world.write("ALTER TABLE resources DROP CONSTRAINT resources_active_has_manifest")
@@ -173,7 +173,7 @@ def test_every_event_is_written_and_no_other() -> None:
     assert {*STATE_AFTER} | {*MOVES_NOTHING} == set(Event)
 
 
-def test_it_writes_nothing_and_could_not(world: World) -> None:
+def test_the_doctor_runs_read_only(world: World) -> None:
     def everything() -> list[object]:
         return [
             world.db.execute(text(f"SELECT xmin, ctid, * FROM {table} ORDER BY ctid")).all()
@@ -195,7 +195,7 @@ def test_all_checks_see_one_moment(world: World) -> None:
     assert set(findings()) == {"deleting_without_job"}
 
 
-def test_a_check_that_cannot_be_made_is_no_good_news(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_cannot_run_is_not_reported_as_ok(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = doctor.Check("slow", "job", "SELECT 1 AS id, now() AS since, '' AS note FROM pg_sleep(30)", "m", "d")
     monkeypatch.setattr(doctor, "CHECKS", (slow, *CHECKS))
     monkeypatch.setattr(doctor, "STATEMENT_TIMEOUT_SECONDS", 1)

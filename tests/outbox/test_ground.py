@@ -161,7 +161,7 @@ def test_protection_can_be_lifted_until_the_delete(db: Connection) -> None:
         resources.change(db, gone, protected=True)
 
 
-def test_however_often_it_is_rung_one_look_answers_until_it_is_rung_again(settled: dict) -> None:
+def test_many_rings_wake_a_worker_once(settled: dict) -> None:
     broker = redis.Redis.from_url(settled["DEPROVISIONER_BROKER_URL"])
     broker.flushdb()
     for _ in range(2):
@@ -171,7 +171,7 @@ def test_however_often_it_is_rung_one_look_answers_until_it_is_rung_again(settle
         assert doorbell.wait([], 5)
         assert not doorbell.wait([], 0.01)
     assert doorbell.ring_now(["a", "b"])
-    assert not doorbell.wait(["c"], 0.01), "nobody rang for it, nor for all"
+    assert not doorbell.wait(["c"], 0.01), "no ring was for it or for all"
     assert doorbell.wait(["c", "a"], 5)
     assert broker.keys() == [b"deprovisioner:bell:b"]
     broker.flushdb()
@@ -187,7 +187,7 @@ def test_however_often_it_is_rung_one_look_answers_until_it_is_rung_again(settle
         ("amqp://h", False),
     ],
 )
-def test_only_one_redis_has_a_bell_to_wait_at(
+def test_a_worker_can_wait_only_at_a_single_redis_broker(
     settled: dict, monkeypatch: pytest.MonkeyPatch, url: str, bell: bool
 ) -> None:
     use_environment(monkeypatch, settled | {"DEPROVISIONER_BROKER_URL": url})
@@ -204,7 +204,9 @@ def test_why_the_bell_did_not_ring_is_logged(settled: dict, capsys: pytest.Captu
     assert "WRONGTYPE" in "".join(capsys.readouterr())
 
 
-def test_to_a_broker_that_is_not_redis_each_ring_is_a_message(settled: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broker_other_than_redis_gets_one_message_for_each_ring(
+    settled: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use_environment(monkeypatch, settled | {"DEPROVISIONER_BROKER_URL": "memory://"})
     assert not doorbell.on_redis()
     assert doorbell.ring_now()
@@ -239,7 +241,7 @@ def test_a_broker_that_takes_connections_and_never_answers_is_asked_once(
         assert time.monotonic() - began < 1.5 * doorbell.TIMEOUT_SECONDS * slowness()
 
 
-def test_a_log_that_cannot_be_written_fails_nobody() -> None:
+def test_a_log_that_cannot_be_written_raises_nothing() -> None:
     says = "from outbox import logs; logs.configure(); logs.log.info('a'); logs.log.exception('b'); print('on')"
     with Path("/dev/full").open("w") as full:
         argv = [sys.executable, "-c", says]

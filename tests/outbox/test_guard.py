@@ -38,7 +38,7 @@ def test_a_later_delete_changes_nothing_and_names_the_same_job(db: Connection) -
     assert db.execute(text("SELECT count(*) FROM events")).scalar() == 1
 
 
-def test_the_flip_alone_lets_one_delete_win(db: Connection) -> None:
+def test_the_status_change_alone_lets_one_delete_win(db: Connection) -> None:
     resource = a_resource(db)
     db.execute(text("DROP INDEX outbox_one_deprovision"))  # it would answer for the flip
     assert [jobs.enqueue(db, resource, actor="me").won for _ in range(3)] == [True, False, False]
@@ -96,7 +96,7 @@ def test_a_resource_still_provisioning_can_be_deleted(db: Connection) -> None:
     assert jobs.enqueue(db, a_resource(db, status="provisioning"), actor="me").won
 
 
-def test_of_sixteen_at_once_one_wins_at_the_function(db: Connection) -> None:
+def test_one_of_sixteen_concurrent_deletes_wins(db: Connection) -> None:
     resource = a_resource(db)
     barrier, results = threading.Barrier(16), []
 
@@ -125,7 +125,7 @@ def test_a_second_job_of_a_kind_is_impossible_whoever_inserts_it(db: Connection,
         )
 
 
-def test_deletes_that_share_a_statement_are_each_its_own(db: Connection) -> None:
+def test_deletes_in_one_batch_are_each_decided_alone(db: Connection) -> None:
     mine, theirs, shielded = a_resource(db), a_resource(db), a_resource(db)
     db.execute(text("UPDATE resources SET protected = true WHERE id = :id"), {"id": shielded})
     twice = [jobs.Delete(mine, f"caller-{n}", "acme", f"reason {n}", {"n": n}) for n in range(2)]
@@ -144,7 +144,7 @@ def test_deletes_that_share_a_statement_are_each_its_own(db: Connection) -> None
     assert jobs.enqueued_before(db, winner).won, "whose answer was lost learns that it won"
 
 
-def test_a_resource_that_somebody_holds_keeps_no_other_delete_waiting(db: Connection, connect: Any) -> None:
+def test_a_locked_resource_does_not_delay_other_deletes(db: Connection, connect: Any) -> None:
     held, free = a_resource(db), a_resource(db)
     connect().cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held),))
     db.execute(text("SET lock_timeout = '1s'"))

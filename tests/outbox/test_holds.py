@@ -154,7 +154,7 @@ def test_a_job_is_not_parked_under_a_hold_that_was_released_meanwhile(db: Connec
     assert len(claims(db)) == 1
 
 
-def test_of_two_holds_each_is_released_for_itself(db: Connection) -> None:
+def test_releasing_one_of_two_holds_leaves_the_other_in_force(db: Connection) -> None:
     claim = claim_of(db, a_job(db, state="running", attempts=1))
     first, second = hold(db, HoldScope.TENANT, "acme"), hold(db)
     assert [h.id for h in holds.over(db, claim.id)] == [first.id, second.id]
@@ -164,13 +164,13 @@ def test_of_two_holds_each_is_released_for_itself(db: Connection) -> None:
     assert refused.value.hold_id == second.id
 
 
-def test_a_teardown_that_has_started_is_not_torn_in_half(db: Connection) -> None:
+def test_a_hold_does_not_interrupt_a_started_teardown(db: Connection) -> None:
     claim = a_claim(db)
     Run(claim, Shelf(does=lambda: hold(db) and None), worker="w")()
     assert job(db, claim.id).state == "succeeded"
 
 
-def test_what_is_gone_already_is_completed_under_a_hold_for_nothing_is_destroyed(db: Connection) -> None:
+def test_a_teardown_of_an_absent_object_completes_under_a_hold(db: Connection) -> None:
     claim = a_claim(db)
     hold(db)
     gone = Shelf()
@@ -179,7 +179,7 @@ def test_what_is_gone_already_is_completed_under_a_hold_for_nothing_is_destroyed
     assert job(db, claim.id).state == "succeeded"
 
 
-def test_what_fails_before_its_start_burns_no_attempt_under_a_hold(db: Connection) -> None:
+def test_a_failure_before_the_start_costs_no_attempt_under_a_hold(db: Connection) -> None:
     claim = a_claim(db)
     made = hold(db, HoldScope.TENANT, "acme")
     Run(claim, Shelf(sees=[Transient("too many clients")]), worker="w")()
@@ -188,7 +188,7 @@ def test_what_fails_before_its_start_burns_no_attempt_under_a_hold(db: Connectio
     assert "too many clients" in row.last_error
 
 
-def test_waking_reads_what_is_parked_and_no_more_however_many_holds_there_were(db: Connection) -> None:
+def test_waking_reads_only_parked_jobs_however_many_holds_there_were(db: Connection) -> None:
     still = hold(db)
     resource = a_resource(db, status="deleting")
     db.execute(text("SET session_replication_role = replica; DROP INDEX outbox_one_deprovision"))
@@ -234,4 +234,4 @@ def test_a_hold_with_a_typing_error_is_refused(db: Connection) -> None:
     for scope, subject in ((HoldScope.GLOBAL, "pg-main"), (HoldScope.TENANT, None)):
         with pytest.raises(BadRequest, match="subject"):
             hold(db, scope, subject)
-    hold(db, HoldScope.BACKEND, "redis-main")  # configured, and nobody's yet
+    hold(db, HoldScope.BACKEND, "redis-main")  # configured, but without resources yet

@@ -63,13 +63,13 @@ def _play(examples: int, *, mutant: bool = False) -> None:
 
 
 @pytest.mark.timeout(120 + EXAMPLES * 10)
-def test_any_order_of_anything_keeps_the_promises(still: None) -> None:
+def test_random_sequences_of_actions_keep_the_promises(still: None) -> None:
     _play(EXAMPLES)
 
 
 @pytest.mark.proof
 @pytest.mark.timeout(120 + MANY_EXAMPLES * 10)
-def test_many_more_orders_of_anything_keep_the_promises(still: None) -> None:
+def test_many_more_random_sequences_keep_the_promises(still: None) -> None:
     _play(MANY_EXAMPLES)
 
 
@@ -99,7 +99,7 @@ MUTANTS = {
 @pytest.mark.parametrize(
     "guard", [pytest.param(guard, marks=[pytest.mark.proof] if n >= QUICK else []) for n, guard in enumerate(MUTANTS)]
 )
-def test_the_machine_falls_without_the(guard: str, still: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_finds_a_missing(guard: str, still: None, monkeypatch: pytest.MonkeyPatch) -> None:
     if guard == "hold of a start" and "MODEL_EXAMPLES" not in os.environ:
         pytest.skip("300 plays did not reach it; MODEL_EXAMPLES=… runs it, and `make mutants` kills the same guard")
     constant, words, instead = MUTANTS[guard]

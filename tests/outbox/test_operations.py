@@ -1,4 +1,4 @@
-"""Bulk work: exactly the previewed set, canaries first, each thing once, whoever advances it and whoever dies."""
+"""Bulk work: exactly the previewed set, canaries first, each job once, whichever worker advances it or dies."""
 
 import datetime as dt
 import sys
@@ -151,7 +151,7 @@ def test_a_filter_that_nobody_knows_is_a_typing_error_and_no_empty_set(db: Conne
         operations.begin_redrive(session, unknown, reason="r", actor="op", digest="0-0")
 
 
-def test_a_tenant_that_never_was_is_not_offboarded(db: Connection) -> None:
+def test_an_unknown_tenant_is_not_offboarded(db: Connection) -> None:
     with pytest.raises(NotFound, match="there is no tenant 'zzz'"):
         operations.preview_offboard(db, "zzz")
     with pytest.raises(NotFound, match="there is no tenant 'zzz'"):
@@ -167,7 +167,7 @@ def offboard_unseen(tenant: str) -> None:
         operations.begin_offboard(session, tenant, expected_count=0, reason="r", actor="op", digest="0-0")
 
 
-def test_only_stuck_jobs_are_meant(db: Connection) -> None:
+def test_a_bulk_redrive_selects_only_stuck_jobs(db: Connection) -> None:
     with pytest.raises(BadRequest, match="only stuck jobs"):
         operations.preview_redrive(db, JobFilter(state=JobState.RUNNING))
 
@@ -209,7 +209,7 @@ def test_redrive_all_sees_what_moved_while_it_waited(db: Connection, connect: An
     assert (done, events_of(db, id)) == ([set()], [])
 
 
-def test_two_sets_in_contrary_order_wait_for_each_other_and_never_in_a_circle(db: Connection, connect: Any) -> None:
+def test_two_bulk_redrives_of_the_same_jobs_in_opposite_order_do_not_deadlock(db: Connection, connect: Any) -> None:
     ids = stuck_jobs(db, *["pg-main"] * 2)
     db.execute(text("UPDATE outbox SET last_error = 'e' WHERE id = :id"), {"id": ids[0]})  # now behind, in the table
     holder = connect()
@@ -272,7 +272,7 @@ def test_a_canary_that_fails_stops_its_backend_and_no_other(db: Connection, end:
 
 
 def test_what_was_done_before_a_canary_s_failure_is_told_as_done(db: Connection) -> None:
-    """A canary moved on by somebody else has a successor; it is the successor's failure that stops the rest."""
+    """When an operator moves a canary on, another job becomes the canary, and only its failure stops the rest."""
     ids = stuck_jobs(db, *["pg-main"] * 3)
     operation = begun_redrive()
     jobs.redrive(db, ids[0], fence=1, actor="other", reason="r")
@@ -358,7 +358,7 @@ def test_a_step_is_bounded(db: Connection, rate: int, moved: int) -> None:
     assert now(db, operation).state == "running"
 
 
-def test_a_worker_leaves_the_operation_that_another_is_at(db: Connection, connect: Any) -> None:
+def test_a_worker_skips_an_operation_that_another_worker_advances(db: Connection, connect: Any) -> None:
     stuck_jobs(db)
     operation = begun_redrive()
     other = connect()
@@ -370,7 +370,7 @@ def test_a_worker_leaves_the_operation_that_another_is_at(db: Connection, connec
     assert step() == 1
 
 
-def test_no_operation_no_step(db: Connection) -> None:
+def test_without_an_operation_no_step_runs(db: Connection) -> None:
     with database.transaction() as session:
         assert operations.advance(session, worker="w") == (0, None)
 
@@ -396,7 +396,7 @@ def test_a_double_click_begins_one_operation(db: Connection) -> None:
 
 
 def test_a_teardown_goes_first_where_there_is_one(db: Connection) -> None:
-    """A birth may rightly end cancelled, and proves nothing by that."""
+    """A provision may rightly end cancelled, so it does not show that the backend works."""
     birth = a_job(db, state="stuck", kind="provision", status="deleted")
     teardown, *_ = stuck_jobs(db, "pg-main", "pg-main")
     begun_redrive()
@@ -418,7 +418,7 @@ def test_two_operations_over_the_same_jobs_redrive_each_once(db: Connection) -> 
     assert [now(db, operation).state for operation in both] == ["succeeded", "succeeded"]
 
 
-def test_an_operation_that_fails_each_time_does_not_stand_before_the_others(
+def test_an_operation_that_fails_each_time_does_not_delay_the_others(
     db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stuck_jobs(db, "pg-main", "other")
@@ -553,14 +553,14 @@ def test_a_tenant_that_has_changed_since_the_preview_is_not_offboarded(db: Conne
         offboard(digest=seen.digest)
 
 
-def test_offboarding_wants_the_count_said_aloud(db: Connection) -> None:
+def test_offboarding_needs_the_count_from_the_preview(db: Connection) -> None:
     a_resource(db)
     with pytest.raises(DigestMismatch, match="you expected 2 resources, but there are 1"):
         offboard(expected_count=2)
     assert db.execute(text("SELECT count(*) FROM operations")).scalar_one() == 0
 
 
-def test_what_changed_after_the_beginning_is_left_as_it_is(db: Connection) -> None:
+def test_offboarding_skips_resources_that_changed_after_it_began(db: Connection) -> None:
     shielded, gone, moved, plain = (a_resource(db) for _ in range(4))
     was_protected = a_resource(db, protected=True)
     operation = offboard()

@@ -75,7 +75,7 @@ def at_once(acts: list[Callable[[Connection], Any]]) -> list[Any]:
 # -- looks ---------------------------------------------------------------------------------------------------------
 
 
-def test_asking_again_joins_the_look_that_is_open(db: Connection) -> None:
+def test_asking_again_joins_the_open_inspection(db: Connection) -> None:
     id = stuck(db)
     first = observations.ask(db, id, actor=ANNA, fence=2)
     assert observations.ask(db, id, actor=BERT) == first
@@ -85,7 +85,7 @@ def test_asking_again_joins_the_look_that_is_open(db: Connection) -> None:
     assert observations.ask(db, id, actor=BERT).id != first.id
 
 
-def test_a_look_is_asked_for_only_at_a_stuck_teardown_at_the_fence_that_was_seen(db: Connection) -> None:
+def test_an_inspection_is_only_of_a_stuck_teardown_at_the_fence_the_operator_saw(db: Connection) -> None:
     for id, fence, refused in [
         (10**9, None, NotFound),
         (a_job(db, state="running"), None, JobNotStuck),
@@ -97,7 +97,7 @@ def test_a_look_is_asked_for_only_at_a_stuck_teardown_at_the_fence_that_was_seen
     assert db.execute(text("SELECT count(*) FROM observations")).scalar_one() == 0
 
 
-def test_a_look_is_taken_once_by_who_serves_the_backend_and_again_when_the_turn_is_over(db: Connection) -> None:
+def test_an_inspection_is_taken_by_one_worker_of_its_backend_and_again_after_its_turn(db: Connection) -> None:
     id = stuck(db)
     observations.ask(db, id, actor=ANNA)
     assert looks(db, backend="other") == []
@@ -114,7 +114,7 @@ def test_a_look_is_taken_once_by_who_serves_the_backend_and_again_when_the_turn_
     assert looks(db) == []
 
 
-def test_a_look_that_took_too_long_is_no_news(db: Connection) -> None:
+def test_an_inspection_that_took_too_long_is_not_recorded(db: Connection) -> None:
     observations.ask(db, stuck(db), actor=ANNA)
     (look,) = looks(db)
     over = db.execute(
@@ -124,7 +124,7 @@ def test_a_look_that_took_too_long_is_no_news(db: Connection) -> None:
     assert not observations.record(db, late, worker="w", found=Found.ABSENT, seen={})
 
 
-def test_no_more_looks_are_taken_than_there_is_room_for_and_nobody_is_waited_for(db: Connection, connect: Any) -> None:
+def test_inspections_are_taken_up_to_the_capacity_and_skip_locked_rows(db: Connection, connect: Any) -> None:
     for _ in range(4):
         observations.ask(db, stuck(db), actor=ANNA)
     db.execute(text("SET lock_timeout = '1s'"))
@@ -134,8 +134,8 @@ def test_no_more_looks_are_taken_than_there_is_room_for_and_nobody_is_waited_for
     assert len(observations.take(db, {"pg-main": 9}, slots=1)) == 1
 
 
-def test_nobody_looks_while_another_job_of_the_resource_runs(db: Connection) -> None:
-    """A birth that started before the DELETE: what is absent now may be there when it has ended."""
+def test_no_inspection_is_taken_while_another_job_of_the_resource_runs(db: Connection) -> None:
+    """A provision that started before the DELETE may still make the object that is absent now."""
     birth = a_job(db, state="running", kind="provision", status="deleting", attempts=1)
     id = db.execute(
         text("""
@@ -150,7 +150,7 @@ def test_nobody_looks_while_another_job_of_the_resource_runs(db: Connection) -> 
     assert len(looks(db)) == 1
 
 
-def test_who_has_moved_on_is_not_looked_at_and_its_look_goes(db: Connection) -> None:
+def test_a_job_that_moved_on_is_not_inspected_and_its_inspection_is_removed(db: Connection) -> None:
     id = stuck(db)
     asked = observations.ask(db, id, actor=ANNA)
     (look,) = looks(db)
@@ -164,7 +164,7 @@ def test_who_has_moved_on_is_not_looked_at_and_its_look_goes(db: Connection) -> 
     assert observations.find(db, asked.id) is None
 
 
-def test_a_look_is_an_event_and_moves_nothing(db: Connection) -> None:
+def test_an_inspection_records_an_event_and_leaves_the_job_unchanged(db: Connection) -> None:
     id = stuck(db)
     observations.ask(db, id, actor=ANNA)
     before = job(db, id)
@@ -177,7 +177,7 @@ def test_a_look_is_an_event_and_moves_nothing(db: Connection) -> None:
 # -- resolve -------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_seen_gone_is_resolved_with_its_resource_and_its_evidence(db: Connection) -> None:
+def test_a_job_whose_object_was_seen_absent_is_resolved_with_its_evidence(db: Connection) -> None:
     id = stuck(db)
     db.execute(text("UPDATE resources SET credentials = 'x'"))
     db.execute(text("ALTER TABLE resources DROP CONSTRAINT resources_deleted_has_no_credentials"))
@@ -203,7 +203,7 @@ def test_what_was_seen_gone_is_resolved_with_its_resource_and_its_evidence(db: C
         ("unobservable", {}, NotObserved, "only two operators"),
     ],
 )
-def test_what_was_not_just_seen_gone_is_not_resolved(
+def test_a_job_whose_object_was_not_just_seen_absent_is_not_resolved(
     db: Connection, found: str | None, words: dict[str, Any], refused: type[Exception], says: str
 ) -> None:
     id = stuck(db)
@@ -220,7 +220,7 @@ def test_what_was_not_just_seen_gone_is_not_resolved(
 
 
 @pytest.mark.parametrize("later", ["same", "unavailable"])
-def test_the_last_look_counts_and_no_earlier_one(db: Connection, later: str) -> None:
+def test_only_the_latest_inspection_counts(db: Connection, later: str) -> None:
     id = stuck(db)
     a_look(db, id, ago="20 s")
     a_look(db, id, later, ago="10 s")
@@ -230,7 +230,7 @@ def test_the_last_look_counts_and_no_earlier_one(db: Connection, later: str) -> 
     assert resolved(db, id).state == "succeeded"
 
 
-def test_a_look_at_another_job_proves_nothing(db: Connection) -> None:
+def test_an_inspection_of_another_job_is_no_evidence(db: Connection) -> None:
     id = stuck(db)
     a_look(db, stuck(db))
     with pytest.raises(NotObserved):
@@ -249,7 +249,7 @@ def test_resolve_wants_the_fence_the_operator_saw(db: Connection) -> None:
 
 
 @pytest.mark.parametrize("status", ["active", "deleted"])
-def test_a_teardown_of_what_nobody_is_deleting_is_not_resolved(db: Connection, status: str) -> None:
+def test_a_teardown_whose_resource_is_not_deleting_is_not_resolved(db: Connection, status: str) -> None:
     id = stuck(db, status=status)
     a_look(db, id)
     with pytest.raises(Conflict):
@@ -258,7 +258,9 @@ def test_a_teardown_of_what_nobody_is_deleting_is_not_resolved(db: Connection, s
 
 
 @pytest.mark.parametrize("status", ["deleting", "deleted"])
-def test_a_birth_whose_resource_is_deleted_needs_no_look_and_ends_cancelled(db: Connection, status: str) -> None:
+def test_a_stuck_provision_of_a_deleted_resource_resolves_to_cancelled_without_an_inspection(
+    db: Connection, status: str
+) -> None:
     id = stuck(db, kind="provision", status=status)
     assert resolved(db, id).state == "cancelled"
     assert status_of(db, job(db, id).resource_id) == status, "its own deprovision job ends it"
@@ -266,7 +268,7 @@ def test_a_birth_whose_resource_is_deleted_needs_no_look_and_ends_cancelled(db: 
 
 
 @pytest.mark.parametrize("act", [jobs.resolve, jobs.resolve_forced])
-def test_a_birth_that_is_still_wanted_is_deleted_first(db: Connection, act: Any) -> None:
+def test_a_stuck_provision_is_not_resolved_before_its_resource_is_deleted(db: Connection, act: Any) -> None:
     id = stuck(db, kind="provision")
     a_look(db, id)
     with pytest.raises(StillWanted, match="DELETE the resource first"):
@@ -293,7 +295,7 @@ def test_two_operators_race_and_one_resolves(db: Connection) -> None:
     assert events_of(db, id) == ["resolved"]
 
 
-def test_one_redrives_while_another_resolves_and_one_of_them_wins(db: Connection) -> None:
+def test_of_a_redrive_and_a_resolve_at_once_one_wins(db: Connection) -> None:
     id = stuck(db)
     a_look(db, id)
     came = at_once(
@@ -315,7 +317,7 @@ FORCED = [
 
 
 @pytest.mark.parametrize(("act", "event", "state"), FORCED)
-def test_two_operators_force_what_one_never_can(db: Connection, act: Any, event: str, state: str) -> None:
+def test_a_force_needs_two_operators(db: Connection, act: Any, event: str, state: str) -> None:
     id = unknown(db)
     first = act(db, id, fence=2, actor=ANNA, reason="scrapped")
     assert isinstance(first, Approval)
@@ -339,7 +341,7 @@ def test_two_operators_force_what_one_never_can(db: Connection, act: Any, event:
 
 
 @pytest.mark.parametrize(("act", "event", "state"), FORCED)
-def test_sixteen_calls_of_one_operator_are_one_voice(db: Connection, act: Any, event: str, state: str) -> None:
+def test_sixteen_proposals_of_one_operator_count_as_one(db: Connection, act: Any, event: str, state: str) -> None:
     id = unknown(db)
     came = at_once([lambda db: act(db, id, fence=2, actor=ANNA, reason="r")] * 16)
     assert {type(one) for one in came} == {Approval}
@@ -360,7 +362,7 @@ def test_two_operators_who_force_at_once_do_it_once(db: Connection, act: Any, ev
 
 
 @pytest.mark.parametrize(("act", "event", "state"), FORCED)
-def test_a_proposal_ends_with_its_hour(db: Connection, act: Any, event: str, state: str) -> None:
+def test_a_proposal_expires_after_an_hour(db: Connection, act: Any, event: str, state: str) -> None:
     id = unknown(db)
     act(db, id, fence=2, actor=ANNA, reason="r")
     db.execute(text("UPDATE approvals SET proposed_at = proposed_at - interval '1 h'"))
@@ -403,7 +405,9 @@ def test_a_proposal_is_for_one_action_one_job_and_one_fence(db: Connection) -> N
 
 
 @pytest.mark.parametrize(("act", "event", "state"), FORCED)
-def test_who_forces_names_a_stuck_job_too(db: Connection, act: Any, event: str, state: str) -> None:
+def test_a_force_needs_a_stuck_job_at_the_fence_the_operator_saw(
+    db: Connection, act: Any, event: str, state: str
+) -> None:
     for id, fence, refused in [(10**9, 1, NotFound), (a_job(db), 0, JobNotStuck), (unknown(db), 1, FenceMismatch)]:
         with pytest.raises(refused):
             act(db, id, fence=fence, actor=ANNA, reason="r")
@@ -429,7 +433,7 @@ def test_a_proposal_that_was_carried_out_does_not_count_again(db: Connection, ac
 
 
 @pytest.mark.parametrize(("act", "event", "state"), FORCED)
-def test_a_proposal_does_not_outlive_what_it_was_about(db: Connection, act: Any, event: str, state: str) -> None:
+def test_a_proposal_does_not_count_once_its_job_has_changed(db: Connection, act: Any, event: str, state: str) -> None:
     id = unknown(db)
     act(db, id, fence=2, actor=ANNA, reason="r")
     jobs.redrive(db, id, fence=2, actor=ANNA, reason="r")

@@ -33,7 +33,7 @@ from tests.support.witness import eventually, waits_for_a_lock
 
 Act = Callable[[Connection, Claim], Any]
 
-# A row, what somebody else does to it, and the transition that has picked it already.
+# How to make a row, what another session does to it, and the transition that has already picked it.
 RACES: dict[str, tuple[Callable[[Connection], Any], str, Callable[[Connection], Any]]] = {
     "_CLAIM": (
         a_job,
@@ -113,7 +113,7 @@ def test_an_older_fence_moves_nothing(db: Connection, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_an_end_under_a_later_fence_is_not_taken_for_one_s_own(db: Connection, name: str) -> None:
+def test_an_end_under_a_later_fence_is_not_reported_to_an_earlier_claim(db: Connection, name: str) -> None:
     kind, act = ACTS[name]
     id = a_job(db, state="running", kind=kind, attempts=2)
     act(db, claim_of(db, id))
@@ -122,7 +122,7 @@ def test_an_end_under_a_later_fence_is_not_taken_for_one_s_own(db: Connection, n
 
 
 @pytest.mark.parametrize("name", ["complete", "activate", "rollback"])
-def test_a_job_ends_only_as_its_kind_does(db: Connection, name: str) -> None:
+def test_a_job_ends_only_with_the_transition_of_its_kind(db: Connection, name: str) -> None:
     kind, act = ACTS[name]
     other = "provision" if kind == "deprovision" else "deprovision"
     id = a_job(db, state="running", kind=other, status="deleting", attempts=1)
@@ -160,7 +160,7 @@ def test_an_answer_that_was_lost_is_read_back_by_fence_and_event(db: Connection,
     assert len(events_of(db, claim.id)) == 2, "claimed, and once what was done"
 
 
-def test_what_a_sweep_put_back_is_no_retry_that_landed(db: Connection) -> None:
+def test_a_swept_job_is_not_mistaken_for_a_committed_retry(db: Connection) -> None:
     claim = claim_of(db, a_job(db, state="running", attempts=1, lease="-1 s"))
     jobs.sweep(db, actor="w2")
     for late in (jobs.retry, jobs.defer):
@@ -175,7 +175,7 @@ def test_start_refuses_a_lease_that_has_passed(db: Connection) -> None:
     assert job(db, id).started_fence is None
 
 
-def test_start_refuses_what_does_not_run_whatever_its_lease(db: Connection) -> None:
+def test_start_refuses_a_job_that_is_not_running(db: Connection) -> None:
     id = a_job(db)
     db.execute(text("ALTER TABLE outbox DROP CONSTRAINT outbox_running_has_lease"))  # it would answer for the guard
     db.execute(text("UPDATE outbox SET lease_expires_at = now() + interval '30 s'"))
@@ -183,14 +183,14 @@ def test_start_refuses_what_does_not_run_whatever_its_lease(db: Connection) -> N
         jobs.start(db, claim_of(db, id), worker="w")
 
 
-def test_start_refuses_what_the_resource_does_not_want(db: Connection) -> None:
+def test_start_refuses_a_job_that_does_not_fit_the_resources_status(db: Connection) -> None:
     claim = a_claim(db, status="active")
     with pytest.raises(StartRefused, match="active, not deleting"):
         jobs.start(db, claim, worker="w")
     assert job(db, claim.id).started_fence is None
 
 
-def test_a_teardown_of_what_nobody_deletes_does_not_end_well(db: Connection) -> None:
+def test_a_teardown_whose_resource_is_not_deleting_cannot_complete(db: Connection) -> None:
     claim = a_claim(db, status="active")
     db.execute(text("ALTER TABLE resources DROP CONSTRAINT resources_deleting_since"))  # it would answer for the guard
     with pytest.raises(ClaimLost):
@@ -219,7 +219,7 @@ def test_start_refuses_a_provision_whose_resource_is_being_deleted(db: Connectio
     assert [r.state for r in db.execute(text("SELECT state FROM outbox ORDER BY id"))] == ["cancelled", "pending"]
 
 
-def test_what_is_about_to_be_made_is_stored_once(db: Connection) -> None:
+def test_the_manifest_of_a_provision_is_stored_once(db: Connection) -> None:
     claim = a_claim(db, kind="provision")
     db.execute(text("UPDATE resources SET manifest = NULL"))
     assert jobs.start_provision(db, claim, worker="w", manifest={"n": 1}, credentials=b"1") == ({"n": 1}, b"1")
@@ -230,7 +230,7 @@ def test_what_is_about_to_be_made_is_stored_once(db: Connection) -> None:
     assert events_of(db, claim.id) == ["claimed", "started", "retried", "claimed", "started"]
 
 
-def test_rollback_sends_a_failed_birth_the_way_of_a_delete(db: Connection) -> None:
+def test_rollback_of_a_failed_provision_enqueues_a_teardown(db: Connection) -> None:
     claim = a_claim(db, kind="provision")
     jobs.rollback(db, claim, worker="w", error="no disk")
     assert status_of(db, claim.resource_id) == "deleting"
@@ -271,8 +271,8 @@ def test_retry_waits_with_full_jitter_under_a_cap_that_doubles(db: Connection) -
     assert min(waits[30]) < cap / 2, "full jitter reaches down to nothing"
 
 
-def test_what_was_lost_again_comes_back_one_after_the_other(db: Connection) -> None:
-    """The first time at once; later apart, and further each time: one of them may be what kills the workers."""
+def test_jobs_lost_twice_together_are_retried_one_at_a_time(db: Connection) -> None:
+    """After one loss at once; then one after another, later each time: one of them may be what kills the workers."""
     first, *again = (a_job(db, state="running", attempts=n, lease="-1 s") for n in (1, 2, 2, 2, 5))
     jobs.sweep(db, actor="w")
     asked = "SELECT extract(epoch FROM available_at - now())::float FROM outbox WHERE id = ANY(:ids) ORDER BY id"
@@ -321,7 +321,7 @@ def test_expiry_enqueues_what_has_expired_and_nothing_else(db: Connection) -> No
     assert [status_of(db, r) for r in (due, later, kept)] == ["deleting", "active", "active"]
 
 
-def test_what_cannot_expire_takes_no_place_in_the_batch(db: Connection) -> None:
+def test_a_resource_that_cannot_expire_takes_no_place_in_the_batch(db: Connection) -> None:
     a_resource(db, expires="now() - interval '3 s'", protected=True)
     a_resource(db, expires="now() - interval '2 s'", status="deleting")
     first, second = (a_resource(db, expires=f"now() - interval '{s} s'") for s in (1, 0.5))
@@ -329,7 +329,7 @@ def test_what_cannot_expire_takes_no_place_in_the_batch(db: Connection) -> None:
     assert [status_of(db, r) for r in (first, second)] == ["deleting", "active"]
 
 
-def test_expiry_waits_for_nobody(db: Connection, connect: Any) -> None:
+def test_expiry_skips_locked_rows_without_waiting(db: Connection, connect: Any) -> None:
     held, due = (a_resource(db, expires="now() - interval '1 s'") for _ in range(2))
     db.execute(text("SET lock_timeout = '1s'"))
     connect().cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held),))
@@ -338,10 +338,10 @@ def test_expiry_waits_for_nobody(db: Connection, connect: Any) -> None:
 
 
 @pytest.mark.parametrize("statement", RACES)
-def test_a_look_that_locks_nothing_still_moves_nothing_twice(
+def test_a_row_that_changed_after_it_was_picked_is_not_moved_again(
     db: Connection, connect: Any, monkeypatch: pytest.MonkeyPatch, statement: str
 ) -> None:
-    """What a statement picked may have moved before it is written: the guard is said again, and holds by itself."""
+    """A row may change between its selection and its update: the update repeats the guard, which must hold alone."""
     make, meanwhile, act = RACES[statement]
     make(db)
     home = module_of(statement)
@@ -494,7 +494,7 @@ def test_a_birth_that_ends_at_the_moment_of_the_teardown_s_end_comes_before_it_o
     assert [type(error) for error in lost] == [ClaimLost]
 
 
-def test_a_birth_whose_resource_is_deleted_does_not_end_well(db: Connection) -> None:
+def test_a_provision_whose_resource_is_deleted_cannot_activate(db: Connection) -> None:
     claim = a_claim(db, kind="provision")
     db.execute(text("UPDATE resources SET status = 'deleted', deleted_at = now(), purged_at = now()"))
     with pytest.raises(ClaimLost):
@@ -556,7 +556,7 @@ def test_statements_about_the_same_claims_lock_them_in_one_order(db: Connection,
 
 
 @pytest.mark.parametrize(("move", "table"), [("start", "outbox"), ("complete", "outbox"), ("complete", "resources")])
-def test_a_shared_statement_leaves_out_what_somebody_holds(db: Connection, connect: Any, move: str, table: str) -> None:
+def test_a_batch_leaves_out_locked_rows(db: Connection, connect: Any, move: str, table: str) -> None:
     held, free = a_claim(db), a_claim(db)
     row = held.id if table == "outbox" else held.resource_id
     connect().cursor().execute(f"SELECT FROM {table} WHERE id = %s FOR UPDATE", (str(row),))
@@ -567,14 +567,14 @@ def test_a_shared_statement_leaves_out_what_somebody_holds(db: Connection, conne
 
 
 @pytest.mark.parametrize("move", ["start", "complete"])
-def test_a_shared_statement_leaves_out_what_somebody_writes_events_of(db: Connection, connect: Any, move: str) -> None:
+def test_a_batch_leaves_out_resources_whose_event_chain_is_locked(db: Connection, connect: Any, move: str) -> None:
     held, free = a_claim(db), a_claim(db)
     _writes_an_event(connect(), held.resource_id)
     db.execute(text("SET lock_timeout = '1s'"))
     assert SHARED[move](db, [held, free], waits=False) == _keys(free)
 
 
-def test_shared_deletes_leave_out_what_somebody_writes_events_of(db: Connection, connect: Any) -> None:
+def test_a_batch_of_deletes_leaves_out_resources_whose_event_chain_is_locked(db: Connection, connect: Any) -> None:
     held, free = (jobs.Delete(a_resource(db), "me") for _ in range(2))
     _writes_an_event(connect(), held.resource_id)
     db.execute(text("SET lock_timeout = '1s'"))
@@ -582,7 +582,7 @@ def test_shared_deletes_leave_out_what_somebody_writes_events_of(db: Connection,
 
 
 def _writes_an_event(holder: Any, resource: uuid.UUID) -> None:
-    """Another transaction that has the resource's chain, and no row of it: an operation's step, or a person's psql."""
+    """Another transaction locks the resource's event chain, but not its row: an operation's step, or psql."""
     holder.cursor().execute(
         "INSERT INTO events (job_id, resource_id, fence, event, actor) VALUES (0, %s, 0, 'noted', 'me')",
         (str(resource),),
@@ -592,7 +592,7 @@ def _writes_an_event(holder: Any, resource: uuid.UUID) -> None:
 def test_a_delete_is_not_told_of_an_old_teardown_as_its_own(db: Connection) -> None:
     resource = a_resource(db)
     jobs.enqueue(db, resource, actor="me")
-    # What psql can do, and no transition: the row is put back by hand, its job forgotten.
+    # Only psql can do this, no transition: the resource is active again, and its old job still exists.
     db.execute(text("UPDATE resources SET status = 'active', deleted_at = NULL WHERE id = :id"), {"id": resource})
     with pytest.raises(sa.exc.IntegrityError):
         jobs.enqueued_before(db, jobs.Delete(resource, "me"))
@@ -614,7 +614,7 @@ def _meanwhile(db: Connection, holder: Any, act: Callable[[Connection], Any], ta
 
     def run() -> None:
         with database.transaction() as session:
-            # The order of an index would do as well, where the plan has it.
+            # With an index scan the order could be right by accident.
             session.execute(text("SET LOCAL enable_indexscan = off; SET LOCAL enable_bitmapscan = off"))
             done.append(act(session))
 
@@ -629,7 +629,9 @@ def _meanwhile(db: Connection, holder: Any, act: Callable[[Connection], Any], ta
 
 
 @pytest.mark.parametrize("move", SHARED)
-def test_who_waited_for_a_claim_that_moved_on_meanwhile_moves_nothing(db: Connection, connect: Any, move: str) -> None:
+def test_a_transition_that_waited_for_a_lock_does_nothing_when_its_claim_is_lost(
+    db: Connection, connect: Any, move: str
+) -> None:
     claim = a_claim(db)
     other = connect()
     other.cursor().execute(

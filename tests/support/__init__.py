@@ -1,1 +1,1 @@
-"""What is no test: servers, processes, factories, witnesses, crash points, and what prints or compares."""
+"""Shared by the tests: servers, processes, factories, witnesses, crash points, and what prints or compares."""

@@ -1,4 +1,4 @@
-"""An installation after honest work, and one way to break it for each check of the doctor."""
+"""A database with correct history, and one way to break it for each check of the doctor."""
 
 import datetime as dt
 import json
@@ -18,7 +18,7 @@ from tests.support.factories import a_resource
 
 
 class World:
-    """An installation after honest work, each job in a state of its own; and ways to write past the product."""
+    """A database with correct history and a job in each state; and ways to write to it past the product."""
 
     def __init__(self, db: Connection) -> None:
         self.db = db

@@ -1,7 +1,7 @@
-"""How a cell of the crash matrix is lived through: set up, death, recovery, and what the servers say about it.
+"""How a cell of the crash matrix runs: set-up, crash, recovery, and what the servers say about it.
 
-Each story is a class. What is set up is done in this process, by the product's own functions; who dies and
-who recovers are processes of the product (`tests/support/forked.py`), the same command before and after the death.
+Each story is a class. This process sets up, by the product's own functions. The process that crashes and the one that
+recovers are processes of the product (`tests/support/forked.py`), started by the same command.
 """
 
 import re
@@ -34,9 +34,9 @@ from worker.backends.redis import Redis
 
 BACKENDS = {"postgres": "pg-main", "redis": "redis-main"}
 SETTLE_SECONDS = 60
-# The doomed must soon be missed; who recovers must never be taken for dead on a slow machine.
-DOOMED = {"DEPROVISIONER_LEASE_SECONDS": "2", "DEPROVISIONER_SWEEP_SECONDS": "0.2"}
-RESCUER = {"DEPROVISIONER_LEASE_SECONDS": "30", "DEPROVISIONER_SWEEP_SECONDS": "0.2"}
+# Short for the worker that crashes: its lease soon passes. Long for the one that recovers: never, on a slow machine.
+SHORT_LEASE = {"DEPROVISIONER_LEASE_SECONDS": "2", "DEPROVISIONER_SWEEP_SECONDS": "0.2"}
+LONG_LEASE = {"DEPROVISIONER_LEASE_SECONDS": "30", "DEPROVISIONER_SWEEP_SECONDS": "0.2"}
 KEYS = 501  # more than one batch of UNLINK
 OTHER = "11111111-1111-4111-8111-111111111111"
 NO_DATABASES = "crash_matrix_no_databases"
@@ -96,8 +96,8 @@ class Deletions(threading.Thread):
         self.server.client.config_set("notify-keyspace-events", "")
 
 
-class Lane:
-    """A control database and the processes on it; cells run in it one after the other."""
+class Install:
+    """One control database and the product's processes on it; cells run in it one after the other."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class Lane:
         return claim
 
     def plan(self, kind: str) -> tuple[Claim, Json, Json]:
-        """A birth that has started, and made nothing yet."""
+        """A provision that has started and has made nothing yet."""
         id = self.register(kind)
         claim, backend = self.claim(kind), self.backends[kind]
         plan = backend.plan(id, claim.generation)
@@ -155,7 +155,7 @@ class Lane:
         return claim.resource_id
 
     def lapse(self) -> None:
-        """The lease of whoever claimed passes."""
+        """The leases of all running jobs pass."""
         self.ask("UPDATE outbox SET lease_expires_at = now() - interval '1 second' WHERE state = 'running'")
 
 
@@ -166,15 +166,15 @@ class Story:
     job_kind = "deprovision"
     ends = "deleted"
 
-    def __init__(self, lane: Lane, cell: Cell) -> None:
-        self.lane, self.cell, self.kind = lane, cell, cell.kind
+    def __init__(self, install: Install, cell: Cell) -> None:
+        self.install, self.cell, self.kind = install, cell, cell.kind
         self.resource: uuid.UUID | None = None
-        self.wrong: dict[str, str] = {}  # the doomed's environment, beside its doom
-        self.rescue: dict[str, str] = {}  # the rescuer's
-        self.folder = lane.folder / str(cell)
+        self.wrong: dict[str, str] = {}  # environment of the worker that crashes, besides `crash()`
+        self.rescue: dict[str, str] = {}  # environment of the worker that recovers
+        self.folder = install.folder / str(cell)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.forks: list[Fork] = []
-        self.log_began = lane.pg.log.stat().st_size
+        self.log_began = install.pg.log.stat().st_size
 
     # -- what a story says ------------------------------------------------------------------------------------
 
@@ -199,21 +199,21 @@ class Story:
             self.fork(self.rescuer(), "worker", self.rescue)
             self.recovered()
             outcome = self.judged(arrow)
-            self.bury()
+            self.clean_up()
             return outcome
         finally:
             for fork in self.forks:
                 fork.kill()
 
-    def straight(self) -> list[str]:
-        """The boundaries of the same story when nobody dies."""
+    def run_without_crash(self) -> list[str]:
+        """The boundaries of the same story, in order, when nothing crashes."""
         trace = self.folder / "trace"
         try:
             self.set_up()
-            self.fork("straight", "worker", RESCUER | {"CRASH_TRACE": str(trace)})
+            self.fork("without-crash", "worker", LONG_LEASE | {"CRASH_TRACE": str(trace)})
             self.recovered()
             reached = trace.read_text().splitlines()
-            self.bury()
+            self.clean_up()
         finally:
             for fork in self.forks:
                 fork.kill()
@@ -221,11 +221,11 @@ class Story:
         return [name if (seen.update([name]) or seen[name]) == 1 else f"{name}#{seen[name]}" for name in reached]
 
     def fork(self, name: str, part: str, env: Mapping[str, str]) -> Fork:
-        made = Fork(part, self.lane.env | env, self.folder / f"{name}.log")
+        made = Fork(part, self.install.env | env, self.folder / f"{name}.log")
         self.forks.append(made)
         return made
 
-    def doom(self) -> dict[str, str]:
+    def crash(self) -> dict[str, str]:
         return {
             "CRASH_AT": f"{self.cell.moment}:{self.cell.at}",
             "CRASH_ONCE": str(self.folder / "died"),
@@ -233,19 +233,19 @@ class Story:
         }
 
     def rescuer(self) -> str:
-        self.rescue = self.doom() | RESCUER | self.rescue
+        self.rescue = self.crash() | LONG_LEASE | self.rescue
         return "rescuer"
 
     def die(self) -> None:
-        self.mark = self.lane.ask("SELECT COALESCE(max(id), 0) FROM events")[0][0]
-        self.fork("doomed", self.part, self.doom() | DOOMED | self.wrong).dies()
+        self.mark = self.install.ask("SELECT COALESCE(max(id), 0) FROM events")[0][0]
+        self.fork("crashing", self.part, self.crash() | SHORT_LEASE | self.wrong).dies()
         assert (self.folder / "died").exists()
 
     def seen_at_death(self) -> str | None:
         """The boundary was where it says: what it changes is there after it, and not before."""
         after, at = self.cell.moment == "after", self.cell.at
         if at in EVENTS:
-            new = self.lane.ask(
+            new = self.install.ask(
                 "SELECT event, state FROM events JOIN outbox ON outbox.id = job_id WHERE events.id > :mark",
                 mark=self.mark,
             )
@@ -262,51 +262,51 @@ class Story:
         if self.kind == "redis":
             match at:
                 case "EXEC ACL SETUSER":
-                    return "off" in self.lane.cache.client.acl_getuser(manifest["user"])["flags"]
+                    return "off" in self.install.cache.client.acl_getuser(manifest["user"])["flags"]
                 case "EXEC ACL DELUSER":
-                    return manifest["user"] not in self.lane.cache.users()
+                    return manifest["user"] not in self.install.cache.users()
             return None
         dying, newborn = f"zz_del_{manifest['generation']}", f"zz_new_{manifest['generation']}"
         match at:
             case "CREATE DATABASE name TEMPLATE":
-                return newborn in self.lane.pg.databases()
+                return newborn in self.install.pg.databases()
             case "DROP DATABASE name":
-                return not {dying, newborn} & self.lane.pg.databases()
+                return not {dying, newborn} & self.install.pg.databases()
             case "ALTER ROLE role NOLOGIN":
                 asked = "SELECT rolcanlogin FROM pg_roles WHERE rolname = %s"
-                return not self.lane.pg.query(asked, manifest["role"])[0][0]
+                return not self.install.pg.query(asked, manifest["role"])[0][0]
             case "COMMIT" if self.cell.story == "deprovision":
                 asked = "SELECT datconnlimit FROM pg_database WHERE datname = %s"
-                return self.lane.pg.query(asked, manifest["database"])[0][0] == 0
+                return self.install.pg.query(asked, manifest["database"])[0][0] == 0
             case "COMMIT#2" if self.cell.story == "deprovision":
-                return dying in self.lane.pg.databases()
+                return dying in self.install.pg.databases()
             case "COMMIT#2":
-                return manifest["database"] in self.lane.pg.databases()
+                return manifest["database"] in self.install.pg.databases()
             case "COMMIT#3":
-                return manifest["role"] not in self.lane.pg.roles()
+                return manifest["role"] not in self.install.pg.roles()
         return None
 
     # -- the control database ---------------------------------------------------------------------------------
 
     def status(self) -> str:
-        return self.lane.ask("SELECT status FROM resources WHERE id = :id", id=self.resource)[0][0]
+        return self.install.ask("SELECT status FROM resources WHERE id = :id", id=self.resource)[0][0]
 
     def manifest(self) -> Json:
-        return self.lane.ask("SELECT manifest FROM resources WHERE id = :id", id=self.resource)[0][0]
+        return self.install.ask("SELECT manifest FROM resources WHERE id = :id", id=self.resource)[0][0]
 
     def job(self, kind: str | None = None) -> Any:
-        return self.lane.ask(
+        return self.install.ask(
             "SELECT * FROM outbox WHERE resource_id = :id AND kind = :kind",
             id=self.resource,
             kind=kind or self.job_kind,
         )[0]
 
     def delete(self) -> None:
-        jobs.enqueue(self.lane.db, self.resource, actor="test")
+        jobs.enqueue(self.install.db, self.resource, actor="test")
 
     def until(self, status: str) -> None:
         def reached() -> bool:
-            unfinished = self.lane.ask(
+            unfinished = self.install.ask(
                 "SELECT FROM outbox WHERE resource_id = :id AND state NOT IN ('succeeded', 'cancelled')",
                 id=self.resource,
             )
@@ -321,34 +321,34 @@ class Story:
         return job
 
     def redrive(self) -> None:
-        jobs.redrive(self.lane.db, self.job().id, fence=self.job().fence, actor="test", reason="mended")
+        jobs.redrive(self.install.db, self.job().id, fence=self.job().fence, actor="test", reason="mended")
 
     def eventually(self, happened: Any, what: str) -> None:
         try:
             eventually(happened, SETTLE_SECONDS, what, every=0.1)
         except AssertionError as error:
             said = "\n".join(fork.story() for fork in self.forks)
-            rows = self.lane.ask("SELECT * FROM outbox WHERE resource_id = :id", id=self.resource)
+            rows = self.install.ask("SELECT * FROM outbox WHERE resource_id = :id", id=self.resource)
             raise AssertionError(f"{error}\n{rows}\n{said}") from None
 
     # -- judging ----------------------------------------------------------------------------------------------
 
     def judged(self, arrow: str | None) -> Outcome:
-        self.told_completely()
+        self.check_history()
         if self.ends == "deleted":
             self.nothing_left()
         else:
             self.works()
         return Outcome(self.ends, self.destroyed(), self.job().attempts, self.unfinished(), arrow)
 
-    def told_completely(self) -> None:
-        """No lease lives, and every fence of every job has its beginning and its one end."""
-        held = self.lane.ask("SELECT id, state FROM outbox WHERE state = 'running' OR lease_expires_at IS NOT NULL")
+    def check_history(self) -> None:
+        """No lease is left, and each fence of each job has one claim and one end in the events."""
+        held = self.install.ask("SELECT id, state FROM outbox WHERE state = 'running' OR lease_expires_at IS NOT NULL")
         assert held == []
-        told = self.lane.ask("SELECT * FROM outbox WHERE resource_id = :id", id=self.resource)
+        told = self.install.ask("SELECT * FROM outbox WHERE resource_id = :id", id=self.resource)
         assert Counter(job.kind for job in told) <= Counter(["provision", "deprovision"])
         for job in told:
-            events = self.lane.ask("SELECT * FROM events WHERE job_id = :id ORDER BY id", id=job.id)
+            events = self.install.ask("SELECT * FROM events WHERE job_id = :id ORDER BY id", id=job.id)
             words = [e.event for e in events]
             assert _STORY.fullmatch(" ".join(words)), words
             claimed = [e.fence for e in events if e.event == "claimed"]
@@ -370,10 +370,10 @@ class Story:
         if manifest is None:
             return
         if self.kind == "postgres":
-            assert not self.lane.pg.bears(manifest)
+            assert not self.install.pg.bears(manifest)
             return
-        assert not self.lane.cache.bears(manifest)
-        assert f"user {manifest['user']} " not in self.lane.acl_file.read_text(), "a restart would bring it back"
+        assert not self.install.cache.bears(manifest)
+        assert f"user {manifest['user']} " not in self.install.acl_file.read_text(), "a restart would bring it back"
 
     def destroyed(self) -> int:
         """How often the thing itself was destroyed, by the server's own word."""
@@ -381,9 +381,9 @@ class Story:
         if manifest is None:
             return 0
         if self.kind == "redis":
-            self.lane.deletions.heard()
-            return self.lane.deletions.count[f"{manifest['prefix']}gen"]
-        done = self.lane.pg.drops(self.log_began)
+            self.install.deletions.heard()
+            return self.install.deletions.count[f"{manifest['prefix']}gen"]
+        done = self.install.pg.drops(self.log_began)
         return done[f"zz_del_{manifest['generation']}"] + done[manifest["database"]]
 
     def unfinished(self) -> int:
@@ -391,15 +391,15 @@ class Story:
         manifest = self.manifest()
         if manifest is None or self.kind == "redis":
             return 0
-        return self.lane.pg.drops(self.log_began)[f"zz_new_{manifest['generation']}"]
+        return self.install.pg.drops(self.log_began)[f"zz_new_{manifest['generation']}"]
 
     def login(self) -> Json:
-        sealed = self.lane.ask("SELECT credentials FROM resources WHERE id = :id", id=self.resource)[0][0]
+        sealed = self.install.ask("SELECT credentials FROM resources WHERE id = :id", id=self.resource)[0][0]
         return credentials.unseal(bytes(sealed))
 
     def works(self) -> None:
         """The customer can use it, with the password that is on record."""
-        activated = self.lane.ask(
+        activated = self.install.ask(
             "SELECT count(*) FROM events WHERE resource_id = :id AND event = 'activated'", id=self.resource
         )
         assert activated[0][0] == 1
@@ -411,10 +411,10 @@ class Story:
         tenant = redis.Redis.from_url(login["url"])
         tenant.set(f"{login['prefix']}a", "1")
         tenant.close()
-        assert f"user {login['user']} " in self.lane.acl_file.read_text(), "a restart would lose it"
+        assert f"user {login['user']} " in self.install.acl_file.read_text(), "a restart would lose it"
 
-    def bury(self) -> None:
-        """What is alive at the end can be deleted like any other: once, and nothing stays."""
+    def clean_up(self) -> None:
+        """A resource that is active at the end can be deleted: it is destroyed once, and nothing is left."""
         if self.ends != "active":
             return
         before = self.destroyed()
@@ -426,10 +426,10 @@ class Story:
 
 
 class Deprovision(Story):
-    """A thing in use is deleted."""
+    """A resource in use is deleted."""
 
     def set_up(self) -> None:
-        self.resource = self.lane.born(self.kind)
+        self.resource = self.install.born(self.kind)
         self.use()
         self.delete()
 
@@ -448,19 +448,19 @@ class Deprovision(Story):
         assert outcome.destroyed == 1
         if self.kind == "redis":
             prefix = self.manifest()["prefix"]
-            removed = [self.lane.deletions.count[f"{prefix}{n}"] for n in range(KEYS)]
+            removed = [self.install.deletions.count[f"{prefix}{n}"] for n in range(KEYS)]
             assert removed == [1] * KEYS, "each key was removed once"
         return outcome
 
 
 class Provision(Story):
-    """A thing is made."""
+    """A resource is provisioned."""
 
     job_kind = "provision"
     ends = "active"
 
     def set_up(self) -> None:
-        self.resource = self.lane.register(self.kind)
+        self.resource = self.install.register(self.kind)
 
     def judged(self, arrow: str | None) -> Outcome:
         outcome = super().judged(arrow)
@@ -469,7 +469,7 @@ class Provision(Story):
 
 
 class ProvisionThenDelete(Provision):
-    """A thing is made, its maker dies, and before anybody comes to finish it, it is deleted."""
+    """The worker that provisions crashes, and the resource is deleted before another worker finishes it."""
 
     job_kind = "deprovision"
     ends = "deleted"
@@ -489,36 +489,36 @@ class Adoption(Provision):
     def set_up(self) -> None:
         name = f"legacy_{uuid.uuid4().hex[:12]}"
         if self.kind == "postgres":
-            self.lane.pg.query(f"CREATE ROLE {name} LOGIN PASSWORD 'p'")
-            self.lane.pg.query(f"CREATE DATABASE {name}")
-            self.lane.pg.query("CREATE TABLE precious AS SELECT 42 AS n", database=name)
-            self.resource = self.lane.register(self.kind, {"database": name, "role": name})
+            self.install.pg.query(f"CREATE ROLE {name} LOGIN PASSWORD 'p'")
+            self.install.pg.query(f"CREATE DATABASE {name}")
+            self.install.pg.query("CREATE TABLE precious AS SELECT 42 AS n", database=name)
+            self.resource = self.install.register(self.kind, {"database": name, "role": name})
             return
-        self.lane.cache.client.set(f"{name}:precious", "42")
-        self.lane.cache.client.execute_command("ACL", "SETUSER", name, "on", ">p", f"~{name}:*", "+@all")
-        self.resource = self.lane.register(self.kind, {"user": name, "prefix": f"{name}:"})
+        self.install.cache.client.set(f"{name}:precious", "42")
+        self.install.cache.client.execute_command("ACL", "SETUSER", name, "on", ">p", f"~{name}:*", "+@all")
+        self.resource = self.install.register(self.kind, {"user": name, "prefix": f"{name}:"})
 
     def works(self) -> None:
         manifest = self.manifest()
         if self.kind == "postgres":
-            assert self.lane.pg.query("SELECT n FROM precious", database=manifest["database"]) == [(42,)]
-            (comment,) = self.lane.pg.query(
+            assert self.install.pg.query("SELECT n FROM precious", database=manifest["database"]) == [(42,)]
+            (comment,) = self.install.pg.query(
                 "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", manifest["database"]
             )[0]
             assert comment == f"deprovisioner gen={manifest['generation']}"
             return
-        assert self.lane.cache.client.get(f"{manifest['prefix']}precious") == "42"
-        assert self.lane.cache.client.get(f"{manifest['prefix']}gen") == manifest["generation"]
+        assert self.install.cache.client.get(f"{manifest['prefix']}precious") == "42"
+        assert self.install.cache.client.get(f"{manifest['prefix']}gen") == manifest["generation"]
 
 
-class HalfDone(Provision):
-    """An earlier attempt had left a newborn without a name; the next one throws it away, and dies there."""
+class ProvisionHalfDone(Provision):
+    """An earlier attempt left a database under its temporary name; the next attempt drops it, and crashes there."""
 
     def set_up(self) -> None:
-        claim, manifest, _ = self.lane.plan(self.kind)
+        claim, manifest, _ = self.install.plan(self.kind)
         self.resource = claim.resource_id
-        self.lane.pg.query(f'CREATE DATABASE "zz_new_{manifest["generation"]}"')
-        self.lane.lapse()
+        self.install.pg.query(f'CREATE DATABASE "zz_new_{manifest["generation"]}"')
+        self.install.lapse()
 
     def judged(self, arrow: str | None) -> Outcome:
         outcome = super().judged(arrow)
@@ -526,39 +526,39 @@ class HalfDone(Provision):
         return outcome
 
 
-class Refused(Story):
-    """The server does not let the worker make databases: the birth is rolled back."""
+class ProvisionRefused(Story):
+    """The worker's role may not create databases: the provision is rolled back."""
 
     def set_up(self) -> None:
         with suppress(psycopg2.errors.DuplicateObject, psycopg2.errors.UniqueViolation):
-            self.lane.pg.query(f"CREATE ROLE {NO_DATABASES} LOGIN CREATEROLE PASSWORD 'p'")
-        self.wrong = {"PG_MAIN_DSN": self.lane.pg.dsn.replace("postgres:secret", f"{NO_DATABASES}:p")}
+            self.install.pg.query(f"CREATE ROLE {NO_DATABASES} LOGIN CREATEROLE PASSWORD 'p'")
+        self.wrong = {"PG_MAIN_DSN": self.install.pg.dsn.replace("postgres:secret", f"{NO_DATABASES}:p")}
         self.rescue = dict(self.wrong)
-        self.resource = self.lane.register(self.kind)
+        self.resource = self.install.register(self.kind)
 
     def judged(self, arrow: str | None) -> Outcome:
         assert self.job("provision").state == "cancelled"
         return super().judged(arrow)
 
 
-class Held(Deprovision):
-    """Somebody else is inside the object while the teardown wants to."""
+class ObjectLocked(Deprovision):
+    """Another session holds the advisory lock on the object that the teardown needs."""
 
     def die(self) -> None:
         # The worker's own key, and its connection: nobody else can keep it waiting.
-        backend = self.lane.backends["postgres"]
+        backend = self.install.backends["postgres"]
         with backend._server.connect() as session:
             session.lock(self.manifest()["database"])
             super().die()
 
 
 class Braked(Deprovision):
-    """Its start is counted, and one transaction has both: whoever dies in it has neither started nor counted."""
+    """A brake counts the start in the same transaction: a crash in it leaves neither the start nor the count."""
 
     def set_up(self) -> None:
         super().set_up()
         path = self.folder / "backends.toml"
-        backends = Path(self.lane.env["DEPROVISIONER_BACKENDS"]).read_text()
+        backends = Path(self.install.env["DEPROVISIONER_BACKENDS"]).read_text()
         # One in the window: an attempt after the death must not be stopped by the one that died.
         path.write_text(backends.replace('kind = "postgres"\n', 'kind = "postgres"\nbrake = "1/10m"\n'))
         self.wrong = self.rescue = {"DEPROVISIONER_BACKENDS": str(path)}
@@ -574,42 +574,42 @@ class Braked(Deprovision):
 
     def counted(self) -> int:
         asked = "SELECT count(*) FROM brake_starts WHERE resource_id = :id"
-        return int(self.lane.ask(asked, id=self.resource)[0][0])
+        return int(self.install.ask(asked, id=self.resource)[0][0])
 
     def events(self, event: str) -> int:
         asked = "SELECT count(*) FROM events WHERE resource_id = :id AND event = :event AND id > :mark"
-        return int(self.lane.ask(asked, id=self.resource, event=event, mark=self.mark)[0][0])
+        return int(self.install.ask(asked, id=self.resource, event=event, mark=self.mark)[0][0])
 
-    def bury(self) -> None:
-        self.lane.ask("DELETE FROM brake_starts")
+    def clean_up(self) -> None:
+        self.install.ask("DELETE FROM brake_starts")
 
 
-class Dead(Deprovision):
-    """The backend does not answer, to this worker."""
+class BackendDown(Deprovision):
+    """The worker that crashes cannot reach the backend."""
 
     def set_up(self) -> None:
         super().set_up()
         nowhere = f"127.0.0.1:{embedded.free_port()}"
         self.wrong = {"PG_MAIN_DSN": f"postgresql://p:p@{nowhere}/postgres", "REDIS_MAIN_URL": f"redis://{nowhere}/0"}
 
-    def bury(self) -> None:
-        self.lane.ask("DELETE FROM breakers")
+    def clean_up(self) -> None:
+        self.install.ask("DELETE FROM breakers")
 
 
-class Back(Deprovision):
+class BackendUpAgain(Deprovision):
     """The backend did not answer a while ago, and answers now."""
 
     def set_up(self) -> None:
         super().set_up()
-        self.lane.ask("INSERT INTO breakers VALUES (:name, 1, now(), now(), 'away')", name=BACKENDS[self.kind])
+        self.install.ask("INSERT INTO breakers VALUES (:name, 1, now(), now(), 'away')", name=BACKENDS[self.kind])
 
     def judged(self, arrow: str | None) -> Outcome:
-        assert self.lane.ask("SELECT * FROM breakers") == []
+        assert self.install.ask("SELECT * FROM breakers") == []
         return super().judged(arrow)
 
 
-class NotOurs(Deprovision):
-    """The object bears another generation when the worker looks; later its own again."""
+class OtherGeneration(Deprovision):
+    """The object has another generation when the worker inspects it; later it has its own again."""
 
     def set_up(self) -> None:
         super().set_up()
@@ -619,24 +619,24 @@ class NotOurs(Deprovision):
         manifest = self.manifest()
         if self.kind == "postgres":
             mark = f"deprovisioner gen={generation}"
-            self.lane.pg.query(f'COMMENT ON DATABASE "{manifest["database"]}" IS %s', mark)
+            self.install.pg.query(f'COMMENT ON DATABASE "{manifest["database"]}" IS %s', mark)
         else:
-            self.lane.cache.client.set(f"{manifest['prefix']}gen", generation)
+            self.install.cache.client.set(f"{manifest['prefix']}gen", generation)
 
     def recovered(self) -> None:
         self.until_stuck("refused")
         manifest = self.manifest()
         if self.kind == "postgres":
-            assert self.lane.pg.query("SELECT n FROM t", database=manifest["database"]) == [(1,)]
+            assert self.install.pg.query("SELECT n FROM t", database=manifest["database"]) == [(1,)]
         else:
-            assert len(self.lane.cache.keys(manifest["prefix"])) == KEYS + 1
+            assert len(self.install.cache.keys(manifest["prefix"])) == KEYS + 1
         assert self.destroyed() == 0
         self._mark(manifest["generation"])
         self.redrive()
         self.until("deleted")
 
 
-class Prepared(Deprovision):
+class PreparedTransaction(Deprovision):
     """A transaction that the customer prepared and forgot holds the database open."""
 
     def use(self) -> None:
@@ -646,29 +646,29 @@ class Prepared(Deprovision):
 
 
 class Expired(Deprovision):
-    """Its time has come."""
+    """The resource expires; nothing calls DELETE."""
 
     def delete(self) -> None:
-        self.lane.ask("UPDATE resources SET expires_at = now() WHERE id = :id", id=self.resource)
+        self.install.ask("UPDATE resources SET expires_at = now() WHERE id = :id", id=self.resource)
 
 
-class Lost(Deprovision):
-    """A worker had died after its start mark; who sweeps dies too."""
-
-    def set_up(self) -> None:
-        super().set_up()
-        jobs.start(self.lane.db, self.lane.claim(self.kind), worker="test")
-        self.lane.lapse()
-
-
-class LostForGood(Deprovision):
-    """The same under the last attempt: a person has to re-drive."""
+class WorkerLost(Deprovision):
+    """A worker died after it recorded its start; the worker that sweeps its job crashes too."""
 
     def set_up(self) -> None:
         super().set_up()
-        self.lane.ask("UPDATE outbox SET max_attempts = 1 WHERE id = :id", id=self.job().id)
-        jobs.start(self.lane.db, self.lane.claim(self.kind), worker="test")
-        self.lane.lapse()
+        jobs.start(self.install.db, self.install.claim(self.kind), worker="test")
+        self.install.lapse()
+
+
+class WorkerLostLastAttempt(Deprovision):
+    """The same on the last attempt: the job gets stuck, and an operator redrives it."""
+
+    def set_up(self) -> None:
+        super().set_up()
+        self.install.ask("UPDATE outbox SET max_attempts = 1 WHERE id = :id", id=self.job().id)
+        jobs.start(self.install.db, self.install.claim(self.kind), worker="test")
+        self.install.lapse()
 
     def recovered(self) -> None:
         self.until_stuck("attempts_exhausted")
@@ -677,7 +677,7 @@ class LostForGood(Deprovision):
 
 
 class _Api(Story):
-    """The API dies under a request; it is started again, and the caller asks again."""
+    """The API crashes during a request; it is started again, and the caller repeats the request."""
 
     part = "api"
 
@@ -689,27 +689,27 @@ class _Api(Story):
         raise NotImplementedError
 
     def api(self, name: str) -> tuple[Fork, str]:
-        fork, url = forked.api(self.lane.env | self.doom(), self.folder / f"{name}.log")
+        fork, url = forked.api(self.install.env | self.crash(), self.folder / f"{name}.log")
         self.forks.append(fork)
         return fork, url
 
     def die(self) -> None:
-        doomed, url = self.api("doomed-api")
-        self.mark = self.lane.ask("SELECT COALESCE(max(id), 0) FROM events")[0][0]
-        with client(url, self.lane.tokens[self.role]) as caller:
+        crashing, url = self.api("crashing-api")
+        self.mark = self.install.ask("SELECT COALESCE(max(id), 0) FROM events")[0][0]
+        with client(url, self.install.tokens[self.role]) as caller:
             try:
                 answer = self.request(caller)
             except httpx.TransportError:
                 pass
             else:
                 raise AssertionError(f"it lived to answer: {answer.text}")
-        doomed.dies()
+        crashing.dies()
 
     role = "tenant"
 
     def meanwhile(self) -> None:
         _, url = self.api("api-again")
-        with client(url, self.lane.tokens[self.role]) as caller:
+        with client(url, self.install.tokens[self.role]) as caller:
             self.answered(self.request(caller))
 
 
@@ -722,17 +722,17 @@ class Register(_Api):
         return caller.post("/v1/resources", json=body, headers={"Idempotency-Key": str(self.cell)})
 
     def set_up(self) -> None:
-        self.known = self.lane.ask("SELECT count(*) FROM resources")[0][0]
+        self.known = self.install.ask("SELECT count(*) FROM resources")[0][0]
 
     def answered(self, answer: httpx.Response) -> None:
         assert answer.status_code == 202
         self.resource = uuid.UUID(answer.json()["resource"]["id"])
-        assert self.lane.ask("SELECT count(*) FROM resources")[0][0] == self.known + 1, "one, whatever was repeated"
+        assert self.install.ask("SELECT count(*) FROM resources")[0][0] == self.known + 1, "one, whatever was repeated"
 
 
 class Delete(_Api, Deprovision):
     def set_up(self) -> None:
-        self.resource = self.lane.born(self.kind)
+        self.resource = self.install.born(self.kind)
         self.use()
 
     def request(self, caller: httpx.Client) -> httpx.Response:
@@ -749,8 +749,8 @@ class Redrive(_Api, Deprovision):
 
     def set_up(self) -> None:
         Deprovision.set_up(self)
-        claim = self.lane.claim(self.kind)
-        jobs.stick(self.lane.db, claim, worker="test", why=StuckReason.REFUSED, error="not sure")
+        claim = self.install.claim(self.kind)
+        jobs.stick(self.install.db, claim, worker="test", why=StuckReason.REFUSED, error="not sure")
 
     def request(self, caller: httpx.Client) -> httpx.Response:
         return caller.post(f"/v1/jobs/{self.job().id}/redrive", json={"reason": "mended", "fence": 1})
@@ -763,17 +763,17 @@ class Redrive(_Api, Deprovision):
 
 
 class Resolve(_Api, Deprovision):
-    """It had happened, and its worker could not say so; another one looks for the operator, who asks again."""
+    """The teardown is done but its job is stuck; a worker inspects, the API crashes, the operator asks again."""
 
     role = "operator"
 
     def set_up(self) -> None:
         Deprovision.set_up(self)
-        claim = self.lane.claim(self.kind)
-        jobs.start(self.lane.db, claim, worker="test")
-        self.lane.backends[self.kind].teardown(self.manifest(), claim.fence)
-        jobs.stick(self.lane.db, claim, worker="test", why=StuckReason.REFUSED, error="not sure")
-        self.fork("looker", "worker", RESCUER)
+        claim = self.install.claim(self.kind)
+        jobs.start(self.install.db, claim, worker="test")
+        self.install.backends[self.kind].teardown(self.manifest(), claim.fence)
+        jobs.stick(self.install.db, claim, worker="test", why=StuckReason.REFUSED, error="not sure")
+        self.fork("inspecting", "worker", LONG_LEASE)
 
     def request(self, caller: httpx.Client) -> httpx.Response:
         word = {"reason": "it is gone", "fence": 1}
@@ -789,16 +789,16 @@ class Resolve(_Api, Deprovision):
             assert (answer.status_code, answer.json().get("state")) == (200, done), answer.text
 
 
-class ResolveBirth(Resolve):
-    """An adoption that never came to be, of a resource that was deleted: nothing is left to do."""
+class ResolveProvision(Resolve):
+    """A stuck adoption whose resource has been deleted: nothing is left to do."""
 
     stuck = "provision"
 
     def set_up(self) -> None:
         name = f"legacy_{uuid.uuid4().hex[:12]}"
-        self.resource = self.lane.register(self.kind, {"database": name, "role": name})
-        claim = self.lane.claim(self.kind)
-        jobs.stick(self.lane.db, claim, worker="test", why=StuckReason.REFUSED, error="not there")
+        self.resource = self.install.register(self.kind, {"database": name, "role": name})
+        claim = self.install.claim(self.kind)
+        jobs.stick(self.install.db, claim, worker="test", why=StuckReason.REFUSED, error="not there")
         self.delete()
 
     def judged(self, arrow: str | None) -> Outcome:
@@ -817,18 +817,18 @@ STORIES: dict[str, type[Story]] = {
     "delete (API)": Delete,
     "redrive (API)": Redrive,
     "resolve (API)": Resolve,
-    "resolve of a birth (API)": ResolveBirth,
+    "resolve of a birth (API)": ResolveProvision,
     "expired": Expired,
-    "backend dead": Dead,
-    "backend back": Back,
-    "object held": Held,
+    "backend dead": BackendDown,
+    "backend back": BackendUpAgain,
+    "object held": ObjectLocked,
     "under a brake": Braked,
-    "prepared transaction": Prepared,
-    "not ours": NotOurs,
-    "birth refused": Refused,
-    "birth half done": HalfDone,
-    "worker lost": Lost,
-    "worker lost, last attempt": LostForGood,
+    "prepared transaction": PreparedTransaction,
+    "not ours": OtherGeneration,
+    "birth refused": ProvisionRefused,
+    "birth half done": ProvisionHalfDone,
+    "worker lost": WorkerLost,
+    "worker lost, last attempt": WorkerLostLastAttempt,
 }
 
 

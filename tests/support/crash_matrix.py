@@ -1,7 +1,7 @@
 """The crash matrix as data, and its table in docs/guarantees.md: `python -m tests.support.crash_matrix` makes it anew.
 
 A cell is one death: in a story, on a kind of backend, just before or just after one boundary
-(`tests/support/crash_points.py` says what that is). `tests/support/crash_cells.py` lives each cell through.
+(`tests/support/crash_points.py` says what that is). `tests/support/crash_cells.py` runs each cell.
 """
 
 import os
@@ -97,7 +97,7 @@ STEPS: dict[tuple[str, str], tuple[str, ...]] = {
     ),
 }
 
-# Where something goes wrong beside the death, or somebody else than a worker acts.
+# Where another fault is added to the crash, or something other than a worker acts.
 _OTHERS: dict[tuple[str, str], tuple[str, ...]] = {
     ("register (API)", "postgres"): ("register",),
     ("register (API)", "redis"): ("register",),
@@ -159,7 +159,7 @@ class Outcome:
 
 
 def _cells() -> Iterable[Cell]:
-    # Each moment of a birth twice: left alone afterwards, and deleted before anybody could finish it.
+    # Each moment of a provision twice: left alone afterwards, and deleted before another worker finishes it.
     deleted = {("provision, then DELETE", kind): steps for (s, kind), steps in STEPS.items() if s == "provision"}
     for (story, kind), steps in (_OTHERS | STEPS | deleted).items():
         for at in steps:

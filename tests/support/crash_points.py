@@ -62,7 +62,7 @@ def install(env: Mapping[str, str] = os.environ) -> None:
 
 
 class _Reach:
-    """Called at each boundary; the one it waits for is the last."""
+    """Called at each boundary; at the one it waits for, it sends the signal."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self.moment, _, where = env.get("CRASH_AT", "").partition(":")
@@ -99,7 +99,7 @@ class _Reach:
 
 
 def _around_transitions(reach: _Reach) -> None:
-    """The first statement of a transition's function is the transition; that it changed no row is none."""
+    """The first statement of a transition's function is its boundary; one that changed no row has no `after`."""
     inside: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("inside", default=None)
 
     def named(name: str, honest: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,7 +180,7 @@ def _around_redis(reach: _Reach) -> None:
 
 
 def _keep_environment() -> None:
-    """Once the hands' threads run, libpq may read the environment at any moment: who writes it then, ends it all."""
+    """End the process if code changes the environment while the pool's threads run: libpq may read it at any time."""
     honest = Pool.start
 
     def start(self: Pool) -> None:

@@ -1,4 +1,4 @@
-"""A whole installation on servers of its own: control PostgreSQL, pg-main and broker may be killed, stopped, filled."""
+"""The product on servers of its own, so that a test may kill, stop or fill control PostgreSQL, pg-main and broker."""
 
 import contextlib
 import itertools
@@ -33,13 +33,13 @@ from tests.support.servers import BACKENDS, Servers, clear_caches, server_folder
 from tests.support.witness import PgServer, RedisServer, eventually, slowness
 
 LEASE, SWEEP = 3.0, 0.5
-DATABASES, NAMESPACES, CALLERS = 12, 10, 4  # two of the namespaces for what comes after
+DATABASES, NAMESPACES, CALLERS = 12, 10, 4  # two of the namespaces are deleted after the storm
 SMALL_DISK = "64m"
 KINDS = {"postgres": "pg-main", "redis": "redis-main"}
 
 
-class Ground:
-    """The servers, the product's processes on them, and storms of DELETEs."""
+class OwnServers:
+    """These servers, the product's processes on them, and storms of DELETEs."""
 
     def __init__(self, servers: Servers) -> None:
         self.folder = server_folder("installation")
@@ -49,14 +49,14 @@ class Ground:
         self.control_server: Child | None = None
         self.pg_server: Child | None = None
         self.kept: list[Kept] = []
-        self.deaths = 0  # of workers, as far as the test meant them
+        self.deaths = 0  # of workers that the test itself killed
         self._stack = contextlib.ExitStack()
 
     # -- servers and processes ---------------------------------------------------------------------------------
 
     def start(self) -> None:
         self.deletions.start()
-        fast = {"fsync": "off", "full_page_writes": "off"}  # but every commit is written: servers die here
+        fast = {"fsync": "off", "full_page_writes": "off"}  # but synchronous_commit stays on: tests kill this server
         self.control_server, dsn = self._postgres("control", fast | {"max_connections": "80"})
         self.pg_server, pg_dsn = self._postgres("pg-main", fast | {"log_statement": "ddl", "synchronous_commit": "off"})
         self.pg = PgServer(pg_dsn, self.pg_server.log)
@@ -104,7 +104,7 @@ class Ground:
         self.deletions.stop()
         for child in self.children:
             if child in (self.control_server, self.pg_server):
-                child.stop_signal = signal.SIGQUIT  # at once: nobody needs their data any more
+                child.stop_signal = signal.SIGQUIT  # at once: their data is not needed any more
             child.stop()
         if self.small_disk:
             subprocess.run(["umount", self.small_disk], check=True)
@@ -155,10 +155,10 @@ class Ground:
 
     @contextmanager
     def storm(self) -> Iterator[list[dict[str, Any]]]:
-        """DELETEs on the way while the body does its worst; after it, everything must come right by itself."""
+        """DELETEs are sent while the body causes faults; after it, every job must end well without help."""
         kinds = ["postgres"] * DATABASES + ["redis"] * NAMESPACES
         made = [self.create(kind) for kind in kinds]
-        eventually(lambda: self.status(made) == Counter(active=len(made)), what="births", every=0.1)
+        eventually(lambda: self.status(made) == Counter(active=len(made)), what="all are provisioned", every=0.1)
         things, probes = made[:-2], made[-2:]
         answers: list[httpx.Response] = []
         threads = [
@@ -180,8 +180,8 @@ class Ground:
         accepted = {a.json()["resource"]["id"] for a in answers if a.status_code in (200, 202)}
         assert accepted == {thing["id"] for thing in things}, "every DELETE was accepted in the end"
         eventually(lambda: self.status(things) == Counter(deleted=len(things)), what=self.state(things), every=0.1)
-        database.engine().dispose()  # what the fault did to this process's own connections is not the question
-        self.looks(probes)
+        database.engine().dispose()  # the fault may have broken this process's own connections
+        self.each_worker_sweeps(probes)
         all_is_well(self.control, [t["id"] for t in made], pg=self.pg, cache=self.cache, deletions=self.deletions)
         died, self.deaths = sum(kept.deaths for kept in self.kept) - self.deaths, sum(kept.deaths for kept in self.kept)
         last_words = "\n".join(kept.last_words for kept in self.kept)
@@ -215,8 +215,8 @@ class Ground:
     def state(self, things: list[dict[str, Any]]) -> str:
         return f"all deleted; was {self.status(things)}; see {self.folder}"
 
-    def looks(self, probes: list[dict[str, Any]]) -> None:
-        """Each worker still looks for work by itself: with the other paused and no bell rung, a DELETE is done."""
+    def each_worker_sweeps(self, probes: list[dict[str, Any]]) -> None:
+        """Each worker still sweeps: with the other one paused and no wake-up sent, it finds and does a DELETE."""
         for probe, paused in zip(probes, self.kept, strict=True):
             paused.fork.pause()
             try:
@@ -228,7 +228,7 @@ class Ground:
         self.claimed_in_time(probes)
 
     def claimed_in_time(self, things: list[dict[str, Any]]) -> None:
-        """Their DELETEs were claimed within two sweeps, and what a claim takes on this machine now."""
+        """Their DELETEs were claimed within two sweeps plus the time that this machine needs now."""
         asked = """SELECT outbox.resource_id::text, min(at) FILTER (WHERE event = 'claimed')
                                                     - min(at) FILTER (WHERE event = 'enqueued')
                      FROM events JOIN outbox ON outbox.id = job_id
@@ -239,7 +239,7 @@ class Ground:
 
 
 def seconds(duration: float, every: float) -> Iterator[int]:
-    """A beat: 0, 1, 2 … every `every` seconds, for `duration` seconds."""
+    """Yield 0, 1, 2 …, one every `every` seconds, for `duration` seconds."""
     began = time.monotonic()
     for n in itertools.count():
         if time.monotonic() - began > duration:

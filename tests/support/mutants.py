@@ -32,7 +32,7 @@ from tests.support.servers import KEPT, serving
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("deprovisioner", "outbox", "api", "worker", "migrations", "tests")
 TIMEOUT_SECONDS = 150  # of one mutant; the slowest selection takes ten
-TEST_TIMEOUT_SECONDS = 60  # of one test; pytest-timeout's word for it is no kill
+TEST_TIMEOUT_SECONDS = 60  # for one test; a test that times out does not count as a kill
 ALL_TIMEOUT_SECONDS = 600  # of every selection together
 # How a failed test begins its message when it saw something. Beside assertions: the product's own refusals, a
 # constraint that spoke where a guard should have, a statement that waited where it should not. A typo says none of it.
@@ -171,7 +171,7 @@ class Copy:
             stale.unlink()
 
     def _first_failure(self) -> tuple[str, str]:
-        """The test whose body failed, and the first line of why; what failed around a test is no failure of it."""
+        """The test whose body failed, and the first line of why. A failed fixture does not count."""
         if self.report.exists():
             for case in ET.parse(self.report).iter("testcase"):
                 if (failure := case.find("failure")) is not None:

@@ -1,4 +1,4 @@
-"""Lanes for tests that live through many stories at once: a control database each, on shared servers."""
+"""Installs for tests that run many stories at once: each has its own control database, on shared servers."""
 
 import itertools
 import os
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.crash_cells import Deletions, Lane
+from tests.support.crash_cells import Deletions, Install
 from tests.support.servers import BACKENDS, Servers, clear_caches, database_dsn, use_environment
 
 _NUMBERS = itertools.count()
 
 
 @contextmanager
-def lanes(servers: Servers, template: str, folder: Path) -> Iterator[Callable[[], Lane]]:
-    """A function that opens one more lane; all are closed at the end. This process settles on what they share."""
+def installs(servers: Servers, template: str, folder: Path) -> Iterator[Callable[[], Install]]:
+    """A function that makes one more install; all are dropped at the end. This process gets the settings they share."""
     (folder / "backends.toml").write_text(BACKENDS)
     env = {
         "PATH": os.environ["PATH"],
@@ -29,12 +29,12 @@ def lanes(servers: Servers, template: str, folder: Path) -> Iterator[Callable[[]
     }
     deletions = Deletions(servers.redis)
     deletions.start()
-    opened: dict[str, Lane] = {}
+    opened: dict[str, Install] = {}
 
-    def lane() -> Lane:
-        name = f"lane{next(_NUMBERS)}"
+    def new_install() -> Install:
+        name = f"install{next(_NUMBERS)}"
         servers.control.query(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
-        opened[name] = Lane(
+        opened[name] = Install(
             env,
             database_dsn(servers.control.dsn, name),
             folder,
@@ -48,7 +48,7 @@ def lanes(servers: Servers, template: str, folder: Path) -> Iterator[Callable[[]
     with pytest.MonkeyPatch.context() as patch:
         use_environment(patch, env)
         try:
-            yield lane
+            yield new_install
         finally:
             deletions.stop()
             for name, made in opened.items():

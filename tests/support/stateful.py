@@ -1,7 +1,7 @@
-"""Any order of anything: transitions, crashes, zombies, lost answers, leases that pass, on real PostgreSQL.
+"""Random sequences of transitions, crashes, paused workers, lost answers and expired leases, on real PostgreSQL.
 
-Every worker here is the product's own runner, played step by step (`hand.Hand`). After each step the rows must be
-those of the reference model, and each of the promises is read from the database itself.
+Every worker here is the product's own runner, run step by step (`stepper.Stepper`). After each step the rows must be
+those of the reference model, and each promise is checked in the database itself.
 """
 
 import datetime as dt
@@ -30,12 +30,12 @@ from outbox.resources import NewResource
 from outbox.rows import Claim, Json
 from outbox.states import HoldScope, StuckReason
 from tests.support.model import EVENT, FINAL, LANDED, MOVES, Model, Resource, Verdict
-from tests.support.stepper import Hand, Server, Thing
+from tests.support.stepper import Server, Stepper, Thing
 from worker import observer
 
 BACKEND = "pg-main"
 MAX_ATTEMPTS = 3
-# At once: more of them only dilutes what happens to each.
+# At once: with more of them, less happens to each.
 MOST_RESOURCES = 3
 _N = st.integers(0, 7)  # which of those that fit; a small number shrinks to the first
 _HOW = st.sampled_from(["well", "well", "well", "lost", "unavailable", "transient", "refused", "killed"])
@@ -58,7 +58,7 @@ _NEXT: list[tuple[int, str, list[st.SearchStrategy[Any]]]] = [
     (2, "resolve", [_N, _RARELY, _RARELY, _RARELY]),
     (1, "heartbeat", [st.lists(_N, min_size=1, max_size=3, unique=True)]),
     (1, "time_passes", []),
-    (1, "somebody_takes_the_name", [_N]),
+    (1, "the_name_is_taken_or_freed", [_N]),
     (1, "hold", [st.sampled_from([*_SCOPES]), _RARELY]),
     (2, "release", [_N]),
 ]
@@ -82,8 +82,8 @@ _ROWS = text("""
 Rows = dict[Any, Json]
 
 
-class _Eyes:
-    """The backend of a look."""
+class _InspectionBackend:
+    """The backend that an inspection asks."""
 
     observable = True
 
@@ -92,7 +92,7 @@ class _Eyes:
 
 
 class Outbox(RuleBasedStateMachine):
-    """Callers, workers, an operator, the clock and somebody with psql, in any order."""
+    """Callers, workers, an operator, the clock and a person with psql, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,17 +100,17 @@ class Outbox(RuleBasedStateMachine):
             db.exec_driver_sql(_RESET)
         self.model = Model(MAX_ATTEMPTS)
         self.server = Server()
-        self.hands: list[Hand] = []  # those at work, of all that were
-        self.employed: list[Hand] = []
+        self.steppers: list[Stepper] = []  # those that have not ended
+        self.all_steppers: list[Stepper] = []
         self.claims: list[Claim] = []
         self.rows: dict[str, Rows] = {"job": {}, "resource": {}, "breaker": {}}
         self.last = 0
         self.history: list[Json] = []
-        self.zombies_last = self.delete_last = False
+        self.paused_last = self.delete_last = False
 
     @rule(what=NEXT)
     def next(self, what: tuple[Any, ...]) -> None:
-        """One rule for all, since Hypothesis leaves out half of the rules in each run."""
+        """The only rule: with several, Hypothesis leaves out half of them in each run."""
         name, *words = what
         getattr(self, name)(*words)
 
@@ -118,12 +118,12 @@ class Outbox(RuleBasedStateMachine):
 
     @initialize(
         born=st.lists(st.sampled_from(["planned", "made", "deleting", "deleting"]), min_size=1, max_size=2),
-        zombies_last=st.booleans(),
+        paused_last=st.booleans(),
         delete_last=st.booleans(),
     )
-    def begin(self, born: list[str], zombies_last: bool, delete_last: bool) -> None:
-        """Some resources, and how far they have come; and how this run will come to its end."""
-        self.zombies_last, self.delete_last = zombies_last, delete_last
+    def begin(self, born: list[str], paused_last: bool, delete_last: bool) -> None:
+        """Make some resources, each at some stage, and choose how this run ends."""
+        self.paused_last, self.delete_last = paused_last, delete_last
         for n, far in enumerate(born):
             self.register(reused=False, protected=False, adopted=False)
             if far != "planned":
@@ -168,7 +168,7 @@ class Outbox(RuleBasedStateMachine):
         self.check()
 
     def delete(self, which: int, request: int) -> None:
-        """Twice with one request id: the answer to the first was lost."""
+        """Send the same DELETE twice, with one request id, as after a lost answer."""
         resource = self._pick(sorted(self.model.resources.values(), key=lambda r: r.status == "deleted"), which)
         request_id = uuid.uuid5(uuid.NAMESPACE_OID, f"{resource.id}{request}")
         for _ in range(2):
@@ -202,7 +202,7 @@ class Outbox(RuleBasedStateMachine):
         self.check(*["redriven"] * moves)
 
     def resolve(self, which: int, any_job: bool, behind: bool, blind: bool) -> None:
-        """It did happen, an operator says; a worker looks first, unless nobody waits for it."""
+        """An operator resolves a job; before that a worker inspects its object, unless `blind`."""
         among = [job for job in self.model.jobs.values() if any_job or job.state == "stuck"]
         if not among:
             return
@@ -219,7 +219,7 @@ class Outbox(RuleBasedStateMachine):
         self.check(*["resolved"] * (said == MOVES))
 
     def _look_at(self, id: int) -> None:
-        """What any worker would see, at the same server as the hands."""
+        """A worker inspects the object of the job on the server that the steppers use."""
         job = self.model.jobs[id]
         try:
             self._ask(observations.ask, id, actor="op")
@@ -230,14 +230,14 @@ class Outbox(RuleBasedStateMachine):
         contended = any(j.resource == job.resource and j.state == "running" for j in self.model.jobs.values())
         assert (id in {turn.job_id for turn in turns}) == (not contended)
         for turn in turns:
-            found, seen = observer.inspect(turn, _Eyes(self.server))
+            found, seen = observer.inspect(turn, _InspectionBackend(self.server))
             assert self._ask(observations.record, turn, worker="w", found=found, seen=seen)
             self.check("observed")
 
     # -- workers -----------------------------------------------------------------------------------------------
 
     def claim(self, slots: int) -> None:
-        """The hands of one worker take what is due; each then stands before its first step."""
+        """One worker claims what is due; a stepper for each claim then stops before its first call."""
         self.check()  # a breaker may have been tripped
         pending = {id: job for id, job in self.rows["job"].items() if job["state"] == "pending"}
         due = [id for id, job in pending.items() if job["due"] and job["held_by"] is None]
@@ -251,36 +251,36 @@ class Outbox(RuleBasedStateMachine):
         assert {c.id for c in taken} <= set(due)
         self.check(*["claimed"] * len(taken))
         for claim in taken:
-            # Of two taken at once neither is: after the DELETE, which made the one, the other cannot start.
+            # Of two jobs claimed at once neither is contended: after the DELETE the provision cannot start.
             assert claim.contended == (str(claim.resource_id) in running)
             self.claims.append(claim)
-            self.employed.append(Hand(self.model, self.server, claim, worker, self.record))
-            self.hands.append(self.employed[-1])
+            self.all_steppers.append(Stepper(self.model, self.server, claim, worker, self.record))
+            self.steppers.append(self.all_steppers[-1])
 
     def serve(self, slots: int, steps: int) -> None:
-        """A worker comes by: it claims, and goes on for some steps."""
+        """A worker claims, and runs some steps."""
         self.time_passes()
         self.claim(slots)
-        if self.hands:
+        if self.steppers:
             self.work(-1, steps)
 
     def work(self, which: int, steps: int, how: str = "well") -> None:
-        """One hand goes on for some steps without trouble, and one more with it."""
-        if not self.hands:
+        """One stepper runs some steps without trouble, and one more that ends as `how` says."""
+        if not self.steppers:
             return
-        hand = self._pick(self.hands, which)
+        stepper = self._pick(self.steppers, which)
         for n in range(steps + 1):
-            if hand.before:
-                self._step(hand, how if n == steps else "well")
+            if stepper.before:
+                self._step(stepper, how if n == steps else "well")
 
-    def _step(self, hand: Hand, how: str = "well") -> None:
-        hand.step(how)
-        if not hand.before:
-            self.hands.remove(hand)
+    def _step(self, stepper: Stepper, how: str = "well") -> None:
+        stepper.step(how)
+        if not stepper.before:
+            self.steppers.remove(stepper)
         self._promises(self.rows)
 
     def record(self, transition: Callable[..., Any], claim: Claim, *, twice: bool = False, **words: Any) -> Any:
-        """One transition, and once more when its answer is lost: what happens must be what the model says."""
+        """Run one transition, twice when its answer is lost; the result must be what the model says."""
         verb, answer, refused = transition.__name__, None, None
         for _ in range(1 + (twice and verb != "note_late")):
             verdict = self.model.verdict(verb, claim)
@@ -300,13 +300,13 @@ class Outbox(RuleBasedStateMachine):
         return answer
 
     def _absence_was_seen(self, claim: Claim, seen: Json) -> None:
-        hand = next(h for h in self.hands if (h.claim.id, h.claim.fence) == (claim.id, claim.fence))
+        stepper = next(h for h in self.steppers if (h.claim.id, h.claim.fence) == (claim.id, claim.fence))
         resource = self.model.resources[str(claim.resource_id)]
-        assert hand.saw_absence or "never_made" in seen or ("never_adopted" in seen and resource.adopted)
+        assert stepper.saw_absence or "never_made" in seen or ("never_adopted" in seen and resource.adopted)
         assert all(thing.late or resource.adopted for thing in self.server.bearing(resource.generation))
 
     def meddle(self, which: int, verb: str) -> None:
-        """Somebody uses a claim, dead or alive; only for what takes evidence the hand itself is needed."""
+        """Use a claim, valid or not, past its stepper; but only a stepper has the evidence to end a job."""
         if not self.claims:
             return
         wanted = self._started if verb == "defer" else self._harmful
@@ -330,16 +330,16 @@ class Outbox(RuleBasedStateMachine):
             self.record(getattr(jobs, verb), claim, worker="z", **said)
 
     def _started(self, claim: Claim) -> bool:
-        """It is at work, and may not be called untouched."""
+        """Whether the claim is valid and its job has started."""
         return self._ours(claim) and self.model.jobs[claim.id].started_fence == claim.fence
 
     def _harmful(self, claim: Claim) -> bool:
-        """Its job, or another one of its resource, is at work under a later claim."""
+        """Whether its job, or another job of its resource, runs under another valid claim."""
         among = [job for job in self.model.jobs.values() if job.resource == str(claim.resource_id)]
         return any(job.alive and (job.id, job.fence) != (claim.id, claim.fence) for job in among)
 
     def heartbeat(self, which: list[int]) -> None:
-        """A beat keeps what has not been taken away, even when it comes late."""
+        """A heartbeat, even a late one, keeps each job that no other worker has claimed."""
         beating = [claim for n, claim in enumerate(reversed(self.claims)) if n in which]
         if not beating:
             return
@@ -355,9 +355,9 @@ class Outbox(RuleBasedStateMachine):
         return (job.state, job.fence) == ("running", claim.fence)
 
     def sweep(self) -> None:
-        """What every worker does every few seconds."""
+        """The sweep that every worker makes every few seconds: expire, sweep, wake."""
         due = [r for r in self.model.resources.values() if r.status == "active" and r.expired and not r.protected]
-        for _ in due:  # one by one: the order of one statement's rows is nobody's, and runs must be repeatable
+        for _ in due:  # one by one: one statement's rows have no order, and runs must be repeatable
             assert self._ask(jobs.expire, actor="w", batch=1) == 1
         assert self._ask(jobs.expire, actor="w") == 0
         self.check(*["enqueued"] * len(due))
@@ -370,7 +370,7 @@ class Outbox(RuleBasedStateMachine):
         self.check(*["swept"] * lost)
 
     def hold(self, scope: str, really: bool) -> None:
-        """An operator stops everything there is here, by one name or another; seldom, for nothing starts then."""
+        """An operator sets a hold that covers all jobs here; seldom, for no job starts under it."""
         if not really:
             return
         made = self._ask(holds.engage, HoldScope(scope), _SCOPES[scope], actor="op", reason="night")
@@ -378,14 +378,14 @@ class Outbox(RuleBasedStateMachine):
         self.check()
 
     def release(self, which: int) -> None:
-        """What is parked under it stays until the next sweep."""
+        """An operator releases a hold; the jobs parked under it wait for the next sweep."""
         if self.model.holds:
             id = self._pick(self.model.holds, which)
             self._ask(holds.release, id, actor="op", reason="day")
             del self.model.holds[id]
             self.check()
 
-    # -- the clock, and somebody with psql ---------------------------------------------------------------------
+    # -- the clock, and a person with psql ---------------------------------------------------------------------
 
     def a_lease_passes(self, which: int) -> None:
         if alive := [job for job in self.model.jobs.values() if job.alive]:
@@ -393,34 +393,34 @@ class Outbox(RuleBasedStateMachine):
             self.check()
 
     def a_successor_comes(self, which: int, steps: int) -> None:
-        """A worker stands still in the middle of its job and another one gets it; then it wakes, and goes on."""
-        if not self.hands:
+        """A worker is paused during its job, another worker claims the job, and the first one goes on."""
+        if not self.steppers:
             return
-        zombie = self._pick(self.hands, which)
-        job = self.model.jobs[zombie.claim.id]
+        paused = self._pick(self.steppers, which)
+        job = self.model.jobs[paused.claim.id]
         if job.alive:
             self._pass(job.id)
         self.sweep()
         self.time_passes()
         self.claim(2)
         for _ in range(steps):
-            if zombie.before:
-                self._step(zombie)
+            if paused.before:
+                self._step(paused)
 
     def _pass(self, id: int) -> None:
         self._sql("UPDATE outbox SET lease_expires_at = now() - interval '1 s' WHERE id = :id", id=id)
         self.model.jobs[id].alive = False
 
     def time_passes(self) -> None:
-        """What waits for its time is due, and the breaker half-open."""
+        """Each pending job becomes due, each breaker half-open, each inspection too old."""
         self._sql(
             "UPDATE outbox SET available_at = now() WHERE state = 'pending'; UPDATE breakers SET retry_at = now(); "
             "UPDATE observations SET observed_at = observed_at - interval '1 h'"
         )
         self.model.looks.clear()
 
-    def somebody_takes_the_name(self, which: int) -> None:
-        """Removes what bears it, or puts there something of their own."""
+    def the_name_is_taken_or_freed(self, which: int) -> None:
+        """A person removes the object with this name, or makes another one where there is none."""
         label = self._pick(self.model.resources.values(), which).label
         if self.server.standing.pop(label, None) is None:
             self.server.standing[label] = Thing(label, None)
@@ -428,7 +428,7 @@ class Outbox(RuleBasedStateMachine):
     # -- what must hold ----------------------------------------------------------------------------------------
 
     def check(self, *expected: str) -> None:
-        """The new events are these, replayed they make the rows, and the rows keep the promises."""
+        """The new events are `expected`; replayed in the model they give the rows; the rows keep the promises."""
         before, events = self.rows, self._look()
         assert sorted(e["event"] for e in events) == sorted(expected)
         for event in sorted(events, key=lambda e: e["event"] == "enqueued"):  # a rollback comes before what it enqueues
@@ -452,7 +452,7 @@ class Outbox(RuleBasedStateMachine):
             deaths = [row for row in own if row["kind"] == "deprovision" and row["state"] != "cancelled"]
             assert len(deaths) <= 1, f"two teardowns of one resource: {deaths}"
             if thing["status"] == "deleting":
-                assert [d for d in deaths if d["state"] not in FINAL], f"nobody tears down {thing}"
+                assert [d for d in deaths if d["state"] not in FINAL], f"no open teardown of {thing}"
             if thing["status"] == "deleted":
                 told = [e for e in self.history if (e["detail"] or {}).get("seen") and e["resource_id"] == id]
                 told = [e for e in told if e["event"] in ("completed", "resolved")]
@@ -472,23 +472,23 @@ class Outbox(RuleBasedStateMachine):
     # -- the end -----------------------------------------------------------------------------------------------
 
     def teardown(self) -> None:
-        """Honest workers bring everything to rest; then nothing is left over that nobody knows of."""
+        """Workers without faults finish all jobs; then the server has no object that the database does not know."""
         try:
             if sys.exception() is None:
                 self._come_to_rest()
         finally:
-            for hand in self.employed:
-                hand.end()
+            for stepper in self.all_steppers:
+                stepper.end()
 
     def _come_to_rest(self) -> None:
-        if not self.zombies_last:
+        if not self.paused_last:
             self._finish()
         if self.delete_last:
             for n in range(len(self.model.resources)):
                 self.delete(n, 0)
         while self.model.holds:
             self.release(0)
-        zombies, self.hands = self.hands, []
+        paused, self.steppers = self.steppers, []
         for _ in range(len(self.model.jobs) * (MAX_ATTEMPTS + 2) + 2):
             for job in self.model.jobs.values():
                 if job.alive:
@@ -499,7 +499,7 @@ class Outbox(RuleBasedStateMachine):
             self._finish()
             if all(job.state in (*FINAL, "stuck") for job in self.model.jobs.values()):
                 break
-        self.hands = zombies
+        self.steppers = paused
         self._finish()
         stuck = {job.resource for job in self.model.jobs.values() if job.state == "stuck"}
         assert all(job.state in (*FINAL, "stuck") for job in self.model.jobs.values()), self.model.jobs
@@ -510,8 +510,8 @@ class Outbox(RuleBasedStateMachine):
                 assert all(thing.late and thing.maker.cut_short for thing in left), f"orphans: {left}"
 
     def _finish(self) -> None:
-        while self.hands:
-            self._step(self.hands[0])
+        while self.steppers:
+            self._step(self.steppers[0])
 
     # -- asking ------------------------------------------------------------------------------------------------
 
@@ -527,7 +527,7 @@ class Outbox(RuleBasedStateMachine):
         return str(db.execute(text("SELECT generation FROM resources WHERE id = :id"), {"id": id}).scalar_one())
 
     def _look(self) -> list[Json]:
-        """The rows of now, and the events since the last look."""
+        """Read the rows, and the events since the last call."""
         with database.statement() as db:
             told = db.execute(_ROWS, {"last": self.last}).all()
         self.rows = {k: {r["id"]: r for kind, r in told if kind == k} for k in ("job", "resource", "breaker")}

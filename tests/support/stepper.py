@@ -1,4 +1,4 @@
-"""The product's runner, made to stand still before each of its steps; and a server that is a dict."""
+"""The product's runner, stopped before each of its steps; and a server that is a dict."""
 
 import threading
 import uuid
@@ -17,17 +17,17 @@ TROUBLES: dict[str, type[BackendError]] = {"unavailable": Unavailable, "transien
 
 @dataclass
 class Thing:
-    """An object on the server. `late`: its maker's claim was not valid any more when it made it."""
+    """An object on the server. `late`: the claim of its maker was no longer valid when it was made."""
 
     name: str
     generation: str | None
-    maker: "Hand | None" = None
+    maker: "Stepper | None" = None
     late: bool = False
 
 
 @dataclass
 class Server:
-    """A backend's server: what stands under its name, what is in quarantine, and whose destruction it has seen."""
+    """A backend's server: the objects by name, those in quarantine, and those it has destroyed."""
 
     standing: dict[str, Thing] = field(default_factory=dict)
     buried: list[Thing] = field(default_factory=list)
@@ -40,10 +40,10 @@ class Server:
         if self.bearing(manifest["generation"]):
             return Same({"there": True})
         if other := self.standing.get(manifest["name"]):
-            return Different({"generation": other.generation}, "it bears another mark")
+            return Different({"generation": other.generation}, "it has another generation")
         return Absent({"absent": True})
 
-    def make(self, manifest: Json, maker: "Hand") -> Json:
+    def make(self, manifest: Json, maker: "Stepper") -> Json:
         late = not maker.model.lives(maker.claim)
         there = self.standing.setdefault(manifest["name"], Thing(manifest["name"], manifest["generation"], maker, late))
         if there.generation != manifest["generation"]:
@@ -58,10 +58,10 @@ class Server:
         return manifest | {"generation": generation}
 
     def bury(self, manifest: Json) -> None:
-        """The quarantine: identity is checked in the same breath."""
+        """The quarantine; it checks the generation in the same call."""
         there = self.standing.get(manifest["name"])
         if isinstance(self.look(manifest), Different):
-            raise Refused("it bears another mark")
+            raise Refused("it has another generation")
         if there is not None and there.generation == manifest["generation"]:
             self.buried.append(self.standing.pop(there.name))
 
@@ -73,13 +73,13 @@ class Server:
 
 
 class Killed(BaseException):
-    """A SIGKILL: no `except` of the product sees it."""
+    """Stands for a SIGKILL: no `except Exception` of the product catches it."""
 
 
-class Hand(threading.Thread):
-    """The runner with one claim; it stands still before every call to a server, until it is told to `step`.
+class Stepper(threading.Thread):
+    """The runner with one claim, in a thread; it stops before every call to a server, until `step` lets it go on.
 
-    It is the runner's backend as well, so that those calls stand still too. Only one thread moves at any time.
+    It is the runner's backend as well, so that it can stop those calls too. Only one thread runs at any time.
     """
 
     observable = True
@@ -87,9 +87,9 @@ class Hand(threading.Thread):
     def __init__(self, model: Model, server: Server, claim: Claim, worker: str, record: Callable[..., Any]) -> None:
         super().__init__(daemon=True)
         self.model, self.server, self.claim, self.worker = model, server, claim, worker
-        self.before = "birth"  # what it stands before
+        self.before = "birth"  # the call it has stopped before; "" when it has ended
         self.saw_absence = False
-        self.cut_short = False  # killed, or refused by the server: then a late birth may be left
+        self.cut_short = False  # killed, or refused by the server: an object that it made late may be left
         self.broke: BaseException | None = None
         self._record_one = record
         self._how = "well"
@@ -98,7 +98,7 @@ class Hand(threading.Thread):
         self._stood()
 
     def step(self, how: str = "well") -> None:
-        """Let it do what it stands before: `well`, or it is `killed`, or the answer is `lost`, or the server fails."""
+        """Let it make its next call: `well`, or it is `killed`, or the answer is `lost`, or the server fails."""
         self._how = how
         troubled = how == "killed" or (how == "refused" and self.before in ("bury", "destroy"))
         self.cut_short = self.cut_short or troubled
@@ -113,10 +113,10 @@ class Hand(threading.Thread):
 
     def run(self) -> None:
         try:
-            _Slow(self)()
+            _SteppedRun(self)()
         except Killed:
             pass
-        except BaseException as error:  # noqa: BLE001 - told to the machine, which is in another thread
+        except BaseException as error:  # noqa: BLE001 - raised again by `step`, in the thread of the test
             self.broke = error
         finally:
             self.before = ""
@@ -142,7 +142,7 @@ class Hand(threading.Thread):
         except StartRefused:
             raise
         except BaseException as error:
-            self.broke = error  # the runner would take it for a trouble of the job
+            self.broke = error  # the runner would take it for a failure of the job
             raise Killed from error
 
     # -- the backend -------------------------------------------------------------------------------------------
@@ -181,12 +181,12 @@ class Hand(threading.Thread):
                 raise TROUBLES[error]("the server is told to fail")
 
 
-class _Slow(Run):
+class _SteppedRun(Run):
     """The runner itself, with a stop before each transition."""
 
-    def __init__(self, hand: Hand) -> None:
-        super().__init__(hand.claim, hand, worker=hand.worker)
-        self._hand = hand
+    def __init__(self, stepper: Stepper) -> None:
+        super().__init__(stepper.claim, stepper, worker=stepper.worker)
+        self._stepper = stepper
 
     def record(self, transition: Callable[..., Any], *, within: Any = None, **words: Any) -> Any:
-        return self._hand.record(transition, **words)
+        return self._stepper.record(transition, **words)

@@ -20,13 +20,13 @@ CLI_IGNORING_SIGINT = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *CLI]
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without any installation's variables, and `more`."""
+    """This process's environment without the variables of the product, plus `more`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DEPROVISIONER_", "PG_MAIN", "REDIS_MAIN"))}
     return kept | {"PYTHONUNBUFFERED": "1"} | more
 
 
 class Running:
-    """An `up` process with its home. Beside `env` it gets nothing of another installation."""
+    """An `up` process with its home. It gets `env` and no variable of another installation."""
 
     def __init__(
         self, home: Path, port: int, *, command: Sequence[str] = CLI, cwd: Path | None = None, **env: str

@@ -308,3 +308,25 @@ def test_a_stale_claim_does_nothing(db: Connection) -> None:
     Run(claim_of(db, id, fence=1), backend, worker="zombie")()
     assert backend.torn == []
     assert events_of(db, id) == []
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_start_stores_what_an_older_manifest_lacks_and_the_teardown_has_it(db: Connection, shared: bool) -> None:
+    claim = a_claim(db)
+    backend = Shelf(sees=[Same({"completes": {"role_oid": 4711}}), Absent({})])
+    torn, honest = [], backend.teardown
+
+    def teardown(manifest: Any, fence: int) -> Any:
+        torn.append(manifest)
+        return honest(manifest, fence)
+
+    backend.teardown = teardown  # type: ignore[method-assign]
+    Run(claim, backend, worker="w1", batches=Batches(worker="w1") if shared else None)()
+    assert torn == [claim.manifest | {"role_oid": 4711}]
+    stored = db.execute(text("SELECT manifest FROM resources WHERE id = :id"), {"id": claim.resource_id}).scalar_one()
+    assert stored == torn[0]
+    started = db.execute(
+        text("SELECT detail -> 'seen' -> 'completes' FROM events WHERE job_id = :id AND event = 'started'"),
+        {"id": claim.id},
+    ).scalar_one()
+    assert started == {"role_oid": 4711}

@@ -26,7 +26,10 @@ class Absent:
 
 @dataclass(frozen=True)
 class Same:
-    """The server has the manifest's own object, whole or in part."""
+    """The server has the manifest's own object, whole or in part.
+
+    `seen` may have `completes`: fields that the manifest lacks, stored in it when the teardown starts.
+    """
 
     seen: Json
 
@@ -89,7 +92,9 @@ def build(config: BackendConfig, *, protected: frozenset[str]) -> Backend:
             f"backend {config.name!r}: kind {config.kind!r} is not installed; known: {', '.join(sorted(found))}"
         )
     kind: Any = found[config.kind].load()
-    backend: Backend = kind(address_of(config.name), protected=protected)
+    # A setting of one kind goes only to a configuration that has it: other kinds need not know of it.
+    settings = {"volatile_users": True} if config.volatile_users else {}
+    backend: Backend = kind(address_of(config.name), protected=protected, **settings)
     return backend
 
 

@@ -61,10 +61,11 @@ def deprovision(run: "Run") -> None:
             return run.stick(StuckReason.REFUSED, why, seen)
         case Same(seen=before):
             _start(run, before)
+            manifest = claim.manifest | before.get("completes", {})  # as the start has stored it
         case never:
             assert_never(never)
-    did = backend.teardown(claim.manifest, claim.fence)
-    match backend.inspect(claim.manifest):
+    did = backend.teardown(manifest, claim.fence)
+    match backend.inspect(manifest):
         case Absent(seen=seen):
             return _complete(run, seen, did)
         case Different(seen=seen, why=why):

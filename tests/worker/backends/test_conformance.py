@@ -5,7 +5,8 @@ To try a kind of your own, add a Subject of it to the fixture `subject`.
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import redis
 from deprovisioner.up import servers as embedded
 from outbox.errors import Refused, Unavailable
 from tests.support.servers import Servers
+from tests.support.standby import lagging
 from tests.support.witness import PgServer, RedisServer
 from worker.backends import Absent, Backend, Different, Same
 from worker.backends.postgres import Postgres
@@ -32,6 +34,10 @@ class Subject:
     backend: Backend
     dead: Backend
     witness: PgServer | RedisServer
+    # A primary and a replica of it that lags: backends of both. None: this kind's own tests show it.
+    replicated: Callable[[], AbstractContextManager[tuple[Backend, Backend]]] | None = None
+    # What a person's hand can do to an object so that only a part of it still matches the manifest.
+    disguises: tuple[Callable[[dict[str, Any]], None], ...] = ()
 
     def provisioned(self) -> tuple[dict[str, Any], dict[str, Any]]:
         plan = self.backend.plan(uuid.uuid4(), uuid.uuid4())
@@ -57,6 +63,32 @@ class Subject:
             client = redis.Redis.from_url(credentials["url"])
             for n in range(1200):
                 client.set(f"{credentials['prefix']}k{n}", n)
+
+
+@contextmanager
+def _replicated_postgres() -> Iterator[tuple[Backend, Backend]]:
+    with lagging() as (primary, standby):
+        yield Postgres(primary.dsn), Postgres(standby.dsn)
+
+
+def _disguises(witness: PgServer) -> tuple[Callable[[dict[str, Any]], None], ...]:
+    """By hand: a database renamed and re-commented; the same with its role renamed; a role left under another name."""
+
+    def by_hand(*statements: str) -> Callable[[dict[str, Any]], None]:
+        def act(manifest: dict[str, Any]) -> None:
+            for statement in statements:
+                witness.query(statement.format(**manifest))
+
+        return act
+
+    renamed = 'ALTER DATABASE "{database}" RENAME TO "moved_{generation}"'
+    recommented = "COMMENT ON DATABASE \"moved_{generation}\" IS 'mine'"
+    role_renamed = 'ALTER ROLE "{role}" RENAME TO "r_{generation}"'
+    return (
+        by_hand(renamed, recommented),
+        by_hand(renamed, recommented, role_renamed),
+        by_hand('DROP DATABASE "{database}"', role_renamed),
+    )
 
 
 def _old_postgres() -> str:
@@ -85,7 +117,13 @@ def subject(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Subjec
                 servers.pg.query("DROP ROLE IF EXISTS service")
                 servers.pg.query("CREATE ROLE service LOGIN CREATEDB CREATEROLE PASSWORD 'p'")
                 dsn = dsn.replace("postgres:secret", "service:p")
-            yield Subject(Postgres(dsn), Postgres(f"postgresql://x@127.0.0.1:{nowhere}/x"), servers.pg)
+            yield Subject(
+                Postgres(dsn),
+                Postgres(f"postgresql://x@127.0.0.1:{nowhere}/x"),
+                servers.pg,
+                _replicated_postgres if request.param == "postgres" else None,
+                _disguises(servers.pg),
+            )
         case "postgres-old":
             dsn = _old_postgres()
             yield Subject(
@@ -95,7 +133,7 @@ def subject(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Subjec
             yield Subject(Redis(servers.redis.url), Redis(f"redis://127.0.0.1:{nowhere}/0"), servers.redis)
         case "redis-old":
             url = _old_redis()
-            yield Subject(Redis(url), Redis(f"redis://127.0.0.1:{nowhere}/0"), RedisServer(url))
+            yield Subject(Redis(url, volatile_users=True), Redis(f"redis://127.0.0.1:{nowhere}/0"), RedisServer(url))
 
 
 @pytest.fixture
@@ -219,3 +257,36 @@ def test_a_provision_that_died_half_way_is_torn_down(subject: Subject, monkeypat
     assert isinstance(subject.backend.inspect(plan.manifest), Same)
     subject.backend.teardown(plan.manifest, 1)
     assert not subject.witness.bears(plan.manifest)
+
+
+def test_a_replica_that_lags_is_not_believed(subject: Subject) -> None:
+    if subject.replicated is None:
+        pytest.skip("shown for another version or account of this kind")
+    with subject.replicated() as (primary, replica):
+        plan = primary.plan(uuid.uuid4(), uuid.uuid4())
+        manifest = primary.provision(plan.manifest, plan.credentials)
+        for act in (
+            lambda: replica.plan(uuid.uuid4(), uuid.uuid4()),
+            lambda: replica.provision(plan.manifest, plan.credentials),
+            lambda: replica.adopt(manifest, uuid.UUID(manifest["generation"])),
+            lambda: replica.inspect(manifest),
+            lambda: replica.quarantine(manifest),
+            lambda: replica.release(manifest),
+            lambda: replica.teardown(manifest, 1),
+        ):
+            with pytest.raises(Unavailable):
+                act()
+        assert isinstance(primary.inspect(manifest), Same)
+        assert subject.can_log_in(plan.credentials)
+
+
+def test_a_part_that_matches_is_not_absence(subject: Subject) -> None:
+    if not subject.disguises:
+        pytest.skip("shown for another version or account of this kind")
+    for disguise in subject.disguises:
+        manifest, _ = subject.provisioned()
+        disguise(manifest)
+        assert isinstance(subject.backend.inspect(manifest), Different)
+        for act in (subject.backend.quarantine, subject.backend.release, lambda m: subject.backend.teardown(m, 1)):
+            with pytest.raises(Refused):
+                act(manifest)

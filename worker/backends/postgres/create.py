@@ -40,25 +40,28 @@ def plan(server: Server, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
 
 def provision(server: Server, manifest: Json, credentials: Json) -> Json:
     """Role, database under a name of its own, then comment and final name in one transaction; see the Protocol."""
-    with server.connect(forbidden=Refused) as session:
+    with server.connect() as session:
         session.lock(manifest["database"])
         state = identity.read_state(session, manifest)
         identity.must_be_right_server(state, manifest)
         _create_role(session, state, manifest, credentials["password"])
         _create_database(session, state, manifest)
-        named = identity.read_state(session, manifest).named(manifest["database"])
-        if named is None:
-            raise Transient(f"database {manifest['database']} vanished while it was being created")
+        made = identity.read_state(session, manifest)
+        named = made.named(manifest["database"])
+        if named is None or made.role is None:
+            raise Transient(f"database {manifest['database']} or its role vanished while it was being created")
+        complete = manifest | {"oid": named.oid, "role_oid": made.role.oid}
+        identity.must_be_same(made, complete)  # the comments were made by name
         with server.connect(manifest["database"]) as inside:
             inside.execute("GRANT ALL ON SCHEMA public TO {role}", role=manifest["role"])
-    return manifest | {"oid": named.oid}
+    return complete
 
 
 def _create_role(session: Session, state: State, manifest: Json, password: str) -> None:
     # Hashed here, because the server logs CREATE ROLE with its password.
     verifier = extensions.encrypt_password(password, manifest["role"], session, "scram-sha-256")
     if state.role is not None:
-        if not identity.is_marked(state.role.comment, manifest):
+        if not identity.is_our_role(state.role, manifest):
             raise Refused(f"role {manifest['role']!r} exists and is not of this resource")
         return
     with session.transaction():
@@ -82,6 +85,8 @@ def _create_database(session: Session, state: State, manifest: Json) -> None:
         if not identity.is_ours(named, manifest):
             raise Refused(f"database {manifest['database']!r} exists and is not of this resource")
         return
+    if elsewhere := [d.name for d in state.databases if d.name != identity.new_name(manifest)]:
+        raise Refused(f"database {elsewhere[0]!r} bears this resource's mark: it was renamed, or is a copy")
     new = identity.new_name(manifest)
     if state.named(new) is not None:
         # Left by an attempt that died. It may not be whole, and holds nothing yet.
@@ -106,7 +111,7 @@ def _create_database(session: Session, state: State, manifest: Json) -> None:
 def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
     """Mark database and role with the generation, in one transaction; see the Protocol."""
     identity.must_not_be_protected(server, manifest)
-    with server.connect(forbidden=Refused) as session:
+    with server.connect() as session:
         session.lock(manifest["database"], manifest.get("role"))
         state = identity.read_state(session, manifest)
         identity.must_be_right_server(state, manifest)
@@ -119,17 +124,23 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
             raise Refused(f"database {database.name!r} has OID {database.oid}, not {manifest['oid']}")
         if manifest.get("role") and state.role is None:
             raise Refused(f"there is no role {manifest['role']!r} to adopt")
+        if state.role is not None and manifest.get("role_oid") not in (None, state.role.oid):
+            raise Refused(f"role {state.role.name!r} has OID {state.role.oid}, not {manifest['role_oid']}")
+        adopted = KIND.manifest(
+            database=database.name,
+            role=manifest.get("role"),
+            oid=database.oid,
+            role_oid=None if state.role is None else state.role.oid,
+            system_identifier=state.system_identifier,
+            generation=str(generation),
+        )
         with session.transaction():
             _mark(session, "DATABASE", database.name, database.comment, generation)
             if state.role is not None:
-                _mark(session, "ROLE", manifest["role"], state.role.comment, generation)
-    return KIND.manifest(
-        database=database.name,
-        role=manifest.get("role"),
-        oid=database.oid,
-        system_identifier=state.system_identifier,
-        generation=str(generation),
-    )
+                _mark(session, "ROLE", state.role.name, state.role.comment, generation)
+            # The comments were made by name: they must stand on what was looked at.
+            identity.must_be_same(identity.read_state(session, adopted), adopted)
+    return adopted
 
 
 def _mark(session: Session, what: str, name: str, comment: str | None, generation: uuid.UUID) -> None:

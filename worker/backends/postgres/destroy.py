@@ -1,16 +1,17 @@
 """Quarantine a database with its role, which can be undone, and tear both down, which cannot."""
 
-from psycopg2 import errors, sql
+from psycopg2 import errors as sqlstates
+from psycopg2 import sql
 
 from outbox.errors import Refused, Transient
 from outbox.rows import Json
 from worker.backends import Absent, Different, Same
-from worker.backends.postgres import identity
+from worker.backends.postgres import identity, obstacles
+from worker.backends.postgres.errors import describe
 from worker.backends.postgres.identity import Database, Role
-from worker.backends.postgres.session import Server, Session, first_line
+from worker.backends.postgres.obstacles import Client
+from worker.backends.postgres.session import Server, Session
 
-# How long one session may take to end.
-TERMINATE_TIMEOUT_MS = 5_000
 # A client may connect between "terminate" and "rename": try again, a few times.
 RENAME_TRIES = 3
 
@@ -30,13 +31,16 @@ def release(server: Server, manifest: Json) -> None:
         state = identity.read_state(session, manifest)
         identity.must_be_same(state, manifest)
         dying = identity.dying_name(manifest)
-        if state.named(dying):
-            with session.transaction():
+        with session.transaction():
+            if state.named(dying):
                 session.execute("ALTER DATABASE {old} RENAME TO {new}", old=dying, new=manifest["database"])
-                session.execute("ALTER DATABASE {name} ALLOW_CONNECTIONS true", name=manifest["database"])
-                session.execute("ALTER DATABASE {name} CONNECTION LIMIT -1", name=manifest["database"])
+            # A quarantine that died before its rename has closed the door too.
+            if state.named(dying) or state.named(manifest["database"]):
+                _set_door(session, manifest, opened=True)
         if state.role is not None:
-            session.execute("ALTER ROLE {role} LOGIN", role=manifest["role"])
+            with session.transaction():
+                session.execute("ALTER ROLE {role} LOGIN", role=state.role.name)
+                _must_be_our_role(session, manifest, state.role.name)
 
 
 def teardown(server: Server, manifest: Json) -> Json:
@@ -63,48 +67,67 @@ def _quarantine(session: Session, manifest: Json) -> None:
         case Same():
             pass
     if state.role is not None:
-        session.execute("ALTER ROLE {role} NOLOGIN", role=manifest["role"])
+        with session.transaction():
+            session.execute("ALTER ROLE {role} NOLOGIN", role=state.role.name)
+            _must_be_our_role(session, manifest, state.role.name)
     named = state.named(manifest["database"])
     ours = named if named is not None and identity.is_ours(named, manifest) else None
-    _end_sessions(session, ours, state.role)
+    left = _end_sessions(session, ours, state.role)
     if ours is None:
+        obstacles.must_be_ended(left, manifest["database"])
         return
-    with session.transaction():  # else clients under other roles reconnect as fast as they are ended
-        session.execute("ALTER DATABASE {name} CONNECTION LIMIT 0", name=manifest["database"])
-        limited = identity.read_state(session, manifest).named(manifest["database"])
-        if limited is None or not identity.is_ours(limited, manifest):
-            raise Refused(f"database {manifest['database']!r} is no longer the one of this resource")
-    _end_sessions(session, ours, state.role)
+    # Else clients under other roles, superusers too, reconnect as fast as they are ended.
+    with session.transaction():
+        _set_door(session, manifest, opened=False)
+    left = _end_sessions(session, ours, state.role)
+    _roll_back_prepared(session, manifest, ours, state.role)
+    obstacles.must_not_subscribe(session, ours, ours.name)
+    obstacles.must_be_ended(left, ours.name)
     for last in (*[False] * (RENAME_TRIES - 1), True):
         try:
             _rename_away(session, manifest)
-        except errors.ObjectInUse as error:
+        except sqlstates.ObjectInUse as error:
             if last:
-                raise Transient(f"database {manifest['database']!r} is in use: {first_line(error)}") from error
-            _end_sessions(session, ours, state.role)
+                raise Transient(f"database {manifest['database']!r} is in use: {describe(error)}") from error
+            obstacles.must_be_ended(_end_sessions(session, ours, state.role), ours.name)
         else:
             return
 
 
-def _end_sessions(session: Session, database: Database | None, role: Role | None) -> None:
-    with session.cursor() as cursor:
-        cursor.execute(
-            """
-            SELECT pg_terminate_backend(pid, %(wait)s) FROM pg_stat_activity
-             WHERE (datid = %(database)s OR usesysid = %(role)s) AND pid <> pg_backend_pid()
-               AND COALESCE(backend_type, '') NOT LIKE 'autovacuum%%'""",  # the server ends autovacuum by itself
-            {
-                "wait": TERMINATE_TIMEOUT_MS,
-                "database": database.oid if database else None,
-                "role": role.oid if role else None,
-            },
-        )
-        cursor.execute("SELECT gid FROM pg_prepared_xacts WHERE database = %s", (database.name if database else None,))
-        prepared = [gid for (gid,) in cursor]
-    if database and prepared:  # they keep the database in use after their sessions end
+def _set_door(session: Session, manifest: Json, *, opened: bool) -> None:
+    """Let connections in, or none, superusers' neither; in a transaction, which ends where the identity differs."""
+    name = manifest["database"]
+    limit, allowed = (sql.SQL("-1"), sql.SQL("true")) if opened else (sql.SQL("0"), sql.SQL("false"))
+    session.execute(
+        "ALTER DATABASE {name} CONNECTION LIMIT {limit} ALLOW_CONNECTIONS {allowed}",
+        name=name,
+        limit=limit,
+        allowed=allowed,
+    )
+    touched = identity.read_state(session, manifest).named(name)
+    if touched is None or not identity.is_ours(touched, manifest):
+        raise Refused(f"database {name!r} is no longer the one of this resource")
+
+
+def _end_sessions(session: Session, database: Database | None, role: Role | None, spared: int = 0) -> list[Client]:
+    return obstacles.end_sessions(session, database, role, spared)
+
+
+def _roll_back_prepared(session: Session, manifest: Json, database: Database, role: Role | None) -> None:
+    if not (found := obstacles.prepared(session, database.name)):
+        return
+    # ROLLBACK PREPARED works only inside the database: let one session of ours in, and close the door behind it.
+    with session.transaction():
+        _set_door(session, manifest, opened=True)
+    try:
         with session.server.connect(database.name) as inside:
-            for gid in prepared:
-                inside.execute("ROLLBACK PREPARED {gid}", gid=sql.Literal(gid))
+            with session.transaction():
+                _set_door(session, manifest, opened=False)
+            _end_sessions(session, database, role, spared=inside.info.backend_pid)
+            obstacles.roll_back(inside, database.name, found)
+    finally:
+        with session.transaction():
+            _set_door(session, manifest, opened=False)
 
 
 def _rename_away(session: Session, manifest: Json) -> None:
@@ -122,27 +145,36 @@ def _drop_role(session: Session, manifest: Json) -> None:
     role = identity.read_state(session, manifest).role
     if role is None:
         return
-    if not identity.is_marked(role.comment, manifest):
-        raise Refused(f"role {manifest['role']!r} is no longer the one of this resource")
+    dying = identity.dying_name(manifest)
+    if role.name != dying:
+        with session.transaction():  # the name may be another's by now: then this is undone
+            session.execute("ALTER ROLE {old} RENAME TO {new}", old=role.name, new=dying)
+            _must_be_our_role(session, manifest, dying)
     with session.cursor() as cursor:
         cursor.execute(
             """
-            SELECT DISTINCT datname FROM pg_shdepend JOIN pg_database ON pg_database.oid = dbid
-             WHERE refclassid = 'pg_authid'::regclass AND refobjid = %s AND datallowconn""",
+            SELECT DISTINCT datname
+              FROM pg_catalog.pg_shdepend JOIN pg_catalog.pg_database ON pg_database.oid = dbid
+             WHERE refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND refobjid = %s""",
             (role.oid,),
         )
         elsewhere = [name for (name,) in cursor]
     for name in elsewhere:  # objects in a neighbour's database are the neighbour's: handed over, not dropped
         with session.server.connect(name) as neighbour:
-            _disown(neighbour, manifest["role"])
+            _disown(neighbour, dying)
             session.executed += [f"in {name!r}: {statement}" for statement in neighbour.executed]
-    with session.transaction():  # checked again: a role is dropped under a name that others can take
-        if (role := identity.read_state(session, manifest).role) is None:
-            return
-        if not identity.is_marked(role.comment, manifest):
-            raise Refused(f"role {manifest['role']!r} is no longer the one of this resource")
-        _disown(session, manifest["role"])
-        session.execute("DROP ROLE {role}", role=manifest["role"])
+    with session.transaction():
+        _disown(session, dying)
+        obstacles.must_be_disowned(session, role, dying)
+        session.execute("DROP ROLE {role}", role=dying)
+
+
+def _must_be_our_role(session: Session, manifest: Json, name: str) -> None:
+    """Raises Refused unless the role of that name is the manifest's: asked after it was changed by name."""
+    if not any(
+        r.name == name and identity.is_our_role(r, manifest) for r in identity.read_state(session, manifest).roles
+    ):
+        raise Refused(f"role {manifest['role']!r} is no longer the one of this resource")
 
 
 def _disown(session: Session, role: str) -> None:

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from outbox.errors import Refused
+from outbox.errors import Refused, Unavailable
 from outbox.rows import Json
 from worker.backends import Absent, Different, Observation, Same, mark
-from worker.backends.postgres.session import INSPECT_SECONDS, Server, Session
+from worker.backends.postgres.session import INSPECT_SECONDS, STANDBY, Server, Session
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Role:
     """A row of pg_roles, with the names of the databases that the role owns."""
 
     oid: int
+    name: str
     comment: str | None
     superuser: bool
     owns: tuple[str, ...]
@@ -30,16 +31,39 @@ class Role:
 
 @dataclass(frozen=True)
 class State:
-    """What bears the manifest's names, and what bears its OID. `us`: our own database and role."""
+    """What bears any of the manifest's names, OIDs or its mark. `us`: our own database and role."""
 
     system_identifier: int
     us: tuple[str, str]
     databases: tuple[Database, ...]
-    role: Role | None
+    roles: tuple[Role, ...]
+    role: Role | None  # the manifest's own role; where there is none, what bears its name
 
     def named(self, name: str) -> Database | None:
         """The database of that name."""
         return next((d for d in self.databases if d.name == name), None)
+
+
+# One statement, so one snapshot. Absence means that no name, no OID and no mark matches.
+_STATE = """
+    SELECT pg_catalog.pg_is_in_recovery(),
+           (SELECT system_identifier FROM pg_catalog.pg_control_system()),
+           pg_catalog.current_database(), session_user,
+           (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(
+                       d.oid::pg_catalog.int8, d.datname, c.description, d.datistemplate) ORDER BY d.datname)
+              FROM pg_catalog.pg_database AS d
+              LEFT JOIN pg_catalog.pg_shdescription AS c
+                     ON c.objoid = d.oid AND c.classoid = 'pg_catalog.pg_database'::pg_catalog.regclass
+             WHERE d.datname = ANY(%(databases)s) OR d.oid = %(oid)s
+                OR pg_catalog.right(c.description, pg_catalog.length(%(mark)s)) = %(mark)s),
+           (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(
+                       r.oid::pg_catalog.int8, r.rolname, c.description, r.rolsuper,
+                       ARRAY(SELECT datname FROM pg_catalog.pg_database WHERE datdba = r.oid)) ORDER BY r.rolname)
+              FROM pg_catalog.pg_roles AS r
+              LEFT JOIN pg_catalog.pg_shdescription AS c
+                     ON c.objoid = r.oid AND c.classoid = 'pg_catalog.pg_authid'::pg_catalog.regclass
+             WHERE r.rolname = ANY(%(roles)s) OR r.oid = %(role_oid)s
+                OR pg_catalog.right(c.description, pg_catalog.length(%(mark)s)) = %(mark)s)"""
 
 
 def inspect(server: Server, manifest: Json) -> Observation:
@@ -49,51 +73,108 @@ def inspect(server: Server, manifest: Json) -> Observation:
 
 
 def read_state(session: Session, manifest: Json) -> State:
-    """The databases and the role of a manifest, as the server shows them now."""
+    """The databases and roles of a manifest, as the server shows them now. Raises Unavailable on a standby."""
     with session.cursor() as cursor:
         cursor.execute(
-            """
-            SELECT oid::bigint, datname, shobj_description(oid, 'pg_database'), datistemplate FROM pg_database
-             WHERE datname = ANY(%(names)s) OR oid = %(oid)s""",
-            {"names": [manifest["database"], new_name(manifest), dying_name(manifest)], "oid": manifest.get("oid")},
+            _STATE,
+            {
+                "databases": [manifest["database"], new_name(manifest), dying_name(manifest)],
+                "oid": manifest.get("oid"),
+                "roles": [name for name in (manifest.get("role"), dying_name(manifest)) if name],
+                "role_oid": manifest.get("role_oid"),
+                "mark": mark(manifest["generation"]) if manifest.get("generation") else None,
+            },
         )
-        databases = tuple(Database(*row) for row in cursor)
-        cursor.execute(
-            """
-            SELECT oid::bigint, shobj_description(oid, 'pg_authid'), rolsuper,
-                   ARRAY(SELECT datname::text FROM pg_database WHERE datdba = pg_roles.oid)
-              FROM pg_roles WHERE rolname = %s""",
-            (manifest.get("role"),),
-        )
-        role = cursor.fetchone()
-        cursor.execute("SELECT current_database(), session_user")
-        us = cursor.fetchone()
-    return State(system_identifier(session), us, databases, Role(*role) if role else None)
+        standby, identifier, database, user, databases, roles = cursor.fetchone()
+    if standby:  # `connect` has asked too; a pooler may have moved the session since
+        raise Unavailable(STANDBY)
+    found = tuple(Role(oid, name, said, superuser, tuple(owns)) for oid, name, said, superuser, owns in roles or ())
+    named = next((r for r in found if r.name == manifest.get("role")), None)
+    role = next((r for r in found if is_our_role(r, manifest)), named)
+    return State(int(identifier), (database, user), tuple(Database(*row) for row in databases or ()), found, role)
 
 
 def judge(state: State, manifest: Json) -> Observation:
-    """Whether the state shows the manifest's object: absent, the same, or a different one."""
+    """Whether the state shows the manifest's object: absent (nothing matches), the same, or a different one."""
     evidence: Json = {
         "system_identifier": state.system_identifier,
         "databases": [f"{d.name} oid={d.oid} comment={d.comment}" for d in state.databases],
-        "role": None if state.role is None else f"{manifest['role']} oid={state.role.oid} comment={state.role.comment}",
+        "role": None if state.role is None else _shown(state.role),
     }
+    if others := [_shown(r) for r in state.roles if r != state.role]:
+        evidence["other_roles"] = others
     if manifest.get("system_identifier") not in (None, state.system_identifier):
         return Different(
             evidence,
             f"this server is {state.system_identifier}, not {manifest['system_identifier']}: the wrong server",
         )
-    named = state.named(manifest["database"])
-    ours = [d for d in state.databases if is_ours(d, manifest)]
-    if state.role is not None and not is_marked(state.role.comment, manifest):
-        return Different(evidence, f"role {manifest['role']!r} is not the one that was made for this resource")
-    if named is not None and named not in ours and not ours:
-        return Different(evidence, f"database {named.name!r} (OID {named.oid}) is not the one of this resource")
-    if stray := [d for d in ours if d.name not in (manifest["database"], new_name(manifest), dying_name(manifest))]:
-        return Different(evidence, f"the database was renamed to {stray[0].name!r}, and not by deprovisioner")
-    if not ours and state.role is None:
+    if why := _foreign_database(state, manifest) or _foreign_role(state, manifest):
+        return Different(evidence, why)
+    if not state.databases and not state.roles:
         return Absent(evidence)
+    if state.role is not None and manifest.get("role_oid") is None:
+        evidence["completes"] = {"role_oid": state.role.oid}
     return Same(evidence)
+
+
+def _shown(role: Role) -> str:
+    return f"{role.name} oid={role.oid} comment={role.comment}"
+
+
+def _foreign_database(state: State, manifest: Json) -> str | None:
+    names = (manifest["database"], new_name(manifest), dying_name(manifest))
+    ours = [d for d in state.databases if is_ours(d, manifest)]
+    for found in state.databases:
+        what = f"database {found.name!r} (OID {found.oid})"
+        if found in ours:
+            if found.name not in names:
+                return (
+                    f"the database was renamed to {found.name!r}, and not by deprovisioner:"
+                    f" rename it back to {manifest['database']!r}"
+                )
+        elif found.oid == manifest.get("oid"):
+            return (
+                f"{what} has the recorded OID, but its comment does not end with this resource's mark any more:"
+                f" name it {manifest['database']!r} and end its comment with '{mark(manifest['generation'])}',"
+                " or drop it"
+            )
+        elif is_marked(found.comment, manifest):
+            return (
+                f"{what} bears this resource's mark, and is not the one that was made for it"
+                f" (OID {manifest.get('oid')}):"
+                " a copy, as a restored dump makes; remove the mark from its comment, or drop it"
+            )
+        elif not ours:
+            return f"{what} is not the one of this resource"
+    return None
+
+
+def _foreign_role(state: State, manifest: Json) -> str | None:
+    names = (manifest.get("role"), dying_name(manifest))
+    ours = [r for r in state.roles if is_our_role(r, manifest)]
+    for found in state.roles:
+        what = f"role {found.name!r} (OID {found.oid})"
+        if found in ours:
+            if found.name not in names:
+                return (
+                    f"the role was renamed to {found.name!r}, and not by deprovisioner:"
+                    f" rename it back to {manifest.get('role')!r}, or drop it"
+                )
+        elif found.oid == manifest.get("role_oid"):
+            return (
+                f"{what} has the recorded OID, but its comment does not end with this resource's mark any more:"
+                f" name it {manifest.get('role')!r} and end its comment with '{mark(manifest['generation'])}',"
+                " or drop it"
+            )
+        elif is_marked(found.comment, manifest):
+            return (
+                f"{what} bears this resource's mark, and is not the one that was made for it"
+                f" (OID {manifest.get('role_oid')}): a copy, as a restored dump of roles makes;"
+                " remove the mark from its comment, or drop it"
+            )
+        elif not ours:
+            return f"{what} is not the one that was made for this resource"
+    return None
 
 
 def must_be_same(state: State, manifest: Json) -> None:
@@ -143,7 +224,12 @@ def must_own_nothing_else(state: State, manifest: Json) -> None:
 
 def is_marked(comment: str | None, manifest: Json) -> bool:
     """Whether a comment ends with the mark of the manifest's generation."""
-    return comment is not None and comment.endswith(mark(manifest["generation"]))
+    return bool(comment and manifest.get("generation") and comment.endswith(mark(manifest["generation"])))
+
+
+def is_our_role(role: Role, manifest: Json) -> bool:
+    """Whether a role is the manifest's, by OID and mark."""
+    return manifest.get("role_oid") in (None, role.oid) and is_marked(role.comment, manifest)
 
 
 def is_ours(database: Database, manifest: Json) -> bool:
@@ -160,12 +246,12 @@ def new_name(manifest: Json) -> str:
 
 
 def dying_name(manifest: Json) -> str:
-    """What a database is called in quarantine."""
+    """What a database in quarantine is called, and a role from the moment its destruction starts."""
     return f"zz_del_{manifest['generation']}"
 
 
 def system_identifier(session: Session) -> int:
     """Which cluster the session is on; a standby has its primary's."""
     with session.cursor() as cursor:
-        cursor.execute("SELECT system_identifier FROM pg_control_system()")
+        cursor.execute("SELECT system_identifier FROM pg_catalog.pg_control_system()")
         return int(cursor.fetchone()[0])

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg2
-from psycopg2 import errors, extensions, sql
+from psycopg2 import errors as sqlstates
+from psycopg2 import extensions, sql
 
 from outbox.errors import BackendError, SettingsError, Transient, Unavailable
+from worker.backends.postgres import errors
 
 CONNECT_TIMEOUT_SECONDS = 5
 # DROP DATABASE waits for a checkpoint and unlinks every file: minutes for terabytes.
@@ -22,6 +24,10 @@ WORK_SECONDS = STATEMENT_TIMEOUT_MS / 1000 + 30
 INSPECT_SECONDS = 15
 # How long to wait for another worker inside the same object.
 LOCK_TIMEOUT_MS = 10_000
+# How soon a server session whose client is gone gives up its statement and its lock.
+CLIENT_CHECK_MS = 10_000
+STANDBY = "the server is a standby (in recovery): only a primary can say what exists"
+READ_ONLY = "the server keeps its transactions read-only: only a writable primary can say what exists"
 NEVER = frozenset({"template0", "template1", "postgres"})
 _PARAMETERS = {
     "connect_timeout": str(CONNECT_TIMEOUT_SECONDS),
@@ -30,7 +36,11 @@ _PARAMETERS = {
     "keepalives_interval": "5",
     "keepalives_count": "3",
     # The server's own keepalive and idle limits: a worker that vanished must not hold its lock for hours.
-    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
+    # Each of these beats what ALTER ROLE and ALTER DATABASE set. docs/design.md says what each protects.
+    "options": "-c search_path=pg_catalog,pg_temp -c default_transaction_read_only=off"
+    " -c default_transaction_isolation=read\\ committed -c default_transaction_deferrable=off"
+    " -c standard_conforming_strings=on -c DateStyle=ISO,MDY -c TimeZone=UTC -c row_security=on -c default_tablespace="
+    f" -c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
     f" -c idle_session_timeout={STATEMENT_TIMEOUT_MS} -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_MS}"
     " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
 }
@@ -48,33 +58,50 @@ class Server:
         self.protected = NEVER | protected
 
     @contextmanager
-    def connect(
-        self, database: str | None = None, *, seconds: float = WORK_SECONDS, forbidden: type[BackendError] = Transient
-    ) -> Iterator["Session"]:
-        """An autocommit connection; its errors come out as Unavailable, Transient or `forbidden`.
+    def connect(self, database: str | None = None, *, seconds: float = WORK_SECONDS) -> Iterator["Session"]:
+        """An autocommit connection; its errors come out as the table in `errors` says.
+
+        Where `database` is not the maintenance database, trouble of that database alone is Transient.
 
         A server that is stopped neither answers nor times out: the worker cuts the connection after `seconds`.
         """
         parameters = _PARAMETERS | self._parameters | ({"dbname": database} if database else {})
+        parameters["client_encoding"] = "UTF8"
         parameters["options"] = f"{self._parameters.get('options', '')} {_PARAMETERS['options']}"
         try:
             session = psycopg2.connect(extensions.make_dsn(**parameters), connection_factory=Session)
         except psycopg2.OperationalError as error:
-            raise Unavailable(first_line(error)) from error
+            raise self._translated(error, database) from error
         watch = threading.Timer(seconds, _cut, (session.fileno(),))
         watch.daemon = True
         watch.start()
         try:
             session.server = self
             session.autocommit = True
+            _settle(session)
             yield session
-        except errors.InsufficientPrivilege as error:
-            raise forbidden(f"the server forbids it: {first_line(error)}") from error
         except psycopg2.Error as error:
-            raise (Unavailable if _lost(error) else Transient)(first_line(error)) from error
+            raise self._translated(error, database) from error
         finally:
             watch.cancel()
             session.close()
+
+    def _translated(self, error: psycopg2.Error, database: str | None) -> BackendError:
+        said = errors.describe(error)
+        if database is None:
+            return errors.meaning(error)(said)
+        said = f"in database {errors.clean(database)!r}: {said}"
+        # libpq gives no SQLSTATE at connect. If the server still lets us in, the trouble is that database's alone.
+        if errors.is_lost(error) and self._answers():
+            return Transient(said)
+        return errors.meaning(error)(said)
+
+    def _answers(self) -> bool:
+        try:
+            with self.connect(seconds=INSPECT_SECONDS):
+                return True
+        except BackendError:
+            return False
 
 
 class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no types
@@ -100,7 +127,7 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
         try:
             yield
         except BaseException:
-            if not self.closed:
+            with contextlib.suppress(psycopg2.Error):  # the first error counts, and the session may have ended with it
                 self.execute("ROLLBACK")
             raise
         self.execute("COMMIT")
@@ -114,20 +141,32 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
         with self.cursor() as cursor:
             for name in filter(None, names):
                 digest = hashlib.blake2b(name.encode(), key=self.server.dsn.encode()[:64], digest_size=8).digest()
-                cursor.execute("SELECT pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))
+                cursor.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message; what follows may quote the statement."""
-    return (str(error).strip().splitlines() or [repr(error)])[0]
+def _settle(session: Session) -> None:
+    """Pin what no option of every version can; refuse a server that is not a writable primary.
+
+    A session never goes back into recovery, so whatever it reads after this has a primary's authority.
+    """
+    with session.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on',
+                   CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local')
+                        THEN pg_catalog.set_config('synchronous_commit', 'on', false) END,
+                   CASE WHEN pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 170000
+                        THEN pg_catalog.set_config('transaction_timeout', '0', false) END"""
+        )
+        standby, read_only, *_ = cursor.fetchone()
+        if standby or read_only:
+            raise Unavailable(STANDBY if standby else READ_ONLY)
+        with contextlib.suppress(sqlstates.InvalidParameterValue):  # a platform that cannot watch its sockets
+            cursor.execute(
+                "SELECT pg_catalog.set_config('client_connection_check_interval', %s, false)", (str(CLIENT_CHECK_MS),)
+            )
 
 
 def _cut(descriptor: int) -> None:
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as line:
         line.shutdown(socket.SHUT_RDWR)
-
-
-def _lost(error: psycopg2.Error) -> bool:
-    # No SQLSTATE: libpq lost the server. 57P0x: shutting down, crashed, starting; 53300: no connection slot.
-    state = error.pgcode
-    return state is None or state[:2] == "08" or state in ("57P01", "57P02", "57P03", "53300")

@@ -2,7 +2,8 @@
 
 Identity has two halves: the generation key `<prefix>gen`, which a Lua script compares before each batch of
 UNLINK; and a channel pattern that carries the generation on the ACL user, which the tenant cannot change.
-`deprovisioner:server` names the server, since its run id changes at every restart.
+An ACL user `deprovisioner:server:<uuid>` that may do nothing names the server: its run id changes at every restart, and
+keys are replicated, evicted and flushed.
 
 - `session`   clients: timeouts, and what each failure means
 - `keys`      the keys under a prefix: scanned and unlinked in batches
@@ -24,8 +25,8 @@ class Redis:
 
     observable = True
 
-    def __init__(self, dsn: str, *, protected: frozenset[str] = frozenset()) -> None:
-        self._server = Server(dsn, protected)
+    def __init__(self, dsn: str, *, protected: frozenset[str] = frozenset(), volatile_users: bool = False) -> None:
+        self._server = Server(dsn, protected, volatile_users=volatile_users)
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
         """See the Protocol; names contain the resource's UUID, whole."""

@@ -1,5 +1,6 @@
 """Plan, provision and adopt an ACL user with its prefix."""
 
+import hashlib
 import secrets
 import uuid
 from typing import Any
@@ -22,11 +23,12 @@ COMMANDS = (
 def plan(server: Server, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
     """Names from the resource's UUID, whole; see the Protocol."""
     with server.connect() as session:
+        identity.must_keep_promises(session)
         manifest = KIND.manifest(
             user=f"usr_{resource_id.hex}",
             prefix=f"{resource_id}:",
             generation=str(generation),
-            server=identity.server_id(session, make=True),
+            server=identity.identify(session),
         )
         where = session.connection_pool.connection_kwargs
     password = secrets.token_urlsafe(24)
@@ -46,11 +48,13 @@ def plan(server: Server, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
 def provision(server: Server, manifest: Json, credentials: Json) -> Json:
     """The generation key before the user, so that a user who can log in has an identity; see the Protocol."""
     with server.connect() as session:
+        identity.identify(session)
         identity.must_be_right_server(session, manifest)
         session.set(keys.generation_key(manifest), manifest["generation"], nx=True)
         if isinstance(seen := identity.judge(session, manifest), Different):
             raise Refused(seen.why)
-        rules = ("reset", "on", f">{credentials['password']}", f"~{keys.escape(manifest['prefix'])}*", *COMMANDS)
+        digest = hashlib.sha256(credentials["password"].encode()).hexdigest()  # errors and MONITOR show what is sent
+        rules = ("reset", "on", f"#{digest}", f"~{keys.escape(manifest['prefix'])}*", *COMMANDS)
         channels = ("resetchannels", f"&{keys.escape(manifest['prefix'])}*", identity.channel(manifest))
         session.execute_command("ACL", "SETUSER", manifest["user"], *rules, *channels)
         session.save_acl()
@@ -63,11 +67,12 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
     if not manifest["prefix"].endswith(":"):
         raise Refused(f"prefix {manifest['prefix']!r} must end with ':', or it would match its neighbours' keys")
     with server.connect() as session:
+        identity.must_keep_promises(session)
         full = KIND.manifest(
             user=manifest["user"],
             prefix=manifest["prefix"],
             generation=str(generation),
-            server=manifest.get("server") or identity.server_id(session, make=True),
+            server=manifest.get("server") or identity.identify(session),
         )
         identity.must_be_right_server(session, full)
         user = identity.acl_user(session, full["user"])

@@ -48,9 +48,13 @@ def teardown(server: Server, manifest: Json) -> Json:
 
 def _quarantine(session: Session, manifest: Json) -> bool:
     """False when there is nothing of the resource on the server."""
-    if isinstance(identity.judge(session, manifest), Absent):
+    seen = identity.judge(session, manifest)
+    if isinstance(seen, Absent):
         return False
+    if isinstance(seen, Different):
+        raise Refused(seen.why)
     if identity.acl_user(session, manifest["user"]) is not None:
+        identity.identify(session)  # a server of an older version: once the user is gone, its key proves nothing
         commands = [("ACL", "SETUSER", manifest["user"], "off"), ("PERSIST", keys.generation_key(manifest))]
         # The tenant may have removed its generation key or set it to expire; the user's mark still proves that the
         # prefix is the tenant's.
@@ -59,8 +63,6 @@ def _quarantine(session: Session, manifest: Json) -> bool:
         _if_still_ours(session, manifest, *commands)
         session.execute_command("CLIENT", "KILL", "USER", manifest["user"])  # `off` leaves its connections alive
         session.save_acl()
-    elif isinstance(seen := identity.judge(session, manifest), Different):
-        raise Refused(seen.why)
     return True
 
 

@@ -1,25 +1,53 @@
 """Clients of a Redis or Valkey server: timeouts, and what each failure means."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import redis
 from redis import exceptions
+from redis._parsers.resp3 import _RESP3Parser
 
-from outbox.errors import Refused, SettingsError, Transient, Unavailable
+from outbox.errors import BackendError, Refused, SettingsError, Transient, Unavailable
 
 TIMEOUT_SECONDS = 5
 NEVER = frozenset({"default"})
-# Answers of a server that is busy, full, read-only or without its disk: it is out of service, whatever the resource.
-_AWAY = ("BUSY", "MISCONF", "OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")
+# What an error means, by the code that the server sends as its first word. A code that is not here is Transient: the
+# work failed and may succeed later. docs/design.md has this table too; a test compares.
+MEANS: dict[str, type[BackendError]] = {
+    # The server is out of service, whatever the resource: busy, full, without its disk, primary or replicas.
+    **dict.fromkeys(("BUSY", "LOADING", "MISCONF", "OOM"), Unavailable),
+    **dict.fromkeys(("READONLY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"), Unavailable),
+    # It does not let the service in.
+    **dict.fromkeys(("NOAUTH", "WRONGPASS", "DENIED"), Unavailable),
+    # It will answer the same for ever.
+    **dict.fromkeys(("NOPERM", "CROSSSLOT", "MOVED", "ASK"), Refused),
+}
+_MAX_TEXT = 300
+_SECRET = re.compile(r"(?<=['\"\s])[><#!][^\s'\"]+")  # a password or its hash, as ACL SETUSER takes it
+
+
+class _Parser(_RESP3Parser):
+    """Keeps each error's code: redis-py drops the ones that it does not know, and pipelines put words before them."""
+
+    @classmethod
+    def parse_error(cls, response: str) -> Any:
+        error: Any = super().parse_error(response)  # type: ignore[no-untyped-call]
+        error.status_code = response.split(" ", 1)[0]
+        return error
 
 
 class Server:
-    """One server, reached by a redis:// URL; `protected`: users that are never adopted or torn down."""
+    """One server, reached by a redis:// URL; `protected`: users that are never adopted or torn down.
 
-    def __init__(self, dsn: str, protected: frozenset[str]) -> None:
+    `volatile_users`: births are allowed although a restart of the server forgets its ACL users.
+    """
+
+    def __init__(self, dsn: str, protected: frozenset[str], *, volatile_users: bool = False) -> None:
         self._dsn = dsn
         self.protected = NEVER | protected
+        self.volatile_users = volatile_users
         try:
             redis.ConnectionPool.from_url(dsn)
         except ValueError:
@@ -27,7 +55,7 @@ class Server:
 
     @contextmanager
     def connect(self, *, database: int | None = None, decode: bool = True) -> Iterator["Session"]:
-        """A client; its errors come out as Unavailable, Refused or Transient."""
+        """A client of the primary; its errors come out as Unavailable, Refused or Transient."""
         pool = redis.ConnectionPool.from_url(
             self._dsn,
             decode_responses=decode,
@@ -35,23 +63,39 @@ class Server:
             socket_timeout=TIMEOUT_SECONDS,
             socket_connect_timeout=TIMEOUT_SECONDS,
             client_name="deprovisioner",
+            parser_class=_Parser,
+            protocol=3,
         )
         if database is not None:  # as an argument it would be overridden by the URL's
             pool.connection_kwargs["db"] = database
         session = Session(connection_pool=pool)
         session.server = self
         try:
+            if database is None:  # with one, it is a second session beside a checked one
+                session.must_be_primary()
             yield session
-        except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
-            raise Unavailable(str(error)) from error
-        except exceptions.NoPermissionError as error:
-            raise Refused(f"the server forbids it: {error}") from error
         except exceptions.RedisError as error:
-            away = isinstance(error, exceptions.ReadOnlyError | exceptions.OutOfMemoryError)
-            away = away or str(error).startswith(_AWAY)
-            raise (Unavailable if away else Transient)(str(error)) from error
+            raise meaning(error) from error
         finally:
             pool.disconnect()
+
+
+def code_of(error: exceptions.RedisError) -> str | None:
+    """The code that the server sent, None where the server sent none."""
+    return getattr(error, "status_code", None)
+
+
+def meaning(error: exceptions.RedisError) -> BackendError:
+    """What a client's error means for the job: one bounded line without secrets."""
+    code = code_of(error)
+    text = _SECRET.sub("(secret)", " ".join(str(error).split()))[:_MAX_TEXT]
+    if code is not None and code not in text:
+        text = f"{code} {text}"
+    if code in MEANS:
+        return MEANS[code](f"the server forbids it: {text}" if code == "NOPERM" else text)
+    if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError):
+        return Unavailable(text)
+    return Transient(text)
 
 
 class Session(redis.Redis):
@@ -64,7 +108,33 @@ class Session(redis.Redis):
         """The logical database of the URL; the generation key is there."""
         return int(self.connection_pool.connection_kwargs.get("db") or 0)
 
+    def must_be_primary(self) -> None:
+        """Raises Unavailable on a replica: it may lag, and it has its primary's keys without its primary's users."""
+        found: Any = self.info("replication")
+        if found["role"] != "master":
+            primary = f"{found.get('master_host')}:{found.get('master_port')}"
+            raise Unavailable(f"the server is a replica (of {primary}): only a writable primary is believed")
+
+    def keeps_users(self) -> bool:
+        """Whether ACL users survive a restart; where CONFIG is forbidden, whether ACL SAVE works."""
+        try:
+            found: Any = self.config_get("aclfile")
+        except exceptions.ResponseError as error:
+            if code_of(error) not in ("NOPERM", "ERR"):
+                raise
+            return self._saved()
+        return bool(found.get("aclfile"))
+
     def save_acl(self) -> None:
         """Write the users to the aclfile, if there is one: ACL LOAD or a restart would bring a deleted one back."""
-        if self.config_get("aclfile").get("aclfile"):
+        if self.keeps_users():
             self.execute_command("ACL", "SAVE")
+
+    def _saved(self) -> bool:
+        try:
+            self.execute_command("ACL", "SAVE")
+        except exceptions.ResponseError as error:
+            if code_of(error) not in ("NOPERM", "ERR"):
+                raise
+            return False
+        return True

@@ -12,7 +12,7 @@ from psycopg2 import extensions
 
 from outbox.errors import Refused, Transient
 from tests.support.witness import PgServer
-from worker.backends import Absent, Same
+from worker.backends import Absent, Different, Same
 from worker.backends.postgres import Postgres, destroy
 
 
@@ -24,13 +24,14 @@ def test_identity_is_checked_again_in_each_transaction(
     honest = destroy._end_sessions
     calls = 0
 
-    def then_replace(*words: Any) -> None:
+    def then_replace(*words: Any) -> Any:
         nonlocal calls
         calls += 1
-        honest(*words)
+        left = honest(*words)
         if calls == moment:
             pg.query(f'DROP DATABASE "{provisioned["database"]}"')
             pg.query(f'CREATE DATABASE "{provisioned["database"]}"')
+        return left
 
     monkeypatch.setattr(destroy, "_end_sessions", then_replace)
     with pytest.raises(Refused):
@@ -41,34 +42,77 @@ def test_identity_is_checked_again_in_each_transaction(
     assert f"zz_del_{provisioned['generation']}" not in pg.databases()
 
 
-@pytest.mark.parametrize("moment", ["before its grants", "before itself"])
-def test_a_role_that_is_replaced_during_a_teardown_is_untouched(
-    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch, moment: str
+@pytest.mark.parametrize("step", ["_end_sessions", "_drop_role"])
+def test_a_role_that_is_replaced_before_its_teardown_is_untouched(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     role, neighbour = provisioned["role"], f"n_{uuid.uuid4().hex}"
     pg.query(f'CREATE DATABASE "{neighbour}"')
-    pg.query(f'GRANT CREATE, USAGE ON SCHEMA public TO "{role}"', database=neighbour)
-    step = "_drop_role" if moment == "before its grants" else "_disown"
     honest = getattr(destroy, step)
 
     def then_replace(*words: Any) -> None:
         monkeypatch.setattr(destroy, step, honest)
-        if moment == "before itself":
-            honest(*words)
-        pg.query(f'DROP OWNED BY "{role}"', database=neighbour)
+        pg.query(f'ALTER DATABASE "{provisioned["database"]}" OWNER TO postgres') if step == "_end_sessions" else None
+        pg.query(f'DROP OWNED BY "{role}"', database=provisioned["database"]) if step == "_end_sessions" else None
+        pg.query(f'DROP OWNED BY "{role}"')
         pg.query(f'DROP ROLE "{role}"')
         pg.query(f'CREATE ROLE "{role}" LOGIN')
-        if moment == "before its grants":
-            pg.query(f'CREATE SCHEMA theirs AUTHORIZATION "{role}"', database=neighbour)
-            honest(*words)
+        pg.query(f"COMMENT ON ROLE \"{role}\" IS 'deprovisioner gen={provisioned['generation']}'")
+        pg.query(f'CREATE SCHEMA theirs AUTHORIZATION "{role}"', database=neighbour)
+        honest(*words)
 
     monkeypatch.setattr(destroy, step, then_replace)
     with pytest.raises(Refused):
         backend.teardown(provisioned, 1)
-    assert role in pg.roles()
-    if moment == "before its grants":
-        owned = "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'theirs'"
-        assert pg.query(owned, database=neighbour) == [(role,)]
+    assert pg.query("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", role) == [(True,)]
+    owned = "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'theirs'"
+    assert pg.query(owned, database=neighbour) == [(role,)]
+
+
+def test_a_stranger_that_takes_the_freed_name_of_a_dying_role_is_untouched(
+    anywhere: tuple[Postgres, PgServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, pg = anywhere
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    manifest = backend.provision(plan.manifest, plan.credentials)
+    role, honest = manifest["role"], destroy._disown
+
+    def then_take_the_name(*words: Any) -> None:
+        monkeypatch.setattr(destroy, "_disown", honest)
+        pg.query(f'CREATE ROLE "{role}" LOGIN')
+        pg.query(f'CREATE SCHEMA "{role}" AUTHORIZATION "{role}"')
+        honest(*words)
+
+    monkeypatch.setattr(destroy, "_disown", then_take_the_name)
+    try:
+        backend.teardown(manifest, 1)
+        assert pg.query("SELECT oid FROM pg_roles WHERE oid = %s", manifest["role_oid"]) == []
+        assert pg.query("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = %s", role) == [(role,)]
+        assert isinstance(backend.inspect(manifest), Different), "the name is a stranger's now"
+    finally:
+        pg.query(f'DROP SCHEMA IF EXISTS "{role}"')
+        pg.query(f'DROP ROLE IF EXISTS "{role}"')
+
+
+def test_a_teardown_that_died_after_the_role_s_rename_is_finished(
+    anywhere: tuple[Postgres, PgServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, pg = anywhere
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    manifest = backend.provision(plan.manifest, plan.credentials)
+
+    def die(*_: Any) -> None:
+        raise Transient("died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(destroy, "_disown", die)
+        with pytest.raises(Transient):
+            backend.teardown(manifest, 1)
+    assert f"zz_del_{manifest['generation']}" in pg.roles()
+    assert isinstance(backend.inspect(manifest), Same), "the role is still there, under its dying name"
+    backend.teardown(manifest, 2)
+    assert isinstance(backend.inspect(manifest), Absent)
+    assert pg.query("SELECT oid FROM pg_roles WHERE oid = %s", manifest["role_oid"]) == []
 
 
 def test_a_quarantine_leaves_no_way_in(backend: Postgres, pg: PgServer, provisioned: dict[str, Any]) -> None:

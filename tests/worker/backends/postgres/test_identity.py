@@ -1,5 +1,6 @@
 """What is the resource's own on the server, and what only bears its name."""
 
+import re
 import uuid
 from typing import Any
 
@@ -73,6 +74,66 @@ def test_a_database_that_was_renamed_is_different_and_untouched(
     with pytest.raises(Refused, match="renamed"):
         backend.teardown(provisioned, 1)
     assert moved in pg.databases()
+
+
+_RENAMED = ['ALTER DATABASE "{database}" RENAME TO "moved_{generation}"']
+_RECOMMENTED = ["COMMENT ON DATABASE \"moved_{generation}\" IS 'mine'"]
+_ROLE_RENAMED = ['ALTER ROLE "{role}" RENAME TO "r_{generation}"']
+_NO_DATABASE = ['DROP DATABASE "{database}"']
+_NO_ROLE = ['DROP OWNED BY "{role}"', 'DROP ROLE "{role}"']
+_MARKED = "IS 'deprovisioner gen={generation}'"
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "says"),
+    [
+        (_RENAMED + _RECOMMENTED, "has the recorded OID"),
+        (_RENAMED + _RECOMMENTED + _ROLE_RENAMED, "has the recorded OID"),
+        (_NO_DATABASE + _ROLE_RENAMED, "the role was renamed to"),
+        (_NO_DATABASE + _ROLE_RENAMED + ["COMMENT ON ROLE \"r_{generation}\" IS 'mine'"], "has the recorded OID"),
+        (
+            _NO_DATABASE + _NO_ROLE + ['CREATE ROLE "{role}" LOGIN', 'COMMENT ON ROLE "{role}" ' + _MARKED],
+            "role .* bears this resource's mark, and is not the one",
+        ),
+        (
+            _NO_DATABASE
+            + _NO_ROLE
+            + ['CREATE DATABASE "copy_{generation}"', 'COMMENT ON DATABASE "copy_{generation}" ' + _MARKED],
+            "database .* bears this resource's mark, and is not the one",
+        ),
+        (
+            ['CREATE DATABASE "copy_{generation}"', 'COMMENT ON DATABASE "copy_{generation}" ' + _MARKED],
+            "database .* bears this resource's mark, and is not the one",
+        ),
+    ],
+)
+def test_a_part_that_matches_is_never_absent_nor_touched(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], by_hand: list[str], says: str
+) -> None:
+    for statement in by_hand:
+        pg.query(statement.format(**provisioned))
+    before = pg.databases(), pg.query("SELECT oid, rolname, rolcanlogin FROM pg_roles ORDER BY oid")
+    seen = backend.inspect(provisioned)
+    assert isinstance(seen, Different)
+    assert re.search(says, seen.why)
+    with pytest.raises(Refused, match=says):
+        backend.teardown(provisioned, 1)
+    with pytest.raises(Refused):
+        backend.release(provisioned)
+    assert (pg.databases(), pg.query("SELECT oid, rolname, rolcanlogin FROM pg_roles ORDER BY oid")) == before
+
+
+def test_a_manifest_without_the_role_s_oid_is_completed(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+) -> None:
+    old = {key: value for key, value in provisioned.items() if key != "role_oid"}
+    assert pg.query("SELECT oid FROM pg_roles WHERE rolname = %s", provisioned["role"]) == [(provisioned["role_oid"],)]
+    seen = backend.inspect(old)
+    assert isinstance(seen, Same)
+    assert seen.seen["completes"] == {"role_oid": provisioned["role_oid"]}
+    whole = backend.inspect(provisioned)
+    assert isinstance(whole, Same)
+    assert "completes" not in whole.seen
 
 
 @pytest.mark.parametrize("name", ["postgres", "template0", "template1", "control_db"])

@@ -1,0 +1,51 @@
+"""A primary of its own, and a standby that has stopped to replay: it knows less than the primary, and answers."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deprovisioner.up import servers as embedded
+from tests.support.servers import server_folder
+from tests.support.witness import PgServer
+
+_FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB"}
+
+
+@contextmanager
+def lagging() -> Iterator[tuple[PgServer, PgServer]]:
+    """Primary and standby. What happens on the primary from now on never reaches the standby."""
+    home = server_folder("standby")
+    started: list[embedded.Child] = []
+
+    def start(name: str) -> PgServer:
+        port = embedded.free_port()
+        child = embedded.postgres(home, name, port, "secret", _FAST)
+        started.append(child)
+        dsn = embedded.postgres_dsn(port, "secret")
+        child.spawn()
+        child.wait_until(lambda: embedded.postgres_ready(dsn))
+        return PgServer(dsn, child.log)
+
+    try:
+        primary = start("primary")
+        primary.query("CREATE ROLE service LOGIN CREATEDB CREATEROLE PASSWORD 'p'")
+        _copy(primary, home)
+        standby = start("standby")
+        standby.query("SELECT pg_wal_replay_pause()")
+        yield primary, standby
+    finally:
+        for child in reversed(started):
+            child.stop()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _copy(primary: PgServer, home: Path) -> None:
+    copy = home / "standby"
+    command = [embedded._postgres_bin() / "pg_basebackup", "-d", primary.dsn, "-D", copy, "-R", "-c", "fast", "-N"]
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=120)
+    if os.geteuid() == 0:
+        for path in (copy, *copy.rglob("*")):
+            shutil.chown(path, embedded.UNPRIVILEGED_USER)

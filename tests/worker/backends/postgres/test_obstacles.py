@@ -1,0 +1,163 @@
+"""What stands in a teardown's way, with the account that docs/configuration.md asks for."""
+
+import threading
+import uuid
+from contextlib import closing
+from typing import Any
+
+import psycopg2
+import pytest
+from psycopg2.extensions import make_dsn
+
+from outbox.errors import Refused, Transient
+from tests.support.witness import PgServer
+from worker.backends import Absent, Same
+from worker.backends.postgres import Postgres, destroy
+
+
+def test_a_superuser_s_session_is_named_and_saves_no_other_session(
+    plain: Postgres, pg: PgServer, made: dict[str, Any]
+) -> None:
+    inside = make_dsn(pg.dsn, dbname=made["database"], application_name="exporter\x1b[2J")
+    with closing(psycopg2.connect(inside)) as theirs, closing(psycopg2.connect(made["dsn"])) as customers:
+        customers.cursor().execute("SELECT 1")
+        pid = theirs.info.backend_pid
+        with pytest.raises(Transient, match=rf"cannot end: pid {pid} of 'postgres' \(exporter"):
+            plain.teardown(made, 1)
+        with pytest.raises(psycopg2.OperationalError):
+            customers.cursor().execute("SELECT 1")
+    plain.teardown(made, 2)
+    assert not pg.bears(made)
+
+
+def test_superusers_that_reconnect_do_not_keep_the_database_alive(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+) -> None:
+    done = threading.Event()
+    inside = make_dsn(pg.dsn, dbname=provisioned["database"])
+
+    def keep_coming() -> None:
+        while not done.is_set():
+            try:
+                psycopg2.connect(inside).cursor().execute("SELECT pg_sleep(60)")
+            except psycopg2.Error:
+                continue
+
+    agents = [threading.Thread(target=keep_coming) for _ in range(4)]
+    for agent in agents:
+        agent.start()
+    try:
+        backend.teardown(provisioned, 1)
+    finally:
+        done.set()
+        for agent in agents:
+            agent.join()
+    assert not pg.bears(provisioned)
+
+
+def test_a_quarantine_that_died_with_the_door_closed_can_be_released_or_finished(
+    plain: Postgres, pg: PgServer, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class DiedError(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise DiedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(destroy, "_rename_away", die)
+        with pytest.raises(DiedError):
+            plain.quarantine(made)
+    shown = "SELECT datallowconn, datconnlimit FROM pg_database WHERE datname = %s"
+    assert pg.query(shown, made["database"]) == [(False, 0)]
+    assert isinstance(plain.inspect(made), Same)
+    plain.release(made)
+    assert pg.query(shown, made["database"]) == [(True, -1)]
+    psycopg2.connect(made["dsn"]).close()
+    with monkeypatch.context() as patch:
+        patch.setattr(destroy, "_rename_away", die)
+        with pytest.raises(DiedError):
+            plain.teardown(made, 1)
+    plain.teardown(made, 2)
+    assert isinstance(plain.inspect(made), Absent)
+
+
+def _prepare(dsn: str, gid: str) -> None:
+    with closing(psycopg2.connect(dsn)) as session:
+        session.tpc_begin(session.xid(1, gid, "b"))
+        session.cursor().execute(f"CREATE TABLE t_{gid} (n int)")
+        session.tpc_prepare()
+
+
+def test_a_prepared_transaction_of_the_customer_is_rolled_back_as_its_owner(
+    plain: Postgres, pg: PgServer, made: dict[str, Any]
+) -> None:
+    _prepare(made["dsn"], uuid.uuid4().hex)
+    plain.teardown(made, 1)
+    assert not pg.bears(made)
+    assert pg.query("SELECT 1 FROM pg_prepared_xacts WHERE database = %s", made["database"]) == []
+
+
+def test_a_prepared_transaction_of_another_role_is_refused_and_named(
+    plain: Postgres, pg: PgServer, made: dict[str, Any]
+) -> None:
+    gid = uuid.uuid4().hex
+    inside = make_dsn(pg.dsn, dbname=made["database"])
+    _prepare(inside, gid)
+    with pytest.raises(Refused, match=r"that this account may not roll back: .* of 'postgres'"):
+        plain.teardown(made, 1)
+    assert pg.query("SELECT datallowconn FROM pg_database WHERE datname = %s", made["database"]) == [(False,)]
+    pg.query(f'ALTER DATABASE "{made["database"]}" ALLOW_CONNECTIONS true')
+    [(full,)] = pg.query("SELECT gid FROM pg_prepared_xacts WHERE database = %s", made["database"])
+    pg.query(f"ROLLBACK PREPARED '{full}'", database=made["database"])
+    plain.teardown(made, 2)
+    assert not pg.bears(made)
+
+
+def test_a_subscription_is_refused_at_once_and_named(plain: Postgres, pg: PgServer, made: dict[str, Any]) -> None:
+    name = f"s_{uuid.uuid4().hex}"
+    create = f"CREATE SUBSCRIPTION {name} CONNECTION 'host=127.0.0.1' PUBLICATION p WITH (connect = false)"
+    pg.query(create, database=made["database"])
+    with pytest.raises(Refused, match=f"has subscriptions, drop them first: '{name}'"):
+        plain.teardown(made, 1)
+    pg.query(f'ALTER DATABASE "{made["database"]}" ALLOW_CONNECTIONS true')
+    pg.query(f"ALTER SUBSCRIPTION {name} SET (slot_name = NONE)", database=made["database"])
+    pg.query(f"DROP SUBSCRIPTION {name}", database=made["database"])
+    plain.teardown(made, 2)
+    assert not pg.bears(made)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_superuser_s_grant_is_refused_at_once_and_named_with_its_database(
+    plain: Postgres, pg: PgServer, made: dict[str, Any], elsewhere: bool
+) -> None:
+    table, database = f"t_{uuid.uuid4().hex}", f"n_{uuid.uuid4().hex}" if elsewhere else "postgres"
+    if elsewhere:
+        pg.query(f"CREATE DATABASE {database}")
+    pg.query(f"CREATE TABLE {table} ()", database=database)
+    pg.query(f'GRANT SELECT ON {table} TO "{made["role"]}"', database=database)
+    with pytest.raises(Refused, match=f"table (public.)?{table} in '{database}'"):
+        plain.teardown(made, 1)
+    pg.query(f'DROP OWNED BY "zz_del_{made["generation"]}"', database=database)
+    plain.teardown(made, 2)
+    assert not pg.bears(made)
+    pg.query(f"DROP TABLE {table}", database=database)
+
+
+def test_a_neighbour_s_object_that_depends_on_the_role_s_is_refused_and_named(
+    plain: Postgres, service: str, pg: PgServer, made: dict[str, Any]
+) -> None:
+    owner = f"o_{uuid.uuid4().hex}"
+    database = f"n_{uuid.uuid4().hex}"
+    pg.query(f"CREATE ROLE {owner}")
+    pg.query(f"CREATE DATABASE {database}")
+    pg.query("CREATE TABLE kept ()", database=database)
+    role = made["role"]
+    pg.query(f'GRANT SELECT ON kept TO "{role}" WITH GRANT OPTION', database=database)
+    pg.query(f'SET ROLE "{role}"; GRANT SELECT ON kept TO {owner}', database=database)
+    with pytest.raises(Refused, match=database):
+        plain.teardown(made, 1)
+    assert pg.query(f"SELECT has_table_privilege('{owner}', 'kept', 'SELECT')", database=database) == [(True,)]
+    pg.query(f"DROP DATABASE {database}")
+    plain.teardown(made, 2)
+    assert not pg.bears(made)

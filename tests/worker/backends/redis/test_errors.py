@@ -1,0 +1,128 @@
+"""What a failure means is told by the server's code, alone and inside a pipeline; on Redis 7 and Valkey 9."""
+
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as client
+
+from outbox.errors import Refused, Transient, Unavailable
+from tests.support import redis_servers
+from tests.support.witness import RedisServer, eventually
+from worker.backends import Absent
+from worker.backends.redis import Redis, session
+from worker.backends.redis.session import Server
+
+DESIGN = Path(__file__).parents[4] / "docs" / "design.md"
+
+
+@pytest.fixture(params=["redis", "valkey"])
+def own(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_servers.running(request.param, tmp_path, "--busy-reply-threshold", "20") as server:
+        yield server
+
+
+@pytest.fixture
+def made(own: RedisServer) -> dict[str, Any]:
+    backend = Redis(own.url)
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    return backend.provision(plan.manifest, plan.credentials)
+
+
+def _run(own: RedisServer, piped: bool, command: tuple[Any, ...]) -> None:
+    with Server(own.url, frozenset()).connect() as opened:
+        if not piped:
+            opened.execute_command(*command)
+            return
+        with opened.pipeline() as pipe:
+            pipe.get("b")
+            pipe.execute_command(*command)
+            pipe.execute()
+
+
+def _misconf(own: RedisServer, folder: Path) -> None:
+    (folder / "dump.rdb").mkdir()  # the server cannot put its file there
+    own.client.config_set("save", "3600 1")
+    own.client.set("x", 1)
+    own.client.bgsave()
+    eventually(lambda: own.client.info("persistence")["rdb_last_bgsave_status"] == "err")
+
+
+@pytest.mark.parametrize("code", ["MISCONF", "NOREPLICAS", "OOM"])
+@pytest.mark.parametrize("piped", [False, True], ids=["alone", "piped"])
+def test_a_server_that_refuses_writes_is_away(
+    own: RedisServer, made: dict[str, Any], tmp_path: Path, code: str, piped: bool
+) -> None:
+    if code == "MISCONF":
+        _misconf(own, tmp_path)
+    elif code == "NOREPLICAS":
+        own.client.config_set("min-replicas-to-write", 1)
+    else:
+        own.client.config_set("maxmemory", 1)
+    with pytest.raises(Unavailable, match=code):
+        _run(own, piped, ("SET", "a", 1))
+    if code != "OOM":  # a teardown needs no memory: UNLINK and ACL DELUSER free some
+        with pytest.raises(Unavailable, match=code):
+            Redis(own.url).teardown(made, 1)
+    own.client.config_set("min-replicas-to-write", 0)
+    own.client.config_set("maxmemory", 0)
+    own.client.config_set("stop-writes-on-bgsave-error", "no")
+    Redis(own.url).teardown(made, 1)
+    assert isinstance(Redis(own.url).inspect(made), Absent)
+
+
+def test_a_server_that_is_busy_with_a_script_is_away(own: RedisServer, made: dict[str, Any]) -> None:
+    looper = threading.Thread(target=lambda: _loop(own))
+    looper.start()
+    eventually(lambda: _busy(own))
+    try:
+        with pytest.raises(Unavailable, match="BUSY"):
+            Redis(own.url).inspect(made)
+    finally:
+        own.client.script_kill()
+        looper.join()
+    assert Redis(own.url).teardown(made, 1)
+
+
+def _loop(own: RedisServer) -> None:
+    with pytest.raises(client.ResponseError):
+        client.Redis.from_url(own.url).eval("while true do end", 0)
+
+
+def _busy(own: RedisServer) -> bool:
+    try:
+        own.client.ping()
+    except client.ResponseError as error:
+        return str(error).startswith("BUSY")
+    return False
+
+
+def test_what_the_server_forbids_is_refused(own: RedisServer) -> None:
+    own.client.execute_command("ACL", "SETUSER", "weak", "on", ">p", "~*", "+@all", "-acl")
+    with pytest.raises(Refused, match="NOPERM"):
+        Redis(own.url.replace("redis://", "redis://weak:p@")).plan(uuid.uuid4(), uuid.uuid4())
+
+
+def test_a_password_that_the_server_does_not_take_is_away(own: RedisServer) -> None:
+    with pytest.raises(Unavailable, match="WRONGPASS") as caught:
+        Redis(own.url.replace("redis://", "redis://nobody:hidden@")).plan(uuid.uuid4(), uuid.uuid4())
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("piped", [False, True], ids=["alone", "piped"])
+def test_no_error_shows_a_password(own: RedisServer, piped: bool) -> None:
+    words = ("ACL", "SETUSER", "u", ">hidden", "&a", "#hidden")
+    with pytest.raises(Transient) as caught:
+        _run(own, piped, words)
+    assert "hidden" not in str(caught.value)
+    assert len(str(caught.value)) <= 320
+
+
+def test_the_design_has_the_table_of_errors() -> None:
+    part = DESIGN.read_text().split("<!-- redis errors -->")[1].split("<!-- /redis errors -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.strip().splitlines()[2:]]
+    told = {code.strip("` "): means.strip("` ") for codes, means, _ in rows for code in codes.split(",")}
+    assert told == {code: error.__name__ for code, error in session.MEANS.items()}
