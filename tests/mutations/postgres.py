@@ -135,7 +135,7 @@ GUARDS_OF_POSTGRES = (
         (
             "postgres: a standby is not believed",
             "if standby or read_only:",
-            "if read_only:",
+            "if False:",
             "test_no_verb_believes_a_standby",
         ),
     ),
