@@ -80,6 +80,9 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
             raise Refused(f"there is no ACL user {full['user']!r} to adopt")
         if full["user"] == session.acl_whoami():
             raise Refused(f"ACL user {full['user']!r} is the one that deprovisioner itself works with")
+        if "~*" in user["keys"]:
+            mend = f"ACL SETUSER {full['user']} resetkeys ~{keys.escape(full['prefix'])}*"
+            raise Refused(f"ACL user {full['user']!r} reaches every key of the server; limit it first: {mend}")
         taken = Refused(f"user {full['user']!r} or prefix {full['prefix']!r} belongs to another resource already")
         if any(c.startswith(identity.CHANNEL) and c != identity.channel(full) for c in user["channels"]):
             raise taken
