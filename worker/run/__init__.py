@@ -26,6 +26,7 @@ from outbox.errors import (
     OutOfService,
     Refused,
     Unavailable,
+    Unconfirmed,
     Unwanted,
 )
 from outbox.events import Event, emit
@@ -80,8 +81,11 @@ class Run:
                     assert_never(never)
         except ClaimLost as error:
             self._end_lost(error)
+        except Unconfirmed as error:  # not even a start: the next attempt begins with an inspection
+            self.log.error("outcome_not_recorded", error=repr(error))
+            return
         except Exception as error:  # noqa: BLE001 - the one place where every error ends, and becomes a transition
-            if db.unreachable(error):
+            if db.passing(error):
                 self.log.error("outcome_not_recorded", error=repr(error))  # the lease passes, and a sweep takes over
                 return
             self._end_failed(error)
@@ -122,7 +126,7 @@ class Run:
         except ClaimLost as lost:
             self._end_lost(lost)
         except Exception as worse:
-            if not db.unreachable(worse):
+            if not (isinstance(worse, Unconfirmed) or db.passing(worse)):
                 raise
             self.log.error("outcome_not_recorded", error=repr(worse))
 
@@ -196,7 +200,7 @@ class Run:
 
     def transact(self, act: Callable[[Connection], Any], within: _Within = db.statement) -> Any:
         """Run `act` on a session of its own; repeat it while the control database is unreachable, for a minute."""
-        for attempt in retrying(retry_if_exception(db.unreachable), before_sleep=self._control_database_lost):
+        for attempt in retrying(retry_if_exception(db.passing), before_sleep=self._control_database_lost):
             with attempt, within() as session:
                 return act(session)
         raise AssertionError("tenacity returns or raises")  # pragma: no cover
