@@ -21,7 +21,7 @@ T = TypeVar("T")
 TOKEN_CACHE_SECONDS = 2
 # Only the event loop reads and writes it, so it needs no lock.
 _CACHE: TTLCache[str, Caller] = TTLCache(maxsize=10_000, ttl=TOKEN_CACHE_SECONDS)
-_bearer = HTTPBearer(auto_error=False, description="a token that `deprovisioner token create` has made")
+bearer = HTTPBearer(auto_error=False, description="a token that `deprovisioner token create` has made")
 
 
 def ask_once(act: Callable[[Connection], T]) -> T:
@@ -41,7 +41,7 @@ edge = Edge(ask, bell.ring)
 edge_once = Edge(ask_once, bell.ring)
 
 
-async def caller(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Caller:
+async def caller(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> Caller:
     """The bearer of the token, or 401."""
     if given is None or not given.credentials:
         raise _unauthenticated("send `Authorization: Bearer TOKEN`; `deprovisioner token create` makes a token")

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
@@ -9,9 +10,12 @@ from outbox import db, doorbell
 
 router = APIRouter(tags=["health"])
 
+_STANDBY_MISSING = text("""
+    SELECT current_setting('synchronous_standby_names') <> '' AND NOT EXISTS (SELECT FROM pg_stat_replication)""")
+
 
 @router.get("/healthz")
-def healthz() -> dict[str, bool]:
+async def healthz() -> dict[str, bool]:
     """The process answers."""
     return {"ok": True}
 
@@ -26,8 +30,12 @@ def readyz() -> JSONResponse:
     try:
         with db.statement() as session:
             at = migrations.current(session)
+            standby_missing = session.execute(_STANDBY_MISSING).scalar_one()
     except SQLAlchemyError as error:
         return JSONResponse({"ok": False, "database": repr(error.__cause__ or error), "broker": broker}, 503)
+    if standby_missing:
+        missing = "synchronous_standby_names is set and no standby is connected: no commit can be confirmed"
+        return JSONResponse({"ok": False, "database": missing, "broker": broker}, 503)
     ok = at == migrations.head()
     database = "ok" if ok else f"at revision {at}, not {migrations.head()}: run `deprovisioner migrate`"
     return JSONResponse({"ok": ok, "database": database, "broker": broker}, 200 if ok else 503)

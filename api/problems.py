@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from outbox import db, errors
 from outbox.logs import log
@@ -67,6 +68,11 @@ class Problem(Exception):
         return JSONResponse(body | self.more, self.status, self.headers, media_type="application/problem+json")
 
 
+def busy(detail: str) -> Problem:
+    """503: what the request needs is taken, and will soon be free."""
+    return Problem(503, "busy", detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
 class ProblemOut(BaseModel):
     """An error as RFC 9457 defines it; `code` is stable."""
 
@@ -98,6 +104,11 @@ def install(app: FastAPI) -> None:
 
 
 def _ours(_: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, errors.Unconfirmed):
+        log.error("commit_unconfirmed", error=str(error))
+        return Problem(
+            503, "outcome_unconfirmed", str(error), headers={"Retry-After": str(RETRY_AFTER_SECONDS)}
+        ).response()
     for kind, status, code in TABLE:
         if isinstance(error, kind):
             more = {"seen": error.seen} if isinstance(error, errors.StillThere) else {}
@@ -106,9 +117,14 @@ def _ours(_: Request, error: Exception) -> JSONResponse:
     return Problem(500, "internal_error", str(error)).response()
 
 
-def _invalid(_: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - this handler is registered for no other
     found = error.errors()
+    if refused := await _refused(request):
+        return refused
+    literal = any(getattr(route, "path", None) == request.scope["path"] for route in _routes(request))
+    if literal and any(e["loc"][0] == "path" for e in found):  # `redrive` in /v1/jobs/redrive is not a job's number
+        return _method_not_allowed(request)
     if broken := next((e for e in found if e["type"] == "json_invalid"), None):
         detail = f"the body is not JSON, at character {broken['loc'][-1]}: {broken.get('ctx', {}).get('error', '')}"
         return Problem(422, "invalid_json", detail).response()
@@ -118,13 +134,51 @@ def _invalid(_: Request, error: Exception) -> JSONResponse:
     return Problem(422, code, "; ".join(f"{w['field']}: {w['message']}" for w in wrong), {"errors": wrong}).response()
 
 
-def _http(_: Request, error: Exception) -> JSONResponse:
+async def _refused(request: Request) -> JSONResponse | None:
+    """The 401 of a caller whose body was read before its token."""
+    from api import deps  # noqa: PLC0415 - it imports this module
+
+    if not request.scope["path"].startswith("/v1/"):
+        return None
+    try:
+        await deps.caller(await deps.bearer(request))
+    except Problem as problem:
+        return problem.response()
+    except SQLAlchemyError as error:
+        return _database(request, error)
+    return None
+
+
+def _routes(request: Request) -> list[Any]:
+    """All routes; FastAPI keeps those of an included router inside it."""
+    return [r for each in request.app.routes for r in getattr(getattr(each, "original_router", None), "routes", [each])]
+
+
+def _method_not_allowed(request: Request) -> JSONResponse:
+    """405 with all methods of the path; a route alone knows only its own."""
+    scope = {key: request.scope[key] for key in ("type", "method", "path", "headers")}
+    routes = [route for route in _routes(request) if route.matches(scope)[0] is not Match.NONE]
+    exact = [r for r in routes if getattr(r, "path", None) == request.scope["path"]] or routes
+    allowed = ", ".join(sorted({method for route in exact for method in getattr(route, "methods", None) or ()}))
+    detail = f"{request.method} is not possible here; possible: {allowed}"
+    return Problem(405, "method_not_allowed", detail, headers={"Allow": allowed}).response()
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - this handler is registered for no other
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return _method_not_allowed(request)
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI could not parse the body
+        detail = "the body is not JSON in UTF-8, or it is nested too deep"
+        return await _refused(request) or Problem(422, "invalid_json", detail).response()
     code = _HTTP_CODES.get(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"))
     return Problem(error.status_code, code, str(error.detail), headers=dict(error.headers or {})).response()
 
 
 def _database(request: Request, error: Exception) -> JSONResponse:
+    if db.busy(error):
+        log.warning("control_database_busy", error=repr(error))
+        return busy("another transaction has what this needs, or all connections are taken; ask again").response()
     if not db.unreachable(error):
         return _unexpected(request, error)
     log.error("control_database_lost", error=repr(error))

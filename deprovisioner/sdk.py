@@ -12,17 +12,23 @@ configured backend of the kind; it raises SettingsError for a dsn that it cannot
 share the instance. The second is a `Kind`: the fields of the kind's manifests. The API loads it too, so its module
 imports no client of the server.
 
+**Options.** A class that names keys of the backends file in a class attribute, such as `options =
+frozenset({"public_host", "public_port", "sslmode"})`, is called with those that the backend's table has as keyword
+arguments, already checked: `Mainframe(dsn, protected=names, public_host="db.example.com")`. Its `plan` puts them into
+the credentials. For a class without `options`, such a key in the table is an error.
+
 **Names and identity.** `plan` makes names from the resource's UUID, whole. A manifest has what identifies the object
 and its server, and `generation`, which the object carries on the server (`mark`). Every verb but `plan` checks both.
 
-**Errors.** A verb raises `Unavailable` when the server cannot be reached (the job waits and loses no attempt),
-`Transient` when the work failed and may succeed later (it is tried again), `Refused` when it must not be done (an
-operator decides). Any other exception after the start counts as an unknown outcome.
+**Errors.** A verb raises `Unavailable` when the server cannot be reached (before its start the job loses no attempt),
+`OutOfService` when the server answers that it does no work now, since it is read-only or full (the job never loses an
+attempt), `Transient` when the work failed and may succeed later (it is tried again), `Refused` when it must not be done
+(an operator decides). Any other exception after the start counts as an unknown outcome.
 
 `tests/worker/backends/test_conformance.py` of this project is what a backend must pass.
 """
 
-from outbox.errors import BackendError, Refused, SettingsError, Transient, Unavailable
+from outbox.errors import BackendError, OutOfService, Refused, SettingsError, Transient, Unavailable
 from outbox.kinds import Check, Field, Kind, text, uuid_text, whole_number
 from outbox.rows import Json
 from worker.backends import Absent, Backend, Different, Observation, Plan, Same, mark
@@ -37,6 +43,7 @@ __all__ = [
     "Json",
     "Kind",
     "Observation",
+    "OutOfService",
     "Plan",
     "Refused",
     "Same",

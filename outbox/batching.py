@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
+from outbox.errors import Unconfirmed
 from outbox.logs import log
 
 A = TypeVar("A")
@@ -99,13 +100,20 @@ class GroupCommit(Generic[A, R]):
                 with suppress(Empty):
                     while len(batch) < MAX_BATCH:
                         batch.append(self._requests.get_nowait())
-                answers = self._answers([request for request, _ in batch])
+                try:
+                    answers = self._answers([request for request, _ in batch])
+                except Unconfirmed as error:
+                    for _, future in batch:
+                        future.set_exception(error)
+                    continue
             for (_, future), answer in zip(batch, answers, strict=True):
                 future.set_result(answer)
 
     def _answers(self, requests: Sequence[A]) -> Sequence[R | None]:
         try:
             return self._act(requests)
+        except Unconfirmed:  # whoever asked again alone would find it done, and act on it
+            raise
         except Exception as error:  # noqa: BLE001 - each caller meets the error again alone, and handles it there
             with suppress(Exception):  # a log that cannot be written (a full disk) must not end this thread
                 log.warning("batch_failed", name=self._name, count=len(requests), error=repr(error))

@@ -1,7 +1,8 @@
 """Circuit breakers: which backends are out of reach, shared by all workers through the control database.
 
 Until a row's `retry_at`, no worker claims jobs of that backend. After it, one worker claims one job, the probe, and
-sets `retry_at` a lease ahead: if that worker dies, another probe follows. The first success removes the row.
+sets `retry_at` a lease ahead: if that worker dies, another probe follows. A server may answer inspections and refuse
+work, so only a probe's work (a provision, an adoption, a teardown) removes the row. A probe without work is given back.
 """
 
 from sqlalchemy import Connection, text
@@ -27,10 +28,10 @@ def trip(db: Connection, backend: str, *, reason: str, probing: bool = False) ->
 
 
 def give_back(db: Connection, backend: str) -> None:
-    """The probe ended without asking the backend: the next claim may take another probe."""
+    """The probe ended without work on the backend: the next claim may take another probe."""
     db.execute(text("UPDATE breakers SET retry_at = now() WHERE backend = :backend"), {"backend": backend})
 
 
 def close(db: Connection, backend: str) -> None:
-    """The backend answered: claim its jobs again."""
+    """The backend has done work: claim its jobs again."""
     db.execute(text("DELETE FROM breakers WHERE backend = :backend"), {"backend": backend})

@@ -12,10 +12,13 @@ from sqlalchemy.engine import URL, Connection, Engine, ExecutionContext, make_ur
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from outbox import settings
-from outbox.errors import SettingsError
+from outbox.commits import DriverError, NotConfirmed, WatchedConnection, WatchedCursor
+from outbox.errors import SettingsError, Unconfirmed
 
 # No statement runs long: one that does is waiting for a lock or for a lost server.
 STATEMENT_TIMEOUT_MS = 15_000
+# A caller that waits for a locked row keeps a thread and a connection from others.
+LOCK_TIMEOUT_MS = 4_000
 # A transaction left open by a stopped process must not hold back vacuum or a row lock.
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 # The API's threads (40), or a worker's, share these; more connections than cores gain nothing.
@@ -25,6 +28,8 @@ READ_ONLY = "25006"
 _UNREACHABLE = ("57P01", "57P02", "57P03", "25P03", READ_ONLY)
 # Classes of SQLSTATEs: connection lost; no disk, memory or connection slot left.
 _UNREACHABLE_CLASSES = ("08", "53")
+# SQLSTATEs of a wait that was too long: lock timeout, statement timeout, deadlock, serialization.
+_IN_THE_WAY = ("55P03", "57014", "40P01", "40001")
 # No prepared statement has that name, or one has it already.
 _NOT_PREPARED = ("26000", "42P05")
 
@@ -54,6 +59,8 @@ def engine() -> Engine:
         pool_use_lifo=True,
         connect_args={
             "application_name": "deprovisioner",
+            "connection_factory": WatchedConnection,
+            "cursor_factory": WatchedCursor,
             "connect_timeout": 5,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
@@ -63,16 +70,34 @@ def engine() -> Engine:
             # each call. Cheap random pages: a plan must suit a growing table, and the rows asked for are in memory, so
             # it must use an index.
             "options": f"-c timezone=UTC -c plan_cache_mode=force_generic_plan -c random_page_cost=1.1"
-            f" -c statement_timeout={STATEMENT_TIMEOUT_MS}"
+            f" -c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
+            # They beat ALTER ROLE and ALTER DATABASE ... SET (docs/design.md, What a promise stands on).
+            " -c default_transaction_isolation=read\\ committed -c default_transaction_read_only=off"
+            " -c default_transaction_deferrable=off -c row_security=on -c standard_conforming_strings=on"
+            " -c search_path=public,pg_temp -c datestyle=ISO -c intervalstyle=postgres"
+            " -c client_encoding=UTF8 -c jit=off"
             f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}",
         },
     )
 
+    sa.event.listen(made, "connect", _commit_durably)
     sa.event.listen(made, "handle_error", _discard_stale_connections)
     if settings.get().prepared_statements:
         sa.event.listen(made, "before_cursor_execute", _execute_prepared, retval=True)
         sa.event.listen(made, "handle_error", _log_pooler_hint)
     return made
+
+
+# Not an option of the connection: that would lower `remote_apply`, too.
+_DURABLE = """
+    SELECT pg_catalog.set_config('synchronous_commit', 'on', false)
+     WHERE pg_catalog.current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')"""
+
+
+def _commit_durably(connection: Any, _record: Any) -> None:
+    """Whatever server, database and role say: when a commit returns, it is on disk, on synchronous standbys too."""
+    with connection.cursor() as asked:
+        asked.execute(_DURABLE)
 
 
 def prepared(sql: str) -> sa.TextClause:
@@ -130,31 +155,65 @@ def _log_pooler_hint(context: sa.engine.ExceptionContext) -> None:
 
 @contextmanager
 def transaction() -> Iterator[Connection]:
-    """Everything inside commits together, or not at all."""
-    with engine().execution_options(isolation_level="READ COMMITTED").begin() as db:
+    """Everything inside commits together, or not at all. Raises Unconfirmed."""
+    with _session("READ COMMITTED") as db, db.begin():
         yield db
 
 
 @contextmanager
 def statement() -> Iterator[Connection]:
-    """Each statement inside is a transaction of its own: one round trip, and committed when it returns."""
-    with engine().connect() as db:
+    """Each statement inside is a transaction of its own: one round trip, and committed when it returns.
+
+    Raises Unconfirmed.
+    """
+    with _session(None) as db:
         yield db
 
 
 @contextmanager
 def snapshot() -> Iterator[Connection]:
     """Everything inside sees one moment of the database, and cannot write."""
-    with engine().execution_options(isolation_level="REPEATABLE READ").begin() as db:
+    with _session("REPEATABLE READ") as db, db.begin():
         db.execute(sa.text("SET TRANSACTION READ ONLY"))
         yield db
 
 
+@contextmanager
+def _session(isolation: Any) -> Iterator[Connection]:
+    """A connection of the pool. Every error of it is SQLAlchemy's or ours, never the driver's own."""
+    made = engine() if isolation is None else engine().execution_options(isolation_level=isolation)
+    try:
+        opened = made.connect()
+    except DriverError as error:  # setting the isolation level of a dead connection: SQLAlchemy passes it on as it is
+        engine().dispose()  # as SQLAlchemy does: the other connections of the pool are as old
+        raise DBAPIError.instance(None, None, error, DriverError, connection_invalidated=True) from error
+    try:
+        with opened as db:
+            yield db
+    except DBAPIError as error:
+        if isinstance(error.orig, NotConfirmed):
+            raise Unconfirmed(
+                "the control database has committed, but no synchronous standby confirmed it: a failover may take it "
+                "back. Repair the standby, or take it out of synchronous_standby_names; then ask again"
+            ) from error
+        raise
+
+
+def busy(error: BaseException) -> bool:
+    """Whether the control database answers, and another transaction or all connections were in the way for too long."""
+    return isinstance(error, sa.exc.TimeoutError) or (
+        isinstance(error, DBAPIError) and getattr(error.orig, "pgcode", None) in _IN_THE_WAY
+    )
+
+
+def passing(error: BaseException) -> bool:
+    """Whether the same statement may succeed later: `unreachable` or `busy`."""
+    return unreachable(error) or busy(error)
+
+
 def unreachable(error: BaseException) -> bool:
     """Whether the control database could not be reached, was lost during a statement, or is out of resources."""
-    if isinstance(error, sa.exc.TimeoutError):
-        return True
-    if not isinstance(error, DBAPIError):
+    if not isinstance(error, DBAPIError) or isinstance(error.orig, NotConfirmed):
         return False
     if error.connection_invalidated:
         return True

@@ -31,6 +31,7 @@ DeprovisionerError
 │   ├── Held                 a hold in force covers the job
 │   ├── BrakeHit             too many teardowns have started; an operator must decide
 │   └── Unwanted             the resource's status no longer asks for this job
+├── Unconfirmed              a commit that no synchronous standby confirmed: it may be taken back
 └── BackendError             raised by backends, handled by the runner
     ├── Unavailable          the server cannot be reached: wait, and use up no attempt
     ├── Transient            the call failed and may work later: retry
@@ -178,12 +179,20 @@ class Unwanted(StartRefused):
     """The resource's status no longer asks for this job."""
 
 
+class Unconfirmed(DeprovisionerError):
+    """The commit is there, and no synchronous standby confirmed it: do not act on it."""
+
+
 class BackendError(DeprovisionerError):
     """What a backend may raise."""
 
 
 class Unavailable(BackendError):
     """The server cannot be reached."""
+
+
+class OutOfService(Unavailable):
+    """The server answered that it does no work now, for any object: it is read-only, its disk is full or fails."""
 
 
 class Transient(BackendError):

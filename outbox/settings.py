@@ -1,11 +1,13 @@
 """One frozen Settings, read once from the environment; and the backends file it points to."""
 
 import difflib
+import ipaddress
 import os
 import re
 import shlex
 import tomllib
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -92,7 +94,7 @@ class BackendConfig:
     concurrency: int
     brake: Brake | None = None
     adoption: str = "operators"
-    volatile_users: bool = False  # redis: births are allowed on a server that forgets its ACL users at a restart
+    options: Mapping[str, Any] = field(default_factory=dict)  # the keys of OPTIONS that the table has, checked
 
 
 def read_env(path: Path) -> dict[str, str]:
@@ -154,7 +156,33 @@ EVERY_TENANT = "*"
 # What a brake counts is kept for twice its window.
 LONGEST_WINDOW = timedelta(days=30)
 _TABLES = {"backends", "tenants"}
-_KEYS = {"kind", "dsn", "grace", "brake", "max_percent", "concurrency", "adoption", "volatile_users"}
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+
+def _is_host(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        return bool(ipaddress.ip_address(value))
+    except ValueError:
+        return _HOST_NAME.match(value) is not None
+
+
+def _is_port(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= 65535
+
+
+# By key: whether a value is right, and what is right in words. A worker hands them to the backends whose kind names
+# them in `options`; see deprovisioner/sdk.py.
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})\Z")
+OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "public_host": (_is_host, "a host name or an IP address (IPv6 without brackets), with no port"),
+    "public_port": (_is_port, "a whole number from 1 to 65535"),
+    "sslmode": (lambda value: value in SSL_MODES, f"one of {', '.join(SSL_MODES)}"),
+    # Provisions are allowed on a Redis that forgets its ACL users at a restart.
+    "volatile_users": (lambda value: type(value) is bool, 'true or false, and is for kind "redis" only'),
+}
+_KEYS = {"kind", "dsn", "grace", "brake", "max_percent", "concurrency", "adoption", *OPTIONS}
 _BRAKE = re.compile(r"^([1-9]\d{0,8})/([1-9]\d{0,6})([smhd])$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SIZES = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
@@ -232,10 +260,12 @@ def _backend(path: Path, name: str, table: Any) -> BackendConfig:
     adoption = table.get("adoption", "operators")
     if adoption not in ("operators", "tenants"):
         raise wrong(f'\'adoption\' must be "operators" or "tenants", not {adoption!r}')
-    volatile = table.get("volatile_users", False)
-    if type(volatile) is not bool or (volatile and table["kind"] != "redis"):
-        raise wrong(f"'volatile_users' must be true or false, and is for kind \"redis\" only, not {volatile!r}")
-    return BackendConfig(name, table["kind"], concurrency, brake, adoption, volatile)
+    options = {key: table[key] for key in OPTIONS if key in table}
+    for key, value in options.items():
+        right, words = OPTIONS[key]
+        if not right(value) or (key == "volatile_users" and value and table["kind"] != "redis"):
+            raise wrong(f"{key!r} must be {words}, not {value!r}")
+    return BackendConfig(name, table["kind"], concurrency, brake, adoption, options)
 
 
 def _brake(where: str, scope: Literal["backend", "tenant"], subject: str, table: dict[str, Any]) -> Brake | None:

@@ -7,12 +7,15 @@ more threads, set DEPROVISIONER_WORKER_SLOTS higher; for more cores, run more pr
 import gc
 import os
 import secrets
+import signal
 import socket
 from functools import lru_cache
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.signals import worker_init, worker_shutdown, worker_shutting_down
+from celery.apps import worker as celery_worker
+from celery.signals import worker_init, worker_shutdown
+from celery.worker import state as celery_state
 from kombu.transport.redis import Channel
 
 from outbox import credentials, db, doorbell, logs, settings
@@ -48,6 +51,25 @@ app.conf.update(
 Channel.do_restore = False
 
 _pool: Pool | None = None
+
+
+def _ask_to_stop(*_: Any) -> None:
+    """The handler of SIGTERM and SIGINT: plain assignments, which Celery's loop and the pool's threads read.
+
+    Celery's own handlers take locks, and a second signal would wait for a lock that its own thread holds.
+    """
+    _close()
+    celery_state.should_stop = 0
+
+
+def _handle_stop_signals(worker: Any) -> None:  # noqa: ARG001 - Celery's signature
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _ask_to_stop)
+
+
+# Celery calls these two where it would install its own handlers.
+celery_worker.install_worker_term_handler = _handle_stop_signals
+celery_worker.install_worker_int_handler = _handle_stop_signals
 
 
 def pool() -> Pool:
@@ -111,8 +133,7 @@ class _StartPool(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has n
 app.steps["worker"].add(_StartPool)
 
 
-@worker_shutting_down.connect
-def _close(**_: Any) -> None:
+def _close() -> None:
     if _pool is not None:
         _pool.stop()
 

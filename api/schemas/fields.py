@@ -33,7 +33,7 @@ def _text(value: object) -> object:
 def _in_the_calendar(value: dt.datetime) -> dt.datetime:
     if not 2000 < value.year < 9000:  # in another time zone, a time at the calendar's edge is outside it
         raise ValueError("must be in a year between 2001 and 8999")
-    return value
+    return value.astimezone(dt.UTC)  # Python knows offsets that PostgreSQL does not
 
 
 # The database's clock decides whether the time is in the future.

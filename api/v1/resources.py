@@ -1,13 +1,17 @@
 """Routes of resources."""
 
+import asyncio
 import hashlib
+import uuid
 from functools import partial
 from typing import Annotated
+from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
 from api.deps import Anyone, ask, edge, edge_once
+from api.problems import busy
 from api.schemas.fields import Credentials, ResourceId, Word
 from api.schemas.jobs import JobOut, JobRef, job_url
 from api.schemas.resources import (
@@ -19,8 +23,8 @@ from api.schemas.resources import (
     ResourceOut,
     ResourcePage,
 )
-from outbox import actions, queries
-from outbox.actions import NewResource
+from outbox import actions, db, queries
+from outbox.actions import Delete, Enqueued, NewResource
 from outbox.batching import GroupCommit
 
 router = APIRouter(prefix="/v1/resources", tags=["resources"])
@@ -84,6 +88,34 @@ def show_credentials(resource_id: ResourceId, who: Anyone, response: Response) -
     return found
 
 
+# Callers that wait for locked rows: one for each row, and so many in all, keep a thread and a connection. The others
+# wait in the event loop, which keeps nothing.
+LOCK_WAITERS = 8
+_seats = asyncio.Semaphore(LOCK_WAITERS)
+_turns: WeakValueDictionary[uuid.UUID, asyncio.Lock] = WeakValueDictionary()
+
+
+async def _alone(wanted: Delete) -> Enqueued:
+    turn = _turns.setdefault(wanted.resource_id, asyncio.Lock())
+    try:
+        async with asyncio.timeout(db.LOCK_TIMEOUT_MS / 1000):
+            await turn.acquire()
+    except TimeoutError as error:
+        raise busy("other requests wait for this resource already; ask again") from error
+    try:
+        try:
+            async with asyncio.timeout(db.LOCK_TIMEOUT_MS / 1000):
+                await _seats.acquire()
+        except TimeoutError as error:
+            raise busy("too many requests wait for locked resources; ask again") from error
+        try:
+            return await run_in_threadpool(actions.delete_alone, edge, wanted)
+        finally:
+            _seats.release()
+    finally:
+        turn.release()
+
+
 _deletes = GroupCommit("deletes", partial(actions.delete_batch, edge_once))
 
 
@@ -91,7 +123,7 @@ _deletes = GroupCommit("deletes", partial(actions.delete_batch, edge_once))
 async def delete(resource_id: ResourceId, who: Anyone, response: Response) -> Deleted:
     """Delete: 202 for the one call that did it, 200 for every other; all name the same job."""
     wanted = actions.wanted_delete(who, resource_id)
-    done = await _deletes.do_async(wanted, alone=partial(run_in_threadpool, actions.delete_alone, edge, wanted))
+    done = await _deletes.do_async(wanted, alone=partial(_alone, wanted))
     if done.won:
         response.status_code = 202
     return Deleted(

@@ -132,13 +132,8 @@ class State:
         return self._kept[key]
 
     def port(self, server: str) -> int:
-        """The server's port: the same in every run, until another program takes it."""
-        key = f"{server}.port"
-        port = int(self.keep(key, servers.free_port))
-        if not servers.port_is_free("127.0.0.1", port):
-            port = servers.free_port()
-            self.set(key, port)
-        return port
+        """The server's port: the same in every run, since credentials and the `env` of other shells contain it."""
+        return int(self.keep(f"{server}.port", servers.free_port))
 
     def password(self, server: str) -> str:
         """The password of the server's administrator, or of the service's role (`service`)."""

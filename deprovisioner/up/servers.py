@@ -42,6 +42,7 @@ class Child:
     user: str | None = None
     stop_signal: int = signal.SIGTERM
     process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+    _asked: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)  # the process that has its stop signal
 
     def spawn(self) -> None:
         """Start it in a session of its own: Ctrl-C in the terminal then reaches only the parent, which stops it."""
@@ -79,12 +80,18 @@ class Child:
                 )
             time.sleep(0.02)
 
+    def ask_to_stop(self) -> None:
+        """Send it its stop signal, once: `stop` waits, and does not send another."""
+        if self.process is not None and self.process.poll() is None and self._asked is not self.process:
+            self._asked = self.process
+            self.process.send_signal(self.stop_signal)
+
     def stop(self, timeout: float = 30) -> None:
-        """Send it its stop signal, and SIGKILL when it still runs after `timeout` seconds."""
+        """Send it its stop signal, unless it has it; and SIGKILL when it still runs after `timeout` seconds."""
         if self.process is None:
             return
         if self.process.poll() is None:
-            self.process.send_signal(self.stop_signal)
+            self.ask_to_stop()
             try:
                 self.process.wait(timeout)
             except subprocess.TimeoutExpired:

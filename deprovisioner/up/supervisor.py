@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 
-from deprovisioner.up import environment, servers
+from deprovisioner.up import environment, ports, servers
 from deprovisioner.up.environment import (
     API_URL,
     BACKENDS,
@@ -38,10 +38,9 @@ WATCH_SECONDS = 0.2
 
 
 class _Stop(BaseException):
-    """Raised by the signal handler; passes through code that only catches errors.
+    """Raised between two steps and while waiting, once a signal has set `asked`; passes code that only catches errors.
 
-    Python drops an exception that is raised inside a `__del__` or a weakref's callback, and an import runs many of
-    those. So the handler also sets `asked`, and each step checks it.
+    The handler raises nothing: an exception could arrive anywhere, inside the release of a lock too.
     """
 
     asked = False
@@ -67,7 +66,7 @@ class Up:
         self.home.mkdir(parents=True, exist_ok=True, mode=0o711)  # PostgreSQL's user must pass through it
         with locked(self.home):
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, _raise_stop)
+                signal.signal(number, _ask_to_stop)
             try:
                 self._start()
                 self._watch()
@@ -132,7 +131,7 @@ class Up:
         self.env[variable] = value
 
     def _start_postgres(self, name: str, options: dict[str, str]) -> str:
-        port, password = self._state.port(name), self._state.password(name)
+        port, password = self._free_port_of(name), self._state.password(name)
         dsn = servers.postgres_dsn(port, password)
         with _step(f"{name}: PostgreSQL on 127.0.0.1:{port}"):
             child = servers.postgres(self.home, name, port, password, options, env=self._server_env())
@@ -140,12 +139,17 @@ class Up:
         return dsn
 
     def _start_valkey(self, name: str, *, durable: bool) -> str:
-        port, password = self._state.port(name), self._state.password(name)
+        port, password = self._free_port_of(name), self._state.password(name)
         url = servers.valkey_url(port, password)
         with _step(f"{name}: Valkey on 127.0.0.1:{port}"):
             child = servers.valkey(self.home, name, port, durable=durable, password=password, env=self._server_env())
             self._start_child(child, lambda: servers.valkey_ready(url))
         return url
+
+    def _free_port_of(self, name: str) -> int:
+        port = self._state.port(name)
+        ports.wait_until_free(name, port, stop=_stop_if_asked)
+        return port
 
     def _complete_env(self) -> None:
         if CREDENTIALS_KEY not in self.env:
@@ -181,12 +185,10 @@ class Up:
     def _run_command(self, what: str, *words: str, **more: str) -> str:
         """Run one of our commands to its end; what it wrote to stdout."""
         with _step(what):
-            done = subprocess.run(  # noqa: S603 - our own command, no shell
-                _command(*words), env=self._env_without_addresses() | more, capture_output=True, text=True, check=False
-            )
-            if done.returncode != 0:
-                raise DeprovisionerError(f"{what} failed:\n{done.stdout}{done.stderr}".rstrip())
-        return done.stdout
+            status, stdout, stderr = _output_of(_command(*words), self._env_without_addresses() | more)
+            if status != 0:
+                raise DeprovisionerError(f"{what} failed:\n{stdout}{stderr}".rstrip())
+        return stdout
 
     def _start_api(self) -> None:
         with _step("api"):
@@ -202,7 +204,12 @@ class Up:
     def _start_child(self, child: Child, ready: Callable[[], bool]) -> None:
         self.children.append(child)
         child.spawn()
-        child.wait_until(ready)
+
+        def ready_or_stopped() -> bool:
+            _stop_if_asked()
+            return ready()
+
+        child.wait_until(ready_or_stopped)
 
     def _api_is_ready(self) -> bool:
         return self._api_status("/healthz") == HTTPStatus.OK
@@ -262,8 +269,7 @@ class Up:
         """The API and the workers first, all at once; then the servers, which they use."""
         ours = [child for child in self.children if child.name == "api" or child.name.startswith("worker-")]
         for child in ours:
-            if child.alive() and child.process:
-                child.process.send_signal(child.stop_signal)
+            child.ask_to_stop()
         for child in [*reversed(ours), *(c for c in reversed(self.children) if c not in ours)]:
             child.stop()
         if self.children:
@@ -296,14 +302,29 @@ def _command(*words: str) -> list[str]:
     return [sys.executable, "-m", "deprovisioner.cli", *words]
 
 
-def _raise_stop(*_: object) -> None:
+def _ask_to_stop(*_: object) -> None:
     _Stop.asked = True
-    raise _Stop
 
 
 def _stop_if_asked() -> None:
     if _Stop.asked:
         raise _Stop
+
+
+def _output_of(command: list[str], env: Mapping[str, str]) -> tuple[int, str, str]:
+    """A command's exit status, stdout and stderr; a signal to `up` ends it."""
+    with subprocess.Popen(  # noqa: S603 - our own command, no shell
+        command, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    stdout, stderr = process.communicate(timeout=WATCH_SECONDS)
+                    return process.returncode, stdout, stderr
+                _stop_if_asked()
+        except BaseException:
+            process.kill()
+            raise
 
 
 def _say(line: str) -> None:

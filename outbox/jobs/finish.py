@@ -102,17 +102,21 @@ _RETRY = text(f"""
     WITH job AS (
         UPDATE outbox
            SET state = 'pending', claimed_by = NULL, lease_expires_at = NULL, last_error = :error,
+               attempts = attempts - CASE WHEN :free THEN 1 ELSE 0 END,
                available_at = now() + random() * least(:cap, :base * 2 ^ least(attempts - 1, 30)) * interval '1 second'
-         WHERE id = :id AND fence = :fence AND state = 'running' AND attempts < max_attempts
+         WHERE id = :id AND fence = :fence AND state = 'running' AND (:free OR attempts < max_attempts)
      RETURNING *
     ), noted AS ({_EVENT}
     )
     SELECT id FROM job""")
 
 
-def retry(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
-    """running -> pending, due later: exponential backoff with full jitter and a cap. Raises ClaimLost."""
-    asked = _key(claim) | _event(Event.RETRIED, worker, reason=error) | {"error": error}
+def retry(db: Connection, claim: Claim, *, worker: str, error: str, free: bool = False) -> None:
+    """running -> pending, due later: exponential backoff with full jitter and a cap. Raises ClaimLost.
+
+    `free`: it uses up no attempt, since the server itself answered that it does no work now.
+    """
+    asked = _key(claim) | _event(Event.RETRIED, worker, reason=error) | {"error": error, "free": free}
     if db.execute(_RETRY, asked | _backoff()).one_or_none() is None:
         _confirm_landed(db, claim, asked)
 

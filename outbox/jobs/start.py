@@ -116,8 +116,14 @@ def start_provision(
     return row.manifest, None if row.credentials is None else bytes(row.credentials)
 
 
+# A read of the start mark does not wait for standbys; the commit of a write does, and confirms what came before it.
+_CONFIRM = text("UPDATE outbox SET lease_expires_at = lease_expires_at WHERE id = :id AND fence = :fence")
+
+
 def _start_refused(db: Connection, claim: Claim, wanted: ResourceStatus) -> None:
-    if not _has_started(db, claim, wanted):
+    if _has_started(db, claim, wanted):
+        db.execute(_CONFIRM, {"id": claim.id, "fence": claim.fence})
+    else:
         raise Busy(f"job {claim.id}: it could not start, and what prevented it has just ended; try again")
 
 

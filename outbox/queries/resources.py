@@ -30,7 +30,15 @@ def list_resources(
     query = select_columns(Resource, table, "resource", tenant=tenant, status=status, kind=kind)
     query = query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit + 1)
     if cursor is not None:
-        at, last = decode_cursor(cursor, lambda at, last: (dt.datetime.fromisoformat(at), uuid.UUID(last)))
+        at, last = decode_cursor(cursor, lambda at, last: (_utc(at), uuid.UUID(last)))
         query = query.where(sa.tuple_(table.c.created_at, table.c.id) < sa.tuple_(sa.literal(at), sa.literal(last)))
     rows = [read(Resource, "resource", row) for row in db.execute(query)]
     return page_of(rows, limit, lambda r: [r.created_at.isoformat(), str(r.id)])
+
+
+def _utc(at: str) -> dt.datetime:
+    """In UTC, since PostgreSQL knows fewer offsets than Python. Raises ValueError, OverflowError."""
+    read = dt.datetime.fromisoformat(at)
+    if read.tzinfo is None:
+        raise ValueError("a cursor's time has an offset")
+    return read.astimezone(dt.UTC)

@@ -1,5 +1,6 @@
 """Bad input: a problem+json with a stable code that names what was wrong; nothing is lost, nothing half done."""
 
+import base64
 import json
 import uuid
 from collections.abc import Iterator
@@ -46,6 +47,25 @@ def test_a_locked_resource_delays_no_other_delete(
         assert not waiting.done()
         holder.commit()
         assert waiting.result(20).status_code == 202
+
+
+def test_45_deletes_of_one_locked_resource_are_busy_and_everybody_else_is_served(
+    api: httpx.Client, tenant: str, db: Connection, connect: Any
+) -> None:
+    held, free = a_resource(db), a_resource(db)
+    holder = connect()
+    holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held),))
+    with ThreadPoolExecutor(45) as pool, client(str(api.base_url), tenant) as other:
+        waiting = [pool.submit(other.delete, f"/v1/resources/{held}") for _ in range(45)]
+        eventually(lambda: waits_for_a_lock(db), what="one waits for the row")
+        for answer in (other.get("/healthz"), api.delete(f"/v1/resources/{free}")):
+            assert answer.is_success, answer.text
+            assert answer.elapsed.total_seconds() < database.LOCK_TIMEOUT_MS / 2000
+        for one in waiting:
+            problem(one.result(30), 503, "busy")
+            assert one.result().headers["retry-after"]
+        holder.commit()
+        assert api.delete(f"/v1/resources/{held}").status_code == 202
 
 
 def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, operator: str) -> None:
@@ -305,3 +325,35 @@ def test_readiness_tells_database_schema_and_broker(api: httpx.Client, db: Conne
     answer = api.get("/readyz")
     assert answer.status_code == 503
     assert "deprovisioner migrate" in answer.json()["database"]
+
+
+def test_a_body_that_cannot_be_parsed_is_a_problem_and_only_for_callers_with_a_token(api: httpx.Client) -> None:
+    json_type = {"Content-Type": "application/json"}
+    for body in (b"[" * 30_000, b'"\xff"', b'{"name": "\xff"}', b"{not json"):
+        problem(api.post("/v1/resources", content=body, headers=json_type), 422, "invalid_json")
+        stranger = json_type | {"Authorization": "Bearer wrong"}
+        problem(api.post("/v1/resources", content=body, headers=stranger), 401, "unauthenticated")
+
+
+def test_a_method_that_a_path_does_not_have_is_405_and_allow_names_all_others(api: httpx.Client) -> None:
+    for method, path, allowed in [
+        ("PUT", "/v1/resources", "GET, POST"),
+        ("POST", f"/v1/resources/{NO_SUCH}", "DELETE, GET, PATCH"),
+        ("GET", "/v1/jobs/redrive", "POST"),
+        ("DELETE", "/v1/jobs/1", "GET"),
+    ]:
+        answer = api.request(method, path)
+        problem(answer, 405, "method_not_allowed")
+        assert answer.headers["allow"] == allowed
+
+
+def test_a_time_whose_offset_postgresql_does_not_know_is_taken_or_refused_with_words(api: httpx.Client) -> None:
+    for offset in ("+15:59", "+16:00", "-23:59", "+23:59"):
+        answer = api.post("/v1/resources", json=GOOD | {"expires_at": f"2040-01-01T00:00:00{offset}"})
+        assert answer.status_code == 202, answer.text
+    for time in ("0000-01-01T00:00:00Z", "10000-01-01T00:00:00Z", "2040-01-01T00:00:00+24:00"):
+        problem(api.post("/v1/resources", json=GOOD | {"expires_at": time}), 422, "invalid_request")
+    for time, status in (("2020-01-01T00:00:00+23:59", 200), ("0001-01-01T00:00:00+14:00", 422)):
+        cursor = base64.urlsafe_b64encode(json.dumps([time, NO_SUCH]).encode()).decode()
+        answer = api.get(f"/v1/resources?cursor={cursor}")
+        assert answer.status_code == status, answer.text

@@ -90,6 +90,14 @@ def test_a_kind_that_is_not_installed_is_an_error_that_lists_those_that_are(
         backends.build(config, protected=frozenset())
 
 
+def test_an_option_that_a_kind_does_not_name_is_refused_with_its_key(folders: Path) -> None:
+    config = settings.BackendConfig("x", "folder", 1, options={"public_host": "h"})
+    with pytest.raises(
+        SettingsError, match=r"kind 'folder' has no option 'public_host'; remove it from \[backends.x\]"
+    ):
+        backends.build(config, protected=frozenset())
+
+
 def test_the_third_party_imports_nothing_of_ours_but_the_sdk() -> None:
     assert _imported(Path(third_party.__file__)) <= {f"deprovisioner.sdk.{name}" for name in sdk.__all__}
 

@@ -294,6 +294,12 @@ GUARDS_OF_REDIS = (
             "test_the_user_that_the_service_works_with_is_not_adopted",
         ),
         (
+            "redis: a user that reaches every key",
+            'if "~*" in user["keys"]:',
+            "if False:",
+            "test_a_user_that_reaches_every_key_is_not_adopted",
+        ),
+        (
             "redis: another resource's user",
             'if any(c.startswith(identity.CHANNEL) and c != identity.channel(full) for c in user["channels"]):',
             "if False:",

@@ -57,8 +57,8 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: the inspection after the teardown",
-            "match backend.inspect(manifest):",
-            "match Absent({}):",
+            "run.close_breaker()\n    match backend.inspect(manifest):",
+            "run.close_breaker()\n    match Absent({}):",
             "test_an_object_still_there_after_the_teardown_is_retried",
         ),
         (
@@ -111,7 +111,7 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: attempts spent",
-            "if self.claim.attempts >= self.claim.max_attempts:",
+            "if self.claim.attempts >= self.claim.max_attempts and not free:",
             "if False:",
             "test_a_failed_last_attempt_makes_the_job_stuck",
         ),
@@ -131,7 +131,25 @@ GUARDS_OF_RUNNER = (
             "run: a probe closes the breaker",
             "if not self.probed:\n            self.transact(lambda session: breakers.close",
             "if False:\n            self.transact(lambda session: breakers.close",
-            "test_a_probe_that_the_backend_answers_closes_the_breaker",
+            "test_a_probe_whose_work_the_backend_does_closes_the_breaker",
+        ),
+        (
+            "run: a server that does no work costs no attempt",
+            "free=isinstance(error, OutOfService)",
+            "free=False",
+            "test_a_probe_whose_work_is_refused_keeps_the_breaker_open_and_its_attempts",
+        ),
+        (
+            "run: an inspection closes no breaker",
+            "case Absent(seen=seen):\n            return _complete(run, _already_gone",
+            "case Absent(seen=seen):\n            run.close_breaker()\n            return _complete(run, _already_gone",
+            "test_an_inspection_does_not_close_the_breaker",
+        ),
+        (
+            "run: nor the last attempt",
+            " and not free:",
+            ":",
+            "test_a_server_that_does_no_work_costs_not_even_the_last_attempt",
         ),
         (
             "run: a probe that never asked is given back",

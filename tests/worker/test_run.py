@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from outbox import db as database
 from outbox import jobs
-from outbox.errors import Refused, Transient, Unavailable
+from outbox.errors import OutOfService, Refused, Transient, Unavailable
 from outbox.rows import Claim
 from outbox.states import StuckReason
 from tests.support.factories import a_claim, a_job, claim_of, claims, events_of, job, status_of
@@ -161,11 +161,36 @@ def test_a_backend_that_dies_inside_the_teardown_costs_an_attempt(db: Connection
     assert (done.state, done.attempts) == ("pending", 1)
 
 
-def test_a_probe_that_the_backend_answers_closes_the_breaker(db: Connection) -> None:
+def test_a_probe_whose_work_the_backend_does_closes_the_breaker(db: Connection) -> None:
     a_job(db)
     db.execute(text("INSERT INTO breakers VALUES ('pg-main', 1, now(), now(), 'x')"))
     Run(claims(db)[0], Shelf(), worker="w")()
     assert db.execute(text("SELECT count(*) FROM breakers")).scalar() == 0
+
+
+def _half_open(db: Connection) -> Claim:
+    a_job(db)
+    db.execute(text("INSERT INTO breakers VALUES ('pg-main', 1, now(), now(), 'x')"))
+    return claims(db)[0]
+
+
+def test_a_probe_whose_work_is_refused_keeps_the_breaker_open_and_its_attempts(db: Connection) -> None:
+    claim = _half_open(db)
+    Run(claim, Shelf(does=fail(OutOfService("MISCONF"))), worker="w")()
+    assert db.execute(text("SELECT failures, retry_at > now() FROM breakers")).one() == (2, True)
+    assert (job(db, claim.id).state, job(db, claim.id).attempts) == ("pending", 0)
+
+
+def test_a_server_that_does_no_work_costs_not_even_the_last_attempt(db: Connection) -> None:
+    done = run(db, Shelf(does=fail(OutOfService("read-only"))), attempts=1, max_attempts=2)
+    assert (done.state, done.attempts) == ("pending", 1)
+
+
+def test_an_inspection_does_not_close_the_breaker(db: Connection) -> None:
+    claim = _half_open(db)
+    Run(claim, Shelf(sees=[Absent({})]), worker="w")()
+    assert job(db, claim.id).state == "succeeded"
+    assert db.execute(text("SELECT failures, retry_at <= now() FROM breakers")).one() == (1, True)
 
 
 def test_a_probe_that_never_asked_the_backend_is_given_back(db: Connection) -> None:

@@ -92,9 +92,16 @@ def build(config: BackendConfig, *, protected: frozenset[str]) -> Backend:
             f"backend {config.name!r}: kind {config.kind!r} is not installed; known: {', '.join(sorted(found))}"
         )
     kind: Any = found[config.kind].load()
-    # A setting of one kind goes only to a configuration that has it: other kinds need not know of it.
-    settings = {"volatile_users": True} if config.volatile_users else {}
-    backend: Backend = kind(address_of(config.name), protected=protected, **settings)
+    takes = frozenset(getattr(kind, "options", ()))
+    if unknown := sorted(config.options.keys() - takes):
+        raise SettingsError(
+            f"backend {config.name!r}: kind {config.kind!r} has no option {unknown[0]!r}; "
+            f"remove it from [backends.{config.name}] (its options: {', '.join(sorted(takes)) or 'none'})"
+        )
+    try:
+        backend: Backend = kind(address_of(config.name), protected=protected, **config.options)
+    except SettingsError as error:
+        raise SettingsError(f"backend {config.name!r}: {error}") from error
     return backend
 
 

@@ -23,15 +23,17 @@ from outbox.errors import (
     ClaimLost,
     DeprovisionerError,
     Held,
+    OutOfService,
     Refused,
     Unavailable,
+    Unconfirmed,
     Unwanted,
 )
 from outbox.events import Event, emit
 from outbox.logs import log
 from outbox.rows import Claim, Json
 from outbox.states import JobKind, StuckReason
-from worker.backends import Absent, Backend, Different, Same
+from worker.backends import Backend
 from worker.run.deprovision import Batches, deprovision
 from worker.run.provision import AttemptsSpent, provision, undo_late
 from worker.run.retries import retrying
@@ -54,7 +56,7 @@ class Run:
         self.worker = worker
         self.batches = batches
         self.started = False  # this attempt's start is recorded: from here on the backend may have been changed
-        self.probed = not claim.probing  # False while this job is its backend's probe, and the breaker has no answer
+        self.probed = not claim.probing  # False while this job is its backend's probe, and nothing is known of its work
         self.made: Json | None = None  # what a provision may have made, from the moment the backend is asked
         self.log = log.bind(
             job_id=claim.id,
@@ -79,8 +81,11 @@ class Run:
                     assert_never(never)
         except ClaimLost as error:
             self._end_lost(error)
+        except Unconfirmed as error:  # not even a start: the next attempt begins with an inspection
+            self.log.error("outcome_not_recorded", error=repr(error))
+            return
         except Exception as error:  # noqa: BLE001 - the one place where every error ends, and becomes a transition
-            if db.unreachable(error):
+            if db.passing(error):
                 self.log.error("outcome_not_recorded", error=repr(error))  # the lease passes, and a sweep takes over
                 return
             self._end_failed(error)
@@ -97,7 +102,7 @@ class Run:
                 case Unavailable():
                     self._open_breaker(text)
                     if self.started:
-                        self.retry(text)
+                        self.retry(text, free=isinstance(error, OutOfService))
                     else:
                         self.record(jobs.defer, error=text)
                         emit(Event.DEFERRED, self.log, error=text)
@@ -121,7 +126,7 @@ class Run:
         except ClaimLost as lost:
             self._end_lost(lost)
         except Exception as worse:
-            if not db.unreachable(worse):
+            if not (isinstance(worse, Unconfirmed) or db.passing(worse)):
                 raise
             self.log.error("outcome_not_recorded", error=repr(worse))
 
@@ -130,17 +135,17 @@ class Run:
         self.log.warning("claim_lost", error=str(error))
         undo_late(self)
 
-    def retry(self, error: str) -> None:
-        """Try the job again later; without attempts left, give it up."""
+    def retry(self, error: str, *, free: bool = False) -> None:
+        """Try the job again later; without attempts left, give it up. `free`: this attempt does not count."""
         if not self.started and (over := self.transact(lambda session: holds.over(session, self.claim.id))):
             # The hold would have refused the start anyway, so this failure costs no attempt.
             self.record(jobs.defer, error=f"{over[0].name} is in force; {error}", hold=over[0].id)
             return
-        if self.claim.attempts >= self.claim.max_attempts:
+        if self.claim.attempts >= self.claim.max_attempts and not free:
             acted = self.started or self.in_doubt
             self._give_up(StuckReason.OUTCOME_UNKNOWN if acted and not self.backend.observable else _SPENT, error)
         else:
-            self.record(jobs.retry, error=error)
+            self.record(jobs.retry, error=error, free=free)
             emit(Event.RETRIED, self.log, error=error)
 
     @property
@@ -178,14 +183,8 @@ class Run:
             self.log.error("brake_hit", hold_id=hold.id, scope=hit.scope, subject=hit.subject, reason=str(hit))
         self.record(jobs.defer, error=f"{hold.name} is in force: a brake was hit", hold=hold.id)
 
-    def inspect(self, manifest: Json) -> Absent | Same | Different:
-        """The backend's answer, which also closes its breaker."""
-        observed = self.backend.inspect(manifest)
-        self.close_breaker()
-        return observed
-
     def close_breaker(self) -> None:
-        """The backend has answered: if this job is its probe, the other jobs may go on."""
+        """The backend has done this job's work: if the job is its probe, the other jobs may go on."""
         if not self.probed:
             self.transact(lambda session: breakers.close(session, self.claim.backend))
             self.probed = True
@@ -201,7 +200,7 @@ class Run:
 
     def transact(self, act: Callable[[Connection], Any], within: _Within = db.statement) -> Any:
         """Run `act` on a session of its own; repeat it while the control database is unreachable, for a minute."""
-        for attempt in retrying(retry_if_exception(db.unreachable), before_sleep=self._control_database_lost):
+        for attempt in retrying(retry_if_exception(db.passing), before_sleep=self._control_database_lost):
             with attempt, within() as session:
                 return act(session)
         raise AssertionError("tenacity returns or raises")  # pragma: no cover

@@ -51,7 +51,7 @@ def deprovision(run: "Run") -> None:
         return _complete(run, {"never_made": True})
     if not backend.observable and run.in_doubt:
         return run.stick(StuckReason.OUTCOME_UNKNOWN, f"the attempt with fence {claim.started_fence} may have acted")
-    match run.inspect(claim.manifest):
+    match backend.inspect(claim.manifest):
         case Absent(seen=seen):
             return _complete(run, _already_gone(run, seen))
         case Different(seen=seen, why=why) if claim.adopted and not claim.activated:
@@ -65,6 +65,7 @@ def deprovision(run: "Run") -> None:
         case never:
             assert_never(never)
     did = backend.teardown(manifest, claim.fence)
+    run.close_breaker()
     match backend.inspect(manifest):
         case Absent(seen=seen):
             return _complete(run, seen, did)

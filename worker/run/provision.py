@@ -26,7 +26,7 @@ def provision(run: "Run") -> None:
         raise AttemptsSpent("its worker died in every attempt")
     if claim.adopted:
         assert claim.manifest is not None  # noqa: S101 - register wrote it
-        run.inspect(claim.manifest)  # an unavailable server is found here, before the attempt counts
+        run.backend.inspect(claim.manifest)  # an unavailable server is found here, before the attempt counts
         run.record(jobs.start_provision, manifest=claim.manifest, credentials=None)
         run.started = True
         run.made = manifest = run.backend.adopt(claim.manifest, claim.generation)
@@ -42,7 +42,6 @@ def provision(run: "Run") -> None:
 
 def _plan(run: "Run") -> tuple[Json, bytes]:
     plan = run.backend.plan(run.claim.resource_id, run.claim.generation)
-    run.close_breaker()
     sealed = credentials.seal(plan.credentials)
     planned, stored = run.record(jobs.start_provision, manifest=plan.manifest, credentials=sealed)
     return planned, stored

@@ -65,7 +65,7 @@ LOAD = (
         SELECT backend AS id, opened_at AS since, concat(failures, ' failures: ', left(reason, 200)) AS note
           FROM breakers""",
         "the backend is out of reach: its jobs wait, and use up no attempts",
-        "bring the backend back, or correct its dsn; the next probe that the backend answers closes the breaker",
+        "bring the backend back, or correct its dsn; the next probe whose work the backend does closes the breaker",
         "warning",
     ),
 )

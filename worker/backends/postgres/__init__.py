@@ -7,6 +7,7 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 
 - `session`   connections: timeouts, the lock on an object, transactions, what each failure means
 - `identity`  what the server shows under a manifest's names, and whether it is the manifest's object
+- `endpoint`  the address that customers are given
 - `create`    plan, provision, adopt
 - `destroy`   quarantine, release, teardown
 """
@@ -16,6 +17,7 @@ import uuid
 from outbox.rows import Json
 from worker.backends import Observation, Plan
 from worker.backends.postgres import create, destroy, identity
+from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.session import Server
 
 
@@ -24,12 +26,23 @@ class Postgres:
 
     observable = True
 
-    def __init__(self, dsn: str, *, protected: frozenset[str] = frozenset()) -> None:
+    options = frozenset({"public_host", "public_port", "sslmode"})
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        protected: frozenset[str] = frozenset(),
+        public_host: str | None = None,
+        public_port: int | None = None,
+        sslmode: str | None = None,
+    ) -> None:
         self._server = Server(dsn, protected)
+        self._public = Public(public_host, public_port, sslmode)
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
         """See the Protocol; names contain the resource's UUID, whole."""
-        return create.plan(self._server, resource_id, generation)
+        return create.plan(self._server, self._public, resource_id, generation)
 
     def provision(self, manifest: Json, credentials: Json) -> Json:
         """See the Protocol."""

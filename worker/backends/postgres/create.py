@@ -9,32 +9,31 @@ from outbox.errors import Refused, Transient
 from outbox.kinds.postgres import KIND
 from outbox.rows import Json
 from worker.backends import Plan, mark
-from worker.backends.postgres import identity
+from worker.backends.postgres import endpoint, identity
+from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.identity import State
 from worker.backends.postgres.session import INSPECT_SECONDS, Server, Session
 
 
-def plan(server: Server, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
+def plan(server: Server, public: Public, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
     """Names from the resource's UUID, whole; see the Protocol."""
     with server.connect(seconds=INSPECT_SECONDS) as session:
         system_identifier = identity.system_identifier(session)
-        where = session.info
-        address = {"host": where.host, "port": where.port}
+        reached = session.info.host, session.info.port
     manifest = KIND.manifest(
         database=f"db_{resource_id.hex}",
         role=f"usr_{resource_id.hex}",
         system_identifier=system_identifier,
         generation=str(generation),
     )
-    password = secrets.token_urlsafe(24)
-    user, database, host, port = manifest["role"], manifest["database"], address["host"], address["port"]
-    credentials = {
-        "dsn": f"postgresql://{user}:{password}@{host}:{port}/{database}",
-        **address,
-        "database": database,
-        "user": user,
-        "password": password,
-    }
+    credentials = endpoint.credentials(
+        server.parameters,
+        public,
+        reached=reached,
+        database=manifest["database"],
+        user=manifest["role"],
+        password=secrets.token_urlsafe(24),
+    )
     return Plan(manifest, credentials)
 
 

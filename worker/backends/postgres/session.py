@@ -51,7 +51,7 @@ class Server:
 
     def __init__(self, dsn: str, protected: frozenset[str]) -> None:
         try:
-            self._parameters = dict(extensions.parse_dsn(dsn))
+            self.parameters = dict(extensions.parse_dsn(dsn))
         except psycopg2.ProgrammingError:
             raise SettingsError("the dsn is not one of libpq's (it is not shown: it may hold a password)") from None
         self.dsn = dsn
@@ -65,9 +65,9 @@ class Server:
 
         A server that is stopped neither answers nor times out: the worker cuts the connection after `seconds`.
         """
-        parameters = _PARAMETERS | self._parameters | ({"dbname": database} if database else {})
+        parameters = _PARAMETERS | self.parameters | ({"dbname": database} if database else {})
         parameters["client_encoding"] = "UTF8"
-        parameters["options"] = f"{self._parameters.get('options', '')} {_PARAMETERS['options']}"
+        parameters["options"] = f"{self.parameters.get('options', '')} {_PARAMETERS['options']}"
         try:
             session = psycopg2.connect(extensions.make_dsn(**parameters), connection_factory=Session)
         except psycopg2.OperationalError as error:

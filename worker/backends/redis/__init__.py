@@ -8,6 +8,7 @@ keys are replicated, evicted and flushed.
 - `session`   clients: timeouts, and what each failure means
 - `keys`      the keys under a prefix: scanned and unlinked in batches
 - `identity`  what the server shows under a manifest's names, and whether it is the manifest's namespace
+- `endpoint`  the address that customers are given
 - `create`    plan, provision, adopt
 - `destroy`   quarantine, release, teardown
 """
@@ -17,6 +18,7 @@ import uuid
 from outbox.rows import Json
 from worker.backends import Observation, Plan
 from worker.backends.redis import create, destroy, identity
+from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server
 
 
@@ -25,12 +27,24 @@ class Redis:
 
     observable = True
 
-    def __init__(self, dsn: str, *, protected: frozenset[str] = frozenset(), volatile_users: bool = False) -> None:
+    options = frozenset({"public_host", "public_port", "sslmode", "volatile_users"})
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        protected: frozenset[str] = frozenset(),
+        public_host: str | None = None,
+        public_port: int | None = None,
+        sslmode: str | None = None,
+        volatile_users: bool = False,
+    ) -> None:
         self._server = Server(dsn, protected, volatile_users=volatile_users)
+        self._public = Public(public_host, public_port, sslmode)
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
         """See the Protocol; names contain the resource's UUID, whole."""
-        return create.plan(self._server, resource_id, generation)
+        return create.plan(self._server, self._public, resource_id, generation)
 
     def provision(self, manifest: Json, credentials: Json) -> Json:
         """See the Protocol."""

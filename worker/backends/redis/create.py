@@ -5,11 +5,14 @@ import secrets
 import uuid
 from typing import Any
 
+from redis import SSLConnection
+
 from outbox.errors import Refused
 from outbox.kinds.redis import KIND
 from outbox.rows import Json
 from worker.backends import Different, Plan
-from worker.backends.redis import identity, keys
+from worker.backends.redis import endpoint, identity, keys
+from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server, Session
 
 # Every command on the customer's own keys, and none on the server: no admin, no FLUSHALL or KEYS, no functions.
@@ -20,7 +23,7 @@ COMMANDS = (
 )
 
 
-def plan(server: Server, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
+def plan(server: Server, public: Public, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
     """Names from the resource's UUID, whole; see the Protocol."""
     with server.connect() as session:
         identity.must_keep_promises(session)
@@ -30,18 +33,15 @@ def plan(server: Server, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
             generation=str(generation),
             server=identity.identify(session),
         )
-        where = session.connection_pool.connection_kwargs
-    password = secrets.token_urlsafe(24)
-    host, port, database = where.get("host", "localhost"), where.get("port", 6379), where.get("db") or 0
-    credentials = {
-        "url": f"redis://{manifest['user']}:{password}@{host}:{port}/{database}",
-        "host": host,
-        "port": port,
-        "db": database,
-        "user": manifest["user"],
-        "password": password,
-        "prefix": manifest["prefix"],
-    }
+        pool = session.connection_pool
+    credentials = endpoint.credentials(
+        pool.connection_kwargs,
+        public,
+        tls=issubclass(pool.connection_class, SSLConnection),
+        user=manifest["user"],
+        password=secrets.token_urlsafe(24),
+        prefix=manifest["prefix"],
+    )
     return Plan(manifest, credentials)
 
 
@@ -80,6 +80,9 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
             raise Refused(f"there is no ACL user {full['user']!r} to adopt")
         if full["user"] == session.acl_whoami():
             raise Refused(f"ACL user {full['user']!r} is the one that deprovisioner itself works with")
+        if "~*" in user["keys"]:
+            mend = f"ACL SETUSER {full['user']} resetkeys ~{keys.escape(full['prefix'])}*"
+            raise Refused(f"ACL user {full['user']!r} reaches every key of the server; limit it first: {mend}")
         taken = Refused(f"user {full['user']!r} or prefix {full['prefix']!r} belongs to another resource already")
         if any(c.startswith(identity.CHANNEL) and c != identity.channel(full) for c in user["channels"]):
             raise taken

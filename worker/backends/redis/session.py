@@ -9,7 +9,7 @@ import redis
 from redis import exceptions
 from redis._parsers.resp3 import _RESP3Parser
 
-from outbox.errors import BackendError, Refused, SettingsError, Transient, Unavailable
+from outbox.errors import BackendError, OutOfService, Refused, SettingsError, Transient, Unavailable
 
 TIMEOUT_SECONDS = 5
 NEVER = frozenset({"default"})
@@ -17,8 +17,8 @@ NEVER = frozenset({"default"})
 # work failed and may succeed later. docs/design.md has this table too; a test compares.
 MEANS: dict[str, type[BackendError]] = {
     # The server is out of service, whatever the resource: busy, full, without its disk, primary or replicas.
-    **dict.fromkeys(("BUSY", "LOADING", "MISCONF", "OOM"), Unavailable),
-    **dict.fromkeys(("READONLY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"), Unavailable),
+    **dict.fromkeys(("BUSY", "LOADING", "MISCONF", "OOM"), OutOfService),
+    **dict.fromkeys(("READONLY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"), OutOfService),
     # It does not let the service in.
     **dict.fromkeys(("NOAUTH", "WRONGPASS", "DENIED"), Unavailable),
     # It will answer the same for ever.

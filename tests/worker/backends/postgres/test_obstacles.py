@@ -161,3 +161,26 @@ def test_a_neighbour_s_object_that_depends_on_the_role_s_is_refused_and_named(
     pg.query(f"DROP DATABASE {database}")
     plain.teardown(made, 2)
     assert not pg.bears(made)
+
+
+@pytest.mark.parametrize("anywhere", ["18-service", "15-service"], indirect=True)
+def test_the_service_account_of_each_version_ends_what_it_may_and_names_the_rest(
+    anywhere: tuple[Postgres, PgServer],
+) -> None:
+    backend, server = anywhere
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    manifest = backend.provision(plan.manifest, plan.credentials)
+    table = f"t_{uuid.uuid4().hex}"
+    server.query(f"CREATE TABLE {table} ()")
+    server.query(f'GRANT SELECT ON {table} TO "{manifest["role"]}"')
+    customers = psycopg2.connect(plan.credentials["dsn"])
+    inside = make_dsn(server.dsn, dbname=manifest["database"])
+    with closing(psycopg2.connect(inside)), pytest.raises(Transient, match="that this account cannot end"):
+        backend.teardown(manifest, 1)
+    with pytest.raises(psycopg2.OperationalError):
+        customers.cursor().execute("SELECT 1")
+    with pytest.raises(Refused, match=f"{table} in 'postgres'"):
+        backend.teardown(manifest, 2)
+    server.query(f"DROP TABLE {table}")
+    backend.teardown(manifest, 3)
+    assert not server.bears(manifest)
