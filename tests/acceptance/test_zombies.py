@@ -32,7 +32,7 @@ class Scenario:
         self.workers: list[Fork] = []
         self.name = self.control.dsn.rpartition("/")[2]
         # So that pg-main can tell the sessions of this install from those of the others.
-        self.env = install.env | {"PG_MAIN_DSN": f"{servers.pg.dsn}?application_name={self.name}"}
+        self.env = install.env | {"PG_MAIN_DSN": f"{servers.pg.service_dsn}?application_name={self.name}"}
 
     def fork(self, name: str, **env: str) -> Fork:
         made = Fork("worker", self.env | env, self.install.folder / f"{self.name}-{name}.log")

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 import psycopg2
 import redis
 
+from tests.support.witness import PgServer
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "production.md"
 NAME, PASSWORD = "deprovisioner_service", "service-secret"
 _BLOCK = r"<!-- account: {kind} -->\n```\w*\n(.*?)```"
@@ -30,6 +32,12 @@ def postgres(dsn: str) -> str:
     finally:
         connection.close()
     return _as_service(dsn)
+
+
+def allow_adoption(server: PgServer, owner: str) -> None:
+    """Give the service's account the documented rights on a database and role that it did not make."""
+    for statement in documented("postgres-adoption"):
+        server.query(statement.replace("OWNER", owner))
 
 
 def valkey(url: str) -> str:

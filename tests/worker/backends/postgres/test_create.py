@@ -7,6 +7,7 @@ import psycopg2
 import pytest
 
 from outbox.errors import Refused
+from tests.support import accounts
 from tests.support.witness import PgServer
 from worker.backends import Same
 from worker.backends.postgres import Postgres
@@ -48,6 +49,7 @@ class TestAdoption:
         name = f"old_{uuid.uuid4().hex}"
         pg.query(f'CREATE ROLE "{name}" LOGIN')
         pg.query(f'CREATE DATABASE "{name}" OWNER "{name}"')
+        accounts.allow_adoption(pg, name)
         pg.query("CREATE TABLE kept AS SELECT 1 AS n", database=name)
         return {"database": name, "role": name}
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from outbox.errors import Refused
+from tests.support import accounts
 from tests.support.witness import PgServer
 from worker.backends import Different, Same
 from worker.backends.postgres import Postgres
@@ -59,7 +60,7 @@ def test_a_role_without_its_database_is_not_absent(
 
 def test_a_database_that_bears_another_generation_is_different(backend: Postgres, pg: PgServer) -> None:
     name, generation = f"old_{uuid.uuid4().hex}", uuid.uuid4()
-    pg.query(f'CREATE DATABASE "{name}"')
+    pg.query(f'CREATE DATABASE "{name}" OWNER {accounts.NAME}')
     manifest = backend.adopt({"database": name, "generation": str(generation)}, generation)
     assert isinstance(backend.inspect(manifest), Same)
     assert isinstance(backend.inspect(manifest | {"generation": str(uuid.uuid4())}), Different)
