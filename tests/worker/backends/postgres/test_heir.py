@@ -51,7 +51,8 @@ TRAPS = """
     GRANT USAGE ON SCHEMA {x}_own TO PUBLIC;
 """
 OWNED_BY = """
-    SELECT DISTINCT rolname FROM pg_shdepend JOIN pg_database AS d ON d.oid = dbid JOIN pg_roles AS r ON r.oid = refobjid
+    SELECT DISTINCT rolname
+      FROM pg_shdepend JOIN pg_database AS d ON d.oid = dbid JOIN pg_roles AS r ON r.oid = refobjid
      WHERE deptype = 'o' AND datname = current_database() AND rolname LIKE ANY(%s)"""
 
 
