@@ -296,7 +296,7 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def hand_over(",
+        "heir = _heir(session)",
         HEIR,
         (
             "postgres: objects elsewhere do not become the service's",
