@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from outbox import jobs
+from tests.support import accounts
 from tests.support.crash_cells import LONG_LEASE, SHORT_LEASE, Install
 from tests.support.final_checks import all_is_well
 from tests.support.forked import Fork
@@ -89,7 +90,8 @@ class Scenario:
         """A new resource, with data, under the same names."""
         if kind == "postgres":
             self.servers.pg.query(f'CREATE ROLE "{manifest["role"]}" LOGIN')
-            self.servers.pg.query(f'CREATE DATABASE "{manifest["database"]}"')
+            self.servers.pg.query(f'CREATE DATABASE "{manifest["database"]}" OWNER "{manifest["role"]}"')
+            accounts.allow_adoption(self.servers.pg, manifest["role"])
             self.servers.pg.query("CREATE TABLE precious AS SELECT 42 AS n", database=manifest["database"])
             names = {key: manifest[key] for key in ("database", "role")}
         else:

@@ -38,7 +38,8 @@ def test_a_customer_cannot_enter_a_neighbours_database(backend: Postgres, provis
 @pytest.mark.parametrize("what", ["role", "database"])
 def test_provision_takes_over_nothing_that_existed_before(backend: Postgres, pg: PgServer, what: str) -> None:
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
-    pg.query(f'CREATE {what} "{plan.manifest[what]}"')
+    theirs = f" OWNER {accounts.NAME}" if what == "database" else ""
+    pg.query(f'CREATE {what} "{plan.manifest[what]}"{theirs}')
     with pytest.raises(Refused, match="is not of this resource"):
         backend.provision(plan.manifest, plan.credentials)
 

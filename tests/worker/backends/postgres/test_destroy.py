@@ -31,7 +31,7 @@ def test_identity_is_checked_again_in_each_transaction(
         left = honest(*words)
         if calls == moment:
             pg.query(f'DROP DATABASE "{provisioned["database"]}"')
-            pg.query(f'CREATE DATABASE "{provisioned["database"]}"')
+            pg.query(f'CREATE DATABASE "{provisioned["database"]}" OWNER {accounts.NAME}')
         return left
 
     monkeypatch.setattr(destroy, "_end_sessions", then_replace)
@@ -48,7 +48,7 @@ def test_a_role_that_is_replaced_before_its_teardown_is_untouched(
     backend: Postgres, pg: PgServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     role, neighbour = provisioned["role"], f"n_{uuid.uuid4().hex}"
-    pg.query(f'CREATE DATABASE "{neighbour}"')
+    pg.query(f'CREATE DATABASE "{neighbour}" OWNER {accounts.NAME}')
     honest = getattr(destroy, step)
 
     def then_replace(*words: Any) -> None:
@@ -58,6 +58,7 @@ def test_a_role_that_is_replaced_before_its_teardown_is_untouched(
         pg.query(f'DROP OWNED BY "{role}"')
         pg.query(f'DROP ROLE "{role}"')
         pg.query(f'CREATE ROLE "{role}" LOGIN')
+        accounts.allow_adoption(pg, role)  # only its identity keeps the worker from it
         pg.query(f"COMMENT ON ROLE \"{role}\" IS 'deprovisioner gen={provisioned['generation']}'")
         pg.query(f'CREATE SCHEMA theirs AUTHORIZATION "{role}"', database=neighbour)
         honest(*words)
@@ -145,7 +146,7 @@ def test_neighbours_whose_names_begin_alike_survive(
 ) -> None:
     shorter, longer = provisioned["database"][:-4], provisioned["database"] + "_x"
     for name in (shorter, longer):
-        pg.query(f'CREATE DATABASE "{name}"')
+        pg.query(f'CREATE DATABASE "{name}" OWNER {accounts.NAME}')
     backend.teardown(provisioned, 1)
     assert {shorter, longer} <= pg.databases()
 
