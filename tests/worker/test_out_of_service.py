@@ -16,8 +16,8 @@ from tests.support.factories import a_job, claims, job
 from tests.support.servers import OLD_POSTGRES_PROGRAMS, OLD_REDIS_PROGRAM, server_folder
 from tests.support.standby import lagging
 from tests.support.witness import PgServer
-from worker.backends.postgres import Postgres
 from worker.backends import Backend
+from worker.backends.postgres import Postgres
 from worker.backends.redis import Redis
 from worker.run import Run
 
