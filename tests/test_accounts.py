@@ -4,6 +4,7 @@ import psycopg2
 import pytest
 import redis
 
+from deprovisioner.up import accounts as up_accounts
 from tests.support import accounts
 from tests.support.servers import Servers
 from tests.support.witness import PgServer, RedisServer
@@ -17,6 +18,12 @@ def pg(request: pytest.FixtureRequest, servers: Servers) -> PgServer:
 @pytest.fixture(params=["valkey9", "redis7"])
 def cache(request: pytest.FixtureRequest, servers: Servers) -> RedisServer:
     return servers.redis if request.param == "valkey9" else request.getfixturevalue("redis7")
+
+
+def test_up_makes_the_documented_accounts() -> None:
+    assert accounts.documented("postgres") == [up_accounts.POSTGRES]
+    assert accounts.documented("redis") == [up_accounts.REDIS]
+    assert accounts.NAME == up_accounts.NAME
 
 
 def test_the_documented_role_is_no_superuser(pg: PgServer) -> None:
