@@ -1,10 +1,9 @@
 """The service's accounts on the backends that `up` makes: the statements of docs/production.md."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from urllib.parse import quote, urlsplit
 
-from psycopg2 import connect, extensions, sql
+from psycopg2 import connect, extensions
 from redis import Redis
 
 NAME = "deprovisioner_service"
@@ -18,16 +17,24 @@ REDIS = (
 )
 _SECRET = "CHANGE-ME"  # noqa: S105 - where the documents want a password
 
-# What the service made while it logged in as the superuser. A new database has only its name at first.
-_OLD_DATABASES = r"""
-    SELECT d.datname, r.rolname, r.rolsuper
-      FROM pg_catalog.pg_database AS d
-      JOIN pg_catalog.pg_roles AS r ON r.oid = d.datdba
-     WHERE pg_catalog.shobj_description(d.oid, 'pg_database') ~ 'deprovisioner gen=[0-9a-f-]{36}$'
-        OR d.datname ~ '^zz_(new|del)_[0-9a-f-]{36}$'"""
-_OLD_ROLES = """
-    SELECT rolname FROM pg_catalog.pg_roles
-     WHERE pg_catalog.shobj_description(oid, 'pg_authid') ~ 'deprovisioner gen=[0-9a-f-]{36}$' AND NOT rolsuper"""
+# Statements that hand over what workers made and adopted while they were superusers. A database without a mark yet has
+# its name; an adopted one stays its customer's.
+TAKEOVER = (
+    """
+SELECT pg_catalog.format('ALTER DATABASE %I OWNER TO deprovisioner_service', d.datname)
+  FROM pg_catalog.pg_database AS d JOIN pg_catalog.pg_roles AS r ON r.oid = d.datdba
+ WHERE r.rolsuper
+   AND (pg_catalog.shobj_description(d.oid, 'pg_database') ~ 'deprovisioner gen=[0-9a-f-]{36}$'
+        OR d.datname ~ '^zz_(new|del)_[0-9a-f-]{36}$')
+""",
+    """
+SELECT DISTINCT pg_catalog.format('GRANT %I TO deprovisioner_service WITH ADMIN OPTION', r.rolname)
+  FROM pg_catalog.pg_roles AS r LEFT JOIN pg_catalog.pg_database AS d ON d.datdba = r.oid
+ WHERE NOT r.rolsuper AND r.rolname <> 'deprovisioner_service'
+   AND (pg_catalog.shobj_description(r.oid, 'pg_authid') ~ 'deprovisioner gen=[0-9a-f-]{36}$'
+        OR pg_catalog.shobj_description(d.oid, 'pg_database') ~ 'deprovisioner gen=[0-9a-f-]{36}$')
+""",
+)
 
 
 def postgres(admin: str, password: str) -> str:
@@ -43,25 +50,11 @@ def postgres(admin: str, password: str) -> str:
             statement = POSTGRES.replace(_SECRET, verifier)
             cursor.execute("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = %s", (NAME,))
             cursor.execute(statement.replace("CREATE ROLE", "ALTER ROLE", 1) if cursor.fetchone() else statement)
-            for handover in _handovers(cursor):
-                cursor.execute(handover)
+            for takeover in TAKEOVER:
+                cursor.execute(takeover)
+                for (handover,) in cursor.fetchall():
+                    cursor.execute(handover)
     return _as_service(admin, password)
-
-
-def _handovers(cursor: extensions.cursor) -> Iterator[sql.Composed]:
-    """The statements that let the service tear down what it made as superuser, and what it adopted."""
-    service = sql.Identifier(NAME)
-    cursor.execute(_OLD_DATABASES)
-    databases = cursor.fetchall()
-    cursor.execute(_OLD_ROLES)
-    roles = {role for (role,) in cursor.fetchall()}
-    for database, owner, superuser in databases:
-        if superuser:
-            yield sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(database), service)
-        elif owner != NAME:  # an adopted one stays its customer's
-            roles.add(owner)
-    for role in sorted(roles):
-        yield sql.SQL("GRANT {} TO {} WITH ADMIN TRUE, INHERIT TRUE, SET TRUE").format(sql.Identifier(role), service)
 
 
 def valkey(admin: str, password: str) -> str:

@@ -48,7 +48,7 @@ def test_up_serves_and_writes_an_env_that_works(up: Running) -> None:
     pg = PgServer(up.env["PG_MAIN_ADMIN_DSN"], up.home / "log" / "pg-main.log")
     assert sum(pg.drops().values()) == 1, "pg-main logs what is dropped"
     assert redis.Redis.from_url(up.env["REDIS_MAIN_URL"]).ping()
-    assert redis.Redis.from_url(up.env["REDIS_MAIN_ADMIN_URL"]).config_get("appendonly") == {b"appendonly": b"yes"}
+    assert redis.Redis.from_url(up.env["REDIS_MAIN_ADMIN_URL"]).config_get("appendonly") == {"appendonly": "yes"}
     assert up.env["PG_MAIN_DSN"] != up.env["DEPROVISIONER_DATABASE_URL"]
     said = up.log.read_text()
     assert said.count("curl -sS") == 3
