@@ -252,7 +252,7 @@ def test_an_adopted_database_is_dropped_once(
     refused = acme.post("/v1/resources", json=body)
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden"), "a tenant must not name its way to it"
     servers.pg.query("DROP DATABASE IF EXISTS legacy_orders")
-    servers.pg.query(f"CREATE DATABASE legacy_orders OWNER {accounts.NAME}")
+    accounts.adoptable(servers.pg, "legacy_orders")
     system.worker()
     boss = {"Authorization": f"Bearer {operator}"}
     made = acme.post("/v1/resources", json=body | {"tenant": "acme"}, headers=boss).json()["resource"]

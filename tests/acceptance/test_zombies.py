@@ -90,8 +90,7 @@ class Scenario:
         """A new resource, with data, under the same names."""
         if kind == "postgres":
             self.servers.pg.query(f'CREATE ROLE "{manifest["role"]}" LOGIN')
-            self.servers.pg.query(f'CREATE DATABASE "{manifest["database"]}" OWNER "{manifest["role"]}"')
-            accounts.allow_adoption(self.servers.pg, manifest["role"])
+            accounts.adoptable(self.servers.pg, manifest["database"], manifest["role"])
             self.servers.pg.query("CREATE TABLE precious AS SELECT 42 AS n", database=manifest["database"])
             names = {key: manifest[key] for key in ("database", "role")}
         else:

@@ -500,8 +500,7 @@ class Adoption(Provision):
         name = f"legacy_{uuid.uuid4().hex[:12]}"
         if self.kind == "postgres":
             self.install.pg.query(f"CREATE ROLE {name} LOGIN PASSWORD 'p'")
-            self.install.pg.query(f"CREATE DATABASE {name} OWNER {name}")
-            accounts.allow_adoption(self.install.pg, name)
+            accounts.adoptable(self.install.pg, name, name)
             self.install.pg.query("CREATE TABLE precious AS SELECT 42 AS n", database=name)
             self.resource = self.install.register(self.kind, {"database": name, "role": name})
             return

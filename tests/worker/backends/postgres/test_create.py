@@ -49,8 +49,7 @@ class TestAdoption:
     def existing(self, pg: PgServer) -> dict[str, Any]:
         name = f"old_{uuid.uuid4().hex}"
         pg.query(f'CREATE ROLE "{name}" LOGIN')
-        pg.query(f'CREATE DATABASE "{name}" OWNER "{name}"')
-        accounts.allow_adoption(pg, name)
+        accounts.adoptable(pg, name, name)
         pg.query("CREATE TABLE kept AS SELECT 1 AS n", database=name)
         return {"database": name, "role": name}
 

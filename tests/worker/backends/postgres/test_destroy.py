@@ -58,7 +58,7 @@ def test_a_role_that_is_replaced_before_its_teardown_is_untouched(
         pg.query(f'DROP OWNED BY "{role}"')
         pg.query(f'DROP ROLE "{role}"')
         pg.query(f'CREATE ROLE "{role}" LOGIN')
-        accounts.allow_adoption(pg, role)  # only its identity keeps the worker from it
+        accounts.allow(pg, role)  # only its identity keeps the worker from it
         pg.query(f"COMMENT ON ROLE \"{role}\" IS 'deprovisioner gen={provisioned['generation']}'")
         pg.query(f'CREATE SCHEMA theirs AUTHORIZATION "{role}"', database=neighbour)
         honest(*words)

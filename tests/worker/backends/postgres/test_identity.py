@@ -43,7 +43,7 @@ def test_a_role_made_again_under_the_name_is_untouched(
     pg.query(f'DROP DATABASE "{provisioned["database"]}"')
     pg.query(f'DROP ROLE "{provisioned["role"]}"')
     pg.query(f'CREATE ROLE "{provisioned["role"]}" LOGIN')
-    accounts.allow_adoption(pg, provisioned["role"])
+    accounts.allow(pg, provisioned["role"])
     with pytest.raises(Refused):
         backend.teardown(provisioned, 1)
     assert provisioned["role"] in pg.roles()
@@ -61,7 +61,7 @@ def test_a_role_without_its_database_is_not_absent(
 
 def test_a_database_that_bears_another_generation_is_different(backend: Postgres, pg: PgServer) -> None:
     name, generation = f"old_{uuid.uuid4().hex}", uuid.uuid4()
-    pg.query(f'CREATE DATABASE "{name}" OWNER {accounts.NAME}')
+    accounts.adoptable(pg, name)
     manifest = backend.adopt({"database": name, "generation": str(generation)}, generation)
     assert isinstance(backend.inspect(manifest), Same)
     assert isinstance(backend.inspect(manifest | {"generation": str(uuid.uuid4())}), Different)
