@@ -38,8 +38,7 @@ def test_each_unlink_compares_the_generation_in_its_own_script(
 def test_glob_characters_in_an_adopted_prefix_are_only_characters(backend: Redis, server: RedisServer) -> None:
     prefix = f"ten[ant]*?{uuid.uuid4().hex}:"
     lookalike = f"tena-x-{prefix.rsplit('?')[1]}"
-    user = f"u_{uuid.uuid4().hex}"
-    server.client.execute_command("ACL", "SETUSER", user, "on", ">p", "~x", "+@all")
+    user = an_acl_user(server)
     server.client.set(f"{prefix}a", 1)
     server.client.set(f"{lookalike}a", 2)
     generation = uuid.uuid4()
