@@ -9,15 +9,23 @@ import time
 from typing import Any
 
 import psycopg2
-from psycopg2.extensions import connection, cursor
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, connection, cursor
 
-# Longer than a standby needs that lives; below the statement timeout, so that a caller learns of it in time.
+# Longer than a living standby needs; below the statement timeout, so that a caller learns of it in time.
 CONFIRM_SECONDS = 5
-# The words of the server's warning, in English: who cancels from outside is found by them.
-_WORDS = "synchronous replication"
-_CANCEL = """SELECT pid FROM pg_catalog.pg_stat_activity
-              WHERE pid = ANY(%s) AND wait_event = 'SyncRep' AND pg_catalog.pg_cancel_backend(pid)"""
-
+# A session that does not wait for a standby is left alone.
+_CANCEL = """SELECT CASE WHEN wait_event = 'SyncRep' THEN pg_catalog.pg_cancel_backend(pid) ELSE false END
+               FROM pg_catalog.pg_stat_activity WHERE pid = %(pid)s"""
+# Behind a pooler in transaction mode a connection does not know its server process. What this role commits under this
+# name has waited for so long; a cancel that comes too late may end the session's next statement, which then is asked
+# again like any that was in the way.
+_CANCEL_POOLED = """SELECT pg_catalog.pg_cancel_backend(pid) FROM pg_catalog.pg_stat_activity
+                     WHERE wait_event = 'SyncRep' AND usename = current_user AND datname = current_database()
+                       AND application_name = 'deprovisioner'
+                       AND state_change < pg_catalog.clock_timestamp() - %(seconds)s * interval '1 second'"""
+# For reads that answer what an earlier commit wrote: such a commit may be unconfirmed, and this one comes after it.
+CONFIRM = """CASE WHEN current_setting('synchronous_standby_names') <> '' AND NOT pg_is_in_recovery()
+            THEN pg_logical_emit_message(true, 'deprovisioner', 'confirm') END AS confirmed"""
 
 DriverError = psycopg2.Error
 
@@ -29,12 +37,24 @@ class NotConfirmed(psycopg2.OperationalError):  # type: ignore[misc]  # psycopg2
 class WatchedConnection(connection):  # type: ignore[misc]
     """A connection whose statements and commits are watched."""
 
-    cancelled = False
+    pooled = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cancelled = False
+        # While the watch cancels a statement, the statement does not end: so the cancel cannot hit the next one.
+        self.ending = threading.Lock()
 
     def commit(self) -> None:
         """COMMIT. Raises NotConfirmed."""
         with _Watched(self):
             super().commit()
+
+
+class PooledConnection(WatchedConnection):
+    """A watched connection behind a pooler in transaction mode."""
+
+    pooled = True
 
 
 class WatchedCursor(cursor):  # type: ignore[misc]
@@ -56,9 +76,26 @@ class _Watched:
         _watch.add(self.watched)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        _watch.remove(self.watched)
-        if kind is None and (self.watched.cancelled or any(_WORDS in notice for notice in self.watched.notices)):
+        with self.watched.ending:
+            _watch.remove(self.watched)
+        if kind is None and (self.watched.cancelled or _warned(self.watched)):
             raise NotConfirmed("the commit waited for a synchronous standby, and none confirmed it")
+
+
+def _warned(watched: Any) -> bool:
+    """Whether a commit brought a warning: who cancels the wait from outside is known by nothing else.
+
+    The server writes it in its own language, and psycopg2 shows no code. So any warning of a commit counts, where the
+    server has synchronous standbys.
+    """
+    if not watched.notices or watched.info.transaction_status != TRANSACTION_STATUS_IDLE:
+        return False
+    with watched.cursor(cursor_factory=cursor) as asked:
+        asked.execute("SELECT pg_catalog.current_setting('synchronous_standby_names') <> ''")
+        waits: bool = asked.fetchone()[0]
+    if not watched.autocommit:
+        watched.rollback()
+    return waits
 
 
 class _Watch:
@@ -85,22 +122,27 @@ class _Watch:
             time.sleep(1)
             oldest = time.monotonic() - CONFIRM_SECONDS
             with self._lock:
-                late = [watched for watched, since in self._since.items() if since < oldest]
+                late = [(watched, since) for watched, since in self._since.items() if since < oldest]
             if late:
                 try:
                     self._cancel(late)
                 except psycopg2.Error:
                     continue  # the server is away: then the watched connection is lost too, or the next round asks
 
-    def _cancel(self, late: list[Any]) -> None:
-        by_pid = {watched.info.backend_pid: watched for watched in late}
-        asked = psycopg2.connect(late[0].dsn, password=late[0].info.password, connect_timeout=5)
+    def _cancel(self, late: list[tuple[Any, float]]) -> None:
+        first = late[0][0]
+        asked = psycopg2.connect(first.dsn, password=first.info.password, connect_timeout=5)
         try:
             asked.autocommit = True
             with asked.cursor() as answer:
-                answer.execute(_CANCEL, ([*by_pid],))
-                for (pid,) in answer.fetchall():
-                    by_pid[pid].cancelled = True
+                if first.pooled:
+                    answer.execute(_CANCEL_POOLED, {"seconds": CONFIRM_SECONDS})
+                    return
+                for watched, since in late:
+                    with watched.ending:
+                        if self._since.get(watched) == since:  # still the same statement
+                            answer.execute(_CANCEL, {"pid": watched.info.backend_pid})
+                            watched.cancelled = answer.fetchone() == (True,)
         finally:
             asked.close()
 

@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, Connection, Engine, ExecutionContext, make_ur
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from outbox import settings
-from outbox.commits import DriverError, NotConfirmed, WatchedConnection, WatchedCursor
+from outbox.commits import DriverError, NotConfirmed, PooledConnection, WatchedConnection, WatchedCursor
 from outbox.errors import SettingsError, Unconfirmed
 
 # No statement runs long: one that does is waiting for a lock or for a lost server.
@@ -23,6 +23,32 @@ LOCK_TIMEOUT_MS = 4_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 # The API's threads (40), or a worker's, share these; more connections than cores gain nothing.
 POOL_SIZE = 20
+# What each session has, whatever server, database and role say: options of a connection beat ALTER ROLE and ALTER
+# DATABASE ... SET (docs/design.md, What a promise stands on). docs/scaling.md has them for a role behind a pooler.
+PINS = {
+    "statement_timeout": f"{STATEMENT_TIMEOUT_MS // 1000}s",
+    "lock_timeout": f"{LOCK_TIMEOUT_MS // 1000}s",
+    "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT_MS // 1000}s",
+    "idle_session_timeout": "0",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    "row_security": "on",
+    "transform_null_equals": "off",
+    "standard_conforming_strings": "on",
+    "client_encoding": "UTF8",
+    "client_min_messages": "warning",  # a commit that no standby confirmed is a warning
+    "timezone": "UTC",
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "jit": "off",
+    # The planner overestimates array parameters, and would plan a prepared statement anew at each call.
+    "plan_cache_mode": "force_generic_plan",
+    # A plan must suit a growing table, and the rows asked for are in memory, so it must use an index.
+    "random_page_cost": "1.1",
+}
+# A schema that others may write to could hide a table of ours; `pg_temp` must not come first.
+SEARCH_PATH = "public"
 READ_ONLY = "25006"
 # SQLSTATEs: shutting down, crashed, starting up; this process left a transaction open for too long; a standby.
 _UNREACHABLE = ("57P01", "57P02", "57P03", "25P03", READ_ONLY)
@@ -48,8 +74,9 @@ def control_url() -> URL:
 @lru_cache(maxsize=1)
 def engine() -> Engine:
     """This process's engine. A process that forks must call `engine.cache_clear()` in the child."""
+    url, direct = control_url(), settings.get().prepared_statements
     made = sa.create_engine(
-        control_url(),
+        url,
         use_native_hstore=False,  # saves three statements on each new connection: no column here is an hstore
         # Set for the whole engine: set at each checkout, it would cost a round trip to reset.
         isolation_level="AUTOCOMMIT",
@@ -59,39 +86,45 @@ def engine() -> Engine:
         pool_use_lifo=True,
         connect_args={
             "application_name": "deprovisioner",
-            "connection_factory": WatchedConnection,
+            "connection_factory": WatchedConnection if direct else PooledConnection,
             "cursor_factory": WatchedCursor,
             "connect_timeout": 5,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 20_000,
-            # Generic plans: the planner overestimates array parameters, and would plan a prepared statement anew at
-            # each call. Cheap random pages: a plan must suit a growing table, and the rows asked for are in memory, so
-            # it must use an index.
-            "options": f"-c timezone=UTC -c plan_cache_mode=force_generic_plan -c random_page_cost=1.1"
-            f" -c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
-            # They beat ALTER ROLE and ALTER DATABASE ... SET (docs/design.md, What a promise stands on).
-            " -c default_transaction_isolation=read\\ committed -c default_transaction_read_only=off"
-            " -c default_transaction_deferrable=off -c row_security=on -c standard_conforming_strings=on"
-            " -c search_path=public,pg_temp -c datestyle=ISO -c intervalstyle=postgres"
-            " -c client_encoding=UTF8 -c jit=off"
-            f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}",
+            "options": _options(url.query.get("options", "")),
         },
     )
 
-    sa.event.listen(made, "connect", _commit_durably)
     sa.event.listen(made, "handle_error", _discard_stale_connections)
-    if settings.get().prepared_statements:
+    if direct:  # behind a pooler it would be said to one of its sessions: there the role must have it
+        sa.event.listen(made, "connect", _commit_durably)
         sa.event.listen(made, "before_cursor_execute", _execute_prepared, retval=True)
         sa.event.listen(made, "handle_error", _log_pooler_hint)
     return made
 
 
-# Not an option of the connection: that would lower `remote_apply`, too.
+def _options(given: str | tuple[str, ...]) -> str:
+    """The `options` of a connection: those of DATABASE_URL, then our pins, which win. Its `search_path` stays."""
+    own = " ".join(given) if isinstance(given, tuple) else given
+    path = _SEARCH_PATH.findall(own) or [SEARCH_PATH]
+    pins = (f"-c {name}={value.replace(' ', _SPACE)}" for name, value in PINS.items())
+    return " ".join([own, *pins, f"-c search_path={path[-1]},{_SPACE}pg_temp"]).strip()
+
+
+_SPACE = "\\ "
+# The value ends at a space without a backslash.
+_SEARCH_PATH = re.compile(r"(?:-c\s*|--)search_path=((?:\\.|\S)*)", re.IGNORECASE)
+
+
+# Not options of the connection: `synchronous_commit` would lower `remote_apply`, too, and 16 and older refuse
+# `transaction_timeout`.
 _DURABLE = """
-    SELECT pg_catalog.set_config('synchronous_commit', 'on', false)
-     WHERE pg_catalog.current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')"""
+    SELECT CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')
+                THEN pg_catalog.set_config('synchronous_commit', 'on', false) END,
+           CASE WHEN pg_catalog.current_setting('transaction_timeout', true) <> '0'
+                THEN pg_catalog.set_config('transaction_timeout', '0', false) END"""
 
 
 def _commit_durably(connection: Any, _record: Any) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from outbox import settings
+from outbox.commits import CONFIRM
 from outbox.errors import AlreadyManaged, BadRequest, IdempotencyKeyReused, NotActive, NotFound
 from outbox.events import Event
 from outbox.rows import Job, Json, Resource, columns, read
@@ -37,7 +38,8 @@ _REGISTER = text(f"""
     SELECT {columns(Resource, "resource")}, {columns(Job, "job")} FROM resource CROSS JOIN job""")
 
 _REGISTERED_BEFORE = text(f"""
-    SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, resource.request_digest AS request_digest
+    SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, resource.request_digest AS request_digest,
+           {CONFIRM}
       FROM resources AS resource
       JOIN LATERAL (SELECT * FROM outbox WHERE resource_id = resource.id AND kind = 'provision'
                      ORDER BY id DESC LIMIT 1) AS job ON true

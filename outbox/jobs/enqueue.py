@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, text
 
 from outbox import settings
+from outbox.commits import CONFIRM
 from outbox.db import prepared
 from outbox.errors import Conflict, DeletionProtected, NotFound
 from outbox.events import Event
@@ -80,7 +81,8 @@ _ENQUEUE = prepared(_ENQUEUE_TEMPLATE.format(lock=_WAIT))
 _ENQUEUE_SKIPPING = prepared(_ENQUEUE_TEMPLATE.format(lock=_skip_locked("asked.id")))
 
 _ENQUEUED_BEFORE = text(f"""
-    SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, job.request_id AS request_id
+    SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, job.request_id AS request_id,
+           {CONFIRM}
       FROM resources AS resource
       LEFT JOIN outbox AS job
              ON job.resource_id = resource.id AND job.kind = 'deprovision' AND job.state <> 'cancelled'

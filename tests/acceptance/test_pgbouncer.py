@@ -44,11 +44,7 @@ max_client_conn = 400
 ignore_startup_parameters = {ignored}
 """
 # A pooler drops what the service says of its own session, so its role says it. docs/scaling.md has these lines.
-ROLE_SETTINGS = {
-    "timezone": "UTC",
-    "statement_timeout": f"{database.STATEMENT_TIMEOUT_MS // 1000}s",
-    "idle_in_transaction_session_timeout": f"{database.IDLE_IN_TRANSACTION_TIMEOUT_MS // 1000}s",
-}
+ROLE_SETTINGS = database.PINS | {"synchronous_commit": "on", "search_path": "public, pg_temp"}
 
 
 @dataclass
@@ -99,7 +95,8 @@ def pooled(
     made = direct.cli("migrate", "--service-role", role, DEPROVISIONER_SERVICE_PASSWORD="secret")
     assert made.returncode == 0, made.stderr
     for setting, value in ROLE_SETTINGS.items():
-        servers.control.query(f"ALTER ROLE {role} SET {setting} = '{value}'")
+        quoted = value if setting == "search_path" else f"'{value}'"
+        servers.control.query(f"ALTER ROLE {role} SET {setting} = {quoted}")
     users, config = folder / "users.txt", folder / "pgbouncer.ini"
     users.write_text(f'"{role}" "secret"\n')
     server = psycopg2.extensions.parse_dsn(env["DEPROVISIONER_DATABASE_URL"])["port"]

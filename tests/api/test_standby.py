@@ -1,22 +1,26 @@
 """A synchronous standby of the control database that is missing: nothing is confirmed, and nothing acted on."""
 
+import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg2
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
-from outbox import commits, jobs
+from outbox import commits, jobs, resources
 from outbox import db as database
 from outbox.errors import Unconfirmed
+from outbox.resources import NewResource
 from outbox.rows import Claim
 from tests.support.api import problem
 from tests.support.factories import a_claim, a_resource, job
 from tests.support.processes import System, client
 from tests.support.servers import Servers
 from tests.support.shelf import Shelf
+from tests.support.witness import PgServer, eventually
 from worker.run import Batches, Run
 
 
@@ -75,3 +79,100 @@ def test_a_start_read_back_is_confirmed_before_it_counts(db: Connection, no_stan
     no_standby("*")
     with pytest.raises(Unconfirmed), database.statement() as session:
         jobs.start(session, claim, worker="w")
+
+
+def test_what_is_asked_again_while_the_standby_is_missing_is_not_answered_from_an_unconfirmed_commit(
+    db: Connection, no_standby: Any
+) -> None:
+    resource = a_resource(db)
+    asked = jobs.Delete(resource, "a")
+    new = NewResource("acme", "postgres", "pg-main", "twice")
+
+    def register() -> object:
+        with database.statement() as session:
+            return resources.register(session, new, actor="a", idempotency_key="k", request_digest="d")[0]
+
+    def delete() -> object:
+        with database.statement() as session:
+            return jobs.enqueued_before(session, asked).job.id
+
+    made, job_id = register(), delete()
+    no_standby("*")
+    for repeat in (register, delete):
+        with pytest.raises(Unconfirmed):
+            repeat()
+    no_standby("")
+    assert (register(), delete()) == (made, job_id)
+
+
+def _waiting(server: PgServer, event: str) -> int:
+    """The server process that waits for `event`."""
+    asked = f"SELECT pid FROM pg_stat_activity WHERE wait_event = '{event}'"
+    return int(eventually(lambda: server.query(asked))[0][0])
+
+
+def test_a_wait_that_an_outsider_cancels_is_unconfirmed(
+    servers: Servers, db: Connection, no_standby: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "CONFIRM_SECONDS", 60)  # the watch does not end it
+    no_standby("*")
+    raised: list[BaseException] = []
+
+    def commit() -> None:
+        try:
+            with database.transaction() as session:
+                session.execute(text("CREATE TABLE waits_for_a_standby ()"))
+        except Unconfirmed as error:
+            raised.append(error)
+
+    caller = threading.Thread(target=commit)
+    caller.start()
+    servers.control.query(f"SELECT pg_cancel_backend({_waiting(servers.control, 'SyncRep')})")
+    caller.join(10)
+    assert len(raised) == 1
+
+
+def test_a_commit_s_warning_counts_in_every_language_where_standbys_are_synchronous(
+    db: Connection, no_standby: Any
+) -> None:
+    warns = text("DO $$ BEGIN RAISE WARNING 'in der Sprache des Servers'; END $$")
+    db.execute(text("SET synchronous_commit = local"))
+    db.execute(warns)
+    no_standby("*")
+    with database.transaction() as inside:
+        inside.execute(text("SET LOCAL synchronous_commit = local"))
+        inside.execute(warns)  # it is not the commit that warned
+    with pytest.raises(DBAPIError, match="none confirmed"):
+        db.execute(warns)
+
+
+def test_a_cancel_that_comes_late_does_not_hit_the_next_statement_of_the_connection(
+    servers: Servers, db: Connection, no_standby: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch has seen the wait, and cancels a second later; meanwhile the commit is confirmed."""
+    slow = commits._CANCEL.replace(
+        "pg_catalog.pg_cancel_backend(pid)", "pg_sleep(1) IS NOT NULL AND pg_cancel_backend(pid)"
+    )
+    monkeypatch.setattr(commits, "_CANCEL", slow)
+    no_standby("*")
+    done: list[Any] = []
+
+    with database.statement() as session:
+        raw = session.connection.driver_connection
+        raised: list[BaseException] = []
+
+        def commit() -> None:
+            with raw.cursor() as cursor:
+                try:
+                    cursor.execute("CREATE TABLE waits_for_a_standby ()")
+                except commits.NotConfirmed as error:
+                    raised.append(error)
+                cursor.execute("SELECT pg_sleep(1.5)")
+                done.append(cursor.fetchone())
+
+        caller = threading.Thread(target=commit)
+        caller.start()
+        _waiting(servers.control, "PgSleep")
+        no_standby("")
+        caller.join(10)
+    assert done == [("",)]

@@ -7,12 +7,14 @@ TESTS = "tests/worker/backends/postgres"
 CREATE = f"{TESTS}/test_create.py"
 ERRORS = f"{TESTS}/test_errors.py"
 OBSTACLES = f"{TESTS}/test_obstacles.py"
+HEIR = f"{TESTS}/test_heir.py"
 DESTROY = f"{TESTS}/test_destroy.py"
 IDENTITY = f"{TESTS}/test_identity.py"
 SESSION = f"{TESTS}/test_session.py"
 KINDS = "tests/worker/backends/test_conformance.py"
 
 _REPLACED = "test_identity_is_checked_again_in_each_transaction"
+_HOSTILE = "test_what_a_hostile_customer_left_elsewhere_runs_with_no_rights"
 _ALLOWED = "test_protected_names_are_refused_whatever_the_manifest_says"
 GUARDS_OF_POSTGRES = (
     *cut(
@@ -287,9 +289,43 @@ GUARDS_OF_POSTGRES = (
         DESTROY,
         (
             "postgres: objects elsewhere are handed over",
-            'session.execute("REASSIGN OWNED BY {role} TO CURRENT_USER", role=role)',
+            "heir.hand_over(session, name, role.oid)",
             "pass",
             "test_what_the_role_owns_elsewhere_is_handed_over_not_dropped",
+        ),
+    ),
+    *cut(
+        PG,
+        "heir = _heir(session)",
+        HEIR,
+        (
+            "postgres: objects elsewhere do not become the service's",
+            'session.execute("REASSIGN OWNED BY {role} TO {heir}", role=role, heir=heir)',
+            'session.execute("REASSIGN OWNED BY {role} TO CURRENT_USER", role=role)',
+            f"{_HOSTILE}[18-service-neighbour]",
+        ),
+        (
+            "postgres: code of a dropped role runs with its caller's rights",
+            "for statement in neutralised:",
+            "for statement in ():",
+            f"{_HOSTILE}[18-service-neighbour]",
+        ),
+        (
+            "postgres: what was lent to the heir is taken back",
+            'session.execute("REVOKE CREATE ON {place} FROM {heir}", place=place, heir=heir)',
+            "pass",
+            f"{_HOSTILE}[18-service-neighbour]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _must_be_powerless(",
+        HEIR,
+        (
+            "postgres: an heir that can do something",
+            "if too_much:",
+            "if False:",
+            "test_an_heir_that_can_do_something_is_refused",
         ),
     ),
     *cut(

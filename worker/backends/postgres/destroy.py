@@ -6,7 +6,7 @@ from psycopg2 import sql
 from outbox.errors import Refused, Transient
 from outbox.rows import Json
 from worker.backends import Absent, Different, Same
-from worker.backends.postgres import identity, obstacles
+from worker.backends.postgres import heir, identity, obstacles
 from worker.backends.postgres.errors import describe
 from worker.backends.postgres.identity import Database, Role
 from worker.backends.postgres.obstacles import Client
@@ -161,10 +161,11 @@ def _drop_role(session: Session, manifest: Json) -> None:
         elsewhere = [name for (name,) in cursor]
     for name in elsewhere:  # objects in a neighbour's database are the neighbour's: handed over, not dropped
         with session.server.connect(name) as neighbour:
-            _disown(neighbour, dying)
+            with neighbour.transaction():
+                _disown(neighbour, role, dying)
             session.executed += [f"in {name!r}: {statement}" for statement in neighbour.executed]
     with session.transaction():
-        _disown(session, dying)
+        _disown(session, role, dying)
         obstacles.must_be_disowned(session, role, dying)
         session.execute("DROP ROLE {role}", role=dying)
 
@@ -177,6 +178,6 @@ def _must_be_our_role(session: Session, manifest: Json, name: str) -> None:
         raise Refused(f"role {manifest['role']!r} is no longer the one of this resource")
 
 
-def _disown(session: Session, role: str) -> None:
-    session.execute("REASSIGN OWNED BY {role} TO CURRENT_USER", role=role)
-    session.execute("DROP OWNED BY {role}", role=role)
+def _disown(session: Session, role: Role, name: str) -> None:
+    heir.hand_over(session, name, role.oid)
+    session.execute("DROP OWNED BY {role}", role=name)

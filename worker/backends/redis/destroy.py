@@ -83,8 +83,8 @@ def _destroy(session: Session, manifest: Json) -> Json:
 def _if_still_ours(session: Session, manifest: Json, *commands: tuple[str, ...]) -> list[Any]:
     """Run commands that scripts may not run, if the generation key stays untouched from the check until then.
 
-    Every teardown removes that key last: a worker that was paused cannot reach a new owner of the names. No WATCH covers
-    the user itself, so the same transaction reads it: a user that took the name in that moment is made again.
+    Every teardown removes that key last: a worker that was paused cannot reach a new owner of the names. No WATCH
+    covers the user itself, so the same transaction reads it: a user that took the name in that moment is made again.
     """
     name = manifest["user"]
     with session.pipeline() as pipe:
@@ -108,8 +108,8 @@ def _if_still_ours(session: Session, manifest: Json, *commands: tuple[str, ...])
         session.execute_command("ACL", "SETUSER", name, "reset", *_rules(before))
         session.save_acl()
         raise Refused(
-            f"user {name!r} was replaced by another between check and {' '.join(commands[0][:2])}; the other one was made "
-            "again with its passwords and rights, and its connections may have been closed"
+            f"user {name!r} was replaced by another between check and {' '.join(commands[0][:2])}; the other one was "
+            "made again with its passwords and rights, and its connections may have been closed"
         )
     return answers
 
@@ -118,4 +118,9 @@ def _rules(user: Json) -> list[str]:
     """What makes a user again that ACL GETUSER answered; `databases` is Valkey's, from version 9 on."""
     parts = ("commands", "keys", "channels", "databases")
     root, *selectors = (" ".join(one.get(part, "") for part in parts) for one in (user, *user["selectors"]))
-    return [*user["flags"], *(f"#{digest}" for digest in user["passwords"]), *root.split(), *(f"({s})" for s in selectors)]
+    return [
+        *user["flags"],
+        *(f"#{digest}" for digest in user["passwords"]),
+        *root.split(),
+        *(f"({s})" for s in selectors),
+    ]

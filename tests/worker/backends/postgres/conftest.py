@@ -1,13 +1,9 @@
 """A server, a backend on it, and a database that it provisioned."""
 
-import os
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
-import psycopg2
 import pytest
-from psycopg2 import extensions
 
 from tests.support.servers import Servers
 from tests.support.witness import PgServer
@@ -52,26 +48,8 @@ def made(plain: Postgres) -> dict[str, Any]:
 
 
 @pytest.fixture(params=["18", "18-service", "15-service"])
-def anywhere(request: pytest.FixtureRequest, servers: Servers) -> Iterator[tuple[Postgres, PgServer]]:
+def anywhere(request: pytest.FixtureRequest, servers: Servers) -> tuple[Postgres, PgServer]:
     """A backend, as a superuser and as the documented service account, and its server."""
     version, _, account = request.param.partition("-")
-    server = servers.pg if version == "18" else PgServer(_second_server(), servers.pg.log)
-    if not account:
-        yield Postgres(server.dsn), server
-        return
-    name = f"service_{uuid.uuid4().hex}"
-    server.query(f"CREATE ROLE {name} LOGIN CREATEDB CREATEROLE PASSWORD 'p'")
-    try:
-        yield Postgres(extensions.make_dsn(server.dsn, user=name, password="p")), server
-    finally:
-        server.query(f"DROP OWNED BY {name}")
-        server.query(f"DROP ROLE {name}")
-
-
-def _second_server() -> str:
-    dsn = os.environ.get("TEST_OLD_POSTGRES_DSN", "postgresql://postgres@127.0.0.1:5432/postgres")
-    try:
-        psycopg2.connect(dsn, connect_timeout=2).close()
-    except psycopg2.OperationalError as error:
-        pytest.skip(f"no second PostgreSQL: {str(error).splitlines()[0]}")
-    return dsn
+    server = servers.pg if version == "18" else request.getfixturevalue("postgres15")
+    return Postgres(server.service_dsn if account else server.dsn), server
