@@ -27,6 +27,7 @@ BEYOND = {
     "another's keys": (f"~P:* ~other:* {SAFE}", "(~other:*)", "resetkeys ~P:*"),
     "reading another's keys": (f"%R~other:* {SAFE}", "(%R~other:*)", "resetkeys ~P:*"),
     "writing another's keys": (f"%R~P:* %W~other:* {SAFE}", "(%W~other:*)", "resetkeys %R~P:*"),
+    "a pattern that begins as its prefix does not": (f"~?P:* {SAFE}", "(~?P:*)", "resetkeys ~P:*"),
     "a pattern around its own": (f"~P* {SAFE}", "(~P*)", "resetkeys ~P:*"),
     "a pattern that begins with a class": (f"~[P]* {SAFE}", "(~[P]*)", "resetkeys ~P:*"),
     "a selector": ("~P:* -@all +get (+set ~other:*)", "selectors", "clearselectors"),
