@@ -279,7 +279,7 @@ GUARDS_OF_REDIS = (
             "redis: a pattern's wildcards end its beginning",
             'if letter in "*?[":',
             "if False:",
-            f"{BEYOND}[redis-another's keys]",
+            "test_a_wildcard_in_a_pattern_is_no_letter_of_the_prefix[redis]",
         ),
     ),
     *cut(

@@ -25,7 +25,8 @@ def must_stay_inside(session: Session, manifest: Json, user: Json) -> None:
     granted = _dangerous(session, user["commands"])
     if harmful := sorted(granted - HARMLESS):
         wrong.append(f"may run commands that reach the whole server ({_some(harmful)})")
-        mend += ["-@admin", "-@dangerous", *(f"+{name}" for name in sorted(granted & HARMLESS))]
+        mend += ("-@admin", "-@dangerous")
+        mend += (f"+{name}" for name in sorted(granted & HARMLESS))
     if wrong:
         statement = " ".join(("ACL SETUSER", manifest["user"], *mend))
         raise Refused(f"ACL user {manifest['user']!r} {', '.join(wrong)}; limit it first: {statement}")

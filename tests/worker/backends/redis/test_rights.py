@@ -92,3 +92,13 @@ def test_a_user_that_reaches_beyond_its_prefix_is_refused_with_the_statement_tha
 @pytest.mark.parametrize("rules", INSIDE)
 def test_a_user_that_stays_inside_its_prefix_is_adopted(own: RedisServer, rules: str) -> None:
     assert _is_torn_down(own, _user(own, rules))
+
+
+def test_a_wildcard_in_a_pattern_is_no_letter_of_the_prefix(own: RedisServer) -> None:
+    manifest = _user(own, f"~P*:a {SAFE}")
+    manifest["prefix"] = f"{manifest['user']}*:"
+    with pytest.raises(Refused, match="reaches keys outside") as caught:
+        Redis(own.service_dsn).adopt(manifest, uuid.uuid4())
+    own.client.execute_command(*str(caught.value).split("limit it first: ")[1].split())
+    assert own.client.acl_getuser(manifest["user"])["keys"] == [f"~{manifest['user']}\\*:*"]
+    assert _is_torn_down(own, manifest)
