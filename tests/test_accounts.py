@@ -1,12 +1,18 @@
 """The service's accounts: the documented statements, on every supported version."""
 
+import uuid
+
 import psycopg2
 import pytest
 import redis
 
+from deprovisioner.up import accounts as up_accounts
+from outbox.kinds.postgres import KIND
 from tests.support import accounts
 from tests.support.servers import Servers
 from tests.support.witness import PgServer, RedisServer
+from worker.backends import mark
+from worker.backends.postgres import Postgres
 
 
 @pytest.fixture(params=["18", "15"])
@@ -17,6 +23,40 @@ def pg(request: pytest.FixtureRequest, servers: Servers) -> PgServer:
 @pytest.fixture(params=["valkey9", "redis7"])
 def cache(request: pytest.FixtureRequest, servers: Servers) -> RedisServer:
     return servers.redis if request.param == "valkey9" else request.getfixturevalue("redis7")
+
+
+def test_up_makes_the_documented_accounts() -> None:
+    assert accounts.documented("postgres") == [up_accounts.POSTGRES]
+    assert accounts.documented("redis") == [up_accounts.REDIS]
+    assert accounts.NAME == up_accounts.NAME
+    takeover = "\n".join(accounts.documented("takeover")).split(" \\gexec")
+    assert [statement.strip() for statement in takeover if statement] == [s.strip() for s in up_accounts.TAKEOVER]
+
+
+def test_what_a_superuser_made_and_adopted_is_handed_over(pg: PgServer) -> None:
+    """`up` runs these statements, and so do the administrators of other servers; a stranger's database stays."""
+    adopted, stranger, app = [f"{word}_{uuid.uuid4().hex}" for word in ("adopted", "stranger", "app")]
+    for statement in (f"CREATE ROLE {app}", f"CREATE DATABASE {adopted} OWNER {app}", f"CREATE DATABASE {stranger}"):
+        pg.query(statement)
+    generation, superuser, service = uuid.uuid4(), Postgres(pg.dsn), Postgres(pg.service_dsn)
+    plan = superuser.plan(uuid.uuid4(), uuid.uuid4())
+    made = superuser.provision(plan.manifest, plan.credentials)
+    taken = superuser.adopt(KIND.manifest(database=adopted, role=app, generation=str(generation)), generation)
+    boss = f"boss_{uuid.uuid4().hex}"
+    pg.query(f"CREATE ROLE {boss} SUPERUSER")
+    pg.query(f"COMMENT ON ROLE {boss} IS %s", mark(str(uuid.uuid4())))
+    for statement in up_accounts.TAKEOVER:
+        for (handover,) in pg.query(statement):
+            pg.query(handover)
+    members = "SELECT pg_has_role(%s, %s, 'MEMBER')"
+    assert pg.query(members, accounts.NAME, boss) == [(False,)], "a service that is granted a superuser is one"
+    for manifest in (made, taken):
+        service.teardown(manifest, 1)
+        assert not pg.bears(manifest)
+    owner = "SELECT rolname FROM pg_roles JOIN pg_database ON datdba = pg_roles.oid WHERE datname = %s"
+    assert pg.query(owner, stranger) == [("postgres",)]
+    pg.query(f"DROP DATABASE {stranger}")
+    pg.query(f"DROP ROLE {boss}")
 
 
 def test_the_documented_role_is_no_superuser(pg: PgServer) -> None:

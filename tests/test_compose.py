@@ -6,11 +6,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import redis
 
+from deprovisioner.up import servers
 from deprovisioner.up.environment import worker_variables
+from tests.support import accounts
 
 ROOT = Path(__file__).parent.parent
-SECRETS = ("POSTGRES_PASSWORD", "SERVICE_PASSWORD", "BACKENDS_PASSWORD", "DEPROVISIONER_CREDENTIALS_KEY")
+SECRETS = (
+    "POSTGRES_PASSWORD",
+    "SERVICE_PASSWORD",
+    "BACKENDS_ADMIN_PASSWORD",
+    "BACKENDS_PASSWORD",
+    "DEPROVISIONER_CREDENTIALS_KEY",
+)
 
 
 def config(env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
@@ -51,6 +60,39 @@ def test_only_workers_get_the_backends_addresses() -> None:
     assert with_password == {"worker", "pg-main", "redis-main"}
     on_network = {name for name, text in services.items() if re.search(r"networks: \[.*\bbackends\b", text)}
     assert on_network == with_password
+    as_administrator = {name for name, text in services.items() if "BACKENDS_ADMIN_PASSWORD" in text}
+    assert as_administrator == {"pg-main", "redis-main"}
+
+
+def test_workers_log_in_to_the_backends_with_the_documented_accounts(tmp_path: Path) -> None:
+    """The init script and the first aclfile make what docs/production.md says; addresses name these accounts."""
+    services = _services()
+    (statement,) = accounts.documented("postgres")
+    made = (ROOT / "docker" / "pg-main-account.sql").read_text()
+    assert statement.replace("'CHANGE-ME'", ":'password'") in made.splitlines()
+    assert made.index("log_statement = none") < made.index(statement.split(" LOGIN")[0])
+
+    script = re.search(r"      - \|\n((?: {8}.*\n)*)", services["redis-main"])
+    assert script
+    first = re.sub("^ {8}", "", script[1], flags=re.MULTILINE).replace("$$", "$").partition("exec valkey-server")[0]
+    secrets = {"REDISCLI_AUTH": "admin", "BACKENDS_PASSWORD": accounts.PASSWORD, "PATH": os.environ["PATH"]}
+    data = tmp_path / "redis-main"
+    data.mkdir()
+    subprocess.run(["sh", "-ec", first], cwd=data, env=secrets, check=True)
+    port = servers.free_port()
+    server, admin = servers.valkey(tmp_path, data.name, port, durable=True), servers.valkey_url(port, "admin")
+    try:
+        server.spawn()
+        server.wait_until(lambda: servers.valkey_ready(admin))
+        with redis.Redis.from_url(admin, decode_responses=True) as client:
+            ours = client.acl_getuser(accounts.NAME)
+            accounts.valkey(admin)
+            assert client.acl_getuser(accounts.NAME) == ours
+    finally:
+        server.stop()
+
+    for account in (f"postgresql://{accounts.NAME}:", f"redis://{accounts.NAME}:"):
+        assert account in services["worker"]
 
 
 def _services() -> dict[str, str]:

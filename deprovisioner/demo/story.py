@@ -83,16 +83,16 @@ class Demo:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)  # they end the demo as Ctrl-C does
         options = ["--home", str(self.home), "--port", str(servers.free_port()), "--workers", str(WORKERS)]
-        clean = {k: v for k, v in os.environ.items() if not k.startswith((PREFIX, "PG", "REDIS_MAIN_URL"))}
+        clean = {k: v for k, v in os.environ.items() if not k.startswith((PREFIX, "PG", "REDIS_MAIN"))}
         argv = [sys.executable, "-m", "deprovisioner.cli", "up", *options]
         self.up = servers.Child("up", argv, self.home / "log" / "up.log", env=clean | FAST_SETTINGS)
         try:
             self.up.spawn()
             self.up.wait_until(lambda: "Ctrl-C stops everything" in self.up.tail(), START_SECONDS)
             env = read_env(self.home / "env")
-            self.redis_url = env["REDIS_MAIN_URL"]
+            self.redis_url = env["REDIS_MAIN_ADMIN_URL"]
             valkey = redis.Redis.from_url(self.redis_url, decode_responses=True)
-            self.servers = Servers(self.home, env["PG_MAIN_DSN"], valkey)
+            self.servers = Servers(self.home, env["PG_MAIN_ADMIN_DSN"], valkey)
             bearer = {"Authorization": f"Bearer {env[f'{PREFIX}TENANT_TOKEN']}"}
             limits = httpx.Limits(max_connections=self.deletes + THREADS)
             with httpx.Client(base_url=env[f"{PREFIX}API_URL"], headers=bearer, limits=limits, timeout=30) as self.http:

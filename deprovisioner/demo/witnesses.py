@@ -15,7 +15,7 @@ import redis
 ROWS = 20  # rows in each database, keys in each namespace: a lost one is noticed
 
 # With log_statement = ddl PostgreSQL logs a statement when it begins, and once more, as STATEMENT, when it fails.
-_LOGGED = re.compile(r" (LOG:  statement|STATEMENT): +(\w+) (?:DATABASE|ROLE|USER) (?:IF EXISTS )?\"?([^\"; ]+)")
+_LOGGED = re.compile(r" (LOG:  statement|STATEMENT): +(\w+) (DATABASE|ROLE|USER) (?:IF EXISTS )?\"?([^\"; ]+)")
 _RECORDS = "pg-main.log; append-only file"
 
 Json = dict[str, Any]
@@ -103,13 +103,13 @@ def from_records(servers: Servers, victims: list[Holding], deleted: set[str]) ->
     lost = [v for v in victims if v.id not in deleted or not times[v.id] or v.all_names & there]
     expected = {name for victim in victims for name in victim.all_names}
     astray = Counter(kind for kind, name in ended.elements() if not {name, _prefix(name)} & expected)
-    roles = sum(ended["postgres", v.names["role"]] == 1 for v in victims if v.kind == "postgres")
+    roles = sum(ended["role", v.last_name] == 1 for v in victims if v.kind == "postgres")
     return [
         finding("lost: accepted, not destroyed", lost, 0, "pg_database, pg_roles; ACL LIST, SCAN"),
         finding("destroyed once", (v for v in victims if times[v.id] == 1), len(victims) // 2, _RECORDS),
         finding("destroyed twice", (v for v in victims if times[v.id] > 1), 0, _RECORDS),
         Finding("roles dropped once", roles, None, len(victims) // 2, "pg-main.log"),
-        Finding("anything else destroyed", astray["postgres"], astray["redis"], 0, _RECORDS),
+        Finding("anything else destroyed", astray["postgres"] + astray["role"], astray["redis"], 0, _RECORDS),
     ]
 
 
@@ -156,11 +156,14 @@ def contents(holding: Holding) -> object | None:
 
 
 def _dropped(log: Path) -> Counter[tuple[str, str]]:
-    """How often each database and role was dropped successfully, as the server's log says."""
+    """How often each database (`postgres`) and role was dropped successfully, as the server's log says.
+
+    A role has the database's last name when it is dropped.
+    """
     ended: Counter[tuple[str, str]] = Counter()
-    for how, verb, name in _LOGGED.findall(log.read_text(errors="replace")):
+    for how, verb, what, name in _LOGGED.findall(log.read_text(errors="replace")):
         if verb == "DROP":
-            ended["postgres", name] += -1 if how == "STATEMENT" else 1
+            ended["postgres" if what == "DATABASE" else "role", name] += -1 if how == "STATEMENT" else 1
     return +ended
 
 

@@ -15,6 +15,10 @@ TENANT_TOKEN = f"{PREFIX}TENANT_TOKEN"
 SERVICE_PASSWORD = f"{PREFIX}SERVICE_PASSWORD"
 PG_MAIN_DSN = "PG_MAIN_DSN"
 REDIS_MAIN_URL = "REDIS_MAIN_URL"
+# The administrators of the same servers: for people and their shells, never for the API or a worker.
+PG_MAIN_ADMIN_DSN = "PG_MAIN_ADMIN_DSN"
+REDIS_MAIN_ADMIN_URL = "REDIS_MAIN_ADMIN_URL"
+ADMINISTRATORS = {PG_MAIN_ADMIN_DSN, REDIS_MAIN_ADMIN_URL}
 
 
 def worker_variables(backends_file: Path) -> set[str]:

@@ -23,7 +23,9 @@ from deprovisioner.up.environment import (
     CREDENTIALS_KEY,
     DATABASE_URL,
     OPERATOR_TOKEN,
+    PG_MAIN_ADMIN_DSN,
     PG_MAIN_DSN,
+    REDIS_MAIN_ADMIN_URL,
     REDIS_MAIN_URL,
     TENANT_TOKEN,
 )
@@ -51,7 +53,9 @@ adoption = "tenants"
 # What `env` tells other shells. Commands there create and examine jobs, so they need the same limits as our processes.
 _PUBLISHED = (
     PG_MAIN_DSN,
+    PG_MAIN_ADMIN_DSN,
     REDIS_MAIN_URL,
+    REDIS_MAIN_ADMIN_URL,
     DATABASE_URL,
     BROKER_URL,
     BACKENDS,
@@ -136,7 +140,7 @@ class State:
         return int(self.keep(f"{server}.port", servers.free_port))
 
     def password(self, server: str) -> str:
-        """The password of the server's administrator, or of the service's role (`service`)."""
+        """The password of the server's administrator, or of a service's account (`service`, `pg-main.service`)."""
         return str(self.keep(f"{server}.password", lambda: secrets.token_urlsafe(18)))
 
     def remember_made(self, variable: str, value: str) -> None:

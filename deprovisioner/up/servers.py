@@ -98,6 +98,11 @@ class Child:
                 self.process.kill()
         self.process.wait()
 
+    def reason(self) -> str:
+        """Why it ended: the signal, or the exit status."""
+        status = self.process.returncode if self.process else None
+        return signal.Signals(-status).name if status is not None and status < 0 else f"exit status {status}"
+
     def tail(self, lines: int = 8) -> str:
         """The last lines of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 
-from deprovisioner.up import environment, ports, servers
+from deprovisioner.up import accounts, environment, ports, servers
 from deprovisioner.up.environment import (
     API_URL,
     BACKENDS,
@@ -21,8 +21,6 @@ from deprovisioner.up.environment import (
     CREDENTIALS_KEY,
     DATABASE_URL,
     OPERATOR_TOKEN,
-    PG_MAIN_DSN,
-    REDIS_MAIN_URL,
     SERVICE_PASSWORD,
     TENANT_TOKEN,
 )
@@ -57,7 +55,7 @@ class Up:
         self.host = host
         self.port = port
         self.workers = workers
-        self.env = dict(caller)  # completed while starting; then what workers get, and the other processes less
+        self.env = dict(caller)  # completed while starting; each process gets a part of it
         self.children: list[Child] = []
         self._addresses: set[str] = set()
 
@@ -86,7 +84,7 @@ class Up:
                 f"{PREFIX}API_PORT"
             )
         self._state = State(self.home)
-        self.env = self._state.without_made(self.env)
+        self.env = environment.without(self._state.without_made(self.env), environment.ADMINISTRATORS)
         _say(f"home {self.home} (data, logs, tokens)")
         self._find_addresses()
         self._start_servers()
@@ -112,11 +110,15 @@ class Up:
         if not self._caller_gives(BROKER_URL):
             self._set(BROKER_URL, self._start_valkey("broker", durable=False))
         if self._own_backends:
-            for variable in (PG_MAIN_DSN, REDIS_MAIN_URL):
+            for variable in (environment.PG_MAIN_DSN, environment.REDIS_MAIN_URL):
                 if variable in self.env:
                     _say(f"not using your {variable}: it names a server of this home; to use others, set {BACKENDS}")
-            self._set(PG_MAIN_DSN, self._start_postgres("pg-main", {"log_statement": "ddl"}))
-            self._set(REDIS_MAIN_URL, self._start_valkey("redis-main", durable=True))
+            admin = self._start_postgres("pg-main", {"log_statement": "ddl"})
+            self._set(environment.PG_MAIN_ADMIN_DSN, admin)
+            self._set(environment.PG_MAIN_DSN, accounts.postgres(admin, self._state.password("pg-main.service")))
+            admin = self._start_valkey("redis-main", durable=True)
+            self._set(environment.REDIS_MAIN_ADMIN_URL, admin)
+            self._set(environment.REDIS_MAIN_URL, accounts.valkey(admin, self._state.password("redis-main.service")))
 
     def _caller_gives(self, variable: str) -> bool:
         """Whether the caller set the variable; printed, since we then work on data that is not this home's."""
@@ -197,7 +199,9 @@ class Up:
 
     def _start_worker(self, name: str) -> None:
         with _step(name):
-            child = Child(name, _command("worker"), self._log(name), env=self.env)
+            child = Child(
+                name, _command("worker"), self._log(name), env=environment.without(self.env, environment.ADMINISTRATORS)
+            )
             seen = len(child.tail(1_000_000))
             self._start_child(child, lambda: '"worker_ready"' in child.tail(1_000_000)[seen:])
 
@@ -236,7 +240,7 @@ class Up:
 
     def _env_without_addresses(self) -> dict[str, str]:
         """For the API and for commands: everything that workers get but the backends' addresses."""
-        return environment.without(self.env, self._addresses)
+        return environment.without(self.env, self._addresses | environment.ADMINISTRATORS)
 
     def _server_env(self) -> dict[str, str]:
         """For PostgreSQL and Valkey servers: no setting and no secret of ours."""
@@ -252,8 +256,7 @@ class Up:
             for number, child in enumerate(self.children):
                 if child.alive() or time.monotonic() - started[number] < RESTART_PAUSE_SECONDS:
                     continue
-                status = child.process.returncode if child.process else None
-                _say(f"{child.name} ended ({_reason(status)}); starting it again (log {child.log})")
+                _say(f"{child.name} ended ({child.reason()}); starting it again (log {child.log})")
                 if child.name == "api":
                     self._find_new_addresses()
                     child.env = self._env_without_addresses()
@@ -347,7 +350,3 @@ def _step(what: str) -> Iterator[None]:
 
 def _without_password(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//…@", url)
-
-
-def _reason(status: int | None) -> str:
-    return signal.Signals(-status).name if status is not None and status < 0 else f"exit status {status}"

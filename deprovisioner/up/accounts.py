@@ -1,0 +1,73 @@
+"""The service's accounts on the backends that `up` makes: the statements of docs/production.md."""
+
+from contextlib import closing
+from urllib.parse import quote, urlsplit
+
+from psycopg2 import connect, extensions
+from redis import Redis
+
+NAME = "deprovisioner_service"
+# A test compares both with docs/production.md, where administrators find them.
+POSTGRES = "CREATE ROLE deprovisioner_service LOGIN CREATEDB CREATEROLE PASSWORD 'CHANGE-ME';"
+REDIS = (
+    "ACL SETUSER deprovisioner_service on >CHANGE-ME ~* &* -@all +ping +hello +auth +select +role +info +config|get "
+    "+get +set +persist +exists +type +del +unlink +scan +eval +evalsha +watch +unwatch +multi +exec +discard "
+    "+client|kill +client|list +client|setname "
+    "+acl|whoami +acl|getuser +acl|setuser +acl|deluser +acl|list +acl|users +acl|save"
+)
+_SECRET = "CHANGE-ME"  # noqa: S105 - where the documents want a password
+
+# Statements that hand over what workers made and adopted while they were superusers. A database without a mark yet has
+# its name; an adopted one stays its customer's.
+TAKEOVER = (
+    """
+SELECT pg_catalog.format('ALTER DATABASE %I OWNER TO deprovisioner_service', d.datname)
+  FROM pg_catalog.pg_database AS d JOIN pg_catalog.pg_roles AS r ON r.oid = d.datdba
+ WHERE r.rolsuper
+   AND (pg_catalog.shobj_description(d.oid, 'pg_database') ~ 'deprovisioner gen=[0-9a-f-]{36}$'
+        OR d.datname ~ '^zz_(new|del)_[0-9a-f-]{36}$')
+""",
+    """
+SELECT DISTINCT pg_catalog.format('GRANT %I TO deprovisioner_service WITH ADMIN OPTION', r.rolname)
+  FROM pg_catalog.pg_roles AS r LEFT JOIN pg_catalog.pg_database AS d ON d.datdba = r.oid
+ WHERE NOT r.rolsuper AND r.rolname <> 'deprovisioner_service'
+   AND (pg_catalog.shobj_description(r.oid, 'pg_authid') ~ 'deprovisioner gen=[0-9a-f-]{36}$'
+        OR pg_catalog.shobj_description(d.oid, 'pg_database') ~ 'deprovisioner gen=[0-9a-f-]{36}$')
+""",
+)
+
+
+def postgres(admin: str, password: str) -> str:
+    """Make the role, or give it this password and the documented rights; hand it what an older `up` made; its DSN.
+
+    `admin` is the superuser's DSN, as `servers.postgres_dsn` gives it. May be called again.
+    """
+    with closing(connect(admin)) as session:
+        session.autocommit = True
+        with session.cursor() as cursor:
+            # Hashed here, because the server logs CREATE ROLE with its password.
+            verifier = extensions.encrypt_password(password, NAME, session, "scram-sha-256")
+            statement = POSTGRES.replace(_SECRET, verifier)
+            cursor.execute("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = %s", (NAME,))
+            cursor.execute(statement.replace("CREATE ROLE", "ALTER ROLE", 1) if cursor.fetchone() else statement)
+            for takeover in TAKEOVER:
+                cursor.execute(takeover)
+                for (handover,) in cursor.fetchall():
+                    cursor.execute(handover)
+    return _as_service(admin, password)
+
+
+def valkey(admin: str, password: str) -> str:
+    """Make the user, or give it this password and the documented rights; store it in the aclfile; its URL.
+
+    `admin` is the administrator's URL, as `servers.valkey_url` gives it. May be called again.
+    """
+    with closing(Redis.from_url(admin)) as client:
+        client.execute_command(*REDIS.replace(_SECRET, password).split())
+        client.execute_command("ACL", "SAVE")
+    return _as_service(admin, password)
+
+
+def _as_service(admin: str, password: str) -> str:
+    parts = urlsplit(admin)
+    return parts._replace(netloc=f"{NAME}:{quote(password, safe='')}@{parts.hostname}:{parts.port}").geturl()
