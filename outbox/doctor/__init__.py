@@ -5,8 +5,8 @@ known) and `note`. All checks see one moment of the database.
 
 What it costs: the checks of the server and the schema read settings and the catalog. `lease_expired`, `stuck`,
 `due_long_ago`, `two_at_work` and `breaker_open` read small partial indexes or tables. The others scan `resources`,
-`outbox` or `events`, and some of them also probe or hash another of these three (docs/design.md has figures). A check that
-takes longer than STATEMENT_TIMEOUT_SECONDS is `unchecked`, which counts as broken, since its answer is not known.
+`outbox` or `events`, and some of them also probe or hash another of these three (docs/design.md has figures). A check
+that takes longer than STATEMENT_TIMEOUT_SECONDS is `unchecked`, which counts as broken, since its answer is not known.
 """
 
 import datetime as dt
