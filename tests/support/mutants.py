@@ -27,6 +27,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from tests.mutations import EQUIVALENT, MUTANTS, Mutant, Stale
+from tests.support import accounts
 from tests.support.servers import KEPT, serving
 
 ROOT = Path(__file__).parent.parent.parent
@@ -127,13 +128,13 @@ class Copy:
             for name in server.databases() - {"postgres", "template0", "template1"}:
                 server.query(f'ALTER DATABASE "{name}" IS_TEMPLATE false')
                 server.query(f'DROP DATABASE "{name}" WITH (FORCE)')
-            for role in server.roles() - {"postgres"}:
+            for role in server.roles() - {"postgres", accounts.NAME}:
                 if not role.startswith("pg_"):
                     server.query(f'DROP OWNED BY "{role}"')
                     server.query(f'DROP ROLE "{role}"')
         for cache in (self._servers.redis, self._servers.broker):
             cache.client.flushall()
-            if others := cache.users() - {"default"}:
+            if others := cache.users() - {"default", accounts.NAME}:
                 cache.client.acl_deluser(*others)
 
     def close(self) -> None:
