@@ -371,5 +371,11 @@ def _(w: World) -> Broken:
 
 @breaks("breaker_open")
 def _(w: World) -> Broken:
-    breakers.trip(w.db, "pg-main", reason="connection refused")
+    backend_away(w)
     return "pg-main", set()
+
+
+def backend_away(w: World) -> None:
+    """Open the breaker of pg-main, for longer than a test takes."""
+    breakers.trip(w.db, "pg-main", reason="connection refused")
+    w.write("UPDATE breakers SET retry_at = now() + interval '1 hour'")

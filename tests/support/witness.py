@@ -81,7 +81,7 @@ class PgServer:
         """Whether anything of the manifest is on the server, under any of its names."""
         generation = manifest["generation"]
         names = {manifest["database"], f"zz_new_{generation}", f"zz_del_{generation}"}
-        return bool(names & self.databases()) or manifest["role"] in self.roles()
+        return bool(names & self.databases() | {manifest["role"], f"zz_del_{generation}"} & self.roles())
 
     def drops(self, since: int = 0) -> Counter[str]:
         """How often each database was dropped with success, by the server's log from byte `since` on."""

@@ -43,7 +43,8 @@ def hand_over(session: Session, role: str, oid: int) -> None:
     for statement in neutralised:
         session.execute("{neutralise}", neutralise=sql.SQL(statement))
     # A new owner of a function needs CREATE on its schema, of a publication CREATE on the database: until the REVOKE.
-    lent = _places(session, oid)
+    if lent := _places(session, oid):
+        session.lock(heir)  # of two grants on one object at a time, the server refuses one
     for place in lent:
         session.execute("GRANT CREATE ON {place} TO {heir}", place=place, heir=heir)
     session.execute("REASSIGN OWNED BY {role} TO {heir}", role=role, heir=heir)
@@ -94,16 +95,20 @@ def _must_be_powerless(session: Session, heir: str) -> None:
 
 
 def _places(session: Session, oid: int) -> list[sql.Composable]:
-    """The database and the schemas of what the role owns, where this account may lend CREATE."""
+    """The database and the schemas that a new owner needs CREATE on, where this account may lend that."""
     with session.cursor() as cursor:
         cursor.execute(
             f"""
+            WITH owned AS (
+                SELECT classid::pg_catalog.regclass::pg_catalog.text AS kind, classid, objid, objsubid {_OWNED})
             SELECT 'DATABASE ' || pg_catalog.quote_ident(pg_catalog.current_database())
-             WHERE pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE WITH GRANT OPTION')
+             WHERE EXISTS (SELECT FROM owned WHERE kind = 'pg_publication')
+               AND pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE WITH GRANT OPTION')
              UNION ALL
             SELECT 'SCHEMA ' || pg_catalog.quote_ident(nspname) FROM pg_catalog.pg_namespace
              WHERE pg_catalog.has_schema_privilege(oid, 'CREATE WITH GRANT OPTION')
-               AND nspname IN (SELECT (pg_catalog.pg_identify_object(classid, objid, objsubid)).schema {_OWNED})""",
+               AND nspname IN (SELECT (pg_catalog.pg_identify_object(classid, objid, objsubid)).schema FROM owned
+                                WHERE kind NOT IN ('pg_class', 'pg_type', 'pg_namespace', 'pg_largeobject'))""",
             {"oid": oid},
         )
         return [sql.SQL(place) for (place,) in cursor]

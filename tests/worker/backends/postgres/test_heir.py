@@ -37,6 +37,7 @@ TRAPS = """
     GRANT SELECT ON {x}_v, {x}_logs TO PUBLIC;
     CREATE MATERIALIZED VIEW {x}_m AS SELECT 1 AS n;
     CREATE SEQUENCE {x}_s;
+    CREATE PUBLICATION {x}_p FOR TABLE {x}_log;
     CREATE TYPE {x}_e AS ENUM ('a');
     CREATE DOMAIN {x}_d AS int;
     CREATE OPERATOR === (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq);
