@@ -1,7 +1,6 @@
 """Which variables the processes of `up` get, and whose value counts when a home is started again."""
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
@@ -138,10 +137,3 @@ def test_a_home_of_an_older_version_that_made_no_servers_forgets_nothing(tmp_pat
     (tmp_path / "state.json").write_text(json.dumps({"operator_token": "o", "tenant_token": "t"}))
     external = {"DEPROVISIONER_DATABASE_URL": "postgresql://external", "DEPROVISIONER_CREDENTIALS_KEY": "k"}
     assert State(tmp_path).without_made(external) == external
-
-
-def test_a_server_keeps_its_port_until_another_program_takes_it(tmp_path: Path) -> None:
-    port = State(tmp_path).port("control")
-    assert State(tmp_path).port("control") == port
-    with socket.create_server(("127.0.0.1", port)):
-        assert State(tmp_path).port("control") != port

@@ -317,6 +317,28 @@ OPERATORS = (
         ),
     ),
     *cut(
+        "outbox/doctor/checks/load.py",
+        "",
+        "tests/outbox/test_doctor.py",
+        *(
+            (
+                f"doctor: {name}",
+                old,
+                cut_to,
+                "test_a_half_open_breaker_is_a_warning_only_while_a_job_waits_that_could_be_its_probe",
+            )
+            for name, old, cut_to in (
+                ("no job waits for a half-open breaker", "WHERE retry_at > now() OR EXISTS", "WHERE true OR EXISTS"),
+                (
+                    "a job waits for a half-open breaker",
+                    "retry_at > now() OR EXISTS (SELECT",
+                    "retry_at > now() AND EXISTS (SELECT",
+                ),
+                ("a held job is no probe", "state = 'pending' AND held_by IS NULL\n", "state = 'pending'\n"),
+            )
+        ),
+    ),
+    *cut(
         "api/v1/jobs.py",
         "",
         "tests/api/test_bad_input.py",

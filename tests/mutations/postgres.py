@@ -9,6 +9,7 @@ ERRORS = f"{TESTS}/test_errors.py"
 OBSTACLES = f"{TESTS}/test_obstacles.py"
 HEIR = f"{TESTS}/test_heir.py"
 DESTROY = f"{TESTS}/test_destroy.py"
+RIGHTS = f"{TESTS}/test_rights.py"
 IDENTITY = f"{TESTS}/test_identity.py"
 SESSION = f"{TESTS}/test_session.py"
 KINDS = "tests/worker/backends/test_conformance.py"
@@ -16,7 +17,53 @@ KINDS = "tests/worker/backends/test_conformance.py"
 _REPLACED = "test_identity_is_checked_again_in_each_transaction"
 _HOSTILE = "test_what_a_hostile_customer_left_elsewhere_runs_with_no_rights"
 _ALLOWED = "test_protected_names_are_refused_whatever_the_manifest_says"
+_ASKED = "test_adoption_asks_for_exactly_the_rights_with_which_the_whole_teardown_succeeds"
 GUARDS_OF_POSTGRES = (
+    *cut(
+        PG,
+        "def must_suffice(",
+        RIGHTS,
+        (
+            "postgres: rights before an adoption",
+            "if statements := _missing(session, database, role):",
+            "if statements := []:",
+            _ASKED,
+        ),
+    ),
+    *cut(
+        PG,
+        "def _missing(",
+        RIGHTS,
+        (
+            "postgres: rights on a database's owner",
+            "if owner not in granted and not _holds(session, owner):",
+            "if False:",
+            _ASKED,
+        ),
+        (
+            "postgres: rights to end other roles' sessions",
+            "if _others_may_connect(session, database, granted):",
+            "if False:",
+            _ASKED,
+        ),
+        (
+            "postgres: a replicating role on 15",
+            "if not options and _replicates(session, role):",
+            "if False:",
+            "test_on_15_an_account_that_inherits_nothing_and_a_role_that_replicates_are_told",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _holds(",
+        RIGHTS,
+        (
+            "postgres: ADMIN before an adoption",
+            '["USAGE WITH ADMIN OPTION"] if admin else []',
+            "[]",
+            "test_a_membership_without_one_of_its_options_is_not_enough",
+        ),
+    ),
     *cut(
         PG,
         "def _translated(",

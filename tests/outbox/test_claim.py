@@ -247,15 +247,16 @@ def test_the_plans_use_their_indexes_with_a_million_finished_rows(db: Connection
         "max_attempts": 1,
         "request_id": claim.generation,
     }
-    words |= {"tenant": None}
+    words |= {"tenant": None, "free": False}
     for name in ("_START_DEPROVISION", "_COMPLETE", "_RETRY", "_DEFER", "_STICK", "_SWEEP", "_HEARTBEAT", "_EXPIRE"):
-        statement = getattr(module_of(name), name).text
-        plan = db.execute(text(f"EXPLAIN (FORMAT JSON) {statement}"), asked | words).scalar_one()
-        plan = json.loads(plan) if isinstance(plan, str) else plan
-        scanned = [
-            n for n in _nodes(plan[0]["Plan"]) if n["Node Type"] == "Seq Scan" and n["Relation Name"] == "outbox"
-        ]
-        assert not scanned, f"{name} reads the whole table"
+        # EXPLAIN would explain the first statement of a message, which takes locks, and execute the second.
+        for statement in getattr(module_of(name), name).text.split(";"):
+            plan = db.execute(text(f"EXPLAIN (FORMAT JSON) {statement}"), asked | words).scalar_one()
+            plan = json.loads(plan) if isinstance(plan, str) else plan
+            scanned = [
+                n for n in _nodes(plan[0]["Plan"]) if n["Node Type"] == "Seq Scan" and n["Relation Name"] == "outbox"
+            ]
+            assert not scanned, f"{name} reads the whole table"
 
 
 def explained(db: Connection, passed: dict[str, Claim | None]) -> list[Any]:

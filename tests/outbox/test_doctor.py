@@ -14,15 +14,15 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 import migrations
-from outbox import breakers, doctor, jobs, tables
+from outbox import breakers, doctor, holds, jobs, tables
 from outbox import db as database
 from outbox.doctor import CHECKS, examine
 from outbox.doctor.checks.schema import TRIGGERS
 from outbox.errors import Conflict
 from outbox.events import MOVES_NOTHING, STATE_AFTER, Event
-from outbox.states import StuckReason
-from tests.support.breaks import BREAKS, World, findings
-from tests.support.factories import a_resource
+from outbox.states import HoldScope, StuckReason
+from tests.support.breaks import BREAKS, World, backend_away, findings
+from tests.support.factories import a_job, a_resource
 from tests.support.processes import shell
 from tests.support.statements import statements
 
@@ -199,11 +199,25 @@ def test_a_check_that_cannot_run_is_not_reported_as_ok(world: World, monkeypatch
     slow = doctor.Check("slow", "job", "SELECT 1 AS id, now() AS since, '' AS note FROM pg_sleep(30)", "m", "d")
     monkeypatch.setattr(doctor, "CHECKS", (slow, *CHECKS))
     monkeypatch.setattr(doctor, "STATEMENT_TIMEOUT_SECONDS", 1)
-    breakers.trip(world.db, "pg-main", reason="connection refused")
+    backend_away(world)
     found = findings()
     assert found["slow"].status == "unchecked"
     assert "statement timeout" in str(found["slow"].error)
     assert set(found) == {"slow", "breaker_open"}, "the others went on"
+
+
+def test_a_half_open_breaker_is_a_warning_only_while_a_job_waits_that_could_be_its_probe(world: World) -> None:
+    """A kill between a probe's work and its record leaves such a row; the next job's work removes it."""
+    breakers.trip(world.db, "quiet", reason="connection refused")
+    world.write("UPDATE breakers SET retry_at = now()")
+    assert findings() == {}
+    a_job(world.db, backend="quiet")
+    assert "breaker_open" in findings()
+    world.write(
+        "UPDATE outbox SET held_by = :hold WHERE backend = 'quiet'",
+        hold=holds.engage(world.db, HoldScope.BACKEND, "quiet", actor="op", reason="night").id,
+    )
+    assert "breaker_open" not in findings()
 
 
 # -- the command ----------------------------------------------------------------------------------------------------
@@ -263,7 +277,7 @@ def test_the_command_says_what_is_broken_and_what_to_do(world: World, env: dict[
 
 
 def test_a_warning_alone_is_no_failure(world: World, env: dict[str, str]) -> None:
-    breakers.trip(world.db, "pg-main", reason="connection refused")
+    backend_away(world)
     answer = _cli(env, "--json")
     assert answer.returncode == 0
     assert json.loads(answer.stdout)["ok"] is True

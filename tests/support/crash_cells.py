@@ -505,7 +505,9 @@ class Adoption(Provision):
             self.resource = self.install.register(self.kind, {"database": name, "role": name})
             return
         self.install.cache.client.set(f"{name}:precious", "42")
-        self.install.cache.client.execute_command("ACL", "SETUSER", name, "on", ">p", f"~{name}:*", "+@all")
+        self.install.cache.client.execute_command(
+            "ACL", "SETUSER", name, "on", ">p", f"~{name}:*", "+@all", "-@dangerous"
+        )
         self.resource = self.install.register(self.kind, {"user": name, "prefix": f"{name}:"})
 
     def works(self) -> None:
@@ -614,8 +616,11 @@ class BackendUpAgain(Deprovision):
         self.install.ask("INSERT INTO breakers VALUES (:name, 1, now(), now(), 'away')", name=BACKENDS[self.kind])
 
     def judged(self, arrow: str | None) -> Outcome:
-        # Half-open at most: after a kill between the work and its record, the next probe finds nothing left to do.
-        assert self.install.ask("SELECT * FROM breakers WHERE retry_at > now()") == []
+        # Only work closes a breaker. A probe killed between its work and the close leaves it half-open: the next
+        # attempt finds the object gone and does no work. That is right: one job is let through at a time, and the
+        # next job whose work is done closes the breaker. It must not stay open.
+        left = [(False,)] if self.cell.moment == "before" else []
+        assert self.install.ask("SELECT retry_at > now() FROM breakers") == left
         return super().judged(arrow)
 
 

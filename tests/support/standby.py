@@ -15,14 +15,18 @@ _FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB"}
 
 
 @contextmanager
-def lagging() -> Iterator[tuple[PgServer, PgServer]]:
-    """Primary and standby. What happens on the primary from now on never reaches the standby."""
+def lagging(programs: Path | None = None) -> Iterator[tuple[PgServer, PgServer]]:
+    """Primary and standby. What happens on the primary from now on never reaches the standby.
+
+    `programs` is the folder of another version of PostgreSQL.
+    """
+    programs = programs or embedded._postgres_bin()
     home = server_folder("standby")
     started: list[embedded.Child] = []
 
     def start(name: str) -> PgServer:
         port = embedded.free_port()
-        child = embedded.postgres(home, name, port, "secret", _FAST)
+        child = embedded.postgres(home, name, port, "secret", _FAST, programs=programs)
         started.append(child)
         dsn = embedded.postgres_dsn(port, "secret")
         child.spawn()
@@ -32,7 +36,7 @@ def lagging() -> Iterator[tuple[PgServer, PgServer]]:
     try:
         primary = start("primary")
         primary.query("CREATE ROLE service LOGIN CREATEDB CREATEROLE PASSWORD 'p'")
-        _copy(primary, home)
+        _copy(primary, home, programs)
         standby = start("standby")
         standby.query("SELECT pg_wal_replay_pause()")
         yield primary, standby
@@ -42,9 +46,9 @@ def lagging() -> Iterator[tuple[PgServer, PgServer]]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _copy(primary: PgServer, home: Path) -> None:
+def _copy(primary: PgServer, home: Path, programs: Path) -> None:
     copy = home / "standby"
-    command = [embedded._postgres_bin() / "pg_basebackup", "-d", primary.dsn, "-D", copy, "-R", "-c", "fast", "-N"]
+    command = [programs / "pg_basebackup", "-d", primary.dsn, "-D", copy, "-R", "-c", "fast", "-N"]
     subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=120)
     if os.geteuid() == 0:
         for path in (copy, *copy.rglob("*")):

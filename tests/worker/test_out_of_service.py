@@ -1,17 +1,23 @@
-"""A real server that answers inspections and refuses work: one job is tried at a time, and none loses an attempt."""
+"""A real server that answers and refuses work: one job is tried at a time, and none loses an attempt."""
 
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg2
 import pytest
 import redis
 from sqlalchemy import Connection, text
 
 from deprovisioner.up import servers as embedded
 from tests.support.factories import a_job, claims, job
-from tests.support.servers import OLD_REDIS_PROGRAM, server_folder
+from tests.support.servers import OLD_POSTGRES_PROGRAMS, OLD_REDIS_PROGRAM, server_folder
+from tests.support.standby import lagging
+from tests.support.witness import PgServer
+from worker.backends import Backend
+from worker.backends.postgres import Postgres
 from worker.backends.redis import Redis
 from worker.run import Run
 
@@ -35,7 +41,32 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
         child.stop()
 
 
-def _round(db: Connection, backend: Redis) -> int:
+@pytest.fixture(scope="module", params=["18", "15"])
+def replicated(request: pytest.FixtureRequest) -> Iterator[tuple[PgServer, PgServer]]:
+    """A primary and a standby of each version; the test may change the primary's settings."""
+    if request.param == "15" and not (OLD_POSTGRES_PROGRAMS / "postgres").exists():
+        pytest.skip(f"no PostgreSQL 15 in {OLD_POSTGRES_PROGRAMS}")
+    with lagging(OLD_POSTGRES_PROGRAMS if request.param == "15" else None) as servers:
+        yield servers
+
+
+class _FailsOver(Postgres):
+    """A backend whose address leads to another server once a job has started: what a proxy does after a failover."""
+
+    def __init__(self, before: str, after: str) -> None:
+        super().__init__(before)
+        self._after = Postgres(after)
+        self.over = True
+
+    def teardown(self, manifest: Any, fence: int) -> Any:
+        return (self._after if self.over else super()).teardown(manifest, fence)
+
+
+def _service(server: PgServer) -> str:
+    return server.dsn.replace("postgres:secret", "service:p")
+
+
+def _round(db: Connection, backend: Backend) -> int:
     """Everything that waits is due: claim once and run; how many jobs were let through."""
     db.execute(text("UPDATE outbox SET available_at = now() WHERE state = 'pending'"))
     db.execute(text("UPDATE breakers SET retry_at = now()"))
@@ -43,6 +74,23 @@ def _round(db: Connection, backend: Redis) -> int:
     for claim in taken:
         Run(claim, backend, worker="w")()
     return len(taken)
+
+
+def _deprovisions(db: Connection, backend: Backend) -> tuple[list[int], list[dict[str, Any]]]:
+    """JOBS jobs with two attempts each, and the manifests of their objects, which exist."""
+    ids = [a_job(db, max_attempts=2) for _ in range(JOBS)]
+    made = []
+    for id in ids:
+        resource = db.execute(
+            text("SELECT id, generation FROM resources WHERE id = :id"), {"id": job(db, id).resource_id}
+        ).one()
+        plan = backend.plan(resource.id, resource.generation)
+        made.append(backend.provision(plan.manifest, plan.credentials))
+        db.execute(
+            text("UPDATE resources SET manifest = CAST(:manifest AS jsonb) WHERE id = :id"),
+            {"manifest": json.dumps(made[-1]), "id": resource.id},
+        )
+    return ids, made
 
 
 def _states(db: Connection, ids: list[int]) -> list[tuple[str, int]]:
@@ -83,3 +131,54 @@ def test_a_server_that_answers_reads_and_refuses_writes_burns_no_attempts(
     assert db.execute(text("SELECT count(*) FROM breakers")).scalar_one() == 0
     users = set(operator.acl_users())
     assert {manifest["user"] in users for manifest in made} == {kind == "provision"}
+
+
+@pytest.mark.parametrize("moment", ["before the start", "after the start"])
+def test_jobs_of_a_postgres_that_became_a_standby_wait_and_burn_no_attempts(
+    db: Connection, replicated: tuple[PgServer, PgServer], moment: str
+) -> None:
+    primary, standby = replicated
+    backend = _FailsOver(_service(primary), _service(standby))
+    ids, made = _deprovisions(db, backend)
+    away: Backend = backend if moment == "after the start" else Postgres(_service(standby))
+    assert [_round(db, away) for _ in range(6)] == [JOBS, 1, 1, 1, 1, 1]
+    assert _states(db, ids) == [("pending", 0)] * JOBS
+    assert "is a standby" in job(db, ids[0]).last_error
+    assert (moment == "after the start") == bool(_started(db, ids))
+    assert all(primary.bears(manifest) for manifest in made)
+    backend.over = False
+    assert [_round(db, backend), _round(db, backend)] == [1, JOBS - 1]
+    assert _states(db, ids) == [("succeeded", 1)] * JOBS
+    assert not any(primary.bears(manifest) for manifest in made)
+
+
+def test_jobs_of_a_postgres_that_keeps_new_transactions_read_only_go_on(
+    db: Connection, replicated: tuple[PgServer, PgServer]
+) -> None:
+    primary, _ = replicated
+    backend = Postgres(_service(primary))
+    ids, made = _deprovisions(db, backend)
+    try:
+        _set_read_only(primary, "on")
+        with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
+            primary.query("CREATE ROLE nobody_makes_this")
+        assert _round(db, backend) == JOBS
+    finally:
+        _set_read_only(primary, "off")
+    assert _states(db, ids) == [("succeeded", 1)] * JOBS
+    assert not any(primary.bears(manifest) for manifest in made)
+
+
+def _set_read_only(server: PgServer, value: str) -> None:
+    """At the level of the server, as an operator does whose disk fills; returns once new sessions have it."""
+    server.query(f"ALTER SYSTEM SET default_transaction_read_only = '{value}'")
+    server.query("SELECT pg_reload_conf()")
+    deadline = time.monotonic() + 20
+    while server.query("SHOW default_transaction_read_only") != [(value,)]:
+        assert time.monotonic() < deadline
+
+
+def _started(db: Connection, ids: list[int]) -> int:
+    return db.execute(
+        text("SELECT count(*) FROM outbox WHERE id = ANY(:ids) AND started_fence IS NOT NULL"), {"ids": ids}
+    ).scalar_one()

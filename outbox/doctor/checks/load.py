@@ -63,8 +63,10 @@ LOAD = (
         "backend",
         """
         SELECT backend AS id, opened_at AS since, concat(failures, ' failures: ', left(reason, 200)) AS note
-          FROM breakers""",
-        "the backend is out of reach: its jobs wait, and use up no attempts",
+          FROM breakers
+         WHERE retry_at > now() OR EXISTS (SELECT FROM outbox WHERE state = 'pending' AND held_by IS NULL
+                                              AND outbox.backend = breakers.backend)""",
+        "the backend is out of reach, or refuses work: its jobs wait, and use up no attempts",
         "bring the backend back, or correct its dsn; the next probe whose work the backend does closes the breaker",
         "warning",
     ),

@@ -9,6 +9,7 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `identity`  what the server shows under a manifest's names, and whether it is the manifest's object
 - `endpoint`  the address that customers are given
 - `create`    plan, provision, adopt
+- `rights`    what the account must be allowed to do before it adopts
 - `destroy`   quarantine, release, teardown
 """
 

@@ -9,7 +9,7 @@ from outbox.errors import Refused, Transient
 from outbox.kinds.postgres import KIND
 from outbox.rows import Json
 from worker.backends import Plan, mark
-from worker.backends.postgres import endpoint, identity
+from worker.backends.postgres import endpoint, identity, rights
 from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.identity import State
 from worker.backends.postgres.session import INSPECT_SECONDS, Server, Session
@@ -125,6 +125,7 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
             raise Refused(f"there is no role {manifest['role']!r} to adopt")
         if state.role is not None and manifest.get("role_oid") not in (None, state.role.oid):
             raise Refused(f"role {state.role.name!r} has OID {state.role.oid}, not {manifest['role_oid']}")
+        rights.must_suffice(session, database, state.role)
         adopted = KIND.manifest(
             database=database.name,
             role=manifest.get("role"),

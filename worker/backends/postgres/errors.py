@@ -4,7 +4,7 @@ import re
 
 import psycopg2
 
-from outbox.errors import BackendError, Refused, Transient, Unavailable
+from outbox.errors import BackendError, OutOfService, Refused, Transient, Unavailable
 
 # `last_error` is read in a terminal, and a customer can choose the names in it.
 MAX_CHARACTERS = 500
@@ -13,12 +13,12 @@ LOST = "none"  # the connection broke, and the server sent no SQLSTATE
 TABLE: tuple[tuple[str, type[BackendError], str], ...] = (
     (LOST, Unavailable, "the connection broke, or could not be made"),
     ("08", Unavailable, "the connection broke"),
-    ("25006", Unavailable, "the server, or this session, is read-only"),
+    ("25006", OutOfService, "the server, or this session, is read-only"),
     ("28", Unavailable, "the server does not let the service's account in"),
     ("2BP01", Refused, "other objects depend on what is to be dropped"),
     ("42501", Refused, "the service's account lacks a right"),
-    ("53100", Unavailable, "the disk is full"),
-    ("53300", Unavailable, "no connection slot is free"),
+    ("53100", OutOfService, "the disk is full"),
+    ("53300", OutOfService, "no connection slot is free"),
     ("57P01", Unavailable, "the server is shutting down, or an administrator ended the session"),
     ("57P02", Unavailable, "the server has crashed and restarts"),
     ("57P03", Unavailable, "the server is starting"),

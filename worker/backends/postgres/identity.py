@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from outbox.errors import Refused, Unavailable
+from outbox.errors import OutOfService, Refused
 from outbox.rows import Json
 from worker.backends import Absent, Different, Observation, Same, mark
 from worker.backends.postgres.session import INSPECT_SECONDS, STANDBY, Server, Session
@@ -73,7 +73,7 @@ def inspect(server: Server, manifest: Json) -> Observation:
 
 
 def read_state(session: Session, manifest: Json) -> State:
-    """The databases and roles of a manifest, as the server shows them now. Raises Unavailable on a standby."""
+    """The databases and roles of a manifest, as the server shows them now. Raises OutOfService on a standby."""
     with session.cursor() as cursor:
         cursor.execute(
             _STATE,
@@ -87,7 +87,7 @@ def read_state(session: Session, manifest: Json) -> State:
         )
         standby, identifier, database, user, databases, roles = cursor.fetchone()
     if standby:  # `connect` has asked too; a pooler may have moved the session since
-        raise Unavailable(STANDBY)
+        raise OutOfService(STANDBY)
     found = tuple(Role(oid, name, said, superuser, tuple(owns)) for oid, name, said, superuser, owns in roles or ())
     named = next((r for r in found if r.name == manifest.get("role")), None)
     role = next((r for r in found if is_our_role(r, manifest)), named)

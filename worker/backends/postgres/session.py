@@ -13,7 +13,7 @@ import psycopg2
 from psycopg2 import errors as sqlstates
 from psycopg2 import extensions, sql
 
-from outbox.errors import BackendError, SettingsError, Transient, Unavailable
+from outbox.errors import BackendError, OutOfService, SettingsError, Transient
 from worker.backends.postgres import errors
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -160,7 +160,7 @@ def _settle(session: Session) -> None:
         )
         standby, read_only, *_ = cursor.fetchone()
         if standby or read_only:
-            raise Unavailable(STANDBY if standby else READ_ONLY)
+            raise OutOfService(STANDBY if standby else READ_ONLY)
         with contextlib.suppress(sqlstates.InvalidParameterValue):  # a platform that cannot watch its sockets
             cursor.execute(
                 "SELECT pg_catalog.set_config('client_connection_check_interval', %s, false)", (str(CLIENT_CHECK_MS),)

@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import parse_dsn
 
-from outbox.errors import Refused, Transient, Unavailable
+from outbox.errors import OutOfService, Refused, Transient, Unavailable
 from tests.support.witness import PgServer
 from worker.backends import Absent
 from worker.backends.postgres import Postgres, errors
@@ -27,7 +27,8 @@ def test_the_runbook_has_the_table_of_errors() -> None:
 @pytest.mark.parametrize(
     ("code", "meaning"),
     [
-        *((code, Unavailable) for code in ("25006", "53100", "53300", "57P01", "57P02", "57P03", "08006", "28P01")),
+        *((code, OutOfService) for code in ("25006", "53100", "53300")),
+        *((code, Unavailable) for code in ("57P01", "57P02", "57P03", "08006", "28P01")),
         *(
             (code, Transient)
             for code in ("53200", "55P03", "55006", "57014", "58030", "XX000", "XX001", "40P01", "42704")
@@ -37,8 +38,9 @@ def test_the_runbook_has_the_table_of_errors() -> None:
 )
 def test_an_error_is_taken_for_what_its_code_says(service: str, code: str, meaning: type[Exception]) -> None:
     raised = f"DO $$ BEGIN RAISE EXCEPTION 'boom' USING ERRCODE = '{code}'; END $$"
-    with pytest.raises(meaning, match=r"^boom$"), Server(service, frozenset()).connect() as session:
+    with pytest.raises(meaning, match=r"^boom$") as told, Server(service, frozenset()).connect() as session:
         session.execute(raised)
+    assert told.type is meaning
 
 
 def test_an_error_keeps_its_detail_hint_and_place_on_one_line_of_bounded_length(service: str) -> None:
