@@ -12,7 +12,7 @@ POSTGRES = "CREATE ROLE deprovisioner_service LOGIN CREATEDB CREATEROLE PASSWORD
 REDIS = (
     "ACL SETUSER deprovisioner_service on >CHANGE-ME ~* resetchannels -@all +ping +select +info +config|get "
     "+get +set +persist +type +unlink +scan +eval +watch +unwatch +multi +exec +client|kill +client|setname "
-    "+acl|whoami +acl|getuser +acl|setuser +acl|deluser +acl|list +acl|users +acl|save"
+    "+acl|whoami +acl|cat +acl|getuser +acl|setuser +acl|deluser +acl|list +acl|users +acl|save"
 )
 _SECRET = "CHANGE-ME"  # noqa: S105 - where the documents want a password
 
