@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from deprovisioner.up import servers as embedded
 from tests.support.servers import server_folder
 from tests.support.witness import PgServer
