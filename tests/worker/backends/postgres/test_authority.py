@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 
 from outbox.errors import Unavailable
-from tests.support.servers import Servers, database_dsn
+from tests.support.servers import OLD_POSTGRES_PROGRAMS, Servers, database_dsn
 from tests.support.standby import lagging
 from tests.support.witness import PgServer
 from worker.backends import Absent, Same
@@ -30,6 +30,7 @@ PINNED = {
     "DateStyle": ("SQL, DMY", "ISO, MDY"),
     "TimeZone": ("Asia/Tokyo", "UTC"),
     "row_security": ("off", "on"),
+    "default_tablespace": ("pg_global", ""),
     "statement_timeout": ("1ms", "5min"),
     "lock_timeout": ("1ms", "10s"),
     "idle_session_timeout": ("1ms", "5min"),
@@ -39,9 +40,9 @@ PINNED = {
 }
 
 
-@pytest.fixture(scope="module")
-def replicated() -> Iterator[tuple[PgServer, PgServer]]:
-    with lagging() as servers:
+@pytest.fixture(scope="module", params=[None, OLD_POSTGRES_PROGRAMS], ids=["18", "15"])
+def replicated(request: pytest.FixtureRequest) -> Iterator[tuple[PgServer, PgServer]]:
+    with lagging(request.param) as servers:
         yield servers
 
 

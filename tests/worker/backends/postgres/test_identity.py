@@ -110,9 +110,13 @@ _MARKED = "IS 'deprovisioner gen={generation}'"
         ),
     ],
 )
+@pytest.mark.parametrize("anywhere", ["18-service", "15-service"], indirect=True)
 def test_a_part_that_matches_is_never_absent_nor_touched(
-    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], by_hand: list[str], says: str
+    anywhere: tuple[Postgres, PgServer], by_hand: list[str], says: str
 ) -> None:
+    backend, pg = anywhere
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    provisioned = backend.provision(plan.manifest, plan.credentials)
     for statement in by_hand:
         pg.query(statement.format(**provisioned))
     before = pg.databases(), pg.query("SELECT oid, rolname, rolcanlogin FROM pg_roles ORDER BY oid")
