@@ -57,7 +57,7 @@ class Process:
             self.popen = subprocess.Popen([*command, name], env=env | port, stdout=out, stderr=out)
 
     def catches(self, number: signal.Signals) -> bool:
-        """Whether it has a handler of this signal by now. Python installs that of SIGINT, the product that of SIGTERM."""
+        """Whether it has a handler of this signal: Python installs that of SIGINT, the product that of SIGTERM."""
         status = Path(f"/proc/{self.popen.pid}/status").read_text()
         caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
         return bool(int(caught, 16) >> (number - 1) & 1)
