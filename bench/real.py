@@ -19,6 +19,7 @@ import redis
 
 from bench import measures
 from bench.stack import PRODUCT, TENANT, Stack
+from deprovisioner.up import accounts
 from outbox.rows import Json
 from worker.backends import Backend
 from worker.backends.postgres import Postgres
@@ -47,8 +48,8 @@ def databases(stack: Stack, count: int, *, first: str) -> measures.Figures:
 
     path = stack.backends("pg-main", "postgres", stack.pg_main_dsn, THREADS)
     figures = _both(stack, "postgres", path, backend, count, first, statements, bare, lambda: _transactions(stack))
-    left = _ask(stack.pg_main_dsn, "SELECT datname FROM pg_database WHERE datname ~ '^(db|zz)_'")
-    left += _ask(stack.pg_main_dsn, "SELECT rolname FROM pg_roles WHERE rolname ~ '^usr_'")
+    left = _ask(stack.pg_main_admin_dsn, "SELECT datname FROM pg_database WHERE datname ~ '^(db|zz)_'")
+    left += _ask(stack.pg_main_admin_dsn, "SELECT rolname FROM pg_roles WHERE rolname ~ '^usr_'")
     assert not left, f"not torn down: {left[:3]}"
     return figures
 
@@ -62,9 +63,9 @@ def namespaces(stack: Stack, count: int, *, first: str) -> measures.Figures:
 
     path = stack.backends("redis-main", "redis", url, THREADS)
     figures = _both(
-        stack, "redis", path, Redis(url), count, first, lambda manifest: manifest, bare, lambda: _calls(url)
+        stack, "redis", path, Redis(url), count, first, lambda manifest: manifest, bare, lambda: _calls(stack)
     )
-    with _connected(url) as server:
+    with _connected(stack.redis_main_admin_url) as server:
         left = (server.dbsize(), len(server.acl_list()))
     assert left == (1, 1), f"(keys, users) left: {left}; one of each is the server's own"
     return figures
@@ -124,11 +125,11 @@ def _make_all(stack: Stack, kind: str, backend: Backend, count: int) -> list[Jso
     Otherwise the first drop would wait until the 300 files of each database are on disk.
     """
     if kind == "postgres":
-        _fsync(stack.pg_main_dsn, "off")
+        _fsync(stack.pg_main_admin_dsn, "off")
     made = _at_once(lambda _: _make(stack, kind, backend), range(count))
     if kind == "postgres":
-        _ask(stack.pg_main_dsn, "CHECKPOINT")
-        _fsync(stack.pg_main_dsn, "on")
+        _ask(stack.pg_main_admin_dsn, "CHECKPOINT")
+        _fsync(stack.pg_main_admin_dsn, "on")
     return made
 
 
@@ -146,7 +147,7 @@ def _make(stack: Stack, kind: str, backend: Backend) -> Json:
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
     manifest = backend.provision(plan.manifest, plan.credentials)
     if kind == "redis":
-        with _connected(stack.redis_main_url) as server:
+        with _connected(stack.redis_main_admin_url) as server:
             assert server.eval(_FILL, 0, manifest["prefix"], KEYS - 1) == KEYS - 1  # the last key is the generation key
     return manifest
 
@@ -172,19 +173,21 @@ def _transactions(stack: Stack) -> measures.Figures:
     """How many transactions the server has committed in the database to which teardowns connect."""
     time.sleep(0.3)  # a session reports its counts when it ends, a moment after its client has disconnected
     statement = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
-    return {"transactions": float(_ask(stack.pg_main_dsn, statement)[0][0])}
+    return {"transactions": float(_ask(stack.pg_main_admin_dsn, statement)[0][0])}
 
 
 def _recorded(stack: Stack) -> Callable[[Json], list[list[str]]]:
     """Record one teardown by the product in the server's log; return a function that rewrites it for another object."""
     log = stack.home / "log" / "pg-main.log"
-    plain, logged = Postgres(stack.pg_main_dsn), Postgres(stack.pg_main_dsn + "?options=-c%20log_statement%3Dall")
-    made = _make(stack, "postgres", plain)
+    backend = Postgres(stack.pg_main_dsn)
+    made = _make(stack, "postgres", backend)
     role_oid = _role_oid(stack, made)
     seen = log.stat().st_size
-    logged.inspect(made)  # the backend's part of a teardown: inspect, tear down, inspect again
-    logged.teardown(made, 1)
-    logged.inspect(made)
+    _ask(stack.pg_main_admin_dsn, f"ALTER ROLE {accounts.NAME} SET log_statement = 'all'")  # only a superuser may
+    backend.inspect(made)  # the backend's part of a teardown: inspect, tear down, inspect again
+    backend.teardown(made, 1)
+    backend.inspect(made)
+    _ask(stack.pg_main_admin_dsn, f"ALTER ROLE {accounts.NAME} RESET log_statement")
     sessions = _sessions(log.read_bytes()[seen:].decode())
     assert any("DROP DATABASE" in statement for session in sessions for statement in session), sessions
 
@@ -244,9 +247,9 @@ def _ask(dsn: str, statement: str) -> list[Any]:
 # -- Redis: the same commands, written by hand, since SCAN's cursors cannot be replayed --------------------------------
 
 
-def _calls(url: str) -> measures.Figures:
+def _calls(stack: Stack) -> measures.Figures:
     """How often the server ran each command, except SCAN: its number depends on the other keys of the server."""
-    with _connected(url) as server:
+    with _connected(stack.redis_main_admin_url) as server:
         stats = server.info("commandstats")
     calls = {name.removeprefix("cmdstat_"): float(stat["calls"]) for name, stat in stats.items()}
     return {name: count for name, count in calls.items() if name != "scan"}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from deprovisioner.up import servers
+from deprovisioner.up import accounts, servers
 from deprovisioner.up.servers import Child
 from outbox import credentials
 from outbox.settings import PREFIX
@@ -36,8 +36,10 @@ class Stack:
         self.postgres_port, self.broker_port, self.api_port, self.pg_main_port, self.redis_main_port = ports
         self.dsn = servers.postgres_dsn(self.postgres_port, self.password)
         self.broker_url = servers.valkey_url(self.broker_port)
-        self.pg_main_dsn = servers.postgres_dsn(self.pg_main_port, self.password)
-        self.redis_main_url = servers.valkey_url(self.redis_main_port, self.password)
+        # The product and the bare loop have the documented accounts; the administrators prepare and look.
+        self.pg_main_admin_dsn = servers.postgres_dsn(self.pg_main_port, self.password)
+        self.redis_main_admin_url = servers.valkey_url(self.redis_main_port, self.password)
+        self.pg_main_dsn = self.redis_main_url = ""  # once `real_backends` runs
 
     @contextmanager
     def api(self, processes: int = 1) -> Iterator[psutil.Process]:
@@ -79,6 +81,8 @@ class Stack:
             _postgres(self.home, "pg-main", self.pg_main_port, self.password),
             _valkey(self.home, "redis-main", self.redis_main_port, self.password),
         ):
+            self.pg_main_dsn = accounts.postgres(self.pg_main_admin_dsn, self.password)
+            self.redis_main_url = accounts.valkey(self.redis_main_admin_url, self.password)
             yield
 
     def backends(self, name: str, kind: str, dsn: str, concurrency: int, file: str = "") -> Path:

@@ -19,9 +19,11 @@ from deprovisioner.demo.witnesses import Holding
 from tests.soak.load import Life, Load
 from tests.soak.stage import Stage
 from tests.soak.strangers import Newcomer, intact
+from tests.support import accounts
 from tests.support.witness import PgServer
+from worker.backends.redis import identity
 
-_SYSTEM = {"postgres", "template0", "template1", "default", "deprovisioner:"}
+_SYSTEM = {"postgres", "template0", "template1", "default", "deprovisioner:", accounts.NAME}
 
 Json = dict[str, Any]
 
@@ -208,6 +210,7 @@ def _names_of_postgres(server: PgServer) -> set[str]:
 
 def _names_of_redis(client: "redis.Redis") -> set[str]:
     users = {line.split()[1] for line in client.execute_command("ACL", "LIST")}
+    users = {name for name in users if not name.startswith(identity.SERVER_USER)}  # it names the server
     return users | {_prefix(key) for key in client.scan_iter(count=1000)}
 
 

@@ -17,6 +17,7 @@ from deprovisioner.up import servers as embedded
 from deprovisioner.up.servers import Child
 from outbox import credentials, db, tokens
 from outbox.settings import PREFIX
+from tests.support import accounts
 from tests.support.witness import PgServer, RedisServer
 
 LEASE_SECONDS = 4
@@ -50,7 +51,7 @@ class Stage:
         self._still: dict[str, list[psutil.Process]] = {}
 
     def start(self) -> None:
-        """Servers, schema, tokens, then the product."""
+        """Servers, the service's accounts, schema, tokens, then the product."""
         control = self._postgres("control", {})
         for name in POSTGRES:
             self.pg[name] = PgServer(self._postgres(name, _WITNESSED), self.home / "log" / f"{name}.log")
@@ -62,6 +63,10 @@ class Stage:
             self.children[name].wait_until(lambda dsn=server.dsn: embedded.postgres_ready(dsn))
         for name, server in {"broker": self.broker, **self.redis}.items():
             self.children[name].wait_until(lambda url=server.url: embedded.valkey_ready(url))
+        for server in self.pg.values():
+            server.service_dsn = accounts.postgres(server.dsn)
+        for server in self.redis.values():
+            server.service_dsn = accounts.valkey(server.url)
         self._settle(control)
         self._product()
 
@@ -95,8 +100,8 @@ class Stage:
                 self.tokens[tenant] = tokens.create(session, role="tenant", tenant=tenant, name=tenant)[1]
 
     def _backend(self, name: str) -> str:
-        kind, dsn = ("postgres", self.pg[name].dsn) if name in self.pg else ("redis", self.redis[name].url)
-        return f'[backends.{name}]\nkind = "{kind}"\ndsn = "{dsn}"\nconcurrency = 3\n'
+        kind, server = ("postgres", self.pg[name]) if name in self.pg else ("redis", self.redis[name])
+        return f'[backends.{name}]\nkind = "{kind}"\ndsn = "{server.service_dsn}"\nconcurrency = 3\n'
 
     def _product(self) -> None:
         for number in range(APIS):

@@ -9,7 +9,7 @@ from outbox.errors import Refused, Transient
 from outbox.kinds.postgres import KIND
 from outbox.rows import Json
 from worker.backends import Plan, mark
-from worker.backends.postgres import endpoint, identity
+from worker.backends.postgres import endpoint, identity, rights
 from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.identity import State
 from worker.backends.postgres.session import INSPECT_SECONDS, Server, Session
@@ -92,6 +92,7 @@ def _create_database(session: Session, state: State, manifest: Json) -> None:
         session.execute("DROP DATABASE {name}", name=new)
     # template0, because CREATE DATABASE fails while a session is in its template.
     session.execute("CREATE DATABASE {name} TEMPLATE template0", name=new)
+    created = identity.read_state(session, manifest).named(new)
     with session.transaction():
         session.execute("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=new)
         session.execute(
@@ -105,6 +106,9 @@ def _create_database(session: Session, state: State, manifest: Json) -> None:
             mark=sql.Literal(mark(manifest["generation"])),
         )
         session.execute("ALTER DATABASE {old} RENAME TO {new}", old=new, new=manifest["database"])
+        renamed = identity.read_state(session, manifest).named(manifest["database"])
+        if created is None or renamed is None or renamed.oid != created.oid:  # all this was done by name
+            raise Refused(f"database {new!r} is no longer the one that was just created")
 
 
 def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
@@ -125,6 +129,7 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
             raise Refused(f"there is no role {manifest['role']!r} to adopt")
         if state.role is not None and manifest.get("role_oid") not in (None, state.role.oid):
             raise Refused(f"role {state.role.name!r} has OID {state.role.oid}, not {manifest['role_oid']}")
+        rights.must_suffice(session, database, state.role)
         adopted = KIND.manifest(
             database=database.name,
             role=manifest.get("role"),
