@@ -198,6 +198,18 @@ GUARDS_OF_POSTGRES = (
             "",
             "test_settings_of_role_and_database_do_not_reach_a_session",
         ),
+        (
+            "postgres: the tablespace",
+            " -c default_tablespace=",
+            "",
+            "test_settings_of_role_and_database_do_not_reach_a_session",
+        ),
+        (
+            "postgres: the search path has no schema of customers",
+            "search_path=pg_catalog,pg_temp",
+            "search_path=pg_catalog,public",
+            "test_a_customer_s_functions_operators_and_casts_are_never_called",
+        ),
     ),
     *cut(
         PG,

@@ -31,8 +31,9 @@ def test_a_superuser_s_session_is_named_and_saves_no_other_session(
 
 
 def test_superusers_that_reconnect_do_not_keep_the_database_alive(
-    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+    superuser: Postgres, pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
+    # Only a superuser's account may end a superuser's sessions; the test above has the documented one.
     done = threading.Event()
     inside = make_dsn(pg.dsn, dbname=provisioned["database"])
 
@@ -47,7 +48,7 @@ def test_superusers_that_reconnect_do_not_keep_the_database_alive(
     for agent in agents:
         agent.start()
     try:
-        backend.teardown(provisioned, 1)
+        superuser.teardown(provisioned, 1)
     finally:
         done.set()
         for agent in agents:
