@@ -129,4 +129,4 @@ def test_a_postgresql_that_was_rebuilt_is_given_up_by_two_operators(
         system.worker(PG_MAIN_DSN=dsn)
         resource = until(acme, create(acme), "active")
         rebuild()
-        _ends_by_the_runbook(db, acme, resource, at_hand, "server")
+        _ends_by_the_runbook(db, acme, resource, at_hand, "the wrong server")
