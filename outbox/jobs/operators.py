@@ -54,10 +54,11 @@ _PROPOSED = f"""
     proof AS (
         SELECT id AS approval, jsonb_build_object('forced', true, 'proposed_by', proposed_by,
                                                   'approved_by', CAST(:actor AS text)) || COALESCE(
-               (SELECT jsonb_build_object('found', found, 'seen', seen, 'observed_by', observed_by,
-                                          'observed_at', observed_at)
-                  FROM observations WHERE job_id = :id AND fence = :fence AND observed_at IS NOT NULL
-                 ORDER BY observed_at DESC, id DESC LIMIT 1), '{{}}') AS evidence
+               (SELECT jsonb_build_object('found', look.found, 'seen', look.seen, 'observed_by', look.observed_by,
+                                          'observed_at', look.observed_at)
+                  FROM observations AS look
+                 WHERE (look.job_id, look.fence) = (:id, :fence) AND look.observed_at IS NOT NULL
+                 ORDER BY look.observed_at DESC, look.id DESC LIMIT 1), '{{}}') AS evidence
           FROM approvals
          WHERE action = :action AND job_id = :id AND fence = :fence AND approved_at IS NULL
            AND proposed_by <> :actor AND proposed_at > now() - :life
