@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import psycopg2
 from psycopg2 import errors as sqlstates
@@ -12,25 +11,12 @@ from outbox.errors import Refused, Transient
 from worker.backends.postgres.errors import clean
 from worker.backends.postgres.identity import Database, Role
 from worker.backends.postgres.session import Session
+from worker.backends.postgres.waits import Client
 
 # How long all sessions together may take to end.
 TERMINATE_SECONDS = 5.0
 # How many obstacles one error names.
 NAMED = 5
-
-
-@dataclass(frozen=True)
-class Client:
-    """A session that is in the way, as pg_stat_activity shows it; an account without pg_monitor sees no `since`."""
-
-    pid: int
-    user: str
-    application: str
-    since: str | None
-
-    def __str__(self) -> str:
-        since = f" since {self.since}" if self.since else ""
-        return f"pid {self.pid} of {self.user!r} ({self.application or 'no application_name'}){since}"
 
 
 def end_sessions(session: Session, database: Database | None, role: Role | None, spared: int = 0) -> list[Client]:

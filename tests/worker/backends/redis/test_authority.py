@@ -31,7 +31,7 @@ def own(program: str, tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def _made(server: RedisServer) -> dict[str, Any]:
-    backend = Redis(server.url)
+    backend = Redis(server.service_dsn)
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
     made = backend.provision(plan.manifest, plan.credentials)
     server.client.set(f"{made['prefix']}a", 1)
@@ -78,12 +78,12 @@ def test_the_server_s_identity_may_do_nothing(own: RedisServer) -> None:
     assert user["categories"] == ["-@all"]
     assert user["commands"] == []
     own.client.execute_command("ACL", "LOAD")
-    assert Redis(own.url).plan(uuid.uuid4(), uuid.uuid4()).manifest["server"] == made["server"], "it was saved"
+    assert Redis(own.service_dsn).plan(uuid.uuid4(), uuid.uuid4()).manifest["server"] == made["server"], "it was saved"
 
 
 @pytest.mark.parametrize("how", ["flushed", "evicted"])
 def test_lost_keys_change_no_identity(own: RedisServer, how: str) -> None:
-    made, backend = _made(own), Redis(own.url)
+    made, backend = _made(own), Redis(own.service_dsn)
     if how == "flushed":
         own.client.flushall()
     else:
@@ -95,7 +95,7 @@ def test_lost_keys_change_no_identity(own: RedisServer, how: str) -> None:
             f"{made['prefix']}gen", KEY, f"{made['prefix']}a"
         )  # which ones go first is the server's choice
         own.client.config_set("maxmemory", "0")
-    assert Redis(own.url).plan(uuid.uuid4(), uuid.uuid4()).manifest["server"] == made["server"]
+    assert Redis(own.service_dsn).plan(uuid.uuid4(), uuid.uuid4()).manifest["server"] == made["server"]
     assert isinstance(backend.inspect(made), Same)
     backend.teardown(made, 1)
     assert isinstance(backend.inspect(made), Absent)
@@ -106,10 +106,10 @@ def test_a_replica_is_not_believed(program: str, own: RedisServer, tmp_path: Pat
     made = _made(own)
     with redis_servers.running(program, tmp_path / "replica") as replica:
         redis_servers.replicate(replica, own)
-        for act in _verbs(Redis(replica.url), made):
+        for act in _verbs(Redis(replica.service_dsn), made):
             with pytest.raises(Unavailable, match="is a replica"):
                 act()
-    assert isinstance(Redis(own.url).inspect(made), Same)
+    assert isinstance(Redis(own.service_dsn).inspect(made), Same)
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["now", "older"])
@@ -120,7 +120,7 @@ def test_a_promoted_replica_never_says_absent(program: str, own: RedisServer, tm
     with redis_servers.running(program, tmp_path / "replica") as replica:
         redis_servers.replicate(replica, own)
         replica.client.replicaof("no", "one")
-        promoted = Redis(replica.url)
+        promoted = Redis(replica.service_dsn)
         for _ in range(2):
             seen = promoted.inspect(made)
             assert isinstance(seen, Different)
@@ -133,7 +133,7 @@ def test_a_promoted_replica_never_says_absent(program: str, own: RedisServer, tm
 
 def test_an_older_version_s_server_is_taken_over(own: RedisServer) -> None:
     first, second = _made(own), _made(own)
-    backend = Redis(own.url)
+    backend = Redis(own.service_dsn)
     _as_an_older_version_left_it(own, first)
     before = own.users()
     assert isinstance(backend.inspect(first), Same)
@@ -178,7 +178,7 @@ def test_racing_plans_agree_on_one_identity(own: RedisServer) -> None:
     def plan() -> None:
         barrier.wait()
         try:
-            found.append(Redis(own.url).plan(uuid.uuid4(), uuid.uuid4()).manifest["server"])
+            found.append(Redis(own.service_dsn).plan(uuid.uuid4(), uuid.uuid4()).manifest["server"])
         except Transient as error:
             lost.append(error)
 
@@ -188,11 +188,11 @@ def test_racing_plans_agree_on_one_identity(own: RedisServer) -> None:
     for thread in threads:
         thread.join()
     assert found
-    assert {f"{identity.SERVER_USER}{one}" for one in found} == own.users() - {"default"}
+    assert {f"{identity.SERVER_USER}{one}" for one in found} == own.users() - {"default", accounts.NAME}
 
 
 def test_a_server_with_two_identities_is_not_believed(own: RedisServer) -> None:
-    made, backend = _made(own), Redis(own.url)
+    made, backend = _made(own), Redis(own.service_dsn)
     own.client.execute_command("ACL", "SETUSER", f"{identity.SERVER_USER}{uuid.uuid4()}", "reset")
     seen = backend.inspect(made)
     assert isinstance(seen, Different)
@@ -203,7 +203,7 @@ def test_a_server_with_two_identities_is_not_believed(own: RedisServer) -> None:
 
 
 def test_a_user_under_another_name_is_found_by_its_mark(own: RedisServer) -> None:
-    made, backend = _made(own), Redis(own.url)
+    made, backend = _made(own), Redis(own.service_dsn)
     own.client.execute_command(
         "ACL", "SETUSER", "copy", "on", ">p", f"~{made['prefix']}*", "+@all", f"&deprovisioner:gen:{made['generation']}"
     )
@@ -217,7 +217,7 @@ def test_a_user_under_another_name_is_found_by_its_mark(own: RedisServer) -> Non
 
 
 def test_keys_of_a_user_that_was_removed_by_hand_are_torn_down(own: RedisServer) -> None:
-    made, backend = _made(own), Redis(own.url)
+    made, backend = _made(own), Redis(own.service_dsn)
     own.client.acl_deluser(made["user"])
     assert isinstance(backend.inspect(made), Same)
     backend.teardown(made, 1)
@@ -226,7 +226,7 @@ def test_keys_of_a_user_that_was_removed_by_hand_are_torn_down(own: RedisServer)
 
 
 def test_a_server_that_lost_everything_says_that_nothing_is_left(own: RedisServer) -> None:
-    made, backend = _made(own), Redis(own.url)
+    made, backend = _made(own), Redis(own.service_dsn)
     own.client.acl_deluser(f"{identity.SERVER_USER}{made['server']}")
     own.client.delete(KEY)
     seen = backend.inspect(made)
@@ -245,22 +245,22 @@ def test_a_server_that_lost_everything_says_that_nothing_is_left(own: RedisServe
 def test_a_cluster_is_refused_at_birth(program: str, tmp_path: Path) -> None:
     with redis_servers.running(program, tmp_path, "--cluster-enabled", "yes") as server:
         with pytest.raises(Refused, match="Redis Cluster"):
-            Redis(server.url).plan(uuid.uuid4(), uuid.uuid4())
-        assert server.users() == {"default"}
+            Redis(server.service_dsn).plan(uuid.uuid4(), uuid.uuid4())
+        assert server.users() == {"default", accounts.NAME}
 
 
 def test_a_server_that_forgets_its_users_is_refused_at_birth(program: str, tmp_path: Path) -> None:
     with redis_servers.running(program, tmp_path, aclfile=False) as server:
-        for backend in (Redis(server.url),):
+        for backend in (Redis(server.service_dsn),):
             with pytest.raises(Refused, match="volatile_users = true"):
                 backend.plan(uuid.uuid4(), uuid.uuid4())
             with pytest.raises(Refused, match="volatile_users = true"):
                 backend.adopt({"user": "u", "prefix": "u:"}, uuid.uuid4())
-        assert server.users() == {"default"}
-        meant = Redis(server.url, volatile_users=True)
+        assert server.users() == {"default", accounts.NAME}
+        meant = Redis(server.service_dsn, volatile_users=True)
         plan = meant.plan(uuid.uuid4(), uuid.uuid4())
         made = meant.provision(plan.manifest, plan.credentials)
-        Redis(server.url).teardown(made, 1)
+        Redis(server.service_dsn).teardown(made, 1)
         assert isinstance(meant.inspect(made), Absent)
 
 
@@ -269,8 +269,8 @@ def test_a_server_without_config_is_clear_at_birth_and_tolerated_at_death(
     program: str, tmp_path: Path, aclfile: bool
 ) -> None:
     with redis_servers.running(program, tmp_path, aclfile=aclfile) as server:
-        plan = Redis(server.url, volatile_users=True).plan(uuid.uuid4(), uuid.uuid4())
-        made = Redis(server.url, volatile_users=True).provision(plan.manifest, plan.credentials)
+        plan = Redis(server.service_dsn, volatile_users=True).plan(uuid.uuid4(), uuid.uuid4())
+        made = Redis(server.service_dsn, volatile_users=True).provision(plan.manifest, plan.credentials)
         server.client.execute_command("ACL", "SETUSER", "managed", "on", ">p", "~*", "&*", "+@all", "-config")
         managed = Redis(server.url.replace("redis://", "redis://managed:p@"))
         if aclfile:
