@@ -10,6 +10,7 @@ OBSTACLES = f"{TESTS}/test_obstacles.py"
 HEIR = f"{TESTS}/test_heir.py"
 DESTROY = f"{TESTS}/test_destroy.py"
 RIGHTS = f"{TESTS}/test_rights.py"
+WAITS = f"{TESTS}/test_waits.py"
 IDENTITY = f"{TESTS}/test_identity.py"
 SESSION = f"{TESTS}/test_session.py"
 SWAPS = f"{TESTS}/test_swaps.py"
@@ -19,7 +20,25 @@ _REPLACED = "test_identity_is_checked_again_in_each_transaction"
 _HOSTILE = "test_what_a_hostile_customer_left_elsewhere_runs_with_no_rights"
 _ALLOWED = "test_protected_names_are_refused_whatever_the_manifest_says"
 _ASKED = "test_adoption_asks_for_exactly_the_rights_with_which_the_whole_teardown_succeeds"
+_STOPPED = "test_a_stopped_process_of_another_database_is_named_and_not_waited_for_in_vain"
 GUARDS_OF_POSTGRES = (
+    *cut(
+        PG,
+        "def told(",
+        WAITS,
+        (
+            "postgres: which process does not answer",
+            "if unanswering := _unanswering(self._session):",
+            'if unanswering := "":',
+            _STOPPED,
+        ),
+        (
+            "postgres: who holds the lock",
+            "if time.monotonic() - seen_at < _FRESH_SECONDS",
+            "if False",
+            "test_who_holds_a_lock_that_a_teardown_waits_for_is_named",
+        ),
+    ),
     *cut(
         PG,
         "def must_suffice(",

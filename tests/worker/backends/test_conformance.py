@@ -66,7 +66,7 @@ class Subject:
 @contextmanager
 def _replicated_postgres(programs: Path | None = None) -> Iterator[tuple[Backend, Backend]]:
     with lagging(programs) as (primary, standby):
-        yield Postgres(primary.dsn), Postgres(standby.dsn)
+        yield Postgres(primary.service_dsn), Postgres(standby.service_dsn)
 
 
 def _disguises(witness: PgServer) -> tuple[Callable[[dict[str, Any]], None], ...]:
