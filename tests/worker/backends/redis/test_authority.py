@@ -12,6 +12,7 @@ import redis as client
 
 from outbox.errors import Refused, Transient, Unavailable
 from tests.support import accounts, redis_servers
+from tests.support.proxy import Proxy
 from tests.support.witness import RedisServer, an_acl_user
 from worker.backends import Absent, Different, Same
 from worker.backends.redis import Redis, identity
@@ -143,6 +144,33 @@ def test_an_older_version_s_server_is_taken_over(own: RedisServer) -> None:
     assert backend.plan(uuid.uuid4(), uuid.uuid4()).manifest["server"] == second["server"]
     backend.teardown(second, 1)
     assert isinstance(backend.inspect(second), Absent)
+
+
+def test_a_plan_that_loses_the_race_for_the_identity_tries_again(own: RedisServer) -> None:
+    proxy = Proxy(own.client.connection_pool.connection_kwargs["port"])
+    slow, winners = Redis(f"redis://127.0.0.1:{proxy.port}/0"), []
+    proxy.hold(
+        f"\r\n{identity.SERVER_USER}",
+        lambda: winners.append(Redis(own.url).plan(uuid.uuid4(), uuid.uuid4()).manifest["server"]),
+    )
+    with pytest.raises(Transient, match="names the server at this moment"):
+        slow.plan(uuid.uuid4(), uuid.uuid4())
+    assert [slow.plan(uuid.uuid4(), uuid.uuid4()).manifest["server"]] == winners
+    assert own.users() == {"default", f"{identity.SERVER_USER}{winners[0]}"}
+    proxy.close()
+
+
+def test_an_identity_whose_planter_died_before_it_was_saved_is_saved_with_the_first_user(own: RedisServer) -> None:
+    proxy = Proxy(own.client.connection_pool.connection_kwargs["port"])
+    proxy.cut("before", "SAVE")
+    with pytest.raises(Unavailable):
+        Redis(f"redis://127.0.0.1:{proxy.port}/0").plan(uuid.uuid4(), uuid.uuid4())
+    proxy.close()
+    (planted,) = own.users() - {"default"}
+    made = _made(own)
+    own.client.execute_command("ACL", "LOAD")
+    assert own.users() == {"default", planted, made["user"]}
+    assert isinstance(Redis(own.url).inspect(made), Same)
 
 
 def test_racing_plans_agree_on_one_identity(own: RedisServer) -> None:
