@@ -48,7 +48,7 @@ def test_a_signal_ends_the_wait_for_a_port(taken: socket.socket) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ports.wait_until_free("pg-main", taken.getsockname()[1], stop=stop, timeout=30)
+        ports.wait_until_free("pg-main", taken.getsockname()[1], stop=stop, timeout=5)
 
 
 def test_a_taken_port_stays_the_servers(tmp_path: Path, taken: socket.socket) -> None:
