@@ -111,8 +111,7 @@ def _lives(server: RedisServer, url: str) -> None:
 @pytest.mark.parametrize("program", ["valkey", "redis"])
 def test_every_command_of_the_documented_user_is_needed(program: str, folder: Path) -> None:
     with redis_servers.running(program, folder / program) as server:
-        url = accounts.valkey(server.url)
-        _lives(server, url)
+        _lives(server, server.service_dsn)
         needless = []
         for command in _granted():
             for user in server.client.acl_users():
@@ -121,7 +120,7 @@ def test_every_command_of_the_documented_user_is_needed(program: str, folder: Pa
             server.client.flushall()
             server.client.execute_command("ACL", "SETUSER", accounts.NAME, f"-{command}")
             with suppress(BackendError):
-                _lives(server, url)
+                _lives(server, server.service_dsn)
                 needless.append(command)
             server.client.execute_command("ACL", "SETUSER", accounts.NAME, f"+{command}")
         assert set(needless) == _KEPT

@@ -482,6 +482,12 @@ GUARDS_OF_POSTGRES = (
             f"{SESSION}::test_a_second_worker_at_one_object_waits_for_the_first",
         ),
         (
+            "postgres: a client that is gone is noticed",
+            "(str(CLIENT_CHECK_MS),)",
+            '("0",)',
+            f"{SESSION}::test_a_worker_that_is_killed_inside_a_drop_leaves_no_session_and_no_lock",
+        ),
+        (
             "postgres: names never taken",
             "self.protected = NEVER | protected",
             "self.protected = protected",

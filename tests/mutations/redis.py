@@ -34,6 +34,17 @@ GUARDS_OF_REDIS = (
     ),
     *cut(
         REDIS,
+        "def _saved(",
+        AUTHORITY,
+        (
+            "redis: an aclfile that cannot be written",
+            ' or "trying to save" in str(error)',
+            "",
+            "test_an_aclfile_that_cannot_be_written_is_not_taken_for_none",
+        ),
+    ),
+    *cut(
+        REDIS,
         "def must_keep_promises(",
         AUTHORITY,
         (
@@ -63,7 +74,7 @@ GUARDS_OF_REDIS = (
             "redis: racing identities",
             "pipe.watch(SERVER_KEY)",
             "pass",
-            "test_racing_plans_agree_on_one_identity[redis]",
+            "test_a_plan_that_loses_the_race_for_the_identity_tries_again[redis]",
         ),
     ),
     *cut(

@@ -31,7 +31,7 @@ def postgres(dsn: str) -> str:
                 cursor.execute(statement.replace("CHANGE-ME", PASSWORD))
     finally:
         connection.close()
-    return _as_service(dsn)
+    return as_service(dsn)
 
 
 def allow(server: PgServer, role: str) -> None:
@@ -61,9 +61,10 @@ def valkey(url: str) -> str:
             client.execute_command(*command.replace("CHANGE-ME", PASSWORD).split())
         if client.config_get("aclfile").get("aclfile"):
             client.acl_save()
-    return _as_service(url)
+    return as_service(url)
 
 
-def _as_service(url: str) -> str:
+def as_service(url: str) -> str:
+    """The address of a server with the service's account instead of the one in `url`."""
     parts = urlsplit(url)
     return parts._replace(netloc=f"{NAME}:{PASSWORD}@{parts.hostname}:{parts.port}").geturl()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deprovisioner.up import servers as embedded
+from tests.support import accounts
 from tests.support.servers import server_folder
 from tests.support.witness import PgServer
 
@@ -39,9 +40,10 @@ def lagging(programs: Path | None = None) -> Iterator[tuple[PgServer, PgServer]]
 
     try:
         primary = start("primary")
-        primary.query("CREATE ROLE service LOGIN CREATEDB CREATEROLE PASSWORD 'p'")
+        primary.service_dsn = accounts.postgres(primary.dsn)
         _copy(primary, home, programs)
         standby = start("standby")
+        standby.service_dsn = accounts.as_service(standby.dsn)  # the copy has the role too
         standby.query("SELECT pg_wal_replay_pause()")
         yield primary, standby
     finally:

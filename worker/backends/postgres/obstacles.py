@@ -46,7 +46,9 @@ def _clients(session: Session, database: Database | None, role: Role | None, spa
         # Processes without a user are the server's own: it ends autovacuum by itself.
         cursor.execute(
             """
-            SELECT pid, usename, application_name, backend_start::text FROM pg_catalog.pg_stat_activity
+            SELECT pid, usename, application_name, backend_start::text,
+                   (SELECT slot_name FROM pg_catalog.pg_replication_slots WHERE active_pid = pid LIMIT 1)
+              FROM pg_catalog.pg_stat_activity
              WHERE (datid = %s OR usesysid = %s) AND usesysid IS NOT NULL AND pid <> ALL(%s) ORDER BY pid""",
             (database.oid if database else None, role.oid if role else None, [session.info.backend_pid, spared]),
         )

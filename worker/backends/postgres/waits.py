@@ -34,12 +34,15 @@ class Client:
     user: str | None
     application: str | None
     since: str | None
+    slot: str | None = None
 
     def __str__(self) -> str:
         if self.pid == 0:
             return "a prepared transaction"
         since = f" since {self.since}" if self.since else ""
-        return f"pid {self.pid} of {self.user or 'the server'!r} ({self.application or 'no application_name'}){since}"
+        slot = f", reads replication slot {self.slot!r}" if self.slot else ""
+        user, application = self.user or "the server", self.application or "no application_name"
+        return f"pid {self.pid} of {user!r} ({application}){since}{slot}"
 
 
 class Watch:

@@ -48,7 +48,7 @@ def replicated(request: pytest.FixtureRequest) -> Iterator[tuple[PgServer, PgSer
 
 def test_no_verb_believes_a_standby(replicated: tuple[PgServer, PgServer]) -> None:
     primary, standby = replicated
-    there, lags = (Postgres(server.dsn.replace("postgres:secret", "service:p")) for server in replicated)
+    there, lags = (Postgres(server.service_dsn) for server in replicated)
     plan = there.plan(uuid.uuid4(), uuid.uuid4())
     manifest = there.provision(plan.manifest, plan.credentials)
     assert not standby.bears(manifest), "the standby lags"

@@ -145,7 +145,7 @@ def test_a_zombie_cannot_reach_the_new_owner_of_the_names(
         checks += 1
         if checks == NTH_CHECK[step]:
             monkeypatch.setattr(identity, "judge", honest)
-            Redis(server.url).teardown(old, 2)
+            Redis(server.service_dsn).teardown(old, 2)
             server.client.execute_command("ACL", "SETUSER", user, "on", ">new", "~x", "+@all")
             server.client.set(f"{prefix}precious", 42)
         return seen
