@@ -57,6 +57,10 @@ def steps(reason: StuckReason) -> tuple[Step, ...]:
                 ("see what is there now", _OBSERVE),
                 ("if it is the object that was deleted after all (the right server, its own name)", _REDRIVE),
                 ("if it is gone (a worker inspects the backend first, and must find nothing)", _RESOLVE),
+                (
+                    "if its server lost its data for good (a second operator must confirm)",
+                    _forced(ForcedAction.RESOLVE),
+                ),
             )
         case StuckReason.OUTCOME_UNKNOWN:
             return (

@@ -104,8 +104,8 @@ def env(servers: Servers, template: str, tmp_path: Path) -> Iterator[dict[str, s
         "DEPROVISIONER_LEASE_SECONDS": "15",  # no live worker loses it on a busy machine; tests of lost leases set it
         "DEPROVISIONER_SWEEP_SECONDS": "0.5",
         "DEPROVISIONER_BACKOFF_BASE_SECONDS": "0.2",
-        "PG_MAIN_DSN": servers.pg.dsn,
-        "REDIS_MAIN_URL": servers.redis.url,
+        "PG_MAIN_DSN": servers.pg.service_dsn,
+        "REDIS_MAIN_URL": servers.redis.service_dsn,
     }
     servers.control.query(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -10,10 +10,9 @@ NAME = "deprovisioner_service"
 # A test compares both with docs/production.md, where administrators find them.
 POSTGRES = "CREATE ROLE deprovisioner_service LOGIN CREATEDB CREATEROLE PASSWORD 'CHANGE-ME';"
 REDIS = (
-    "ACL SETUSER deprovisioner_service on >CHANGE-ME ~* &* -@all +ping +hello +auth +select +role +info +config|get "
-    "+get +set +persist +exists +type +del +unlink +scan +eval +evalsha +watch +unwatch +multi +exec +discard "
-    "+client|kill +client|list +client|setname "
-    "+acl|whoami +acl|getuser +acl|setuser +acl|deluser +acl|list +acl|users +acl|save"
+    "ACL SETUSER deprovisioner_service on >CHANGE-ME ~* resetchannels -@all +ping +select +info +config|get "
+    "+get +set +persist +type +unlink +scan +eval +watch +unwatch +multi +exec +client|kill +client|setname "
+    "+acl|whoami +acl|cat +acl|getuser +acl|setuser +acl|deluser +acl|list +acl|users +acl|save"
 )
 _SECRET = "CHANGE-ME"  # noqa: S105 - where the documents want a password
 

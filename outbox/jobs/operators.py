@@ -48,11 +48,17 @@ def redrive(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
     raise _changed_meanwhile(job_id)
 
 
-# Another operator's proposal that is neither approved nor expired, and whose token is not revoked.
+# Another operator's proposal that is neither approved nor expired, and whose token is not revoked. The evidence has
+# what a worker saw last under this fence, however long ago.
 _PROPOSED = f"""
     proof AS (
         SELECT id AS approval, jsonb_build_object('forced', true, 'proposed_by', proposed_by,
-                                                  'approved_by', CAST(:actor AS text)) AS evidence
+                                                  'approved_by', CAST(:actor AS text)) || COALESCE(
+               (SELECT jsonb_build_object('found', look.found, 'seen', look.seen, 'observed_by', look.observed_by,
+                                          'observed_at', look.observed_at)
+                  FROM observations AS look
+                 WHERE (look.job_id, look.fence) = (:id, :fence) AND look.observed_at IS NOT NULL
+                 ORDER BY look.observed_at DESC, look.id DESC LIMIT 1), '{{}}') AS evidence
           FROM approvals
          WHERE action = :action AND job_id = :id AND fence = :fence AND approved_at IS NULL
            AND proposed_by <> :actor AND proposed_at > now() - :life

@@ -12,6 +12,7 @@ from celery import Celery
 
 from deprovisioner.up import servers as embedded
 from outbox import doorbell
+from tests.support import accounts
 from tests.support.api import create, until
 from tests.support.processes import System, client
 from tests.support.servers import Servers
@@ -251,7 +252,7 @@ def test_an_adopted_database_is_dropped_once(
     refused = acme.post("/v1/resources", json=body)
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden"), "a tenant must not name its way to it"
     servers.pg.query("DROP DATABASE IF EXISTS legacy_orders")
-    servers.pg.query("CREATE DATABASE legacy_orders")
+    accounts.adoptable(servers.pg, "legacy_orders")
     system.worker()
     boss = {"Authorization": f"Bearer {operator}"}
     made = acme.post("/v1/resources", json=body | {"tenant": "acme"}, headers=boss).json()["resource"]

@@ -4,6 +4,7 @@ from typing import Any
 
 import httpx
 
+from tests.support import accounts
 from tests.support.api import create, until
 from tests.support.processes import System
 from tests.support.servers import Servers
@@ -25,7 +26,7 @@ def test_a_database_made_again_before_the_teardown_runs(acme: httpx.Client, syst
     job = acme.delete(f"/v1/resources/{resource['id']}").json()["job"]
     name = resource["manifest"]["database"]
     servers.pg.query(f'DROP DATABASE "{name}"')
-    servers.pg.query(f'CREATE DATABASE "{name}"')
+    servers.pg.query(f'CREATE DATABASE "{name}" OWNER {accounts.NAME}')
     servers.pg.query("CREATE TABLE precious AS SELECT 42 AS n", database=name)
     system.worker()
     told = stuck(acme, job["url"])

@@ -20,6 +20,7 @@ from outbox import db as database
 from outbox import jobs, operations
 from outbox.queries import JobFilter
 from outbox.states import StuckReason
+from tests.support import accounts
 from tests.support.api import at_once, create, problem, until
 from tests.support.factories import a_job, a_resource, claims, events_of, job, status_of
 from tests.support.processes import System, client, interruptible
@@ -60,7 +61,7 @@ def taken_name(db: Connection, servers: Servers, id: int) -> str:
         ),
         {"id": id},
     ).scalar_one()
-    servers.pg.query(f'CREATE DATABASE "{name}"')
+    servers.pg.query(f'CREATE DATABASE "{name}" OWNER {accounts.NAME}')
     return name
 
 

@@ -2,10 +2,7 @@
 
 import json
 import re
-import subprocess
 import uuid
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
@@ -16,39 +13,14 @@ from outbox.doctor import CHECKS
 from outbox.states import StuckReason
 from tests.support.breaks import BREAKS, World
 from tests.support.factories import a_resource, claims
-from tests.support.processes import ROOT, System, shell
+from tests.support.processes import System, shell
+from tests.support.runbook import parts, run
 
-RUNBOOK = Path(ROOT / "docs/runbook.md")
 CODES = [check.code for check in CHECKS]
 # Parts that are about neither a stuck reason nor a check; the first is what stands before all parts.
 OTHERS = ("", "brake", "offboarding", "proof", "busy", "outcome_unconfirmed")
 # Commands and checks of which the runbook speaks already. They come; then they go from here.
 BACKEND, TENANT = "pg-main", "acme"
-
-
-@dataclass
-class Part:
-    """A part of the runbook: the codes of its heading, and its blocks of commands, each with its exit code."""
-
-    names: list[str]
-    blocks: list[list[tuple[str, int]]] = field(default_factory=list)
-
-
-def parts() -> list[Part]:
-    told = [Part([""])]
-    inside = False
-    for line in RUNBOOK.read_text().splitlines():
-        if line.startswith("### "):
-            told.append(Part(re.findall(r"`(\w+)`", line)))
-        elif line.startswith("```"):
-            inside = line == "```console"
-            told[-1].blocks += [[]] if inside else []
-        elif inside:
-            assert line.startswith("$ deprovisioner "), line
-            command, _, comment = line.removeprefix("$ ").partition("  # ")
-            assert comment in ("", "exits 1"), line
-            told[-1].blocks[-1].append((command, int(bool(comment))))
-    return told
 
 
 BLOCKS = [
@@ -86,13 +58,6 @@ def test_every_command_of_the_runbook_exits_as_it_says(
         assert answer.returncode == code, (command, answer.stdout, answer.stderr)
         if command == "deprovisioner doctor" and name in CODES:
             assert re.search(rf"^(BROKEN   |warning  )  {name}: ", answer.stdout, re.M), answer.stdout
-
-
-def run(words: dict[str, str], line: str) -> subprocess.CompletedProcess[str]:
-    """A line of the runbook: a shell reads it and expands it, then the command runs."""
-    typed = f"deprovisioner() {{ printf '%s\\0' \"$@\"; }}; {line}"
-    read = subprocess.run(["bash", "-uc", typed], env=words, capture_output=True, text=True, check=True, timeout=60)
-    return shell(words, *read.stdout.split("\0")[:-1])
 
 
 def prepared(db: Connection, env: dict[str, str], name: str, commands: str) -> dict[str, str]:

@@ -6,45 +6,95 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from deprovisioner.up.servers import free_port
-from tests.support.up import Running, clean_environment
+from tests.support.up import CLI, Running, clean_environment
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
-PAIRS = [(TERM, TERM), (TERM, INT), (INT, TERM), (INT, INT)]
-STORM = 40  # signals, sent as fast as they go: several within each millisecond
+STORM = 200  # signals, sent as fast as they go: several within each millisecond
 END_SECONDS = 20  # far less than the 30 s after which `up` kills a child that hangs
-# From the start of a process: while Python imports, before and after our handlers are installed, and ready.
-MOMENTS = [0.4, 1.2, 2.2]
+ENDS = {0, 1, -TERM, -INT}  # of a process that is told to stop before it has its own handlers
+READY = {"worker": "worker_ready", "api": "running on"}
+# The command with one change: while one of its signal handlers runs, each line of it is interrupted by one more signal.
+INTERRUPTED = """
+import os, runpy, signal, sys
+install, inside = signal.signal, False
+
+def interrupted(handler):
+    def handle(*words):
+        global inside
+        if inside:
+            return handler(*words)
+        inside = True
+        sys.settrace(at_each_line)
+        try:
+            handler(*words)
+        finally:
+            sys.settrace(None)
+            inside = False
+    return handle if callable(handler) and not isinstance(handler, signal.Handlers) else handler
+
+def at_each_line(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    return at_each_line
+
+signal.signal = lambda number, handler: install(number, interrupted(handler))
+runpy.run_module("deprovisioner.cli", run_name="__main__")
+"""
 
 
-def _storm(process: "subprocess.Popen[bytes]", pair: tuple[signal.Signals, signal.Signals]) -> int:
+class Process:
+    """A worker or an API, and what can be seen of it from outside."""
+
+    def __init__(self, name: str, env: dict[str, str], log: Path, command: Sequence[str] = CLI) -> None:
+        self.name, self.log = name, log
+        with log.open("wb") as out:
+            port = {"DEPROVISIONER_API_PORT": str(free_port())}
+            self.popen = subprocess.Popen([*command, name], env=env | port, stdout=out, stderr=out)
+
+    def catches(self, number: signal.Signals) -> bool:
+        """Whether it has a handler of this signal: Python installs that of SIGINT, the product that of SIGTERM."""
+        status = Path(f"/proc/{self.popen.pid}/status").read_text()
+        caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+        return bool(int(caught, 16) >> (number - 1) & 1)
+
+    def ready(self) -> bool:
+        return READY[self.name] in self.log.read_text()
+
+
+MOMENTS: dict[str, Callable[[Process], bool]] = {
+    "Python runs": lambda process: process.catches(INT),
+    "it has its handlers": lambda process: process.catches(TERM),
+    "it is ready": Process.ready,
+}
+
+
+def _storm(popen: "subprocess.Popen[bytes]", pair: tuple[signal.Signals, signal.Signals]) -> int:
     for number in itertools.islice(itertools.cycle(pair), STORM):
-        if process.poll() is None:
-            os.kill(process.pid, number)
+        if popen.poll() is None:
+            os.kill(popen.pid, number)
+    return _end(popen)
+
+
+def _end(popen: "subprocess.Popen[bytes]") -> int:
     try:
-        return process.wait(END_SECONDS)
+        return popen.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        pytest.fail(f"it hangs after {[one.name for one in pair]}")
+        popen.kill()
+        popen.wait()
+        raise AssertionError("it hangs") from None
 
 
-def _started(words: list[str], env: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
-    with log.open("ab") as out:
-        return subprocess.Popen([sys.executable, "-m", "deprovisioner.cli", *words], env=env, stdout=out, stderr=out)
-
-
-def _until(condition: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
+def _until(condition: Callable[[], bool], popen: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + 60
     while not condition():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+        assert popen.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.002)
 
 
 @pytest.fixture
@@ -52,36 +102,38 @@ def env(settled: dict[str, str]) -> dict[str, str]:
     return clean_environment(**settled)
 
 
-def test_a_worker_that_is_ready_ends_well_after_any_storm(env: dict[str, str], tmp_path: Path) -> None:
-    for number, pair in enumerate(PAIRS[:3:2]):
-        log = tmp_path / f"{number}.log"
-        process = _started(["worker"], env, log)
-        _until(lambda log=log: "worker_ready" in log.read_text(), process)
-        assert _storm(process, pair) == 0, log.read_text()
-
-
-def test_an_api_that_is_ready_ends_after_any_storm(env: dict[str, str], tmp_path: Path) -> None:
-    for number, pair in enumerate(PAIRS[:3:2]):
-        log = tmp_path / f"{number}.log"
-        process = _started(["api"], env | {"DEPROVISIONER_API_PORT": str(free_port())}, log)
-        _until(lambda log=log: "running on" in log.read_text(), process)
-        assert _storm(process, pair) in {0, 1, -TERM, -INT}, log.read_text()
-
-
-@pytest.mark.parametrize("words", [["worker"], ["api"]])
-def test_a_process_that_starts_ends_after_a_storm_at_any_moment(
-    env: dict[str, str], tmp_path: Path, words: list[str]
+@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_process_ends_after_a_storm_at_each_moment(
+    env: dict[str, str], tmp_path: Path, name: str, moment: str
 ) -> None:
-    for moment, pair in zip(MOMENTS, itertools.cycle(PAIRS), strict=False):
-        process = _started(words, env | {"DEPROVISIONER_API_PORT": str(free_port())}, tmp_path / "log")
-        time.sleep(moment)  # the moment is what varies; nothing is waited for
-        assert _storm(process, pair) in {0, 1, -TERM, -INT}
+    process = Process(name, env, tmp_path / "log")
+    _until(lambda: MOMENTS[moment](process), process.popen, process.log)
+    status = _storm(process.popen, (TERM, INT))
+    assert status in ({0} if (name, moment) == ("worker", "it is ready") else ENDS), process.log.read_text()
 
 
-def test_up_ends_with_exit_code_0_after_a_storm_while_it_starts_and_once_it_serves(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    for seen, pair in zip(("pg-main: ", "migrations", "worker-1", "Ctrl-C"), PAIRS, strict=True):
+def test_up_ends_with_exit_code_0_after_a_storm_while_it_starts_and_once_it_serves(folder: Path) -> None:
+    home = folder / "home"
+    for seen, pair in (("migrations", (TERM, TERM)), ("Ctrl-C", (INT, TERM))):
         running = Running(home, free_port())
-        _until(lambda running=running, seen=seen: seen in running.log.read_text(), running.popen)
+        _until(lambda running=running, seen=seen: seen in running.log.read_text(), running.popen, running.log)
         assert _storm(running.popen, pair) == 0, running.log.read_text()
         assert "stopped" in running.log.read_text()
+
+
+@pytest.mark.parametrize("name", READY)
+def test_a_signal_at_each_line_of_a_signal_handler_makes_no_process_hang(
+    env: dict[str, str], tmp_path: Path, name: str
+) -> None:
+    process = Process(name, env, tmp_path / "log", [sys.executable, "-c", INTERRUPTED])
+    _until(process.ready, process.popen, process.log)
+    process.popen.send_signal(TERM)
+    assert _end(process.popen) in ({0} if name == "worker" else ENDS), process.log.read_text()
+
+
+def test_a_signal_at_each_line_of_its_signal_handler_does_not_make_up_hang(folder: Path) -> None:
+    running = Running(folder / "home", free_port(), command=[sys.executable, "-c", INTERRUPTED])
+    _until(lambda: "pg-main: " in running.log.read_text(), running.popen, running.log)
+    running.popen.send_signal(TERM)
+    assert _end(running.popen) == 0, running.log.read_text()

@@ -1,14 +1,19 @@
 """`deprovisioner up` stopped, killed and started again: no process is left, and nothing is lost."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import psycopg2
+import redis
 
 from deprovisioner.up import accounts, servers
 from deprovisioner.up.home import State, backends_file
@@ -123,15 +128,84 @@ def test_a_home_from_before_the_service_s_role_starts(folder: Path) -> None:
     assert second.stop() == 0
 
 
-def test_killed_it_takes_its_children_with_it_and_starts_again_where_sigint_is_ignored(folder: Path) -> None:
+def test_killed_and_started_again_at_once_it_keeps_its_ports_and_every_credential(folder: Path) -> None:
     home, port = folder / "home", servers.free_port()
     first = Running(home, port).ready()
+    logins = _logins(first)
     family = [p.pid for p in descendants(first.popen.pid)]
+    kept = _ports(home)
     first.popen.kill()
     first.popen.wait()
-    eventually(lambda: not [pid for pid in family if _runs(pid)], 30, "no process is left")
-    second = Running(home, port, command=CLI_IGNORING_SIGINT).ready()
+    second = Running(home, port, command=CLI_IGNORING_SIGINT).ready()  # its old servers may still be ending
+    assert not [pid for pid in family if _runs(pid)], "the killed one took its children with it"
+    assert _ports(home) == kept
+    assert second.env == first.env
+    for login in logins:
+        assert login() == 1
     assert second.stop(signal.SIGTERM) == 0
+
+
+def test_a_foreign_program_on_a_server_s_port_is_named_and_nothing_moves(folder: Path) -> None:
+    home, port = folder / "home", servers.free_port()
+    first = Running(home, port).ready()
+    logins = _logins(first)
+    assert first.stop() == 0
+    kept, written = _ports(home), (home / "env").read_bytes()
+    with subprocess.Popen(
+        [sys.executable, "-c", _LISTENS, str(kept["pg-main.port"])], stdout=subprocess.PIPE, text=True
+    ) as foreign:
+        assert foreign.stdout is not None
+        foreign.stdout.readline()
+        refused = Running(home, port, command=[sys.executable, "-c", _WAITS_BRIEFLY])
+        assert refused.popen.wait(60) == 1
+        assert re.search(
+            rf"port {kept['pg-main.port']} of pg-main on 127\.0\.0\.1 is taken by '\S+' \(pid {foreign.pid}\)\. "
+            r".*end that program, then start `up` again",
+            refused.log.read_text(),
+        )
+        foreign.kill()
+    assert (_ports(home), (home / "env").read_bytes()) == (kept, written)
+    again = Running(home, port).ready()
+    for login in logins:
+        assert login() == 1
+    assert again.stop() == 0
+
+
+_LISTENS = """
+import socket, sys, time
+held = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print("listens", flush=True)
+time.sleep(600)
+"""
+_WAITS_BRIEFLY = """
+import runpy
+from deprovisioner.up import ports
+ports.WAIT_SECONDS = 0.5
+runpy.run_module("deprovisioner.cli", run_name="__main__")
+"""
+
+
+def _ports(home: Path) -> dict[str, int]:
+    kept = json.loads((home / "state.json").read_text())
+    return {key: value for key, value in kept.items() if key.endswith(".port")}
+
+
+def _logins(running: Running) -> list[Callable[[], int]]:
+    """For a database and a cache user: a login with the credentials as they were given, which returns 1."""
+    with running.api() as api:
+        made = [until(api, create(api, kind=kind), "active") for kind in ("postgres", "redis")]
+        database, cache = (api.get(f"/v1/resources/{one['id']}/credentials").json() for one in made)
+
+    def to_database() -> int:
+        with closing(psycopg2.connect(database["dsn"])) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            return int(cursor.fetchone()[0])
+
+    def to_cache() -> int:
+        with redis.Redis.from_url(cache["url"]) as client:
+            return int(client.incr(f"{cache['prefix']}{uuid.uuid4()}"))
+
+    return [to_database, to_cache]
 
 
 def test_up_may_be_stopped_while_it_starts_and_then_starts_again(folder: Path) -> None:

@@ -85,7 +85,7 @@ def test_leases_of_workers_with_wrong_clocks_live_and_pass_by_the_databases(
     @contextmanager
     def at_work(one: CeleryTestWorker, other: CeleryTestWorker) -> Iterator[None]:
         """`one` is inside the teardown, and cannot go on while this lasts; `other` looks on."""
-        with Server(servers.pg.dsn, frozenset()).connect() as session:
+        with Server(servers.pg.service_dsn, frozenset()).connect() as session:
             session.lock(resource["manifest"]["database"])
             other.container.kill("SIGSTOP")
             assert acme.delete(f"/v1/resources/{resource['id']}").status_code == 202

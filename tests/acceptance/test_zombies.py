@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from outbox import jobs
+from tests.support import accounts
 from tests.support.crash_cells import LONG_LEASE, SHORT_LEASE, Install
 from tests.support.final_checks import all_is_well
 from tests.support.forked import Fork
@@ -32,7 +33,7 @@ class Scenario:
         self.workers: list[Fork] = []
         self.name = self.control.dsn.rpartition("/")[2]
         # So that pg-main can tell the sessions of this install from those of the others.
-        self.env = install.env | {"PG_MAIN_DSN": f"{servers.pg.dsn}?application_name={self.name}"}
+        self.env = install.env | {"PG_MAIN_DSN": f"{servers.pg.service_dsn}?application_name={self.name}"}
 
     def fork(self, name: str, **env: str) -> Fork:
         made = Fork("worker", self.env | env, self.install.folder / f"{self.name}-{name}.log")
@@ -89,12 +90,12 @@ class Scenario:
         """A new resource, with data, under the same names."""
         if kind == "postgres":
             self.servers.pg.query(f'CREATE ROLE "{manifest["role"]}" LOGIN')
-            self.servers.pg.query(f'CREATE DATABASE "{manifest["database"]}"')
+            accounts.adoptable(self.servers.pg, manifest["database"], manifest["role"])
             self.servers.pg.query("CREATE TABLE precious AS SELECT 42 AS n", database=manifest["database"])
             names = {key: manifest[key] for key in ("database", "role")}
         else:
             self.servers.redis.client.set(f"{manifest['prefix']}precious", "42")
-            user = ("ACL", "SETUSER", manifest["user"], "on", ">p", f"~{manifest['prefix']}*", "+@all")
+            user = ("ACL", "SETUSER", manifest["user"], "on", ">p", f"~{manifest['prefix']}*", "+@all", "-@dangerous")
             self.servers.redis.client.execute_command(*user)
             names = {key: manifest[key] for key in ("user", "prefix")}
         taken = self.install.register(kind, names)

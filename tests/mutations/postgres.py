@@ -10,15 +10,35 @@ OBSTACLES = f"{TESTS}/test_obstacles.py"
 HEIR = f"{TESTS}/test_heir.py"
 DESTROY = f"{TESTS}/test_destroy.py"
 RIGHTS = f"{TESTS}/test_rights.py"
+WAITS = f"{TESTS}/test_waits.py"
 IDENTITY = f"{TESTS}/test_identity.py"
 SESSION = f"{TESTS}/test_session.py"
+SWAPS = f"{TESTS}/test_swaps.py"
 KINDS = "tests/worker/backends/test_conformance.py"
 
 _REPLACED = "test_identity_is_checked_again_in_each_transaction"
 _HOSTILE = "test_what_a_hostile_customer_left_elsewhere_runs_with_no_rights"
 _ALLOWED = "test_protected_names_are_refused_whatever_the_manifest_says"
 _ASKED = "test_adoption_asks_for_exactly_the_rights_with_which_the_whole_teardown_succeeds"
+_STOPPED = "test_a_stopped_process_of_another_database_is_named_and_not_waited_for_in_vain"
 GUARDS_OF_POSTGRES = (
+    *cut(
+        PG,
+        "def told(",
+        WAITS,
+        (
+            "postgres: which process does not answer",
+            "if unanswering := _unanswering(self._session):",
+            'if unanswering := "":',
+            _STOPPED,
+        ),
+        (
+            "postgres: who holds the lock",
+            "if time.monotonic() - seen_at < _FRESH_SECONDS",
+            "if False",
+            "test_who_holds_a_lock_that_a_teardown_waits_for_is_named",
+        ),
+    ),
     *cut(
         PG,
         "def must_suffice(",
@@ -198,6 +218,18 @@ GUARDS_OF_POSTGRES = (
             "",
             "test_settings_of_role_and_database_do_not_reach_a_session",
         ),
+        (
+            "postgres: the tablespace",
+            " -c default_tablespace=",
+            "",
+            "test_settings_of_role_and_database_do_not_reach_a_session",
+        ),
+        (
+            "postgres: the search path has no schema of customers",
+            "search_path=pg_catalog,pg_temp",
+            "search_path=pg_catalog,public",
+            "test_a_customer_s_functions_operators_and_casts_are_never_called",
+        ),
     ),
     *cut(
         PG,
@@ -220,6 +252,12 @@ GUARDS_OF_POSTGRES = (
             "with session.transaction():\n        _set_door(session, manifest, opened=False)",
             "if False:\n        pass",
             f"{OBSTACLES}::test_superusers_that_reconnect_do_not_keep_the_database_alive",
+        ),
+        (
+            "postgres: the role that lost its login",
+            "_must_be_our_role(session, manifest, state.role.name)",
+            "pass",
+            f"{SWAPS}::test_a_stranger_s_role_keeps_its_login",
         ),
         (
             "postgres: a subscription",
@@ -321,7 +359,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: the role, after its rename",
             "_must_be_our_role(session, manifest, dying)",
             "pass",
-            "test_a_role_that_is_replaced_before_its_teardown_is_untouched[_drop_role]",
+            f"{SWAPS}::test_a_stranger_s_role_is_not_renamed_nor_dropped_and_keeps_what_it_owns",
         ),
         (
             "postgres: a role is renamed before it is dropped",
@@ -416,6 +454,12 @@ GUARDS_OF_POSTGRES = (
             f"{SESSION}::test_a_second_worker_at_one_object_waits_for_the_first",
         ),
         (
+            "postgres: a client that is gone is noticed",
+            "(str(CLIENT_CHECK_MS),)",
+            '("0",)',
+            f"{SESSION}::test_a_worker_that_is_killed_inside_a_drop_leaves_no_session_and_no_lock",
+        ),
+        (
             "postgres: names never taken",
             "self.protected = NEVER | protected",
             "self.protected = protected",
@@ -454,6 +498,12 @@ GUARDS_OF_POSTGRES = (
         "def release(",
         KINDS,
         (
+            "postgres: the role that was given a login",
+            "_must_be_our_role(session, manifest, state.role.name)",
+            "pass",
+            f"{SWAPS}::test_a_stranger_s_role_is_given_no_login",
+        ),
+        (
             "postgres: identity at release",
             "identity.must_be_same(state, manifest)",
             "pass",
@@ -476,6 +526,12 @@ GUARDS_OF_POSTGRES = (
         "def adopt(",
         CREATE,
         (
+            "postgres: what an adoption has marked",
+            "identity.must_be_same(identity.read_state(session, adopted), adopted)",
+            "pass",
+            f"{SWAPS}::test_a_stranger_s_object_is_not_marked_by_an_adoption",
+        ),
+        (
             "postgres: the right server at adoption",
             "identity.must_be_right_server(state, manifest)",
             "pass",
@@ -486,6 +542,17 @@ GUARDS_OF_POSTGRES = (
             'if manifest.get("oid") not in (None, database.oid):',
             "if False:",
             "TestAdoption::test_what_does_not_match_is_refused_and_unmarked",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _create_database(",
+        CREATE,
+        (
+            "postgres: the database that a provision has marked",
+            "if created is None or renamed is None or renamed.oid != created.oid:",
+            "if False:",
+            f"{SWAPS}::test_a_stranger_s_database_is_not_marked_by_a_provision",
         ),
     ),
     *cut(

@@ -379,6 +379,29 @@ GUARDS_OF_RUNNER = (
     *cut(
         "worker/app.py",
         "",
+        "tests/acceptance/test_signals.py",
+        (
+            "worker: no lock in a signal handler",
+            "    _close()\n    celery_state.should_stop = 0",
+            "    celery_state.__dict__.setdefault('event', __import__('threading').Event()).set()\n"
+            "    _close()\n    celery_state.should_stop = 0",
+            "test_a_signal_at_each_line_of_a_signal_handler_makes_no_process_hang[worker]",
+        ),
+    ),
+    *cut(
+        "deprovisioner/up/supervisor.py",
+        "",
+        "tests/acceptance/test_up_restarts.py",
+        (
+            "up: a signal handler raises nothing",
+            "    _Stop.asked = True",
+            "    _Stop.asked = True\n    raise _Stop",
+            "test_a_signal_inside_a_del_raises_nothing_there_and_stops_up",
+        ),
+    ),
+    *cut(
+        "worker/app.py",
+        "",
         "tests/acceptance/test_name_reuse.py",
         (
             "worker: the control database is protected",

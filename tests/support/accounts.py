@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 import psycopg2
 import redis
 
+from tests.support.witness import PgServer
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "production.md"
 NAME, PASSWORD = "deprovisioner_service", "service-secret"
 _BLOCK = r"<!-- account: {kind} -->\n```\w*\n(.*?)```"
@@ -29,7 +31,27 @@ def postgres(dsn: str) -> str:
                 cursor.execute(statement.replace("CHANGE-ME", PASSWORD))
     finally:
         connection.close()
-    return _as_service(dsn)
+    return as_service(dsn)
+
+
+def allow(server: PgServer, role: str) -> None:
+    """Give the service's account the documented rights on a role that it did not make, and on what the role owns."""
+    found = re.search(r"^\| the role, .*?\| `(.*?)` \| `(.*?)`", DOCUMENT.read_text(), re.MULTILINE)
+    assert found, "docs/production.md has no row of rights on an adopted role"
+    new, old = found.groups()
+    is_new = int(server.query("SHOW server_version_num")[0][0]) >= 160000
+    server.query((new if is_new else old).replace('"role"', f'"{role}"'))
+
+
+def adoptable(server: PgServer, database: str, role: str | None = None) -> None:
+    """Make a database that the service's account may adopt, owned by this role or by the account itself.
+
+    Only its owner may connect, so that the account needs no right on the sessions of others.
+    """
+    if role:
+        allow(server, role)
+    server.query(f'CREATE DATABASE "{database}" OWNER "{role or NAME}"')
+    server.query(f'REVOKE CONNECT ON DATABASE "{database}" FROM PUBLIC')
 
 
 def valkey(url: str) -> str:
@@ -39,9 +61,10 @@ def valkey(url: str) -> str:
             client.execute_command(*command.replace("CHANGE-ME", PASSWORD).split())
         if client.config_get("aclfile").get("aclfile"):
             client.acl_save()
-    return _as_service(url)
+    return as_service(url)
 
 
-def _as_service(url: str) -> str:
+def as_service(url: str) -> str:
+    """The address of a server with the service's account instead of the one in `url`."""
     parts = urlsplit(url)
     return parts._replace(netloc=f"{NAME}:{PASSWORD}@{parts.hostname}:{parts.port}").geturl()

@@ -24,7 +24,7 @@ from outbox import credentials, jobs, resources, tokens
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
 from outbox.states import JobState, StuckReason
-from tests.support import forked
+from tests.support import accounts, forked
 from tests.support.crash_matrix import Cell, Outcome
 from tests.support.forked import Fork
 from tests.support.processes import client
@@ -118,7 +118,7 @@ class Install:
             control_dsn.replace("postgresql://", "postgresql+psycopg2://"), isolation_level="AUTOCOMMIT"
         )
         self.db = self.engine.connect()
-        self.backends = {"postgres": Postgres(pg.dsn), "redis": Redis(cache.url)}
+        self.backends = {"postgres": Postgres(pg.service_dsn), "redis": Redis(cache.service_dsn)}
         self.tokens = {
             "tenant": tokens.create(self.db, role="tenant", tenant="acme", name="t")[1],
             "operator": tokens.create(self.db, role="operator", tenant=None, name="o")[1],
@@ -500,12 +500,14 @@ class Adoption(Provision):
         name = f"legacy_{uuid.uuid4().hex[:12]}"
         if self.kind == "postgres":
             self.install.pg.query(f"CREATE ROLE {name} LOGIN PASSWORD 'p'")
-            self.install.pg.query(f"CREATE DATABASE {name}")
+            accounts.adoptable(self.install.pg, name, name)
             self.install.pg.query("CREATE TABLE precious AS SELECT 42 AS n", database=name)
             self.resource = self.install.register(self.kind, {"database": name, "role": name})
             return
         self.install.cache.client.set(f"{name}:precious", "42")
-        self.install.cache.client.execute_command("ACL", "SETUSER", name, "on", ">p", f"~{name}:*", "+@all")
+        self.install.cache.client.execute_command(
+            "ACL", "SETUSER", name, "on", ">p", f"~{name}:*", "+@all", "-@dangerous"
+        )
         self.resource = self.install.register(self.kind, {"user": name, "prefix": f"{name}:"})
 
     def works(self) -> None:
@@ -527,7 +529,7 @@ class ProvisionHalfDone(Provision):
     def set_up(self) -> None:
         claim, manifest, _ = self.install.plan(self.kind)
         self.resource = claim.resource_id
-        self.install.pg.query(f'CREATE DATABASE "zz_new_{manifest["generation"]}"')
+        self.install.pg.query(f'CREATE DATABASE "zz_new_{manifest["generation"]}" OWNER {accounts.NAME}')
         self.install.lapse()
 
     def judged(self, arrow: str | None) -> Outcome:

@@ -78,7 +78,6 @@ STEPS: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     ("provision", "redis"): (
         "claim",
-        "SET server mark",
         "start",
         "SET generation key",
         "ACL SETUSER",
@@ -97,7 +96,6 @@ STEPS: dict[tuple[str, str], tuple[str, ...]] = {
     ("adoption", "redis"): (
         "claim",
         "start",
-        "SET server mark",
         "SET generation key",
         "ACL SETUSER",
         "ACL SAVE",

@@ -24,7 +24,7 @@ from deprovisioner.up import servers as embedded
 from deprovisioner.up.servers import Child
 from outbox import db as database
 from outbox import jobs, tokens
-from tests.support import forked
+from tests.support import accounts, forked
 from tests.support.crash_cells import Deletions
 from tests.support.final_checks import all_is_well
 from tests.support.forked import Kept
@@ -59,7 +59,7 @@ class OwnServers:
         fast = {"fsync": "off", "full_page_writes": "off"}  # but synchronous_commit stays on: tests kill this server
         self.control_server, dsn = self._postgres("control", fast | {"max_connections": "80"})
         self.pg_server, pg_dsn = self._postgres("pg-main", fast | {"log_statement": "ddl", "synchronous_commit": "off"})
-        self.pg = PgServer(pg_dsn, self.pg_server.log)
+        self.pg = PgServer(pg_dsn, self.pg_server.log, accounts.postgres(pg_dsn))
         port = embedded.free_port()
         self.broker_server = embedded.valkey(self.folder, "broker", port, durable=False)
         self.broker = RedisServer(embedded.valkey_url(port))
@@ -80,8 +80,8 @@ class OwnServers:
             "DEPROVISIONER_BACKOFF_BASE_SECONDS": "0.2",
             "DEPROVISIONER_BACKOFF_MAX_SECONDS": "2",
             "DEPROVISIONER_WORKER_SLOTS": "4",
-            "PG_MAIN_DSN": pg_dsn,
-            "REDIS_MAIN_URL": self.cache.url,
+            "PG_MAIN_DSN": self.pg.service_dsn,
+            "REDIS_MAIN_URL": self.cache.service_dsn,
         }
         use_environment(self._stack.enter_context(pytest.MonkeyPatch.context()), self.env)
         self._stack.callback(clear_caches)

@@ -24,8 +24,8 @@ def installs(servers: Servers, template: str, folder: Path) -> Iterator[Callable
         "DEPROVISIONER_BACKENDS": str(folder / "backends.toml"),
         "DEPROVISIONER_CREDENTIALS_KEY": "QqzGw4kG3n6pTgU3aYQ1n8cYqH1m3C5v0b7xJ2r9d0E=",
         "DEPROVISIONER_BACKOFF_BASE_SECONDS": "0.2",
-        "PG_MAIN_DSN": servers.pg.dsn,
-        "REDIS_MAIN_URL": servers.redis.url,
+        "PG_MAIN_DSN": servers.pg.service_dsn,
+        "REDIS_MAIN_URL": servers.redis.service_dsn,
     }
     deletions = Deletions(servers.redis)
     deletions.start()

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from deprovisioner.up import servers as embedded
+from tests.support import accounts
 from tests.support.witness import RedisServer, eventually
 
 
@@ -40,6 +41,7 @@ def running(name: str, folder: Path, *options: str, aclfile: bool = True) -> Ite
     server = RedisServer(f"redis://127.0.0.1:{port}/0")
     try:
         eventually(lambda: _answers(server))
+        server.service_dsn = accounts.valkey(server.url)
         yield server
     finally:
         server.client.close()

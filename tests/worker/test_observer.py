@@ -1,18 +1,22 @@
 """An inspection of a stuck job's backend: what the operator is told, whatever the backend does."""
 
+import json
+import uuid
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
-from outbox import advice, observations
-from outbox.errors import Refused, Transient, Unavailable
+from outbox import advice, jobs, observations
+from outbox.errors import Refused, StillThere, Transient, Unavailable
 from outbox.states import Found
-from tests.support.factories import a_job, events_of
+from tests.support.factories import a_job, events_of, job, status_of
+from tests.support.servers import Servers
 from tests.support.shelf import Shelf
 from worker import observer
 from worker.backends import Absent, Different, Same
+from worker.backends.postgres import Postgres
 
 
 def seen(db: Connection, backend: Shelf) -> tuple[str | None, Any]:
@@ -92,3 +96,36 @@ def test_a_resource_without_a_manifest_was_never_made(db: Connection) -> None:
     recorded = observations.find(db, asked.id)
     assert recorded is not None
     assert (recorded.found, recorded.seen) == ("absent", {"never_made": True})
+
+
+@pytest.mark.parametrize(
+    "by_hand",
+    [
+        ('ALTER DATABASE "{database}" RENAME TO "m_{generation}"', "COMMENT ON DATABASE \"m_{generation}\" IS 'mine'"),
+        ('DROP DATABASE "{database}"', 'ALTER ROLE "{role}" RENAME TO "r_{generation}"'),
+    ],
+    ids=["database", "role"],
+)
+@pytest.mark.parametrize("server", ["postgres", "postgres15"])
+def test_what_matches_in_part_is_never_told_as_gone_and_resolve_is_refused(
+    db: Connection, servers: Servers, request: pytest.FixtureRequest, server: str, by_hand: tuple[str, ...]
+) -> None:
+    pg = servers.pg if server == "postgres" else request.getfixturevalue(server)
+    backend = Postgres(pg.service_dsn)
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    manifest = backend.provision(plan.manifest, plan.credentials)
+    id = a_job(db, state="stuck")
+    db.execute(text("UPDATE resources SET manifest = :manifest"), {"manifest": json.dumps(manifest)})
+    for statement in by_hand:
+        pg.query(statement.format(**manifest))
+    asked = observations.ask(db, id, actor="op")
+    (look,) = observations.take(db, {"pg-main": 9}, slots=9)
+    observer.observe(look, backend, worker="w")
+    recorded = observations.find(db, asked.id)
+    assert recorded is not None
+    assert recorded.found == Found.DIFFERENT
+    assert (recorded.means or "").startswith("it may still exist: ")
+    fence = job(db, id).fence
+    with pytest.raises(StillThere):
+        jobs.resolve(db, id, fence=fence, actor="op", reason="gone")
+    assert (job(db, id).state, status_of(db, job(db, id).resource_id)) == ("stuck", "deleting")

@@ -62,10 +62,6 @@ class _FailsOver(Postgres):
         return (self._after if self.over else super()).teardown(manifest, fence)
 
 
-def _service(server: PgServer) -> str:
-    return server.dsn.replace("postgres:secret", "service:p")
-
-
 def _round(db: Connection, backend: Backend) -> int:
     """Everything that waits is due: claim once and run; how many jobs were let through."""
     db.execute(text("UPDATE outbox SET available_at = now() WHERE state = 'pending'"))
@@ -138,9 +134,9 @@ def test_jobs_of_a_postgres_that_became_a_standby_wait_and_burn_no_attempts(
     db: Connection, replicated: tuple[PgServer, PgServer], moment: str
 ) -> None:
     primary, standby = replicated
-    backend = _FailsOver(_service(primary), _service(standby))
+    backend = _FailsOver(primary.service_dsn, standby.service_dsn)
     ids, made = _deprovisions(db, backend)
-    away: Backend = backend if moment == "after the start" else Postgres(_service(standby))
+    away: Backend = backend if moment == "after the start" else Postgres(standby.service_dsn)
     assert [_round(db, away) for _ in range(6)] == [JOBS, 1, 1, 1, 1, 1]
     assert _states(db, ids) == [("pending", 0)] * JOBS
     assert "is a standby" in job(db, ids[0]).last_error
@@ -156,7 +152,7 @@ def test_jobs_of_a_postgres_that_keeps_new_transactions_read_only_go_on(
     db: Connection, replicated: tuple[PgServer, PgServer]
 ) -> None:
     primary, _ = replicated
-    backend = Postgres(_service(primary))
+    backend = Postgres(primary.service_dsn)
     ids, made = _deprovisions(db, backend)
     try:
         _set_read_only(primary, "on")

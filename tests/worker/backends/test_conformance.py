@@ -3,10 +3,12 @@
 To try a kind of your own, add a Subject of it to the fixture `subject`.
 """
 
+import functools
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -15,7 +17,7 @@ import redis
 
 from deprovisioner.up import servers as embedded
 from outbox.errors import Refused, Unavailable
-from tests.support.servers import Servers
+from tests.support.servers import OLD_POSTGRES_PROGRAMS, Servers
 from tests.support.standby import lagging
 from tests.support.witness import PgServer, RedisServer
 from worker.backends import Absent, Backend, Different, Same
@@ -62,9 +64,9 @@ class Subject:
 
 
 @contextmanager
-def _replicated_postgres() -> Iterator[tuple[Backend, Backend]]:
-    with lagging() as (primary, standby):
-        yield Postgres(primary.dsn), Postgres(standby.dsn)
+def _replicated_postgres(programs: Path | None = None) -> Iterator[tuple[Backend, Backend]]:
+    with lagging(programs) as (primary, standby):
+        yield Postgres(primary.service_dsn), Postgres(standby.service_dsn)
 
 
 def _disguises(witness: PgServer) -> tuple[Callable[[dict[str, Any]], None], ...]:
@@ -103,7 +105,7 @@ def subject(request: pytest.FixtureRequest, servers: Servers) -> Subject:
             Postgres(server.service_dsn),
             Postgres(f"postgresql://x@127.0.0.1:{nowhere}/x"),
             server,
-            _replicated_postgres if request.param == "postgres" else None,
+            functools.partial(_replicated_postgres, OLD_POSTGRES_PROGRAMS if request.param == "postgres15" else None),
             _disguises(server),
         )
     return Subject(Redis(server.service_dsn), Redis(f"redis://127.0.0.1:{nowhere}/0"), server)

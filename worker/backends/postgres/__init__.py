@@ -6,6 +6,7 @@ that nothing else can have (`zz_new_<generation>`) and dropped under one (`zz_de
 and DROP DATABASE take only a name and run in no transaction: RENAME does, and there identity is checked.
 
 - `session`   connections: timeouts, the lock on an object, transactions, what each failure means
+- `waits`     what a session waits for, seen by a second one
 - `identity`  what the server shows under a manifest's names, and whether it is the manifest's object
 - `endpoint`  the address that customers are given
 - `create`    plan, provision, adopt

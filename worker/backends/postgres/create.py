@@ -92,6 +92,7 @@ def _create_database(session: Session, state: State, manifest: Json) -> None:
         session.execute("DROP DATABASE {name}", name=new)
     # template0, because CREATE DATABASE fails while a session is in its template.
     session.execute("CREATE DATABASE {name} TEMPLATE template0", name=new)
+    created = identity.read_state(session, manifest).named(new)
     with session.transaction():
         session.execute("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=new)
         session.execute(
@@ -105,6 +106,9 @@ def _create_database(session: Session, state: State, manifest: Json) -> None:
             mark=sql.Literal(mark(manifest["generation"])),
         )
         session.execute("ALTER DATABASE {old} RENAME TO {new}", old=new, new=manifest["database"])
+        renamed = identity.read_state(session, manifest).named(manifest["database"])
+        if created is None or renamed is None or renamed.oid != created.oid:  # all this was done by name
+            raise Refused(f"database {new!r} is no longer the one that was just created")
 
 
 def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:

@@ -9,8 +9,8 @@ from worker.backends import Absent, Different, Same
 from worker.backends.postgres import heir, identity, obstacles
 from worker.backends.postgres.errors import describe
 from worker.backends.postgres.identity import Database, Role
-from worker.backends.postgres.obstacles import Client
 from worker.backends.postgres.session import Server, Session
+from worker.backends.postgres.waits import Client
 
 # A client may connect between "terminate" and "rename": try again, a few times.
 RENAME_TRIES = 3

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import psycopg2
 from psycopg2 import errors as sqlstates
@@ -12,25 +11,12 @@ from outbox.errors import Refused, Transient
 from worker.backends.postgres.errors import clean
 from worker.backends.postgres.identity import Database, Role
 from worker.backends.postgres.session import Session
+from worker.backends.postgres.waits import Client
 
 # How long all sessions together may take to end.
 TERMINATE_SECONDS = 5.0
 # How many obstacles one error names.
 NAMED = 5
-
-
-@dataclass(frozen=True)
-class Client:
-    """A session that is in the way, as pg_stat_activity shows it; an account without pg_monitor sees no `since`."""
-
-    pid: int
-    user: str
-    application: str
-    since: str | None
-
-    def __str__(self) -> str:
-        since = f" since {self.since}" if self.since else ""
-        return f"pid {self.pid} of {self.user!r} ({self.application or 'no application_name'}){since}"
 
 
 def end_sessions(session: Session, database: Database | None, role: Role | None, spared: int = 0) -> list[Client]:
@@ -60,7 +46,9 @@ def _clients(session: Session, database: Database | None, role: Role | None, spa
         # Processes without a user are the server's own: it ends autovacuum by itself.
         cursor.execute(
             """
-            SELECT pid, usename, application_name, backend_start::text FROM pg_catalog.pg_stat_activity
+            SELECT pid, usename, application_name, backend_start::text,
+                   (SELECT slot_name FROM pg_catalog.pg_replication_slots WHERE active_pid = pid LIMIT 1)
+              FROM pg_catalog.pg_stat_activity
              WHERE (datid = %s OR usesysid = %s) AND usesysid IS NOT NULL AND pid <> ALL(%s) ORDER BY pid""",
             (database.oid if database else None, role.oid if role else None, [session.info.backend_pid, spared]),
         )

@@ -15,6 +15,7 @@ from psycopg2 import extensions, sql
 
 from outbox.errors import BackendError, OutOfService, SettingsError, Transient
 from worker.backends.postgres import errors
+from worker.backends.postgres.waits import Watch
 
 CONNECT_TIMEOUT_SECONDS = 5
 # DROP DATABASE waits for a checkpoint and unlinks every file: minutes for terabytes.
@@ -40,6 +41,7 @@ _PARAMETERS = {
     "options": "-c search_path=pg_catalog,pg_temp -c default_transaction_read_only=off"
     " -c default_transaction_isolation=read\\ committed -c default_transaction_deferrable=off"
     " -c standard_conforming_strings=on -c DateStyle=ISO,MDY -c TimeZone=UTC -c row_security=on -c default_tablespace="
+    " -c client_min_messages=log"  # `waits` reads which process DROP DATABASE waits for
     f" -c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
     f" -c idle_session_timeout={STATEMENT_TIMEOUT_MS} -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_MS}"
     " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
@@ -58,7 +60,9 @@ class Server:
         self.protected = NEVER | protected
 
     @contextmanager
-    def connect(self, database: str | None = None, *, seconds: float = WORK_SECONDS) -> Iterator["Session"]:
+    def connect(
+        self, database: str | None = None, *, seconds: float = WORK_SECONDS, watched: bool = True
+    ) -> Iterator["Session"]:
         """An autocommit connection; its errors come out as the table in `errors` says.
 
         Where `database` is not the maintenance database, trouble of that database alone is Transient.
@@ -72,22 +76,26 @@ class Server:
             session = psycopg2.connect(extensions.make_dsn(**parameters), connection_factory=Session)
         except psycopg2.OperationalError as error:
             raise self._translated(error, database) from error
-        watch = threading.Timer(seconds, _cut, (session.fileno(),))
-        watch.daemon = True
-        watch.start()
+        limit = threading.Timer(seconds, _cut, (session.fileno(),))
+        limit.daemon = True
+        limit.start()
+        watch = Watch(session, lambda: self.connect(watched=False))
+        if watched:
+            watch.start()
         try:
             session.server = self
             session.autocommit = True
             _settle(session)
             yield session
         except psycopg2.Error as error:
-            raise self._translated(error, database) from error
+            raise self._translated(error, database, watch.told(error)) from error
         finally:
-            watch.cancel()
+            watch.stop()
+            limit.cancel()
             session.close()
 
-    def _translated(self, error: psycopg2.Error, database: str | None) -> BackendError:
-        said = errors.describe(error)
+    def _translated(self, error: psycopg2.Error, database: str | None, waited: str = "") -> BackendError:
+        said = errors.clean(errors.describe(error) + waited)
         if database is None:
             return errors.meaning(error)(said)
         said = f"in database {errors.clean(database)!r}: {said}"

@@ -17,7 +17,13 @@ def pg(servers: Servers) -> PgServer:
 
 @pytest.fixture
 def backend(pg: PgServer) -> Postgres:
-    return Postgres(pg.dsn, protected=frozenset({"control_db"}))
+    return Postgres(pg.service_dsn, protected=frozenset({"control_db"}))
+
+
+@pytest.fixture
+def superuser(pg: PgServer) -> Postgres:
+    """The backend with a superuser's account: each test that uses it says why."""
+    return Postgres(pg.dsn)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import psycopg2
 import pytest
 
 from outbox.errors import Refused
+from tests.support import accounts
 from tests.support.witness import PgServer
 from worker.backends import Same
 from worker.backends.postgres import Postgres
@@ -37,7 +38,8 @@ def test_a_customer_cannot_enter_a_neighbours_database(backend: Postgres, provis
 @pytest.mark.parametrize("what", ["role", "database"])
 def test_provision_takes_over_nothing_that_existed_before(backend: Postgres, pg: PgServer, what: str) -> None:
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
-    pg.query(f'CREATE {what} "{plan.manifest[what]}"')
+    theirs = f" OWNER {accounts.NAME}" if what == "database" else ""
+    pg.query(f'CREATE {what} "{plan.manifest[what]}"{theirs}')
     with pytest.raises(Refused, match="is not of this resource"):
         backend.provision(plan.manifest, plan.credentials)
 
@@ -47,7 +49,7 @@ class TestAdoption:
     def existing(self, pg: PgServer) -> dict[str, Any]:
         name = f"old_{uuid.uuid4().hex}"
         pg.query(f'CREATE ROLE "{name}" LOGIN')
-        pg.query(f'CREATE DATABASE "{name}" OWNER "{name}"')
+        accounts.adoptable(pg, name, name)
         pg.query("CREATE TABLE kept AS SELECT 1 AS n", database=name)
         return {"database": name, "role": name}
 

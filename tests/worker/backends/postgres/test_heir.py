@@ -109,7 +109,9 @@ def test_what_a_hostile_customer_left_elsewhere_runs_with_no_rights(anywhere: An
 
 
 def _runs_with_no_rights(pg: PgServer, dsn: str, database: str, x: str, caller: str) -> None:
-    [(heir,)] = pg.query(OWNED_BY, ["deprovisioner_nobody_%"], database=database)
+    owners = pg.query(OWNED_BY, ["deprovisioner_nobody_%"], database=database)
+    assert len(owners) == 1, "the heir has taken over"
+    [(heir,)] = owners
     made = "SELECT proowner::regrole::text FROM pg_proc WHERE proname LIKE %s GROUP BY 1"
     assert pg.query(made, f"{x}%", database=database) == [(heir,)]
     made = "SELECT relowner::regrole::text FROM pg_class WHERE relname LIKE %s GROUP BY 1"

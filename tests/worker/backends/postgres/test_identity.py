@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from outbox.errors import Refused
+from tests.support import accounts
 from tests.support.witness import PgServer
 from worker.backends import Different, Same
 from worker.backends.postgres import Postgres
@@ -16,7 +17,7 @@ def test_a_database_made_again_under_the_name_is_untouched(
     backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
     pg.query(f'DROP DATABASE "{provisioned["database"]}"')
-    pg.query(f'CREATE DATABASE "{provisioned["database"]}"')
+    pg.query(f'CREATE DATABASE "{provisioned["database"]}" OWNER {accounts.NAME}')
     pg.query("CREATE TABLE precious AS SELECT 42 AS n", database=provisioned["database"])
     assert isinstance(backend.inspect(provisioned), Different)
     with pytest.raises(Refused):
@@ -29,7 +30,7 @@ def test_a_new_database_with_a_copied_comment_is_told_by_its_oid(
     backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
     pg.query(f'DROP DATABASE "{provisioned["database"]}"')
-    pg.query(f'CREATE DATABASE "{provisioned["database"]}"')
+    pg.query(f'CREATE DATABASE "{provisioned["database"]}" OWNER {accounts.NAME}')
     pg.query(f"COMMENT ON DATABASE \"{provisioned['database']}\" IS 'deprovisioner gen={provisioned['generation']}'")
     with pytest.raises(Refused):
         backend.teardown(provisioned, 1)
@@ -42,6 +43,7 @@ def test_a_role_made_again_under_the_name_is_untouched(
     pg.query(f'DROP DATABASE "{provisioned["database"]}"')
     pg.query(f'DROP ROLE "{provisioned["role"]}"')
     pg.query(f'CREATE ROLE "{provisioned["role"]}" LOGIN')
+    accounts.allow(pg, provisioned["role"])
     with pytest.raises(Refused):
         backend.teardown(provisioned, 1)
     assert provisioned["role"] in pg.roles()
@@ -59,7 +61,7 @@ def test_a_role_without_its_database_is_not_absent(
 
 def test_a_database_that_bears_another_generation_is_different(backend: Postgres, pg: PgServer) -> None:
     name, generation = f"old_{uuid.uuid4().hex}", uuid.uuid4()
-    pg.query(f'CREATE DATABASE "{name}"')
+    accounts.adoptable(pg, name)
     manifest = backend.adopt({"database": name, "generation": str(generation)}, generation)
     assert isinstance(backend.inspect(manifest), Same)
     assert isinstance(backend.inspect(manifest | {"generation": str(uuid.uuid4())}), Different)
@@ -81,6 +83,9 @@ _RECOMMENTED = ["COMMENT ON DATABASE \"moved_{generation}\" IS 'mine'"]
 _ROLE_RENAMED = ['ALTER ROLE "{role}" RENAME TO "r_{generation}"']
 _NO_DATABASE = ['DROP DATABASE "{database}"']
 _NO_ROLE = ['DROP OWNED BY "{role}"', 'DROP ROLE "{role}"']
+# Within the account's reach: only identity keeps it from them.
+_COPY = f'CREATE DATABASE "copy_{{generation}}" OWNER {accounts.NAME}'
+_ROLE_AGAIN = ['CREATE ROLE "{role}" LOGIN', f'GRANT "{{role}}" TO {accounts.NAME} WITH ADMIN OPTION']
 _MARKED = "IS 'deprovisioner gen={generation}'"
 
 
@@ -92,24 +97,26 @@ _MARKED = "IS 'deprovisioner gen={generation}'"
         (_NO_DATABASE + _ROLE_RENAMED, "the role was renamed to"),
         (_NO_DATABASE + _ROLE_RENAMED + ["COMMENT ON ROLE \"r_{generation}\" IS 'mine'"], "has the recorded OID"),
         (
-            _NO_DATABASE + _NO_ROLE + ['CREATE ROLE "{role}" LOGIN', 'COMMENT ON ROLE "{role}" ' + _MARKED],
+            _NO_DATABASE + _NO_ROLE + _ROLE_AGAIN + ['COMMENT ON ROLE "{role}" ' + _MARKED],
             "role .* bears this resource's mark, and is not the one",
         ),
         (
-            _NO_DATABASE
-            + _NO_ROLE
-            + ['CREATE DATABASE "copy_{generation}"', 'COMMENT ON DATABASE "copy_{generation}" ' + _MARKED],
+            _NO_DATABASE + _NO_ROLE + [_COPY, 'COMMENT ON DATABASE "copy_{generation}" ' + _MARKED],
             "database .* bears this resource's mark, and is not the one",
         ),
         (
-            ['CREATE DATABASE "copy_{generation}"', 'COMMENT ON DATABASE "copy_{generation}" ' + _MARKED],
+            [_COPY, 'COMMENT ON DATABASE "copy_{generation}" ' + _MARKED],
             "database .* bears this resource's mark, and is not the one",
         ),
     ],
 )
+@pytest.mark.parametrize("anywhere", ["18-service", "15-service"], indirect=True)
 def test_a_part_that_matches_is_never_absent_nor_touched(
-    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], by_hand: list[str], says: str
+    anywhere: tuple[Postgres, PgServer], by_hand: list[str], says: str
 ) -> None:
+    backend, pg = anywhere
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    provisioned = backend.provision(plan.manifest, plan.credentials)
     for statement in by_hand:
         pg.query(statement.format(**provisioned))
     before = pg.databases(), pg.query("SELECT oid, rolname, rolcanlogin FROM pg_roles ORDER BY oid")

@@ -1,8 +1,13 @@
 """Time limits, and the lock that lets one worker at a time inside one object."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+import uuid
+from contextlib import closing
 from typing import Any
 
 import psycopg2
@@ -10,7 +15,8 @@ import pytest
 
 from outbox.errors import Unavailable
 from tests.support.servers import Servers
-from tests.support.witness import PgServer, eventually
+from tests.support.witness import PgServer, eventually, slowness
+from worker.backends import Absent
 from worker.backends.postgres import Postgres, destroy, identity
 
 
@@ -73,3 +79,52 @@ def test_a_customer_cannot_take_the_lock_and_delay_its_teardown(
     )
     backend.teardown(provisioned, 1)
     assert not pg.bears(provisioned)
+
+
+# A worker's process, with an interval that a test can wait for.
+WORKER = """
+import json, sys
+from worker.backends.postgres import Postgres, session
+session.CLIENT_CHECK_MS = 500
+dsn, manifest = json.load(sys.stdin)
+Postgres(dsn).teardown(manifest, 1)
+"""
+DROPS = (
+    "SELECT pid FROM pg_stat_activity WHERE query LIKE 'DROP DATABASE \"zz_del_%%' AND wait_event = 'ProcSignalBarrier'"
+)
+LOCKED = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND pid = %s"
+
+
+@pytest.mark.parametrize("anywhere", ["18-service", "15-service"], indirect=True)
+def test_a_worker_that_is_killed_inside_a_drop_leaves_no_session_and_no_lock(
+    anywhere: tuple[Postgres, PgServer],
+) -> None:
+    """A drop waits for every session of the server; one that stands still holds it up."""
+    backend, pg = anywhere
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    manifest = backend.provision(plan.manifest, plan.credentials)
+    with closing(psycopg2.connect(pg.dsn)) as stands_still:
+        stopped = stands_still.info.backend_pid
+        worker = subprocess.Popen([sys.executable, "-c", WORKER], stdin=subprocess.PIPE, text=True)
+        assert worker.stdin
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            worker.stdin.write(json.dumps([pg.service_dsn, manifest]))
+            worker.stdin.close()
+            eventually(lambda: pg.query(DROPS), what="the drop waits")
+            [(pid,)] = pg.query(DROPS)
+            assert pg.query(LOCKED, pid) == [(1,)]
+            worker.kill()
+            worker.wait()
+            eventually(
+                lambda: not pg.query("SELECT 1 FROM pg_stat_activity WHERE pid = %s", pid),
+                5 * slowness(),
+                "the server has noticed, while the other session still stands still",
+            )
+            assert pg.query(LOCKED, pid) == []
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+            worker.kill()
+            worker.wait()
+    backend.teardown(manifest, 2)
+    assert isinstance(backend.inspect(manifest), Absent)

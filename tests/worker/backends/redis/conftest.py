@@ -17,7 +17,7 @@ def server(servers: Servers) -> RedisServer:
 
 @pytest.fixture
 def backend(server: RedisServer) -> Redis:
-    return Redis(server.url)
+    return Redis(server.service_dsn)
 
 
 @pytest.fixture

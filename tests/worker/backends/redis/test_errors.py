@@ -27,7 +27,7 @@ def own(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]
 
 @pytest.fixture
 def made(own: RedisServer) -> dict[str, Any]:
-    backend = Redis(own.url)
+    backend = Redis(own.service_dsn)
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
     return backend.provision(plan.manifest, plan.credentials)
 
@@ -66,12 +66,12 @@ def test_a_server_that_refuses_writes_is_away(
         _run(own, piped, ("SET", "a", 1))
     if code != "OOM":  # a teardown needs no memory: UNLINK and ACL DELUSER free some
         with pytest.raises(Unavailable, match=code):
-            Redis(own.url).teardown(made, 1)
+            Redis(own.service_dsn).teardown(made, 1)
     own.client.config_set("min-replicas-to-write", 0)
     own.client.config_set("maxmemory", 0)
     own.client.config_set("stop-writes-on-bgsave-error", "no")
-    Redis(own.url).teardown(made, 1)
-    assert isinstance(Redis(own.url).inspect(made), Absent)
+    Redis(own.service_dsn).teardown(made, 1)
+    assert isinstance(Redis(own.service_dsn).inspect(made), Absent)
 
 
 def test_a_server_that_is_busy_with_a_script_is_away(own: RedisServer, made: dict[str, Any]) -> None:
@@ -80,11 +80,11 @@ def test_a_server_that_is_busy_with_a_script_is_away(own: RedisServer, made: dic
     eventually(lambda: _busy(own))
     try:
         with pytest.raises(Unavailable, match="BUSY"):
-            Redis(own.url).inspect(made)
+            Redis(own.service_dsn).inspect(made)
     finally:
         own.client.script_kill()
         looper.join()
-    assert Redis(own.url).teardown(made, 1)
+    assert Redis(own.service_dsn).teardown(made, 1)
 
 
 def _loop(own: RedisServer) -> None:

@@ -42,7 +42,8 @@ def test_a_user_made_again_under_the_name_is_untouched(
     server.client.execute_command(
         "ACL", "SETUSER", provisioned["user"], "on", ">p", f"~{provisioned['prefix']}*", "+@all"
     )
-    with pytest.raises(Refused):
+    assert isinstance(backend.inspect(provisioned), Different)
+    with pytest.raises(Refused, match="is not the one that was made"):
         backend.teardown(provisioned, 1)
     assert provisioned["user"] in server.users()
 

@@ -1,0 +1,127 @@
+"""What a session of ours waits for when its work takes long: a second session looks, and the error tells."""
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import psycopg2
+from psycopg2 import extensions
+
+from outbox.errors import BackendError
+
+# Most work is done sooner, and then nothing looks.
+LOOK_SECONDS = 3.0
+# How often the second session looks.
+PAUSE_SECONDS = 1.0
+# How long DROP DATABASE may wait until each process of the server has closed the files. That takes milliseconds.
+BARRIER_SECONDS = 20.0
+# An error of a wait ends it; what was seen longer ago was another wait.
+_FRESH_SECONDS = 5.0
+_NAMED = 5
+# lock_not_available, and query_canceled: by a timeout, or by us.
+_ENDS_OF_WAITS = ("55P03", "57014")
+
+
+@dataclass(frozen=True)
+class Client:
+    """A session that is in the way, as pg_stat_activity shows it; an account without pg_monitor sees no `since`."""
+
+    pid: int
+    user: str | None
+    application: str | None
+    since: str | None
+    slot: str | None = None
+
+    def __str__(self) -> str:
+        if self.pid == 0:
+            return "a prepared transaction"
+        since = f" since {self.since}" if self.since else ""
+        slot = f", reads replication slot {self.slot!r}" if self.slot else ""
+        user, application = self.user or "the server", self.application or "no application_name"
+        return f"pid {self.pid} of {user!r} ({application}){since}{slot}"
+
+
+class Watch:
+    """Looks at one session until `stop`. `connect` opens the second session, which nothing watches."""
+
+    def __init__(
+        self,
+        session: extensions.connection,
+        connect: Callable[[], AbstractContextManager[extensions.connection]],
+    ) -> None:
+        self._session, self._pid, self._connect = session, session.info.backend_pid, connect
+        self._done = threading.Event()
+        self._seen: tuple[float, list[str]] = (0.0, [])
+        self._at_barrier: float | None = None
+
+    def start(self) -> None:
+        """Begin to watch, in a thread of its own."""
+        threading.Thread(target=self._look_often, daemon=True).start()
+
+    def stop(self) -> None:
+        """End it; a look that has begun ends by itself."""
+        self._done.set()
+
+    def told(self, error: psycopg2.Error) -> str:
+        """What the statement that failed so was waiting for; empty where it did not wait, or nothing was seen."""
+        if error.pgcode not in _ENDS_OF_WAITS:
+            return ""
+        if unanswering := _unanswering(self._session):
+            return f"; a process of the server does not answer, perhaps it is stopped: {unanswering}"
+        seen_at, blockers = self._seen
+        return f"; it waited for {', '.join(blockers)}" if time.monotonic() - seen_at < _FRESH_SECONDS else ""
+
+    def _look_often(self) -> None:
+        if self._done.wait(LOOK_SECONDS):
+            return
+        with contextlib.suppress(BackendError), self._connect() as second:
+            while not self._done.is_set():
+                self._look(second)
+                self._done.wait(PAUSE_SECONDS)
+
+    def _look(self, second: extensions.connection) -> None:
+        with second.cursor() as cursor:
+            cursor.execute(
+                """
+                SELECT p, usename, application_name, backend_start::pg_catalog.text, datname
+                  FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(%s)) AS p
+                  LEFT JOIN pg_catalog.pg_stat_activity ON pid = p ORDER BY p LIMIT %s""",
+                (self._pid, _NAMED),
+            )
+            if blockers := [_in_database(*row) for row in cursor]:
+                self._seen = (time.monotonic(), blockers)
+            cursor.execute(
+                "SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = %s AND wait_event = 'ProcSignalBarrier'",
+                (self._pid,),
+            )
+            if cursor.fetchone() is None:
+                self._at_barrier = None
+                return
+            self._at_barrier = self._at_barrier or time.monotonic()
+            if time.monotonic() - self._at_barrier >= BARRIER_SECONDS and not self._done.is_set():
+                cursor.execute("SELECT pg_catalog.pg_cancel_backend(%s)", (self._pid,))
+
+
+def _unanswering(session: extensions.connection) -> str:
+    """The process that the server itself said it waits for at a barrier: its log line, which our session is sent."""
+    pids = re.findall(r"PID (\d+) to accept ProcSignalBarrier", "".join(session.notices))
+    if not pids:
+        return ""
+    with contextlib.suppress(psycopg2.Error), session.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT pid, usename, application_name, backend_start::pg_catalog.text, datname
+              FROM pg_catalog.pg_stat_activity WHERE pid = %s""",
+            (int(pids[-1]),),
+        )
+        if row := cursor.fetchone():
+            return _in_database(*row)
+    return f"pid {pids[-1]}"
+
+
+def _in_database(pid: int, user: str | None, application: str | None, since: str | None, database: str | None) -> str:
+    return f"{Client(pid, user, application, since)}" + (f" in {database!r}" if database else "")
