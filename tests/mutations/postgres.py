@@ -391,14 +391,14 @@ GUARDS_OF_POSTGRES = (
         ),
         (
             "postgres: code of a dropped role runs with its caller's rights",
-            "for statement in neutralised:",
-            "for statement in ():",
+            "_run(session, neutralised,",
+            "_run(session, [],",
             f"{_HOSTILE}[18-service-neighbour]",
         ),
         (
             "postgres: what was lent to the heir is taken back",
-            'session.execute("REVOKE CREATE ON {place} FROM {heir}", place=place, heir=heir)',
-            "pass",
+            '[f"REVOKE CREATE ON {place} FROM {heir}" for place in lent]',
+            "[]",
             f"{_HOSTILE}[18-service-neighbour]",
         ),
     ),
