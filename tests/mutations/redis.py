@@ -34,6 +34,17 @@ GUARDS_OF_REDIS = (
     ),
     *cut(
         REDIS,
+        "def _saved(",
+        AUTHORITY,
+        (
+            "redis: an aclfile that cannot be written",
+            ' or "trying to save" in str(error)',
+            "",
+            "test_an_aclfile_that_cannot_be_written_is_not_taken_for_none",
+        ),
+    ),
+    *cut(
+        REDIS,
         "def must_keep_promises(",
         AUTHORITY,
         (

@@ -1,5 +1,6 @@
 """Which server may say that a namespace is gone, and how it is known; on Redis 7 and Valkey 9, each test's own."""
 
+import shutil
 import threading
 import uuid
 from collections.abc import Iterator
@@ -281,3 +282,19 @@ def test_a_server_without_config_is_clear_at_birth_and_tolerated_at_death(
         managed.teardown(made, 1)
         assert isinstance(managed.inspect(made), Absent)
         assert not server.bears(made)
+
+
+def test_an_aclfile_that_cannot_be_written_is_not_taken_for_none(program: str, folder: Path) -> None:
+    with redis_servers.running(program, folder / "own") as server:
+        made = _made(server)
+        server.client.execute_command("ACL", "SETUSER", accounts.NAME, "-config")
+        shutil.rmtree(folder / "own")
+        with pytest.raises(Transient, match="trying to save"):
+            Redis(server.service_dsn).teardown(made, 1)
+        with pytest.raises(Transient, match="trying to save"):
+            Redis(server.service_dsn).plan(uuid.uuid4(), uuid.uuid4())
+        assert server.bears(made), "a restart would bring its user back"
+        (folder / "own").mkdir()
+        Redis(server.service_dsn).teardown(made, 2)
+        assert not server.bears(made)
+        assert made["user"] not in (folder / "own" / "users.acl").read_text()
