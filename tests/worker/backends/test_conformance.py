@@ -14,9 +14,11 @@ from typing import Any
 import psycopg2
 import pytest
 import redis
+from psycopg2.extensions import make_dsn
 
 from deprovisioner.up import servers as embedded
-from outbox.errors import Refused, Unavailable
+from outbox.errors import Refused, Transient, Unavailable
+from tests.support import accounts
 from tests.support.servers import OLD_POSTGRES_PROGRAMS, Servers
 from tests.support.standby import lagging
 from tests.support.witness import PgServer, RedisServer
@@ -36,6 +38,10 @@ class Subject:
     replicated: Callable[[], AbstractContextManager[tuple[Backend, Backend]]] | None = None
     # What a person's hand can do to an object so that only a part of it still matches the manifest.
     disguises: tuple[Callable[[dict[str, Any]], None], ...] = ()
+    # Leaves something of the first object in the second's, and lets no account enter the second's meanwhile.
+    entangled: Callable[[dict[str, Any], dict[str, Any]], AbstractContextManager[None]] | None = None
+    # Backends with accounts that each lack one of the documented rights.
+    weaker: Callable[[], Iterator[Backend]] | None = None
 
     def provisioned(self) -> tuple[dict[str, Any], dict[str, Any]]:
         plan = self.backend.plan(uuid.uuid4(), uuid.uuid4())
@@ -89,6 +95,27 @@ def _disguises(witness: PgServer) -> tuple[Callable[[dict[str, Any]], None], ...
     )
 
 
+def _entangled(witness: PgServer) -> Callable[[dict[str, Any], dict[str, Any]], AbstractContextManager[None]]:
+    @contextmanager
+    def act(manifest: dict[str, Any], neighbours: dict[str, Any]) -> Iterator[None]:
+        witness.query(f'CREATE SCHEMA left_over AUTHORIZATION "{manifest["role"]}"', database=neighbours["database"])
+        witness.query(f'ALTER DATABASE "{neighbours["database"]}" ALLOW_CONNECTIONS false')
+        yield
+        witness.query(f'ALTER DATABASE "{neighbours["database"]}" ALLOW_CONNECTIONS true')
+
+    return act
+
+
+def _weaker(server: PgServer) -> Iterator[Backend]:
+    for right in ("CREATEDB", "CREATEROLE"):
+        name = f"weak_{uuid.uuid4().hex}"
+        for statement in accounts.documented("postgres"):
+            assert right in statement
+            lacking = statement.replace(accounts.NAME, name).replace("CHANGE-ME", "p").replace(f" {right} ", " ")
+            server.query(lacking)
+        yield Postgres(make_dsn(server.dsn, user=name, password="p"))
+
+
 @pytest.fixture(params=["postgres", "postgres15", "redis", "redis7"])
 def subject(request: pytest.FixtureRequest, servers: Servers) -> Subject:
     """Each with the account that docs/production.md documents, and no other right."""
@@ -107,6 +134,8 @@ def subject(request: pytest.FixtureRequest, servers: Servers) -> Subject:
             server,
             functools.partial(_replicated_postgres, OLD_POSTGRES_PROGRAMS if request.param == "postgres15" else None),
             _disguises(server),
+            _entangled(server),
+            lambda: _weaker(server),
         )
     return Subject(Redis(server.service_dsn), Redis(f"redis://127.0.0.1:{nowhere}/0"), server)
 
@@ -259,3 +288,35 @@ def test_a_part_that_matches_is_not_absence(subject: Subject) -> None:
         for act in (subject.backend.quarantine, subject.backend.release, lambda m: subject.backend.teardown(m, 1)):
             with pytest.raises(Refused):
                 act(manifest)
+
+
+def test_a_neighbour_s_trouble_stays_the_neighbour_s(subject: Subject) -> None:
+    if subject.entangled is None:
+        pytest.skip("objects of this kind have nothing in each other's")
+    (manifest, credentials), (neighbours, _) = subject.provisioned(), subject.provisioned()
+    bystanders, _ = subject.provisioned()
+    with subject.entangled(manifest, neighbours):
+        with pytest.raises(Transient, match=neighbours["database"]):
+            subject.backend.teardown(manifest, 1)
+        assert not subject.can_log_in(credentials)
+        subject.backend.teardown(bystanders, 1)
+        assert not subject.witness.bears(bystanders)
+    subject.backend.teardown(manifest, 2)
+    assert not subject.witness.bears(manifest)
+    assert isinstance(subject.backend.inspect(neighbours), Same)
+    subject.backend.teardown(neighbours, 1)
+
+
+def test_an_account_that_lacks_a_documented_right_is_refused_and_the_object_stays(subject: Subject) -> None:
+    if subject.weaker is None:
+        pytest.skip("no weaker account of this kind is tried here")
+    manifest, _ = subject.provisioned()
+    for weak in subject.weaker():
+        plan = weak.plan(uuid.uuid4(), uuid.uuid4())
+        with pytest.raises(Refused, match="permission denied"):
+            weak.provision(plan.manifest, plan.credentials)
+        with pytest.raises(Refused, match=r"permission denied|must be owner"):
+            weak.teardown(manifest, 1)
+        assert isinstance(subject.backend.inspect(manifest), Same)
+    subject.backend.teardown(manifest, 2)
+    assert not subject.witness.bears(manifest)
