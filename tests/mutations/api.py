@@ -49,7 +49,7 @@ GUARDS_OF_API = (
     ),
     *cut(
         "outbox/resources.py",
-        "_REGISTERED_BEFORE",
+        "_REGISTERED_BEFORE = ",
         STANDBY,
         ("commits: a POST that is read back is confirmed", "{CONFIRM}", "NULL AS confirmed", _TWICE),
     ),
