@@ -48,7 +48,7 @@ def test_a_signal_ends_the_wait_for_a_port(taken: socket.socket) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ports.wait_until_free("pg-main", taken.getsockname()[1], stop=stop, timeout=30)
+        ports.wait_until_free("pg-main", taken.getsockname()[1], stop=stop, timeout=5)
 
 
 def test_a_taken_port_stays_the_servers(tmp_path: Path, taken: socket.socket) -> None:
@@ -56,3 +56,12 @@ def test_a_taken_port_stays_the_servers(tmp_path: Path, taken: socket.socket) ->
     for server in ("control", "broker", "pg-main", "redis-main"):
         state.set(f"{server}.port", taken.getsockname()[1])
         assert State(tmp_path).port(server) == taken.getsockname()[1]
+
+
+def test_a_server_s_port_is_outside_the_range_of_outgoing_connections() -> None:
+    """The system's own range; an outgoing connection of any program may have one of its ports while ours is down."""
+    range_of_system = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if not range_of_system.exists():
+        pytest.skip("this system does not say which ports it gives to outgoing connections")
+    low, high = map(int, range_of_system.read_text().split())
+    assert not [port for port in (servers.free_port() for _ in range(50)) if low <= port <= high]

@@ -23,6 +23,34 @@ _ASKED = "test_adoption_asks_for_exactly_the_rights_with_which_the_whole_teardow
 _STOPPED = "test_a_stopped_process_of_another_database_is_named_and_not_waited_for_in_vain"
 GUARDS_OF_POSTGRES = (
     *cut(
+        "worker/backends/postgres/errors.py",
+        "",
+        ERRORS,
+        (
+            "postgres: a statement that a read-only server refuses costs no attempt",
+            '("25006", OutOfService,',
+            '("25006", Unavailable,',
+            "test_an_error_is_taken_for_what_its_code_says[25006-OutOfService]",
+        ),
+    ),
+    *cut(
+        "worker/backends/postgres/session.py",
+        "",
+        "tests/worker/test_out_of_service.py",
+        (
+            "postgres: a standby costs no attempt",
+            "raise OutOfService(STANDBY if standby else READ_ONLY)",
+            "raise Transient(STANDBY if standby else READ_ONLY)",
+            "test_jobs_of_a_postgres_that_became_a_standby_wait_and_burn_no_attempts[18-after the start]",
+        ),
+        (
+            "postgres: a default of read-only is set off",
+            " -c default_transaction_read_only=off",
+            "",
+            "test_jobs_of_a_postgres_that_keeps_new_transactions_read_only_go_on[18]",
+        ),
+    ),
+    *cut(
         PG,
         "def told(",
         WAITS,
@@ -391,15 +419,32 @@ GUARDS_OF_POSTGRES = (
         ),
         (
             "postgres: code of a dropped role runs with its caller's rights",
-            "for statement in neutralised:",
-            "for statement in ():",
+            "_run(session, neutralised,",
+            "_run(session, [],",
             f"{_HOSTILE}[18-service-neighbour]",
         ),
         (
-            "postgres: what was lent to the heir is taken back",
-            'session.execute("REVOKE CREATE ON {place} FROM {heir}", place=place, heir=heir)',
+            "postgres: teardowns lend to the heir in turn",
+            "session.lock(heir)",
             "pass",
+            "test_teardowns_that_need_a_new_heir_at_one_moment_share_it",
+        ),
+        (
+            "postgres: what was lent to the heir is taken back",
+            '[f"REVOKE CREATE ON {place} FROM {heir}" for place in lent]',
+            "[]",
             f"{_HOSTILE}[18-service-neighbour]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _heir(",
+        HEIR,
+        (
+            "postgres: another worker made the heir",
+            "except (sqlstates.DuplicateObject, sqlstates.UniqueViolation):",
+            "except ZeroDivisionError:",
+            "test_teardowns_that_need_a_new_heir_at_one_moment_share_it",
         ),
     ),
     *cut(

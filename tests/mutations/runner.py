@@ -389,6 +389,52 @@ GUARDS_OF_RUNNER = (
         ),
     ),
     *cut(
+        "deprovisioner/up/ports.py",
+        "",
+        "tests/deprovisioner/test_ports.py",
+        (
+            "up: a taken port is refused",
+            'while not servers.port_is_free("127.0.0.1", port):',
+            "while False:",
+            "test_a_port_that_another_program_keeps_is_refused_with_its_name_and_pid",
+        ),
+        (
+            "up: a taken port is waited for",
+            "        if time.monotonic() > deadline:",
+            "        if True:",
+            "test_a_port_that_is_given_up_meanwhile_is_waited_for",
+        ),
+        (
+            "up: a signal ends the wait for a port",
+            "        stop()\n",
+            "",
+            "test_a_signal_ends_the_wait_for_a_port",
+        ),
+    ),
+    *cut(
+        "deprovisioner/up/home.py",
+        "",
+        "tests/deprovisioner/test_ports.py",
+        (
+            "up: a server keeps its port",
+            'return int(self.keep(f"{server}.port", servers.free_port))',
+            'kept = int(self.keep(f"{server}.port", servers.free_port))\n'
+            '        return kept if servers.port_is_free("127.0.0.1", kept) else servers.free_port()',
+            "test_a_taken_port_stays_the_servers",
+        ),
+    ),
+    *cut(
+        "deprovisioner/up/servers.py",
+        "",
+        "tests/deprovisioner/test_ports.py",
+        (
+            "up: ports are outside the ephemeral range",
+            "return max(below, above, key=len) or range(_LOWEST_PORT, 65536)",
+            "return range(low, high)",
+            "test_a_server_s_port_is_outside_the_range_of_outgoing_connections",
+        ),
+    ),
+    *cut(
         "deprovisioner/up/supervisor.py",
         "",
         "tests/acceptance/test_up_restarts.py",

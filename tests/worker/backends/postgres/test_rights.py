@@ -73,6 +73,7 @@ def test_adoption_asks_for_exactly_the_rights_with_which_the_whole_teardown_succ
             backend.adopt(theirs.manifest, theirs.generation)
         assert theirs.comments() == [(None,), (None,)]
         assert str(refused.value).isprintable()
+        assert _statements(refused.value)
         server.query(_statements(refused.value))
         manifest = backend.adopt(theirs.manifest, theirs.generation)
         with closing(theirs.connect(theirs.name)) as role, closing(theirs.connect(theirs.bystander)) as bystander:
