@@ -160,7 +160,7 @@ def test_a_dead_backend_s_jobs_wait_without_burning_attempts_and_others_go_on(
 
     start()
     try:
-        system.env["PG_MAIN_DSN"] = dsn
+        system.env["PG_MAIN_DSN"] = accounts.postgres(dsn)
         with client(system.api(), tenant) as acme:
             system.worker()
             databases = [until(acme, create(acme), "active") for _ in range(5)]

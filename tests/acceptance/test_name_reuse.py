@@ -56,6 +56,7 @@ def test_the_wrong_server_behind_the_same_backend_name(acme: httpx.Client, syste
     resource = until(acme, create(acme), "active")
     worker.teardown()
     job = acme.delete(f"/v1/resources/{resource['id']}").json()["job"]
+    # Another server, as its superuser: only identity keeps the worker from it.
     system.worker(PG_MAIN_DSN=servers.control.dsn)
     told = stuck(acme, job["url"])
     assert told["stuck_reason"] == "refused"
@@ -66,6 +67,7 @@ def test_the_wrong_server_behind_the_same_backend_name(acme: httpx.Client, syste
 def test_the_control_database_is_never_adopted(
     acme: httpx.Client, system: System, servers: Servers, env: dict[str, str], operator: str
 ) -> None:
+    # Another server, as its superuser: only identity keeps the worker from it.
     system.worker(PG_MAIN_DSN=servers.control.dsn)
     own = env["DEPROVISIONER_DATABASE_URL"].rsplit("/", 1)[1]
     body = {"kind": "postgres", "backend": "pg-main", "name": "x", "tenant": "acme", "manifest": {"database": own}}
@@ -84,6 +86,7 @@ def test_a_redriven_job_finds_its_own_again_and_ends_well(
     resource = until(acme, create(acme), "active")
     worker.teardown()
     job = acme.delete(f"/v1/resources/{resource['id']}").json()["job"]
+    # Another server, as its superuser: only identity keeps the worker from it.
     wrong = system.worker(PG_MAIN_DSN=servers.control.dsn)
     fence = stuck(acme, job["url"])["fence"]
     wrong.teardown()

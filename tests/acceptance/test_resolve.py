@@ -137,7 +137,7 @@ def test_an_inspection_of_the_wrong_server_or_of_none_resolves_nothing(
     assert OBSERVE_SECONDS <= unseen.elapsed.total_seconds() < OBSERVE_SECONDS + 5 * slowness()
     id = url.rsplit("/", maxsplit=1)[1]
     for dsn, answer, code in [
-        (servers.control.dsn, (409, "still_there"), 0),
+        (servers.control.dsn, (409, "still_there"), 0),  # another server, as its superuser
         (f"postgresql://p:p@127.0.0.1:{embedded.free_port()}/postgres", (409, "not_observed"), 1),
     ]:
         worker = system.worker(PG_MAIN_DSN=dsn)

@@ -34,7 +34,7 @@ def provisioned(backend: Postgres) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def service(servers: Servers) -> str:
-    """The DSN of an account with the rights that docs/configuration.md asks for, and no others."""
+    """The DSN of an account with the rights that docs/production.md documents, and no others."""
     name = f"svc_{uuid.uuid4().hex}"
     servers.pg.query(f"CREATE ROLE {name} LOGIN CREATEDB CREATEROLE PASSWORD 'p'")
     return servers.pg.dsn.replace("postgres:secret", f"{name}:p")
@@ -55,7 +55,7 @@ def made(plain: Postgres) -> dict[str, Any]:
 
 @pytest.fixture(params=["18", "18-service", "15-service"])
 def anywhere(request: pytest.FixtureRequest, servers: Servers) -> tuple[Postgres, PgServer]:
-    """A backend, as a superuser and as the documented service account, and its server."""
+    """A backend and its server: with the documented account, and as a superuser, whose rights hide no missing guard."""
     version, _, account = request.param.partition("-")
     server = servers.pg if version == "18" else request.getfixturevalue("postgres15")
     return Postgres(server.service_dsn if account else server.dsn), server

@@ -1,4 +1,4 @@
-"""What stands in a teardown's way, with the account that docs/configuration.md asks for."""
+"""What stands in a teardown's way, with the account that docs/production.md documents."""
 
 import threading
 import uuid
