@@ -17,7 +17,7 @@ import redis
 from psycopg2.extensions import make_dsn
 
 from deprovisioner.up import servers as embedded
-from outbox.errors import Refused, Transient, Unavailable
+from outbox.errors import OutOfService, Refused, Transient, Unavailable
 from tests.support import accounts
 from tests.support.servers import OLD_POSTGRES_PROGRAMS, Servers
 from tests.support.standby import lagging
@@ -36,6 +36,8 @@ class Subject:
     witness: PgServer | RedisServer
     # A primary and a replica of it that lags: backends of both. None: this kind's own tests show it.
     replicated: Callable[[], AbstractContextManager[tuple[Backend, Backend]]] | None = None
+    # The server answers reads and refuses writes.
+    read_only: Callable[[], AbstractContextManager[None]] | None = None
     # What a person's hand can do to an object so that only a part of it still matches the manifest.
     disguises: tuple[Callable[[dict[str, Any]], None], ...] = ()
     # Leaves something of the first object in the second's, and lets no account enter the second's meanwhile.
@@ -106,6 +108,17 @@ def _entangled(witness: PgServer) -> Callable[[dict[str, Any], dict[str, Any]], 
     return act
 
 
+@contextmanager
+def _without_replicas(url: str) -> Iterator[None]:
+    """Each write is refused (NOREPLICAS), as on a server that lost the replicas that it must have."""
+    with redis.Redis.from_url(url) as administrator:
+        administrator.config_set("min-replicas-to-write", 1)
+        try:
+            yield
+        finally:
+            administrator.config_set("min-replicas-to-write", 0)
+
+
 def _weaker(server: PgServer) -> Iterator[Backend]:
     for right in ("CREATEDB", "CREATEROLE"):
         name = f"weak_{uuid.uuid4().hex}"
@@ -132,12 +145,20 @@ def subject(request: pytest.FixtureRequest, servers: Servers) -> Subject:
             Postgres(server.service_dsn),
             Postgres(f"postgresql://x@127.0.0.1:{nowhere}/x"),
             server,
-            functools.partial(_replicated_postgres, OLD_POSTGRES_PROGRAMS if request.param == "postgres15" else None),
-            _disguises(server),
-            _entangled(server),
-            lambda: _weaker(server),
+            replicated=functools.partial(
+                _replicated_postgres, OLD_POSTGRES_PROGRAMS if request.param == "postgres15" else None
+            ),
+            disguises=_disguises(server),
+            entangled=_entangled(server),
+            weaker=lambda: _weaker(server),
         )
-    return Subject(Redis(server.service_dsn), Redis(f"redis://127.0.0.1:{nowhere}/0"), server)
+    url = server.url
+    return Subject(
+        Redis(server.service_dsn),
+        Redis(f"redis://127.0.0.1:{nowhere}/0"),
+        server,
+        read_only=lambda: _without_replicas(url),
+    )
 
 
 def test_a_life_from_plan_to_absence(subject: Subject) -> None:
@@ -272,10 +293,28 @@ def test_a_replica_that_lags_is_not_believed(subject: Subject) -> None:
             lambda: replica.release(manifest),
             lambda: replica.teardown(manifest, 1),
         ):
-            with pytest.raises(Unavailable):
+            with pytest.raises(OutOfService):
                 act()
         assert isinstance(primary.inspect(manifest), Same)
         assert subject.can_log_in(plan.credentials)
+
+
+def test_a_server_that_refuses_writes_is_away_and_nothing_is_touched(subject: Subject) -> None:
+    if subject.read_only is None:
+        pytest.skip("this kind has no writable server that is read-only; see the replica")
+    (manifest, credentials), missing = subject.provisioned(), subject.backend.plan(uuid.uuid4(), uuid.uuid4())
+    with subject.read_only():
+        for act in (
+            lambda: subject.backend.provision(missing.manifest, missing.credentials),
+            lambda: subject.backend.teardown(manifest, 1),
+        ):
+            with pytest.raises(OutOfService):
+                act()
+    assert subject.witness.bears(manifest)
+    subject.backend.release(manifest)
+    assert subject.can_log_in(credentials)
+    subject.backend.teardown(manifest, 2)
+    assert not subject.witness.bears(manifest)
 
 
 def test_a_part_that_matches_is_not_absence(subject: Subject) -> None:
