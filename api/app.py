@@ -26,6 +26,7 @@ def create_app() -> FastAPI:
         description="Tears down what customers delete: exactly once, or visibly stuck.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     # Operations before jobs: `redrive` in /v1/jobs/redrive is not a job's number.
     for routes in (resources, operations, jobs, holds, breakers):

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Annotated, TypeVar
 
 from cachetools import TTLCache
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Connection
@@ -41,8 +41,8 @@ edge = Edge(ask, bell.ring)
 edge_once = Edge(ask_once, bell.ring)
 
 
-async def caller(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> Caller:
-    """The bearer of the token, or 401."""
+async def caller(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> Caller:
+    """The bearer of the token, or 401; then 422 for a parameter or key that is given twice, one of which would win."""
     if given is None or not given.credentials:
         raise _unauthenticated("send `Authorization: Bearer TOKEN`; `deprovisioner token create` makes a token")
     secret = given.credentials
@@ -52,6 +52,10 @@ async def caller(given: Annotated[HTTPAuthorizationCredentials | None, Depends(b
         if found is None:
             raise _unauthenticated("this token is unknown or was revoked; `deprovisioner token create` makes a new one")
         known = _CACHE[secret] = found
+    names = [name for name, _ in request.query_params.multi_items()]
+    names += ["Idempotency-Key"] * len(request.headers.getlist("idempotency-key"))
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise Problem(422, "invalid_request", f"{twice}: is given more than once; give it once")
     return known
 
 

@@ -89,7 +89,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": HTTPStatus(status).phrase,
         "content": {"application/problem+json": {"schema": ProblemOut.model_json_schema()}},
     }
-    for status in (401, 403, 404, 409, 413, 422, 503)
+    for status in (401, 403, 404, 405, 409, 413, 422, 503)
 }
 
 
@@ -128,6 +128,8 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     if broken := next((e for e in found if e["type"] == "json_invalid"), None):
         detail = f"the body is not JSON, at character {broken['loc'][-1]}: {broken.get('ctx', {}).get('error', '')}"
         return Problem(422, "invalid_json", detail).response()
+    if any(e["loc"] == ("body",) for e in found) and "json" not in request.headers.get("content-type", ""):
+        return Problem(422, "invalid_request", "body: send JSON, and `Content-Type: application/json`").response()
     where = [".".join(str(part) for part in e["loc"][1:]) or str(e["loc"][0]) for e in found]
     wrong = [{"field": field, "message": e["msg"]} for field, e in zip(where, found, strict=True)]
     code = "invalid_id" if any(e["loc"][0] == "path" for e in found) else "invalid_request"
@@ -135,13 +137,13 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _refused(request: Request) -> JSONResponse | None:
-    """The 401 of a caller whose body was read before its token."""
+    """The 401 of a caller whose request is answered without a route that reads the token, or before it does."""
     from api import deps  # noqa: PLC0415 - it imports this module
 
     if not request.scope["path"].startswith("/v1/"):
         return None
     try:
-        await deps.caller(await deps.bearer(request))
+        await deps.caller(request, await deps.bearer(request))
     except Problem as problem:
         return problem.response()
     except SQLAlchemyError as error:
@@ -166,11 +168,13 @@ def _method_not_allowed(request: Request) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - this handler is registered for no other
+    if refused := await _refused(request):
+        return refused
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return _method_not_allowed(request)
     if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI could not parse the body
         detail = "the body is not JSON in UTF-8, or it is nested too deep"
-        return await _refused(request) or Problem(422, "invalid_json", detail).response()
+        return Problem(422, "invalid_json", detail).response()
     code = _HTTP_CODES.get(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"))
     return Problem(error.status_code, code, str(error.detail), headers=dict(error.headers or {})).response()
 

@@ -38,10 +38,12 @@ REVOKED = """EXISTS (SELECT FROM tokens
                     WHERE revoked_at IS NOT NULL AND 'token:' || tokens.id || ':' || name = {}.proposed_by)"""
 
 # A new proposal replaces an expired one; the events keep both. The job's row is locked, so that the event comes before
-# the event of any transition of the job. A job is stuck at one fence only once, so it needs at most one approval.
+# the event of any transition of the job. The lock comes first: what the next statement reads of tokens must not be
+# older than its wait. A job is stuck at one fence only once, so it needs at most one approval.
 _EVENT = Event.PROPOSED
 _COLUMNS = "action, job_id, fence, reason, proposed_by, proposed_at, proposed_at + :life AS expires_at"
 _PROPOSE = text(f"""
+    SELECT FROM outbox WHERE id = :id FOR NO KEY UPDATE;
     WITH job AS (
         SELECT id, resource_id, fence FROM outbox
          WHERE id = :id AND fence = :fence AND state = 'stuck' AND kind = 'deprovision'

@@ -1,6 +1,7 @@
 """The fields that requests share, and how each is checked."""
 
 import datetime as dt
+import re
 import uuid
 from typing import Annotated, Any
 
@@ -40,7 +41,18 @@ def _in_the_calendar(value: dt.datetime) -> dt.datetime:
 Time = Annotated[AwareDatetime, BeforeValidator(_text), AfterValidator(_in_the_calendar)]
 Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable), AfterValidator(_not_blank)]
 ResourceId = Annotated[uuid.UUID, Path(description="the resource's UUID")]
-JobId = Annotated[int, Path(ge=1, le=2**63 - 1, description="the job's number")]
+
+
+def _digits(value: object) -> object:
+    """Refuses what else reads as a number: `1_0`, `+1`, `01`, `1.0`."""
+    if not re.fullmatch("[1-9][0-9]*", str(value)):
+        raise ValueError("must be a whole number in digits, from 1 on")
+    return value
+
+
+Number = Annotated[
+    int, BeforeValidator(_digits), Path(ge=1, le=2**63 - 1, description="as listings and answers have it")
+]
 Cursor = Annotated[str | None, Field(max_length=500, description="`next_cursor` of the page before this one")]
 Limit = Annotated[int, Field(ge=1, le=200, description="at most so many items on the page")]
 # A hundred years: PostgreSQL's calendar can subtract that from now.

@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 
 from api.deps import Operator, ask, ask_once, edge
-from api.schemas.fields import Reason
+from api.schemas.fields import Number, Reason
 from api.schemas.holds import HoldFilter, HoldOut, HoldPage, NewHold
 from outbox import actions, queries
 
@@ -28,6 +28,6 @@ def hold(body: NewHold, who: Operator) -> HoldOut:
 
 
 @router.post("/{hold_id}/release")
-def release(hold_id: Annotated[int, Path(ge=1, le=2**63 - 1)], body: Reason, who: Operator) -> HoldOut:
+def release(hold_id: Number, body: Reason, who: Operator) -> HoldOut:
     """End this hold. Another hold over the same scope stays in force."""
     return HoldOut.of(actions.release(edge, who, hold_id, reason=body.reason))

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 
 from api.deps import Anyone, Operator, ask, edge
 from api.problems import Problem
-from api.schemas.fields import JobId
+from api.schemas.fields import Number
 from api.schemas.jobs import (
     JobCountsOut,
     JobFilterIn,
@@ -52,14 +52,14 @@ def count_jobs(who: Anyone, wanted: Annotated[JobFilterIn, Query()]) -> JobCount
 
 
 @router.get("/{job_id}")
-def show(job_id: JobId, who: Anyone) -> JobStoryOut:
+def show(job_id: Number, who: Anyone) -> JobStoryOut:
     """One job with its attempts and events."""
     story = ask(lambda session: queries.job_story(session, job_id, tenant=who.tenant))
     return JobStoryOut.of_story(story, to_operator=who.tenant is None)
 
 
 @router.post("/{job_id}/redrive", responses={202: {"model": Proposed}})
-def redrive(job_id: JobId, body: Redrive, who: Operator, response: Response) -> JobOut | Proposed:
+def redrive(job_id: Number, body: Redrive, who: Operator, response: Response) -> JobOut | Proposed:
     """Give a stuck job fresh attempts: it inspects the backend before it acts.
 
     With `force_outcome_unknown` it acts though nothing can tell what the last attempt did; that takes two operators.
@@ -69,14 +69,14 @@ def redrive(job_id: JobId, body: Redrive, who: Operator, response: Response) -> 
 
 
 @router.post("/{job_id}/observe")
-def observe(job_id: JobId, who: Operator) -> ObservationOut:
+def observe(job_id: Number, who: Operator) -> ObservationOut:
     """Have a worker inspect the backend of a stuck teardown; changes nothing."""
     with _a_seat():
         return ObservationOut.of(actions.observe(edge, who, job_id, seconds=OBSERVE_SECONDS))
 
 
 @router.post("/{job_id}/resolve", responses={202: {"model": Proposed}})
-def resolve(job_id: JobId, body: Resolve, who: Operator, response: Response) -> JobOut | Proposed:
+def resolve(job_id: Number, body: Resolve, who: Operator, response: Response) -> JobOut | Proposed:
     """End a stuck job as succeeded, after a worker has inspected the backend and the object is gone.
 
     With `force` the word of two operators takes the place of the inspection.

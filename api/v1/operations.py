@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from api.deps import Operator, ask
-from api.schemas.fields import Reason, Word
+from api.schemas.fields import Number, Reason, Word
 from api.schemas.operations import (
     Begun,
     Offboard,
@@ -20,8 +20,6 @@ from api.schemas.operations import (
 from outbox import actions, db, queries
 
 router = APIRouter(prefix="/v1", tags=["operations"])
-
-OperationId = Annotated[int, Path(ge=1, le=2**63 - 1, description="the operation's number")]
 
 
 @router.post("/jobs/redrive", responses={202: {"model": Begun}})
@@ -74,13 +72,13 @@ def list_operations(_: Operator, wanted: Annotated[OperationFilter, Query()]) ->
 
 
 @router.get("/operations/{operation_id}")
-def show(operation_id: OperationId, _: Operator) -> OperationStoryOut:
+def show(operation_id: Number, _: Operator) -> OperationStoryOut:
     """One operation, and its progress."""
     return OperationStoryOut.of_story(*ask(lambda session: queries.operation(session, operation_id)))
 
 
 @router.post("/operations/{operation_id}/stop")
-def stop(operation_id: OperationId, body: Reason, who: Operator) -> OperationOut:
+def stop(operation_id: Number, body: Reason, who: Operator) -> OperationOut:
     """Stop the operation: it starts no more jobs, and those that it has started go on. 409 when it has ended."""
     ended = ask(lambda session: actions.stop(session, who, operation_id, reason=body.reason))
     return OperationOut.of(ended)

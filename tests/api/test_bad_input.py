@@ -78,7 +78,23 @@ def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, oper
         problem(api.request(method, f"{v1}/{NO_SUCH}'; DROP TABLE resources;--", **body), 422, "invalid_id")
     problem(api.get(f"{v1}/{NO_SUCH}/credentials"), 404, "not_found")
     problem(api.get("/v1/jobs/1"), 404, "not_found")
-    for id in ("x", "-1", "0", str(2**63), "1.5"):
+    for id in (
+        "x",
+        "-1",
+        "0",
+        str(2**63),
+        "1.5",
+        "1.0",
+        "+1",
+        "01",
+        "1_0",
+        "1%0a",
+        "%00",
+        "%D9%A3",
+        "%zz",
+        "%ff",
+        "9" * 5000,
+    ):
         problem(api.get(f"/v1/jobs/{id}"), 422, "invalid_id")
 
     body = problem(api.post(v1, json=GOOD | {"backend": "pg-mian"}), 422, "unknown_backend")
@@ -144,6 +160,18 @@ def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, oper
         problem(api.get(f"/v1/jobs?cursor={cursor}"), 422, "invalid_cursor")
 
     problem(api.get("/v1/nowhere"), 404, "not_found")
+    problem(api.get(f"{v1}/{NO_SUCH}/"), 404, "not_found")
+    for content_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
+        answer = api.post(v1, content=json.dumps(GOOD), headers={"Content-Type": content_type})
+        assert "application/json" in problem(answer, 422, "invalid_request")["detail"]
+    for query in ("limit=1&limit=2", "status=active&status=deleted"):
+        assert "more than once" in problem(api.get(f"{v1}?{query}"), 422, "invalid_request")["detail"]
+    keys = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+    assert "more than once" in problem(api.post(v1, json=GOOD, headers=keys), 422, "invalid_request")["detail"]
+    for method in ("HEAD", "OPTIONS", "TRACE", "PUT"):
+        answer = api.request(method, v1)
+        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
+        assert answer.headers["content-type"] == "application/problem+json"
     problem(api.put(v1), 405, "method_not_allowed")
     for path, word in {
         "redrive": {"reason": "r", "fence": 1},
@@ -167,6 +195,9 @@ def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, oper
             answer = api.get(path, headers=headers)
             problem(answer, 401, "unauthenticated")
             assert answer.headers["www-authenticate"] == "Bearer"
+        problem(api.get("/v1/nowhere", headers=headers), 401, "unauthenticated")
+        problem(api.put(v1, headers=headers), 401, "unauthenticated")
+        problem(api.get(f"{v1}?limit=1&limit=2", headers=headers), 401, "unauthenticated")
     problem(
         api.delete(f"{v1}/{NO_SUCH}", headers={"Authorization": "Bearer \xe9".encode("latin-1")}),
         401,

@@ -14,7 +14,91 @@ _WORDS = "test_text_that_is_blank_or_cannot_be_stored_is_a_usage_error"
 _BYTES = "test_bytes_that_are_not_utf_8_are_refused_in_one_line"
 _THEIRS = "test_another_tenants_resources_and_jobs_are_not_found"
 _ROUTES, _ACTIONS = "api/v1/resources.py", "outbox/actions/resources.py"
+STANDBY, PINS = "tests/api/test_standby.py", "tests/outbox/test_db.py"
+_TWICE = "test_what_is_asked_again_while_the_standby_is_missing_is_not_answered_from_an_unconfirmed_commit"
+_WRONG_REQUEST = "test_each_wrong_request_has_its_code"
 GUARDS_OF_API = (
+    *cut(
+        "outbox/commits.py",
+        "",
+        STANDBY,
+        (
+            "commits: one that was cancelled is no success",
+            "if kind is None and (",
+            "if False and (",
+            "test_a_start_that_no_standby_confirms_destroys_nothing[alone]",
+        ),
+        (
+            "commits: a warning is no success",
+            "self.watched.cancelled or _warned(self.watched)",
+            "self.watched.cancelled",
+            "test_a_wait_that_an_outsider_cancels_is_unconfirmed",
+        ),
+        (
+            "commits: only a commit's warning",
+            " or watched.info.transaction_status != TRANSACTION_STATUS_IDLE",
+            "",
+            "test_a_commit_s_warning_counts_in_every_language_where_standbys_are_synchronous",
+        ),
+        (
+            "commits: a statement that is cancelled does not end meanwhile",
+            "with watched.ending:",
+            "if True:",
+            "test_a_cancel_that_comes_late_does_not_hit_the_next_statement_of_the_connection",
+        ),
+    ),
+    *cut(
+        "outbox/resources.py",
+        "_REGISTERED_BEFORE = ",
+        STANDBY,
+        ("commits: a POST that is read back is confirmed", "{CONFIRM}", "NULL AS confirmed", _TWICE),
+    ),
+    *cut(
+        "outbox/jobs/enqueue.py",
+        "_ENQUEUED_BEFORE = ",
+        STANDBY,
+        ("commits: a DELETE that is read back is confirmed", "{CONFIRM}", "NULL AS confirmed", _TWICE),
+    ),
+    *cut(
+        "outbox/db.py",
+        "",
+        PINS,
+        (
+            "pins: synchronous_commit",
+            "IN ('off', 'local', 'remote_write')",
+            "IN ('none')",
+            "test_what_role_and_database_have_set_wrong_does_not_reach_a_session[18-ROLE]",
+        ),
+        (
+            "pins: the search_path of the URL stays",
+            "search_path={path[-1]},",
+            "search_path={SEARCH_PATH},",
+            "test_a_control_database_in_a_schema_that_its_url_names[18]",
+        ),
+    ),
+    *cut(
+        "api/problems.py",
+        "async def _http(",
+        API,
+        (
+            "api: the token before 404 and 405",
+            "if refused := await _refused(request):",
+            "if refused := None:",
+            _WRONG_REQUEST,
+        ),
+    ),
+    *cut(
+        "api/deps.py",
+        "async def caller(",
+        API,
+        ("api: nothing is given twice", "names.count(name) > 1", "names.count(name) > 9", _WRONG_REQUEST),
+    ),
+    *cut(
+        "api/schemas/fields.py",
+        "def _digits(",
+        API,
+        ("api: numbers in paths are digits", '"[1-9][0-9]*"', '".*"', _WRONG_REQUEST),
+    ),
     *(
         mutant
         for verb, (file, block, old) in {

@@ -153,6 +153,12 @@ OPERATORS = (
         "_PROPOSE = text(",
         RESOLVE,
         (
+            "approvals: locks before it reads the tokens",
+            "    SELECT FROM outbox WHERE id = :id FOR NO KEY UPDATE;\n",
+            "",
+            "test_a_token_revoked_while_a_proposal_waits_for_a_lock_makes_way_for_it",
+        ),
+        (
             "approvals: fence",
             "WHERE id = :id AND fence = :fence",
             "WHERE id = :id",
@@ -350,7 +356,7 @@ OPERATORS = (
                 "test_each_wrong_request_has_its_code",
             )
             for verb, old in {
-                "observe": "job_id: JobId, who: Operator)",
+                "observe": "job_id: Number, who: Operator)",
                 "resolve": "body: Resolve, who: Operator",
             }.items()
         ),

@@ -25,7 +25,7 @@ from outbox.errors import (
     StillWanted,
 )
 from outbox.rows import Job
-from outbox.states import Found, StuckReason
+from outbox.states import ForcedAction, Found, StuckReason
 from tests.support.factories import a_job, a_look, claim_of, claims, events_of, job, resolved, status_of
 from tests.support.witness import eventually, waits_for_a_lock
 
@@ -465,6 +465,21 @@ def test_a_token_revoked_while_the_second_operator_waits_for_a_lock_approves_not
     came = while_locked(db, connect, id, lambda session: act(session, id, fence=2, actor=BERT, reason="r"), _revoke)
     assert isinstance(came, Approval), "it proposes"
     assert job(db, id).state == "stuck"
+
+
+def test_a_token_revoked_while_a_proposal_waits_for_a_lock_makes_way_for_it(
+    db: Connection, connect: Callable[[], Any]
+) -> None:
+    id = unknown(db)
+    token, _ = tokens.create(db, name="anna", role="operator", tenant=None)
+    assert isinstance(jobs.redrive_forced(db, id, fence=2, actor=token.actor, reason="r"), Approval)
+
+    def propose(session: Connection) -> object:
+        return approvals.propose(session, ForcedAction.REDRIVE, id, fence=2, actor=BERT, reason="r")
+
+    came = while_locked(db, connect, id, propose, _revoke)
+    assert isinstance(came, Approval)
+    assert (came.proposed_by, came.new) == (BERT, True)
 
 
 def test_an_inspection_recorded_while_resolve_waits_for_a_lock_is_the_last_word(

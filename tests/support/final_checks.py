@@ -37,7 +37,9 @@ def all_is_well(
     engine = sa.create_engine(control.dsn.replace("postgresql:", "postgresql+psycopg2:"), poolclass=sa.NullPool)
     with engine.execution_options(isolation_level="REPEATABLE READ").begin() as snapshot:
         findings = doctor.examine(snapshot, head=migrations.head())
-    assert [(f.check.code, f.sample, f.error) for f in findings if f.status != "warning"] == []
+    # `setting_wrong` is about the session, which here is the test's own.
+    broken = [f for f in findings if f.status != "warning" and f.check.code != "setting_wrong"]
+    assert [(f.check.code, f.sample, f.error) for f in broken] == []
 
 
 def _other_names(manifest: dict) -> tuple[str, str]:

@@ -4,6 +4,7 @@ To try a kind of your own, add a Subject of it to the fixture `subject`.
 """
 
 import functools
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,8 +19,8 @@ from psycopg2.extensions import make_dsn
 
 from deprovisioner.up import servers as embedded
 from outbox.errors import OutOfService, Refused, Transient, Unavailable
-from tests.support import accounts
-from tests.support.servers import OLD_POSTGRES_PROGRAMS, Servers
+from tests.support import accounts, redis_servers
+from tests.support.servers import OLD_POSTGRES_PROGRAMS, Servers, server_folder
 from tests.support.standby import lagging
 from tests.support.witness import PgServer, RedisServer
 from worker.backends import Absent, Backend, Different, Same
@@ -44,6 +45,8 @@ class Subject:
     entangled: Callable[[dict[str, Any], dict[str, Any]], AbstractContextManager[None]] | None = None
     # Backends with accounts that each lack one of the documented rights.
     weaker: Callable[[], Iterator[Backend]] | None = None
+    # A server of its own, and what switches its writes off and on again. None: this kind's own tests show it.
+    switched: Callable[[], AbstractContextManager[tuple[Backend, Callable[[bool], object]]]] | None = None
 
     def provisioned(self) -> tuple[dict[str, Any], dict[str, Any]]:
         plan = self.backend.plan(uuid.uuid4(), uuid.uuid4())
@@ -129,6 +132,66 @@ def _weaker(server: PgServer) -> Iterator[Backend]:
         yield Postgres(make_dsn(server.dsn, user=name, password="p"))
 
 
+@contextmanager
+def _replicated_redis(program: str) -> Iterator[tuple[Backend, Backend]]:
+    folder = server_folder("replica")
+    with (
+        redis_servers.running(program, folder / "a") as primary,
+        redis_servers.running(program, folder / "b") as replica,
+    ):
+        services = [accounts.valkey(server.url) for server in (primary, replica)]
+        redis_servers.replicate(replica, primary)
+        replica.client.replicaof("127.0.0.1", embedded.free_port())  # it hears no more from its primary
+        yield Redis(services[0]), Redis(services[1])
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def _switched_redis(program: str) -> Iterator[tuple[Backend, Callable[[bool], object]]]:
+    folder = server_folder("switched")
+    with redis_servers.running(program, folder) as server:
+        backend = Redis(accounts.valkey(server.url))
+        yield backend, lambda on: server.client.config_set("min-replicas-to-write", 0 if on else 1)
+    shutil.rmtree(folder)
+
+
+def _redis_disguises(witness: RedisServer) -> tuple[Callable[[dict[str, Any]], None], ...]:
+    """By hand: a user copied to another name, a user made again, keys left alone, a generation key that is none."""
+    client = witness.client
+
+    def copied(manifest: dict[str, Any]) -> None:
+        mark = f"&deprovisioner:gen:{manifest['generation']}"
+        client.execute_command("ACL", "SETUSER", f"copy_{manifest['user']}", "resetchannels", mark)
+        client.acl_deluser(manifest["user"])
+        client.delete(f"{manifest['prefix']}gen")
+
+    def made_again(manifest: dict[str, Any]) -> None:
+        client.acl_deluser(manifest["user"])
+        client.execute_command("ACL", "SETUSER", manifest["user"], "on", ">p")
+        client.delete(f"{manifest['prefix']}gen")
+
+    def left(manifest: dict[str, Any]) -> None:
+        client.acl_deluser(manifest["user"])
+        client.rename(f"{manifest['prefix']}gen", f"{manifest['prefix']}other")
+
+    def overwritten(manifest: dict[str, Any]) -> None:
+        client.delete(f"{manifest['prefix']}gen")
+        client.rpush(f"{manifest['prefix']}gen", 1)
+
+    return copied, made_again, left, overwritten
+
+
+def _weaker_redis(server: RedisServer) -> Iterator[Backend]:
+    (statement,) = accounts.documented("redis")
+    for right in ("+acl|setuser", "+acl|getuser", "+get"):
+        assert f" {right} " in statement
+        name = f"weak_{uuid.uuid4().hex}"
+        lacking = statement.replace(accounts.NAME, name).replace("CHANGE-ME", "p").replace(f" {right} ", " ")
+        server.client.execute_command(*lacking.split())
+        yield Redis(server.url.replace("redis://", f"redis://{name}:p@"))
+        server.client.acl_deluser(name)
+
+
 @pytest.fixture(params=["postgres", "postgres15", "redis", "redis7"])
 def subject(request: pytest.FixtureRequest, servers: Servers) -> Subject:
     """Each with the account that docs/production.md documents, and no other right."""
@@ -153,11 +216,16 @@ def subject(request: pytest.FixtureRequest, servers: Servers) -> Subject:
             weaker=lambda: _weaker(server),
         )
     url = server.url
+    program = "redis" if request.param == "redis7" else "valkey"
     return Subject(
         Redis(server.service_dsn),
         Redis(f"redis://127.0.0.1:{nowhere}/0"),
         server,
+        replicated=functools.partial(_replicated_redis, program),
         read_only=lambda: _without_replicas(url),
+        disguises=_redis_disguises(server),
+        weaker=lambda: _weaker_redis(server),
+        switched=functools.partial(_switched_redis, program),
     )
 
 
@@ -346,15 +414,47 @@ def test_a_neighbour_s_trouble_stays_the_neighbour_s(subject: Subject) -> None:
     subject.backend.teardown(neighbours, 1)
 
 
+def test_a_neighbour_that_is_no_longer_itself_stops_no_teardown_and_is_not_touched(subject: Subject) -> None:
+    for disguise in subject.disguises:
+        (manifest, credentials), (neighbours, _) = subject.provisioned(), subject.provisioned()
+        disguise(neighbours)
+        before = subject.backend.inspect(neighbours)
+        subject.put(credentials)
+        subject.backend.teardown(manifest, 1)
+        assert isinstance(subject.backend.inspect(manifest), Absent)
+        assert subject.backend.inspect(neighbours) == before
+
+
+def test_a_server_that_refuses_writes_is_away(subject: Subject) -> None:
+    if subject.switched is None:
+        pytest.skip("PostgreSQL: a standby, above, and tests/worker/backends/postgres")
+    with subject.switched() as (backend, switch):
+        plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+        manifest = backend.provision(plan.manifest, plan.credentials)
+        switch(False)
+        for act in (
+            lambda: backend.provision(plan.manifest, plan.credentials),
+            lambda: backend.quarantine(manifest),
+            lambda: backend.teardown(manifest, 1),
+        ):
+            with pytest.raises(Unavailable):
+                act()
+        assert isinstance(backend.inspect(manifest), Same)
+        assert subject.can_log_in(plan.credentials)
+        switch(True)
+        backend.teardown(manifest, 1)
+        assert isinstance(backend.inspect(manifest), Absent)
+
+
 def test_an_account_that_lacks_a_documented_right_is_refused_and_the_object_stays(subject: Subject) -> None:
     if subject.weaker is None:
         pytest.skip("no weaker account of this kind is tried here")
     manifest, _ = subject.provisioned()
     for weak in subject.weaker():
         plan = weak.plan(uuid.uuid4(), uuid.uuid4())
-        with pytest.raises(Refused, match="permission denied"):
+        with pytest.raises(Refused, match=r"permission denied|NOPERM"):
             weak.provision(plan.manifest, plan.credentials)
-        with pytest.raises(Refused, match=r"permission denied|must be owner"):
+        with pytest.raises(Refused, match=r"permission denied|must be owner|NOPERM"):
             weak.teardown(manifest, 1)
         assert isinstance(subject.backend.inspect(manifest), Same)
     subject.backend.teardown(manifest, 2)

@@ -4,7 +4,6 @@ If the service's own account took these objects over, a customer's function or v
 """
 
 from psycopg2 import errors as sqlstates
-from psycopg2 import sql
 
 from outbox.errors import Refused
 from worker.backends.postgres.session import Session
@@ -40,16 +39,21 @@ def hand_over(session: Session, role: str, oid: int) -> None:
         cursor.execute(_RUNS_AS_OWNER, {"oid": oid})
         neutralised = [statement for (statement,) in cursor]
     heir = _heir(session)
-    for statement in neutralised:
-        session.execute("{neutralise}", neutralise=sql.SQL(statement))
+    _run(session, neutralised, "functions, views and rules that lost their owner's rights")
     # A new owner of a function needs CREATE on its schema, of a publication CREATE on the database: until the REVOKE.
     if lent := _places(session, oid):
         session.lock(heir)  # of two grants on one object at a time, the server refuses one
-    for place in lent:
-        session.execute("GRANT CREATE ON {place} TO {heir}", place=place, heir=heir)
+    _run(session, [f"GRANT CREATE ON {place} TO {heir}" for place in lent], f"GRANT CREATE TO {heir}")
     session.execute("REASSIGN OWNED BY {role} TO {heir}", role=role, heir=heir)
-    for place in lent:
-        session.execute("REVOKE CREATE ON {place} FROM {heir}", place=place, heir=heir)
+    _run(session, [f"REVOKE CREATE ON {place} FROM {heir}" for place in lent], f"REVOKE CREATE FROM {heir}")
+
+
+def _run(session: Session, statements: list[str], told: str) -> None:
+    """All in one message, and one line of evidence: a customer decides how many there are."""
+    if statements:
+        with session.cursor() as cursor:
+            cursor.execute("; ".join(statements))
+        session.executed.append(f"{told}: {len(statements)}")
 
 
 def _heir(session: Session) -> str:
@@ -94,7 +98,7 @@ def _must_be_powerless(session: Session, heir: str) -> None:
         )
 
 
-def _places(session: Session, oid: int) -> list[sql.Composable]:
+def _places(session: Session, oid: int) -> list[str]:
     """The database and the schemas that a new owner needs CREATE on, where this account may lend that."""
     with session.cursor() as cursor:
         cursor.execute(
@@ -111,4 +115,4 @@ def _places(session: Session, oid: int) -> list[sql.Composable]:
                                 WHERE kind NOT IN ('pg_class', 'pg_type', 'pg_namespace', 'pg_largeobject'))""",
             {"oid": oid},
         )
-        return [sql.SQL(place) for (place,) in cursor]
+        return [place for (place,) in cursor]

@@ -1,13 +1,16 @@
 """What a dropped role leaves in other databases belongs to a role that can do nothing."""
 
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg2
 import pytest
 from psycopg2 import errors as sqlstates
+from psycopg2.extensions import make_dsn
 
 from outbox.errors import Refused
 from outbox.rows import Json
@@ -25,7 +28,7 @@ TRAPS = """
     GRANT ALL ON {x}_t TO PUBLIC;
     CREATE FUNCTION {x}_who() RETURNS name LANGUAGE sql SECURITY DEFINER AS 'SELECT current_user';
     CREATE FUNCTION {x}_run(text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN EXECUTE $1; END $$;
-    CREATE FUNCTION "{x}'s ""own""(,;"(int DEFAULT 1, VARIADIC text[] DEFAULT '{{}}') RETURNS name
+    CREATE FUNCTION "{x}'s ""own""(,;%s"(int DEFAULT 1, VARIADIC text[] DEFAULT '{{}}') RETURNS name
         LANGUAGE sql SECURITY DEFINER AS 'SELECT current_user';
     CREATE PROCEDURE {x}_do(text) LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN EXECUTE $1; END $$;
     CREATE FUNCTION {x}_fire() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
@@ -94,8 +97,9 @@ def test_what_a_hostile_customer_left_elsewhere_runs_with_no_rights(anywhere: An
             if where == "neighbour":  # else as on a cluster that was made by version 14
                 pg.query("REVOKE CREATE ON SCHEMA public FROM PUBLIC", database=database)
                 pg.query(f'REVOKE CREATE ON DATABASE "{database}" FROM PUBLIC')
-            backend.teardown(mallory, 1)
+            told = backend.teardown(mallory, 1)
             assert isinstance(backend.inspect(mallory), Absent)
+            assert "functions, views and rules that lost their owner's rights: 9" in str(told)
         try:
             _runs_with_no_rights(pg, neighbours_dsn, database, x, neighbour["role"])
             assert {name for (name,) in pg.query("SELECT rolname FROM pg_roles WHERE rolsuper")} == before
@@ -133,7 +137,7 @@ def _runs_with_no_rights(pg: PgServer, dsn: str, database: str, x: str, caller: 
     ):
         assert pg.query(f"SELECT {lent}", heir, database=database) == [(False,)], "lent for the reassignment alone"
     with _as(dsn, database) as cursor:
-        for named in (f"public.{x}_who()", f'public."{x}\'s ""own""(,;"()', f"{x}_own.{x}_who()"):
+        for named in (f"public.{x}_who()", f'public."{x}\'s ""own""(,;%s"()', f"{x}_own.{x}_who()"):
             assert _answers(cursor, f"SELECT {named}") == [(caller,)], "the caller's rights, and no others"
         for harm in (
             f"SELECT public.{x}_run('ALTER ROLE \"{caller}\" SUPERUSER')",
@@ -191,3 +195,36 @@ def test_a_role_that_owns_nothing_elsewhere_needs_no_heir(anywhere: Anywhere) ->
     said = pg.log.read_bytes()[before:].decode(errors="replace")
     assert "REASSIGN" not in said, "what is in the resource's own database goes with it"
     assert not pg.bears(manifest)
+
+
+@pytest.mark.parametrize("anywhere", ["18", "15-service"], indirect=True)
+def test_teardowns_that_need_a_new_heir_at_one_moment_share_it(anywhere: Anywhere) -> None:
+    _, pg = anywhere
+    account, x = f"svc_{uuid.uuid4().hex}", f"x{uuid.uuid4().hex}"
+    pg.query(f"CREATE ROLE {account} LOGIN CREATEDB CREATEROLE PASSWORD 'p'")
+    pg.query(f"CREATE SCHEMA {x} AUTHORIZATION {account}")
+    backend = Postgres(make_dsn(pg.dsn, user=account, password="p"))
+    customers = []
+    for _ in range(4):
+        plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+        customers.append(backend.provision(plan.manifest, plan.credentials))
+        pg.query(f'GRANT ALL ON SCHEMA {x} TO "{customers[-1]["role"]}"')
+        with _as(plan.credentials["dsn"], "postgres") as cursor:
+            cursor.execute(f"CREATE FUNCTION {x}.f_{plan.manifest['role']}() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+    barrier = threading.Barrier(len(customers))
+
+    def tear(manifest: Json) -> None:
+        barrier.wait()
+        backend.teardown(manifest, 1)
+
+    with ThreadPoolExecutor(len(customers)) as pool:
+        list(pool.map(tear, customers))
+    [(heir,)] = pg.query("SELECT 'deprovisioner_nobody_' || oid FROM pg_roles WHERE rolname = %s", account)
+    assert pg.query(
+        "SELECT count(*), min(rolname), max(rolname) FROM pg_proc JOIN pg_roles AS r ON r.oid = proowner"
+        " WHERE pronamespace = %s::regnamespace",
+        x,
+    ) == [(4, heir, heir)]
+    assert pg.query(f"SELECT has_schema_privilege('{heir}', '{x}', 'CREATE')") == [(False,)]
+    pg.query(f"DROP SCHEMA {x} CASCADE")
+    pg.query(f"DROP ROLE {heir}")

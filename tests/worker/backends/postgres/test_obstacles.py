@@ -11,9 +11,20 @@ from psycopg2 import extras
 from psycopg2.extensions import make_dsn
 
 from outbox.errors import Refused, Transient
+from tests.support.servers import Servers
 from tests.support.witness import PgServer
 from worker.backends import Absent, Same
 from worker.backends.postgres import Postgres, destroy
+
+
+@pytest.fixture(params=["18", "15"])
+def pg(request: pytest.FixtureRequest, servers: Servers) -> PgServer:
+    return servers.pg if request.param == "18" else request.getfixturevalue("postgres15")
+
+
+@pytest.fixture
+def service(pg: PgServer) -> str:
+    return pg.service_dsn
 
 
 def test_a_superuser_s_session_is_named_and_saves_no_other_session(
