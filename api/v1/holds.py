@@ -1,5 +1,6 @@
 """Routes of holds: for operators only."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -7,6 +8,7 @@ from fastapi import APIRouter, Query
 from api.deps import Operator, ask, ask_once, edge
 from api.schemas.fields import Number, Reason
 from api.schemas.holds import HoldFilter, HoldOut, HoldPage, NewHold
+from api.turns import in_turn
 from outbox import actions, queries
 
 router = APIRouter(prefix="/v1/holds", tags=["holds"])
@@ -28,6 +30,7 @@ def hold(body: NewHold, who: Operator) -> HoldOut:
 
 
 @router.post("/{hold_id}/release")
-def release(hold_id: Number, body: Reason, who: Operator) -> HoldOut:
+async def release(hold_id: Number, body: Reason, who: Operator) -> HoldOut:
     """End this hold. Another hold over the same scope stays in force."""
-    return HoldOut.of(actions.release(edge, who, hold_id, reason=body.reason))
+    act = partial(actions.release, edge, who, hold_id, reason=body.reason)
+    return HoldOut.of(await in_turn(("hold", hold_id), act))

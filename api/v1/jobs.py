@@ -1,11 +1,13 @@
 """Routes of jobs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from threading import BoundedSemaphore
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
+from fastapi.concurrency import run_in_threadpool
 
 from api.deps import Anyone, Operator, ask, edge
 from api.problems import Problem
@@ -22,6 +24,7 @@ from api.schemas.jobs import (
     Redrive,
     Resolve,
 )
+from api.turns import in_turn
 from outbox import actions, queries
 from outbox.actions import Proposed as ProposedAction
 from outbox.rows import Job
@@ -59,13 +62,14 @@ def show(job_id: Number, who: Anyone) -> JobStoryOut:
 
 
 @router.post("/{job_id}/redrive", responses={202: {"model": Proposed}})
-def redrive(job_id: Number, body: Redrive, who: Operator, response: Response) -> JobOut | Proposed:
+async def redrive(job_id: Number, body: Redrive, who: Operator, response: Response) -> JobOut | Proposed:
     """Give a stuck job fresh attempts: it inspects the backend before it acts.
 
     With `force_outcome_unknown` it acts though nothing can tell what the last attempt did; that takes two operators.
     """
-    done = actions.redrive(edge, who, job_id, fence=body.fence, reason=body.reason, force=body.force_outcome_unknown)
-    return _decided(done, response)
+    force = body.force_outcome_unknown
+    act = partial(actions.redrive, edge, who, job_id, fence=body.fence, reason=body.reason, force=force)
+    return _decided(await in_turn(job_id, act), response)
 
 
 @router.post("/{job_id}/observe")
@@ -76,16 +80,25 @@ def observe(job_id: Number, who: Operator) -> ObservationOut:
 
 
 @router.post("/{job_id}/resolve", responses={202: {"model": Proposed}})
-def resolve(job_id: Number, body: Resolve, who: Operator, response: Response) -> JobOut | Proposed:
+async def resolve(job_id: Number, body: Resolve, who: Operator, response: Response) -> JobOut | Proposed:
     """End a stuck job as succeeded, after a worker has inspected the backend and the object is gone.
 
     With `force` the word of two operators takes the place of the inspection.
     """
-    with nullcontext() if body.force else _a_seat():
-        done = actions.resolve(
-            edge, who, job_id, fence=body.fence, reason=body.reason, force=body.force, seconds=OBSERVE_SECONDS
-        )
-    return _decided(done, response)
+    act = partial(
+        actions.resolve,
+        edge,
+        who,
+        job_id,
+        fence=body.fence,
+        reason=body.reason,
+        force=body.force,
+        seconds=OBSERVE_SECONDS,
+    )
+    if body.force:
+        return _decided(await in_turn(job_id, act), response)
+    with _a_seat():
+        return _decided(await run_in_threadpool(act), response)
 
 
 @contextmanager

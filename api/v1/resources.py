@@ -1,17 +1,13 @@
 """Routes of resources."""
 
-import asyncio
 import hashlib
-import uuid
 from functools import partial
 from typing import Annotated
-from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Header, Query, Response
-from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Connection
 
 from api.deps import Anyone, ask, edge, edge_once
-from api.problems import busy
 from api.schemas.fields import Credentials, ResourceId, Word
 from api.schemas.jobs import JobOut, JobRef, job_url
 from api.schemas.resources import (
@@ -23,9 +19,11 @@ from api.schemas.resources import (
     ResourceOut,
     ResourcePage,
 )
-from outbox import actions, db, queries
+from api.turns import in_turn
+from outbox import actions, queries
 from outbox.actions import Delete, Enqueued, NewResource
 from outbox.batching import GroupCommit
+from outbox.rows import Resource
 
 router = APIRouter(prefix="/v1/resources", tags=["resources"])
 
@@ -65,10 +63,11 @@ def show(resource_id: ResourceId, who: Anyone) -> ResourceOut:
 
 
 @router.patch("/{resource_id}")
-def change(resource_id: ResourceId, body: ChangeResource, who: Anyone) -> ResourceOut:
+async def change(resource_id: ResourceId, body: ChangeResource, who: Anyone) -> ResourceOut:
     """Protect the resource from deletion or lift the protection; set or lift the expiry."""
-    changed = ask(
-        lambda session: actions.change(
+
+    def act(session: Connection) -> Resource:
+        return actions.change(
             session,
             who,
             resource_id,
@@ -76,8 +75,8 @@ def change(resource_id: ResourceId, body: ChangeResource, who: Anyone) -> Resour
             sets_expiry="expires_at" in body.model_fields_set,
             expires_at=body.expires_at,
         )
-    )
-    return ResourceOut.of(changed)
+
+    return ResourceOut.of(await in_turn(resource_id, partial(ask, act)))
 
 
 @router.get("/{resource_id}/credentials")
@@ -88,32 +87,8 @@ def show_credentials(resource_id: ResourceId, who: Anyone, response: Response) -
     return found
 
 
-# Callers that wait for locked rows: one for each row, and so many in all, keep a thread and a connection. The others
-# wait in the event loop, which keeps nothing.
-LOCK_WAITERS = 8
-_seats = asyncio.Semaphore(LOCK_WAITERS)
-_turns: WeakValueDictionary[uuid.UUID, asyncio.Lock] = WeakValueDictionary()
-
-
 async def _alone(wanted: Delete) -> Enqueued:
-    turn = _turns.setdefault(wanted.resource_id, asyncio.Lock())
-    try:
-        async with asyncio.timeout(db.LOCK_TIMEOUT_MS / 1000):
-            await turn.acquire()
-    except TimeoutError as error:
-        raise busy("other requests wait for this resource already; ask again") from error
-    try:
-        try:
-            async with asyncio.timeout(db.LOCK_TIMEOUT_MS / 1000):
-                await _seats.acquire()
-        except TimeoutError as error:
-            raise busy("too many requests wait for locked resources; ask again") from error
-        try:
-            return await run_in_threadpool(actions.delete_alone, edge, wanted)
-        finally:
-            _seats.release()
-    finally:
-        turn.release()
+    return await in_turn(wanted.resource_id, partial(actions.delete_alone, edge, wanted))
 
 
 _deletes = GroupCommit("deletes", partial(actions.delete_batch, edge_once))

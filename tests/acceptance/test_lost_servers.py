@@ -1,5 +1,6 @@
 """A server that lost its data for good under a resource that is being deleted: the runbook's way to the end."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,11 +49,13 @@ def _rebuilding() -> Iterator[tuple[str, Callable[[], None]]]:
     port = embedded.free_port()
     dsn = embedded.postgres_dsn(port, "secret")
     started: list[embedded.Child] = []
+    homes: list[Path] = []
 
     def build() -> str:
         for child in started:
             child.stop()
-        child = embedded.postgres(server_folder("lost"), "lost", port, "secret", {"fsync": "off"})
+        homes.append(server_folder("lost"))
+        child = embedded.postgres(homes[-1], "lost", port, "secret", {"fsync": "off"})
         started.append(child)
         child.spawn()
         child.wait_until(lambda: embedded.postgres_ready(dsn))
@@ -62,6 +65,8 @@ def _rebuilding() -> Iterator[tuple[str, Callable[[], None]]]:
         yield build(), lambda: bool(build())
     finally:
         started[-1].stop()
+        for home in homes:
+            shutil.rmtree(home, ignore_errors=True)
 
 
 def _operator(db: Connection) -> str:

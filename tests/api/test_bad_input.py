@@ -12,9 +12,10 @@ import pytest
 from sqlalchemy import Connection, text
 
 from outbox import db as database
-from outbox import tokens
+from outbox import holds, jobs, tokens
+from outbox.states import HoldScope, StuckReason
 from tests.support.api import problem
-from tests.support.factories import a_resource
+from tests.support.factories import a_claim, a_resource
 from tests.support.processes import System, client
 from tests.support.witness import eventually, waits_for_a_lock
 
@@ -66,6 +67,36 @@ def test_45_deletes_of_one_locked_resource_are_busy_and_everybody_else_is_served
             assert one.result().headers["retry-after"]
         holder.commit()
         assert api.delete(f"/v1/resources/{held}").status_code == 202
+
+
+def test_45_callers_of_one_locked_row_are_busy_whatever_they_ask_and_everybody_else_is_served(
+    api: httpx.Client, operator: str, db: Connection, connect: Any
+) -> None:
+    resource, free = a_resource(db), a_resource(db)
+    claim = a_claim(db)
+    jobs.stick(db, claim, worker="w", why=StuckReason.ATTEMPTS_EXHAUSTED, error="e")
+    hold = holds.engage(db, HoldScope.BACKEND, "pg-main", actor="op", reason="r").id
+    word = {"reason": "r", "fence": claim.fence}
+    asked = [
+        ("PATCH", f"/v1/resources/{resource}", {"protected": True}),
+        ("POST", f"/v1/jobs/{claim.id}/redrive", word),
+        ("POST", f"/v1/jobs/{claim.id}/resolve", word | {"force": True}),
+        ("POST", f"/v1/holds/{hold}/release", {"reason": "r"}),
+    ]
+    holder = connect()
+    with holder.cursor() as cursor:
+        cursor.execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(resource),))
+        cursor.execute("SELECT FROM outbox WHERE id = %s FOR UPDATE", (claim.id,))
+        cursor.execute("SELECT FROM holds WHERE id = %s FOR UPDATE", (hold,))
+    with ThreadPoolExecutor(48) as pool, client(str(api.base_url), operator) as other:
+        waiting = [pool.submit(other.request, method, path, json=body) for method, path, body in asked * 12]
+        eventually(lambda: waits_for_a_lock(db), what="one waits for a row")
+        for answer in (other.get("/healthz"), api.delete(f"/v1/resources/{free}"), api.get("/v1/resources")):
+            assert answer.is_success, answer.text
+            assert answer.elapsed.total_seconds() < database.LOCK_TIMEOUT_MS / 2000
+        for one in waiting:
+            problem(one.result(30), 503, "busy")
+        holder.commit()
 
 
 def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, operator: str) -> None:

@@ -3,11 +3,14 @@
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 import migrations
 from outbox import db as database
@@ -120,3 +123,43 @@ def test_the_scaling_page_gives_a_pooled_role_all_that_a_session_pins() -> None:
     said = dict(re.findall(r"^ALTER ROLE deprovisioner_service SET (\w+) = (.*);$", page, re.MULTILINE))
     wanted = {each: f"'{value}'" for each, value in RIGHT.items() if each != "transaction_timeout"}
     assert said == wanted | {"search_path": "public, pg_temp"}
+
+
+@pytest.mark.parametrize("moment", ["check-out", "first statement", "commit", "rollback"])
+@pytest.mark.parametrize("within", [database.statement, database.transaction, database.snapshot])
+def test_a_pooled_connection_that_dies_is_unreachable_at_each_moment(
+    settled: dict[str, str], servers: Servers, within: Any, moment: str
+) -> None:
+    name = settled["DEPROVISIONER_DATABASE_URL"].rsplit("/", 1)[1]
+
+    def kill(at: str) -> None:
+        if at == moment:
+            asked = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s"
+            assert servers.control.query(asked, name) == [(True,)]
+
+    def use() -> None:
+        kill("check-out")
+        with within() as session:
+            kill("first statement")
+            session.execute(text("SELECT 1"))
+            kill("commit")
+            kill("rollback")
+            if moment == "rollback":
+                raise KeyError("the caller's own")
+
+    with database.statement() as session:
+        session.execute(text("SELECT 1"))
+    raised: BaseException | None = None
+    try:
+        use()
+    except (KeyError, DBAPIError) as error:
+        raised = error
+    if raised is None:
+        assert (moment, within) == ("commit", database.statement), "nothing was left to do"
+    else:
+        assert database.unreachable(raised) or (moment == "rollback" and isinstance(raised, KeyError)), repr(raised)
+    for _ in range(2):  # the one that died is noticed at its next use at the latest
+        with suppress(DBAPIError), database.transaction() as session:
+            session.execute(text("SELECT 1"))
+    with database.transaction() as session:
+        assert session.execute(text("SELECT 1")).scalar_one() == 1

@@ -850,7 +850,7 @@ STORIES: dict[str, type[Story]] = {
 
 def _make_heir(pg: PgServer) -> None:
     """Make the role that takes over what is left elsewhere, else one cell would make it, and the others would not."""
-    with Server(pg.dsn, frozenset()).connect() as session, session.transaction():
+    with Server(pg.service_dsn, frozenset()).connect() as session, session.transaction():
         heir._heir(session)
 
 

@@ -18,7 +18,7 @@ import redis
 from psycopg2.extensions import make_dsn
 
 from deprovisioner.up import servers as embedded
-from outbox.errors import Refused, Transient, Unavailable
+from outbox.errors import OutOfService, Refused, Transient, Unavailable
 from tests.support import accounts, redis_servers
 from tests.support.servers import OLD_POSTGRES_PROGRAMS, Servers, server_folder
 from tests.support.standby import lagging
@@ -37,6 +37,8 @@ class Subject:
     witness: PgServer | RedisServer
     # A primary and a replica of it that lags: backends of both. None: this kind's own tests show it.
     replicated: Callable[[], AbstractContextManager[tuple[Backend, Backend]]] | None = None
+    # The server answers reads and refuses writes.
+    read_only: Callable[[], AbstractContextManager[None]] | None = None
     # What a person's hand can do to an object so that only a part of it still matches the manifest.
     disguises: tuple[Callable[[dict[str, Any]], None], ...] = ()
     # Leaves something of the first object in the second's, and lets no account enter the second's meanwhile.
@@ -107,6 +109,17 @@ def _entangled(witness: PgServer) -> Callable[[dict[str, Any], dict[str, Any]], 
         witness.query(f'ALTER DATABASE "{neighbours["database"]}" ALLOW_CONNECTIONS true')
 
     return act
+
+
+@contextmanager
+def _without_replicas(url: str) -> Iterator[None]:
+    """Each write is refused (NOREPLICAS), as on a server that lost the replicas that it must have."""
+    with redis.Redis.from_url(url) as administrator:
+        administrator.config_set("min-replicas-to-write", 1)
+        try:
+            yield
+        finally:
+            administrator.config_set("min-replicas-to-write", 0)
 
 
 def _weaker(server: PgServer) -> Iterator[Backend]:
@@ -195,18 +208,22 @@ def subject(request: pytest.FixtureRequest, servers: Servers) -> Subject:
             Postgres(server.service_dsn),
             Postgres(f"postgresql://x@127.0.0.1:{nowhere}/x"),
             server,
-            functools.partial(_replicated_postgres, OLD_POSTGRES_PROGRAMS if request.param == "postgres15" else None),
-            _disguises(server),
-            _entangled(server),
-            lambda: _weaker(server),
+            replicated=functools.partial(
+                _replicated_postgres, OLD_POSTGRES_PROGRAMS if request.param == "postgres15" else None
+            ),
+            disguises=_disguises(server),
+            entangled=_entangled(server),
+            weaker=lambda: _weaker(server),
         )
+    url = server.url
     program = "redis" if request.param == "redis7" else "valkey"
     return Subject(
         Redis(server.service_dsn),
         Redis(f"redis://127.0.0.1:{nowhere}/0"),
         server,
-        functools.partial(_replicated_redis, program),
-        _redis_disguises(server),
+        replicated=functools.partial(_replicated_redis, program),
+        read_only=lambda: _without_replicas(url),
+        disguises=_redis_disguises(server),
         weaker=lambda: _weaker_redis(server),
         switched=functools.partial(_switched_redis, program),
     )
@@ -344,10 +361,28 @@ def test_a_replica_that_lags_is_not_believed(subject: Subject) -> None:
             lambda: replica.release(manifest),
             lambda: replica.teardown(manifest, 1),
         ):
-            with pytest.raises(Unavailable):
+            with pytest.raises(OutOfService):
                 act()
         assert isinstance(primary.inspect(manifest), Same)
         assert subject.can_log_in(plan.credentials)
+
+
+def test_a_server_that_refuses_writes_is_away_and_nothing_is_touched(subject: Subject) -> None:
+    if subject.read_only is None:
+        pytest.skip("this kind has no writable server that is read-only; see the replica")
+    (manifest, credentials), missing = subject.provisioned(), subject.backend.plan(uuid.uuid4(), uuid.uuid4())
+    with subject.read_only():
+        for act in (
+            lambda: subject.backend.provision(missing.manifest, missing.credentials),
+            lambda: subject.backend.teardown(manifest, 1),
+        ):
+            with pytest.raises(OutOfService):
+                act()
+    assert subject.witness.bears(manifest)
+    subject.backend.release(manifest)
+    assert subject.can_log_in(credentials)
+    subject.backend.teardown(manifest, 2)
+    assert not subject.witness.bears(manifest)
 
 
 def test_a_part_that_matches_is_not_absence(subject: Subject) -> None:

@@ -15,7 +15,8 @@ from psycopg2 import extensions
 
 from deprovisioner.up import servers as embedded
 from outbox import settings
-from outbox.errors import SettingsError
+from outbox.errors import Refused, SettingsError
+from tests.support import redis_servers
 from tests.support.servers import Servers, server_folder, use_environment
 from worker import backends
 from worker.backends.postgres import Postgres
@@ -168,9 +169,12 @@ def test_customers_log_in_to_valkey_over_ipv6_and_over_a_socket(home: Path) -> N
         ('public_port = "5432"', "'public_port' must be a whole number from 1 to 65535"),
         ('sslmode = "on"', "'sslmode' must be one of disable"),
         ("sslmode = []", "'sslmode' must be one of disable"),
+        ('volatile_users = "yes"', "'volatile_users' must be true or false"),
+        ("volatile_users = 1", "'volatile_users' must be true or false"),
+        ("volatile_users = true", "'volatile_users' must be true or false, and is for kind \"redis\" only"),
     ],
 )
-def test_a_malformed_public_address_names_file_backend_and_key(tmp_path: Path, line: str, words: str) -> None:
+def test_a_malformed_option_names_file_backend_and_key(tmp_path: Path, line: str, words: str) -> None:
     path = tmp_path / "backends.toml"
     path.write_text(f'[backends.x]\nkind = "postgres"\ndsn = "host=a"\n{line}\n')
     with pytest.raises(SettingsError) as error:
@@ -203,3 +207,13 @@ def test_an_sslmode_that_redis_has_no_url_for_is_refused(
 ) -> None:
     with pytest.raises(SettingsError, match="backend 'x': 'sslmode' 'prefer' has no meaning for Redis"):
         _build(settled, monkeypatch, tmp_path / "a", 'kind = "redis"\ndsn = "redis://h"\nsslmode = "prefer"')
+
+
+def test_volatile_users_of_the_backends_file_allows_a_server_that_forgets_its_users(
+    settled: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with redis_servers.running("valkey", tmp_path / "own", aclfile=False) as server:
+        lines = f'kind = "redis"\ndsn = "{server.service_dsn}"\nvolatile_users = '
+        with pytest.raises(Refused, match="does not keep its ACL users"):
+            _build(settled, monkeypatch, tmp_path / "a", f"{lines}false").plan(uuid.uuid4(), uuid.uuid4())
+        assert _build(settled, monkeypatch, tmp_path / "b", f"{lines}true").plan(uuid.uuid4(), uuid.uuid4()).manifest

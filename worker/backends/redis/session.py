@@ -113,7 +113,7 @@ class Session(redis.Redis):
         found: Any = self.info("replication")
         if found["role"] != "master":
             primary = f"{found.get('master_host')}:{found.get('master_port')}"
-            raise Unavailable(f"the server is a replica (of {primary}): only a writable primary is believed")
+            raise OutOfService(f"the server is a replica (of {primary}): only a writable primary is believed")
 
     def keeps_users(self) -> bool:
         """Whether ACL users survive a restart; where CONFIG is forbidden, whether ACL SAVE works."""

@@ -29,6 +29,7 @@ PINNED = {
     "client_encoding": ("LATIN1", "UTF8"),
     "DateStyle": ("SQL, DMY", "ISO, MDY"),
     "TimeZone": ("Asia/Tokyo", "UTC"),
+    "client_min_messages": ("error", "log"),
     "row_security": ("off", "on"),
     "default_tablespace": ("pg_global", ""),
     "statement_timeout": ("1ms", "5min"),

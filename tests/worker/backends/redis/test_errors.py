@@ -27,6 +27,10 @@ def own(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]
 
 @pytest.fixture
 def made(own: RedisServer) -> dict[str, Any]:
+    return _provisioned(own)
+
+
+def _provisioned(own: RedisServer) -> dict[str, Any]:
     backend = Redis(own.service_dsn)
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
     return backend.provision(plan.manifest, plan.credentials)
@@ -98,6 +102,32 @@ def _busy(own: RedisServer) -> bool:
     except client.ResponseError as error:
         return str(error).startswith("BUSY")
     return False
+
+
+@pytest.mark.parametrize("program", ["redis", "valkey"])
+def test_a_server_that_still_loads_its_data_is_away(program: str, tmp_path: Path) -> None:
+    with redis_servers.running(program, tmp_path, "--enable-debug-command", "yes") as own:
+        made = _provisioned(own)
+        own.client.execute_command("DEBUG", "POPULATE", 5000, "fill", 10)
+        own.client.config_set("key-load-delay", 1000)  # microseconds a key
+        own.client.config_set("loading-process-events-interval-bytes", 1024)
+        loader = threading.Thread(target=lambda: client.Redis.from_url(own.url).execute_command("DEBUG", "RELOAD"))
+        loader.start()
+        eventually(lambda: own.client.info("persistence")["loading"])
+        with pytest.raises(Unavailable, match="LOADING"):
+            Redis(own.service_dsn).teardown(made, 1)
+        own.client.config_set("key-load-delay", 0)
+        loader.join()
+        Redis(own.service_dsn).teardown(made, 1)
+        assert isinstance(Redis(own.service_dsn).inspect(made), Absent)
+
+
+@pytest.mark.parametrize("program", ["redis", "valkey"])
+def test_a_cluster_without_its_slots_is_away(program: str, tmp_path: Path) -> None:
+    with redis_servers.running(program, tmp_path, "--cluster-enabled", "yes") as own:
+        manifest = {"user": "u", "prefix": "u:", "generation": str(uuid.uuid4()), "server": str(uuid.uuid4())}
+        with pytest.raises(Unavailable, match="CLUSTERDOWN"):
+            Redis(own.service_dsn).teardown(manifest, 1)
 
 
 def test_what_the_server_forbids_is_refused(own: RedisServer) -> None:
