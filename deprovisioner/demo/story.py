@@ -90,9 +90,9 @@ class Demo:
             self.up.spawn()
             self.up.wait_until(lambda: "Ctrl-C stops everything" in self.up.tail(), START_SECONDS)
             env = read_env(self.home / "env")
-            self.redis_url = env["REDIS_MAIN_ADMIN_URL"]
+            self.redis_url = env["REDIS_MAIN_URL"]
             valkey = redis.Redis.from_url(self.redis_url, decode_responses=True)
-            self.servers = Servers(self.home, env["PG_MAIN_ADMIN_DSN"], valkey)
+            self.servers = Servers(self.home, env["PG_MAIN_DSN"], valkey)
             bearer = {"Authorization": f"Bearer {env[f'{PREFIX}TENANT_TOKEN']}"}
             limits = httpx.Limits(max_connections=self.deletes + THREADS)
             with httpx.Client(base_url=env[f"{PREFIX}API_URL"], headers=bearer, limits=limits, timeout=30) as self.http:

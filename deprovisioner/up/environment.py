@@ -15,17 +15,17 @@ TENANT_TOKEN = f"{PREFIX}TENANT_TOKEN"
 SERVICE_PASSWORD = f"{PREFIX}SERVICE_PASSWORD"
 PG_MAIN_DSN = "PG_MAIN_DSN"
 REDIS_MAIN_URL = "REDIS_MAIN_URL"
-# The administrators of the same servers: for people and their shells, never for the API or a worker.
-PG_MAIN_ADMIN_DSN = "PG_MAIN_ADMIN_DSN"
-REDIS_MAIN_ADMIN_URL = "REDIS_MAIN_ADMIN_URL"
-ADMINISTRATORS = {PG_MAIN_ADMIN_DSN, REDIS_MAIN_ADMIN_URL}
+# The service's accounts on the same servers. In `env`, the two above are the administrators' addresses, as they always
+# were; a worker gets the service's account under all four names, since the backends file of an older home has the two.
+PG_MAIN_SERVICE_DSN = "PG_MAIN_SERVICE_DSN"
+REDIS_MAIN_SERVICE_URL = "REDIS_MAIN_SERVICE_URL"
 
 
 def worker_variables(backends_file: Path) -> set[str]:
     """The variables that hold the backends' addresses, which only workers get. Raises SettingsError."""
     # A backend may take its address from one of our settings; the API needs that setting all the same.
     named = {name for name in address_variables(backends_file) if not name.startswith(PREFIX)}
-    return named | {PG_MAIN_DSN, REDIS_MAIN_URL}
+    return named | {PG_MAIN_DSN, REDIS_MAIN_URL, PG_MAIN_SERVICE_DSN, REDIS_MAIN_SERVICE_URL}
 
 
 def without(environment: Mapping[str, str], variables: set[str]) -> dict[str, str]:

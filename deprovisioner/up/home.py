@@ -23,9 +23,9 @@ from deprovisioner.up.environment import (
     CREDENTIALS_KEY,
     DATABASE_URL,
     OPERATOR_TOKEN,
-    PG_MAIN_ADMIN_DSN,
     PG_MAIN_DSN,
-    REDIS_MAIN_ADMIN_URL,
+    PG_MAIN_SERVICE_DSN,
+    REDIS_MAIN_SERVICE_URL,
     REDIS_MAIN_URL,
     TENANT_TOKEN,
 )
@@ -39,23 +39,23 @@ BACKENDS_TOML = """\
 # adoption: tenants may adopt objects on these throw-away servers; elsewhere leave that to operators.
 [backends.pg-main]
 kind = "postgres"
-dsn = "env:PG_MAIN_DSN"
+dsn = "env:PG_MAIN_SERVICE_DSN"
 concurrency = 4
 adoption = "tenants"
 # brake = "50/10m"    # more teardowns than this within the window wait for an operator
 
 [backends.redis-main]
 kind = "redis"
-dsn = "env:REDIS_MAIN_URL"
+dsn = "env:REDIS_MAIN_SERVICE_URL"
 concurrency = 4
 adoption = "tenants"
 """
 # What `env` tells other shells. Commands there create and examine jobs, so they need the same limits as our processes.
 _PUBLISHED = (
     PG_MAIN_DSN,
-    PG_MAIN_ADMIN_DSN,
+    PG_MAIN_SERVICE_DSN,
     REDIS_MAIN_URL,
-    REDIS_MAIN_ADMIN_URL,
+    REDIS_MAIN_SERVICE_URL,
     DATABASE_URL,
     BROKER_URL,
     BACKENDS,

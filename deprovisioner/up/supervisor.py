@@ -58,6 +58,7 @@ class Up:
         self.env = dict(caller)  # completed while starting; each process gets a part of it
         self.children: list[Child] = []
         self._addresses: set[str] = set()
+        self._administrators: dict[str, str] = {}  # the addresses of `env` that no process gets
 
     def run(self) -> None:
         """Start, serve until SIGINT or SIGTERM, stop. Raises DeprovisionerError when it cannot start."""
@@ -84,7 +85,7 @@ class Up:
                 f"{PREFIX}API_PORT"
             )
         self._state = State(self.home)
-        self.env = environment.without(self._state.without_made(self.env), environment.ADMINISTRATORS)
+        self.env = self._state.without_made(self.env)
         _say(f"home {self.home} (data, logs, tokens)")
         self._find_addresses()
         self._start_servers()
@@ -92,7 +93,7 @@ class Up:
         self._migrate()
         self._start_api()
         self._make_tokens()
-        write_env(self.home, self.env)
+        write_env(self.home, self.env | self._administrators)
         for number in range(1, self.workers + 1):
             self._start_worker(f"worker-{number}")
         self._explain()
@@ -114,11 +115,18 @@ class Up:
                 if variable in self.env:
                     _say(f"not using your {variable}: it names a server of this home; to use others, set {BACKENDS}")
             admin = self._start_postgres("pg-main", {"log_statement": "ddl"})
-            self._set(environment.PG_MAIN_ADMIN_DSN, admin)
-            self._set(environment.PG_MAIN_DSN, accounts.postgres(admin, self._state.password("pg-main.service")))
+            service = accounts.postgres(admin, self._state.password("pg-main.service"))
+            self._set_addresses(environment.PG_MAIN_DSN, environment.PG_MAIN_SERVICE_DSN, admin, service)
             admin = self._start_valkey("redis-main", durable=True)
-            self._set(environment.REDIS_MAIN_ADMIN_URL, admin)
-            self._set(environment.REDIS_MAIN_URL, accounts.valkey(admin, self._state.password("redis-main.service")))
+            service = accounts.valkey(admin, self._state.password("redis-main.service"))
+            self._set_addresses(environment.REDIS_MAIN_URL, environment.REDIS_MAIN_SERVICE_URL, admin, service)
+
+    def _set_addresses(self, variable: str, of_service: str, admin: str, service: str) -> None:
+        """The service's account for workers; the administrator's only in the file `env`."""
+        self._set(variable, service)
+        self._set(of_service, service)
+        self._state.remember_made(variable, admin)
+        self._administrators[variable] = admin
 
     def _caller_gives(self, variable: str) -> bool:
         """Whether the caller set the variable; printed, since we then work on data that is not this home's."""
@@ -199,9 +207,7 @@ class Up:
 
     def _start_worker(self, name: str) -> None:
         with _step(name):
-            child = Child(
-                name, _command("worker"), self._log(name), env=environment.without(self.env, environment.ADMINISTRATORS)
-            )
+            child = Child(name, _command("worker"), self._log(name), env=self.env)
             seen = len(child.tail(1_000_000))
             self._start_child(child, lambda: '"worker_ready"' in child.tail(1_000_000)[seen:])
 
@@ -240,7 +246,7 @@ class Up:
 
     def _env_without_addresses(self) -> dict[str, str]:
         """For the API and for commands: everything that workers get but the backends' addresses."""
-        return environment.without(self.env, self._addresses | environment.ADMINISTRATORS)
+        return environment.without(self.env, self._addresses)
 
     def _server_env(self) -> dict[str, str]:
         """For PostgreSQL and Valkey servers: no setting and no secret of ours."""

@@ -33,7 +33,7 @@ def up() -> Iterator[Running]:
 
 def test_up_serves_and_writes_an_env_that_works(up: Running) -> None:
     names = ["DATABASE_URL", "BROKER_URL", "API_URL", "OPERATOR_TOKEN", "TENANT_TOKEN"]
-    addresses = {"PG_MAIN_DSN", "PG_MAIN_ADMIN_DSN", "REDIS_MAIN_URL", "REDIS_MAIN_ADMIN_URL"}
+    addresses = {"PG_MAIN_DSN", "PG_MAIN_SERVICE_DSN", "REDIS_MAIN_URL", "REDIS_MAIN_SERVICE_URL"}
     assert {f"DEPROVISIONER_{name}" for name in names} | addresses <= set(up.env)
     assert (up.home / "env").stat().st_mode & 0o077 == 0, "it holds secrets"
     sourced = subprocess.run(
@@ -45,10 +45,10 @@ def test_up_serves_and_writes_an_env_that_works(up: Running) -> None:
             resource = until(api, create(api, kind), "active")
             assert api.delete(f"/v1/resources/{resource['id']}").status_code == 202
             until(api, resource, "deleted")
-    pg = PgServer(up.env["PG_MAIN_ADMIN_DSN"], up.home / "log" / "pg-main.log")
+    pg = PgServer(up.env["PG_MAIN_DSN"], up.home / "log" / "pg-main.log")
     assert sum(pg.drops().values()) == 1, "pg-main logs what is dropped"
-    assert redis.Redis.from_url(up.env["REDIS_MAIN_URL"]).ping()
-    assert redis.Redis.from_url(up.env["REDIS_MAIN_ADMIN_URL"]).config_get("appendonly") == {"appendonly": "yes"}
+    assert redis.Redis.from_url(up.env["REDIS_MAIN_SERVICE_URL"]).ping()
+    assert redis.Redis.from_url(up.env["REDIS_MAIN_URL"]).config_get("appendonly") == {"appendonly": "yes"}
     assert up.env["PG_MAIN_DSN"] != up.env["DEPROVISIONER_DATABASE_URL"]
     said = up.log.read_text()
     assert said.count("curl -sS") == 3
@@ -172,9 +172,9 @@ def test_a_child_that_dies_is_started_again_and_named(up: Running) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc/PID/environ")
 def test_only_workers_have_the_backends_addresses_in_their_environment(up: Running) -> None:
-    names = ("PG_MAIN_DSN", "REDIS_MAIN_URL", "PG_MAIN_ADMIN_DSN", "REDIS_MAIN_ADMIN_URL")
+    names = ("PG_MAIN_DSN", "REDIS_MAIN_URL", "PG_MAIN_SERVICE_DSN", "REDIS_MAIN_SERVICE_URL")
     addresses = {f"{name}={up.env[name]}".encode() for name in names}
-    given = {f"{name}={up.env[name]}".encode() for name in ("PG_MAIN_DSN", "REDIS_MAIN_URL")}
+    given = {f"{name}={up.env[name]}".encode() for name in ("PG_MAIN_SERVICE_DSN", "REDIS_MAIN_SERVICE_URL")}
     found: dict[str, list[set[bytes]]] = {"api": [], "worker": [], "server": []}
     for process in psutil.Process(up.popen.pid).children():
         word = process.cmdline()[-1]

@@ -91,7 +91,9 @@ def test_the_api_keeps_a_setting_that_a_backend_takes_its_address_from(tmp_path:
         '[backends.b]\nkind = "postgres"\ndsn = "postgresql://literal"\n'
         '[backends.c]\nkind = "redis"\ndsn = "env:C"\n'
     )
-    assert environment.worker_variables(path) == {"C", "PG_MAIN_DSN", "REDIS_MAIN_URL"}
+    assert environment.worker_variables(path) == {
+        *("C", "PG_MAIN_DSN", "REDIS_MAIN_URL", "PG_MAIN_SERVICE_DSN", "REDIS_MAIN_SERVICE_URL")
+    }
     path.write_text("[backends.a]\nkind =")
     with pytest.raises(SettingsError, match=str(path)):
         environment.worker_variables(path)

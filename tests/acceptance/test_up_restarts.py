@@ -63,7 +63,7 @@ def test_a_home_whose_workers_were_superusers_is_taken_over(folder: Path) -> Non
     admin = servers.postgres_dsn(state.port("pg-main"), state.password("pg-main"))
     root = servers.valkey_url(state.port("redis-main"), state.password("redis-main"))
     text = backends_file(home).read_text()
-    old = text.replace("env:PG_MAIN_DSN", admin).replace("env:REDIS_MAIN_URL", root)
+    old = text.replace("env:PG_MAIN_SERVICE_DSN", admin).replace("env:REDIS_MAIN_SERVICE_URL", root)
     (home / "backends.toml").write_text(old)
     first = Running(home, port).ready()
     pg, valkey = PgServer(admin, home / "log" / "pg-main.log"), RedisServer(root)
@@ -87,8 +87,8 @@ def test_a_home_whose_workers_were_superusers_is_taken_over(folder: Path) -> Non
     second = Running(home, port, **sourced).ready()
     try:
         assert "not using your" not in second.log.read_text(), "these are the home's own"
-        assert (second.env["PG_MAIN_ADMIN_DSN"], second.env["REDIS_MAIN_ADMIN_URL"]) == (admin, root)
-        assert f"//{accounts.NAME}:" in second.env["PG_MAIN_DSN"]
+        assert (second.env["PG_MAIN_DSN"], second.env["REDIS_MAIN_URL"]) == (admin, root)
+        assert f"//{accounts.NAME}:" in second.env["PG_MAIN_SERVICE_DSN"]
         with second.api() as api:
             for resource in made:
                 assert api.delete(f"/v1/resources/{resource['id']}").status_code == 202
