@@ -120,7 +120,7 @@ _OTHERS: dict[tuple[str, str], tuple[str, ...]] = {
     ("backend back", "postgres"): ("close breaker",),
     ("object held", "postgres"): ("heartbeat", "retry"),
     ("under a brake", "postgres"): ("count", "ALTER ROLE role NOLOGIN"),
-    ("prepared transaction", "postgres"): ("ROLLBACK PREPARED gid",),
+    ("prepared transaction", "postgres"): ("SET ROLE owner", "ROLLBACK PREPARED gid", "RESET ROLE"),
     ("not ours", "postgres"): ("stick",),
     ("not ours", "redis"): ("stick",),
     ("birth refused", "postgres"): ("rollback",),
