@@ -7,6 +7,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
 from outbox import db, doorbell
+from outbox.doctor.checks.server import SETTINGS
 
 router = APIRouter(tags=["health"])
 
@@ -31,11 +32,15 @@ def readyz() -> JSONResponse:
         with db.statement() as session:
             at = migrations.current(session)
             standby_missing = session.execute(_STANDBY_MISSING).scalar_one()
+            wrong = session.execute(text(SETTINGS)).all()
     except SQLAlchemyError as error:
         return JSONResponse({"ok": False, "database": repr(error.__cause__ or error), "broker": broker}, 503)
     if standby_missing:
         missing = "synchronous_standby_names is set and no standby is connected: no commit can be confirmed"
         return JSONResponse({"ok": False, "database": missing, "broker": broker}, 503)
+    if wrong:
+        said = "; ".join(f"{each.id} {each.note}" for each in wrong)
+        return JSONResponse({"ok": False, "database": f"{said} (`deprovisioner doctor`)", "broker": broker}, 503)
     ok = at == migrations.head()
     database = "ok" if ok else f"at revision {at}, not {migrations.head()}: run `deprovisioner migrate`"
     return JSONResponse({"ok": ok, "database": database, "broker": broker}, 200 if ok else 503)

@@ -13,7 +13,7 @@ REDIS = (
     "ACL SETUSER deprovisioner_service on >CHANGE-ME ~* &* -@all +ping +hello +auth +select +role +info +config|get "
     "+get +set +persist +exists +type +del +unlink +scan +eval +evalsha +watch +unwatch +multi +exec +discard "
     "+client|kill +client|list +client|setname "
-    "+acl|whoami +acl|getuser +acl|setuser +acl|deluser +acl|list +acl|users +acl|save"
+    "+acl|whoami +acl|cat +acl|getuser +acl|setuser +acl|deluser +acl|list +acl|users +acl|save"
 )
 _SECRET = "CHANGE-ME"  # noqa: S105 - where the documents want a password
 

@@ -3,10 +3,10 @@
 Each check is one statement that returns the rows that break it: `id`, `since` (when it began, NULL where that is not
 known) and `note`. All checks see one moment of the database.
 
-What it costs: the checks of the schema read the catalog. `lease_expired`, `stuck`, `due_long_ago`, `two_at_work` and
-`breaker_open` read small partial indexes or tables. The others scan `resources`, `outbox` or `events`, and some of them
-also probe or hash another of these three (docs/design.md has figures). A check that takes longer than
-STATEMENT_TIMEOUT_SECONDS is `unchecked`, which counts as broken, since its answer is not known.
+What it costs: the checks of the server and the schema read settings and the catalog. `lease_expired`, `stuck`,
+`due_long_ago`, `two_at_work` and `breaker_open` read small partial indexes or tables. The others scan `resources`,
+`outbox` or `events`, and some of them also probe or hash another of these three (docs/design.md has figures). A check
+that takes longer than STATEMENT_TIMEOUT_SECONDS is `unchecked`, which counts as broken, since its answer is not known.
 """
 
 import datetime as dt
@@ -25,6 +25,7 @@ from outbox.doctor.checks.jobs import JOBS
 from outbox.doctor.checks.load import LOAD, OVERDUE_MINUTES
 from outbox.doctor.checks.resources import RESOURCES
 from outbox.doctor.checks.schema import SCHEMA, guards, indexes, wanted
+from outbox.doctor.checks.server import SERVER
 from outbox.rows import Json
 
 Status = Literal["broken", "warning", "unchecked"]
@@ -72,7 +73,7 @@ _UNCHECKED = (
 )
 
 
-CHECKS = (*SCHEMA, *RESOURCES, *JOBS, *EVIDENCE, *LOAD)
+CHECKS = (*SERVER, *SCHEMA, *RESOURCES, *JOBS, *EVIDENCE, *LOAD)
 
 
 def examine(db: Connection, *, head: str | None) -> list[Finding]:

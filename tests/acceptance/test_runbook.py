@@ -21,7 +21,7 @@ from tests.support.processes import ROOT, System, shell
 RUNBOOK = Path(ROOT / "docs/runbook.md")
 CODES = [check.code for check in CHECKS]
 # Parts that are about neither a stuck reason nor a check; the first is what stands before all parts.
-OTHERS = ("", "brake", "offboarding", "proof")
+OTHERS = ("", "brake", "offboarding", "proof", "busy", "outcome_unconfirmed")
 # Commands and checks of which the runbook speaks already. They come; then they go from here.
 BACKEND, TENANT = "pg-main", "acme"
 

@@ -38,9 +38,33 @@ def no_standby(servers: Servers, db: Connection, monkeypatch: pytest.MonkeyPatch
             asked.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{value}'")
             asked.execute("SELECT pg_reload_conf()")
         admin.close()
+        eventually(lambda: _commits_wait(servers.control) == bool(value))
 
     yield names
     names("")
+
+
+def _commits_wait(server: PgServer) -> bool:
+    """Whether a commit of a new session waits for a standby: the server's processes read a new setting one by one."""
+    session = psycopg2.connect(server.dsn, options="-c synchronous_commit=on")
+    session.autocommit = True
+    pid = session.info.backend_pid
+
+    def commit() -> None:
+        with session.cursor() as cursor:
+            cursor.execute("SELECT pg_logical_emit_message(true, 'test', 'x')")
+
+    def waits() -> bool:
+        return server.query("SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = %s", pid) == [(True,)]
+
+    caller = threading.Thread(target=commit)
+    caller.start()
+    eventually(lambda: waits() or not caller.is_alive())
+    waited = caller.is_alive()
+    server.query("SELECT pg_cancel_backend(%s)", pid)
+    caller.join(10)
+    session.close()
+    return waited
 
 
 def test_a_delete_that_no_standby_confirms_is_503_and_gets_its_job_when_asked_again(

@@ -9,6 +9,9 @@ DESTROY = f"{TESTS}/test_destroy.py"
 AUTHORITY = f"{TESTS}/test_authority.py"
 ERRORS = f"{TESTS}/test_errors.py"
 IDENTITY = f"{TESTS}/test_identity.py"
+RIGHTS = f"{TESTS}/test_rights.py"
+BEYOND = "test_a_user_that_reaches_beyond_its_prefix_is_refused_with_the_statement_that_mends_it"
+REPLACED = "test_a_user_that_takes_the_name_between_check_and_act_is_made_again"
 KINDS = "tests/worker/backends/test_conformance.py"
 
 GUARDS_OF_REDIS = (
@@ -204,6 +207,80 @@ GUARDS_OF_REDIS = (
             "if not isinstance(seen := Same({}), Same):",
             "test_a_zombie_cannot_reach_the_new_owner_of_the_names[before]",
         ),
+        (
+            "redis: a user that took the name is made again",
+            'if before is not None and identity.channel(manifest) not in identity.read_user(before)["channels"]:',
+            "if False:",
+            f"{REPLACED}[replaced-DELUSER-redis]",
+        ),
+        (
+            "redis: switching off makes no user",
+            'if before is None and commands[0][:2] == ("ACL", "SETUSER"):',
+            "if False:",
+            f"{REPLACED}[removed-off-redis]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "def _rules(",
+        DESTROY,
+        (
+            "redis: selectors of a user that is made again",
+            'for one in (user, *user["selectors"])',
+            "for one in (user,)",
+            f"{REPLACED}[replaced-off-redis]",
+        ),
+        (
+            "redis: databases of a user that is made again",
+            ', "databases")',
+            ")",
+            f"{REPLACED}[replaced-DELUSER-valkey]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "def must_stay_inside(",
+        RIGHTS,
+        (
+            "redis: selectors of an adopted user",
+            'if user["selectors"]:',
+            "if False:",
+            f"{BEYOND}[redis-a selector]",
+        ),
+        (
+            "redis: keys of an adopted user",
+            'if _literal(pattern).startswith(manifest["prefix"])]',
+            "]",
+            f"{BEYOND}[redis-writing another's keys]",
+        ),
+        (
+            "redis: commands of an adopted user",
+            "if harmful := sorted(granted - HARMLESS):",
+            "if harmful := []:",
+            f"{BEYOND}[redis-one ACL command]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "def _dangerous(",
+        RIGHTS,
+        (
+            "redis: a command with one allowed argument",
+            'if sign == "+":',
+            "if False:",
+            f"{BEYOND}[redis-FLUSHALL with one argument]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "def _literal(",
+        RIGHTS,
+        (
+            "redis: a pattern's wildcards end its beginning",
+            'if letter in "*?[":',
+            "if False:",
+            "test_a_wildcard_in_a_pattern_is_no_letter_of_the_prefix[redis]",
+        ),
     ),
     *cut(
         REDIS,
@@ -294,10 +371,10 @@ GUARDS_OF_REDIS = (
             "test_the_user_that_the_service_works_with_is_not_adopted",
         ),
         (
-            "redis: a user that reaches every key",
-            'if "~*" in user["keys"]:',
-            "if False:",
-            "test_a_user_that_reaches_every_key_is_not_adopted",
+            "redis: an adopted user stays inside its prefix",
+            "rights.must_stay_inside(session, full, user)",
+            "pass",
+            f"{RIGHTS}::{BEYOND}[redis-every key]",
         ),
         (
             "redis: another resource's user",

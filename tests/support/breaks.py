@@ -35,6 +35,12 @@ class World:
         jobs.defer(db, self.claimed(self.deferred), worker="w1", error="out of reach", delay=3600)
         self.pending = self.enqueue(self.born())
 
+    def set_for_new_sessions(self, setting: str, value: str) -> None:
+        """ALTER DATABASE ... SET, past what the product pins."""
+        name = self.db.execute(text("SELECT current_database()")).scalar_one()
+        self.db.execute(text(f"ALTER DATABASE {name} SET {setting} = '{value}'"))
+        database.engine().dispose()
+
     def register(self) -> int:
         new = NewResource(tenant="acme", kind="postgres", backend="pg-main", name="orders")
         return resources.register(self.db, new, actor="me")[1].id
@@ -159,6 +165,18 @@ def breaks(code: str) -> Callable[[Callable[[World], Broken]], Callable[[World],
         return act
 
     return keep
+
+
+@breaks("setting_wrong")
+def _(w: World) -> Broken:
+    w.set_for_new_sessions("session_replication_role", "replica")
+    return "session_replication_role", set()
+
+
+@breaks("server_unsafe")
+def _(w: World) -> Broken:
+    w.set_for_new_sessions("deprovisioner.throwaway", "off")
+    return "fsync", set()
 
 
 @breaks("schema_not_at_head")

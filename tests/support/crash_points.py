@@ -156,7 +156,7 @@ def _around_postgres(reach: _Reach) -> None:
 
 
 def _around_redis(reach: _Reach) -> None:
-    """A transaction is one boundary, at its EXEC, under the name of its first command."""
+    """A transaction is one boundary, at its EXEC, under the name of its first write."""
 
     def around(honest: Callable[..., Any], named: Callable[..., str | None]) -> Callable[..., Any]:
         @functools.wraps(honest)
@@ -175,7 +175,7 @@ def _around_redis(reach: _Reach) -> None:
 
     single = around(redis.Redis.execute_command, lambda _, words: command_name(words))
     redis.Redis.execute_command = single  # type: ignore[method-assign]
-    together = around(Pipeline.execute, lambda pipe, _: f"EXEC {command_name(pipe.command_stack[0][0])}")
+    together = around(Pipeline.execute, lambda pipe, _: f"EXEC {_first_write(pipe)}")
     Pipeline.execute = together  # type: ignore[method-assign]
 
 
@@ -206,6 +206,11 @@ def command_name(words: tuple[Any, ...]) -> str | None:
     if name == "SET":
         return "SET server mark" if words[1] == SERVER_KEY else "SET generation key"
     return "EVAL UNLINK" if name == "EVAL" else name
+
+
+def _first_write(pipe: Pipeline) -> str:
+    names = (command_name(words) for words, _ in pipe.command_stack)
+    return next(name for name in names if name)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from typing import Literal
 
 # Before the question is passed on; once it is, not waiting for what becomes of it; when its answer has come.
@@ -18,6 +19,7 @@ class Proxy:
         self.upstream = upstream
         self.cuts = 0
         self._armed: tuple[Moment, bytes, int] | None = None
+        self._held: tuple[bytes, Callable[[], object]] | None = None
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -28,6 +30,12 @@ class Proxy:
         with self._lock:
             self.cuts = 0
             self._armed = (moment, words.encode(), times)
+
+    def hold(self, words: str, act: Callable[[], object]) -> None:
+        """Do `act` while the next question with `words` in it waits to be passed on."""
+        with self._lock:
+            self.cuts = 0
+            self._held = (words.encode(), act)
 
     def close(self) -> None:
         """Take no more connections."""
@@ -47,6 +55,7 @@ class Proxy:
             back = threading.Thread(target=self._answer, args=(server, client, lost), daemon=True)
             back.start()
             while asked := client.recv(1 << 20):
+                self._wait(asked)
                 moment = self._reached(asked)
                 if moment == "after":
                     lost.set()
@@ -70,6 +79,14 @@ class Proxy:
                     return
                 client.sendall(answer)
             client.shutdown(socket.SHUT_WR)
+
+    def _wait(self, asked: bytes) -> None:
+        with self._lock:
+            if self._held is None or self._held[0] not in asked:
+                return
+            act, self._held = self._held[1], None
+            self.cuts += 1
+        act()
 
     def _reached(self, asked: bytes) -> Moment | None:
         with self._lock:

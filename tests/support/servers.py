@@ -20,7 +20,12 @@ from tests.support.witness import PgServer, RedisServer
 
 KEPT = "KEPT_SERVERS"  # the variable with the servers that outlive a run; see `Servers.to_json`
 # No test here crashes a server's machine, and fsync would take most of the time.
-_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_FAST = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "deprovisioner.throwaway": "on",
+}
 # A test's servers are small, but each makes and drops databases by the hundred: 350 ms each on a disk, 25 ms in memory.
 _MEMORY = Path("/dev/shm")
 _MEMORY_BYTES = 4 << 30  # twice what two servers with a million rows each take

@@ -9,6 +9,7 @@ keys are replicated, evicted and flushed.
 - `keys`      the keys under a prefix: scanned and unlinked in batches
 - `identity`  what the server shows under a manifest's names, and whether it is the manifest's namespace
 - `endpoint`  the address that customers are given
+- `rights`    what an adopted user may do
 - `create`    plan, provision, adopt
 - `destroy`   quarantine, release, teardown
 """

@@ -11,7 +11,7 @@ from outbox.errors import Refused
 from outbox.kinds.redis import KIND
 from outbox.rows import Json
 from worker.backends import Different, Plan
-from worker.backends.redis import endpoint, identity, keys
+from worker.backends.redis import endpoint, identity, keys, rights
 from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server, Session
 
@@ -80,12 +80,10 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
             raise Refused(f"there is no ACL user {full['user']!r} to adopt")
         if full["user"] == session.acl_whoami():
             raise Refused(f"ACL user {full['user']!r} is the one that deprovisioner itself works with")
-        if "~*" in user["keys"]:
-            mend = f"ACL SETUSER {full['user']} resetkeys ~{keys.escape(full['prefix'])}*"
-            raise Refused(f"ACL user {full['user']!r} reaches every key of the server; limit it first: {mend}")
         taken = Refused(f"user {full['user']!r} or prefix {full['prefix']!r} belongs to another resource already")
         if any(c.startswith(identity.CHANNEL) and c != identity.channel(full) for c in user["channels"]):
             raise taken
+        rights.must_stay_inside(session, full, user)
         planted = session.set(keys.generation_key(full), full["generation"], nx=True)
         if not planted and identity.generation(session, full) != full["generation"]:
             raise taken

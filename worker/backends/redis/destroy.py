@@ -83,8 +83,10 @@ def _destroy(session: Session, manifest: Json) -> Json:
 def _if_still_ours(session: Session, manifest: Json, *commands: tuple[str, ...]) -> list[Any]:
     """Run commands that scripts may not run, if the generation key stays untouched from the check until then.
 
-    Every teardown removes that key last: a worker that was paused cannot reach a new owner of the names.
+    Every teardown removes that key last: a worker that was paused cannot reach a new owner of the names. No WATCH
+    covers the user itself, so the same transaction reads it: a user that took the name in that moment is made again.
     """
+    name = manifest["user"]
     with session.pipeline() as pipe:
         pipe.watch(keys.generation_key(manifest))
         if not isinstance(seen := identity.judge(session, manifest), Same):
@@ -92,9 +94,33 @@ def _if_still_ours(session: Session, manifest: Json, *commands: tuple[str, ...])
                 raise Refused(seen.why)
             raise Transient("the namespace is no longer there; trying again")
         pipe.multi()
+        pipe.execute_command("ACL", "GETUSER", name)
         for command in commands:
             pipe.execute_command(*command)
         try:
-            return list(pipe.execute())
+            before, *answers = pipe.execute()
         except exceptions.WatchError as error:
             raise Transient("the generation key was changed during the check; trying again") from error
+    if before is None and commands[0][:2] == ("ACL", "SETUSER"):  # there was none, so this made one
+        session.execute_command("ACL", "DELUSER", name)
+        raise Transient(f"user {name!r} was removed during the check; trying again")
+    if before is not None and identity.channel(manifest) not in identity.read_user(before)["channels"]:
+        session.execute_command("ACL", "SETUSER", name, "reset", *_rules(before))
+        session.save_acl()
+        raise Refused(
+            f"user {name!r} was replaced by another between check and {' '.join(commands[0][:2])}; the other one was "
+            "made again with its passwords and rights, and its connections may have been closed"
+        )
+    return answers
+
+
+def _rules(user: Json) -> list[str]:
+    """What makes a user again that ACL GETUSER answered; `databases` is Valkey's, from version 9 on."""
+    parts = ("commands", "keys", "channels", "databases")
+    root, *selectors = (" ".join(one.get(part, "") for part in parts) for one in (user, *user["selectors"]))
+    return [
+        *user["flags"],
+        *(f"#{digest}" for digest in user["passwords"]),
+        *root.split(),
+        *(f"({s})" for s in selectors),
+    ]

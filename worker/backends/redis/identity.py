@@ -29,11 +29,12 @@ def judge(session: Session, manifest: Json) -> Observation:
 
     Absent means that nothing of the manifest is there: no user of its name, no user with its mark, no key.
     """
-    user = acl_user(session, manifest["user"])
-    ours = user is not None and channel(manifest) in user["channels"]
     found = generation(session, manifest)
+    servers = server_ids(session)
+    user = acl_user(session, manifest["user"])  # last: a destructive command may follow, which only knows the name
+    ours = user is not None and channel(manifest) in user["channels"]
     evidence: Json = {
-        "server": ", ".join(servers := server_ids(session)) or None,
+        "server": ", ".join(servers) or None,
         "user": None if user is None else f"{manifest['user']} {' '.join(user['flags'])} {' '.join(user['channels'])}",
         "generation_key": found,
     }
@@ -146,8 +147,13 @@ def users_with(session: Session, beginning: str) -> list[str]:
 
 def acl_user(session: Session, name: str) -> Json | None:
     """The ACL user of that name, None when there is none."""
-    found: Any = session.acl_getuser(name)
-    return found  # type: ignore[no-any-return]
+    found: Any = session.execute_command("ACL", "GETUSER", name)
+    return None if found is None else read_user(found)
+
+
+def read_user(answer: Json) -> Json:
+    """An answer of ACL GETUSER with its patterns as lists; redis-py's own reading loses the order of the commands."""
+    return answer | {"keys": answer["keys"].split(), "channels": answer["channels"].split()}
 
 
 def generation(session: Session, manifest: Json) -> str | None:

@@ -10,12 +10,11 @@ import pytest
 import redis as client
 
 from outbox.errors import Refused, Transient, Unavailable
-from tests.support import redis_servers
+from tests.support import accounts, redis_servers
 from tests.support.witness import RedisServer, an_acl_user
 from worker.backends import Absent, Different, Same
 from worker.backends.redis import Redis, identity
 
-CONFIGURATION = Path(__file__).parents[4] / "docs" / "configuration.md"
 KEY = identity.SERVER_KEY
 
 
@@ -56,14 +55,10 @@ def _verbs(backend: Redis, manifest: dict[str, Any]) -> list[Any]:
 
 
 def test_a_life_with_the_documented_rights(own: RedisServer) -> None:
-    line = next(
-        line for line in CONFIGURATION.read_text().splitlines() if line.startswith("ACL SETUSER deprovisioner ")
-    )
-    own.client.execute_command(*line.split())
-    backend = Redis(own.url.replace("redis://", "redis://deprovisioner:PASSWORD@"))
+    backend = Redis(accounts.valkey(own.url))
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
     made = backend.provision(plan.manifest, plan.credentials)
-    client.Redis.from_url(plan.credentials["url"].replace("deprovisioner:PASSWORD@", "")).set(f"{made['prefix']}a", 1)
+    client.Redis.from_url(plan.credentials["url"]).set(f"{made['prefix']}a", 1)
     backend.quarantine(made)
     backend.release(made)
     assert isinstance(backend.inspect(made), Same)
@@ -72,7 +67,7 @@ def test_a_life_with_the_documented_rights(own: RedisServer) -> None:
     user = an_acl_user(own)
     adopted = backend.adopt({"user": user, "prefix": f"{uuid.uuid4().hex}:"}, uuid.uuid4())
     backend.teardown(adopted, 1)
-    assert own.users() == {"default", "deprovisioner", f"{identity.SERVER_USER}{made['server']}"}
+    assert own.users() == {"default", accounts.NAME, f"{identity.SERVER_USER}{made['server']}"}
 
 
 def test_the_server_s_identity_may_do_nothing(own: RedisServer) -> None:

@@ -2,14 +2,18 @@
 
 import threading
 import uuid
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis as client
 
 from outbox.errors import Refused, Transient
+from tests.support import redis_servers
+from tests.support.proxy import Proxy
 from tests.support.witness import RedisServer, an_acl_user
-from worker.backends import Absent, Same
+from worker.backends import Absent, Different, Same
 from worker.backends.redis import Redis, destroy, identity
 
 
@@ -38,8 +42,7 @@ def test_each_unlink_compares_the_generation_in_its_own_script(
 def test_glob_characters_in_an_adopted_prefix_are_only_characters(backend: Redis, server: RedisServer) -> None:
     prefix = f"ten[ant]*?{uuid.uuid4().hex}:"
     lookalike = f"tena-x-{prefix.rsplit('?')[1]}"
-    user = f"u_{uuid.uuid4().hex}"
-    server.client.execute_command("ACL", "SETUSER", user, "on", ">p", "~x", "+@all")
+    user = an_acl_user(server)
     server.client.set(f"{prefix}a", 1)
     server.client.set(f"{lookalike}a", 2)
     generation = uuid.uuid4()
@@ -148,8 +151,9 @@ def test_a_zombie_cannot_reach_the_new_owner_of_the_names(
         return seen
 
     monkeypatch.setattr(identity, "judge", pauses)
-    with pytest.raises((Transient, Refused)):
+    with pytest.raises((Transient, Refused)) as caught:
         backend.teardown(old, 1)
+    assert "was replaced by another" not in str(caught.value), "it was not even switched off"
     assert checks == NTH_CHECK[step], "the zombie was paused"
     assert server.client.get(f"{prefix}precious") == "42"
     assert server.client.acl_getuser(user)["enabled"] is True
@@ -165,3 +169,47 @@ def test_a_generation_key_that_a_customer_lets_expire_is_kept_until_the_keys_are
     assert server.client.ttl(generation_key) == -1, "it has no end of life"
     backend.teardown(provisioned, 1)
     assert not server.bears(provisioned)
+
+
+@pytest.mark.parametrize("program", ["redis", "valkey"])
+@pytest.mark.parametrize("step", ["off", "DELUSER"])
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+def test_a_user_that_takes_the_name_between_check_and_act_is_made_again(
+    program: str, tmp_path: Path, step: str, how: str
+) -> None:
+    with redis_servers.running(program, tmp_path) as own:
+        proxy = Proxy(own.client.connection_pool.connection_kwargs["port"])
+        backend = Redis(f"redis://127.0.0.1:{proxy.port}/0")
+        plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+        made = backend.provision(plan.manifest, plan.credentials)
+        database = ("db=0,3",) if program == "valkey" else ()
+        rules = ("nopass", "~theirs:*", "%R~more:*", "&c*", "-@all", "+@read", "+info", *database, "(~s:* +set)")
+
+        def users() -> list[str]:  # `reset` sets a flag of Redis 7 that is the default anyway
+            return [line.replace(" sanitize-payload", "") for line in own.client.acl_list()]
+
+        def take() -> None:
+            own.client.acl_deluser(made["user"])
+            if how == "replaced":
+                own.client.execute_command("ACL", "SETUSER", made["user"], "on", *rules)
+                own.client.execute_command("ACL", "SETUSER", made["user"], "resetpass", ">new", ">second")
+                stranger.append(users())
+
+        stranger: list[Any] = []
+        proxy.hold("DELUSER" if step == "DELUSER" else "\r\noff\r\n", take)
+        if how == "replaced":
+            with pytest.raises(Refused, match="was replaced by another"):
+                backend.teardown(made, 1)
+            assert users() == stranger[0]
+            own.client.execute_command("ACL", "LOAD")
+            assert users() == stranger[0], "it was saved"
+            assert client.Redis.from_url(own.url.replace("redis://", f"redis://{made['user']}:second@")).info()
+            assert isinstance(backend.inspect(made), Different)
+        else:
+            with pytest.raises(Transient) if step == "off" else nullcontext():
+                backend.teardown(made, 1)
+            backend.teardown(made, 1)
+            assert isinstance(backend.inspect(made), Absent)
+            assert not own.bears(made)
+        assert proxy.cuts == 1, "the statement was held"
+        proxy.close()
