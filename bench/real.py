@@ -298,6 +298,7 @@ def _if_ours(server: "redis.Redis", manifest: Json, *commands: tuple[str, ...]) 
         pipe.watch(_generation(manifest))
         _inspect(server, manifest)
         pipe.multi()
+        pipe.execute_command("ACL", "GETUSER", manifest["user"])
         for command in commands:
             pipe.execute_command(*command)
         pipe.execute()
