@@ -1,5 +1,6 @@
 """The variables that `up` sets, and which of its processes gets which of them."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,3 +37,8 @@ def without(environment: Mapping[str, str], variables: set[str]) -> dict[str, st
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment without `DEPROVISIONER_…`: a PostgreSQL or Valkey server needs no setting or secret of ours."""
     return {name: value for name, value in environment.items() if not name.startswith(PREFIX)}
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be printed."""
+    return re.sub(r"//[^/@]*@", "//…@", url)

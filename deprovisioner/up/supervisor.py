@@ -1,7 +1,6 @@
 """`deprovisioner up`: start everything on this machine in order, watch it, and stop it in reverse."""
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from outbox.settings import PREFIX
 # A child that dies at once is not restarted in a tight loop.
 RESTART_PAUSE_SECONDS = 1.0
 WATCH_SECONDS = 0.2
+_COMMAND = (sys.executable, "-m", "deprovisioner.cli")
 
 
 class _Stop(BaseException):
@@ -132,7 +132,7 @@ class Up:
         """Whether the caller set the variable; printed, since we then work on data that is not this home's."""
         if variable not in self.env:
             return False
-        _say(f"not starting our own: {variable} is set to {_without_password(self.env[variable])}")
+        _say(f"not starting our own: {variable} is set to {environment.without_password(self.env[variable])}")
         return True
 
     def _set(self, variable: str, value: str) -> None:
@@ -195,19 +195,19 @@ class Up:
     def _run_command(self, what: str, *words: str, **more: str) -> str:
         """Run one of our commands to its end; what it wrote to stdout."""
         with _step(what):
-            status, stdout, stderr = _output_of(_command(*words), self._env_without_addresses() | more)
+            status, stdout, stderr = _output_of([*_COMMAND, *words], self._env_without_addresses() | more)
             if status != 0:
                 raise DeprovisionerError(f"{what} failed:\n{stdout}{stderr}".rstrip())
         return stdout
 
     def _start_api(self) -> None:
         with _step("api"):
-            child = Child("api", _command("api"), self._log("api"), env=self._env_without_addresses())
+            child = Child("api", [*_COMMAND, "api"], self._log("api"), env=self._env_without_addresses())
             self._start_child(child, self._api_is_ready)
 
     def _start_worker(self, name: str) -> None:
         with _step(name):
-            child = Child(name, _command("worker"), self._log(name), env=self.env)
+            child = Child(name, [*_COMMAND, "worker"], self._log(name), env=self.env)
             seen = len(child.tail(1_000_000))
             self._start_child(child, lambda: '"worker_ready"' in child.tail(1_000_000)[seen:])
 
@@ -307,10 +307,6 @@ class Up:
         )
 
 
-def _command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "deprovisioner.cli", *words]
-
-
 def _ask_to_stop(*_: object) -> None:
     _Stop.asked = True
 
@@ -352,7 +348,3 @@ def _step(what: str) -> Iterator[None]:
         print(" failed", flush=True)
         raise
     print(f" ready in {time.monotonic() - began:.1f} s", flush=True)
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//…@", url)
