@@ -180,7 +180,7 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "public_port": (_is_port, "a whole number from 1 to 65535"),
     "sslmode": (lambda value: value in SSL_MODES, f"one of {', '.join(SSL_MODES)}"),
     # Provisions are allowed on a Redis that forgets its ACL users at a restart.
-    "volatile_users": (lambda value: type(value) is bool, 'true or false, and is for kind "redis" only'),
+    "volatile_users": (lambda value: type(value) is bool, "true or false"),
 }
 _KEYS = {"kind", "dsn", "grace", "brake", "max_percent", "concurrency", "adoption", *OPTIONS}
 _BRAKE = re.compile(r"^([1-9]\d{0,8})/([1-9]\d{0,6})([smhd])$")
@@ -263,7 +263,7 @@ def _backend(path: Path, name: str, table: Any) -> BackendConfig:
     options = {key: table[key] for key in OPTIONS if key in table}
     for key, value in options.items():
         right, words = OPTIONS[key]
-        if not right(value) or (key == "volatile_users" and value and table["kind"] != "redis"):
+        if not right(value):
             raise wrong(f"{key!r} must be {words}, not {value!r}")
     return BackendConfig(name, table["kind"], concurrency, brake, adoption, options)
 

@@ -53,6 +53,8 @@ def test_a_missing_secret_is_named() -> None:
 def test_only_workers_get_the_backends_addresses() -> None:
     services = _services()
     addresses = worker_variables(ROOT / "docker" / "backends.toml")
+    assert addresses >= {"PG_MAIN_DSN", "REDIS_MAIN_URL"}
+    addresses = {name for name in addresses if any(f"{name}:" in text for text in services.values())}
     assert addresses == {"PG_MAIN_DSN", "REDIS_MAIN_URL"}
     for address in addresses:
         assert [name for name, text in services.items() if f"{address}:" in text] == ["worker"]

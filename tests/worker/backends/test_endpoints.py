@@ -171,7 +171,6 @@ def test_customers_log_in_to_valkey_over_ipv6_and_over_a_socket(home: Path) -> N
         ("sslmode = []", "'sslmode' must be one of disable"),
         ('volatile_users = "yes"', "'volatile_users' must be true or false"),
         ("volatile_users = 1", "'volatile_users' must be true or false"),
-        ("volatile_users = true", "'volatile_users' must be true or false, and is for kind \"redis\" only"),
     ],
 )
 def test_a_malformed_option_names_file_backend_and_key(tmp_path: Path, line: str, words: str) -> None:

@@ -69,17 +69,23 @@ def must_not_subscribe(session: Session, database: Database, name: str) -> None:
             raise Refused(clean(f"database {name!r} has subscriptions, drop them first: {_some(map(repr, names))}"))
 
 
-def prepared(session: Session, name: str) -> list[tuple[str, str]]:
-    """The prepared transactions of a database: gid and owner. They keep it in use after their sessions end."""
+def prepared(session: Session, name: str) -> list[tuple[str, str | None]]:
+    """The prepared transactions of a database: gid and owner, None for an owner that was dropped.
+
+    They keep the database in use after their sessions end.
+    """
     with session.cursor() as cursor:
         cursor.execute("SELECT gid, owner FROM pg_catalog.pg_prepared_xacts WHERE database = %s ORDER BY 1", (name,))
         return [(gid, owner) for gid, owner in cursor]
 
 
-def roll_back(inside: Session, name: str, transactions: list[tuple[str, str]]) -> None:
+def roll_back(inside: Session, name: str, transactions: list[tuple[str, str | None]]) -> None:
     """Roll back prepared transactions as their owners; Refused names those that the account may not end."""
     left = []
     for gid, owner in transactions:
+        if owner is None:
+            left.append(f"{gid!r} of a dropped role")
+            continue
         try:
             inside.execute("SET ROLE {owner}", owner=owner)
             inside.execute("ROLLBACK PREPARED {gid}", gid=sql.Literal(gid))

@@ -88,6 +88,7 @@ class Server:
             _settle(session)
             yield session
         except psycopg2.Error as error:
+            limit.cancel()  # the connection may be closed by now, and its number another file's
             raise self._translated(error, database, watch.told(error)) from error
         finally:
             watch.stop()

@@ -103,7 +103,12 @@ class Watch:
                 return
             self._at_barrier = self._at_barrier or time.monotonic()
             if time.monotonic() - self._at_barrier >= BARRIER_SECONDS and not self._done.is_set():
-                cursor.execute("SELECT pg_catalog.pg_cancel_backend(%s)", (self._pid,))
+                cursor.execute(  # asked again in the same statement: the wait may be over
+                    """
+                    SELECT CASE WHEN wait_event = 'ProcSignalBarrier' THEN pg_catalog.pg_cancel_backend(pid) END
+                      FROM pg_catalog.pg_stat_activity WHERE pid = %s""",
+                    (self._pid,),
+                )
 
 
 def _unanswering(session: extensions.connection) -> str:

@@ -127,6 +127,25 @@ def test_a_prepared_transaction_of_another_role_is_refused_and_named(
     assert not pg.bears(made)
 
 
+def test_a_prepared_transaction_of_a_dropped_role_is_refused_and_named(
+    plain: Postgres, pg: PgServer, made: dict[str, Any]
+) -> None:
+    role = f"gone_{uuid.uuid4().hex}"
+    pg.query(f"CREATE ROLE {role} LOGIN PASSWORD 'p' SUPERUSER")
+    pg.query("CREATE TABLE kept (n int)", database=made["database"])
+    with closing(psycopg2.connect(make_dsn(pg.dsn, dbname=made["database"], user=role, password="p"))) as session:
+        session.cursor().execute("INSERT INTO kept VALUES (1)")
+        session.cursor().execute(f"PREPARE TRANSACTION '{role}'")
+    pg.query(f"DROP ROLE {role}")
+    with pytest.raises(Refused, match=r"that this account may not roll back: .* of a dropped role"):
+        plain.teardown(made, 1)
+    pg.query(f'ALTER DATABASE "{made["database"]}" ALLOW_CONNECTIONS true')
+    [(full,)] = pg.query("SELECT gid FROM pg_prepared_xacts WHERE database = %s", made["database"])
+    pg.query(f"ROLLBACK PREPARED '{full}'", database=made["database"])
+    plain.teardown(made, 2)
+    assert not pg.bears(made)
+
+
 def test_a_subscription_is_refused_at_once_and_named(plain: Postgres, pg: PgServer, made: dict[str, Any]) -> None:
     name = f"s_{uuid.uuid4().hex}"
     create = f"CREATE SUBSCRIPTION {name} CONNECTION 'host=127.0.0.1' PUBLICATION p WITH (connect = false)"
