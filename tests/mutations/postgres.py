@@ -227,6 +227,17 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
+        "def _opened(",
+        f"{TESTS}/test_authority.py",
+        (
+            "postgres: no transaction timeout, from the first statement",
+            "self._pins_transactions = True",
+            "return session",
+            "test_settings_of_role_and_database_do_not_reach_a_session[ROLE]",
+        ),
+    ),
+    *cut(
+        PG,
         "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting",
         f"{TESTS}/test_authority.py",
         (

@@ -27,6 +27,8 @@ INSPECT_SECONDS = 15
 LOCK_TIMEOUT_MS = 10_000
 # How soon a server session whose client is gone gives up its statement and its lock.
 CLIENT_CHECK_MS = 10_000
+_HAS_TRANSACTION_TIMEOUT = 170000  # a server's version
+_NO_TRANSACTION_TIMEOUT = " -c transaction_timeout=0"
 STANDBY = "the server is a standby (in recovery): only a primary can say what exists"
 READ_ONLY = "the server keeps its transactions read-only: only a writable primary can say what exists"
 NEVER = frozenset({"template0", "template1", "postgres"})
@@ -57,6 +59,7 @@ class Server:
         except psycopg2.ProgrammingError:
             raise SettingsError("the dsn is not one of libpq's (it is not shown: it may hold a password)") from None
         self.dsn = dsn
+        self._pins_transactions = False  # whether the server was seen to have `transaction_timeout`
         self.protected = NEVER | protected
 
     @contextmanager
@@ -73,8 +76,9 @@ class Server:
         parameters["client_encoding"] = "UTF8"
         parameters["options"] = f"{self.parameters.get('options', '')} {_PARAMETERS['options']}"
         try:
-            session = psycopg2.connect(extensions.make_dsn(**parameters), connection_factory=Session)
+            session = self._opened(parameters)
         except psycopg2.OperationalError as error:
+            self._pins_transactions = False  # the server may be an older one now
             raise self._translated(error, database) from error
         limit = threading.Timer(seconds, _cut, (session.fileno(),))
         limit.daemon = True
@@ -94,6 +98,21 @@ class Server:
             watch.stop()
             limit.cancel()
             session.close()
+
+    def _opened(self, parameters: dict[str, str]) -> "Session":
+        """A session that not even its first statement loses to a `transaction_timeout` of role or database.
+
+        A server before 17 refuses that option, so the first session of all tells the version.
+        """
+        pinned = parameters["options"] + (_NO_TRANSACTION_TIMEOUT if self._pins_transactions else "")
+        session: Session = psycopg2.connect(
+            extensions.make_dsn(**parameters | {"options": pinned}), connection_factory=Session
+        )
+        if self._pins_transactions or session.server_version < _HAS_TRANSACTION_TIMEOUT:
+            return session
+        session.close()
+        self._pins_transactions = True
+        return self._opened(parameters)
 
     def _translated(self, error: psycopg2.Error, database: str | None, waited: str = "") -> BackendError:
         said = errors.clean(errors.describe(error) + waited)
@@ -163,9 +182,7 @@ def _settle(session: Session) -> None:
             """
             SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on',
                    CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local')
-                        THEN pg_catalog.set_config('synchronous_commit', 'on', false) END,
-                   CASE WHEN pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 170000
-                        THEN pg_catalog.set_config('transaction_timeout', '0', false) END"""
+                        THEN pg_catalog.set_config('synchronous_commit', 'on', false) END"""
         )
         standby, read_only, *_ = cursor.fetchone()
         if standby or read_only:
