@@ -176,7 +176,7 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _foreign_database(",
+        "def _foreign(",
         IDENTITY,
         (
             "postgres: the name is another's",
@@ -185,10 +185,10 @@ GUARDS_OF_POSTGRES = (
             "test_a_database_made_again_under_the_name_is_untouched",
         ),
         (
-            "postgres: a renamed database",
+            "postgres: a renamed database or role",
             "if found.name not in names:",
             "if False:",
-            "test_a_database_that_was_renamed_is_different_and_untouched",
+            "test_a_part_that_matches_is_never_absent_nor_touched",
         ),
         (
             "postgres: a database with the mark alone",
@@ -199,19 +199,19 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _foreign_role(",
+        "def judge(",
         IDENTITY,
         (
-            "postgres: comment of the role",
-            "elif not ours:",
-            "elif False:",
+            "postgres: another's role",
+            " or _foreign_role(state, manifest):",
+            ":",
             "test_a_role_made_again_under_the_name_is_untouched",
         ),
         (
-            "postgres: a renamed role",
-            "if found.name not in names:",
-            "if False:",
-            "test_a_part_that_matches_is_never_absent_nor_touched",
+            "postgres: another's database",
+            "_foreign_database(state, manifest) or ",
+            "",
+            "test_a_database_that_was_renamed_is_different_and_untouched",
         ),
     ),
     *cut(
@@ -227,7 +227,7 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _opened(",
+        "pinned = parameters[",
         f"{TESTS}/test_authority.py",
         (
             "postgres: no transaction timeout, from the first statement",

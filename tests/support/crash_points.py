@@ -31,7 +31,7 @@ from sqlalchemy import event
 from deprovisioner import cli
 from outbox import breakers, jobs, resources
 from outbox.states import TRANSITIONS
-from worker.backends.postgres import destroy as postgres_destroy
+from worker.backends.postgres import obstacles
 from worker.backends.postgres.session import Session
 from worker.backends.redis.identity import SERVER_KEY, SERVER_USER
 from worker.pool import Pool
@@ -152,7 +152,7 @@ def _around_postgres(reach: _Reach) -> None:
 
     executing = around(Session.execute, lambda _, statement: statement_name(statement))
     Session.execute = executing  # type: ignore[method-assign]
-    postgres_destroy._end_sessions = around(postgres_destroy._end_sessions, lambda *_: "end sessions")
+    obstacles.end_sessions = around(obstacles.end_sessions, lambda *_: "end sessions")
 
 
 def _around_redis(reach: _Reach) -> None:

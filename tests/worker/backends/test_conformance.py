@@ -22,6 +22,7 @@ from outbox.errors import OutOfService, Refused, Transient, Unavailable
 from tests.support import accounts, redis_servers
 from tests.support.servers import OLD_POSTGRES_PROGRAMS, Servers, server_folder
 from tests.support.standby import lagging
+from tests.support.verbs import every_verb
 from tests.support.witness import PgServer, RedisServer
 from worker.backends import Absent, Backend, Different, Same
 from worker.backends.postgres import Postgres
@@ -45,8 +46,6 @@ class Subject:
     entangled: Callable[[dict[str, Any], dict[str, Any]], AbstractContextManager[None]] | None = None
     # Backends with accounts that each lack one of the documented rights.
     weaker: Callable[[], Iterator[Backend]] | None = None
-    # A server of its own, and what switches its writes off and on again. None: this kind's own tests show it.
-    switched: Callable[[], AbstractContextManager[tuple[Backend, Callable[[bool], object]]]] | None = None
 
     def provisioned(self) -> tuple[dict[str, Any], dict[str, Any]]:
         plan = self.backend.plan(uuid.uuid4(), uuid.uuid4())
@@ -146,15 +145,6 @@ def _replicated_redis(program: str) -> Iterator[tuple[Backend, Backend]]:
     shutil.rmtree(folder)
 
 
-@contextmanager
-def _switched_redis(program: str) -> Iterator[tuple[Backend, Callable[[bool], object]]]:
-    folder = server_folder("switched")
-    with redis_servers.running(program, folder) as server:
-        backend = Redis(accounts.valkey(server.url))
-        yield backend, lambda on: server.client.config_set("min-replicas-to-write", 0 if on else 1)
-    shutil.rmtree(folder)
-
-
 def _redis_disguises(witness: RedisServer) -> tuple[Callable[[dict[str, Any]], None], ...]:
     """By hand: a user copied to another name, a user made again, keys left alone, a generation key that is none."""
     client = witness.client
@@ -225,7 +215,6 @@ def subject(request: pytest.FixtureRequest, servers: Servers) -> Subject:
         read_only=lambda: _without_replicas(url),
         disguises=_redis_disguises(server),
         weaker=lambda: _weaker_redis(server),
-        switched=functools.partial(_switched_redis, program),
     )
 
 
@@ -311,16 +300,7 @@ def test_the_wrong_server_is_refused(subject: Subject) -> None:
 
 def test_every_verb_says_unavailable_when_the_server_is_out_of_reach(subject: Subject) -> None:
     manifest, credentials = subject.provisioned()
-    dead = subject.dead
-    for act in (
-        lambda: dead.plan(uuid.uuid4(), uuid.uuid4()),
-        lambda: dead.provision(manifest, credentials),
-        lambda: dead.adopt(manifest, uuid.UUID(manifest["generation"])),
-        lambda: dead.inspect(manifest),
-        lambda: dead.quarantine(manifest),
-        lambda: dead.release(manifest),
-        lambda: dead.teardown(manifest, 1),
-    ):
+    for act in every_verb(subject.dead, manifest, credentials):
         with pytest.raises(Unavailable):
             act()
     subject.backend.teardown(manifest, 1)
@@ -352,15 +332,7 @@ def test_a_replica_that_lags_is_not_believed(subject: Subject) -> None:
     with subject.replicated() as (primary, replica):
         plan = primary.plan(uuid.uuid4(), uuid.uuid4())
         manifest = primary.provision(plan.manifest, plan.credentials)
-        for act in (
-            lambda: replica.plan(uuid.uuid4(), uuid.uuid4()),
-            lambda: replica.provision(plan.manifest, plan.credentials),
-            lambda: replica.adopt(manifest, uuid.UUID(manifest["generation"])),
-            lambda: replica.inspect(manifest),
-            lambda: replica.quarantine(manifest),
-            lambda: replica.release(manifest),
-            lambda: replica.teardown(manifest, 1),
-        ):
+        for act in every_verb(replica, manifest, plan.credentials):
             with pytest.raises(OutOfService):
                 act()
         assert isinstance(primary.inspect(manifest), Same)
@@ -374,14 +346,19 @@ def test_a_server_that_refuses_writes_is_away_and_nothing_is_touched(subject: Su
     with subject.read_only():
         for act in (
             lambda: subject.backend.provision(missing.manifest, missing.credentials),
+            lambda: subject.backend.provision(manifest, credentials),
+            lambda: subject.backend.quarantine(manifest),
             lambda: subject.backend.teardown(manifest, 1),
         ):
             with pytest.raises(OutOfService):
                 act()
+        assert isinstance(subject.backend.inspect(manifest), Same)
+        assert subject.can_log_in(credentials)
     assert subject.witness.bears(manifest)
     subject.backend.release(manifest)
     assert subject.can_log_in(credentials)
     subject.backend.teardown(manifest, 2)
+    assert isinstance(subject.backend.inspect(manifest), Absent)
     assert not subject.witness.bears(manifest)
 
 
@@ -423,27 +400,6 @@ def test_a_neighbour_that_is_no_longer_itself_stops_no_teardown_and_is_not_touch
         subject.backend.teardown(manifest, 1)
         assert isinstance(subject.backend.inspect(manifest), Absent)
         assert subject.backend.inspect(neighbours) == before
-
-
-def test_a_server_that_refuses_writes_is_away(subject: Subject) -> None:
-    if subject.switched is None:
-        pytest.skip("PostgreSQL: a standby, above, and tests/worker/backends/postgres")
-    with subject.switched() as (backend, switch):
-        plan = backend.plan(uuid.uuid4(), uuid.uuid4())
-        manifest = backend.provision(plan.manifest, plan.credentials)
-        switch(False)
-        for act in (
-            lambda: backend.provision(plan.manifest, plan.credentials),
-            lambda: backend.quarantine(manifest),
-            lambda: backend.teardown(manifest, 1),
-        ):
-            with pytest.raises(Unavailable):
-                act()
-        assert isinstance(backend.inspect(manifest), Same)
-        assert subject.can_log_in(plan.credentials)
-        switch(True)
-        backend.teardown(manifest, 1)
-        assert isinstance(backend.inspect(manifest), Absent)
 
 
 def test_an_account_that_lacks_a_documented_right_is_refused_and_the_object_stays(subject: Subject) -> None:

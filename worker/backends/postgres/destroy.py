@@ -10,7 +10,6 @@ from worker.backends.postgres import heir, identity, obstacles
 from worker.backends.postgres.errors import describe
 from worker.backends.postgres.identity import Database, Role
 from worker.backends.postgres.session import Server, Session
-from worker.backends.postgres.waits import Client
 
 # A client may connect between "terminate" and "rename": try again, a few times.
 RENAME_TRIES = 3
@@ -72,14 +71,14 @@ def _quarantine(session: Session, manifest: Json) -> None:
             _must_be_our_role(session, manifest, state.role.name)
     named = state.named(manifest["database"])
     ours = named if named is not None and identity.is_ours(named, manifest) else None
-    left = _end_sessions(session, ours, state.role)
+    left = obstacles.end_sessions(session, ours, state.role)
     if ours is None:
         obstacles.must_be_ended(left, manifest["database"])
         return
     # Else clients under other roles, superusers too, reconnect as fast as they are ended.
     with session.transaction():
         _set_door(session, manifest, opened=False)
-    left = _end_sessions(session, ours, state.role)
+    left = obstacles.end_sessions(session, ours, state.role)
     _roll_back_prepared(session, manifest, ours, state.role)
     obstacles.must_not_subscribe(session, ours, ours.name)
     obstacles.must_be_ended(left, ours.name)
@@ -89,7 +88,7 @@ def _quarantine(session: Session, manifest: Json) -> None:
         except sqlstates.ObjectInUse as error:
             if last:
                 raise Transient(f"database {manifest['database']!r} is in use: {describe(error)}") from error
-            obstacles.must_be_ended(_end_sessions(session, ours, state.role), ours.name)
+            obstacles.must_be_ended(obstacles.end_sessions(session, ours, state.role), ours.name)
         else:
             return
 
@@ -109,10 +108,6 @@ def _set_door(session: Session, manifest: Json, *, opened: bool) -> None:
         raise Refused(f"database {name!r} is no longer the one of this resource")
 
 
-def _end_sessions(session: Session, database: Database | None, role: Role | None, spared: int = 0) -> list[Client]:
-    return obstacles.end_sessions(session, database, role, spared)
-
-
 def _roll_back_prepared(session: Session, manifest: Json, database: Database, role: Role | None) -> None:
     if not (found := obstacles.prepared(session, database.name)):
         return
@@ -123,7 +118,7 @@ def _roll_back_prepared(session: Session, manifest: Json, database: Database, ro
         with session.server.connect(database.name) as inside:
             with session.transaction():
                 _set_door(session, manifest, opened=False)
-            _end_sessions(session, database, role, spared=inside.info.backend_pid)
+            obstacles.end_sessions(session, database, role, spared=inside.info.backend_pid)
             obstacles.roll_back(inside, database.name, found)
     finally:
         with session.transaction():

@@ -1,5 +1,6 @@
 """What the server shows under a manifest's names, and whether it is the manifest's object; no statement here writes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from outbox.errors import OutOfService, Refused
@@ -122,58 +123,58 @@ def _shown(role: Role) -> str:
 
 
 def _foreign_database(state: State, manifest: Json) -> str | None:
-    names = (manifest["database"], new_name(manifest), dying_name(manifest))
     ours = [d for d in state.databases if is_ours(d, manifest)]
-    for found in state.databases:
-        what = f"database {found.name!r} (OID {found.oid})"
-        if found in ours:
-            if found.name not in names:
-                return (
-                    f"the database was renamed to {found.name!r}, and not by deprovisioner:"
-                    f" rename it back to {manifest['database']!r}"
-                )
-        elif found.oid == manifest.get("oid"):
-            return (
-                f"{what} has the recorded OID, but its comment does not end with this resource's mark any more:"
-                f" name it {manifest['database']!r} and end its comment with '{mark(manifest['generation'])}',"
-                " or drop it"
-            )
-        elif is_marked(found.comment, manifest):
-            return (
-                f"{what} bears this resource's mark, and is not the one that was made for it"
-                f" (OID {manifest.get('oid')}):"
-                " a copy, as a restored dump makes; remove the mark from its comment, or drop it"
-            )
-        elif not ours:
-            return f"{what} is not the one of this resource"
-    return None
+    names = (manifest["database"], new_name(manifest), dying_name(manifest))
+    return _foreign(_DATABASE, state.databases, ours, names, manifest.get("oid"), manifest)
 
 
 def _foreign_role(state: State, manifest: Json) -> str | None:
-    names = (manifest.get("role"), dying_name(manifest))
     ours = [r for r in state.roles if is_our_role(r, manifest)]
-    for found in state.roles:
-        what = f"role {found.name!r} (OID {found.oid})"
+    names = (manifest.get("role"), dying_name(manifest))
+    return _foreign(_ROLE, state.roles, ours, names, manifest.get("role_oid"), manifest)
+
+
+@dataclass(frozen=True)
+class _Words:
+    kind: str
+    renamed: str  # what else than to rename it back
+    copied: str
+    other: str
+
+
+_DATABASE = _Words("database", "", "a restored dump makes", "the one of this resource")
+_ROLE = _Words("role", ", or drop it", "a restored dump of roles makes", "the one that was made for this resource")
+
+
+def _foreign(
+    words: _Words,
+    seen: Sequence[Database | Role],
+    ours: Sequence[Database | Role],
+    names: tuple[str | None, ...],
+    oid: int | None,
+    manifest: Json,
+) -> str | None:
+    """What matches the manifest in part, in words. `names`: those that it may have, its own first; `oid`: recorded."""
+    for found in seen:
+        what = f"{words.kind} {found.name!r} (OID {found.oid})"
         if found in ours:
             if found.name not in names:
                 return (
-                    f"the role was renamed to {found.name!r}, and not by deprovisioner:"
-                    f" rename it back to {manifest.get('role')!r}, or drop it"
+                    f"the {words.kind} was renamed to {found.name!r}, and not by deprovisioner:"
+                    f" rename it back to {names[0]!r}{words.renamed}"
                 )
-        elif found.oid == manifest.get("role_oid"):
+        elif found.oid == oid:
             return (
                 f"{what} has the recorded OID, but its comment does not end with this resource's mark any more:"
-                f" name it {manifest.get('role')!r} and end its comment with '{mark(manifest['generation'])}',"
-                " or drop it"
+                f" name it {names[0]!r} and end its comment with '{mark(manifest['generation'])}', or drop it"
             )
         elif is_marked(found.comment, manifest):
             return (
-                f"{what} bears this resource's mark, and is not the one that was made for it"
-                f" (OID {manifest.get('role_oid')}): a copy, as a restored dump of roles makes;"
-                " remove the mark from its comment, or drop it"
+                f"{what} bears this resource's mark, and is not the one that was made for it (OID {oid}):"
+                f" a copy, as {words.copied}; remove the mark from its comment, or drop it"
             )
         elif not ours:
-            return f"{what} is not the one that was made for this resource"
+            return f"{what} is not {words.other}"
     return None
 
 

@@ -32,27 +32,6 @@ def provisioned(backend: Postgres) -> dict[str, Any]:
     return backend.provision(plan.manifest, plan.credentials) | {"dsn": plan.credentials["dsn"]}
 
 
-@pytest.fixture(scope="session")
-def service(servers: Servers) -> str:
-    """The DSN of an account with the rights that docs/production.md documents, and no others."""
-    name = f"svc_{uuid.uuid4().hex}"
-    servers.pg.query(f"CREATE ROLE {name} LOGIN CREATEDB CREATEROLE PASSWORD 'p'")
-    return servers.pg.dsn.replace("postgres:secret", f"{name}:p")
-
-
-@pytest.fixture
-def plain(service: str) -> Postgres:
-    """The backend, worked with that account."""
-    return Postgres(service)
-
-
-@pytest.fixture
-def made(plain: Postgres) -> dict[str, Any]:
-    """A database that this account provisioned."""
-    plan = plain.plan(uuid.uuid4(), uuid.uuid4())
-    return plain.provision(plan.manifest, plan.credentials) | {"dsn": plan.credentials["dsn"]}
-
-
 @pytest.fixture(params=["18", "18-service", "15-service"])
 def anywhere(request: pytest.FixtureRequest, servers: Servers) -> tuple[Postgres, PgServer]:
     """A backend and its server: with the documented account, and as a superuser, whose rights hide no missing guard."""

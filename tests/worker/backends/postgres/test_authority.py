@@ -12,6 +12,7 @@ import pytest
 from outbox.errors import Unavailable
 from tests.support.servers import OLD_POSTGRES_PROGRAMS, Servers, database_dsn
 from tests.support.standby import lagging
+from tests.support.verbs import every_verb
 from tests.support.witness import PgServer
 from worker.backends import Absent, Same
 from worker.backends.postgres import Postgres, session
@@ -53,15 +54,7 @@ def test_no_verb_believes_a_standby(replicated: tuple[PgServer, PgServer]) -> No
     plan = there.plan(uuid.uuid4(), uuid.uuid4())
     manifest = there.provision(plan.manifest, plan.credentials)
     assert not standby.bears(manifest), "the standby lags"
-    for verb in (
-        lambda: lags.plan(uuid.uuid4(), uuid.uuid4()),
-        lambda: lags.provision(plan.manifest, plan.credentials),
-        lambda: lags.adopt(manifest, uuid.UUID(manifest["generation"])),
-        lambda: lags.inspect(manifest),
-        lambda: lags.quarantine(manifest),
-        lambda: lags.release(manifest),
-        lambda: lags.teardown(manifest, 1),
-    ):
+    for verb in every_verb(lags, manifest, plan.credentials):
         with pytest.raises(Unavailable, match="is a standby"):
             verb()
     assert primary.bears(manifest)

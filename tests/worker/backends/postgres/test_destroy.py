@@ -12,9 +12,10 @@ from psycopg2 import extensions
 
 from outbox.errors import Refused, Transient
 from tests.support import accounts
+from tests.support.sessions import reconnecting
 from tests.support.witness import PgServer
 from worker.backends import Absent, Different, Same
-from worker.backends.postgres import Postgres, destroy
+from worker.backends.postgres import Postgres, destroy, obstacles
 
 
 @pytest.mark.parametrize("moment", [1, 2])
@@ -22,7 +23,7 @@ def test_identity_is_checked_again_in_each_transaction(
     backend: Postgres, pg: PgServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
     """Another database takes the name before the connection limit, or before the rename: either must be undone."""
-    honest = destroy._end_sessions
+    honest = obstacles.end_sessions
     calls = 0
 
     def then_replace(*words: Any) -> Any:
@@ -34,7 +35,7 @@ def test_identity_is_checked_again_in_each_transaction(
             pg.query(f'CREATE DATABASE "{provisioned["database"]}" OWNER {accounts.NAME}')
         return left
 
-    monkeypatch.setattr(destroy, "_end_sessions", then_replace)
+    monkeypatch.setattr(obstacles, "end_sessions", then_replace)
     with pytest.raises(Refused):
         backend.teardown(provisioned, 1)
     assert pg.query(
@@ -43,18 +44,19 @@ def test_identity_is_checked_again_in_each_transaction(
     assert f"zz_del_{provisioned['generation']}" not in pg.databases()
 
 
-@pytest.mark.parametrize("step", ["_end_sessions", "_drop_role"])
+@pytest.mark.parametrize("step", ["end_sessions", "_drop_role"])
 def test_a_role_that_is_replaced_before_its_teardown_is_untouched(
     backend: Postgres, pg: PgServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     role, neighbour = provisioned["role"], f"n_{uuid.uuid4().hex}"
     pg.query(f'CREATE DATABASE "{neighbour}" OWNER {accounts.NAME}')
-    honest = getattr(destroy, step)
+    module = obstacles if step == "end_sessions" else destroy
+    honest = getattr(module, step)
 
     def then_replace(*words: Any) -> None:
-        monkeypatch.setattr(destroy, step, honest)
-        pg.query(f'ALTER DATABASE "{provisioned["database"]}" OWNER TO postgres') if step == "_end_sessions" else None
-        pg.query(f'DROP OWNED BY "{role}"', database=provisioned["database"]) if step == "_end_sessions" else None
+        monkeypatch.setattr(module, step, honest)
+        pg.query(f'ALTER DATABASE "{provisioned["database"]}" OWNER TO postgres') if step == "end_sessions" else None
+        pg.query(f'DROP OWNED BY "{role}"', database=provisioned["database"]) if step == "end_sessions" else None
         pg.query(f'DROP OWNED BY "{role}"')
         pg.query(f'DROP ROLE "{role}"')
         pg.query(f'CREATE ROLE "{role}" LOGIN')
@@ -63,7 +65,7 @@ def test_a_role_that_is_replaced_before_its_teardown_is_untouched(
         pg.query(f'CREATE SCHEMA theirs AUTHORIZATION "{role}"', database=neighbour)
         honest(*words)
 
-    monkeypatch.setattr(destroy, step, then_replace)
+    monkeypatch.setattr(module, step, then_replace)
     with pytest.raises(Refused):
         backend.teardown(provisioned, 1)
     assert pg.query("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", role) == [(True,)]
@@ -201,24 +203,8 @@ def test_clients_that_reconnect_at_once_do_not_keep_the_database_alive(
     pg.query(f"CREATE ROLE {other} LOGIN PASSWORD 'p'")
     pg.query(f'GRANT CONNECT ON DATABASE "{provisioned["database"]}" TO {other}')
     dsn = pg.dsn.replace("postgres:secret", f"{other}:p").rsplit("/", 1)[0] + f"/{provisioned['database']}"
-    done = threading.Event()
-
-    def keep_coming() -> None:
-        while not done.is_set():
-            try:
-                psycopg2.connect(dsn).cursor().execute("SELECT pg_sleep(5)")
-            except psycopg2.OperationalError:
-                continue
-
-    clients = [threading.Thread(target=keep_coming) for _ in range(8)]
-    for one in clients:
-        one.start()
-    try:
+    with reconnecting(dsn, clients=8):
         superuser.teardown(provisioned, 1)
-    finally:
-        done.set()
-        for one in clients:
-            one.join()
     assert not pg.bears(provisioned)
 
 

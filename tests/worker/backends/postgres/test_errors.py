@@ -36,29 +36,29 @@ def test_the_runbook_has_the_table_of_errors() -> None:
         *((code, Refused) for code in ("2BP01", "42501")),
     ],
 )
-def test_an_error_is_taken_for_what_its_code_says(service: str, code: str, meaning: type[Exception]) -> None:
+def test_an_error_is_taken_for_what_its_code_says(pg: PgServer, code: str, meaning: type[Exception]) -> None:
     raised = f"DO $$ BEGIN RAISE EXCEPTION 'boom' USING ERRCODE = '{code}'; END $$"
-    with pytest.raises(meaning, match=r"^boom$") as told, Server(service, frozenset()).connect() as session:
+    with pytest.raises(meaning, match=r"^boom$") as told, Server(pg.service_dsn, frozenset()).connect() as session:
         session.execute(raised)
     assert told.type is meaning
 
 
-def test_an_error_keeps_its_detail_hint_and_place_on_one_line_of_bounded_length(service: str) -> None:
+def test_an_error_keeps_its_detail_hint_and_place_on_one_line_of_bounded_length(pg: PgServer) -> None:
     long = "x" * 100_000
     raise_it = """DO $$ BEGIN RAISE EXCEPTION 'first' USING DETAIL = E'two\\nlines\\x1b[2J', HINT = 'h',
                   SCHEMA = 's', TABLE = 't'; END $$"""
-    with pytest.raises(Transient) as told, Server(service, frozenset()).connect() as session:
+    with pytest.raises(Transient) as told, Server(pg.service_dsn, frozenset()).connect() as session:
         session.execute(raise_it)
     assert str(told.value) == "first; DETAIL: two lines [2J; HINT: h; at s.t"
-    with pytest.raises(Transient) as told, Server(service, frozenset()).connect() as session:
+    with pytest.raises(Transient) as told, Server(pg.service_dsn, frozenset()).connect() as session:
         session.execute(f"DO $$ BEGIN RAISE EXCEPTION 'first' USING DETAIL = '{long}'; END $$")
     assert len(str(told.value)) == errors.MAX_CHARACTERS
     assert str(told.value).startswith("first; DETAIL: xxx")
 
 
-def test_a_rollback_does_not_hide_the_error_that_ended_the_session(service: str) -> None:
+def test_a_rollback_does_not_hide_the_error_that_ended_the_session(pg: PgServer) -> None:
     def ended_inside() -> None:
-        with Server(service, frozenset()).connect() as session, session.transaction():
+        with Server(pg.service_dsn, frozenset()).connect() as session, session.transaction():
             session.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
     with pytest.raises(Unavailable, match=r"server closed the connection|terminating connection"):
@@ -82,17 +82,17 @@ def test_a_rollback_does_not_hide_the_error_that_ended_the_session(service: str)
     ],
 )
 def test_a_neighbour_s_database_that_cannot_be_entered_is_this_job_s_trouble_and_named(
-    plain: Postgres, service: str, pg: PgServer, made: dict[str, Any], closed: str, opened: str, said: str
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], closed: str, opened: str, said: str
 ) -> None:
     neighbour = f"n_{uuid.uuid4().hex}"
-    pg.query(f'CREATE DATABASE "{neighbour}" OWNER {parse_dsn(service)["user"]}')
-    pg.query(f'CREATE SCHEMA theirs AUTHORIZATION "{made["role"]}"', database=neighbour)
+    pg.query(f'CREATE DATABASE "{neighbour}" OWNER {parse_dsn(pg.service_dsn)["user"]}')
+    pg.query(f'CREATE SCHEMA theirs AUTHORIZATION "{provisioned["role"]}"', database=neighbour)
     pg.query(closed.format(neighbour))
     with pytest.raises(Transient, match=f"in database '{neighbour}': .*{said}"):
-        plain.teardown(made, 1)
+        backend.teardown(provisioned, 1)
     pg.query(opened.format(neighbour))
-    plain.teardown(made, 2)
-    assert isinstance(plain.inspect(made), Absent)
+    backend.teardown(provisioned, 2)
+    assert isinstance(backend.inspect(provisioned), Absent)
 
 
 def test_another_database_is_unavailable_when_the_server_is() -> None:
@@ -101,8 +101,8 @@ def test_another_database_is_unavailable_when_the_server_is() -> None:
         pass
 
 
-def test_an_error_never_holds_the_statement_or_its_password(service: str) -> None:
-    with pytest.raises(Transient) as told, Server(service, frozenset()).connect() as session:
+def test_an_error_never_holds_the_statement_or_its_password(pg: PgServer) -> None:
+    with pytest.raises(Transient) as told, Server(pg.service_dsn, frozenset()).connect() as session:
         session.execute("CREATE ROLE x PASSWORD 'hunter2' FROBNICATE")
     assert "hunter2" not in str(told.value)
     assert isinstance(told.value.__cause__, psycopg2.Error)

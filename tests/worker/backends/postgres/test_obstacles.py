@@ -1,6 +1,5 @@
 """What stands in a teardown's way, with the account that docs/production.md documents."""
 
-import threading
 import uuid
 from contextlib import closing
 from typing import Any
@@ -12,6 +11,7 @@ from psycopg2.extensions import make_dsn
 
 from outbox.errors import Refused, Transient
 from tests.support.servers import Servers
+from tests.support.sessions import reconnecting
 from tests.support.witness import PgServer
 from worker.backends import Absent, Same
 from worker.backends.postgres import Postgres, destroy
@@ -22,54 +22,32 @@ def pg(request: pytest.FixtureRequest, servers: Servers) -> PgServer:
     return servers.pg if request.param == "18" else request.getfixturevalue("postgres15")
 
 
-@pytest.fixture
-def service(pg: PgServer) -> str:
-    return pg.service_dsn
-
-
 def test_a_superuser_s_session_is_named_and_saves_no_other_session(
-    plain: Postgres, pg: PgServer, made: dict[str, Any]
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
-    inside = make_dsn(pg.dsn, dbname=made["database"], application_name="exporter\x1b[2J")
-    with closing(psycopg2.connect(inside)) as theirs, closing(psycopg2.connect(made["dsn"])) as customers:
+    inside = make_dsn(pg.dsn, dbname=provisioned["database"], application_name="exporter\x1b[2J")
+    with closing(psycopg2.connect(inside)) as theirs, closing(psycopg2.connect(provisioned["dsn"])) as customers:
         customers.cursor().execute("SELECT 1")
         pid = theirs.info.backend_pid
         with pytest.raises(Transient, match=rf"cannot end: pid {pid} of 'postgres' \(exporter"):
-            plain.teardown(made, 1)
+            backend.teardown(provisioned, 1)
         with pytest.raises(psycopg2.OperationalError):
             customers.cursor().execute("SELECT 1")
-    plain.teardown(made, 2)
-    assert not pg.bears(made)
+    backend.teardown(provisioned, 2)
+    assert not pg.bears(provisioned)
 
 
 def test_superusers_that_reconnect_do_not_keep_the_database_alive(
     superuser: Postgres, pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
     # Only a superuser's account may end a superuser's sessions; the test above has the documented one.
-    done = threading.Event()
-    inside = make_dsn(pg.dsn, dbname=provisioned["database"])
-
-    def keep_coming() -> None:
-        while not done.is_set():
-            try:
-                psycopg2.connect(inside).cursor().execute("SELECT pg_sleep(60)")
-            except psycopg2.Error:
-                continue
-
-    agents = [threading.Thread(target=keep_coming) for _ in range(4)]
-    for agent in agents:
-        agent.start()
-    try:
+    with reconnecting(make_dsn(pg.dsn, dbname=provisioned["database"]), clients=4):
         superuser.teardown(provisioned, 1)
-    finally:
-        done.set()
-        for agent in agents:
-            agent.join()
     assert not pg.bears(provisioned)
 
 
 def test_a_quarantine_that_died_with_the_door_closed_can_be_released_or_finished(
-    plain: Postgres, pg: PgServer, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class DiedError(BaseException):
         pass
@@ -80,19 +58,19 @@ def test_a_quarantine_that_died_with_the_door_closed_can_be_released_or_finished
     with monkeypatch.context() as patch:
         patch.setattr(destroy, "_rename_away", die)
         with pytest.raises(DiedError):
-            plain.quarantine(made)
+            backend.quarantine(provisioned)
     shown = "SELECT datallowconn, datconnlimit FROM pg_database WHERE datname = %s"
-    assert pg.query(shown, made["database"]) == [(False, 0)]
-    assert isinstance(plain.inspect(made), Same)
-    plain.release(made)
-    assert pg.query(shown, made["database"]) == [(True, -1)]
-    psycopg2.connect(made["dsn"]).close()
+    assert pg.query(shown, provisioned["database"]) == [(False, 0)]
+    assert isinstance(backend.inspect(provisioned), Same)
+    backend.release(provisioned)
+    assert pg.query(shown, provisioned["database"]) == [(True, -1)]
+    psycopg2.connect(provisioned["dsn"]).close()
     with monkeypatch.context() as patch:
         patch.setattr(destroy, "_rename_away", die)
         with pytest.raises(DiedError):
-            plain.teardown(made, 1)
-    plain.teardown(made, 2)
-    assert isinstance(plain.inspect(made), Absent)
+            backend.teardown(provisioned, 1)
+    backend.teardown(provisioned, 2)
+    assert isinstance(backend.inspect(provisioned), Absent)
 
 
 def _prepare(dsn: str, gid: str) -> None:
@@ -103,114 +81,117 @@ def _prepare(dsn: str, gid: str) -> None:
 
 
 def test_a_prepared_transaction_of_the_customer_is_rolled_back_as_its_owner(
-    plain: Postgres, pg: PgServer, made: dict[str, Any]
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
-    _prepare(made["dsn"], uuid.uuid4().hex)
-    plain.teardown(made, 1)
-    assert not pg.bears(made)
-    assert pg.query("SELECT 1 FROM pg_prepared_xacts WHERE database = %s", made["database"]) == []
+    _prepare(provisioned["dsn"], uuid.uuid4().hex)
+    backend.teardown(provisioned, 1)
+    assert not pg.bears(provisioned)
+    assert pg.query("SELECT 1 FROM pg_prepared_xacts WHERE database = %s", provisioned["database"]) == []
 
 
 def test_a_prepared_transaction_of_another_role_is_refused_and_named(
-    plain: Postgres, pg: PgServer, made: dict[str, Any]
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
     gid = uuid.uuid4().hex
-    inside = make_dsn(pg.dsn, dbname=made["database"])
+    inside = make_dsn(pg.dsn, dbname=provisioned["database"])
     _prepare(inside, gid)
     with pytest.raises(Refused, match=r"that this account may not roll back: .* of 'postgres'"):
-        plain.teardown(made, 1)
-    assert pg.query("SELECT datallowconn FROM pg_database WHERE datname = %s", made["database"]) == [(False,)]
-    pg.query(f'ALTER DATABASE "{made["database"]}" ALLOW_CONNECTIONS true')
-    [(full,)] = pg.query("SELECT gid FROM pg_prepared_xacts WHERE database = %s", made["database"])
-    pg.query(f"ROLLBACK PREPARED '{full}'", database=made["database"])
-    plain.teardown(made, 2)
-    assert not pg.bears(made)
+        backend.teardown(provisioned, 1)
+    assert pg.query("SELECT datallowconn FROM pg_database WHERE datname = %s", provisioned["database"]) == [(False,)]
+    pg.query(f'ALTER DATABASE "{provisioned["database"]}" ALLOW_CONNECTIONS true')
+    [(full,)] = pg.query("SELECT gid FROM pg_prepared_xacts WHERE database = %s", provisioned["database"])
+    pg.query(f"ROLLBACK PREPARED '{full}'", database=provisioned["database"])
+    backend.teardown(provisioned, 2)
+    assert not pg.bears(provisioned)
 
 
 def test_a_prepared_transaction_of_a_dropped_role_is_refused_and_named(
-    plain: Postgres, pg: PgServer, made: dict[str, Any]
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
     role = f"gone_{uuid.uuid4().hex}"
     pg.query(f"CREATE ROLE {role} LOGIN PASSWORD 'p' SUPERUSER")
-    pg.query("CREATE TABLE kept (n int)", database=made["database"])
-    with closing(psycopg2.connect(make_dsn(pg.dsn, dbname=made["database"], user=role, password="p"))) as session:
+    pg.query("CREATE TABLE kept (n int)", database=provisioned["database"])
+    theirs = make_dsn(pg.dsn, dbname=provisioned["database"], user=role, password="p")
+    with closing(psycopg2.connect(theirs)) as session:
         session.cursor().execute("INSERT INTO kept VALUES (1)")
         session.cursor().execute(f"PREPARE TRANSACTION '{role}'")
     pg.query(f"DROP ROLE {role}")
     with pytest.raises(Refused, match=r"that this account may not roll back: .* of a dropped role"):
-        plain.teardown(made, 1)
-    pg.query(f'ALTER DATABASE "{made["database"]}" ALLOW_CONNECTIONS true')
-    [(full,)] = pg.query("SELECT gid FROM pg_prepared_xacts WHERE database = %s", made["database"])
-    pg.query(f"ROLLBACK PREPARED '{full}'", database=made["database"])
-    plain.teardown(made, 2)
-    assert not pg.bears(made)
+        backend.teardown(provisioned, 1)
+    pg.query(f'ALTER DATABASE "{provisioned["database"]}" ALLOW_CONNECTIONS true')
+    [(full,)] = pg.query("SELECT gid FROM pg_prepared_xacts WHERE database = %s", provisioned["database"])
+    pg.query(f"ROLLBACK PREPARED '{full}'", database=provisioned["database"])
+    backend.teardown(provisioned, 2)
+    assert not pg.bears(provisioned)
 
 
-def test_a_subscription_is_refused_at_once_and_named(plain: Postgres, pg: PgServer, made: dict[str, Any]) -> None:
+def test_a_subscription_is_refused_at_once_and_named(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+) -> None:
     name = f"s_{uuid.uuid4().hex}"
     create = f"CREATE SUBSCRIPTION {name} CONNECTION 'host=127.0.0.1' PUBLICATION p WITH (connect = false)"
-    pg.query(create, database=made["database"])
+    pg.query(create, database=provisioned["database"])
     with pytest.raises(Refused, match=f"has subscriptions, drop them first: '{name}'"):
-        plain.teardown(made, 1)
-    pg.query(f'ALTER DATABASE "{made["database"]}" ALLOW_CONNECTIONS true')
-    pg.query(f"ALTER SUBSCRIPTION {name} SET (slot_name = NONE)", database=made["database"])
-    pg.query(f"DROP SUBSCRIPTION {name}", database=made["database"])
-    plain.teardown(made, 2)
-    assert not pg.bears(made)
+        backend.teardown(provisioned, 1)
+    pg.query(f'ALTER DATABASE "{provisioned["database"]}" ALLOW_CONNECTIONS true')
+    pg.query(f"ALTER SUBSCRIPTION {name} SET (slot_name = NONE)", database=provisioned["database"])
+    pg.query(f"DROP SUBSCRIPTION {name}", database=provisioned["database"])
+    backend.teardown(provisioned, 2)
+    assert not pg.bears(provisioned)
 
 
 def test_an_active_replication_slot_is_named_and_one_that_nothing_reads_dies_with_its_database(
-    plain: Postgres, pg: PgServer, made: dict[str, Any]
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
     slot = f"slot_{uuid.uuid4().hex}"
     reader = psycopg2.connect(
-        make_dsn(pg.dsn, dbname=made["database"]), connection_factory=extras.LogicalReplicationConnection
+        make_dsn(pg.dsn, dbname=provisioned["database"]), connection_factory=extras.LogicalReplicationConnection
     )
     with closing(reader), reader.cursor() as cursor:
         cursor.create_replication_slot(slot, output_plugin="test_decoding")
         cursor.start_replication(slot)
         named = f"pid {reader.info.backend_pid} of 'postgres' .* reads replication slot '{slot}'"
         with pytest.raises(Transient, match=named):
-            plain.teardown(made, 1)
-    plain.teardown(made, 2)
-    assert not pg.bears(made)
+            backend.teardown(provisioned, 1)
+    backend.teardown(provisioned, 2)
+    assert not pg.bears(provisioned)
     assert pg.query("SELECT 1 FROM pg_replication_slots WHERE slot_name = %s", slot) == []
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_superuser_s_grant_is_refused_at_once_and_named_with_its_database(
-    plain: Postgres, pg: PgServer, made: dict[str, Any], elsewhere: bool
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], elsewhere: bool
 ) -> None:
     table, database = f"t_{uuid.uuid4().hex}", f"n_{uuid.uuid4().hex}" if elsewhere else "postgres"
     if elsewhere:
         pg.query(f"CREATE DATABASE {database}")
     pg.query(f"CREATE TABLE {table} ()", database=database)
-    pg.query(f'GRANT SELECT ON {table} TO "{made["role"]}"', database=database)
+    pg.query(f'GRANT SELECT ON {table} TO "{provisioned["role"]}"', database=database)
     with pytest.raises(Refused, match=f"table (public.)?{table} in '{database}'"):
-        plain.teardown(made, 1)
-    pg.query(f'DROP OWNED BY "zz_del_{made["generation"]}"', database=database)
-    plain.teardown(made, 2)
-    assert not pg.bears(made)
+        backend.teardown(provisioned, 1)
+    pg.query(f'DROP OWNED BY "zz_del_{provisioned["generation"]}"', database=database)
+    backend.teardown(provisioned, 2)
+    assert not pg.bears(provisioned)
     pg.query(f"DROP TABLE {table}", database=database)
 
 
 def test_a_neighbour_s_object_that_depends_on_the_role_s_is_refused_and_named(
-    plain: Postgres, service: str, pg: PgServer, made: dict[str, Any]
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
     owner = f"o_{uuid.uuid4().hex}"
     database = f"n_{uuid.uuid4().hex}"
     pg.query(f"CREATE ROLE {owner}")
     pg.query(f"CREATE DATABASE {database}")
     pg.query("CREATE TABLE kept ()", database=database)
-    role = made["role"]
+    role = provisioned["role"]
     pg.query(f'GRANT SELECT ON kept TO "{role}" WITH GRANT OPTION', database=database)
     pg.query(f'SET ROLE "{role}"; GRANT SELECT ON kept TO {owner}', database=database)
     with pytest.raises(Refused, match=f"role .* still has rights.*: table public.kept in .{database}"):
-        plain.teardown(made, 1)
+        backend.teardown(provisioned, 1)
     assert pg.query(f"SELECT has_table_privilege('{owner}', 'kept', 'SELECT')", database=database) == [(True,)]
     pg.query(f"DROP DATABASE {database}")
-    plain.teardown(made, 2)
-    assert not pg.bears(made)
+    backend.teardown(provisioned, 2)
+    assert not pg.bears(provisioned)
 
 
 @pytest.mark.parametrize("anywhere", ["18-service", "15-service"], indirect=True)

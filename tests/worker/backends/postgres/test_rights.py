@@ -107,16 +107,18 @@ def test_each_statement_is_needed(anywhere: tuple[Postgres, PgServer], left_out:
         theirs.clean()
 
 
-def test_a_membership_without_one_of_its_options_is_not_enough(plain: Postgres, service: str, pg: PgServer) -> None:
-    theirs, me = Strangers(pg), parse_dsn(service)["user"]
+@pytest.mark.parametrize("anywhere", ["18"], indirect=True)
+def test_a_membership_without_one_of_its_options_is_not_enough(anywhere: tuple[Postgres, PgServer]) -> None:
+    backend, pg = anywhere
+    theirs, me = Strangers(pg), parse_dsn(backend._server.dsn)["user"]
     pg.query(f"REVOKE CONNECT ON DATABASE {theirs.quoted} FROM PUBLIC")
     for option in ("ADMIN", "INHERIT", "SET"):
         given = ", ".join(f"{one} {one != option}" for one in ("ADMIN", "INHERIT", "SET"))
         pg.query(f"GRANT {theirs.quoted} TO {me} WITH {given}")
         with pytest.raises(Refused, match=f"GRANT {theirs.quoted} TO .* WITH ADMIN TRUE, INHERIT TRUE, SET TRUE;$"):
-            plain.adopt(theirs.manifest, theirs.generation)
+            backend.adopt(theirs.manifest, theirs.generation)
     pg.query(f"GRANT {theirs.quoted} TO {me} WITH ADMIN TRUE, INHERIT TRUE, SET TRUE")
-    plain.teardown(plain.adopt(theirs.manifest, theirs.generation), 1)
+    backend.teardown(backend.adopt(theirs.manifest, theirs.generation), 1)
     assert theirs.name not in pg.roles() | pg.databases()
     theirs.clean()
 

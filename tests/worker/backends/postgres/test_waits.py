@@ -23,7 +23,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stopped_process_of_another_database_is_named_and_not_waited_for_in_vain(
-    plain: Postgres, pg: PgServer, made: dict[str, Any]
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
     neighbour = f"n_{uuid.uuid4().hex}"
     pg.query(f"CREATE DATABASE {neighbour}")
@@ -32,23 +32,23 @@ def test_a_stopped_process_of_another_database_is_named_and_not_waited_for_in_va
         os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(Transient, match=rf"stopped: pid {pid} of 'postgres' \(dump\) in '{neighbour}'"):
-                plain.teardown(made, 1)
+                backend.teardown(provisioned, 1)
         finally:
             os.kill(pid, signal.SIGCONT)
         theirs.cursor().execute("SELECT 1")
-    plain.teardown(made, 2)
-    assert not pg.bears(made)
+    backend.teardown(provisioned, 2)
+    assert not pg.bears(provisioned)
 
 
 @pytest.mark.parametrize("prepared", [False, True])
 def test_who_holds_a_lock_that_a_teardown_waits_for_is_named(
-    plain: Postgres, pg: PgServer, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch, prepared: bool
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch, prepared: bool
 ) -> None:
     soon = session._PARAMETERS["options"].replace("lock_timeout=10000", "lock_timeout=1000")
     monkeypatch.setitem(session._PARAMETERS, "options", soon)
     neighbour = f"n_{uuid.uuid4().hex}"
     pg.query(f"CREATE DATABASE {neighbour}")
-    pg.query(f'CREATE TABLE kept (); ALTER TABLE kept OWNER TO "{made["role"]}"', database=neighbour)
+    pg.query(f'CREATE TABLE kept (); ALTER TABLE kept OWNER TO "{provisioned["role"]}"', database=neighbour)
     with closing(psycopg2.connect(make_dsn(pg.dsn, dbname=neighbour, application_name="report"))) as theirs:
         theirs.tpc_begin(theirs.xid(1, neighbour, "b"))
         theirs.cursor().execute("SELECT * FROM kept")
@@ -56,8 +56,8 @@ def test_who_holds_a_lock_that_a_teardown_waits_for_is_named(
             theirs.tpc_prepare()
         who = "a prepared transaction" if prepared else rf"pid {theirs.info.backend_pid} of 'postgres' \(report\)"
         with pytest.raises(Transient, match=f"in database '{neighbour}': .*lock timeout; it waited for {who}"):
-            plain.teardown(made, 1)
+            backend.teardown(provisioned, 1)
         theirs.tpc_rollback()
-    plain.teardown(made, 2)
-    assert not pg.bears(made)
+    backend.teardown(provisioned, 2)
+    assert not pg.bears(provisioned)
     pg.query(f"DROP DATABASE {neighbour}")

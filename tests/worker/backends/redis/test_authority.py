@@ -13,6 +13,7 @@ import redis as client
 from outbox.errors import Refused, Transient, Unavailable
 from tests.support import accounts, redis_servers
 from tests.support.proxy import Proxy
+from tests.support.verbs import every_verb
 from tests.support.witness import RedisServer, an_acl_user
 from worker.backends import Absent, Different, Same
 from worker.backends.redis import Redis, identity
@@ -42,18 +43,6 @@ def _made(server: RedisServer) -> dict[str, Any]:
 def _as_an_older_version_left_it(server: RedisServer, manifest: dict[str, Any]) -> None:
     server.client.acl_deluser(f"{identity.SERVER_USER}{manifest['server']}")
     server.client.set(KEY, manifest["server"])
-
-
-def _verbs(backend: Redis, manifest: dict[str, Any]) -> list[Any]:
-    return [
-        lambda: backend.plan(uuid.uuid4(), uuid.uuid4()),
-        lambda: backend.provision(manifest, {"password": "p"}),
-        lambda: backend.adopt(manifest, uuid.UUID(manifest["generation"])),
-        lambda: backend.inspect(manifest),
-        lambda: backend.quarantine(manifest),
-        lambda: backend.release(manifest),
-        lambda: backend.teardown(manifest, 1),
-    ]
 
 
 def test_a_life_with_the_documented_rights(own: RedisServer) -> None:
@@ -107,7 +96,7 @@ def test_a_replica_is_not_believed(program: str, own: RedisServer, tmp_path: Pat
     made = _made(own)
     with redis_servers.running(program, tmp_path / "replica") as replica:
         redis_servers.replicate(replica, own)
-        for act in _verbs(Redis(replica.service_dsn), made):
+        for act in every_verb(Redis(replica.service_dsn), made, {"password": "p"}):
             with pytest.raises(Unavailable, match="is a replica"):
                 act()
     assert isinstance(Redis(own.service_dsn).inspect(made), Same)
