@@ -205,7 +205,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: another's role",
             " or _foreign_role(state, manifest):",
             ":",
-            "test_a_role_made_again_under_the_name_is_untouched",
+            "test_a_part_that_matches_is_never_absent_nor_touched",
         ),
         (
             "postgres: another's database",
@@ -223,17 +223,6 @@ GUARDS_OF_POSTGRES = (
             'manifest.get("role_oid") in (None, role.oid) and ',
             "",
             "test_a_part_that_matches_is_never_absent_nor_touched",
-        ),
-    ),
-    *cut(
-        PG,
-        "pinned = parameters[",
-        f"{TESTS}/test_authority.py",
-        (
-            "postgres: no transaction timeout, from the first statement",
-            "self._pins_transactions = True",
-            "return session",
-            "test_settings_of_role_and_database_do_not_reach_a_session[ROLE]",
         ),
     ),
     *cut(
