@@ -112,7 +112,7 @@ class GroupCommit(Generic[A, R]):
     def _answers(self, requests: Sequence[A]) -> Sequence[R | None]:
         try:
             return self._act(requests)
-        except Unconfirmed:  # whoever asked again alone would find it done, and act on it
+        except Unconfirmed:  # a caller that acts alone would read the commit as done
             raise
         except Exception as error:  # noqa: BLE001 - each caller meets the error again alone, and handles it there
             with suppress(Exception):  # a log that cannot be written (a full disk) must not end this thread
