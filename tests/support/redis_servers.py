@@ -36,11 +36,14 @@ def running(name: str, folder: Path, *options: str, aclfile: bool = True) -> Ite
     words = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
     words += ["--repl-diskless-sync-delay", "0", *options]  # a test's replica need not wait for others
     words += ["--aclfile", str(acl)] if aclfile else []
+    if "--cluster-enabled" in options:  # else its second port is 10,000 higher, where any program's connection may sit
+        words += ["--cluster-port", str(embedded.free_port())]
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen([binary(name), *words], stdout=log, stderr=log)
     server = RedisServer(f"redis://127.0.0.1:{port}/0")
     try:
-        eventually(lambda: _answers(server))
+        eventually(lambda: _answers(server) or process.poll() is not None)
+        assert process.poll() is None, (folder / "log").read_text()[-2000:]
         server.service_dsn = accounts.valkey(server.url)
         yield server
     finally:

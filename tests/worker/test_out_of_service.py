@@ -4,18 +4,18 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
-import redis
 from sqlalchemy import Connection, text
 
-from deprovisioner.up import servers as embedded
+from tests.support import redis_servers
 from tests.support.factories import a_job, claims, job
-from tests.support.servers import OLD_POSTGRES_PROGRAMS, OLD_REDIS_PROGRAM, server_folder
+from tests.support.servers import OLD_POSTGRES_PROGRAMS
 from tests.support.standby import lagging
-from tests.support.witness import PgServer
+from tests.support.witness import PgServer, RedisServer
 from worker.backends import Backend
 from worker.backends.postgres import Postgres
 from worker.backends.redis import Redis
@@ -25,20 +25,10 @@ JOBS = 3
 
 
 @pytest.fixture(params=["valkey", "redis"])
-def server(request: pytest.FixtureRequest) -> Iterator[str]:
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
     """A Valkey, or the machine's older Redis, whose settings the test may change."""
-    if request.param == "redis" and not OLD_REDIS_PROGRAM.exists():
-        pytest.skip(f"{OLD_REDIS_PROGRAM} is not installed")
-    port = embedded.free_port()
-    child = embedded.valkey(server_folder("refuses"), "refuses", port, durable=True)
-    if request.param == "redis":
-        child.argv = [OLD_REDIS_PROGRAM, *child.argv[1:]]
-    child.spawn()
-    try:
-        child.wait_until(lambda: embedded.valkey_ready(f"redis://127.0.0.1:{port}"))
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        child.stop()
+    with redis_servers.running(request.param, tmp_path / "refuses") as made:
+        yield made
 
 
 @pytest.fixture(scope="module", params=["18", "15"])
@@ -95,9 +85,9 @@ def _states(db: Connection, ids: list[int]) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize("kind", ["deprovision", "provision"])
 def test_a_server_that_answers_reads_and_refuses_writes_burns_no_attempts(
-    db: Connection, server: str, kind: str
+    db: Connection, server: RedisServer, kind: str
 ) -> None:
-    backend, operator = Redis(server), redis.Redis.from_url(server)
+    backend, operator = Redis(server.service_dsn), server.client
     first = backend.plan(uuid.uuid4(), uuid.uuid4())  # plants what names the server, while it still accepts writes
     backend.provision(first.manifest, first.credentials)
     ids = [a_job(db, kind=kind, max_attempts=2) for _ in range(JOBS)]
