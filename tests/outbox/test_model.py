@@ -23,8 +23,9 @@ from worker import run
 EXAMPLES = 30
 MANY_EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "300"))  # of the proof; a night's run has more
 STEPS = 40
-# Of the plays against a missing guard: 300 of them find each. Renames in the machine do not change the plays.
-SEED = 2
+# Of the plays against a missing guard: 300 of the first find each, most often. Hypothesis also draws constants that it
+# finds in the modules imported so far, so that the plays differ with the tests that ran before.
+SEEDS = (2, 3, 1, 4)
 
 
 @pytest.fixture
@@ -50,7 +51,8 @@ def still(settled: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     structlog.reset_defaults()
 
 
-def _play(examples: int, *, mutant: bool = False) -> None:
+def _play(examples: int, *, mutant: int | None = None) -> None:
+    """Plays of the machine: any, or against a missing guard those of one seed."""
     profile = settings(
         max_examples=examples,
         stateful_step_count=STEPS,
@@ -59,9 +61,15 @@ def _play(examples: int, *, mutant: bool = False) -> None:
         print_blob=True,
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate] if mutant else [Phase.generate, Phase.shrink],
+        phases=[Phase.generate, Phase.shrink] if mutant is None else [Phase.generate],
     )
-    run_state_machine_as_test(seed(SEED)(partial(Outbox)) if mutant else Outbox, settings=profile)
+    run_state_machine_as_test(Outbox if mutant is None else seed(mutant)(partial(Outbox)), settings=profile)
+
+
+def _search() -> None:
+    """Plays of one seed after another, until one finds something."""
+    for each in SEEDS:
+        _play(300, mutant=each)
 
 
 @pytest.mark.timeout(120 + EXAMPLES * 10)
@@ -111,4 +119,4 @@ def test_the_model_finds_a_missing(guard: str, still: None, monkeypatch: pytest.
         with database.statement() as db:
             db.exec_driver_sql("DROP INDEX outbox_one_deprovision")
     with pytest.raises((AssertionError, IntegrityError)):
-        _play(300, mutant=True)
+        _search()
