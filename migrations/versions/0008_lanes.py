@@ -36,7 +36,7 @@ TRIGGER = "CREATE TRIGGER outbox_lane BEFORE INSERT ON outbox FOR EACH ROW EXECU
 
 
 def upgrade() -> None:
-    # The jobs that wait already: behind a calm tenant's new teardowns, among its new births.
+    # The jobs that wait already: behind the next teardowns of a tenant with few, among its provisions.
     op.add_column("outbox", sa.Column("lane", sa.SmallInteger(), server_default="1", nullable=False))
     # The next revision validates it: a scan of the whole table must not happen under this lock.
     op.execute("ALTER TABLE outbox ADD CONSTRAINT outbox_lane_known CHECK (lane BETWEEN 0 AND 4) NOT VALID")

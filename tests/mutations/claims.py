@@ -314,8 +314,8 @@ CLAIMS = (
                 ),
                 ("backend of a teardown", "backend = NEW.backend AND status = 'deleting'", "status = 'deleting'"),
                 ("status of a teardown", "AND status = 'deleting'", ""),
-                ("status of a birth", "AND status = 'provisioning'", ""),
-                ("a birth comes behind", "THEN 1 ELSE 0 END;", "THEN 0 ELSE 0 END;"),
+                ("status of a provision", "AND status = 'provisioning'", ""),
+                ("a provision comes behind", "THEN 1 ELSE 0 END;", "THEN 0 ELSE 0 END;"),
             )
         ),
         (

@@ -1,4 +1,4 @@
-"""Lanes: no tenant's backlog makes the others wait, teardowns come before births, and no lane waits for ever."""
+"""Lanes: no tenant's backlog makes the others wait, teardowns come before provisions, and no lane waits for ever."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def deleted(db: Connection, tenant: str = "acme", backend: str = "pg-main") -> i
     return jobs.enqueue(db, a_resource(db, tenant=tenant, backend=backend), actor="api").job.id
 
 
-def born(db: Connection, tenant: str = "acme", backend: str = "pg-main") -> int:
+def created(db: Connection, tenant: str = "acme", backend: str = "pg-main") -> int:
     """The job of a create."""
     return resources.register(db, NewResource(tenant, "postgres", backend, "n"), actor="api")[1].id
 
@@ -37,15 +37,15 @@ def lane(db: Connection, id: int) -> int:
 
 
 def test_a_jobs_lane_follows_its_kind_and_what_its_tenant_has_waiting_there(db: Connection) -> None:
-    assert (lane(db, deleted(db)), lane(db, born(db))) == (0, 1)
+    assert (lane(db, deleted(db)), lane(db, created(db))) == (0, 1)
     crowd(db, 9)
     assert lane(db, deleted(db)) == 1, "an eleventh"
-    assert lane(db, born(db)) == 1, "teardowns do not count for a birth"
+    assert lane(db, created(db)) == 1, "teardowns do not count for a provision"
     assert lane(db, deleted(db, tenant="zed")) == 0, "another tenant's do not count"
     assert lane(db, deleted(db, backend="redis-main")) == 0, "nor another backend's"
     crowd(db, 9, "provisioning")
-    assert lane(db, born(db)) == 2
-    assert lane(db, deleted(db)) == 1, "births do not count for a teardown"
+    assert lane(db, created(db)) == 2
+    assert lane(db, deleted(db)) == 1, "provisions do not count for a teardown"
     db.execute(text("UPDATE resources SET status = 'deleted', purged_at = now() WHERE status = 'deleting'"))
     assert lane(db, deleted(db)) == 0, "what is done does not count"
 
@@ -61,7 +61,7 @@ def test_each_five_times_as_many_are_a_lane_further_back(db: Connection, waiting
               FROM generate_series(1, :n)"""),
             {"status": status, "n": waiting},
         )
-    assert (lane(db, deleted(db)), lane(db, born(db))) == (expected, expected + 1)
+    assert (lane(db, deleted(db)), lane(db, created(db))) == (expected, expected + 1)
 
 
 def test_jobs_of_one_statement_count_each_other(db: Connection) -> None:
@@ -70,11 +70,11 @@ def test_jobs_of_one_statement_count_each_other(db: Connection) -> None:
     assert sorted(lane(db, each.job.id) for each in done.values()) == [0] * 10 + [1] * 2
 
 
-def test_a_teardown_passes_the_crowd_of_another_tenant_and_all_births(db: Connection) -> None:
-    birth = born(db, tenant="zed")
+def test_a_teardown_passes_the_crowd_of_another_tenant_and_all_provisions(db: Connection) -> None:
+    provision = created(db, tenant="zed")
     many = [deleted(db) for _ in range(15)]
     late = deleted(db, tenant="zed")
-    assert [c.id for c in claims(db, 17)] == [*many[:10], late, birth, *many[10:]]
+    assert [c.id for c in claims(db, 17)] == [*many[:10], late, provision, *many[10:]]
 
 
 def test_a_claim_takes_of_all_lanes_no_more_than_the_backends_capacity(db: Connection) -> None:
@@ -84,9 +84,13 @@ def test_a_claim_takes_of_all_lanes_no_more_than_the_backends_capacity(db: Conne
 
 
 def test_a_claim_that_begins_with_another_lane_takes_lane_0_last(db: Connection) -> None:
-    first, birth = deleted(db), born(db)
+    first, provision = deleted(db), created(db)
     third = a_job(db, lane=3)
-    for begins, order in ((2, [third, birth, first]), (0, [first, birth, third]), (4, [birth, third, first])):
+    for begins, order in (
+        (2, [third, provision, first]),
+        (0, [first, provision, third]),
+        (4, [provision, third, first]),
+    ):
         for wanted in order:
             (claim,) = jobs.claim(db, {"pg-main": 1}, slots=1, worker="w", first=begins)
             assert claim.id == wanted
@@ -95,13 +99,13 @@ def test_a_claim_that_begins_with_another_lane_takes_lane_0_last(db: Connection)
 
 def test_a_claim_of_each_lane_begins_behind_the_one_before(db: Connection) -> None:
     """As `_cursors` needs it: what was claimed of one lane hides nothing of another."""
-    birth = born(db)
+    provision = created(db)
     one, two = deleted(db), deleted(db)
     (taken,) = claims(db)
     assert taken.id == one
     cursors = {("pg-main", taken.lane): taken}
     got = jobs.claim(db, {"pg-main": 5}, slots=5, worker="w", cursors=cursors)
-    assert [c.id for c in got] == [two, birth]
+    assert [c.id for c in got] == [two, provision]
 
 
 def test_every_lane_comes_first_within_so_many_claims() -> None:
