@@ -86,6 +86,7 @@ def engine() -> Engine:
         pool_use_lifo=True,
         connect_args={
             "application_name": "deprovisioner",
+            "client_encoding": PINS["client_encoding"],  # else the variable PGCLIENTENCODING would win
             "connection_factory": WatchedConnection if direct else PooledConnection,
             "cursor_factory": WatchedCursor,
             "connect_timeout": 5,
@@ -98,6 +99,7 @@ def engine() -> Engine:
     )
 
     sa.event.listen(made, "handle_error", _discard_stale_connections)
+    sa.event.listen(made, "connect", _pin_against_variables)
     if direct:  # behind a pooler it would be said to one of its sessions: there the role must have it
         sa.event.listen(made, "connect", _commit_durably)
         sa.event.listen(made, "before_cursor_execute", _execute_prepared, retval=True)
@@ -116,6 +118,18 @@ def _options(given: str | tuple[str, ...]) -> str:
 _SPACE = "\\ "
 # The value ends at a space without a backslash.
 _SEARCH_PATH = re.compile(r"(?:-c\s*|--)search_path=((?:\\.|\S)*)", re.IGNORECASE)
+
+
+# libpq sends the variables PGTZ and PGDATESTYLE beside the options of a connection, and they would win. A pooler keeps
+# these two settings for each of its clients.
+_AGAINST_VARIABLES = "SELECT " + ", ".join(
+    f"pg_catalog.set_config('{name}', '{PINS[name]}', false)" for name in ("timezone", "datestyle")
+)
+
+
+def _pin_against_variables(connection: Any, _record: Any) -> None:
+    with connection.cursor() as asked:
+        asked.execute(_AGAINST_VARIABLES)
 
 
 # Not options of the connection: `synchronous_commit` would lower `remote_apply`, too, and 16 and older refuse
