@@ -96,5 +96,5 @@ def _end(second: extensions.connection, pid: int, since: str) -> bool:
              WHERE pid = %s AND backend_start = %s::pg_catalog.timestamptz""",
             (pid, since),
         )
-        return cursor.fetchone() == (True,)
+        return bool(cursor.fetchone() == (True,))
     return False
