@@ -43,8 +43,8 @@ GUARDS_OF_API = (
         ),
         (
             "commits: a statement that is cancelled does not end meanwhile",
-            "with watched.ending:",
-            "if True:",
+            "                    with watched.ending:",
+            "                    if True:",
             "test_a_cancel_that_comes_late_does_not_hit_the_next_statement_of_the_connection",
         ),
         (
