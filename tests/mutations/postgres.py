@@ -336,7 +336,7 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "class Blockers:",
+        "def end(self",
         BLOCKERS,
         (
             "postgres: a neighbour that blocks is ended",
