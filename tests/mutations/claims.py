@@ -324,7 +324,7 @@ CLAIMS = (
     # -- start
     *cut(
         TRANSITIONS,
-        "def start_all(",
+        "    asked = [(claim, before or {})",
         MOVES,
         (
             "start: a batch leaves out what may wait for a resource",
