@@ -141,7 +141,7 @@ def test_customers_log_in_to_postgresql_over_ipv6_and_over_a_socket(home: Path) 
 def test_customers_log_in_to_valkey_over_ipv6_and_over_a_socket(home: Path) -> None:
     port, path = embedded.free_port(), home / "valkey.sock"
     child = embedded.valkey(home, "valkey", port, durable=True)
-    with (home / "valkey" / "valkey.conf").open("a") as file:
+    with (home / "valkey.conf").open("a") as file:
         file.write(f"bind 127.0.0.1 ::1\nunixsocket {path}\n")
     child.spawn()
     try:
