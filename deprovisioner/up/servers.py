@@ -177,9 +177,8 @@ def valkey(
         acl = data / "users.acl"
         if not acl.exists():
             opening = f"#{hashlib.sha256(password.encode()).hexdigest()}" if password else "nopass"
-            _create_private(
-                acl, f"user default on {opening} ~* &* +@all\n", (user.uid, user.gid, 0o600) if user else None
-            )
+            owner = (user.uid, user.gid, 0o600) if user else None
+            _create_private(acl, f"user default on {opening} ~* &* +@all\n", owner)
         options |= {"appendonly": "yes", "aclfile": f'"{acl}"'}
     elif password:
         options["requirepass"] = password
