@@ -16,6 +16,7 @@ from psycopg2 import extensions, sql
 from outbox.errors import BackendError, OutOfService, SettingsError, Transient
 from outbox.opening import Opener
 from worker.backends.postgres import errors
+from worker.backends.postgres.blockers import Blockers
 from worker.backends.postgres.waits import Watch
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -86,7 +87,8 @@ class Server:
         limit = threading.Timer(seconds, _cut, (session.fileno(),))
         limit.daemon = True
         limit.start()
-        watch = Watch(session, lambda: self.connect(watched=False))
+        blockers = Blockers(session.info.backend_pid, self)
+        watch = Watch(session, lambda: self.connect(watched=False), blockers, session.executed)
         if watched:
             watch.start()
         try:
