@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deprovisioner.up import servers as embedded
 from tests.support.witness import PgServer, eventually
 
 
@@ -19,9 +18,10 @@ def mounted(disk: Path, server: PgServer, tablespace: str, *, size: str) -> Path
     if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
         return None
     disk.parent.chmod(0o711)  # the server runs as another user
-    shutil.chown(disk, embedded.UNPRIVILEGED_USER)
+    owner = Path(server.query("SHOW data_directory")[0][0]).stat().st_uid
     (disk / "space").mkdir(mode=0o700)
-    shutil.chown(disk / "space", embedded.UNPRIVILEGED_USER)
+    for each in (disk, disk / "space"):
+        os.chown(each, owner, owner)
     server.query(f"CREATE TABLESPACE {tablespace} LOCATION '{disk / 'space'}'")
     return disk
 

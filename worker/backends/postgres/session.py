@@ -14,7 +14,9 @@ from psycopg2 import errors as sqlstates
 from psycopg2 import extensions, sql
 
 from outbox.errors import BackendError, OutOfService, SettingsError, Transient, Unavailable
+from outbox.opening import Opener
 from worker.backends.postgres import errors
+from worker.backends.postgres.blockers import Blockers
 from worker.backends.postgres.waits import Watch
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -27,8 +29,6 @@ INSPECT_SECONDS = 15
 LOCK_TIMEOUT_MS = 10_000
 # How soon a server session whose client is gone gives up its statement and its lock.
 CLIENT_CHECK_MS = 10_000
-_HAS_TRANSACTION_TIMEOUT = 170000  # a server's version
-_NO_TRANSACTION_TIMEOUT = " -c transaction_timeout=0"
 # More than fits into the memory that it may use: the server writes half a megabyte to its disk for it.
 _TAKES_ROOM = """
     SELECT pg_catalog.set_config('work_mem', '64kB', false);
@@ -63,7 +63,7 @@ class Server:
         except psycopg2.ProgrammingError:
             raise SettingsError("the dsn is not one of libpq's (it is not shown: it may hold a password)") from None
         self.dsn = dsn
-        self._pins_transactions = False  # whether the server was seen to have `transaction_timeout`
+        self._opener = Opener()
         self.protected = NEVER | protected
 
     @contextmanager
@@ -78,16 +78,21 @@ class Server:
         """
         parameters = _PARAMETERS | self.parameters | ({"dbname": database} if database else {})
         parameters["client_encoding"] = "UTF8"
-        parameters["options"] = f"{self.parameters.get('options', '')} {_PARAMETERS['options']}"
+        given = f"{self.parameters.get('options', '')} {_PARAMETERS['options']}"
         try:
-            session = self._opened(parameters)
+            session: Session = self._opener.open(
+                lambda options: psycopg2.connect(
+                    extensions.make_dsn(**parameters | {"options": options}), connection_factory=Session
+                ),
+                given,
+            )
         except psycopg2.OperationalError as error:
-            self._pins_transactions = False  # the server may be an older one now
             raise self._translated(error, database) from error
         limit = threading.Timer(seconds, _cut, (session.fileno(),))
         limit.daemon = True
         limit.start()
-        watch = Watch(session, lambda: self.connect(watched=False))
+        blockers = Blockers(session.info.backend_pid, self)
+        watch = Watch(session, lambda: self.connect(watched=False), blockers, session.executed)
         if watched:
             watch.start()
         try:
@@ -103,21 +108,6 @@ class Server:
             watch.stop()
             limit.cancel()
             session.close()
-
-    def _opened(self, parameters: dict[str, str]) -> "Session":
-        """A session that not even its first statement loses to a `transaction_timeout` of role or database.
-
-        A server before 17 refuses that option, so the first session of all tells the version.
-        """
-        pinned = parameters["options"] + (_NO_TRANSACTION_TIMEOUT if self._pins_transactions else "")
-        session: Session = psycopg2.connect(
-            extensions.make_dsn(**parameters | {"options": pinned}), connection_factory=Session
-        )
-        if self._pins_transactions or session.server_version < _HAS_TRANSACTION_TIMEOUT:
-            return session
-        session.close()
-        self._pins_transactions = True
-        return self._opened(parameters)
 
     def _translated(self, error: psycopg2.Error, database: str | None, waited: str = "") -> BackendError:
         return self._blamed(errors.meaning(error), errors.clean(errors.describe(error) + waited), database)

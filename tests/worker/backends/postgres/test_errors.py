@@ -151,7 +151,7 @@ def _fill(backend: Postgres, pg: PgServer, provisioned: dict[str, Any], disk: Pa
     tables = ";".join(f'CREATE TABLE t{n} (); ALTER TABLE t{n} OWNER TO "{provisioned["role"]}"' for n in range(300))
     pg.query(tables, database=name)
     pg.query("VACUUM FULL pg_class", database=name)  # no room is left in the pages that there are
-    pg.query("CHECKPOINT")  # else the one of DROP DATABASE fails on what is not yet on the disk
+    pg.query("CHECKPOINT", database=name)  # else the one of DROP DATABASE fails; and a session finds its files later
     with small_disk.full(disk):
         with pytest.raises(Transient, match=f"in database '{name}': .*No space left on device"):
             backend.teardown(provisioned, 1)
