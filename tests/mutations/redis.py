@@ -192,7 +192,7 @@ GUARDS_OF_REDIS = (
     ),
     *cut(
         REDIS,
-        "def _fence(",
+        "    The user is read after the key is written. If it still",
         DESTROY,
         (
             "redis: a flushed generation key is written again",
@@ -288,7 +288,7 @@ GUARDS_OF_REDIS = (
         ),
         (
             "redis: keys of an adopted user",
-            'if _literal(pattern).startswith(manifest["prefix"])]',
+            'if beginning(pattern).startswith(manifest["prefix"])]',
             "]",
             f"{BEYOND}[redis-writing another's keys]",
         ),
@@ -312,7 +312,7 @@ GUARDS_OF_REDIS = (
     ),
     *cut(
         REDIS,
-        "def _literal(",
+        "def beginning(",
         RIGHTS,
         (
             "redis: a pattern's wildcards end its beginning",
