@@ -186,8 +186,10 @@ def valkey(
             opening = f"#{hashlib.sha256(password.encode()).hexdigest()}" if password else "nopass"
             _write_private(acl, f"user default on {opening} ~* &* +@all\n")
         options |= {"appendonly": "yes", "aclfile": f'"{acl}"'}
-    elif password:
-        options["requirepass"] = password
+    else:  # the broker: a client that writes there must not make workers read more than this
+        options["proto-max-bulk-len"] = "1mb"
+        if password:
+            options["requirepass"] = password
     # In a file: every user of the machine can read a process's arguments.
     _write_private(data / "valkey.conf", "".join(f"{key} {value}\n" for key, value in options.items()))
     return Child(name, [program or get_binary_path(), data / "valkey.conf"], home / "log" / f"{name}.log", env=env)
