@@ -48,7 +48,7 @@ def wait(keys: Sequence[str], seconds: float) -> bool:
     """Wait for a member of one of these sorted sets, and take it; whether there was one. Raises redis.RedisError."""
     taken = _on_sorted_sets(keys, "BZPOPMIN", *keys, seconds, takes=seconds)
     if taken and taken[1] != MEMBER.encode():
-        ask("UNLINK", taken[0])  # another program's: a million members are one wake-up, too
+        ask("DEL", taken[0])  # another program's: a million members are one wake-up, too
     return bool(taken)
 
 
@@ -59,7 +59,7 @@ def _on_sorted_sets(keys: Sequence[str], *command: Any, takes: float = 0) -> Any
     except redis.ResponseError as error:
         if not str(error).startswith("WRONGTYPE"):
             raise
-    ask("UNLINK", *keys)
+    ask("DEL", *keys)
     return ask(*command, takes=takes)
 
 
