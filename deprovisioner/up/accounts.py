@@ -62,6 +62,8 @@ def valkey(admin: str, password: str) -> str:
     `admin` is the administrator's URL, as `servers.valkey_url` gives it. May be called again.
     """
     with closing(Redis.from_url(admin)) as client:
+        if own := urlsplit(admin).password:  # an older version's administrator had none
+            client.execute_command("ACL", "SETUSER", "default", "resetpass", f">{own}")
         client.execute_command(*REDIS.replace(_SECRET, password).split())
         client.execute_command("ACL", "SAVE")
     return _as_service(admin, password)

@@ -4,6 +4,7 @@ from tests.mutations.cut import cut
 
 PG = "worker/backends/postgres"  # each mutant is of the one module in it that has its text
 TESTS = "tests/worker/backends/postgres"
+BLOCKERS = f"{TESTS}/test_blockers.py"
 CREATE = f"{TESTS}/test_create.py"
 ERRORS = f"{TESTS}/test_errors.py"
 OBSTACLES = f"{TESTS}/test_obstacles.py"
@@ -270,22 +271,16 @@ GUARDS_OF_POSTGRES = (
             f"{KINDS}::test_another_generation_under_the_same_names_is_never_touched[postgres]",
         ),
         (
-            "postgres: no login",
-            'session.execute("ALTER ROLE {role} NOLOGIN", role=state.role.name)',
+            "postgres: sessions are ended before anything waits",
+            "obstacles.end_sessions(session, ours, state.role, seconds=FIRST_SECONDS)",
             "pass",
-            "test_a_quarantine_leaves_no_way_in",
+            f"{BLOCKERS}::test_an_open_transaction_of_the_customer_that_changes_its_role_is_ended_first",
         ),
         (
-            "postgres: the door is closed before sessions are ended",
-            "with session.transaction():\n        _set_door(session, manifest, opened=False)",
-            "if False:\n        pass",
-            f"{OBSTACLES}::test_superusers_that_reconnect_do_not_keep_the_database_alive",
-        ),
-        (
-            "postgres: the role that lost its login",
-            "_must_be_our_role(session, manifest, state.role.name)",
-            "pass",
-            f"{SWAPS}::test_a_stranger_s_role_keeps_its_login",
+            "postgres: an operator's lock keeps no door open",
+            "locked.append(error)",
+            "raise",
+            f"{BLOCKERS}::test_an_operator_s_lock_on_the_role_does_not_keep_the_sessions_alive",
         ),
         (
             "postgres: a subscription",
@@ -298,6 +293,79 @@ GUARDS_OF_POSTGRES = (
             "identity.must_be_a_customers(state, manifest)",
             "pass",
             f"{CREATE}::TestAdoption::test_a_role_made_superuser_or_a_database_made_template_is_not_torn_down",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _shut_out(",
+        DESTROY,
+        (
+            "postgres: no login",
+            'session.execute("ALTER ROLE {role} NOLOGIN", role=role.name)',
+            "pass",
+            "test_a_quarantine_leaves_no_way_in",
+        ),
+        (
+            "postgres: the role that lost its login",
+            "_must_be_our_role(session, manifest, role.name)",
+            "pass",
+            f"{SWAPS}::test_a_stranger_s_role_keeps_its_login",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _shut(",
+        DESTROY,
+        (
+            "postgres: the door is closed before sessions are ended",
+            "if database is not None:",
+            "if False:",
+            f"{OBSTACLES}::test_superusers_that_reconnect_do_not_keep_the_database_alive",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _insist(",
+        BLOCKERS,
+        (
+            "postgres: a customer that changes its role all the time",
+            "if last:",
+            "if True:",
+            "test_a_customer_that_changes_its_role_all_the_time_is_shut_out",
+        ),
+    ),
+    *cut(
+        PG,
+        "def end(self",
+        BLOCKERS,
+        (
+            "postgres: a neighbour that blocks is ended",
+            "if _end(second, row[0], row[3])",
+            "if False",
+            "test_a_neighbour_s_open_grant_to_the_role_is_ended_and_told",
+        ),
+        (
+            "postgres: a neighbour's prepared transaction that blocks is rolled back",
+            "self._roll_back(prepared)",
+            "[]",
+            "test_a_neighbour_s_prepared_grant_is_rolled_back_and_told",
+        ),
+        (
+            "postgres: each of the sessions of one that blocks again",
+            "if again:",
+            "if False:",
+            "test_a_neighbour_with_a_lock_on_each_of_many_tables_is_ended_as_a_whole",
+        ),
+    ),
+    *cut(
+        PG,
+        "_BLOCKERS = f",
+        BLOCKERS,
+        (
+            "postgres: an operator that blocks is not ended",
+            "AND usesysid IN ({_CUSTOMERS})",
+            "AND usesysid IS NOT NULL",
+            "test_an_operator_that_blocks_is_named_and_not_ended",
         ),
     ),
     *cut(

@@ -136,9 +136,10 @@ class OwnServers:
         if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
             return ""
         self.small_disk = disk
-        shutil.chown(disk, embedded.UNPRIVILEGED_USER)
+        owner = (self.folder / "control").stat().st_uid
+        os.chown(disk, owner, owner)
         (disk / "space").mkdir(mode=0o700)
-        shutil.chown(disk / "space", embedded.UNPRIVILEGED_USER)
+        os.chown(disk / "space", owner, owner)
         server.query(f"CREATE TABLESPACE small LOCATION '{disk / 'space'}'")
         return "TABLESPACE small"
 

@@ -19,13 +19,20 @@ TERMINATE_SECONDS = 5.0
 NAMED = 5
 
 
-def end_sessions(session: Session, database: Database | None, role: Role | None, spared: int = 0) -> list[Client]:
-    """End every session in the database or of the role; those that are left after TERMINATE_SECONDS.
+def end_sessions(
+    session: Session,
+    database: Database | None,
+    role: Role | None,
+    *,
+    spared: int = 0,
+    seconds: float = TERMINATE_SECONDS,
+) -> list[Client]:
+    """End every session in the database or of the role; those that are left after `seconds`.
 
     Each is asked to end by itself: one that the account may not end does not save the others. `spared`: a pid of ours.
     """
     forbidden: set[int] = set()
-    deadline = time.monotonic() + TERMINATE_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         left = _clients(session, database, role, spared)
         for client in left:

@@ -14,7 +14,9 @@ from psycopg2 import errors as sqlstates
 from psycopg2 import extensions, sql
 
 from outbox.errors import BackendError, OutOfService, SettingsError, Transient
+from outbox.opening import Opener
 from worker.backends.postgres import errors
+from worker.backends.postgres.blockers import Blockers
 from worker.backends.postgres.waits import Watch
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -27,8 +29,6 @@ INSPECT_SECONDS = 15
 LOCK_TIMEOUT_MS = 10_000
 # How soon a server session whose client is gone gives up its statement and its lock.
 CLIENT_CHECK_MS = 10_000
-_HAS_TRANSACTION_TIMEOUT = 170000  # a server's version
-_NO_TRANSACTION_TIMEOUT = " -c transaction_timeout=0"
 STANDBY = "the server is a standby (in recovery): only a primary can say what exists"
 READ_ONLY = "the server keeps its transactions read-only: only a writable primary can say what exists"
 NEVER = frozenset({"template0", "template1", "postgres"})
@@ -59,7 +59,7 @@ class Server:
         except psycopg2.ProgrammingError:
             raise SettingsError("the dsn is not one of libpq's (it is not shown: it may hold a password)") from None
         self.dsn = dsn
-        self._pins_transactions = False  # whether the server was seen to have `transaction_timeout`
+        self._opener = Opener()
         self.protected = NEVER | protected
 
     @contextmanager
@@ -74,16 +74,21 @@ class Server:
         """
         parameters = _PARAMETERS | self.parameters | ({"dbname": database} if database else {})
         parameters["client_encoding"] = "UTF8"
-        parameters["options"] = f"{self.parameters.get('options', '')} {_PARAMETERS['options']}"
+        given = f"{self.parameters.get('options', '')} {_PARAMETERS['options']}"
         try:
-            session = self._opened(parameters)
+            session: Session = self._opener.open(
+                lambda options: psycopg2.connect(
+                    extensions.make_dsn(**parameters | {"options": options}), connection_factory=Session
+                ),
+                given,
+            )
         except psycopg2.OperationalError as error:
-            self._pins_transactions = False  # the server may be an older one now
             raise self._translated(error, database) from error
         limit = threading.Timer(seconds, _cut, (session.fileno(),))
         limit.daemon = True
         limit.start()
-        watch = Watch(session, lambda: self.connect(watched=False))
+        blockers = Blockers(session.info.backend_pid, self)
+        watch = Watch(session, lambda: self.connect(watched=False), blockers, session.executed)
         if watched:
             watch.start()
         try:
@@ -98,21 +103,6 @@ class Server:
             watch.stop()
             limit.cancel()
             session.close()
-
-    def _opened(self, parameters: dict[str, str]) -> "Session":
-        """A session that not even its first statement loses to a `transaction_timeout` of role or database.
-
-        A server before 17 refuses that option, so the first session of all tells the version.
-        """
-        pinned = parameters["options"] + (_NO_TRANSACTION_TIMEOUT if self._pins_transactions else "")
-        session: Session = psycopg2.connect(
-            extensions.make_dsn(**parameters | {"options": pinned}), connection_factory=Session
-        )
-        if self._pins_transactions or session.server_version < _HAS_TRANSACTION_TIMEOUT:
-            return session
-        session.close()
-        self._pins_transactions = True
-        return self._opened(parameters)
 
     def _translated(self, error: psycopg2.Error, database: str | None, waited: str = "") -> BackendError:
         said = errors.clean(errors.describe(error) + waited)
@@ -173,7 +163,7 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
 
 
 def _settle(session: Session) -> None:
-    """Pin what no option of every version can; refuse a server that is not a writable primary.
+    """Pin what no option can, or a variable would take back (PGTZ, PGDATESTYLE); refuse all but a writable primary.
 
     A session never goes back into recovery, so whatever it reads after this has a primary's authority.
     """
@@ -182,7 +172,9 @@ def _settle(session: Session) -> None:
             """
             SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on',
                    CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local')
-                        THEN pg_catalog.set_config('synchronous_commit', 'on', false) END"""
+                        THEN pg_catalog.set_config('synchronous_commit', 'on', false) END,
+                   pg_catalog.set_config('TimeZone', 'UTC', false),
+                   pg_catalog.set_config('DateStyle', 'ISO, MDY', false)"""
         )
         standby, read_only, *_ = cursor.fetchone()
         if standby or read_only:
