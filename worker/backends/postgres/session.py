@@ -184,7 +184,9 @@ def afterwards(act: Callable[[], None]) -> Iterator[None]:
 
 
 def _settle(session: Session) -> str:
-    """Pin what no option of every version can; why the server is no writable primary, empty where it is one.
+    """Pin what no option can, or a variable would take back (PGTZ, PGDATESTYLE).
+
+    Returns why the server is no writable primary, empty where it is one.
 
     A session never goes back into recovery, so whatever it reads after this has a primary's authority.
     """
@@ -193,7 +195,9 @@ def _settle(session: Session) -> str:
             """
             SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on',
                    CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local')
-                        THEN pg_catalog.set_config('synchronous_commit', 'on', false) END"""
+                        THEN pg_catalog.set_config('synchronous_commit', 'on', false) END,
+                   pg_catalog.set_config('TimeZone', 'UTC', false),
+                   pg_catalog.set_config('DateStyle', 'ISO, MDY', false)"""
         )
         standby, read_only, *_ = cursor.fetchone()
         if standby or read_only:
