@@ -5,21 +5,18 @@ no lease is left, no job runs, the doctor finds nothing, and no worker had to be
 """
 
 import contextlib
-import errno
-import os
-import shutil
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg2
 import pytest
 
 from deprovisioner.up import servers as embedded
 from outbox import doorbell
+from tests.support import small_disk
 from tests.support.installation import OwnServers, seconds
 from tests.support.processes import Process
 from tests.support.servers import Servers
@@ -96,32 +93,14 @@ def test_every_delete_is_done_once_though_the_control_databases_disk_was_full(ow
     """Its tables are on a tmpfs that a file fills: writes that need a new page fail with 53100. The WAL is not."""
     if own.small_disk is None:
         pytest.skip("this user may not mount a small tmpfs")
-    disk = own.small_disk
-    ballast = disk / "ballast"
     began = own.control_server.log.stat().st_size
 
     def failures() -> int:
         return own.control_server.log.read_bytes()[began:].count(b"No space left on device")
 
-    with own.storm():
-        with ballast.open("wb") as file:
-            eventually(lambda: _filled(file.fileno(), disk), what="the disk is full")
-        try:
-            eventually(lambda: failures() > 5, what="writes fail")
-            time.sleep(1)
-        finally:
-            ballast.unlink()
-
-
-def _filled(file: int, disk: Path) -> bool:
-    """Take all that is free; False when the server took some of it meanwhile."""
-    try:
-        os.posix_fallocate(file, 0, shutil.disk_usage(disk).free)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return False
-    return True
+    with own.storm(), small_disk.full(own.small_disk):
+        eventually(lambda: failures() > 5, what="writes fail")
+        time.sleep(1)
 
 
 # -- the broker --------------------------------------------------------------------------------------------------------
