@@ -8,6 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import migrations
 from outbox import db, doorbell
 from outbox.doctor.checks.server import SETTINGS
+from outbox.errors import Unconfirmed
 
 router = APIRouter(tags=["health"])
 
@@ -33,6 +34,10 @@ def readyz() -> JSONResponse:
             at = migrations.current(session)
             standby_missing = session.execute(_STANDBY_MISSING).scalar_one()
             wrong = session.execute(text(SETTINGS)).all()
+        if not standby_missing:
+            db.must_confirm(always=True)
+    except Unconfirmed as error:  # a standby is connected, and not one that confirms
+        return JSONResponse({"ok": False, "database": str(error), "broker": broker}, 503)
     except SQLAlchemyError as error:
         return JSONResponse({"ok": False, "database": repr(error.__cause__ or error), "broker": broker}, 503)
     if standby_missing:

@@ -13,6 +13,8 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, connection, cursor
 
 # Longer than a living standby needs; below the statement timeout, so that a caller learns of it in time.
 CONFIRM_SECONDS = 5
+# Where the watch cannot see what a statement waits for, it ends those that are older than any of ours but a sweep.
+UNSEEN_SECONDS = 10
 # A session that does not wait for a standby is left alone.
 _CANCEL = """SELECT CASE WHEN wait_event = 'SyncRep' THEN pg_catalog.pg_cancel_backend(pid) ELSE false END
                FROM pg_catalog.pg_stat_activity WHERE pid = %(pid)s"""
@@ -28,6 +30,9 @@ CONFIRM = """CASE WHEN current_setting('synchronous_standby_names') <> '' AND NO
             THEN pg_logical_emit_message(true, 'deprovisioner', 'confirm') END AS confirmed"""
 
 DriverError = psycopg2.Error
+# A commit of this process was not confirmed, and none has been since. A new process does not know whether they are.
+doubted = threading.Event()
+doubted.set()
 
 
 class NotConfirmed(psycopg2.OperationalError):  # type: ignore[misc]  # psycopg2 has no types
@@ -79,6 +84,7 @@ class _Watched:
         with self.watched.ending:
             _watch.remove(self.watched)
         if kind is None and (self.watched.cancelled or _warned(self.watched)):
+            doubted.set()
             raise NotConfirmed("the commit waited for a synchronous standby, and none confirmed it")
 
 
@@ -131,7 +137,11 @@ class _Watch:
 
     def _cancel(self, late: list[tuple[Any, float]]) -> None:
         first = late[0][0]
-        asked = psycopg2.connect(first.dsn, password=first.info.password, connect_timeout=5)
+        try:
+            asked = psycopg2.connect(first.dsn, password=first.info.password, connect_timeout=5)
+        except psycopg2.OperationalError:  # perhaps the waiting commits hold every slot of the server
+            self._cancel_unseen([each for each in late if each[1] < time.monotonic() - UNSEEN_SECONDS])
+            return
         try:
             asked.autocommit = True
             with asked.cursor() as answer:
@@ -145,6 +155,13 @@ class _Watch:
                             watched.cancelled = answer.fetchone() == (True,)
         finally:
             asked.close()
+
+    def _cancel_unseen(self, late: list[tuple[Any, float]]) -> None:
+        """Cancel by libpq's request, which needs no slot: a commit then warns, any other statement fails as busy."""
+        for watched, since in late:
+            with watched.ending:
+                if self._since.get(watched) == since:
+                    watched.cancel()
 
 
 _watch = _Watch()

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,8 +12,17 @@ from sqlalchemy.engine import URL, Connection, Engine, ExecutionContext, make_ur
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from outbox import settings
-from outbox.commits import DriverError, NotConfirmed, PooledConnection, WatchedConnection, WatchedCursor
+from outbox.commits import (
+    CONFIRM,
+    DriverError,
+    NotConfirmed,
+    PooledConnection,
+    WatchedConnection,
+    WatchedCursor,
+    doubted,
+)
 from outbox.errors import SettingsError, Unconfirmed
+from outbox.opening import Opener
 
 # No statement runs long: one that does is waiting for a lock or for a lost server.
 STATEMENT_TIMEOUT_MS = 15_000
@@ -86,6 +95,7 @@ def engine() -> Engine:
         pool_use_lifo=True,
         connect_args={
             "application_name": "deprovisioner",
+            "client_encoding": PINS["client_encoding"],  # else the variable PGCLIENTENCODING would win
             "connection_factory": WatchedConnection if direct else PooledConnection,
             "cursor_factory": WatchedCursor,
             "connect_timeout": 5,
@@ -98,7 +108,9 @@ def engine() -> Engine:
     )
 
     sa.event.listen(made, "handle_error", _discard_stale_connections)
+    sa.event.listen(made, "connect", _pin_against_variables)
     if direct:  # behind a pooler it would be said to one of its sessions: there the role must have it
+        sa.event.listen(made, "do_connect", partial(_open, Opener()))
         sa.event.listen(made, "connect", _commit_durably)
         sa.event.listen(made, "before_cursor_execute", _execute_prepared, retval=True)
         sa.event.listen(made, "handle_error", _log_pooler_hint)
@@ -118,13 +130,27 @@ _SPACE = "\\ "
 _SEARCH_PATH = re.compile(r"(?:-c\s*|--)search_path=((?:\\.|\S)*)", re.IGNORECASE)
 
 
-# Not options of the connection: `synchronous_commit` would lower `remote_apply`, too, and 16 and older refuse
-# `transaction_timeout`.
+# libpq sends the variables PGTZ and PGDATESTYLE beside the options of a connection, and they would win. A pooler keeps
+# these two settings for each of its clients.
+_AGAINST_VARIABLES = "SELECT " + ", ".join(
+    f"pg_catalog.set_config('{name}', '{PINS[name]}', false)" for name in ("timezone", "datestyle")
+)
+
+
+def _pin_against_variables(connection: Any, _record: Any) -> None:
+    with connection.cursor() as asked:
+        asked.execute(_AGAINST_VARIABLES)
+
+
+def _open(opener: Opener, dialect: Any, _record: Any, given: Any, named: dict[str, Any]) -> Any:
+    """Connect as SQLAlchemy does; `given` and `named` are the driver's arguments."""
+    return opener.open(lambda options: dialect.connect(*given, **named | {"options": options}), named["options"])
+
+
+# Not an option of the connection: that would lower `remote_apply`, too.
 _DURABLE = """
     SELECT CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')
-                THEN pg_catalog.set_config('synchronous_commit', 'on', false) END,
-           CASE WHEN pg_catalog.current_setting('transaction_timeout', true) <> '0'
-                THEN pg_catalog.set_config('transaction_timeout', '0', false) END"""
+                THEN pg_catalog.set_config('synchronous_commit', 'on', false) END"""
 
 
 def _commit_durably(connection: Any, _record: Any) -> None:
@@ -230,6 +256,17 @@ def _session(isolation: Any) -> Iterator[Connection]:
                 "back. Repair the standby, or take it out of synchronous_standby_names; then ask again"
             ) from error
         raise
+
+
+def must_confirm(*, always: bool = False) -> None:
+    """Raises Unconfirmed while no synchronous standby confirms commits: what is committed now may be taken back.
+
+    It commits nothing to see that; and, unless `always`, only after a commit of this process that was not confirmed.
+    """
+    if always or doubted.is_set():
+        with statement() as db:
+            db.execute(sa.text(f"SELECT {CONFIRM}"))
+        doubted.clear()
 
 
 def busy(error: BaseException) -> bool:

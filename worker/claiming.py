@@ -55,12 +55,14 @@ class Claimer:
     def fill(self, *, may_have_more: bool) -> None:
         """Fill the free slots, and return while the work runs. `may_have_more`: there may be jobs not seen so far.
 
-        While another thread claims, that thread does one more round, and this call returns at once.
+        While another thread claims, that thread does one more round, and this call returns at once. Raises Unconfirmed
+        while no standby confirms commits.
         """
         self._state.want_round(may_have_more=may_have_more)
         while self._state.begin_round():
             full = False
             try:
+                db.must_confirm()  # each claim costs an attempt, and its job could not even start
                 self._take_inspections()
                 full = self._claim_what_fits()
             finally:

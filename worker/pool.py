@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from outbox import audit, db, doorbell, jobs, operations
+from outbox.errors import Unconfirmed
 from outbox.events import Event, emit
 from outbox.logs import log
 from outbox.observations import Inspection
@@ -100,8 +101,9 @@ class Pool:
     def sweep(self) -> None:
         """Reset the jobs that dead workers held, enqueue what has expired, claim, and inspect stuck jobs.
 
-        Once an hour it adds a checkpoint to the audit.
+        Once an hour it adds a checkpoint to the audit. Raises Unconfirmed while no standby confirms commits.
         """
+        db.must_confirm()
         expired = self._sweep_step(jobs.expire, actor=self._worker)
         lost = self._sweep_step(jobs.sweep, actor=self._worker)
         woken = self._sweep_step(jobs.wake)
@@ -126,7 +128,11 @@ class Pool:
         return moved
 
     def advance(self) -> float | None:
-        """Run a step of an operation, if one is due; the seconds until the next step, None while none runs."""
+        """Run a step of an operation, if one is due; the seconds until the next step, None while none runs.
+
+        Raises Unconfirmed while no standby confirms commits.
+        """
+        db.must_confirm()
         with db.transaction() as session:
             moved, wait = operations.advance(session, worker=self._worker)
         if moved:
@@ -210,4 +216,5 @@ class Pool:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - no error may end a loop
-            log.error(event, actor=self._worker, error=repr(error), exc_info=not db.unreachable(error), **words)
+            expected = isinstance(error, Unconfirmed) or db.unreachable(error)
+            log.error(event, actor=self._worker, error=repr(error), exc_info=not expected, **words)

@@ -1,12 +1,16 @@
 """A synchronous standby of the control database that is missing: nothing is confirmed, and nothing acted on."""
 
+import contextlib
+import subprocess
+import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg2
 import pytest
+from psycopg2.extras import PhysicalReplicationConnection
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
@@ -16,11 +20,12 @@ from outbox.errors import Unconfirmed
 from outbox.resources import NewResource
 from outbox.rows import Claim
 from tests.support.api import problem
-from tests.support.factories import a_claim, a_resource, job
+from tests.support.factories import a_claim, a_job, a_resource, job
 from tests.support.processes import System, client
 from tests.support.servers import Servers
 from tests.support.shelf import Shelf
 from tests.support.witness import PgServer, eventually
+from worker.pool import Pool, ServedBackend
 from worker.run import Batches, Run
 
 
@@ -95,6 +100,71 @@ def test_a_start_that_no_standby_confirms_destroys_nothing(db: Connection, no_st
     Run(claim, shelf, worker="w", batches=Batches(worker="w") if shared else None)()
     assert shelf.torn == []
     assert job(db, claim.id).state == "running", "its lease passes, and the next attempt inspects first"
+
+
+def test_a_worker_claims_and_sweeps_nothing_while_no_standby_confirms(
+    settled: dict[str, str], db: Connection, no_standby: Any
+) -> None:
+    ids = [a_job(db) for _ in range(2)]
+    shelf = Shelf()
+    pool = Pool({"pg-main": ServedBackend(shelf, 8)}, worker="w", slots=2, lease_seconds=60, sweep_seconds=60)
+    db.execute(text("SET synchronous_commit = local"))
+    commits.doubted.clear()  # the standby was there a moment ago
+
+    def refused(act: Callable[[], None]) -> list[tuple[str, int]]:
+        with pytest.raises(Unconfirmed):
+            act()
+        db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s' WHERE state = 'running'"))
+        return [(job(db, id).state, job(db, id).attempts) for id in ids]
+
+    no_standby("*")
+    assert refused(pool.drain) == [("running", 1)] * 2, "it learned of it by this claim"
+    assert refused(pool.sweep) == [("running", 1)] * 2
+    assert refused(pool.advance) == [("running", 1)] * 2
+    begins = "from outbox import commits, db; commits.CONFIRM_SECONDS = 0.5; db.must_confirm()"
+    new = subprocess.run([sys.executable, "-c", begins], check=False, env=settled, capture_output=True, text=True)
+    assert "errors.Unconfirmed" in new.stderr
+    no_standby("")
+    pool.sweep()
+    eventually(lambda: {job(db, id).state for id in ids} == {"succeeded"})
+    pool.stop()
+    assert pool.join(20)
+
+
+def test_a_wait_ends_even_when_every_slot_of_the_server_is_taken(
+    servers: Servers, db: Connection, no_standby: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "UNSEEN_SECONDS", 1)
+    no_standby("*")
+    taken = []
+    with database.statement() as session:
+        with contextlib.suppress(psycopg2.OperationalError):
+            while True:
+                taken.append(psycopg2.connect(servers.control.dsn))
+        try:
+            with pytest.raises(DBAPIError, match="none confirmed"):
+                session.execute(text("CREATE TABLE waits_for_a_standby ()"))
+            with pytest.raises(DBAPIError) as cancelled:
+                session.execute(text("SELECT pg_sleep(30)"))
+        finally:
+            for each in taken:
+                each.close()
+    assert database.busy(cancelled.value)
+
+
+def test_readyz_is_red_while_another_replica_than_the_synchronous_one_is_connected(
+    servers: Servers, system: System, tenant: str, no_standby: Any
+) -> None:
+    dsn = servers.control.dsn
+    replica = psycopg2.connect(dsn, connection_factory=PhysicalReplicationConnection, application_name="another")
+    replica.cursor().start_replication()
+    eventually(lambda: servers.control.query("SELECT 1 FROM pg_stat_replication WHERE application_name = 'another'"))
+    with client(system.api(), tenant) as api:
+        assert api.get("/readyz").status_code == 200
+        no_standby("the_one")
+        ready = api.get("/readyz")
+    replica.close()
+    assert (ready.status_code, "standby" in ready.json()["database"]) == (503, True)
 
 
 def test_a_start_read_back_is_confirmed_before_it_counts(db: Connection, no_standby: Any) -> None:

@@ -16,6 +16,7 @@ _THEIRS = "test_another_tenants_resources_and_jobs_are_not_found"
 _ROUTES, _ACTIONS = "api/v1/resources.py", "outbox/actions/resources.py"
 STANDBY, PINS = "tests/api/test_standby.py", "tests/outbox/test_db.py"
 _TWICE = "test_what_is_asked_again_while_the_standby_is_missing_is_not_answered_from_an_unconfirmed_commit"
+_CLAIMS_NOTHING = "test_a_worker_claims_and_sweeps_nothing_while_no_standby_confirms"
 _WRONG_REQUEST = "test_each_wrong_request_has_its_code"
 GUARDS_OF_API = (
     *cut(
@@ -42,9 +43,66 @@ GUARDS_OF_API = (
         ),
         (
             "commits: a statement that is cancelled does not end meanwhile",
-            "with watched.ending:",
-            "if True:",
+            "                    with watched.ending:",
+            "                    if True:",
             "test_a_cancel_that_comes_late_does_not_hit_the_next_statement_of_the_connection",
+        ),
+        (
+            "commits: a process that has just begun does not know",
+            "\ndoubted.set()",
+            "",
+            _CLAIMS_NOTHING,
+        ),
+        (
+            "commits: one that is not confirmed is remembered",
+            "            doubted.set()\n",
+            "",
+            _CLAIMS_NOTHING,
+        ),
+        (
+            "commits: the watch ends a wait without a slot",
+            "                    watched.cancel()",
+            "                    pass",
+            "test_a_wait_ends_even_when_every_slot_of_the_server_is_taken",
+        ),
+    ),
+    *cut(
+        "worker/claiming.py",
+        "",
+        STANDBY,
+        ("commits: a worker claims only what can be confirmed", "db.must_confirm()", "pass", _CLAIMS_NOTHING),
+    ),
+    *cut(
+        "worker/pool.py",
+        "",
+        STANDBY,
+        (
+            "commits: a worker sweeps only what can be confirmed",
+            "        db.must_confirm()\n        expired",
+            "        expired",
+            _CLAIMS_NOTHING,
+        ),
+    ),
+    *cut(
+        "api/health.py",
+        "",
+        STANDBY,
+        (
+            "commits: a standby that does not confirm is not ready",
+            "db.must_confirm(always=True)",
+            "pass",
+            "test_readyz_is_red_while_another_replica_than_the_synchronous_one_is_connected",
+        ),
+    ),
+    *cut(
+        "outbox/opening.py",
+        "",
+        PINS,
+        (
+            "sessions: transaction_timeout is pinned before the first statement",
+            "if self._pins or opened",
+            "if True or opened",
+            "test_what_role_and_database_have_set_wrong_does_not_reach_a_session[18-DATABASE]",
         ),
     ),
     *cut(

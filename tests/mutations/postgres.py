@@ -4,6 +4,7 @@ from tests.mutations.cut import cut
 
 PG = "worker/backends/postgres"  # each mutant is of the one module in it that has its text
 TESTS = "tests/worker/backends/postgres"
+BLOCKERS = f"{TESTS}/test_blockers.py"
 CREATE = f"{TESTS}/test_create.py"
 ERRORS = f"{TESTS}/test_errors.py"
 OBSTACLES = f"{TESTS}/test_obstacles.py"
@@ -39,8 +40,8 @@ GUARDS_OF_POSTGRES = (
         "tests/worker/test_out_of_service.py",
         (
             "postgres: a standby costs no attempt",
-            "raise OutOfService(STANDBY if standby else READ_ONLY)",
-            "raise Transient(STANDBY if standby else READ_ONLY)",
+            "raise self._blamed(OutOfService, away, database)",
+            "raise self._blamed(Transient, away, database)",
             "test_jobs_of_a_postgres_that_became_a_standby_wait_and_burn_no_attempts[18-after the start]",
         ),
         (
@@ -114,19 +115,42 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _translated(",
+        "def _blamed(",
         ERRORS,
         (
             "postgres: a neighbour's trouble",
-            "if errors.is_lost(error) and self._answers():",
-            "if False:",
+            "Transient if issubclass(meaning, Unavailable) and self._works() else meaning",
+            "meaning",
             "test_a_neighbour_s_database_that_cannot_be_entered_is_this_job_s_trouble_and_named",
+            "test_what_a_server_says_of_itself_is_not_believed_from_a_neighbour_s_database_while_the_server_works",
         ),
         (
             "postgres: a server that is away, seen from another database",
-            "if errors.is_lost(error) and self._answers():",
-            "if errors.is_lost(error):",
+            " and self._works()",
+            "",
             "test_another_database_is_unavailable_when_the_server_is",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _works(",
+        ERRORS,
+        (
+            "postgres: a server without room, seen from another database",
+            "cursor.execute(_TAKES_ROOM)",
+            "pass",
+            "test_a_full_disk_is_the_server_s_trouble_or_that_of_a_neighbour_s_tablespace_alone",
+        ),
+    ),
+    *cut(
+        PG,
+        "def afterwards(",
+        ERRORS,
+        (
+            "postgres: the first error counts, whatever is cleaned up after it",
+            "with contextlib.suppress(psycopg2.Error, BackendError):",
+            "with contextlib.suppress():",
+            "test_a_prepared_transaction_s_error_is_not_hidden_by_the_end_of_its_session",
         ),
     ),
     *cut(
@@ -270,22 +294,16 @@ GUARDS_OF_POSTGRES = (
             f"{KINDS}::test_another_generation_under_the_same_names_is_never_touched[postgres]",
         ),
         (
-            "postgres: no login",
-            'session.execute("ALTER ROLE {role} NOLOGIN", role=state.role.name)',
+            "postgres: sessions are ended before anything waits",
+            "obstacles.end_sessions(session, ours, state.role, seconds=FIRST_SECONDS)",
             "pass",
-            "test_a_quarantine_leaves_no_way_in",
+            f"{BLOCKERS}::test_an_open_transaction_of_the_customer_that_changes_its_role_is_ended_first",
         ),
         (
-            "postgres: the door is closed before sessions are ended",
-            "with session.transaction():\n        _set_door(session, manifest, opened=False)",
-            "if False:\n        pass",
-            f"{OBSTACLES}::test_superusers_that_reconnect_do_not_keep_the_database_alive",
-        ),
-        (
-            "postgres: the role that lost its login",
-            "_must_be_our_role(session, manifest, state.role.name)",
-            "pass",
-            f"{SWAPS}::test_a_stranger_s_role_keeps_its_login",
+            "postgres: an operator's lock keeps no door open",
+            "locked.append(error)",
+            "raise",
+            f"{BLOCKERS}::test_an_operator_s_lock_on_the_role_does_not_keep_the_sessions_alive",
         ),
         (
             "postgres: a subscription",
@@ -298,6 +316,79 @@ GUARDS_OF_POSTGRES = (
             "identity.must_be_a_customers(state, manifest)",
             "pass",
             f"{CREATE}::TestAdoption::test_a_role_made_superuser_or_a_database_made_template_is_not_torn_down",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _shut_out(",
+        DESTROY,
+        (
+            "postgres: no login",
+            'session.execute("ALTER ROLE {role} NOLOGIN", role=role.name)',
+            "pass",
+            "test_a_quarantine_leaves_no_way_in",
+        ),
+        (
+            "postgres: the role that lost its login",
+            "_must_be_our_role(session, manifest, role.name)",
+            "pass",
+            f"{SWAPS}::test_a_stranger_s_role_keeps_its_login",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _shut(",
+        DESTROY,
+        (
+            "postgres: the door is closed before sessions are ended",
+            "if database is not None:",
+            "if False:",
+            f"{OBSTACLES}::test_superusers_that_reconnect_do_not_keep_the_database_alive",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _insist(",
+        BLOCKERS,
+        (
+            "postgres: a customer that changes its role all the time",
+            "if last:",
+            "if True:",
+            "test_a_customer_that_changes_its_role_all_the_time_is_shut_out",
+        ),
+    ),
+    *cut(
+        PG,
+        "def end(self",
+        BLOCKERS,
+        (
+            "postgres: a neighbour that blocks is ended",
+            "if _end(second, row[0], row[3])",
+            "if False",
+            "test_a_neighbour_s_open_grant_to_the_role_is_ended_and_told",
+        ),
+        (
+            "postgres: a neighbour's prepared transaction that blocks is rolled back",
+            "self._roll_back(prepared)",
+            "[]",
+            "test_a_neighbour_s_prepared_grant_is_rolled_back_and_told",
+        ),
+        (
+            "postgres: each of the sessions of one that blocks again",
+            "if again:",
+            "if False:",
+            "test_a_neighbour_with_a_lock_on_each_of_many_tables_is_ended_as_a_whole",
+        ),
+    ),
+    *cut(
+        PG,
+        "_BLOCKERS = f",
+        BLOCKERS,
+        (
+            "postgres: an operator that blocks is not ended",
+            "AND usesysid IN ({_CUSTOMERS})",
+            "AND usesysid IS NOT NULL",
+            "test_an_operator_that_blocks_is_named_and_not_ended",
         ),
     ),
     *cut(

@@ -18,6 +18,7 @@ from outbox import jobs
 from outbox.db import PINS
 from tests.support.factories import a_resource
 from tests.support.servers import Servers, clear_caches, database_dsn, use_environment
+from tests.support.sessions import WRONG_ENVIRONMENT
 from tests.support.witness import PgServer
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ WRONG = {
     "random_page_cost": "100",
     "synchronous_commit": "off",
 }
-NEWER = {"transaction_timeout": "9s"}  # 17 and newer
+NEWER = {"transaction_timeout": "1ms"}  # 17 and newer
 RIGHT = PINS | {"search_path": "public, pg_temp", "synchronous_commit": "on", "transaction_timeout": "0"}
 
 
@@ -75,7 +76,7 @@ def test_what_role_and_database_have_set_wrong_does_not_reach_a_session(
         server.query(f"ALTER {where} {role if where == 'ROLE' else name} SET {setting} = '{value}'")
     try:
         dsn = re.sub(r"//[^@]*@", f"//{role}:p@", database_dsn(server.dsn, name))
-        own = psycopg2.connect(dsn)
+        own = psycopg2.connect(dsn, options="-c transaction_timeout=0" if newer else "")
         with own.cursor() as asked:
             asked.execute("SHOW timezone")
             assert asked.fetchone() == ("Asia/Kathmandu",), "what is wrong is in force for others"
@@ -91,6 +92,18 @@ def test_what_role_and_database_have_set_wrong_does_not_reach_a_session(
     finally:
         clear_caches()
         server.query(f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("prepared", ["true", "false"])
+def test_variables_of_libpq_do_not_reach_a_session(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch, prepared: str
+) -> None:
+    use_environment(monkeypatch, env | WRONG_ENVIRONMENT | {"DEPROVISIONER_PREPARED_STATEMENTS": prepared})
+    with database.transaction() as db:
+        db.rollback()
+    with database.statement() as db:
+        assert {each: db.execute(text(f"SHOW {each}")).scalar_one() for each in PINS} == PINS
+    clear_caches()
 
 
 def test_every_pin_is_set_wrong_by_the_test_above() -> None:

@@ -1,5 +1,8 @@
 """Quarantine a database with its role, which can be undone, and tear both down, which cannot."""
 
+from collections.abc import Callable
+
+import psycopg2
 from psycopg2 import errors as sqlstates
 from psycopg2 import sql
 
@@ -9,10 +12,16 @@ from worker.backends import Absent, Different, Same
 from worker.backends.postgres import heir, identity, obstacles
 from worker.backends.postgres.errors import describe
 from worker.backends.postgres.identity import Database, Role
-from worker.backends.postgres.session import Server, Session
+from worker.backends.postgres.session import Server, Session, afterwards
 
 # A client may connect between "terminate" and "rename": try again, a few times.
 RENAME_TRIES = 3
+# A customer may change its own role's row, or its database's, at the moment at which we do: one of both fails.
+CLOSE_TRIES = 10
+# How long to wait for the end of the sessions that are there before the doors are closed: others can come meanwhile.
+FIRST_SECONDS = 1.0
+# "tuple concurrently updated" has the code of every internal error.
+_CHANGED_MEANWHILE = (sqlstates.InternalError_, sqlstates.DeadlockDetected)
 
 
 def quarantine(server: Server, manifest: Json) -> None:
@@ -65,20 +74,22 @@ def _quarantine(session: Session, manifest: Json) -> None:
             return
         case Same():
             pass
-    if state.role is not None:
-        with session.transaction():
-            session.execute("ALTER ROLE {role} NOLOGIN", role=state.role.name)
-            _must_be_our_role(session, manifest, state.role.name)
     named = state.named(manifest["database"])
     ours = named if named is not None and identity.is_ours(named, manifest) else None
+    # Before anything that waits for a lock: a transaction of the customer may hold its role's row.
+    obstacles.end_sessions(session, ours, state.role, seconds=FIRST_SECONDS)
+    locked: list[psycopg2.Error] = []
+    for close in (_shut_out, _shut):
+        try:
+            _insist(session, manifest, close, ours, state.role)
+        except sqlstates.LockNotAvailable as error:  # an operator holds it: close the other door all the same
+            locked.append(error)
     left = obstacles.end_sessions(session, ours, state.role)
+    if locked:
+        raise locked[0]
     if ours is None:
         obstacles.must_be_ended(left, manifest["database"])
         return
-    # Else clients under other roles, superusers too, reconnect as fast as they are ended.
-    with session.transaction():
-        _set_door(session, manifest, opened=False)
-    left = obstacles.end_sessions(session, ours, state.role)
     _roll_back_prepared(session, manifest, ours, state.role)
     obstacles.must_not_subscribe(session, ours, ours.name)
     obstacles.must_be_ended(left, ours.name)
@@ -91,6 +102,36 @@ def _quarantine(session: Session, manifest: Json) -> None:
             obstacles.must_be_ended(obstacles.end_sessions(session, ours, state.role), ours.name)
         else:
             return
+
+
+_Close = Callable[[Session, Json, Database | None, Role | None], None]
+
+
+def _insist(session: Session, manifest: Json, close: _Close, database: Database | None, role: Role | None) -> None:
+    """Do it in a transaction, again where a customer was in its way, whose sessions are ended in between."""
+    for last in (*[False] * (CLOSE_TRIES - 1), True):
+        try:
+            close(session, manifest, database, role)
+        except _CHANGED_MEANWHILE:
+            if last:
+                raise
+            obstacles.end_sessions(session, database, role, seconds=0)
+        else:
+            return
+
+
+def _shut_out(session: Session, manifest: Json, _: Database | None, role: Role | None) -> None:
+    if role is not None:
+        with session.transaction():
+            session.execute("ALTER ROLE {role} NOLOGIN", role=role.name)
+            _must_be_our_role(session, manifest, role.name)
+
+
+def _shut(session: Session, manifest: Json, database: Database | None, _: Role | None) -> None:
+    """Else clients under other roles, superusers too, reconnect as fast as they are ended."""
+    if database is not None:
+        with session.transaction():
+            _set_door(session, manifest, opened=False)
 
 
 def _set_door(session: Session, manifest: Json, *, opened: bool) -> None:
@@ -114,15 +155,15 @@ def _roll_back_prepared(session: Session, manifest: Json, database: Database, ro
     # ROLLBACK PREPARED works only inside the database: let one session of ours in, and close the door behind it.
     with session.transaction():
         _set_door(session, manifest, opened=True)
-    try:
-        with session.server.connect(database.name) as inside:
-            with session.transaction():
-                _set_door(session, manifest, opened=False)
-            obstacles.end_sessions(session, database, role, spared=inside.info.backend_pid)
-            obstacles.roll_back(inside, database.name, found)
-    finally:
+
+    def close() -> None:
         with session.transaction():
             _set_door(session, manifest, opened=False)
+
+    with afterwards(close), session.server.connect(database.name) as inside:
+        close()
+        obstacles.end_sessions(session, database, role, spared=inside.info.backend_pid)
+        obstacles.roll_back(inside, database.name, found)
 
 
 def _rename_away(session: Session, manifest: Json) -> None:
@@ -145,6 +186,8 @@ def _drop_role(session: Session, manifest: Json) -> None:
         with session.transaction():  # the name may be another's by now: then this is undone
             session.execute("ALTER ROLE {old} RENAME TO {new}", old=role.name, new=dying)
             _must_be_our_role(session, manifest, dying)
+    # Also a session that logged in before NOLOGIN and was not shown yet when the others were ended.
+    obstacles.must_be_ended(obstacles.end_sessions(session, None, role), dying)
     with session.cursor() as cursor:
         cursor.execute(
             """

@@ -12,11 +12,12 @@ import psycopg2
 from psycopg2 import extensions
 
 from outbox.errors import BackendError
+from worker.backends.postgres.blockers import Blockers
 
 # Most work is done sooner, and then nothing looks.
-LOOK_SECONDS = 3.0
+LOOK_SECONDS = 1.0
 # How often the second session looks.
-PAUSE_SECONDS = 1.0
+PAUSE_SECONDS = 0.25
 # How long DROP DATABASE may wait until each process of the server has closed the files. That takes milliseconds.
 BARRIER_SECONDS = 20.0
 # An error of a wait ends it; what was seen longer ago was another wait.
@@ -46,14 +47,20 @@ class Client:
 
 
 class Watch:
-    """Looks at one session until `stop`. `connect` opens the second session, which nothing watches."""
+    """Looks at one session until `stop`. `connect` opens the second session, which nothing watches.
+
+    `ended`: the evidence, one line for each customer's session that our session waited for and that was ended.
+    """
 
     def __init__(
         self,
         session: extensions.connection,
         connect: Callable[[], AbstractContextManager[extensions.connection]],
+        blockers: Blockers,
+        ended: list[str],
     ) -> None:
         self._session, self._pid, self._connect = session, session.info.backend_pid, connect
+        self._blockers, self._ended = blockers, ended
         self._done = threading.Event()
         self._seen: tuple[float, list[str]] = (0.0, [])
         self._at_barrier: float | None = None
@@ -78,10 +85,11 @@ class Watch:
     def _look_often(self) -> None:
         if self._done.wait(LOOK_SECONDS):
             return
-        with contextlib.suppress(BackendError), self._connect() as second:
-            while not self._done.is_set():
-                self._look(second)
-                self._done.wait(PAUSE_SECONDS)
+        while not self._done.is_set():  # again after an error: there may have been no connection slot
+            with contextlib.suppress(BackendError), self._connect() as second:
+                while not self._done.wait(PAUSE_SECONDS):
+                    self._look(second)
+            self._done.wait(PAUSE_SECONDS)
 
     def _look(self, second: extensions.connection) -> None:
         with second.cursor() as cursor:
@@ -94,6 +102,7 @@ class Watch:
             )
             if blockers := [_in_database(*row) for row in cursor]:
                 self._seen = (time.monotonic(), blockers)
+                self._end(second)
             cursor.execute(
                 "SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = %s AND wait_event = 'ProcSignalBarrier'",
                 (self._pid,),
@@ -109,6 +118,11 @@ class Watch:
                       FROM pg_catalog.pg_stat_activity WHERE pid = %s""",
                     (self._pid,),
                 )
+
+    def _end(self, second: extensions.connection) -> None:
+        sessions, prepared = self._blockers.end(second)
+        self._ended += [f"ended a customer's session that we waited for: {_in_database(*row)}" for row in sessions]
+        self._ended += [f"rolled back a customer's prepared transaction that we waited for: {it}" for it in prepared]
 
 
 def _unanswering(session: extensions.connection) -> str:

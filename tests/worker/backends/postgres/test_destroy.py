@@ -26,10 +26,10 @@ def test_identity_is_checked_again_in_each_transaction(
     honest = obstacles.end_sessions
     calls = 0
 
-    def then_replace(*words: Any) -> Any:
+    def then_replace(*words: Any, **limits: Any) -> Any:
         nonlocal calls
         calls += 1
-        left = honest(*words)
+        left = honest(*words, **limits)
         if calls == moment:
             pg.query(f'DROP DATABASE "{provisioned["database"]}"')
             pg.query(f'CREATE DATABASE "{provisioned["database"]}" OWNER {accounts.NAME}')
@@ -53,7 +53,7 @@ def test_a_role_that_is_replaced_before_its_teardown_is_untouched(
     module = obstacles if step == "end_sessions" else destroy
     honest = getattr(module, step)
 
-    def then_replace(*words: Any) -> None:
+    def then_replace(*words: Any, **limits: Any) -> Any:
         monkeypatch.setattr(module, step, honest)
         pg.query(f'ALTER DATABASE "{provisioned["database"]}" OWNER TO postgres') if step == "end_sessions" else None
         pg.query(f'DROP OWNED BY "{role}"', database=provisioned["database"]) if step == "end_sessions" else None
@@ -63,7 +63,7 @@ def test_a_role_that_is_replaced_before_its_teardown_is_untouched(
         accounts.allow(pg, role)  # only its identity keeps the worker from it
         pg.query(f"COMMENT ON ROLE \"{role}\" IS 'deprovisioner gen={provisioned['generation']}'")
         pg.query(f'CREATE SCHEMA theirs AUTHORIZATION "{role}"', database=neighbour)
-        honest(*words)
+        return honest(*words, **limits)
 
     monkeypatch.setattr(module, step, then_replace)
     with pytest.raises(Refused):

@@ -1,0 +1,193 @@
+"""A customer that holds what a teardown needs is ended, its own resource's or a neighbour's; an operator is named."""
+
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg2
+import pytest
+from psycopg2.extensions import make_dsn
+
+from outbox.errors import Transient
+from outbox.rows import Json
+from tests.support import accounts
+from tests.support.proxy import Proxy
+from tests.support.servers import Servers, database_dsn
+from tests.support.witness import PgServer, eventually
+from worker.backends.postgres import Postgres, session, waits
+
+
+@dataclass
+class Customer:
+    """A resource, and what opens it."""
+
+    manifest: Json
+    dsn: str
+
+    @property
+    def role(self) -> str:
+        return self.manifest["role"]
+
+    @contextmanager
+    def inside(self, *statements: str) -> Iterator[Any]:
+        """A session of the customer in its database, which has run these statements in one open transaction."""
+        with closing(psycopg2.connect(self.dsn, application_name="app")) as connection:
+            for statement in statements:
+                connection.cursor().execute(statement)
+            yield connection
+
+
+@pytest.fixture(params=["18", "15"])
+def pg(request: pytest.FixtureRequest, servers: Servers) -> PgServer:
+    return servers.pg if request.param == "18" else request.getfixturevalue("postgres15")
+
+
+def _made(backend: Postgres) -> Customer:
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    return Customer(backend.provision(plan.manifest, plan.credentials), plan.credentials["dsn"])
+
+
+@pytest.fixture
+def victim(backend: Postgres) -> Customer:
+    return _made(backend)
+
+
+@pytest.fixture
+def neighbour(backend: Postgres) -> Iterator[Customer]:
+    made = _made(backend)
+    yield made
+    backend.teardown(made.manifest, 9)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    soon = session._PARAMETERS["options"].replace("lock_timeout=10000", "lock_timeout=2500")
+    monkeypatch.setitem(session._PARAMETERS, "options", soon)
+
+
+def _has_ended(connection: Any) -> bool:
+    try:
+        connection.cursor().execute("SELECT 1")
+    except psycopg2.OperationalError:
+        return True
+    return False
+
+
+def test_an_open_transaction_of_the_customer_that_changes_its_role_is_ended_first(
+    backend: Postgres, pg: PgServer, victim: Customer, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waits, "LOOK_SECONDS", 60)  # nothing may have to wait for the lock in the first place
+    with victim.inside(f"ALTER ROLE \"{victim.role}\" PASSWORD 'another'") as theirs:
+        backend.teardown(victim.manifest, 1)
+        assert _has_ended(theirs)
+    assert not pg.bears(victim.manifest)
+
+
+def test_a_customer_that_changes_its_role_all_the_time_is_shut_out(
+    pg: PgServer, victim: Customer, backend: Postgres
+) -> None:
+    """Its commit comes while NOLOGIN waits: the server lets only one of both change the role's row."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'ALTER ROLE % NOLOGIN' AND wait_event_type = 'Lock'"
+    threads = []
+
+    def change_it() -> None:
+        theirs = psycopg2.connect(victim.dsn)
+        theirs.cursor().execute(f"ALTER ROLE \"{victim.role}\" PASSWORD 'another'")
+
+        def commit() -> None:
+            eventually(lambda: pg.query(waiting), what="NOLOGIN waits")
+            theirs.commit()
+
+        threads.append(threading.Thread(target=commit))
+        threads[0].start()
+
+    proxy = Proxy(int(psycopg2.extensions.parse_dsn(pg.dsn)["port"]))
+    proxy.hold("NOLOGIN", change_it)
+    Postgres(make_dsn(pg.service_dsn, port=proxy.port)).teardown(victim.manifest, 1)
+    threads[0].join()
+    assert not pg.bears(victim.manifest)
+
+
+def test_an_operator_s_lock_on_the_role_does_not_keep_the_sessions_alive(
+    backend: Postgres, pg: PgServer, victim: Customer, impatient: None
+) -> None:
+    with closing(psycopg2.connect(pg.dsn, application_name="psql")) as operator, victim.inside("SELECT 1") as theirs:
+        operator.cursor().execute(f"ALTER ROLE \"{victim.role}\" VALID UNTIL 'infinity'")
+        named = rf"lock timeout; it waited for pid {operator.info.backend_pid} of 'postgres' \(psql\)"
+        with pytest.raises(Transient, match=named):
+            backend.teardown(victim.manifest, 1)
+        assert _has_ended(theirs)
+        with pytest.raises(psycopg2.OperationalError):
+            psycopg2.connect(victim.dsn)
+        operator.cursor().execute("SELECT 1")
+    backend.teardown(victim.manifest, 2)
+    assert not pg.bears(victim.manifest)
+
+
+def test_a_neighbour_s_open_grant_to_the_role_is_ended_and_told(
+    backend: Postgres, pg: PgServer, victim: Customer, neighbour: Customer
+) -> None:
+    with neighbour.inside("CREATE TABLE t ()", f'GRANT SELECT ON t TO "{victim.role}"') as theirs:
+        who = f"pid {theirs.info.backend_pid} of '{neighbour.role}' (app)"
+        told = backend.teardown(victim.manifest, 1)
+        assert _has_ended(theirs)
+    [said] = [line for line in told["statements"] if line.startswith("ended")]
+    assert said.startswith(f"ended a customer's session that we waited for: {who}")
+    assert said.endswith(f"in '{neighbour.manifest['database']}'")
+    assert not pg.bears(victim.manifest)
+
+
+def test_a_neighbour_s_prepared_grant_is_rolled_back_and_told(
+    backend: Postgres, pg: PgServer, victim: Customer, neighbour: Customer
+) -> None:
+    gid = uuid.uuid4().hex
+    with neighbour.inside("CREATE TABLE t ()", f'GRANT SELECT ON t TO "{victim.role}"') as theirs:
+        theirs.cursor().execute(f"PREPARE TRANSACTION '{gid}'")
+    told = backend.teardown(victim.manifest, 1)
+    where = f"'{gid}' of '{neighbour.role}' in '{neighbour.manifest['database']}'"
+    assert f"rolled back a customer's prepared transaction that we waited for: {where}" in told["statements"]
+    assert not pg.bears(victim.manifest)
+    assert pg.query("SELECT 1 FROM pg_prepared_xacts WHERE gid = %s", gid) == []
+
+
+def test_a_neighbour_with_a_lock_on_each_of_many_tables_is_ended_as_a_whole(
+    backend: Postgres, pg: PgServer, victim: Customer, neighbour: Customer
+) -> None:
+    with ExitStack() as stack:
+        locks, more = [], [stack.enter_context(neighbour.inside("SELECT 1")) for _ in range(2)]
+        for table in ("a", "b", "c"):
+            with neighbour.inside(f'CREATE TABLE {table} (); GRANT SELECT ON {table} TO "{victim.role}"') as maker:
+                maker.commit()
+            locks.append(stack.enter_context(neighbour.inside(f"GRANT INSERT ON {table} TO PUBLIC")))
+        idle = stack.enter_context(neighbour.inside())
+        backend.teardown(victim.manifest, 1)
+        assert all(map(_has_ended, locks + more)), "whatever may hold the next lock"
+        assert not _has_ended(idle)
+    assert not pg.bears(victim.manifest)
+
+
+def test_an_operator_that_blocks_is_named_and_not_ended(
+    backend: Postgres, pg: PgServer, victim: Customer, neighbour: Customer, impatient: None
+) -> None:
+    operator = f"op_{uuid.uuid4().hex}"
+    pg.query(f"CREATE ROLE {operator} LOGIN PASSWORD 'p'")
+    accounts.allow(pg, operator)  # the account could end its sessions
+    database = neighbour.manifest["database"]
+    pg.query(f'GRANT CONNECT ON DATABASE "{database}" TO {operator}')
+    with neighbour.inside(
+        f'CREATE TABLE t (); GRANT ALL ON t TO {operator} WITH GRANT OPTION; GRANT SELECT ON t TO "{victim.role}"'
+    ) as maker:
+        maker.commit()
+    theirs = psycopg2.connect(make_dsn(database_dsn(pg.dsn, database), user=operator, password="p"))
+    with closing(theirs):
+        theirs.cursor().execute("GRANT INSERT ON t TO PUBLIC")
+        with pytest.raises(Transient, match=f"it waited for pid {theirs.info.backend_pid} of '{operator}'"):
+            backend.teardown(victim.manifest, 1)
+        assert not _has_ended(theirs)
+    backend.teardown(victim.manifest, 2)
+    assert not pg.bears(victim.manifest)
+    pg.query(f"DROP OWNED BY {operator}", database=database)
+    pg.query(f"DROP OWNED BY {operator}; DROP ROLE {operator}")

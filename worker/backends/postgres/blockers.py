@@ -1,0 +1,100 @@
+"""Customers that a statement of ours waits for: their sessions are ended, their prepared transactions rolled back.
+
+A customer is a role that bears our mark, a resource's of any backend: only an administrator can write that comment, so
+no customer can lose it, and no operator's role has it by chance. The database says less: operators work in there too.
+"""
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import psycopg2
+from psycopg2 import extensions, sql
+
+from outbox.errors import BackendError
+
+if TYPE_CHECKING:
+    from worker.backends.postgres.session import Server
+
+# How long a statement waits before whoever it waits for is ended. It is less than `deadlock_timeout` (1 s): a customer
+# that waits for us in turn must not make the server choose our statement as the one that fails.
+GRACE_SECONDS = 0.5
+# Another resource's mark than the one of the teardown, so no generation is named here.
+MARKED = "description ~ 'deprovisioner gen=[0-9a-f-]{36}$'"
+_CUSTOMERS = f"""
+    SELECT objoid FROM pg_catalog.pg_shdescription
+     WHERE classoid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND {MARKED}"""
+_WAITS = """
+           wanted.pid = %(pid)s AND NOT wanted.granted
+       AND wanted.waitstart < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => %(grace)s)"""
+# A session and its start, so that no other process that got the number meanwhile is ended.
+_BLOCKERS = f"""
+    SELECT pid, usename, application_name, backend_start::pg_catalog.text, datname, usesysid
+      FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(%(pid)s)) AS p JOIN pg_catalog.pg_stat_activity ON pid = p
+     WHERE backend_start IS NOT NULL AND usesysid IN ({_CUSTOMERS})
+       AND EXISTS (SELECT FROM pg_catalog.pg_locks AS wanted WHERE {_WAITS})"""
+# The other sessions of a role whose session was ended for its locks already, as far as they are in a transaction.
+_MORE = """
+    SELECT pid, usename, application_name, backend_start::pg_catalog.text, datname, usesysid
+      FROM pg_catalog.pg_stat_activity
+     WHERE backend_start IS NOT NULL AND xact_start IS NOT NULL AND usesysid = ANY(%s::pg_catalog.oid[])"""
+_PREPARED = f"""
+    SELECT gid, owner, x.database
+      FROM pg_catalog.pg_locks AS wanted
+      JOIN pg_catalog.pg_locks AS held
+        ON held.granted AND held.pid IS NULL AND held.locktype = wanted.locktype
+       AND held.database IS NOT DISTINCT FROM wanted.database AND held.relation IS NOT DISTINCT FROM wanted.relation
+       AND held.transactionid IS NOT DISTINCT FROM wanted.transactionid
+       AND held.classid IS NOT DISTINCT FROM wanted.classid AND held.objid IS NOT DISTINCT FROM wanted.objid
+      JOIN pg_catalog.pg_locks AS own ON own.virtualtransaction = held.virtualtransaction AND own.pid IS NULL
+      JOIN pg_catalog.pg_prepared_xacts AS x ON x.transaction = own.transactionid
+     WHERE {_WAITS}
+       AND owner IN (SELECT rolname FROM pg_catalog.pg_roles WHERE oid IN ({_CUSTOMERS}))"""
+
+Row = tuple[int, str | None, str | None, str | None, str | None]
+
+
+class Blockers:
+    """Ends the customers that one session waits for, look by look, and remembers whom."""
+
+    def __init__(self, pid: int, server: "Server") -> None:
+        self._pid, self._server = pid, server
+        self._roles: set[int] = set()
+
+    def end(self, second: extensions.connection) -> tuple[list[Row], list[str]]:
+        """The sessions that were ended, and the prepared transactions that were rolled back."""
+        with second.cursor() as cursor:
+            waits = {"pid": self._pid, "grace": GRACE_SECONDS}
+            cursor.execute(_BLOCKERS, waits)
+            found = cursor.fetchall()
+            again = {role for *_, role in found} & self._roles
+            self._roles |= {role for *_, role in found}
+            if again:  # each of its sessions may hold the next lock
+                cursor.execute(_MORE, (sorted(again),))
+                found = list({row[0]: row for row in found + cursor.fetchall()}.values())
+            cursor.execute(_PREPARED, waits)
+            prepared = cursor.fetchall()
+        return [row[:-1] for row in found if _end(second, row[0], row[3])], self._roll_back(prepared)
+
+    def _roll_back(self, transactions: list[tuple[str, str, str]]) -> list[str]:
+        done = []
+        for gid, owner, database in transactions:
+            with (
+                contextlib.suppress(BackendError, psycopg2.Error),
+                self._server.connect(database, watched=False) as inside,
+            ):
+                inside.execute("SET ROLE {owner}", owner=owner)
+                inside.execute("ROLLBACK PREPARED {gid}", gid=sql.Literal(gid))
+                done.append(f"{gid!r} of {owner!r} in {database!r}")
+        return done
+
+
+def _end(second: extensions.connection, pid: int, since: str) -> bool:
+    with contextlib.suppress(psycopg2.Error), second.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+             WHERE pid = %s AND backend_start = %s::pg_catalog.timestamptz""",
+            (pid, since),
+        )
+        return bool(cursor.fetchone() == (True,))
+    return False
