@@ -17,7 +17,7 @@ POSTGRES = (
 )
 REDIS = (
     "ACL SETUSER deprovisioner_service on >CHANGE-ME ~* resetchannels -@all +ping +select +info +config|get "
-    "+get +set +persist +type +unlink +scan +eval +watch +unwatch +multi +exec +client|kill +client|setname "
+    "+get +set +type +unlink +scan +eval +watch +unwatch +multi +exec +client|kill +client|setname "
     "+acl|whoami +acl|cat +acl|getuser +acl|setuser +acl|deluser +acl|list +acl|users +acl|save"
 )
 _SECRET = "CHANGE-ME"  # noqa: S105 - where the documents want a password
@@ -74,6 +74,8 @@ def valkey(admin: str, password: str) -> str:
     `admin` is the administrator's URL, as `servers.valkey_url` gives it. May be called again.
     """
     with closing(Redis.from_url(admin)) as client:
+        if own := urlsplit(admin).password:  # an older version's administrator had none
+            client.execute_command("ACL", "SETUSER", "default", "resetpass", f">{own}")
         client.execute_command(*REDIS.replace(_SECRET, password).split())
         client.execute_command("ACL", "SAVE")
     return _as_service(admin, password)

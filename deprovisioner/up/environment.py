@@ -21,6 +21,13 @@ REDIS_MAIN_URL = "REDIS_MAIN_URL"
 PG_MAIN_SERVICE_DSN = "PG_MAIN_SERVICE_DSN"
 REDIS_MAIN_SERVICE_URL = "REDIS_MAIN_SERVICE_URL"
 
+# The caller's shell may hold secrets of anything; none of our processes needs those. libpq's variables (PGSSLROOTCERT)
+# are for the control database; PG_MAIN_DSN is not one of them.
+_GENERAL = re.compile(
+    "PATH|HOME|USER|LOGNAME|SHELL|TERM|LANG|LANGUAGE|LC_[A-Z]+|TZ|TMPDIR|LD_LIBRARY_PATH|VIRTUAL_ENV|PYTHON[A-Z]*|"
+    "SSL_CERT_(FILE|DIR)|PG[A-Z]+"
+)
+
 
 def worker_variables(backends_file: Path) -> set[str]:
     """The variables that hold the backends' addresses, which only workers get. Raises SettingsError."""
@@ -29,14 +36,18 @@ def worker_variables(backends_file: Path) -> set[str]:
     return named | {PG_MAIN_DSN, REDIS_MAIN_URL, PG_MAIN_SERVICE_DSN, REDIS_MAIN_SERVICE_URL}
 
 
-def without(environment: Mapping[str, str], variables: set[str]) -> dict[str, str]:
-    """The environment without these variables."""
-    return {name: value for name, value in environment.items() if name not in variables}
+def of_worker(environment: Mapping[str, str], addresses: set[str]) -> dict[str, str]:
+    """What a worker gets: our settings, the backends' addresses, and of the rest what programs in general need."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(PREFIX) or name in addresses or _GENERAL.fullmatch(name)
+    }
 
 
-def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without `DEPROVISIONER_…`: a PostgreSQL or Valkey server needs no setting or secret of ours."""
-    return {name: value for name, value in environment.items() if not name.startswith(PREFIX)}
+def of_api(environment: Mapping[str, str], addresses: set[str]) -> dict[str, str]:
+    """What the API and commands get: the same without the backends' addresses."""
+    return {name: value for name, value in of_worker(environment, set()).items() if name not in addresses}
 
 
 def without_password(url: str) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from deprovisioner.up import servers
+from deprovisioner.up import servers, users
 from deprovisioner.up.environment import (
     API_URL,
     BACKENDS,
@@ -69,6 +69,24 @@ _PUBLISHED = (
 )
 
 
+def prepare(home: Path) -> None:
+    """Make the home, closed to other users, and close what an older version left open in it.
+
+    Raises DeprovisionerError for a folder that others use too: they would be shut out of it.
+    """
+    is_shared = home.exists() and home.stat().st_mode & 0o007 and not (home / "lock").exists()
+    if is_shared and any(path.is_dir() for path in home.iterdir()):
+        raise DeprovisionerError(
+            f"{home} has folders in it, and other users may enter it; `up` would shut them out: give it a folder of "
+            "its own with --home"
+        )
+    users.close(home)
+    os.umask(0o077)
+    for path in (home / "lock", home / "backends.toml"):
+        if path.exists():
+            path.chmod(0o600)
+
+
 @contextmanager
 def locked(home: Path) -> Iterator[None]:
     """Hold the home's lock, so that no second `up` runs on it."""
@@ -93,7 +111,7 @@ def backends_file(home: Path) -> Path:
     """The home's own backends file; written once, then the operator's to edit."""
     path = home / "backends.toml"
     if not path.exists():
-        path.write_text(BACKENDS_TOML)
+        write_private(path, BACKENDS_TOML)  # dsn may become an address with a password
     return path
 
 

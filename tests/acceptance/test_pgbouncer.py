@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy import Connection, text
 
 from deprovisioner.up import servers as embedded
-from deprovisioner.up.servers import UNPRIVILEGED_USER, Child
+from deprovisioner.up import users as system_users
+from deprovisioner.up.servers import Child
 from outbox import db as database
 from tests.support.api import KINDS, at_once, create, until
 from tests.support.processes import System, client
@@ -102,11 +103,10 @@ def pooled(
     server = psycopg2.extensions.parse_dsn(env["DEPROVISIONER_DATABASE_URL"])["port"]
     words = {"server": server, "port": port, "users": users, "role": role, "size": SERVER_CONNECTIONS}
     config.write_text(CONFIG.format(ignored=getattr(request, "param", "options"), **words))
-    account = UNPRIVILEGED_USER if os.geteuid() == 0 else None
-    if account:  # it will not run as root
-        folder.chmod(0o711)
+    account = system_users.of_server(folder, "pgbouncer", config)  # it will not run as root
+    if account:
         for file in (users, config):
-            shutil.chown(file, account)
+            os.chown(file, account.uid, account.gid)
     pooler = Child("pgbouncer", [str(PGBOUNCER), config], folder / "pgbouncer.log", user=account)
     pooler.spawn()
     pooler.wait_until(lambda: not embedded.port_is_free("127.0.0.1", port))

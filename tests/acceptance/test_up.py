@@ -2,9 +2,12 @@
 
 import json
 import os
+import pwd
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +24,35 @@ from tests.support.processes import descendants
 from tests.support.up import Running
 from tests.support.witness import PgServer, eventually
 
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user runs all of it as itself")
+# Becomes another user, and prints what it can do.
+_TRIES = """
+import os, pwd, sys
+home, *pids = sys.argv[1:]
+nobody = pwd.getpwnam("nobody")
+os.setgroups([])
+os.setgid(nobody.pw_gid)
+os.setuid(nobody.pw_uid)
+for name in ("env", "state.json", "backends.toml", "log", "control", "pg-main/postgresql.conf", "redis-main/users.acl"):
+    try:
+        os.stat(f"{home}/{name}")
+        print("saw", name)
+    except PermissionError:
+        pass
+for pid in map(int, pids):
+    for what, do in (("signal", lambda: os.kill(pid, 0)), ("environ", lambda: open(f"/proc/{pid}/environ").read())):
+        try:
+            do()
+            print(what, pid)
+        except PermissionError:
+            pass
+"""
+
 
 @pytest.fixture(scope="module")
 def up() -> Iterator[Running]:
     folder = Path(tempfile.mkdtemp(prefix="deprovisioner-up-"))
-    running = Running(folder / "home", servers.free_port()).ready()
+    running = Running(folder / "home", servers.free_port(), SECRET_OF_THE_SHELL="hunter2").ready()
     yield running
     running.stop()
     shutil.rmtree(folder, ignore_errors=True)
@@ -83,11 +110,84 @@ def test_a_taken_port_is_named_and_nothing_is_left(up: Running, folder: Path) ->
 
 
 def test_other_users_of_the_machine_cannot_read_or_connect(up: Running) -> None:
-    open_files = [p for p in up.home.rglob("*") if p.is_file() and p.stat().st_mode & 0o077]
-    assert {p.name for p in open_files} <= {"lock", "backends.toml"}
+    assert not [p for p in up.home.rglob("*") if p.is_file() and p.stat().st_mode & 0o077]
+    assert up.home.stat().st_mode & 0o067 == 0
     for url in (up.env["REDIS_MAIN_URL"], up.env["DEPROVISIONER_BROKER_URL"]):
         with pytest.raises(redis.AuthenticationError):
             redis.Redis.from_url(f"redis://{url.rsplit('@', 1)[1]}").ping()
+    state = json.loads((up.home / "state.json").read_text())
+    for server in ("control", "pg-main"):
+        dsn = servers.postgres_dsn(state[f"{server}.port"], state[f"{server}.password"])
+        rules = PgServer(dsn, up.log).query("SELECT DISTINCT auth_method FROM pg_hba_file_rules")
+        assert rules == [("scram-sha-256",)], "of sockets, the loopback and replication"
+        with pytest.raises(psycopg2.OperationalError, match="no password supplied"):
+            psycopg2.connect(dsn.replace(f":{state[f'{server}.password']}@", "@"), passfile="/dev/null")
+
+
+def test_servers_get_an_empty_environment_and_nothing_gets_the_shell_s_secrets(up: Running) -> None:
+    found = {p.line: Path(f"/proc/{p.pid}/environ").read_bytes() for p in descendants(up.popen.pid)}
+    servers = {line: environ for line, environ in found.items() if "deprovisioner.cli" not in line}
+    assert len(servers) > 4
+    assert not [line for line, environ in servers.items() if b"=" in environ]
+    assert not [line for line, environ in found.items() if b"hunter2" in environ]
+    (read,) = PgServer(up.env["PG_MAIN_DSN"], up.log).query("SELECT pg_read_file('/proc/self/environ')")[0]
+    assert "=" not in read
+
+
+@as_root
+def test_as_root_each_server_has_a_user_of_its_own_without_a_name(up: Running) -> None:
+    users = {}
+    for process in psutil.Process(up.popen.pid).children():
+        family = [process, *process.children(recursive=True)]
+        if process.name() in ("postgres", "valkey-server"):
+            (users[process.pid],) = {(p.uids().real, p.uids().effective, p.gids().real) for p in family}
+        else:
+            assert {p.uids().effective for p in family} == {0}
+    assert len(set(users.values())) == 4
+    for pid, (uid, effective, gid) in users.items():
+        assert uid == effective == gid
+        (groups,) = re.findall(r"^Groups:\t(.*)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        assert groups.split() == [str(up.home.stat().st_gid)]
+        with pytest.raises(KeyError):
+            pwd.getpwuid(uid)
+    owners = {name: (up.home / name).stat() for name in ("control", "pg-main", "broker", "redis-main")}
+    assert {(o.st_uid, o.st_uid, o.st_gid) for o in owners.values()} == set(users.values())
+    assert {o.st_mode & 0o777 for o in owners.values()} == {0o700}
+
+
+@as_root
+def test_as_root_what_a_superuser_of_pg_main_runs_reaches_no_other_server(up: Running) -> None:
+    control = int((up.home / "control" / "postmaster.pid").read_text().split()[0])
+    pg = PgServer(up.env["PG_MAIN_DSN"], up.log)
+    pg.query("CREATE TABLE said (line text)")
+    for tried in (
+        f"cat {up.home}/env",
+        f"cat {up.home}/state.json",
+        f"cat {up.home}/redis-main.conf",
+        f"ls {up.home}",
+        f"touch {up.home}/control/global",
+        f"ls {up.home}/redis-main",
+        f"cat /proc/{up.popen.pid}/environ",
+        f"cat /proc/{control}/environ",
+        f"kill -0 {control}",
+        f"echo >> {up.home}/redis-main.conf",
+    ):
+        pg.query(f"COPY said FROM PROGRAM '({tried}) 2>&1 || true'")
+        (said,) = [line for (line,) in pg.query("DELETE FROM said RETURNING line") if line]
+        assert re.search("[Pp]ermission denied|not permitted", said), tried
+    pg.query("DROP TABLE said")
+
+
+@as_root
+def test_another_user_of_the_machine_can_read_and_signal_nothing(up: Running) -> None:
+    pids = [p.pid for p in descendants(up.popen.pid)]
+    done = subprocess.run(
+        [sys.executable, "-c", _TRIES, str(up.home), *map(str, pids)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "", done.stderr
 
 
 def test_up_says_which_server_it_did_not_start_itself(up: Running, folder: Path) -> None:

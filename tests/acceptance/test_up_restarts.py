@@ -1,7 +1,10 @@
 """`deprovisioner up` stopped, killed and started again: no process is left, and nothing is lost."""
 
 import json
+import os
+import pwd
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +16,17 @@ from pathlib import Path
 
 import psutil
 import psycopg2
+import pytest
 import redis
 
-from deprovisioner.up import accounts, servers
+from deprovisioner.up import accounts, servers, users
 from deprovisioner.up.home import State, backends_file
 from tests.support.api import create, until
 from tests.support.processes import descendants
-from tests.support.up import CLI_IGNORING_SIGINT, Running, clean_environment
+from tests.support.up import CLI, CLI_IGNORING_SIGINT, Running, clean_environment
 from tests.support.witness import PgServer, RedisServer, eventually
+
+_NOBODY = pwd.getpwnam("nobody")
 
 
 def test_stopped_it_leaves_no_process_and_started_again_it_has_its_data(folder: Path) -> None:
@@ -81,9 +87,11 @@ def test_a_home_whose_workers_were_superusers_is_taken_over(folder: Path) -> Non
     ):
         pg.query(statement)
     valkey.client.execute_command("ACL", "DELUSER", accounts.NAME)
+    valkey.client.execute_command("ACL", "SETUSER", "default", "nopass")
     valkey.client.execute_command("ACL", "SAVE")
     sourced = first.env | {"PG_MAIN_DSN": admin, "REDIS_MAIN_URL": root}
     assert first.stop() == 0
+    _open_as_an_older_version_did(home)
     (home / "backends.toml").write_text(text)
     kept = json.loads((home / "state.json").read_text())
     for key in ("made", "pg-main.service.password", "redis-main.service.password"):
@@ -107,6 +115,13 @@ def test_a_home_whose_workers_were_superusers_is_taken_over(folder: Path) -> Non
         ]
         assert pg.query("SELECT datdba::regrole::text FROM pg_database WHERE datname = 'stranger'") == [("postgres",)]
         assert not valkey.bears(made[1]["manifest"])
+        open_files = [path for path in (home, *home.rglob("*")) if path.is_file() and path.stat().st_mode & 0o077]
+        assert not open_files
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis.from_url(f"redis://{root.rsplit('@', 1)[1]}").ping()
+        for name in ("control", "pg-main", "broker", "redis-main"):
+            (owner,) = {path.lstat().st_uid for path in (home / name, *(home / name).rglob("*"))}
+            assert owner in users.NUMBERS if os.geteuid() == 0 else owner == os.geteuid()
     finally:
         assert second.stop() == 0
     restarted = servers.valkey(home, "redis-main", state.port("redis-main"), durable=True)
@@ -115,6 +130,18 @@ def test_a_home_whose_workers_were_superusers_is_taken_over(folder: Path) -> Non
         restarted.wait_until(lambda: servers.valkey_ready(second.env["REDIS_MAIN_URL"]))
     finally:
         restarted.stop()
+
+
+def _open_as_an_older_version_did(home: Path) -> None:
+    """PostgreSQL ran as `nobody` and Valkey as root, with a file of ACL users and a configuration of its own."""
+    home.chmod(0o711)
+    (home / "backends.toml").chmod(0o644)
+    (home / "redis-main" / "valkey.conf").write_text("requirepass plain")
+    if os.geteuid() == 0:
+        os.chown(home, 0, 0)
+        for name, owner in (("control", "nobody"), ("pg-main", "nobody"), ("broker", "root"), ("redis-main", "root")):
+            for path in (home / name, *(home / name).rglob("*")):
+                shutil.chown(path, owner, pwd.getpwnam(owner).pw_gid)
 
 
 def test_a_home_from_before_the_service_s_role_starts(folder: Path) -> None:
@@ -243,6 +270,7 @@ supervisor.Up(Path(sys.argv[1]), "127.0.0.1", int(sys.argv[2]), 1, os.environ).r
 """
 
 
+@pytest.mark.proof
 def test_a_signal_inside_a_del_raises_nothing_there_and_stops_up(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _SIGNALLED_IN_A_DEL, str(folder / "home"), str(servers.free_port())],
@@ -256,6 +284,61 @@ def test_a_signal_inside_a_del_raises_nothing_there_and_stops_up(folder: Path) -
     assert done.returncode == 0
     assert "up: stopping" in done.stdout
     assert "Ctrl-C stops everything" not in done.stdout, "it never got that far"
+
+
+_INITDB_THAT_DOES_NOT_END = """
+import os, sys
+from pathlib import Path
+from deprovisioner.up import servers, supervisor
+servers._postgres_bin = lambda: Path(sys.argv[1])
+supervisor.Up(Path(sys.argv[2]), "127.0.0.1", int(sys.argv[3]), 1, os.environ).run()
+"""
+
+
+def test_a_signal_ends_up_while_initdb_runs(folder: Path) -> None:
+    initdb = folder / "initdb"
+    initdb.write_text("#!/bin/sh\necho $$ > $2/pid\nexec sleep 600\n")
+    initdb.chmod(0o755)
+    home = folder / "home"
+    words = [str(folder), str(home), str(servers.free_port())]
+    with subprocess.Popen([sys.executable, "-c", _INITDB_THAT_DOES_NOT_END, *words], env=clean_environment()) as up:
+        eventually((home / ".control.partial" / "pid").exists, 30, "initdb runs")
+        pid = int((home / ".control.partial" / "pid").read_text())
+        up.send_signal(signal.SIGTERM)
+        assert up.wait(10) == 0
+    assert not _runs(pid)
+    assert not (home / ".control.pw").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root may become another user")
+def test_an_ordinary_user_runs_all_of_it_as_itself_and_another_s_home_is_refused(folder: Path) -> None:
+    home, own, port = folder / "home", folder / "own" / "home", servers.free_port()
+    folder.chmod(0o711)
+    home.mkdir()
+    own.parent.mkdir()
+    shutil.chown(own.parent, "nobody")
+    refused = Running(home, port, command=_AS_NOBODY)
+    assert refused.popen.wait(60) == 1
+    assert f"{home} cannot be closed to other users" in refused.log.read_text()
+    assert "Traceback" not in refused.log.read_text()
+    running = Running(own, port, command=_AS_NOBODY).ready()
+    try:
+        family = descendants(running.popen.pid)
+        assert {psutil.Process(p.pid).uids().effective for p in family} == {_NOBODY.pw_uid}
+        assert own.stat().st_mode & 0o777 == 0o700
+        assert not [path for path in own.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
+        not_ours = [p.pid for p in family if "deprovisioner.cli" not in p.line]
+        assert len(not_ours) > 4
+        assert not [pid for pid in not_ours if b"=" in Path(f"/proc/{pid}/environ").read_bytes()]
+    finally:
+        assert running.stop() == 0
+
+
+# The one right that it keeps is to read, since the tests' Python may be in root's folder.
+_AS_NOBODY = [
+    *("setpriv", f"--reuid={_NOBODY.pw_uid}", f"--regid={_NOBODY.pw_gid}", "--clear-groups"),
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", *CLI),
+]
 
 
 def _runs(pid: int) -> bool:

@@ -7,6 +7,9 @@ CLAIMING, LISTENING, POOL = "worker/claiming.py", "worker/listening.py", "worker
 RUNS = "tests/worker/test_run.py"
 PROVISIONS = "tests/worker/test_provision.py"
 CLAIMS, LISTENS, POOLS = (f"tests/worker/test_{part}.py" for part in ("claiming", "listening", "pool"))
+BROKER = "tests/hostile/test_broker.py"
+_OBEY = "test_workers_obey_nothing_that_a_message_says"
+_HEARD = "test_whatever_stands_at_the_doorbells_keys_a_wake_up_is_heard"
 
 GUARDS_OF_RUNNER = (
     *cut(
@@ -389,6 +392,37 @@ GUARDS_OF_RUNNER = (
         ),
     ),
     *cut(
+        "worker/app.py",
+        "",
+        BROKER,
+        ("broker: no remote control", "worker_enable_remote_control=False", "worker_enable_remote_control=True", _OBEY),
+        ("broker: our own consumer", '    worker_consumer="worker.messages:MessageConsumer",\n', "", _OBEY),
+    ),
+    *cut(
+        "worker/messages.py",
+        "",
+        BROKER,
+        ("broker: no decompression", "compression.register(_refuse, _refuse, content_type)", "pass", _OBEY),
+        (
+            "broker: garbage costs a connection",
+            "self.channel_errors = (Exception,)",
+            "pass",
+            "test_garbage_at_the_broker_stops_no_worker",
+        ),
+    ),
+    *cut(
+        "outbox/doorbell/redis.py",
+        "",
+        BROKER,
+        (
+            "doorbell: a key of another type is removed",
+            'if not str(error).startswith("WRONGTYPE"):',
+            "if True:",
+            _HEARD,
+        ),
+        ("doorbell: other members go at once", "if taken and taken[1] != MEMBER.encode():", "if False:", _HEARD),
+    ),
+    *cut(
         "deprovisioner/up/ports.py",
         "",
         "tests/deprovisioner/test_ports.py",
@@ -432,6 +466,80 @@ GUARDS_OF_RUNNER = (
             "return max(below, above, key=len) or range(_LOWEST_PORT, 65536)",
             "return range(low, high)",
             "test_a_server_s_port_is_outside_the_range_of_outgoing_connections",
+        ),
+    ),
+    *cut(
+        "deprovisioner/up/users.py",
+        "",
+        "tests/deprovisioner/test_users.py",
+        (
+            "up: nothing that a link leads to is given away",
+            "os.chown(name, user.uid, user.gid, dir_fd=inside, follow_symlinks=False)",
+            "os.chown(name, user.uid, user.gid, dir_fd=inside)",
+            "test_a_folder_is_given_with_all_in_it_and_nothing_that_a_link_leads_to",
+        ),
+        (
+            "up: what belongs to others is not given away",
+            "            if owner == before or owner in NUMBERS:\n    ",
+            "            if True:\n    ",
+            "test_a_folder_is_given_with_all_in_it_and_nothing_that_a_link_leads_to",
+        ),
+        (
+            "up: no two servers share a user",
+            "if number not in taken and",
+            "if",
+            "test_a_number_that_something_has_is_not_given_out",
+        ),
+        (
+            "up: a server keeps its user",
+            "uid = owner if owner in NUMBERS else _unused(home)",
+            "uid = _unused(home)",
+            "test_servers_of_a_home_keep_their_users_which_all_differ",
+        ),
+    ),
+    *cut(
+        "deprovisioner/up/servers.py",
+        "",
+        "tests/acceptance/test_up.py",
+        (
+            "up: a server's environment is empty",
+            'log", env={}, user=user, stop_signal',
+            'log", user=user, stop_signal',
+            "test_servers_get_an_empty_environment_and_nothing_gets_the_shell_s_secrets",
+        ),
+        (
+            "up: a process has its user's group alone",
+            "extra_groups=[self.user.home_gid] if self.user else None",
+            "extra_groups=[self.user.home_gid, 0] if self.user else None",
+            "test_as_root_each_server_has_a_user_of_its_own_without_a_name",
+        ),
+    ),
+    *cut(
+        "deprovisioner/up/servers.py",
+        "",
+        "tests/acceptance/test_up_restarts.py",
+        (
+            "up: a signal ends the wait for initdb",
+            "            stop()\n            time.sleep(_POLL_SECONDS)",
+            "            time.sleep(_POLL_SECONDS)",
+            "test_a_signal_ends_up_while_initdb_runs",
+        ),
+        (
+            "up: an older version's clusters change their owner",
+            "    elif user and data.stat().st_uid != user.uid:",
+            "    elif False:",
+            "test_a_home_whose_workers_were_superusers_is_taken_over",
+        ),
+    ),
+    *cut(
+        "deprovisioner/up/environment.py",
+        "",
+        "tests/acceptance/test_up.py",
+        (
+            "up: workers get no other variable of the caller",
+            "or _GENERAL.fullmatch(name)",
+            "or True",
+            "test_servers_get_an_empty_environment_and_nothing_gets_the_shell_s_secrets",
         ),
     ),
     *cut(

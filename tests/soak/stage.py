@@ -126,7 +126,7 @@ class Stage:
         port = embedded.free_port()
         child = embedded.valkey(self.home, name, port, durable=durable)
         if durable:
-            with (self.home / name / "valkey.conf").open("a") as conf:
+            with (self.home / f"{name}.conf").open("a") as conf:
                 conf.write(_VALKEY_RECORD)
         self._spawn(child)
         return embedded.valkey_url(port)

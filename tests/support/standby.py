@@ -1,6 +1,5 @@
 """A primary of its own, and a standby that has stopped to replay: it knows less than the primary, and answers."""
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -56,6 +55,3 @@ def _copy(primary: PgServer, home: Path, programs: Path) -> None:
     copy = home / "standby"
     command = [programs / "pg_basebackup", "-d", primary.dsn, "-D", copy, "-R", "-c", "fast", "-N"]
     subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=120)
-    if os.geteuid() == 0:
-        for path in (copy, *copy.rglob("*")):
-            shutil.chown(path, embedded.UNPRIVILEGED_USER)

@@ -112,7 +112,6 @@ def _ipv6() -> bool:
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
     folder = server_folder("endpoints")
-    folder.chmod(0o777)  # PostgreSQL runs as another user and makes its socket here
     yield folder
     shutil.rmtree(folder)
 
@@ -120,11 +119,12 @@ def home() -> Iterator[Path]:
 @pytest.mark.skipif(not _ipv6(), reason="this machine has no IPv6 loopback")
 def test_customers_log_in_to_postgresql_over_ipv6_and_over_a_socket(home: Path) -> None:
     port = embedded.free_port()
-    options = {"listen_addresses": "::1", "unix_socket_directories": str(home), "fsync": "off"}
+    sockets = str(home / "pg")  # the server may write nowhere else
+    options = {"listen_addresses": "::1", "unix_socket_directories": sockets, "fsync": "off"}
     child = embedded.postgres(home, "pg", port, "secret", options)
     child.spawn()
     try:
-        hosts = ("::1", str(home), f"{home}/none,::1")
+        hosts = ("::1", sockets, f"{home}/none,::1")
         child.wait_until(lambda: embedded.postgres_ready(f"host=::1 port={port} user=postgres password=secret"))
         for host in hosts:
             backend = Postgres(f"host={host} port={port} user=postgres password=secret dbname=postgres")
@@ -139,9 +139,9 @@ def test_customers_log_in_to_postgresql_over_ipv6_and_over_a_socket(home: Path) 
 
 @pytest.mark.skipif(not _ipv6(), reason="this machine has no IPv6 loopback")
 def test_customers_log_in_to_valkey_over_ipv6_and_over_a_socket(home: Path) -> None:
-    port, path = embedded.free_port(), home / "valkey.sock"
+    port, path = embedded.free_port(), home / "valkey" / "valkey.sock"
     child = embedded.valkey(home, "valkey", port, durable=True)
-    with (home / "valkey" / "valkey.conf").open("a") as file:
+    with (home / "valkey.conf").open("a") as file:
         file.write(f"bind 127.0.0.1 ::1\nunixsocket {path}\n")
     child.spawn()
     try:
