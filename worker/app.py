@@ -27,10 +27,12 @@ from worker.pool import Pool, ServedBackend
 # A started teardown may take this long to end before the process does. After it, the process leaves it to its lease.
 SHUTDOWN_SECONDS = 120
 
-app = Celery("deprovisioner", broker=settings.get().need("broker_url"), include=["worker.tasks"])
+app = Celery("deprovisioner", broker=settings.get().need("broker_url"))
 app.conf.update(doorbell.CONFIG)
 app.conf.update(
-    task_acks_late=False,
+    worker_consumer="worker.messages:MessageConsumer",
+    worker_enable_remote_control=False,  # it would stop and reconfigure workers for anybody at the broker
+    broker_channel_error_retry=True,
     worker_prefetch_multiplier=1,
     worker_pool="threads",
     worker_concurrency=2,

@@ -92,10 +92,7 @@ def worker() -> None:
 
     settings.backends()
     celery = importlib.import_module("worker.app").app  # by name: at import it reads the settings
-    # No gossip, mingle or heartbeat: workers coordinate in the database, and an idle broker stays idle.
-    celery.worker_main(
-        ["--quiet", "worker", "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
-    )
+    celery.worker_main(["--quiet", "worker", "--loglevel=WARNING"])
 
 
 @main.command(epilog=example("deprovisioner demo --resources 10"))

@@ -180,8 +180,10 @@ def valkey(
             owner = (user.uid, user.gid, 0o600) if user else None
             _create_private(acl, f"user default on {opening} ~* &* +@all\n", owner)
         options |= {"appendonly": "yes", "aclfile": f'"{acl}"'}
-    elif password:
-        options["requirepass"] = password
+    else:  # the broker: a client that writes there must not make workers read more than this
+        options["proto-max-bulk-len"] = "1mb"
+        if password:
+            options["requirepass"] = password
     if user and data.stat().st_uid != user.uid:
         users.give(data, user)
     # Not in its arguments, which every user of the machine can read; nor in its folder, where it could change them.

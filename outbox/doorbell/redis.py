@@ -1,6 +1,7 @@
 """The doorbell on Redis: a sorted set with at most one member, which one of the waiting workers takes."""
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +12,7 @@ from redis.retry import Retry
 from outbox import settings
 
 BELL = "deprovisioner:bell"
+MEMBER = "deprovisioner.drain"
 # How long a ring waits for a broker that does not answer.
 TIMEOUT_SECONDS = 1.0
 
@@ -35,6 +37,30 @@ def ask(*command: Any, takes: float = 0) -> Any:
         # After a failover the connection may lead to a server that is up but takes no writes.
         client.connection_pool.disconnect(inuse_connections=False)
         raise
+
+
+def ring(key: str) -> None:
+    """Put our member into the sorted set. Raises redis.RedisError."""
+    _on_sorted_sets([key], "ZADD", key, 0, MEMBER)
+
+
+def wait(keys: Sequence[str], seconds: float) -> bool:
+    """Wait for a member of one of these sorted sets, and take it; whether there was one. Raises redis.RedisError."""
+    taken = _on_sorted_sets(keys, "BZPOPMIN", *keys, seconds, takes=seconds)
+    if taken and taken[1] != MEMBER.encode():
+        ask("DEL", taken[0])  # another program's: a million members are one wake-up, too
+    return bool(taken)
+
+
+def _on_sorted_sets(keys: Sequence[str], *command: Any, takes: float = 0) -> Any:
+    """The answer to a command on these keys; what stands there and is no sorted set is removed."""
+    try:
+        return ask(*command, takes=takes)
+    except redis.ResponseError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
+    ask("DEL", *keys)
+    return ask(*command, takes=takes)
 
 
 @lru_cache(maxsize=2)

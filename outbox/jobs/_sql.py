@@ -48,10 +48,9 @@ _OURS = _OURS_TEMPLATE.format(lock=_WAIT)
 # A statement sees the database as it was when the statement began, before it waited for a lock. So a statement whose
 # guard reads other tables follows one that takes its locks, in the same message: one round trip, one transaction.
 _CHAIN_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended(CAST(resource_id AS text), 0))"
-_LOCK_OURS = f"""
-    WITH {_OURS} {_CHAIN_LOCK} FROM (SELECT resource_id FROM ours ORDER BY resource_id) AS locked;"""
 _LOCK_JOB = f"""
-    {_CHAIN_LOCK} FROM (SELECT resource_id FROM outbox WHERE id = :id FOR NO KEY UPDATE) AS locked;"""
+    {_CHAIN_LOCK} FROM (SELECT resource_id FROM outbox JOIN resources ON resources.id = resource_id
+                         WHERE outbox.id = :id FOR NO KEY UPDATE) AS locked;"""
 
 
 def _still_ours(asked: Sequence[tuple[Claim, Json | None]]) -> Json:

@@ -12,7 +12,6 @@ from outbox.events import Event
 from outbox.jobs._sql import (
     _CHAIN_LOCK,
     _EVENT_EACH,
-    _LOCK_OURS,
     _OURS,
     _OURS_TEMPLATE,
     _WAIT,
@@ -38,6 +37,8 @@ _START = f"""
                               AND other.claimed_by IS NOT NULL)
      RETURNING outbox.*, detail
     )"""
+# What an inspection found that the manifest lacks, as older versions stored it.
+_COMPLETES = "CAST(detail AS jsonb) -> 'seen' -> 'completes'"
 _START_TEMPLATE = f"""
     WITH {_OURS_TEMPLATE}, resource AS (
         SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
@@ -45,12 +46,18 @@ _START_TEMPLATE = f"""
     ), {_START}, noted AS ({_EVENT_EACH}
     ), completed AS (
         UPDATE resources
-           SET manifest = manifest || (CAST(detail AS jsonb) -> 'seen' -> 'completes')
-          FROM job
-         WHERE resources.id = job.resource_id AND CAST(detail AS jsonb) -> 'seen' -> 'completes' IS NOT NULL
+           SET manifest = manifest || ({_COMPLETES})
+          FROM job WHERE resources.id = job.resource_id AND {_COMPLETES} IS NOT NULL
     )
     SELECT id, fence FROM job"""
-# A hold that is answered while this waits for a lock stops the start: the second statement reads the holds.
+# A hold that is answered while this waits for a lock stops the start: the second statement reads the holds. So the
+# first takes every lock that the second needs: job, chain, and the row of a resource whose manifest is completed.
+_LOCK_OURS = f"""
+    WITH {_OURS} {_CHAIN_LOCK}
+      FROM (SELECT * FROM ours ORDER BY resource_id) AS ours
+      LEFT JOIN LATERAL (
+           SELECT FROM resources WHERE resources.id = resource_id AND {_COMPLETES} IS NOT NULL
+              FOR NO KEY UPDATE) AS locked ON true;"""
 _START_DEPROVISION = prepared(_LOCK_OURS + _START_TEMPLATE.format(lock=_WAIT))
 _START_SKIPPING = prepared(_START_TEMPLATE.format(lock=_skip_locked("resource_id")))
 # The row lock: a concurrent DELETE comes before and is seen here, or comes after and sees the manifest.
@@ -78,9 +85,10 @@ def start_all(
 
     `seen` has each claim with what the worker saw when it inspected the backend; fields under `completes` are added to
     the resource's manifest, which an older version wrote without them. Unless it `waits`, it skips what
-    another transaction has locked.
+    another transaction has locked, and claims with `completes`, which may wait for the resource's row.
     """
-    noted = [(claim, None if before is None else {"seen": before}) for claim, before in seen]
+    asked = [(claim, before or {}) for claim, before in seen if waits or "completes" not in (before or {})]
+    noted = [(claim, {"seen": before} if before else None) for claim, before in asked]
     statement = _START_DEPROVISION if waits else _START_SKIPPING
     return {(row.id, row.fence) for row in db.execute(statement, _still_ours(noted) | _event(Event.STARTED, worker))}
 

@@ -324,6 +324,17 @@ CLAIMS = (
     # -- start
     *cut(
         TRANSITIONS,
+        "    asked = [(claim, before or {})",
+        MOVES,
+        (
+            "start: a batch leaves out what may wait for a resource",
+            ' if waits or "completes" not in (before or {})',
+            "",
+            "test_a_batch_of_starts_leaves_out_claims_that_complete_a_manifest",
+        ),
+    ),
+    *cut(
+        TRANSITIONS,
         '_START = f"""',
         MOVES,
         ("start: lease", " AND lease_expires_at > clock_timestamp()", "", "test_start_refuses_a_lease_that_has_passed"),
@@ -350,6 +361,12 @@ CLAIMS = (
             "prepared(_LOCK_OURS + _START_TEMPLATE",
             "prepared(_START_TEMPLATE",
             f"{HOLDS}::test_a_hold_stops_a_start_that_was_waiting_for_a_lock[deprovision-row]",
+        ),
+        (
+            "start: locks the resource whose manifest it completes",
+            "resources.id = resource_id AND {_COMPLETES} IS NOT NULL\n              FOR",
+            "false FOR",
+            f"{HOLDS}::test_a_hold_stops_a_start_that_was_waiting_for_a_lock[completing-resource]",
         ),
         (
             "start: the lease by the clock after the lock",
@@ -448,6 +465,18 @@ CLAIMS = (
         "_RELEASE = text(",
         HOLDS,
         ("hold: released once", " AND released_at IS NULL", "", "test_a_hold_is_released_once_and_kept_for_ever"),
+        (
+            "hold: a brake's is released in its turn",
+            "    SELECT {TURN} FROM holds WHERE id = :id AND cause = 'brake';\n",
+            "",
+            f"{BRAKES}::test_a_verdict_waits_for_a_release_under_way_and_counts_from_it",
+        ),
+        (
+            "hold: released by the clock after the turn",
+            "released_at = clock_timestamp()",
+            "released_at = now()",
+            f"{BRAKES}::test_a_verdict_from_while_a_release_waited_engages_no_new_hold",
+        ),
     ),
     *cut(
         "outbox/holds.py",
@@ -480,6 +509,12 @@ CLAIMS = (
             "AND released_at > :judged_at",
             "AND false",
             "test_what_was_judged_before_a_release_engages_no_new_hold",
+        ),
+        (
+            "brake: engages in its turn",
+            "    SELECT {TURN} FROM (VALUES (:scope, :subject)) AS brake (scope, subject);\n",
+            "",
+            "test_a_verdict_that_meets_a_release_under_way_engages_no_new_hold",
         ),
     ),
     *cut(

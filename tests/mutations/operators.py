@@ -20,6 +20,17 @@ _MOVED_ON = "test_a_job_that_moved_on_is_not_inspected_and_its_inspection_is_rem
 OPERATORS = (
     *cut(
         TRANSITIONS,
+        "_LOCK_JOB = f",
+        RESOLVE,
+        (
+            "resolve: locks the resource before it reads the proof",
+            " JOIN resources ON resources.id = resource_id",
+            "",
+            "test_a_token_revoked_while_the_second_operator_waits_for_a_lock_approves_nothing[resolve_forced-resources]",
+        ),
+    ),
+    *cut(
+        TRANSITIONS,
         "def _resolve(",
         RESOLVE,
         (
@@ -125,7 +136,7 @@ OPERATORS = (
             "redrive by two: locks before it reads the proof",
             'f"""{_LOCK_JOB}\n',
             'f"""\n',
-            "test_a_token_revoked_while_the_second_operator_waits_for_a_lock_approves_nothing[redrive_forced]",
+            "test_a_token_revoked_while_the_second_operator_waits_for_a_lock_approves_nothing[redrive_forced-outbox]",
         ),
         ("redrive by two: fence", " AND fence = :fence", "", _ONE_PROPOSAL),
         (

@@ -7,6 +7,9 @@ CLAIMING, LISTENING, POOL = "worker/claiming.py", "worker/listening.py", "worker
 RUNS = "tests/worker/test_run.py"
 PROVISIONS = "tests/worker/test_provision.py"
 CLAIMS, LISTENS, POOLS = (f"tests/worker/test_{part}.py" for part in ("claiming", "listening", "pool"))
+BROKER = "tests/hostile/test_broker.py"
+_OBEY = "test_workers_obey_nothing_that_a_message_says"
+_HEARD = "test_whatever_stands_at_the_doorbells_keys_a_wake_up_is_heard"
 
 GUARDS_OF_RUNNER = (
     *cut(
@@ -387,6 +390,37 @@ GUARDS_OF_RUNNER = (
             "    _close()\n    celery_state.should_stop = 0",
             "test_a_signal_at_each_line_of_a_signal_handler_makes_no_process_hang[worker]",
         ),
+    ),
+    *cut(
+        "worker/app.py",
+        "",
+        BROKER,
+        ("broker: no remote control", "worker_enable_remote_control=False", "worker_enable_remote_control=True", _OBEY),
+        ("broker: our own consumer", '    worker_consumer="worker.messages:MessageConsumer",\n', "", _OBEY),
+    ),
+    *cut(
+        "worker/messages.py",
+        "",
+        BROKER,
+        ("broker: no decompression", "compression.register(_refuse, _refuse, content_type)", "pass", _OBEY),
+        (
+            "broker: garbage costs a connection",
+            "self.channel_errors = (Exception,)",
+            "pass",
+            "test_garbage_at_the_broker_stops_no_worker",
+        ),
+    ),
+    *cut(
+        "outbox/doorbell/redis.py",
+        "",
+        BROKER,
+        (
+            "doorbell: a key of another type is removed",
+            'if not str(error).startswith("WRONGTYPE"):',
+            "if True:",
+            _HEARD,
+        ),
+        ("doorbell: other members go at once", "if taken and taken[1] != MEMBER.encode():", "if False:", _HEARD),
     ),
     *cut(
         "deprovisioner/up/ports.py",

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
+from outbox import brakes, holds, jobs, settings
 from outbox import db as database
-from outbox import holds, jobs, settings
 from outbox.errors import BrakeHit, ClaimLost, Held, SettingsError
 from outbox.rows import Claim
 from outbox.settings import Brake
 from outbox.states import HoldScope
 from tests.support.factories import a_claim, a_job, a_resource, claims, job
 from tests.support.shelf import Shelf
+from tests.support.witness import eventually, waits_for_a_lock
 from worker.run import Run
 
 Settle = Callable[[str], None]
@@ -204,6 +206,63 @@ def test_what_was_judged_before_a_release_engages_no_new_hold(db: Connection) ->
     assert holds.engage_brake(db, hit.value, actor="w2") == (first[0], False)
     holds.release(db, first[0].id, actor="op", reason="meant")
     assert holds.engage_brake(db, hit.value, actor="w") is None
+
+
+def test_a_verdict_that_meets_a_release_under_way_engages_no_new_hold(db: Connection) -> None:
+    first, hit = _engaged(db)
+    assert _while_released(db, first, lambda session: holds.engage_brake(session, hit, actor="w2")) is None
+    assert holds.over(db, a_claim(db).id) == []
+
+
+def test_a_verdict_waits_for_a_release_under_way_and_counts_from_it(db: Connection) -> None:
+    first, _ = _engaged(db)
+    _while_released(db, first, lambda session: brakes.take(session, a_claim(db), [ONE]))
+
+
+def test_a_verdict_from_while_a_release_waited_engages_no_new_hold(db: Connection, connect: Callable[[], Any]) -> None:
+    first, hit = _engaged(db)
+    counting = connect()
+    counting.cursor().execute("SELECT pg_advisory_xact_lock(hashtextextended('brake:backend:pg-main', 0))")
+
+    def release() -> None:
+        with database.statement() as session:
+            holds.release(session, first.id, actor="op", reason="meant")
+
+    with ThreadPoolExecutor(1) as pool:
+        releasing = pool.submit(release)
+        eventually(lambda: waits_for_a_lock(db), what="the release waits for its turn")
+        hit.judged_at = db.execute(text("SELECT clock_timestamp()")).scalar_one()
+        counting.commit()
+        releasing.result(20)
+    assert holds.engage_brake(db, hit, actor="w2") is None
+
+
+ONE = Brake("backend", "pg-main", limit=1, window=timedelta(minutes=10))
+
+
+def _engaged(db: Connection) -> tuple[holds.Hold, BrakeHit]:
+    start(a_claim(db), ONE)
+    with pytest.raises(BrakeHit) as hit:
+        start(a_claim(db), ONE)
+    engaged = holds.engage_brake(db, hit.value, actor="w")
+    assert engaged is not None
+    return engaged[0], hit.value
+
+
+def _while_released(db: Connection, hold: holds.Hold, act: Callable[[Connection], Any]) -> Any:
+    """What `act` comes to, when the hold's release has begun before it and is committed after it began."""
+
+    def one() -> Any:
+        with database.transaction() as session:
+            return act(session)
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.transaction() as releasing:
+            holds.release(releasing, hold.id, actor="op", reason="meant")
+            waiting = pool.submit(one)
+            eventually(lambda: waiting.done() or waits_for_a_lock(db))
+            assert not waiting.done(), "it waits for the release"
+        return waiting.result(20)
 
 
 def test_a_start_that_waits_too_long_for_the_brake_is_deferred_without_costing_an_attempt(

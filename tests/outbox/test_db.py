@@ -18,6 +18,7 @@ from outbox import jobs
 from outbox.db import PINS
 from tests.support.factories import a_resource
 from tests.support.servers import Servers, clear_caches, database_dsn, use_environment
+from tests.support.sessions import WRONG_ENVIRONMENT
 from tests.support.witness import PgServer
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,18 @@ def test_what_role_and_database_have_set_wrong_does_not_reach_a_session(
     finally:
         clear_caches()
         server.query(f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("prepared", ["true", "false"])
+def test_variables_of_libpq_do_not_reach_a_session(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch, prepared: str
+) -> None:
+    use_environment(monkeypatch, env | WRONG_ENVIRONMENT | {"DEPROVISIONER_PREPARED_STATEMENTS": prepared})
+    with database.transaction() as db:
+        db.rollback()
+    with database.statement() as db:
+        assert {each: db.execute(text(f"SHOW {each}")).scalar_one() for each in PINS} == PINS
+    clear_caches()
 
 
 def test_every_pin_is_set_wrong_by_the_test_above() -> None:

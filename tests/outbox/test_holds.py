@@ -53,15 +53,20 @@ def test_a_hold_refuses_the_start_of_what_was_claimed_before_it(
 LOCKS = {
     "row": "SELECT FROM outbox WHERE id = %s FOR UPDATE",
     "chain": "SELECT pg_advisory_xact_lock(hashtextextended(CAST(resource_id AS text), 0)) FROM outbox WHERE id = %s",
+    "resource": "SELECT FROM resources WHERE id = (SELECT resource_id FROM outbox WHERE id = %s) FOR UPDATE",
 }
+START["completing"] = lambda db, claim: jobs.start(db, claim, worker="w", seen={"completes": {"role_oid": 1}})
 
 
-@pytest.mark.parametrize("lock", LOCKS)
-@pytest.mark.parametrize("kind", ["deprovision", "provision"])
+@pytest.mark.parametrize(
+    ("kind", "lock"),
+    [(kind, lock) for kind in ("deprovision", "provision") for lock in ("row", "chain")]
+    + [("provision", "resource"), ("completing", "resource")],
+)
 def test_a_hold_stops_a_start_that_was_waiting_for_a_lock(
     db: Connection, connect: Callable[[], Any], kind: str, lock: str
 ) -> None:
-    claim = a_claim(db, kind=kind)
+    claim = a_claim(db, kind="provision" if kind == "provision" else "deprovision")
     holder = connect()
     holder.cursor().execute(LOCKS[lock], (claim.id,))
 

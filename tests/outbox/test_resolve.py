@@ -454,15 +454,23 @@ def test_a_proposal_forces_only_an_unknown_outcome_whatever_has_changed(db: Conn
 # -- what is read after the lock -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("act", [jobs.redrive_forced, jobs.resolve_forced])
+@pytest.mark.parametrize(
+    ("act", "table"),
+    [(jobs.redrive_forced, "outbox"), (jobs.resolve_forced, "outbox"), (jobs.resolve_forced, "resources")],
+)
 def test_a_token_revoked_while_the_second_operator_waits_for_a_lock_approves_nothing(
-    db: Connection, connect: Callable[[], Any], act: Callable[..., Job | Approval]
+    db: Connection, connect: Callable[[], Any], act: Callable[..., Job | Approval], table: str
 ) -> None:
     id = unknown(db)
     token, _ = tokens.create(db, name="anna", role="operator", tenant=None)
     anna = token.actor
     assert isinstance(act(db, id, fence=2, actor=anna, reason="r"), Approval)
-    came = while_locked(db, connect, id, lambda session: act(session, id, fence=2, actor=BERT, reason="r"), _revoke)
+    row = id if table == "outbox" else job(db, id).resource_id
+
+    def force(session: Connection) -> object:
+        return act(session, id, fence=2, actor=BERT, reason="r")
+
+    came = while_locked(db, connect, row, force, _revoke, table=table)
     assert isinstance(came, Approval), "it proposes"
     assert job(db, id).state == "stuck"
 
@@ -508,13 +516,14 @@ def _revoke(session: Connection) -> None:
 def while_locked(
     db: Connection,
     connect: Callable[[], Any],
-    id: int,
+    id: object,
     act: Callable[[Connection], object],
     meanwhile: Callable[[Connection], None],
+    table: str = "outbox",
 ) -> object:
-    """What `act` comes to, when `meanwhile` is committed while it waits for the job's row."""
+    """What `act` comes to, when `meanwhile` is committed while it waits for the row with this id."""
     holder = connect()
-    holder.cursor().execute("SELECT FROM outbox WHERE id = %s FOR UPDATE", (id,))
+    holder.cursor().execute(f"SELECT FROM {table} WHERE id = %s FOR UPDATE", (str(id),))
 
     def one() -> object:
         with database.statement() as session:
@@ -522,7 +531,7 @@ def while_locked(
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(one)
-        eventually(lambda: waits_for_a_lock(db), what="it waits for the job's row")
+        eventually(lambda: waits_for_a_lock(db), what="it waits for the row")
         meanwhile(db)
         holder.commit()
         return waiting.result(20)

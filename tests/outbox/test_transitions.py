@@ -566,6 +566,13 @@ def test_a_batch_leaves_out_locked_rows(db: Connection, connect: Any, move: str,
         SHARED[move](db, [held])
 
 
+def test_a_batch_of_starts_leaves_out_claims_that_complete_a_manifest(db: Connection) -> None:
+    completing, plain = a_claim(db), a_claim(db)
+    seen = [(completing, {"completes": {"role_oid": 1}}), (plain, {"found": "it"})]
+    assert jobs.start_all(db, seen, worker="w", waits=False) == _keys(plain), "it would wait for the resource's row"
+    assert jobs.start_all(db, seen, worker="w") == _keys(completing)
+
+
 @pytest.mark.parametrize("move", ["start", "complete"])
 def test_a_batch_leaves_out_resources_whose_event_chain_is_locked(db: Connection, connect: Any, move: str) -> None:
     held, free = a_claim(db), a_claim(db)

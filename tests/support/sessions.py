@@ -6,6 +6,14 @@ from contextlib import contextmanager
 
 import psycopg2
 
+# What a shell's variables would have of each session; libpq sends the first two beside the options of a connection.
+WRONG_ENVIRONMENT = {
+    "PGTZ": "Asia/Tokyo",
+    "PGDATESTYLE": "SQL, DMY",
+    "PGCLIENTENCODING": "LATIN1",
+    "PGOPTIONS": "-c statement_timeout=9ms -c search_path=public -c default_transaction_isolation=serializable",
+}
+
 
 @contextmanager
 def reconnecting(dsn: str, *, clients: int) -> Iterator[None]:

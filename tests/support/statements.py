@@ -67,7 +67,7 @@ def _modules() -> Iterator[ModuleType]:
         top = importlib.import_module(package)
         yield top
         for info in pkgutil.walk_packages(top.__path__, f"{package}."):
-            if not info.name.endswith("__main__") and info.name not in ("worker.app", "worker.tasks"):
+            if not info.name.endswith("__main__") and info.name not in ("worker.app", "worker.messages"):
                 yield importlib.import_module(info.name)
 
 

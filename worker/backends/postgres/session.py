@@ -163,7 +163,7 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
 
 
 def _settle(session: Session) -> None:
-    """Pin what no option of every version can; refuse a server that is not a writable primary.
+    """Pin what no option can, or a variable would take back (PGTZ, PGDATESTYLE); refuse all but a writable primary.
 
     A session never goes back into recovery, so whatever it reads after this has a primary's authority.
     """
@@ -172,7 +172,9 @@ def _settle(session: Session) -> None:
             """
             SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on',
                    CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local')
-                        THEN pg_catalog.set_config('synchronous_commit', 'on', false) END"""
+                        THEN pg_catalog.set_config('synchronous_commit', 'on', false) END,
+                   pg_catalog.set_config('TimeZone', 'UTC', false),
+                   pg_catalog.set_config('DateStyle', 'ISO, MDY', false)"""
         )
         standby, read_only, *_ = cursor.fetchone()
         if standby or read_only:

@@ -11,6 +11,7 @@ import pytest
 
 from outbox.errors import Unavailable
 from tests.support.servers import OLD_POSTGRES_PROGRAMS, Servers, database_dsn
+from tests.support.sessions import WRONG_ENVIRONMENT
 from tests.support.standby import lagging
 from tests.support.verbs import every_verb
 from tests.support.witness import PgServer
@@ -73,6 +74,18 @@ def test_settings_of_role_and_database_do_not_reach_a_session(servers: Servers, 
         value = wrong if setting == "search_path" else f"'{wrong}'"
         pg.query(f"ALTER {of} {name} SET {setting} = {value}")
     with Server(dsn, frozenset()).connect() as ours, ours.cursor() as cursor:
+        cursor.execute("SELECT name, pg_catalog.current_setting(name) FROM pg_catalog.pg_settings")
+        shown = {setting: value for setting, value in cursor if setting in PINNED}
+    assert shown == {setting: right for setting, (_, right) in PINNED.items()}
+
+
+def test_variables_of_libpq_do_not_reach_a_session(pg: PgServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in WRONG_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with closing(psycopg2.connect(pg.dsn)) as other, other.cursor() as cursor:
+        cursor.execute("SHOW TimeZone")
+        assert cursor.fetchone() == (PINNED["TimeZone"][0],), "what is wrong is in force for others"
+    with Server(pg.service_dsn, frozenset()).connect() as ours, ours.cursor() as cursor:
         cursor.execute("SELECT name, pg_catalog.current_setting(name) FROM pg_catalog.pg_settings")
         shown = {setting: value for setting, value in cursor if setting in PINNED}
     assert shown == {setting: right for setting, (_, right) in PINNED.items()}
