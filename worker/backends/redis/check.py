@@ -12,7 +12,7 @@ from worker.backends.redis.session import Server, Session, code_of
 OLDEST = (7, 0)  # the oldest version that tests run on
 # The service user's commands, as in docs/production.md; a test compares.
 NEEDED = (
-    *("ping", "select", "info", "config|get", "get", "set", "persist", "type", "unlink", "scan", "eval"),
+    *("ping", "select", "info", "config|get", "get", "set", "type", "unlink", "scan", "eval"),
     *("watch", "unwatch", "multi", "exec", "client|kill", "client|setname", "acl|whoami", "acl|cat", "acl|getuser"),
     *("acl|setuser", "acl|deluser", "acl|list", "acl|users", "acl|save"),
 )
