@@ -47,6 +47,7 @@ def test_help_shows_an_example(words: list[str]) -> None:
     assert "Example" in answer.stdout or words in (["jobs"],)
 
 
+@pytest.mark.proof
 def test_the_demo_kills_a_worker_and_keeps_its_promise() -> None:
     words = ["demo", "--resources", "6", "--deletes", "4", "--json"]
     answer = subprocess.run([*CLI, *words], check=False, env=clean_environment(), capture_output=True, text=True)

@@ -47,7 +47,7 @@ def test_a_resource_is_provisioned_used_and_deleted(
     assert completed["detail"]["did"], "what was done between"
 
 
-@pytest.mark.parametrize("n", [16, 64])
+@pytest.mark.parametrize("n", [16, pytest.param(64, marks=pytest.mark.proof)])
 def test_of_n_concurrent_deletes_on_two_api_processes_one_wins_and_one_drop_happens(
     acme: httpx.Client, system: System, servers: Servers, tenant: str, n: int
 ) -> None:

@@ -132,6 +132,7 @@ def test_a_signal_at_each_line_of_a_signal_handler_makes_no_process_hang(
     assert _end(process.popen) in ({0} if name == "worker" else ENDS), process.log.read_text()
 
 
+@pytest.mark.proof
 def test_a_signal_at_each_line_of_its_signal_handler_does_not_make_up_hang(folder: Path) -> None:
     running = Running(folder / "home", free_port(), command=[sys.executable, "-c", INTERRUPTED])
     _until(lambda: "pg-main: " in running.log.read_text(), running.popen, running.log)

@@ -264,6 +264,7 @@ supervisor.Up(Path(sys.argv[1]), "127.0.0.1", int(sys.argv[2]), 1, os.environ).r
 """
 
 
+@pytest.mark.proof
 def test_a_signal_inside_a_del_raises_nothing_there_and_stops_up(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _SIGNALLED_IN_A_DEL, str(folder / "home"), str(servers.free_port())],

@@ -40,8 +40,8 @@ GUARDS_OF_POSTGRES = (
         "tests/worker/test_out_of_service.py",
         (
             "postgres: a standby costs no attempt",
-            "raise OutOfService(STANDBY if standby else READ_ONLY)",
-            "raise Transient(STANDBY if standby else READ_ONLY)",
+            "raise self._blamed(OutOfService, away, database)",
+            "raise self._blamed(Transient, away, database)",
             "test_jobs_of_a_postgres_that_became_a_standby_wait_and_burn_no_attempts[18-after the start]",
         ),
         (
@@ -115,19 +115,42 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _translated(",
+        "def _blamed(",
         ERRORS,
         (
             "postgres: a neighbour's trouble",
-            "if errors.is_lost(error) and self._answers():",
-            "if False:",
+            "Transient if issubclass(meaning, Unavailable) and self._works() else meaning",
+            "meaning",
             "test_a_neighbour_s_database_that_cannot_be_entered_is_this_job_s_trouble_and_named",
+            "test_what_a_server_says_of_itself_is_not_believed_from_a_neighbour_s_database_while_the_server_works",
         ),
         (
             "postgres: a server that is away, seen from another database",
-            "if errors.is_lost(error) and self._answers():",
-            "if errors.is_lost(error):",
+            " and self._works()",
+            "",
             "test_another_database_is_unavailable_when_the_server_is",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _works(",
+        ERRORS,
+        (
+            "postgres: a server without room, seen from another database",
+            "cursor.execute(_TAKES_ROOM)",
+            "pass",
+            "test_a_full_disk_is_the_server_s_trouble_or_that_of_a_neighbour_s_tablespace_alone",
+        ),
+    ),
+    *cut(
+        PG,
+        "def afterwards(",
+        ERRORS,
+        (
+            "postgres: the first error counts, whatever is cleaned up after it",
+            "with contextlib.suppress(psycopg2.Error, BackendError):",
+            "with contextlib.suppress():",
+            "test_a_prepared_transaction_s_error_is_not_hidden_by_the_end_of_its_session",
         ),
     ),
     *cut(

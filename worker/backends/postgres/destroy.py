@@ -12,7 +12,7 @@ from worker.backends import Absent, Different, Same
 from worker.backends.postgres import heir, identity, obstacles
 from worker.backends.postgres.errors import describe
 from worker.backends.postgres.identity import Database, Role
-from worker.backends.postgres.session import Server, Session
+from worker.backends.postgres.session import Server, Session, afterwards
 
 # A client may connect between "terminate" and "rename": try again, a few times.
 RENAME_TRIES = 3
@@ -155,15 +155,15 @@ def _roll_back_prepared(session: Session, manifest: Json, database: Database, ro
     # ROLLBACK PREPARED works only inside the database: let one session of ours in, and close the door behind it.
     with session.transaction():
         _set_door(session, manifest, opened=True)
-    try:
-        with session.server.connect(database.name) as inside:
-            with session.transaction():
-                _set_door(session, manifest, opened=False)
-            obstacles.end_sessions(session, database, role, spared=inside.info.backend_pid)
-            obstacles.roll_back(inside, database.name, found)
-    finally:
+
+    def close() -> None:
         with session.transaction():
             _set_door(session, manifest, opened=False)
+
+    with afterwards(close), session.server.connect(database.name) as inside:
+        close()
+        obstacles.end_sessions(session, database, role, spared=inside.info.backend_pid)
+        obstacles.roll_back(inside, database.name, found)
 
 
 def _rename_away(session: Session, manifest: Json) -> None:
