@@ -318,13 +318,13 @@ GUARDS_OF_REDIS = (
             "redis: the check finds a user without its commands",
             "    if missing:",
             "    if False:",
-            "test_rights_that_are_too_few_or_too_many_are_found_and_the_statement_mends_them[redis-a category less]",
+            "test_rights_too_few_or_too_many_are_found_and_the_statement_mends_them[redis-a category less]",
         ),
         (
             "redis: the check finds a user with dangerous commands",
             "    if excess:",
             "    if False:",
-            "test_rights_that_are_too_few_or_too_many_are_found_and_the_statement_mends_them[redis-a dangerous command]",
+            "test_rights_too_few_or_too_many_are_found_and_the_statement_mends_them[redis-a dangerous command]",
         ),
         (
             "redis: the check finds an open default user",

@@ -36,9 +36,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_rights_that_are_too_few_or_too_many_are_found_and_the_statement_mends_them(
-    own: RedisServer, wrong: str
-) -> None:
+def test_rights_too_few_or_too_many_are_found_and_the_statement_mends_them(own: RedisServer, wrong: str) -> None:
     name = f"svc_{uuid.uuid4().hex}"
     (statement,) = accounts.documented("redis")
     own.client.execute_command(*statement.replace(accounts.NAME, name).replace("CHANGE-ME", "p").split())
