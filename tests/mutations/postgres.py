@@ -753,4 +753,33 @@ GUARDS_OF_POSTGRES = (
             "TestAdoption::test_what_belongs_to_another_resource_cannot_be_adopted",
         ),
     ),
+    *cut(
+        "worker/backends/postgres/check.py",
+        "",
+        "tests/worker/backends/postgres/test_check.py",
+        (
+            "postgres: the check finds open databases",
+            "right_.privilege_type = 'CONNECT'",
+            "false",
+            "test_each_thing_that_is_wrong_is_found_and_its_statement_mends_it[18-an open door]",
+        ),
+        (
+            "postgres: the check finds powerful memberships",
+            "(rolname = ANY(%s) OR rolsuper)",
+            "rolname = ANY(%s)",
+            "test_each_thing_that_is_wrong_is_found_and_its_statement_mends_it[18-a member of a superuser]",
+        ),
+        (
+            "postgres: the check finds slots that the role may not use",
+            "    elif not may_use:",
+            "    elif False:",
+            "test_customers_can_take_every_slot_where_none_is_reserved_or_the_role_may_not_use_it",
+        ),
+        (
+            "postgres: the check finds unsafe settings",
+            "        if value != wanted:",
+            "        if False:",
+            "test_settings_under_which_data_is_lost_are_found_unless_the_server_is_a_throw_away[18]",
+        ),
+    ),
 )
