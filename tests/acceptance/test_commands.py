@@ -30,6 +30,7 @@ def test_a_wrong_setting_is_a_usage_error_that_names_it() -> None:
         ["jobs"],
         ["jobs", "list"],
         ["breakers", "list"],
+        ["backends", "check"],
         ["resources", "delete"],
         ["token", "create"],
         ["demo"],
