@@ -250,6 +250,18 @@ GUARDS_OF_RUNNER = (
             "tests/outbox/test_lanes.py::test_endless_teardowns_do_not_keep_the_last_lane_waiting",
         ),
         (
+            "claiming: a crowd's running jobs count",
+            "most[name] - taken[name]",
+            "most[name]",
+            "tests/outbox/test_lanes.py::test_a_crowd_gets_half_of_a_backends_slots_and_the_others_wait_for_no_slot",
+        ),
+        (
+            "claiming: a crowd goes on",
+            "if more or crowd_full:",
+            "if more:",
+            "tests/outbox/test_lanes.py::test_a_crowd_that_filled_its_half_goes_on_when_one_of_its_jobs_ends",
+        ),
+        (
             "claiming: each other lane in turn",
             "1 + turn % (jobs.LANES - 1)",
             "1",
