@@ -134,7 +134,7 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def connect(",
+        "yield session",
         UNCONFIRMED,
         (
             "postgres: what a session saw is confirmed",
