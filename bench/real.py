@@ -23,9 +23,9 @@ from deprovisioner.up import accounts
 from outbox.rows import Json
 from worker.backends import Backend
 from worker.backends.postgres import Postgres
-from worker.backends.redis import Redis
+from worker.backends.redis import Redis, keys
 from worker.backends.redis.identity import SERVER_KEY
-from worker.backends.redis.keys import _UNLINK_IF_OURS, BATCH
+from worker.backends.redis.keys import BATCH
 
 T = TypeVar("T")
 THREADS = 8
@@ -263,19 +263,20 @@ def _remove_namespace(url: str, manifest: Json) -> None:
         server.info("replication")
         _inspect(server, manifest)
         server.acl_getuser(manifest["user"])
+        _if_ours(server, manifest, "ACL", "SETUSER", manifest["user"], "off")
+        server.execute_command("CLIENT", "KILL", "USER", manifest["user"])
+        _save(server)
+        server.type(_generation(manifest))
+        server.get(_generation(manifest))
+        while _unlink_pass(url, server, manifest):
+            pass
+        server.acl_getuser(manifest["user"])
         with server.pipeline() as pipe:
             pipe.watch(SERVER_KEY)
             server.acl_users()
-        server.type(_generation(manifest))
-        server.get(_generation(manifest))
-        _if_ours(server, manifest, ("ACL", "SETUSER", manifest["user"], "off"), ("PERSIST", _generation(manifest)))
-        server.execute_command("CLIENT", "KILL", "USER", manifest["user"])
+        _if_ours(server, manifest, "ACL", "DELUSER", manifest["user"])
         _save(server)
-        while _unlink_pass(url, server, manifest):
-            pass
-        _if_ours(server, manifest, ("ACL", "DELUSER", manifest["user"]))
-        _save(server)
-        server.eval(_UNLINK_IF_OURS, 2, _generation(manifest), _generation(manifest), manifest["generation"], 0, 0)
+        server.eval(keys._UNLINK_IF_OURS, 2, _generation(manifest), _generation(manifest), manifest["generation"], 0, 0)
     with _connected(url) as server:
         server.info("replication")
         _inspect(server, manifest)
@@ -293,25 +294,24 @@ def _inspect(server: "redis.Redis", manifest: Json) -> None:
     server.acl_getuser(manifest["user"])
 
 
-def _if_ours(server: "redis.Redis", manifest: Json, *commands: tuple[str, ...]) -> None:
+def _if_ours(server: "redis.Redis", manifest: Json, *command: str) -> None:
     with server.pipeline() as pipe:
         pipe.watch(_generation(manifest))
         _inspect(server, manifest)
         pipe.multi()
         pipe.execute_command("ACL", "GETUSER", manifest["user"])
-        for command in commands:
-            pipe.execute_command(*command)
+        pipe.execute_command(*command)
         pipe.execute()
 
 
 def _unlink_pass(url: str, server: "redis.Redis", manifest: Json) -> int:
     server.info("keyspace")
     with _connected(url) as there:
-        keys = set(there.scan_iter(match=f"{manifest['prefix']}*", count=1000)) - {_generation(manifest)}
-    for first in range(0, len(keys), BATCH):
-        batch = list(keys)[first : first + BATCH]
-        server.eval(_UNLINK_IF_OURS, 1 + len(batch), _generation(manifest), *batch, manifest["generation"], 0, 0)
-    return len(keys)
+        found = list(set(there.scan_iter(match=f"{manifest['prefix']}*", count=1000)))
+    for first in range(0, len(found), BATCH):
+        batch = found[first : first + BATCH]
+        server.eval(keys._UNLINK_IF_OURS, 1 + len(batch), _generation(manifest), *batch, manifest["generation"], 0, 0)
+    return len(found)
 
 
 def _save(server: "redis.Redis") -> None:
@@ -320,7 +320,7 @@ def _save(server: "redis.Redis") -> None:
 
 
 def _generation(manifest: Json) -> str:
-    return f"{manifest['prefix']}gen"
+    return keys.generation_key(manifest)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ ROWS = 20  # rows in each database, keys in each namespace: a lost one is notice
 # With log_statement = ddl PostgreSQL logs a statement when it begins, and once more, as STATEMENT, when it fails.
 _LOGGED = re.compile(r" (LOG:  statement|STATEMENT): +(\w+) (DATABASE|ROLE|USER) (?:IF EXISTS )?\"?([^\"; ]+)")
 _RECORDS = "pg-main.log; append-only file"
+_MARKS = "deprovisioner:gen:"  # what the keys begin with that say whose a prefix is
 
 Json = dict[str, Any]
 
@@ -34,14 +35,14 @@ class Holding:
     def all_names(self) -> set[str]:
         """Every name that any part of it can have on its server."""
         if self.kind == "redis":
-            return {self.names["user"], self.names["prefix"]}
+            return {self.names["user"], self.names["prefix"], self.last_name}
         generation = self.names["generation"]
         return {self.names["database"], self.names["role"], f"zz_new_{generation}", f"zz_del_{generation}"}
 
     @property
     def last_name(self) -> str:
         """The part that is destroyed last, so exactly once: the quarantined database, or the generation key."""
-        return f"{self.names['prefix']}gen" if self.kind == "redis" else f"zz_del_{self.names['generation']}"
+        return f"{_MARKS}{self.names['prefix']}" if self.kind == "redis" else f"zz_del_{self.names['generation']}"
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def _commands(file: io.BytesIO) -> Iterator[list[str]]:
 
 
 def _prefix(key: str) -> str:
-    return key[: key.find(":") + 1]
+    return key if key.startswith(_MARKS) else key[: key.find(":") + 1]
 
 
 def finding(what: str, holdings: Iterable[Holding], promised: int, witness: str) -> Finding:

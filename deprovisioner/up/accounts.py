@@ -11,7 +11,7 @@ NAME = "deprovisioner_service"
 POSTGRES = "CREATE ROLE deprovisioner_service LOGIN CREATEDB CREATEROLE PASSWORD 'CHANGE-ME';"
 REDIS = (
     "ACL SETUSER deprovisioner_service on >CHANGE-ME ~* resetchannels -@all +ping +select +info +config|get "
-    "+get +set +persist +type +unlink +scan +eval +watch +unwatch +multi +exec +client|kill +client|setname "
+    "+get +set +type +unlink +scan +eval +watch +unwatch +multi +exec +client|kill +client|setname "
     "+acl|whoami +acl|cat +acl|getuser +acl|setuser +acl|deluser +acl|list +acl|users +acl|save"
 )
 _SECRET = "CHANGE-ME"  # noqa: S105 - where the documents want a password

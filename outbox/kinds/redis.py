@@ -20,7 +20,7 @@ KIND = Kind(
     fields=(
         Field("user", _WORD, "the ACL user's name", required=True),
         Field("prefix", _prefix, "what each of its keys begins with; ends with ':'", required=True),
-        Field("generation", uuid_text, "which resource's it is; the value of the key `<prefix>gen`"),
+        Field("generation", uuid_text, "which resource's it is; the value of the key `deprovisioner:gen:<prefix>`"),
         Field("server", _WORD, "the server's identity: its ACL user `deprovisioner:server:<this>`"),
     ),
     example={"user": "orders", "prefix": "orders:"},

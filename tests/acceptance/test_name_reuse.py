@@ -44,7 +44,7 @@ def test_a_foreign_generation_key_before_the_teardown_runs(
     worker.teardown()
     job = acme.delete(f"/v1/resources/{resource['id']}").json()["job"]
     prefix = resource["manifest"]["prefix"]
-    servers.redis.client.set(f"{prefix}gen", "another")
+    servers.redis.client.set(f"deprovisioner:gen:{prefix}", "another")
     servers.redis.client.set(f"{prefix}precious", "42")
     system.worker()
     assert stuck(acme, job["url"])["stuck_reason"] == "refused"

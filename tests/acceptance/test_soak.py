@@ -72,8 +72,8 @@ def test_a_drop_that_a_crash_broke_off_is_not_counted_and_one_that_ended_before_
 
 
 def test_a_generation_removed_twice_is_told_by_the_append_only_file(tmp_path: Path) -> None:
-    born, gone = ("SET", "r-2:gen", GENERATION, "NX"), ("UNLINK", "r-2:gen")
-    stranger = ("SET", "r-2:gen", "a stranger's")
+    born, gone = ("SET", "deprovisioner:gen:r-2:", GENERATION, "NX"), ("UNLINK", "deprovisioner:gen:r-2:")
+    stranger = ("SET", "deprovisioner:gen:r-2:", "a stranger's")
     assert recorded(tmp_path, [born, ("UNLINK", "r-2:a", "r-2:b"), gone]) == []
     assert recorded(tmp_path, [born, gone, born, gone]) == [], "the second pair is a late provision and its removal"
     assert recorded(tmp_path, [born, gone, stranger, gone]) == ["r-2: made 1 times, destroyed 2 times"]

@@ -34,12 +34,12 @@ GUARDS_OF_REDIS = (
     ),
     *cut(
         REDIS,
-        "def _saved(",
+        "def _save(",
         AUTHORITY,
         (
             "redis: an aclfile that cannot be written",
-            ' or "trying to save" in str(error)',
-            "",
+            'if "trying to save" not in str(error):',
+            "if True:",
             "test_an_aclfile_that_cannot_be_written_is_not_taken_for_none",
         ),
     ),
@@ -179,15 +179,9 @@ GUARDS_OF_REDIS = (
         DESTROY,
         (
             "redis: login off",
-            '("ACL", "SETUSER", manifest["user"], "off"), ',
-            "",
+            '_if_still_ours(session, manifest, "ACL", "SETUSER", manifest["user"], "off")',
+            "pass",
             f"{KINDS}::test_quarantine_ends_the_customer_s_access_and_release_restores_it[redis]",
-        ),
-        (
-            "redis: the key may not expire",
-            ', ("PERSIST", keys.generation_key(manifest))]',
-            "]",
-            "test_a_generation_key_that_a_customer_lets_expire_is_kept_until_the_keys_are_gone",
         ),
         (
             "redis: open connections are ended",
@@ -195,11 +189,39 @@ GUARDS_OF_REDIS = (
             "pass",
             "test_a_quarantine_ends_connections_that_are_open",
         ),
+    ),
+    *cut(
+        REDIS,
+        "    The user is read after the key is written. If it still",
+        DESTROY,
         (
-            "redis: a removed generation key is written again",
-            "if identity.generation(session, manifest) is None:",
+            "redis: a flushed generation key is written again",
+            "if keys.generation(session, manifest) is not None:",
+            "if True:",
+            "test_a_namespace_without_its_generation_key_is_still_torn_down[flushed]",
+        ),
+        (
+            "redis: the user is read after the key is written",
+            'if planted and not identity.is_marked(identity.acl_user(session, manifest["user"]), manifest):',
             "if False:",
-            "test_a_customer_that_removed_its_own_generation_key_is_still_torn_down",
+            "test_a_zombie_that_would_write_the_generation_key_again_removes_it",
+        ),
+    ),
+    *cut(
+        REDIS,
+        '_PLANT = """',
+        ERRORS,
+        (
+            "redis: a full server takes the generation key",
+            " flags=allow-oom",
+            "",
+            "test_a_server_without_memory_is_freed_by_a_teardown[redis-flushed]",
+        ),
+        (
+            "redis: an older version's key is compared",
+            "if KEYS[2] and redis.call('GET', KEYS[2]) ~= ARGV[1] then return false end",
+            "",
+            f"{DESTROY}::test_only_an_older_key_of_its_own_generation_is_taken_over",
         ),
     ),
     *cut(
@@ -220,15 +242,21 @@ GUARDS_OF_REDIS = (
         ),
         (
             "redis: a user that took the name is made again",
-            'if before is not None and identity.channel(manifest) not in identity.read_user(before)["channels"]:',
+            "if before is not None and not identity.is_marked(identity.read_user(before), manifest):",
             "if False:",
             f"{REPLACED}[replaced-DELUSER-redis]",
         ),
         (
             "redis: switching off makes no user",
-            'if before is None and commands[0][:2] == ("ACL", "SETUSER"):',
+            'if before is None and command[:2] == ("ACL", "SETUSER"):',
             "if False:",
             f"{REPLACED}[removed-off-redis]",
+        ),
+        (
+            "redis: a full server has no transactions",
+            'if code_of(error) != "OOM":',
+            "if True:",
+            f"{ERRORS}::test_a_server_without_memory_is_freed_by_a_teardown[redis-there]",
         ),
     ),
     *cut(
@@ -260,7 +288,7 @@ GUARDS_OF_REDIS = (
         ),
         (
             "redis: keys of an adopted user",
-            'if _literal(pattern).startswith(manifest["prefix"])]',
+            'if beginning(pattern).startswith(manifest["prefix"])]',
             "]",
             f"{BEYOND}[redis-writing another's keys]",
         ),
@@ -284,7 +312,7 @@ GUARDS_OF_REDIS = (
     ),
     *cut(
         REDIS,
-        "def _literal(",
+        "def beginning(",
         RIGHTS,
         (
             "redis: a pattern's wildcards end its beginning",
@@ -395,9 +423,15 @@ GUARDS_OF_REDIS = (
         ),
         (
             "redis: another resource's prefix",
-            'if not planted and identity.generation(session, full) != full["generation"]:',
+            'if not planted and keys.generation(session, full) != full["generation"]:',
             "if False:",
             "test_another_resource_s_user_or_prefix_cannot_be_adopted[prefix]",
+        ),
+        (
+            "redis: another resource's prefix, of an older version",
+            'if _is_uuid(older := keys.older_generation(session, full)) and older != full["generation"]:',
+            "if False:",
+            "test_an_older_version_s_user_or_prefix_cannot_be_adopted[key]",
         ),
         (
             "redis: a prefix inside another's",
@@ -416,6 +450,23 @@ GUARDS_OF_REDIS = (
             "identity.must_be_right_server(session, full)",
             "pass",
             "test_an_adoption_on_the_wrong_server_is_refused",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "def _overlap(",
+        CREATE,
+        (
+            "redis: a prefix inside another's, of an older version",
+            "if any(one and (one.startswith(prefix) or prefix.startswith(one)) for one in reached):",
+            "if False:",
+            "test_an_older_version_s_user_or_prefix_cannot_be_adopted[user]",
+        ),
+        (
+            "redis: a prefix around another's",
+            "if key != keys.generation_key(manifest):",
+            "if False:",
+            "test_a_prefix_inside_another_s_or_around_it_cannot_be_adopted",
         ),
     ),
     *cut(

@@ -190,7 +190,7 @@ def twice(resources: list[Json], done: dict[str, Counter[tuple[str, str]]]) -> l
 def _made(done: Counter[tuple[str, str]], resource: Json) -> int:
     manifest = resource["manifest"]
     if resource["kind"] == "redis":
-        return done["SET", f"{manifest['prefix']}gen={manifest['generation']}"]
+        return done["SET", f"{_last_name(resource)}={manifest['generation']}"]
     return done["CREATE", f"zz_new_{manifest['generation']}"]
 
 
@@ -198,7 +198,7 @@ def _destroyed(done: Counter[tuple[str, str]], resource: Json) -> int:
     """How often anything that bore the resource's names was removed, by the server's own record."""
     manifest = resource["manifest"]
     if resource["kind"] == "redis":
-        return done["UNLINK", f"{manifest['prefix']}gen"]
+        return done["UNLINK", _last_name(resource)]
     generation = manifest["generation"]
     return sum(done["DROP", name] for name in (f"zz_new_{generation}", f"zz_del_{generation}", manifest["database"]))
 
@@ -235,13 +235,17 @@ def _names(resource: Json) -> set[str]:
     return Holding(resource["kind"], resource["manifest"], "").all_names if resource["manifest"] else set()
 
 
+def _last_name(resource: Json) -> str:
+    return Holding(resource["kind"], resource["manifest"], "").last_name
+
+
 def _living(resource: Json) -> set[str]:
     names = resource["manifest"]
     return {names["user"], names["prefix"]} if resource["kind"] == "redis" else {names["database"], names["role"]}
 
 
 def _prefix(key: str) -> str:
-    return key[: key.find(":") + 1] or key
+    return witnesses._prefix(key) or key
 
 
 def quantile(sorted_: list[float], share: float) -> float:

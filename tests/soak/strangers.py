@@ -78,7 +78,7 @@ def database(stage: Stage, backend: str, name: str, role: str, old: int = 0) -> 
 
 
 def namespace(stage: Stage, backend: str, user: str, prefix: str) -> Newcomer:
-    """An ACL user and keys by hand, a key where a generation would be."""
+    """An ACL user and keys by hand, a key where an older version's generation would be."""
     password, server = secrets.token_hex(8), stage.redis[backend].client
     server.execute_command("ACL", "SETUSER", user, "on", f">{password}", f"~{prefix}*", "+@all", "-@dangerous")
     server.execute_command("ACL", "SAVE")

@@ -389,7 +389,7 @@ class Story:
             return 0
         if self.kind == "redis":
             self.install.deletions.heard()
-            return self.install.deletions.count[f"{manifest['prefix']}gen"]
+            return self.install.deletions.count[f"deprovisioner:gen:{manifest['prefix']}"]
         done = self.install.pg.drops(self.log_began)
         return done[f"zz_del_{manifest['generation']}"] + done[manifest["database"]]
 
@@ -520,7 +520,7 @@ class Adoption(Provision):
             assert comment == f"deprovisioner gen={manifest['generation']}"
             return
         assert self.install.cache.client.get(f"{manifest['prefix']}precious") == "42"
-        assert self.install.cache.client.get(f"{manifest['prefix']}gen") == manifest["generation"]
+        assert self.install.cache.client.get(f"deprovisioner:gen:{manifest['prefix']}") == manifest["generation"]
 
 
 class ProvisionHalfDone(Provision):
@@ -637,7 +637,7 @@ class OtherGeneration(Deprovision):
             mark = f"deprovisioner gen={generation}"
             self.install.pg.query(f'COMMENT ON DATABASE "{manifest["database"]}" IS %s', mark)
         else:
-            self.install.cache.client.set(f"{manifest['prefix']}gen", generation)
+            self.install.cache.client.set(f"deprovisioner:gen:{manifest['prefix']}", generation)
 
     def recovered(self) -> None:
         self.until_stuck("refused")
@@ -645,7 +645,7 @@ class OtherGeneration(Deprovision):
         if self.kind == "postgres":
             assert self.install.pg.query("SELECT n FROM t", database=manifest["database"]) == [(1,)]
         else:
-            assert len(self.install.cache.keys(manifest["prefix"])) == KEYS + 1
+            assert len(self.install.cache.keys(manifest["prefix"])) == KEYS
         assert self.destroyed() == 0
         self._mark(manifest["generation"])
         self.redrive()

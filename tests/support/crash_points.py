@@ -211,7 +211,9 @@ def command_name(words: tuple[Any, ...]) -> str | None:
     name = next((w for w in (" ".join(said[:2]), said[0]) if w in _WRITES), None)
     if name == "SET":
         return "SET generation key"
-    return "EVAL UNLINK" if name == "EVAL" else name
+    if name == "EVAL":
+        return next((f"EVAL {verb}" for verb in ("UNLINK", "SET") if f"'{verb}'" in str(words[1])), None)
+    return name
 
 
 def _first_write(pipe: Pipeline) -> str | None:

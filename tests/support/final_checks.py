@@ -29,7 +29,7 @@ def all_is_well(
     assert not names & there, "nothing of them on the server, no login"
     deletions.heard()
     # A prefix that was taken again died as often as it was lived in.
-    lived = Counter(f"{m['prefix']}gen" for m in namespaces)
+    lived = Counter(f"deprovisioner:gen:{m['prefix']}" for m in namespaces)
     assert {key: deletions.count[key] for key in lived} == lived, (
         "each namespace ended once, by the server's own events"
     )

@@ -154,7 +154,9 @@ class RedisServer:
         return {key for key in self.client.scan_iter(count=1000) if key.startswith(prefix)}
 
     def bears(self, manifest: dict) -> bool:
-        return manifest["user"] in self.users() or bool(self.keys(manifest["prefix"]))
+        """Whether anything of the manifest is on the server: user, keys, the key that says whose they are."""
+        left = self.keys(manifest["prefix"]) | self.keys(f"deprovisioner:gen:{manifest['prefix']}")
+        return manifest["user"] in self.users() or bool(left)
 
 
 def waits_for_a_lock(db: Connection) -> bool:

@@ -153,20 +153,20 @@ def _redis_disguises(witness: RedisServer) -> tuple[Callable[[dict[str, Any]], N
         mark = f"&deprovisioner:gen:{manifest['generation']}"
         client.execute_command("ACL", "SETUSER", f"copy_{manifest['user']}", "resetchannels", mark)
         client.acl_deluser(manifest["user"])
-        client.delete(f"{manifest['prefix']}gen")
+        client.delete(f"deprovisioner:gen:{manifest['prefix']}")
 
     def made_again(manifest: dict[str, Any]) -> None:
         client.acl_deluser(manifest["user"])
         client.execute_command("ACL", "SETUSER", manifest["user"], "on", ">p")
-        client.delete(f"{manifest['prefix']}gen")
+        client.delete(f"deprovisioner:gen:{manifest['prefix']}")
 
     def left(manifest: dict[str, Any]) -> None:
         client.acl_deluser(manifest["user"])
-        client.rename(f"{manifest['prefix']}gen", f"{manifest['prefix']}other")
+        client.rename(f"deprovisioner:gen:{manifest['prefix']}", f"{manifest['prefix']}other")
 
     def overwritten(manifest: dict[str, Any]) -> None:
-        client.delete(f"{manifest['prefix']}gen")
-        client.rpush(f"{manifest['prefix']}gen", 1)
+        client.delete(f"deprovisioner:gen:{manifest['prefix']}")
+        client.rpush(f"deprovisioner:gen:{manifest['prefix']}", 1)
 
     return copied, made_again, left, overwritten
 
@@ -339,21 +339,21 @@ def test_a_replica_that_lags_is_not_believed(subject: Subject) -> None:
         assert subject.can_log_in(plan.credentials)
 
 
-def test_a_server_that_refuses_writes_is_away_and_nothing_is_touched(subject: Subject) -> None:
+def test_a_server_that_refuses_writes_is_away_and_nothing_is_destroyed(subject: Subject) -> None:
     if subject.read_only is None:
         pytest.skip("this kind has no writable server that is read-only; see the replica")
     (manifest, credentials), missing = subject.provisioned(), subject.backend.plan(uuid.uuid4(), uuid.uuid4())
+    subject.put(credentials)
     with subject.read_only():
         for act in (
             lambda: subject.backend.provision(missing.manifest, missing.credentials),
             lambda: subject.backend.provision(manifest, credentials),
-            lambda: subject.backend.quarantine(manifest),
             lambda: subject.backend.teardown(manifest, 1),
         ):
             with pytest.raises(OutOfService):
                 act()
         assert isinstance(subject.backend.inspect(manifest), Same)
-        assert subject.can_log_in(credentials)
+        assert not subject.can_log_in(credentials), "to end a customer's access, the server need not write"
     assert subject.witness.bears(manifest)
     subject.backend.release(manifest)
     assert subject.can_log_in(credentials)

@@ -1,7 +1,7 @@
 """Redis and Valkey: a resource is an ACL user and the keys under its prefix.
 
-Identity has two halves: the generation key `<prefix>gen`, which a Lua script compares before each batch of
-UNLINK; and a channel pattern that carries the generation on the ACL user, which the tenant cannot change.
+Identity has two halves: the generation key `deprovisioner:gen:<prefix>`, which a Lua script compares before each batch
+of UNLINK; and a channel pattern that carries the generation on the ACL user. The tenant can change neither.
 An ACL user `deprovisioner:server:<uuid>` that may do nothing names the server: its run id changes at every restart, and
 keys are replicated, evicted and flushed.
 

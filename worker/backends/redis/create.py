@@ -3,7 +3,6 @@
 import hashlib
 import secrets
 import uuid
-from typing import Any
 
 from redis import SSLConnection
 
@@ -84,8 +83,10 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
         if any(c.startswith(identity.CHANNEL) and c != identity.channel(full) for c in user["channels"]):
             raise taken
         rights.must_stay_inside(session, full, user)
+        if _is_uuid(older := keys.older_generation(session, full)) and older != full["generation"]:
+            raise taken
         planted = session.set(keys.generation_key(full), full["generation"], nx=True)
-        if not planted and identity.generation(session, full) != full["generation"]:
+        if not planted and keys.generation(session, full) != full["generation"]:
             raise taken
         if overlap := _overlap(session, full):
             if planted:
@@ -100,18 +101,26 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
 
 
 def _overlap(session: Session, manifest: Json) -> str | None:
-    """The generation key of a prefix inside ours or around it. Two adoptions that race see each other's."""
+    """The prefix of another resource inside ours or around it. Two adoptions that race see each other's key."""
     prefix = manifest["prefix"]
-    around = [f"{prefix[: end + 1]}gen" for end, letter in enumerate(prefix[:-1]) if letter == ":"]
-    found = (key.decode(errors="replace") for _, key in keys.under_prefix(session, manifest) if key.endswith(b":gen"))
-    for key in (*around, *found):
-        if session.type(key) == "string" and _is_uuid(session.get(key)):
-            return key
+    for end in (end for end, letter in enumerate(prefix[:-1]) if letter == ":"):
+        if session.type(keys.generation_key({"prefix": prefix[: end + 1]})) != "none":
+            return str(prefix[: end + 1])
+    for key in session.scan_iter(match=f"{keys.MARKS}{keys.escape(prefix)}*", count=1000):
+        if key != keys.generation_key(manifest):
+            return str(key).removeprefix(keys.MARKS)
+    # A resource that an older version made has no such key, but its user has a mark.
+    for name, rules in identity.marked_users(session, identity.CHANNEL):
+        reached = [
+            rights.beginning(rule) for rule in rules if rule[:1] in "~%" and identity.channel(manifest) not in rules
+        ]
+        if any(one and (one.startswith(prefix) or prefix.startswith(one)) for one in reached):
+            return f"that of ACL user {name}"
     return None
 
 
-def _is_uuid(value: Any) -> bool:
+def _is_uuid(value: str | None) -> bool:
     try:
-        return bool(uuid.UUID(value))
-    except (ValueError, TypeError, AttributeError):
+        return value is not None and bool(uuid.UUID(value))
+    except ValueError:
         return False

@@ -29,10 +29,13 @@ def judge(session: Session, manifest: Json) -> Observation:
 
     Absent means that nothing of the manifest is there: no user of its name, no user with its mark, no key.
     """
-    found = generation(session, manifest)
+    found = keys.generation(session, manifest)
     servers = server_ids(session)
     user = acl_user(session, manifest["user"])  # last: a destructive command may follow, which only knows the name
-    ours = user is not None and channel(manifest) in user["channels"]
+    ours = is_marked(user, manifest)
+    if found is None and user is None:  # an older version's worker died between the removal of user and key
+        older = keys.older_generation(session, manifest)
+        found = older if older == manifest["generation"] else None
     evidence: Json = {
         "server": ", ".join(servers) or None,
         "user": None if user is None else f"{manifest['user']} {' '.join(user['flags'])} {' '.join(user['channels'])}",
@@ -140,9 +143,15 @@ def identify(session: Session) -> str:
 
 def users_with(session: Session, beginning: str) -> list[str]:
     """The names of all users with a channel pattern that begins so."""
-    lines: Any = session.acl_list()  # with hashes of passwords: nothing of it is kept
+    return [name for name, _ in marked_users(session, beginning)]
+
+
+def marked_users(session: Session, beginning: str) -> list[tuple[str, list[str]]]:
+    """All users with a channel pattern that begins so, each with its rules but its passwords."""
+    lines: Any = session.acl_list()
     words = (line.replace("(", " ").replace(")", " ").split() for line in lines)
-    return [name for _, name, *rest in words if any(word.startswith(beginning) for word in rest)]
+    users = ((name, [rule for rule in rules if rule[:1] != "#"]) for _, name, *rules in words)
+    return [(name, rules) for name, rules in users if any(rule.startswith(beginning) for rule in rules)]
 
 
 def acl_user(session: Session, name: str) -> Json | None:
@@ -156,13 +165,9 @@ def read_user(answer: Json) -> Json:
     return answer | {"keys": answer["keys"].split(), "channels": answer["channels"].split()}
 
 
-def generation(session: Session, manifest: Json) -> str | None:
-    """The value of the generation key, None when there is none."""
-    kind: Any = session.type(keys.generation_key(manifest))
-    if kind in ("string", "none"):
-        found: Any = session.get(keys.generation_key(manifest))
-        return None if found is None else str(found)
-    return f"({kind})"  # no generation of ours is a list
+def is_marked(user: Json | None, manifest: Json) -> bool:
+    """Whether this is the user that was made or adopted for the resource: only an administrator can change its mark."""
+    return user is not None and channel(manifest) in user["channels"]
 
 
 def channel(manifest: Json) -> str:

@@ -7,6 +7,7 @@ from outbox.errors import Refused
 from outbox.rows import Json
 from worker.backends.redis.session import Session
 
+MARKS = "deprovisioner:gen:"  # the keys that say whose a prefix is; no customer reaches them
 # One UNLINK of this many keys blocks the server for well under a millisecond.
 BATCH = 500
 
@@ -21,21 +22,32 @@ redis.call('SELECT', ARGV[3])
 return redis.call('UNLINK', unpack(KEYS, 2))
 """
 
+# A customer may have put anything there; only what can be a generation leaves the server.
+_OLDER = """
+if redis.call('TYPE', KEYS[1]).ok ~= 'string' then return false end
+local found = redis.call('GET', KEYS[1])
+return #found == 36 and found
+"""
+# A full server takes this key too: what is removed with its help is more. KEYS[2], where there is one: an older
+# version's key, which must hold the generation.
+_PLANT = """#!lua flags=allow-oom
+if KEYS[2] and redis.call('GET', KEYS[2]) ~= ARGV[1] then return false end
+return redis.call('SET', KEYS[1], ARGV[1], 'NX')
+"""
+
 
 class GenerationVanishedError(Exception):
     """The generation key disappeared during a teardown."""
 
 
 def under_prefix(session: Session, manifest: Json) -> Iterator[tuple[int, bytes]]:
-    """Every key under the prefix but the generation key, with its database; keys are any bytes."""
+    """Every key under the prefix, with its database; keys are any bytes."""
     pattern = f"{escape(manifest['prefix'])}*"
-    home = session.home
     for name in session.info("keyspace"):
         database = int(name.removeprefix("db"))
         with session.server.connect(database=database, decode=False) as there:
             for key in there.scan_iter(match=pattern, count=1000):
-                if database != home or key != generation_key(manifest).encode():
-                    yield database, key
+                yield database, key
 
 
 def unlink_pass(session: Session, manifest: Json) -> int:
@@ -62,8 +74,39 @@ def unlink_generation(session: Session, manifest: Json) -> None:
     unlink(session, manifest, session.home, [generation_key(manifest).encode()])
 
 
+def plant(session: Session, manifest: Json) -> bool:
+    """Write the generation key where there is none; whether this wrote it. On a full server too."""
+    return bool(session.eval(_PLANT, 1, generation_key(manifest), manifest["generation"]))
+
+
+def take_over_older(session: Session, manifest: Json) -> bool:
+    """Write the generation key where only an older version's key holds the generation; whether this wrote it."""
+    both = (generation_key(manifest), older_key(manifest))
+    return bool(session.eval(_PLANT, 2, *both, manifest["generation"]))
+
+
+def generation(session: Session, manifest: Json) -> str | None:
+    """The value of the generation key, None when there is none."""
+    kind: Any = session.type(generation_key(manifest))
+    if kind in ("string", "none"):
+        found: Any = session.get(generation_key(manifest))
+        return None if found is None else str(found)
+    return f"({kind})"  # no generation of ours is a list
+
+
+def older_generation(session: Session, manifest: Json) -> str | None:
+    """The value of an older version's key, None when there is none or it is too long or short for a generation."""
+    found: Any = session.eval(_OLDER, 1, older_key(manifest))
+    return None if found is None else str(found)
+
+
 def generation_key(manifest: Json) -> str:
     """The key whose value is the generation."""
+    return f"{MARKS}{manifest['prefix']}"
+
+
+def older_key(manifest: Json) -> str:
+    """Where older versions kept the generation: a customer could change it, so it counts only once its user is gone."""
     return f"{manifest['prefix']}gen"
 
 

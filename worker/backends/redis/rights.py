@@ -18,7 +18,7 @@ def must_stay_inside(session: Session, manifest: Json, user: Json) -> None:
     if user["selectors"]:
         wrong.append("has selectors")
         mend.append("clearselectors")
-    inside = [pattern for pattern in user["keys"] if _literal(pattern).startswith(manifest["prefix"])]
+    inside = [pattern for pattern in user["keys"] if beginning(pattern).startswith(manifest["prefix"])]
     if outside := [pattern for pattern in user["keys"] if pattern not in inside]:
         wrong.append(f"reaches keys outside the prefix ({_some(outside)})")
         mend += ["resetkeys", *(inside or [f"~{keys.escape(manifest['prefix'])}*"])]
@@ -53,7 +53,7 @@ def _category(session: Session, name: str) -> set[str]:
     return set(found)
 
 
-def _literal(pattern: str) -> str:
+def beginning(pattern: str) -> str:
     """What every key that matches `~pattern` or `%R~pattern` begins with."""
     letters = iter(pattern.split("~", 1)[1])
     found = ""

@@ -128,14 +128,22 @@ class Session(redis.Redis):
     def save_acl(self) -> None:
         """Write the users to the aclfile, if there is one: ACL LOAD or a restart would bring a deleted one back."""
         if self.keeps_users():
-            self.execute_command("ACL", "SAVE")
+            self._save()
 
     def _saved(self) -> bool:
+        try:
+            self._save()
+        except exceptions.ResponseError as error:
+            if code_of(error) not in ("NOPERM", "ERR"):
+                raise
+            return False
+        return True
+
+    def _save(self) -> None:
         try:
             self.execute_command("ACL", "SAVE")
         except exceptions.ResponseError as error:
             # Without an aclfile, and where the file cannot be written, the code is the same.
-            if code_of(error) not in ("NOPERM", "ERR") or "trying to save" in str(error):
+            if "trying to save" not in str(error):
                 raise
-            return False
-        return True
+            raise OutOfService(f"the server cannot write its aclfile: {meaning(error)}") from error

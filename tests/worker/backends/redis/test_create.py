@@ -65,7 +65,7 @@ def test_a_prefix_inside_another_s_or_around_it_cannot_be_adopted(
     backend.adopt({"user": an_acl_user(server), "prefix": first}, uuid.uuid4())
     with pytest.raises(Refused, match="inside another"):
         backend.adopt({"user": an_acl_user(server), "prefix": second}, uuid.uuid4())
-    assert server.client.get(f"{second}gen") is None, "nothing of the refused one is left"
+    assert server.client.get(f"deprovisioner:gen:{second}") is None, "nothing of the refused one is left"
 
 
 def test_a_prefix_inside_a_provisioned_resource_s_cannot_be_adopted(
@@ -73,6 +73,22 @@ def test_a_prefix_inside_a_provisioned_resource_s_cannot_be_adopted(
 ) -> None:
     with pytest.raises(Refused, match="inside another"):
         backend.adopt({"user": an_acl_user(server), "prefix": f"{provisioned['prefix']}mine:"}, uuid.uuid4())
+    backend.teardown(provisioned, 1)
+
+
+@pytest.mark.parametrize("known_by", ["user", "key"])
+def test_an_older_version_s_user_or_prefix_cannot_be_adopted(
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any], known_by: str
+) -> None:
+    prefix = provisioned["prefix"]
+    server.client.rename(f"deprovisioner:gen:{prefix}", f"{prefix}gen")
+    inside = {"user": an_acl_user(server), "prefix": f"{prefix}inner:"}
+    if known_by == "key":
+        server.client.acl_deluser(provisioned["user"])
+        inside["prefix"] = prefix
+    with pytest.raises(Refused, match=r"inside another|belongs to another"):
+        backend.adopt(inside, uuid.uuid4())
+    assert server.client.exists(f"deprovisioner:gen:{inside['prefix']}") == 0
     backend.teardown(provisioned, 1)
 
 

@@ -2,7 +2,7 @@
 
 import threading
 import uuid
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from tests.support import redis_servers
 from tests.support.proxy import Proxy
 from tests.support.witness import RedisServer, an_acl_user
 from worker.backends import Absent, Different, Same
-from worker.backends.redis import Redis, destroy, identity
+from worker.backends.redis import Redis, destroy, identity, keys
+from worker.backends.redis.session import Server
 
 
 @pytest.mark.parametrize("now", ["another", None], ids=str)
@@ -24,19 +25,18 @@ def test_each_unlink_compares_the_generation_in_its_own_script(
     """The generation key changes after the check of identity and before the first UNLINK."""
     for n in range(50):
         server.client.set(f"{provisioned['prefix']}{n}", n)
-    honest = destroy._quarantine
+    honest = destroy._fence
 
-    def then_replace(*words: Any) -> bool:
-        done = honest(*words)
-        server.client.delete(f"{provisioned['prefix']}gen")
+    def then_replace(*words: Any) -> None:
+        honest(*words)
+        server.client.delete(f"deprovisioner:gen:{provisioned['prefix']}")
         if now:
-            server.client.set(f"{provisioned['prefix']}gen", now)
-        return done
+            server.client.set(f"deprovisioner:gen:{provisioned['prefix']}", now)
 
-    monkeypatch.setattr(destroy, "_quarantine", then_replace)
+    monkeypatch.setattr(destroy, "_fence", then_replace)
     with pytest.raises(Refused if now else Transient):
         backend.teardown(provisioned, 1)
-    assert len(server.keys(provisioned["prefix"])) == 50 + bool(now)
+    assert len(server.keys(provisioned["prefix"])) == 50
 
 
 def test_glob_characters_in_an_adopted_prefix_are_only_characters(backend: Redis, server: RedisServer) -> None:
@@ -71,15 +71,65 @@ def test_keys_in_other_logical_databases_go_too(
     assert client.Redis.from_url(server.url.removesuffix("/0") + "/3").exists(f"{provisioned['prefix']}a") == 0
 
 
-def test_a_customer_that_removed_its_own_generation_key_is_still_torn_down(
-    backend: Redis, server: RedisServer, provisioned: dict[str, Any]
+@pytest.mark.parametrize("how", ["flushed", "older", "another's in the older key", "nothing in the older key"])
+def test_a_namespace_without_its_generation_key_is_still_torn_down(
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any], how: str
 ) -> None:
-    customer = client.Redis.from_url(provisioned["url"])
+    """Keys are flushed and evicted, and older versions kept the generation where the customer could change it."""
+    customer, older = client.Redis.from_url(provisioned["url"]), f"{provisioned['prefix']}gen"
     customer.set(f"{provisioned['prefix']}a", 1)
-    customer.delete(f"{provisioned['prefix']}gen")
+    server.client.delete(f"deprovisioner:gen:{provisioned['prefix']}")
+    if how == "older":
+        server.client.set(older, provisioned["generation"])
+    elif how == "another's in the older key":
+        customer.set(older, str(uuid.uuid4()))
     assert isinstance(backend.inspect(provisioned), Same), "the user's own mark proves it"
     backend.teardown(provisioned, 1)
+    assert isinstance(backend.inspect(provisioned), Absent)
     assert not server.bears(provisioned)
+
+
+def test_a_customer_cannot_reach_the_key_that_says_whose_its_prefix_is(
+    backend: Redis, provisioned: dict[str, Any]
+) -> None:
+    customer = client.Redis.from_url(provisioned["url"])
+    for act in (customer.delete, customer.get, customer.strlen, lambda key: customer.set(key, "x")):
+        with pytest.raises(client.exceptions.NoPermissionError):
+            act(f"deprovisioner:gen:{provisioned['prefix']}")
+    backend.teardown(provisioned, 1)
+
+
+def test_an_older_version_s_teardown_that_died_after_its_user_was_removed_is_ended(
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any]
+) -> None:
+    server.client.acl_deluser(provisioned["user"])
+    server.client.rename(f"deprovisioner:gen:{provisioned['prefix']}", f"{provisioned['prefix']}gen")
+    server.client.set(f"{provisioned['prefix']}a", 1)
+    assert isinstance(backend.inspect(provisioned), Same)
+    stranger = provisioned | {"generation": str(uuid.uuid4())}
+    assert isinstance(backend.inspect(stranger), Different)
+    with pytest.raises(Refused):
+        backend.teardown(stranger, 1)
+    backend.teardown(provisioned, 1)
+    assert isinstance(backend.inspect(provisioned), Absent)
+    assert not server.bears(provisioned)
+
+
+@pytest.mark.parametrize("older", ["another's", "long", "a list", None])
+def test_only_an_older_key_of_its_own_generation_is_taken_over(
+    backend: Redis, server: RedisServer, provisioned: dict[str, Any], older: str | None
+) -> None:
+    key, ours = f"{provisioned['prefix']}gen", f"deprovisioner:gen:{provisioned['prefix']}"
+    server.client.acl_deluser(provisioned["user"])
+    server.client.delete(ours)
+    if older == "a list":
+        server.client.rpush(key, provisioned["generation"])
+    elif older:
+        server.client.set(key, str(uuid.uuid4()) if older == "another's" else provisioned["generation"] * 1000)
+    assert isinstance(backend.inspect(provisioned), Different if older else Absent)
+    with Server(server.service_dsn, frozenset()).connect() as session, suppress(client.ResponseError):
+        assert not keys.take_over_older(session, provisioned)
+    assert server.client.exists(ours) == 0
 
 
 def test_the_user_stays_gone_after_the_acl_file_is_loaded_again(
@@ -159,16 +209,27 @@ def test_a_zombie_cannot_reach_the_new_owner_of_the_names(
     assert server.client.acl_getuser(user)["enabled"] is True
 
 
-def test_a_generation_key_that_a_customer_lets_expire_is_kept_until_the_keys_are_gone(
-    backend: Redis, server: RedisServer, provisioned: dict[str, Any]
+def test_a_zombie_that_would_write_the_generation_key_again_removes_it(
+    backend: Redis, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    customer, generation_key = client.Redis.from_url(provisioned["url"]), f"{provisioned['prefix']}gen"
-    customer.set(f"{provisioned['prefix']}a", 1)
-    assert customer.expire(generation_key, 60)
-    backend.quarantine(provisioned)
-    assert server.client.ttl(generation_key) == -1, "it has no end of life"
-    backend.teardown(provisioned, 1)
-    assert not server.bears(provisioned)
+    """The key was flushed; the zombie is paused before it writes it, and meanwhile the names are another's."""
+    user, prefix = an_acl_user(server), f"{uuid.uuid4().hex}:"
+    old = backend.adopt({"user": user, "prefix": prefix}, uuid.uuid4())
+    server.client.delete(f"deprovisioner:gen:{prefix}")
+    honest = keys.plant
+
+    def pauses(session: Any, manifest: Any) -> bool:
+        monkeypatch.setattr(keys, "plant", honest)
+        Redis(server.service_dsn).teardown(old, 2)
+        server.client.execute_command("ACL", "SETUSER", user, "on", ">new", "~x", "+@all")
+        server.client.set(f"{prefix}precious", 42)
+        return honest(session, manifest)
+
+    monkeypatch.setattr(keys, "plant", pauses)
+    with pytest.raises(Transient, match="was removed or replaced"):
+        backend.teardown(old, 1)
+    assert server.client.get(f"{prefix}precious") == "42"
+    assert server.client.exists(f"deprovisioner:gen:{prefix}") == 0
 
 
 @pytest.mark.parametrize("program", ["redis", "valkey"])

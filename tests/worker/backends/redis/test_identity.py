@@ -15,7 +15,7 @@ from worker.backends.redis import Redis
 def test_a_foreign_generation_key_is_refused_and_its_data_untouched(
     backend: Redis, server: RedisServer, provisioned: dict[str, Any]
 ) -> None:
-    server.client.set(f"{provisioned['prefix']}gen", "another")
+    server.client.set(f"deprovisioner:gen:{provisioned['prefix']}", "another")
     server.client.set(f"{provisioned['prefix']}precious", 42)
     assert isinstance(backend.inspect(provisioned), Different)
     with pytest.raises(Refused):
@@ -61,6 +61,6 @@ def test_default_is_never_adopted_or_torn_down(backend: Redis) -> None:
 def test_a_generation_key_that_is_no_string_is_different(
     backend: Redis, server: RedisServer, provisioned: dict[str, Any]
 ) -> None:
-    server.client.delete(f"{provisioned['prefix']}gen")
-    server.client.rpush(f"{provisioned['prefix']}gen", 1)
+    server.client.delete(f"deprovisioner:gen:{provisioned['prefix']}")
+    server.client.rpush(f"deprovisioner:gen:{provisioned['prefix']}", 1)
     assert isinstance(backend.inspect(provisioned), Different)
