@@ -17,10 +17,10 @@ from outbox.logs import log
 # Ten times what browsers and proxies send. It counts for the trailers of a chunked body too.
 MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
-# From the first byte of a request to its last; 64 KiB arrive in it at 4 KiB a second. Also for a connection's first byte.
+# From the first byte of a request to its last: 64 KiB at 5 KiB a second. A new connection has as long for its first.
 ARRIVAL_SECONDS = 15.0
-# For a client that does not read its answer.
-STALL_SECONDS = 30.0
+# For a client that reads its answer slowly, or not at all. The longest answers have some hundred kilobytes.
+READ_SECONDS = 60.0
 # Below the 1,024 files that a process may open by default. Beyond it, the longest wait for a client's bytes is ended.
 MAX_CONNECTIONS = 512
 MAX_PIPELINED = 16
@@ -135,7 +135,7 @@ class Door(HttpToolsProtocol):
 
     def _allow_stall(self) -> None:
         self._stop_stall()
-        self._stall = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        self._stall = self.loop.call_later(READ_SECONDS, self.transport.abort)
 
     def _stop_stall(self) -> None:
         if self._stall is not None:
@@ -161,9 +161,9 @@ class Door(HttpToolsProtocol):
         self._refuse(Problem(408, "request_timeout", detail))
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer the request that is arriving, unless an answer to an earlier one is under way; and end the connection."""
+        """Answer the request that is arriving, unless an earlier one is being answered, and end the connection."""
         cycle = self.cycle
-        arriving = cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started)
+        arriving = cycle is None or (not cycle.response_started if cycle.more_body else cycle.response_complete)
         if arriving and not self.pipeline and not self._ended:
             self.transport.write(_as_http(problem))
         self._end()
