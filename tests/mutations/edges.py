@@ -34,7 +34,7 @@ GUARDS_OF_EDGES = (
             "true",
             f"{_SETTING}[search_path-public]",
         ),
-        ("setting: what is pinned", " UNION ALL {_PINNED})", ")", f"{_SETTING}[timezone-Asia/Tokyo]"),
+        ("setting: what is pinned", " UNION ALL {_PINNED})", ")", f"{_SETTING}[timezone-Japan]"),
         (
             "server: what a crash takes back",
             "WHERE current_setting(name) <> wanted",
