@@ -25,13 +25,16 @@ and its server, and `generation`, which the object carries on the server (`mark`
 attempt), `Transient` when the work failed and may succeed later (it is tried again), `Refused` when it must not be done
 (an operator decides). Any other exception after the start counts as an unknown outcome.
 
+**Check.** A backend may have a method `check() -> list[Finding]`: what is not as it should be on the server, each with
+what mends it. Workers call it when they start, and `deprovisioner backends check` for a person. It changes nothing.
+
 `tests/worker/backends/test_conformance.py` of this project is what a backend must pass.
 """
 
 from outbox.errors import BackendError, OutOfService, Refused, SettingsError, Transient, Unavailable
 from outbox.kinds import Check, Field, Kind, text, uuid_text, whole_number
 from outbox.rows import Json
-from worker.backends import Absent, Backend, Different, Observation, Plan, Same, mark
+from worker.backends import Absent, Backend, Different, Finding, Observation, Plan, Same, mark
 
 __all__ = [
     "Absent",
@@ -40,6 +43,7 @@ __all__ = [
     "Check",
     "Different",
     "Field",
+    "Finding",
     "Json",
     "Kind",
     "Observation",

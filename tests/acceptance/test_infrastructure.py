@@ -40,18 +40,23 @@ ENDS_CLIENTS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 # -- the control database ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(signal.SIGINT, id="fast", marks=pytest.mark.proof), pytest.param(signal.SIGQUIT, id="immediate")],
+)
 def test_every_delete_is_done_once_though_the_control_database_restarts(own: OwnServers, how: signal.Signals) -> None:
     with own.storm():
         own.restart_control(how)
 
 
+@pytest.mark.proof
 def test_every_delete_is_done_once_though_control_connections_are_cut_each_second(own: OwnServers) -> None:
     with own.storm():
         cut = sum(len(own.control.query(ENDS_CLIENTS)) for _ in seconds(4, every=1))
     assert cut > 4
 
 
+@pytest.mark.proof
 def test_every_delete_is_done_once_though_the_control_database_has_no_connection_left(own: OwnServers) -> None:
     with own.storm() as things, contextlib.ExitStack() as hoard:
 
@@ -70,6 +75,7 @@ def test_every_delete_is_done_once_though_the_control_database_has_no_connection
         time.sleep(1)
 
 
+@pytest.mark.proof
 def test_every_delete_is_done_once_though_an_old_snapshot_holds_back_vacuum(own: OwnServers) -> None:
     with contextlib.closing(psycopg2.connect(own.control.dsn)) as old:
         old.set_session(isolation_level="REPEATABLE READ")
@@ -108,6 +114,7 @@ def test_every_delete_is_done_once_though_the_broker_is_killed_and_comes_back_em
         own.start_server(own.broker_server, lambda: embedded.valkey_ready(own.broker.url))
 
 
+@pytest.mark.proof
 def test_every_delete_is_done_once_though_the_broker_is_flushed_again_and_again(own: OwnServers) -> None:
     with own.storm():
         for _ in seconds(3, every=0.1):
@@ -165,6 +172,7 @@ def test_a_paused_backend_does_not_delay_the_jobs_of_another_backend(own: OwnSer
             own.signal(own.pg_server, signal.SIGCONT)
 
 
+@pytest.mark.proof
 def test_every_delete_is_done_once_though_a_backend_answers_slowly(own: OwnServers) -> None:
     with own.storm():
         for _ in seconds(4, every=0.03):

@@ -294,20 +294,43 @@ GUARDS_OF_REDIS = (
         ),
         (
             "redis: commands of an adopted user",
-            "if harmful := sorted(granted - HARMLESS):",
+            "if harmful := sorted(may - HARMLESS):",
             "if harmful := []:",
             f"{BEYOND}[redis-one ACL command]",
         ),
     ),
     *cut(
         REDIS,
-        "def _dangerous(",
+        "def granted(",
         RIGHTS,
         (
             "redis: a command with one allowed argument",
             'if sign == "+":',
             "if False:",
             f"{BEYOND}[redis-FLUSHALL with one argument]",
+        ),
+    ),
+    *cut(
+        "worker/backends/redis/check.py",
+        "",
+        "tests/worker/backends/redis/test_check.py",
+        (
+            "redis: the check finds a user without its commands",
+            "    if missing:",
+            "    if False:",
+            "test_rights_too_few_or_too_many_are_found_and_the_statement_mends_them[redis-a category less]",
+        ),
+        (
+            "redis: the check finds a user with dangerous commands",
+            "    if excess:",
+            "    if False:",
+            "test_rights_too_few_or_too_many_are_found_and_the_statement_mends_them[redis-a dangerous command]",
+        ),
+        (
+            "redis: the check finds an open default user",
+            'and "nopass" in default["flags"]:',
+            "and False:",
+            "test_a_default_user_without_a_password_is_found[redis]",
         ),
     ),
     *cut(

@@ -51,7 +51,7 @@ class Client:
 class Watch:
     """Looks at one session until `stop`. `connect` opens the second session, which nothing watches.
 
-    `ended`: the evidence, one line for each customer's session that our session waited for and that was ended.
+    `blockers`: they are ended where they are customers.
     """
 
     def __init__(
@@ -59,10 +59,9 @@ class Watch:
         session: extensions.connection,
         connect: Callable[[], AbstractContextManager[extensions.connection]],
         blockers: Blockers,
-        ended: list[str],
     ) -> None:
         self._session, self._pid, self._connect = session, session.info.backend_pid, connect
-        self._blockers, self._ended = blockers, ended
+        self._blockers = blockers
         self._done = threading.Event()
         self._seen: tuple[float, list[str]] = (0.0, [])
         self._wait: tuple[str, str] | None = None  # without a timeout of the server's: what for, since which statement
@@ -108,7 +107,7 @@ class Watch:
             )
             if blockers := [_in_database(*row) for row in cursor]:
                 self._seen = (time.monotonic(), blockers)
-                self._end(second)
+                self._blockers.end(second)
             cursor.execute(
                 """
                 SELECT wait_event, query_start::pg_catalog.text FROM pg_catalog.pg_stat_activity
@@ -133,11 +132,6 @@ class Watch:
             )
             if cursor.fetchone() == (True,) and event == "SyncRep":
                 self.unconfirmed = True
-
-    def _end(self, second: extensions.connection) -> None:
-        sessions, prepared = self._blockers.end(second)
-        self._ended += [f"ended a customer's session that we waited for: {_in_database(*row)}" for row in sessions]
-        self._ended += [f"rolled back a customer's prepared transaction that we waited for: {it}" for it in prepared]
 
 
 def _unanswering(session: extensions.connection) -> str:

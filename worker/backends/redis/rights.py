@@ -20,22 +20,26 @@ def must_stay_inside(session: Session, manifest: Json, user: Json) -> None:
         mend.append("clearselectors")
     inside = [pattern for pattern in user["keys"] if beginning(pattern).startswith(manifest["prefix"])]
     if outside := [pattern for pattern in user["keys"] if pattern not in inside]:
-        wrong.append(f"reaches keys outside the prefix ({_some(outside)})")
+        wrong.append(f"reaches keys outside the prefix ({some(outside)})")
         mend += ["resetkeys", *(inside or [f"~{keys.escape(manifest['prefix'])}*"])]
-    granted = _dangerous(session, user["commands"])
-    if harmful := sorted(granted - HARMLESS):
-        wrong.append(f"may run commands that reach the whole server ({_some(harmful)})")
+    may = granted(session, user["commands"], dangerous(session))
+    if harmful := sorted(may - HARMLESS):
+        wrong.append(f"may run commands that reach the whole server ({some(harmful)})")
         mend += ("-@admin", "-@dangerous")
-        mend += (f"+{name}" for name in sorted(granted & HARMLESS))
+        mend += (f"+{name}" for name in sorted(may & HARMLESS))
     if wrong:
         statement = " ".join(("ACL SETUSER", manifest["user"], *mend))
         raise Refused(f"ACL user {manifest['user']!r} {', '.join(wrong)}; limit it first: {statement}")
 
 
-def _dangerous(session: Session, rules: str) -> set[str]:
-    """The commands of @admin and @dangerous that these rules allow, as the server itself lists its categories."""
-    every = _category(session, "admin") | _category(session, "dangerous")
-    granted: set[str] = set()
+def dangerous(session: Session) -> set[str]:
+    """The commands of @admin and @dangerous, as the server itself lists its categories."""
+    return _category(session, "admin") | _category(session, "dangerous")
+
+
+def granted(session: Session, rules: str, every: set[str]) -> set[str]:
+    """Which commands of `every` these rules allow."""
+    allowed: set[str] = set()
     for rule in rules.split():
         sign, name = rule[0], rule[1:]
         if name.startswith("@"):
@@ -44,8 +48,8 @@ def _dangerous(session: Session, rules: str) -> set[str]:
             meant = {one for one in every if one == name or one.startswith(f"{name}|")}
             if sign == "+":  # `+flushall|async` allows a command with one certain first argument
                 meant |= {name.split("|")[0]} & every
-        granted = granted | meant if sign == "+" else granted - meant
-    return granted
+        allowed = allowed | meant if sign == "+" else allowed - meant
+    return allowed
 
 
 def _category(session: Session, name: str) -> set[str]:
@@ -64,6 +68,7 @@ def beginning(pattern: str) -> str:
     return found
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few of many, in words."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
