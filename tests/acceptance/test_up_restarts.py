@@ -79,7 +79,13 @@ def test_a_home_whose_workers_were_superusers_is_taken_over(folder: Path) -> Non
         adopted = {"manifest": {"database": "theirs", "role": "app"}}
         made = [create(api), create(api, "redis", name="cache"), create(api, name="theirs", **adopted)]
         made = [until(api, resource, "active") for resource in made]
-    pg.query(f"DROP ROLE {accounts.NAME}")  # that version knew neither of these
+    for statement in (  # that version knew none of these
+        f"DROP DATABASE {accounts.NAME} WITH (FORCE)",
+        f"REVOKE CONNECT ON DATABASE postgres, template1 FROM {accounts.NAME}",
+        "GRANT CONNECT ON DATABASE postgres, template1 TO PUBLIC",
+        f"DROP ROLE {accounts.NAME}",
+    ):
+        pg.query(statement)
     valkey.client.execute_command("ACL", "DELUSER", accounts.NAME)
     valkey.client.execute_command("ACL", "SETUSER", "default", "nopass")
     valkey.client.execute_command("ACL", "SAVE")
@@ -102,7 +108,7 @@ def test_a_home_whose_workers_were_superusers_is_taken_over(folder: Path) -> Non
                 assert api.delete(f"/v1/resources/{resource['id']}").status_code == 202
             for resource in made:
                 until(api, resource, "deleted")
-        assert pg.databases() == {"postgres", "template0", "template1", "stranger"}
+        assert pg.databases() == {"postgres", "template0", "template1", "stranger", accounts.NAME}
         assert pg.query("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1") == [
             (accounts.NAME,),
             ("postgres",),

@@ -480,6 +480,18 @@ GUARDS_OF_POSTGRES = (
             f"{OBSTACLES}::test_a_superuser_s_grant_is_refused_at_once_and_named_with_its_database",
         ),
         (
+            "postgres: large objects in the maintenance databases",
+            "heir.drop_large_objects(neighbour, role.oid)",
+            "pass",
+            f"{HEIR}::test_large_objects_in_a_maintenance_database_go_with_their_role",
+        ),
+        (
+            "postgres: a neighbour's large objects",
+            "if name in MAINTENANCE or name == session.info.dbname:",
+            "if True:",
+            f"{HEIR}::test_large_objects_in_a_maintenance_database_go_with_their_role",
+        ),
+        (
             "postgres: the role, after its rename",
             "_must_be_our_role(session, manifest, dying)",
             "pass",
@@ -590,7 +602,7 @@ GUARDS_OF_POSTGRES = (
         IDENTITY,
         (
             "postgres: advisory lock",
-            'cursor.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))',
+            'cursor.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (lock_key(name),))',
             "pass",
             f"{SESSION}::test_a_second_worker_at_one_object_waits_for_the_first",
         ),

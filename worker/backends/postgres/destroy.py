@@ -20,6 +20,8 @@ RENAME_TRIES = 3
 CLOSE_TRIES = 10
 # How long to wait for the end of the sessions that are there before the doors are closed: others can come meanwhile.
 FIRST_SECONDS = 1.0
+# Databases that are no customer's, as is the service's own.
+MAINTENANCE = frozenset({"postgres", "template1"})
 # "tuple concurrently updated" has the code of every internal error.
 _CHANGED_MEANWHILE = (sqlstates.InternalError_, sqlstates.DeadlockDetected)
 
@@ -199,6 +201,8 @@ def _drop_role(session: Session, manifest: Json) -> None:
         elsewhere = [name for (name,) in cursor]
     for name in elsewhere:  # objects in a neighbour's database are the neighbour's: handed over, not dropped
         with session.server.connect(name) as neighbour:
+            if name in MAINTENANCE or name == session.info.dbname:
+                heir.drop_large_objects(neighbour, role.oid)
             with neighbour.transaction():
                 _disown(neighbour, role, dying)
             session.executed += [f"in {name!r}: {statement}" for statement in neighbour.executed]

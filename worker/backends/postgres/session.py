@@ -162,13 +162,17 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
     def lock(self, *names: str | None) -> None:
         """Wait until no other worker, zombies included, is at these objects; the lock ends with the session.
 
-        The key depends on the DSN, which customers do not know: they can connect to the maintenance database, and
-        must not be able to take the lock and so delay a teardown.
+        No customer may log in to the service's own database, so its keys need not be secret. Where the DSN names a
+        database that customers may enter, one that takes the lock is ended like any other that is waited for.
         """
         with self.cursor() as cursor:
             for name in filter(None, names):
-                digest = hashlib.blake2b(name.encode(), key=self.server.dsn.encode()[:64], digest_size=8).digest()
-                cursor.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))
+                cursor.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (lock_key(name),))
+
+
+def lock_key(name: str) -> int:
+    """The key of an object's advisory lock; the same for all workers, however their DSNs are written."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
 
 
 @contextmanager
