@@ -22,7 +22,7 @@ def test_a_worker_that_starts_reports_what_it_finds_to_its_log_and_the_doctor(
 ) -> None:
     worker = system.worker()
     eventually(lambda: db.execute(text("SELECT count(*) FROM backend_checks")).scalar_one() == 2)
-    assert '"backend_unsafe"' in worker.log.read_text()
+    assert '"backend_unsafe"' in worker.logs()
     told = {one["code"]: one for one in json.loads(shell(env, "doctor", "--json").stdout)["checks"]}
     (open_door,) = [one for one in told["backend_unsafe"]["sample"] if one["id"] == "redis-main"]
     assert open_door["note"].startswith("public_connect: everybody may log in as `default`")
