@@ -91,8 +91,8 @@ class Server:
         limit = threading.Timer(seconds, _cut, (session.fileno(),))
         limit.daemon = True
         limit.start()
-        blockers = Blockers(session.info.backend_pid, self)
-        watch = Watch(session, lambda: self.connect(watched=False), blockers, session.executed)
+        blockers = Blockers(session.info.backend_pid, self, session.executed)
+        watch = Watch(session, lambda: self.connect(watched=False), blockers)
         if watched:
             watch.start()
         try:
@@ -145,7 +145,9 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
         quoted = {key: sql.Identifier(word) if isinstance(word, str) else word for key, word in words.items()}
         with self.cursor() as cursor:
             cursor.execute(sql.SQL(statement).format(**quoted))
-        self.executed.append(statement.format(**{key: getattr(word, "string", "…") for key, word in quoted.items()}))
+        told = statement.format(**{key: getattr(word, "string", "…") for key, word in quoted.items()})
+        if self.executed[-1:] != [told]:  # a customer decides how many batches there are
+            self.executed.append(told)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
