@@ -16,6 +16,17 @@ KINDS = "tests/worker/backends/test_conformance.py"
 
 GUARDS_OF_REDIS = (
     *cut(
+        "worker/backends/redis/identity.py",
+        "def judge(",
+        "tests/worker/test_provision.py",
+        (
+            "redis: a mark on what is different",
+            'or found == manifest["generation"] or',
+            "or",
+            "test_a_mark_of_an_adoption_that_was_killed_is_not_left_in_silence_on_redis",
+        ),
+    ),
+    *cut(
         REDIS,
         "    replica has the key too; only a user",
         AUTHORITY,

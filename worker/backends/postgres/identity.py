@@ -104,13 +104,12 @@ def judge(state: State, manifest: Json) -> Observation:
     }
     if others := [_shown(r) for r in state.roles if r != state.role]:
         evidence["other_roles"] = others
+    marked = any(is_marked(each.comment, manifest) for each in (*state.databases, *state.roles))
     if manifest.get("system_identifier") not in (None, state.system_identifier):
-        return Different(
-            evidence,
-            f"this server is {state.system_identifier}, not {manifest['system_identifier']}: the wrong server",
-        )
+        why = f"this server is {state.system_identifier}, not {manifest['system_identifier']}: the wrong server"
+        return Different(evidence, why, marked)
     if why := _foreign_database(state, manifest) or _foreign_role(state, manifest):
-        return Different(evidence, why)
+        return Different(evidence, why, marked)
     if not state.databases and not state.roles:
         return Absent(evidence)
     if state.role is not None and manifest.get("role_oid") is None:
