@@ -25,7 +25,7 @@ and its server, and `generation`, which the object carries on the server (`mark`
 attempt), `Transient` when the work failed and may succeed later (it is tried again), `Refused` when it must not be done
 (an operator decides). Any other exception after the start counts as an unknown outcome.
 
-**Size.** The worker cuts what `inspect` and `teardown` return to 4,000 characters of JSON, and an error's words to 500. A
+**Size.** The worker cuts what `inspect` and `teardown` return to 4,000 characters of JSON, an error's words to 1,000. A
 manifest is never cut: one of more than 16,000 bytes, or that PostgreSQL cannot store, is `Refused`.
 
 `tests/worker/backends/test_conformance.py` of this project is what a backend must pass.

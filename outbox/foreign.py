@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-LINE = 500  # characters of a text, such as an error; longer ones say how long they were
-EVIDENCE = 4_000  # characters of an observation as JSON: some 20 of them for a job's ten attempts stay below 64 KB
+LINE = 1_000  # characters of a text, such as an error; the longest of ours, with a statement that mends it, has 800
+EVIDENCE = 4_000  # characters of an observation as JSON: ten of them, for a job's ten attempts, stay below 64 KB
 _PARTS = 200  # values of one observation
-_DEPTH = 4
-_SHORTER = (LINE, 100, 20)  # the lengths of its texts that are tried in turn
+_SHORTER = (500, 100, 20)  # the lengths of its texts that are tried in turn
 
 
 def line(text: str, limit: int = LINE) -> str:
@@ -32,14 +31,14 @@ def block(text: str, limit: int) -> str:
 def evidence(value: Any) -> Any:
     """A value as JSON can store it, at most EVIDENCE characters of it; what is not JSON's is shown as text."""
     for limit in _SHORTER:
-        made = _bounded(value, limit, _DEPTH, iter(range(_PARTS)))
+        made = _bounded(value, limit, iter(range(_PARTS)))
         if len(written := json.dumps(made)) <= EVIDENCE:
             return made
     return {"cut": line(written, EVIDENCE // 2)}
 
 
-def _bounded(value: Any, limit: int, depth: int, parts: Iterator[int]) -> Any:
-    if next(parts, None) is None or depth < 0:
+def _bounded(value: Any, limit: int, parts: Iterator[int]) -> Any:
+    if next(parts, None) is None:
         return "…"
     if value is None or isinstance(value, bool):
         return value
@@ -51,9 +50,9 @@ def _bounded(value: Any, limit: int, depth: int, parts: Iterator[int]) -> Any:
         return line(value, limit)
     if isinstance(value, Mapping):
         some = islice(value.items(), _PARTS)
-        return {line(str(name), limit): _bounded(one, limit, depth - 1, parts) for name, one in some}
+        return {line(str(name), limit): _bounded(one, limit, parts) for name, one in some}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_bounded(one, limit, depth - 1, parts) for one in islice(value, _PARTS)]
+        return [_bounded(one, limit, parts) for one in islice(value, _PARTS)]
     return line(repr(value), limit)
 
 

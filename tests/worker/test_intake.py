@@ -59,10 +59,15 @@ def test_what_a_backend_saw_and_did_is_bounded_and_storable(db: Connection, what
         def teardown(self, manifest: Any, fence: int) -> Any:
             return seen
 
-    for answers in ([Same(seen), Absent(seen)], [Same(seen), Same(seen)], [Different(seen, LONG + NASTY)]):
+    ends = {
+        "completed": [Same(seen), Absent(seen)],
+        "retried": [Same(seen), Same(seen)],
+        "stuck": [Different(seen, LONG + NASTY)],
+    }
+    for end, answers in ends.items():
         claim = a_claim(db)
         Run(claim, Told(sees=list(answers)), worker="w1")()
-        assert events_of(db, claim.id)[-1] in ("completed", "retried", "stuck")
+        assert events_of(db, claim.id)[-1] == end
     assert len(stored(db)) < 64_000
     asked = observations.ask(db, a_job(db, state="stuck"), actor="op")
     (look,) = observations.take(db, {"pg-main": 9}, slots=9)
@@ -83,7 +88,7 @@ def test_an_error_s_words_are_bounded_and_storable_ten_times_over(db: Connection
                 Run(claim, Shelf(does=fail(kind(NASTY + LONG))), worker="w1")()
     told = job(db, id).last_error
     assert told.isprintable()
-    assert len(told) < 600
+    assert len(told) < 1_100
     assert kind is ValueError or told.startswith("a\\x00b\\ud800c\\x1b[2J\\u202e  d")
     assert len(stored(db)) < 64_000
 
@@ -98,7 +103,7 @@ def test_errors_keep_their_meaning(db: Connection) -> None:
         with pytest.raises(BackendError) as caught:
             Intake(Shelf(sees=[raised])).inspect({})
         assert type(caught.value) is kind
-        assert len(str(caught.value)) < 600
+        assert len(str(caught.value)) < 1_100
 
 
 def test_a_manifest_is_never_cut_but_refused(db: Connection) -> None:
@@ -123,7 +128,7 @@ def test_a_manifest_is_never_cut_but_refused(db: Connection) -> None:
         ):
             with pytest.raises(Refused, match="manifest cannot be stored") as caught:
                 act()
-            assert len(str(caught.value)) < 700
+            assert len(str(caught.value)) < 1_200
     completes = {"role_oid": 7, "note": "n" * 5_000}
     seen = Intake(Shelf(sees=[Same({"completes": completes, "comment": LONG})])).inspect({})
     assert seen.seen["completes"] == completes
