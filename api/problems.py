@@ -19,6 +19,7 @@ from outbox.logs import log
 TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
     (errors.NotFound, 404, "not_found"),
     (errors.Forbidden, 403, "forbidden"),
+    (errors.QuotaExceeded, 429, "quota_exceeded"),
     (errors.UnknownBackend, 422, "unknown_backend"),
     (errors.UnknownKind, 422, "unknown_kind"),
     (errors.BadCursor, 422, "invalid_cursor"),
@@ -83,14 +84,19 @@ class ProblemOut(BaseModel):
     detail: str
 
 
-# The errors that any route may answer, for OpenAPI.
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": HTTPStatus(status).phrase,
-        "content": {"application/problem+json": {"schema": ProblemOut.model_json_schema()}},
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors that a route may answer, for OpenAPI."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {"application/problem+json": {"schema": ProblemOut.model_json_schema()}},
+        }
+        for status in statuses
     }
-    for status in (401, 403, 404, 405, 409, 413, 422, 503)
-}
+
+
+# Those of any route.
+RESPONSES = responses(401, 403, 404, 405, 409, 413, 422, 503)
 
 
 def install(app: FastAPI) -> None:
@@ -111,10 +117,18 @@ def _ours(_: Request, error: Exception) -> JSONResponse:
         ).response()
     for kind, status, code in TABLE:
         if isinstance(error, kind):
-            more = {"seen": error.seen} if isinstance(error, errors.StillThere) else {}
-            return Problem(status, code, str(error), more).response()
+            return Problem(status, code, str(error), _more(error)).response()
     log.error("unmapped_error", error=repr(error))
     return Problem(500, "internal_error", str(error)).response()
+
+
+def _more(error: errors.DeprovisionerError) -> dict[str, Any]:
+    """The members that only this kind of error has."""
+    if isinstance(error, errors.StillThere):
+        return {"seen": error.seen}
+    if isinstance(error, errors.QuotaExceeded):
+        return {"quota": error.quota, "limit": error.limit}
+    return {}
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:

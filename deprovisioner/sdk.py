@@ -28,13 +28,16 @@ attempt), `Transient` when the work failed and may succeed later (it is tried ag
 **Size.** The worker cuts what `inspect` and `teardown` return to 4,000 characters of JSON, an error's words to 1,000. A
 manifest is never cut: one of more than 16,000 bytes, or that PostgreSQL cannot store, is `Refused`.
 
+**Check.** A backend may have a method `check() -> list[Finding]`: what is not as it should be on the server, each with
+what mends it. Workers call it when they start, and `deprovisioner backends check` for a person. It changes nothing.
+
 `tests/worker/backends/test_conformance.py` of this project is what a backend must pass.
 """
 
 from outbox.errors import BackendError, OutOfService, Refused, SettingsError, Transient, Unavailable
 from outbox.kinds import Check, Field, Kind, text, uuid_text, whole_number
 from outbox.rows import Json
-from worker.backends import Absent, Backend, Different, Observation, Plan, Same, mark
+from worker.backends import Absent, Backend, Different, Finding, Observation, Plan, Same, mark
 
 __all__ = [
     "Absent",
@@ -43,6 +46,7 @@ __all__ = [
     "Check",
     "Different",
     "Field",
+    "Finding",
     "Json",
     "Kind",
     "Observation",

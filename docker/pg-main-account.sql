@@ -2,3 +2,7 @@
 SET log_statement = none;
 \getenv password BACKENDS_PASSWORD
 CREATE ROLE deprovisioner_service LOGIN CREATEDB CREATEROLE PASSWORD :'password';
+CREATE DATABASE deprovisioner_service OWNER deprovisioner_service;
+REVOKE ALL ON DATABASE deprovisioner_service FROM PUBLIC;
+REVOKE CONNECT ON DATABASE postgres, template1 FROM PUBLIC;
+GRANT CONNECT ON DATABASE postgres, template1 TO deprovisioner_service;

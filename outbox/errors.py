@@ -8,6 +8,7 @@ DeprovisionerError
 │   ├── UnknownKind          no backend has this kind, or this backend has another
 │   └── BadCursor            the cursor was not issued by this listing
 ├── Forbidden                this caller may not do it; another may
+├── QuotaExceeded            the tenant has as much as it may have; a DELETE is never refused for that
 ├── Conflict                 the request is well formed, but the current state forbids it
 │   ├── DeletionProtected    the resource is protected
 │   ├── NotActive            credentials are shown only while the resource is active
@@ -71,6 +72,15 @@ class BadCursor(BadRequest):
 
 class Forbidden(DeprovisionerError):
     """The caller may not do this; another one could."""
+
+
+class QuotaExceeded(DeprovisionerError):
+    """The tenant has as much as it may have: `quota` is the setting that limits it, `limit` its value."""
+
+    def __init__(self, message: str, quota: str, limit: int) -> None:
+        super().__init__(message)
+        self.quota = quota
+        self.limit = limit
 
 
 class Conflict(DeprovisionerError):

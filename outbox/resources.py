@@ -4,27 +4,43 @@ import datetime as dt
 import json
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import IntegrityError
 
 from outbox import settings
 from outbox.commits import CONFIRM
-from outbox.errors import AlreadyManaged, BadRequest, IdempotencyKeyReused, NotActive, NotFound
+from outbox.errors import AlreadyManaged, BadRequest, IdempotencyKeyReused, NotActive, NotFound, QuotaExceeded
 from outbox.events import Event
 from outbox.rows import Job, Json, Resource, columns, read
+from outbox.settings import TenantConfig
 from outbox.states import ResourceStatus
 
 _PAST = "expires_at: must be in the future, by the clock of the control database"
 
+# The creates of a tenant with a quota take turns until their commit, so that two cannot pass together. The count is a
+# statement of its own, after the lock: it sees what came before. Counting stops at the limit.
 # States are left to the columns' defaults: provisioning, pending.
 _REGISTER = text(f"""
-    WITH resource AS (
+    SELECT pg_advisory_xact_lock(hashtextextended('quota:' || CAST(:tenant AS text), 0))
+     WHERE CAST(:max_resources AS int) IS NOT NULL OR CAST(:max_pending AS int) IS NOT NULL;
+    WITH used AS (
+        SELECT (SELECT count(*) FROM (
+                       SELECT FROM resources WHERE tenant = :tenant AND status <> 'deleted'
+                        LIMIT coalesce(CAST(:max_resources AS int), 0)) AS counted) AS resources,
+               (SELECT count(*) FROM (
+                       SELECT FROM resources WHERE tenant = :tenant AND status IN ('provisioning', 'deleting')
+                        LIMIT coalesce(CAST(:max_pending AS int), 0)) AS counted) AS pending
+    ), resource AS (
         INSERT INTO resources (id, tenant, kind, backend, name, protected, adopted, generation, manifest,
                                expires_at, idempotency_key, request_digest)
         SELECT :id, :tenant, :kind, :backend, :name, :protected, :adopted, :generation, CAST(:manifest AS jsonb),
                :expires_at, :idempotency_key, :request_digest
-         WHERE CAST(:expires_at AS timestamptz) IS NULL OR CAST(:expires_at AS timestamptz) > now()
+          FROM used
+         WHERE (CAST(:expires_at AS timestamptz) IS NULL OR CAST(:expires_at AS timestamptz) > now())
+           AND (CAST(:max_resources AS int) IS NULL OR used.resources < :max_resources)
+           AND (CAST(:max_pending AS int) IS NULL OR used.pending < :max_pending)
             ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
      RETURNING *
     ), job AS (
@@ -35,7 +51,9 @@ _REGISTER = text(f"""
         INSERT INTO events (job_id, resource_id, fence, event, actor, detail)
         SELECT id, resource_id, fence, '{Event.ENQUEUED}', :actor, jsonb_build_object('request_id', request_id) FROM job
     )
-    SELECT {columns(Resource, "resource")}, {columns(Job, "job")} FROM resource CROSS JOIN job""")
+    SELECT used.resources AS used_resources, used.pending AS used_pending,
+           {columns(Resource, "resource")}, {columns(Job, "job")}
+      FROM used LEFT JOIN resource ON true LEFT JOIN job ON true""")
 
 _REGISTERED_BEFORE = text(f"""
     SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, resource.request_digest AS request_digest,
@@ -75,8 +93,12 @@ def register(
 
     The same `idempotency_key` of a tenant returns what it made the first time; with another
     `request_digest` it raises IdempotencyKeyReused. A manifest with another resource's generation
-    raises AlreadyManaged, an `expires_at` that has passed BadRequest.
+    raises AlreadyManaged, an `expires_at` that has passed BadRequest, and a tenant that has as much as it may have
+    QuotaExceeded.
     """
+    if new.tenant is None:
+        raise BadRequest("tenant: a resource belongs to a tenant")
+    quota = settings.tenant(new.tenant)
     adopted = new.manifest is not None
     generation = uuid.UUID(str((new.manifest or {}).get("generation") or uuid.uuid4()))
     manifest = None if new.manifest is None else new.manifest | {"generation": str(generation)}
@@ -96,23 +118,44 @@ def register(
         "max_attempts": settings.get().max_attempts,
         "request_id": uuid.uuid4(),
         "actor": actor,
+        "max_resources": quota.max_resources,
+        "max_pending": quota.max_pending,
     }
     try:
-        row = db.execute(_REGISTER, asked).one_or_none()
+        row = db.execute(_REGISTER, asked).one()
     except IntegrityError as error:
         if "resources_generation" not in str(error):
             raise
         raise AlreadyManaged("this generation is another resource's: one object belongs to one resource") from error
-    if row is None:
+    if row.resource_id is None:
         before = {"tenant": new.tenant, "idempotency_key": idempotency_key}
-        row = db.execute(_REGISTERED_BEFORE, before).one_or_none()
-        if row is None:
+        used, found = row, db.execute(_REGISTERED_BEFORE, before).one_or_none()
+        if found is None:
+            _refuse_above_quota(new.tenant, quota, used)
             raise BadRequest(_PAST)
+        row = found
         if row.request_digest != request_digest:
             raise IdempotencyKeyReused(
                 f"Idempotency-Key {idempotency_key!r} came before with another body; take a new key"
             )
     return read(Resource, "resource", row), read(Job, "job", row)
+
+
+def _refuse_above_quota(tenant: str, quota: TenantConfig, used: Row[Any]) -> None:
+    if quota.max_resources is not None and used.used_resources >= quota.max_resources:
+        raise QuotaExceeded(
+            f"tenant {tenant!r} has {used.used_resources} resources, and may have no more (max_resources); delete "
+            "some, or ask an operator for a higher limit",
+            "max_resources",
+            quota.max_resources,
+        )
+    if quota.max_pending is not None and used.used_pending >= quota.max_pending:
+        raise QuotaExceeded(
+            f"tenant {tenant!r} has {used.used_pending} resources that are being provisioned or deleted, and may have "
+            "no more (max_pending); ask again when some of them are done. A DELETE is always accepted",
+            "max_pending",
+            quota.max_pending,
+        )
 
 
 _CHANGE = text(f"""

@@ -68,6 +68,7 @@ class Claim:
     max_attempts: int
     started_fence: int | None
     available_at: dt.datetime
+    lane: int
     tenant: str
     forced_fence: int | None
     generation: uuid.UUID

@@ -86,6 +86,18 @@ class Brake:
 
 
 @dataclass(frozen=True)
+class TenantConfig:
+    """What limits one tenant; None is no limit.
+
+    `max_resources` counts what is not deleted, `max_pending` what is being provisioned or deleted.
+    """
+
+    brake: Brake | None = None
+    max_resources: int | None = None
+    max_pending: int | None = None
+
+
+@dataclass(frozen=True)
 class BackendConfig:
     """One table of the backends file, without its `dsn`: the API has these too, and must not have an address."""
 
@@ -140,22 +152,32 @@ def backends() -> dict[str, BackendConfig]:
 
 
 @lru_cache(maxsize=1)
-def _tenants() -> dict[str, Brake]:
+def _tenants() -> dict[str, TenantConfig]:
     return read_tenants(Path(get().need("backends")))
 
 
-def brakes(backend: str, tenant: str) -> list[Brake]:
-    """The brakes over a teardown: its backend's, and its tenant's own or else that of every tenant (`"*"`)."""
-    config, tenants = backends().get(backend), _tenants()
-    of_tenant = tenants.get(tenant) or tenants.get(EVERY_TENANT)
-    found = [config.brake if config else None, replace(of_tenant, subject=tenant) if of_tenant else None]
+def tenant(name: str) -> TenantConfig:
+    """What limits this tenant: each key from its own table, or else from that of every tenant (`"*"`)."""
+    own, every = (_tenants().get(each, TenantConfig()) for each in (name, EVERY_TENANT))
+    brake = own.brake or every.brake
+    most = {key: getattr(every if getattr(own, key) is None else own, key) for key in ("max_resources", "max_pending")}
+    return TenantConfig(replace(brake, subject=name) if brake else None, **most)
+
+
+def brakes(backend: str, of_tenant: str) -> list[Brake]:
+    """The brakes over a teardown: its backend's, and its tenant's."""
+    config = backends().get(backend)
+    found = [config.brake if config else None, tenant(of_tenant).brake]
     return [brake for brake in found if brake is not None]
 
 
 EVERY_TENANT = "*"
 # What a brake counts is kept for twice its window.
 LONGEST_WINDOW = timedelta(days=30)
+# A create counts up to its tenant's limit.
+MOST_OF_A_TENANT = 1_000_000
 _TABLES = {"backends", "tenants"}
+_TENANT_KEYS = {"brake", "max_percent", "max_resources", "max_pending"}
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
@@ -210,20 +232,27 @@ def variable_of(dsn: str) -> str | None:
     return dsn.removeprefix("env:") if dsn.startswith("env:") else None
 
 
-def read_tenants(path: Path) -> dict[str, Brake]:
-    """The brakes of the tables [tenants.NAME] in a backends file; `"*"` stands for every other tenant."""
+def read_tenants(path: Path) -> dict[str, TenantConfig]:
+    """The tables [tenants.NAME] of a backends file; `"*"` stands for every other tenant."""
     tables = read_file(path).get("tenants", {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
-        raise SettingsError(f'{path}: brakes of tenants are tables [tenants.NAME], or [tenants."*"] for every other')
-    found = {}
-    for name, table in tables.items():
-        where = f"{path}: [tenants.{name}]"
-        if unknown := set(table) - {"brake", "max_percent"}:
-            raise SettingsError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: brake, max_percent")
-        brake = _brake(where, "tenant", name, table)
-        if brake is None:
-            raise SettingsError(f"{where}: 'brake' is missing, such as \"50/10m\"")
-        found[name] = brake
+        raise SettingsError(f'{path}: limits of tenants are tables [tenants.NAME], or [tenants."*"] for every other')
+    return {name: _tenant(f"{path}: [tenants.{name}]", name, table) for name, table in tables.items()}
+
+
+def _tenant(where: str, name: str, table: dict[str, Any]) -> TenantConfig:
+    if unknown := set(table) - _TENANT_KEYS:
+        raise SettingsError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(sorted(_TENANT_KEYS))}")
+    brake = _brake(where, "tenant", name, table)
+    most = {key: table.get(key) for key in ("max_resources", "max_pending")}
+    for key, value in most.items():
+        if value is not None and (type(value) is not int or not 0 <= value <= MOST_OF_A_TENANT):
+            raise SettingsError(f"{where}: {key!r} must be a whole number from 0 to {MOST_OF_A_TENANT}, not {value!r}")
+    found = TenantConfig(brake, **most)
+    if found == TenantConfig():
+        raise SettingsError(
+            f"{where}: it limits nothing; set 'brake', such as \"50/10m\", 'max_resources' or 'max_pending'"
+        )
     return found
 
 

@@ -72,10 +72,12 @@ def test_only_workers_get_the_backends_addresses() -> None:
 def test_workers_log_in_to_the_backends_with_the_documented_accounts(tmp_path: Path) -> None:
     """The init script and the first aclfile make what docs/production.md says; addresses name these accounts."""
     services = _services()
-    (statement,) = accounts.documented("postgres")
+    statements = accounts.documented("postgres")
     made = (ROOT / "docker" / "pg-main-account.sql").read_text()
-    assert statement.replace("'CHANGE-ME'", ":'password'") in made.splitlines()
-    assert made.index("log_statement = none") < made.index(statement.split(" LOGIN")[0])
+    assert [statement.replace("'CHANGE-ME'", ":'password'") for statement in statements] == [
+        line for line in made.splitlines() if line.startswith(("CREATE", "REVOKE", "GRANT"))
+    ]
+    assert made.index("log_statement = none") < made.index(statements[0].split(" LOGIN")[0])
 
     script = re.search(r"      - \|\n((?: {8}.*\n)*)", services["redis-main"])
     assert script
@@ -96,7 +98,7 @@ def test_workers_log_in_to_the_backends_with_the_documented_accounts(tmp_path: P
     finally:
         server.stop()
 
-    for account in (f"postgresql://{accounts.NAME}:", f"redis://{accounts.NAME}:"):
+    for account in (f"postgresql://{accounts.NAME}:", f"pg-main:5432/{accounts.NAME}", f"redis://{accounts.NAME}:"):
         assert account in services["worker"]
 
 

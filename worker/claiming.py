@@ -19,6 +19,9 @@ from outbox.observations import Inspection
 from outbox.rows import Claim
 from worker.state import PoolState
 
+# So that no lane waits for ever: of so many claims that found jobs, one begins with another lane than the first.
+OTHER_LANE_EVERY = 8
+
 
 class Claimer:
     """`concurrency` says how many jobs of each backend run at once; `run` and `inspect` put work on a thread."""
@@ -43,8 +46,10 @@ class Claimer:
         self._gate = gate
         self._run = run
         self._inspect = inspect
-        # Only the thread whose round is under way touches these two.
-        self._cursors: dict[str, Claim] = {}  # by backend: the last job of the claim before, if that came back full
+        # Only the thread whose round is under way touches these three.
+        # By backend and lane: the last job that was claimed, if the claim came back full.
+        self._cursors: dict[tuple[str, int], Claim] = {}
+        self._found = 0  # how many claims have found jobs
         self._unconfirmed_until = -math.inf  # a claim whose answer was lost may have happened, and lives until then
 
     def fill(self, *, may_have_more: bool) -> None:
@@ -94,7 +99,7 @@ class Claimer:
             if not read_back and len(claims) < slots:
                 ran_out = {name for name, most in capacity.items() if taken[name] < most}
             # A claim that ran out behind a cursor has not seen the jobs before it, and the wake-up may be for one.
-            unseen = not ran_out.isdisjoint(self._cursors)
+            unseen = not ran_out.isdisjoint(backend for backend, _ in self._cursors)
             if not read_back:
                 self._move_cursors(claims, ran_out)
             for claim in claims:
@@ -121,7 +126,16 @@ class Claimer:
             with db.statement() as session:
                 if claims := self._read_back(session, slots):
                     return claims, True
-                return jobs.claim(session, capacity, slots=slots, worker=self._worker, cursors=self._cursors), False
+                claims = jobs.claim(
+                    session,
+                    capacity,
+                    slots=slots,
+                    worker=self._worker,
+                    cursors=self._cursors,
+                    first=first_lane(self._found),
+                )
+                self._found += bool(claims)
+                return claims, False
         except BaseException:
             self._state.set_may_have_more(True)
             # The claim may have happened and only its answer be lost, or may yet happen.
@@ -143,8 +157,8 @@ class Claimer:
         The front of the index is full of dead entries when a long transaction elsewhere keeps vacuum away. A job that
         came to stand before the cursor is found by the next claim that runs out, or by the first one after a sweep.
         """
-        cursors = self._cursors | {claim.backend: claim for claim in claims}
-        self._cursors = {name: claim for name, claim in cursors.items() if name not in ran_out}
+        cursors = self._cursors | {(claim.backend, claim.lane): claim for claim in claims}
+        self._cursors = {place: claim for place, claim in cursors.items() if place[0] not in ran_out}
 
     def capacity(self, slots: int) -> dict[str, int]:
         """By backend: how many more of its jobs `slots` free slots can run; in a new order each time."""
@@ -156,3 +170,9 @@ class Claimer:
         most = max(1, self._slots - (len(names) - 1))
         capacity = {name: min(slots, most - taken[name], self._concurrency[name] - taken[name]) for name in names}
         return {name: fits for name, fits in capacity.items() if fits > 0}
+
+
+def first_lane(found: int) -> int:
+    """The lane that a claim begins with, after so many that found jobs: lane 0, or now and then each other in turn."""
+    turn, place = divmod(found, OTHER_LANE_EVERY)
+    return 1 + turn % (jobs.LANES - 1) if place == OTHER_LANE_EVERY - 1 else 0

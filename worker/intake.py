@@ -4,15 +4,18 @@ import json
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from outbox import foreign
 from outbox.errors import BackendError, DeprovisionerError, OutOfService, Refused, Transient, Unavailable
 from outbox.rows import Json
-from worker.backends import Absent, Backend, Different, Observation, Plan, Same
+from worker import backends
+from worker.backends import Absent, Backend, Different, Finding, Observation, Plan, Same
 
 # A manifest is identity, so it is never cut. The largest that a kind of ours makes has 500 characters.
 MANIFEST = 16_000
+FINDINGS = 100
 _KINDS = (OutOfService, Unavailable, Transient, Refused)
 
 
@@ -68,6 +71,15 @@ class Intake:
         """See Backend."""
         with _errors():
             return _evidence(self._backend.teardown(manifest, fence))
+
+    def check(self) -> list[Finding]:
+        """See `worker.backends.check`; what mends something is a statement, and longer than words."""
+        with _errors():
+            found = islice(backends.check(self._backend), FINDINGS)
+            return [
+                Finding(foreign.line(one.code), foreign.line(one.what), foreign.line(one.mend, foreign.EVIDENCE))
+                for one in found
+            ]
 
 
 @contextmanager

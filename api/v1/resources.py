@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from sqlalchemy import Connection
 
+from api import problems
 from api.deps import Anyone, ask, edge, edge_once
 from api.schemas.fields import Credentials, ResourceId, Word
 from api.schemas.jobs import JobOut, JobRef, job_url
@@ -28,11 +29,12 @@ from outbox.rows import Resource
 router = APIRouter(prefix="/v1/resources", tags=["resources"])
 
 
-@router.post("", status_code=202)
+@router.post("", status_code=202, responses=problems.responses(429))
 def create(body: CreateResource, who: Anyone, idempotency_key: Annotated[Word | None, Header()] = None) -> Created:
     """Make a resource, or adopt the object that `manifest` names. Poll the job, or the resource until it is `active`.
 
-    With an `Idempotency-Key` the request may be sent again: it is answered with what it made the first time.
+    With an `Idempotency-Key` the request may be sent again: it is answered with what it made the first time. A tenant
+    that has as much as it may have gets 429: `quota` and `limit` say what, `detail` what to do.
     """
     new = NewResource(
         tenant=body.tenant,

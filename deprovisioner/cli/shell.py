@@ -29,6 +29,7 @@ T = TypeVar("T")
 _MODULES = {
     "api": ["serve"],
     "audit": ["audit"],
+    "backends": ["backends"],
     "breakers": ["breakers"],
     "demo": ["serve"],
     "doctor": ["doctor"],

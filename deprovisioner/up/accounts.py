@@ -8,7 +8,13 @@ from redis import Redis
 
 NAME = "deprovisioner_service"
 # A test compares both with docs/production.md, where administrators find them.
-POSTGRES = "CREATE ROLE deprovisioner_service LOGIN CREATEDB CREATEROLE PASSWORD 'CHANGE-ME';"
+POSTGRES = (
+    "CREATE ROLE deprovisioner_service LOGIN CREATEDB CREATEROLE PASSWORD 'CHANGE-ME';",
+    "CREATE DATABASE deprovisioner_service OWNER deprovisioner_service;",
+    "REVOKE ALL ON DATABASE deprovisioner_service FROM PUBLIC;",
+    "REVOKE CONNECT ON DATABASE postgres, template1 FROM PUBLIC;",
+    "GRANT CONNECT ON DATABASE postgres, template1 TO deprovisioner_service;",
+)
 REDIS = (
     "ACL SETUSER deprovisioner_service on >CHANGE-ME ~* resetchannels -@all +ping +select +info +config|get "
     "+get +set +type +unlink +scan +eval +watch +unwatch +multi +exec +client|kill +client|setname "
@@ -37,7 +43,9 @@ SELECT DISTINCT pg_catalog.format('GRANT %I TO deprovisioner_service WITH ADMIN 
 
 
 def postgres(admin: str, password: str) -> str:
-    """Make the role, or give it this password and the documented rights; hand it what an older `up` made; its DSN.
+    """Make the role and its database, or give it this password and the documented rights; its DSN.
+
+    What an older `up` made is handed over to it.
 
     `admin` is the superuser's DSN, as `servers.postgres_dsn` gives it. May be called again.
     """
@@ -46,14 +54,18 @@ def postgres(admin: str, password: str) -> str:
         with session.cursor() as cursor:
             # Hashed here, because the server logs CREATE ROLE with its password.
             verifier = extensions.encrypt_password(password, NAME, session, "scram-sha-256")
-            statement = POSTGRES.replace(_SECRET, verifier)
+            role, database, *rights = POSTGRES
+            role = role.replace(_SECRET, verifier)
             cursor.execute("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = %s", (NAME,))
-            cursor.execute(statement.replace("CREATE ROLE", "ALTER ROLE", 1) if cursor.fetchone() else statement)
+            cursor.execute(role.replace("CREATE ROLE", "ALTER ROLE", 1) if cursor.fetchone() else role)
+            cursor.execute("SELECT 1 FROM pg_catalog.pg_database WHERE datname = %s", (NAME,))
+            for statement in rights if cursor.fetchone() else (database, *rights):
+                cursor.execute(statement)
             for takeover in TAKEOVER:
                 cursor.execute(takeover)
                 for (handover,) in cursor.fetchall():
                     cursor.execute(handover)
-    return _as_service(admin, password)
+    return urlsplit(_as_service(admin, password))._replace(path=f"/{NAME}").geturl()
 
 
 def valkey(admin: str, password: str) -> str:

@@ -27,7 +27,8 @@ def create(
     """Provision a resource, or adopt the object that its manifest names.
 
     Without an `idempotency_key` a call that is repeated makes a second resource: lend an edge that does not repeat.
-    Raises BadRequest, UnknownKind, UnknownBackend, Forbidden, IdempotencyKeyReused, AlreadyManaged.
+    Raises BadRequest, UnknownKind, UnknownBackend, Forbidden, QuotaExceeded, IdempotencyKeyReused,
+    AlreadyManaged.
     """
     tenant = own_tenant(who, new.tenant)
     if tenant is None:

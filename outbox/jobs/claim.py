@@ -16,7 +16,7 @@ from outbox.states import JobKind
 # leases while few jobs run, and read all its dead entries once for each job.
 _CLAIMS = """
     SELECT job.id, job.kind, job.resource_id, job.backend, job.fence, job.attempts, job.max_attempts,
-           job.started_fence, job.forced_fence, job.available_at, resources.tenant, resources.generation,
+           job.started_fence, job.forced_fence, job.available_at, job.lane, resources.tenant, resources.generation,
            resources.adopted, resources.activated_at IS NOT NULL AS activated, resources.manifest,
            breakers.backend IS NOT NULL AS probing,
            EXISTS (SELECT FROM outbox AS other
@@ -25,9 +25,12 @@ _CLAIMS = """
       FROM job
       JOIN resources ON resources.id = job.resource_id
       LEFT JOIN breakers ON breakers.backend = job.backend
-     ORDER BY job.available_at, job.id"""
+     ORDER BY job.lane, job.available_at, job.id"""
 
-# By backend, in the caller's order: jobs that wait for one backend cost the others nothing.
+# Claims begin with lane 0. `jobs.LANES` has their number; a trigger gives each job its lane as it is enqueued.
+LANES = 5
+# By backend, in the caller's order: jobs that wait for one backend cost the others nothing. Of a backend lane by lane:
+# one scan of the index for each, that begins behind the last job which the worker claimed of it.
 # A half-open breaker lets one worker claim one job, the probe, and then none for the time of a lease. Probes come
 # first: otherwise the slots could run out after the breaker's row was updated and before its job was claimed.
 # The outer WHERE leaves out `held_by IS NULL`: with it, the planner might look the ids up in the index of pending jobs.
@@ -35,7 +38,7 @@ _CLAIM = prepared(f"""
     WITH served AS (
         SELECT asked.*
           FROM unnest(CAST(:backends AS text[]), CAST(:kinds AS text[]), CAST(:rooms AS int[]),
-                      CAST(:since AS text[]), CAST(:after AS bigint[]))
+                      CAST(:since AS text[]), CAST(:after AS text[]))
                WITH ORDINALITY AS asked (backend, kind, room, since, after, place)
          WHERE NOT EXISTS (SELECT FROM holds
                             WHERE released_at IS NULL AND cause = 'operator'
@@ -46,9 +49,12 @@ _CLAIM = prepared(f"""
          WHERE backend = ANY(ARRAY(
                SELECT breakers.backend FROM breakers JOIN served USING (backend)
                 WHERE retry_at <= now()
-                  AND EXISTS (SELECT FROM outbox
-                               WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = breakers.backend
-                                 AND available_at <= now())
+                  AND EXISTS (SELECT FROM generate_series(0, {LANES - 1}) AS asked (lane)
+                               CROSS JOIN LATERAL (
+                                     SELECT FROM outbox
+                                      WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = breakers.backend
+                                        AND outbox.lane = asked.lane AND available_at <= now()
+                                      ORDER BY available_at LIMIT 1) AS due)
                 LIMIT :slots
                   FOR UPDATE OF breakers SKIP LOCKED))
      RETURNING backend
@@ -59,19 +65,24 @@ _CLAIM = prepared(f"""
          WHERE state = 'pending' AND id = ANY(ARRAY(
                SELECT due.id
                  FROM (SELECT served.backend, CASE WHEN probe.backend IS NULL THEN served.room ELSE 1 END AS room,
-                              CAST(since AS timestamptz) AS since, after
+                              CAST(since AS timestamptz[]) AS since, CAST(after AS bigint[]) AS after
                          FROM served
                          LEFT JOIN probe ON probe.backend = served.backend
                          LEFT JOIN breakers ON breakers.backend = served.backend
                         WHERE breakers.backend IS NULL OR probe.backend IS NOT NULL
                         ORDER BY probe.backend IS NULL, served.place) AS open
                 CROSS JOIN LATERAL (
-                      SELECT id FROM outbox
-                       WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = open.backend
-                         AND available_at <= now() AND (available_at, id) > (open.since, open.after)
-                       ORDER BY available_at, id
-                       LIMIT open.room
-                         FOR UPDATE SKIP LOCKED) AS due
+                      SELECT here.id
+                        FROM unnest(CAST(:lanes AS int[]), open.since, open.after) AS asked (lane, since, after)
+                       CROSS JOIN LATERAL (
+                             SELECT id FROM outbox
+                              WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = open.backend
+                                AND outbox.lane = asked.lane
+                                AND available_at <= now() AND (available_at, id) > (asked.since, asked.after)
+                              ORDER BY available_at, id
+                              LIMIT open.room
+                                FOR UPDATE SKIP LOCKED) AS here
+                       LIMIT open.room) AS due
                 LIMIT :slots))
      RETURNING *
     ), noted AS ({_EVENT}
@@ -85,15 +96,18 @@ def claim(
     *,
     slots: int,
     worker: str,
-    cursors: Mapping[str, Claim] | None = None,
+    cursors: Mapping[tuple[str, int], Claim] | None = None,
+    first: int = 0,
 ) -> list[Claim]:
     """pending -> running: at most `slots` due jobs, at most `capacity[backend]` of each, in the order of `capacity`.
 
-    Claims nothing of a backend under an operator's hold on everything, on the backend or on its kind; `start` refuses
-    a job under a hold on its tenant or a brake's hold. Of a backend in `cursors`, claims only jobs after that claim.
+    Of each backend lane by lane, from `first` on; if that is not lane 0, lane 0 comes last. Claims nothing of a backend
+    under an operator's hold on everything, on the backend or on its kind; `start` refuses a job under a hold on its
+    tenant or a brake's hold. Of a backend and lane in `cursors`, claims only jobs after that claim.
     """
     configured = settings.backends()
-    last = [(cursors or {}).get(name) for name in capacity]
+    lanes = [*range(first, LANES), *range(1, first), *[0] * (first > 0)]
+    last = [[(cursors or {}).get((name, lane)) for lane in lanes] for name in capacity]
     rows = db.execute(
         _CLAIM,
         _event(Event.CLAIMED, worker)
@@ -101,13 +115,20 @@ def claim(
             "backends": list(capacity),
             "kinds": [configured[name].kind if name in configured else None for name in capacity],
             "rooms": list(capacity.values()),
-            "since": [str(claim.available_at) if claim else "-infinity" for claim in last],
-            "after": [claim.id if claim else 0 for claim in last],
+            "lanes": lanes,
+            "since": [
+                _array(claim.available_at.isoformat() if claim else "-infinity" for claim in each) for each in last
+            ],
+            "after": [_array(str(claim.id) if claim else "0" for claim in each) for each in last],
             "slots": slots,
             "lease": settings.get().lease,
         },
     )
     return _claims(rows)
+
+
+def _array(values: Iterable[str]) -> str:
+    return f"{{{','.join(values)}}}"
 
 
 _CLAIMED_BEFORE = text(f"""

@@ -22,6 +22,8 @@ outbox = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("max_attempts", sa.Integer, nullable=False),
     timestamp("available_at", now=True),
+    # A trigger sets it (revision 0008); claims begin with lane 0.
+    sa.Column("lane", sa.SmallInteger, nullable=False, server_default="1"),
     sa.Column("claimed_by", sa.Text),
     timestamp("lease_expires_at"),
     sa.Column("started_fence", sa.BigInteger),
@@ -46,6 +48,8 @@ outbox = sa.Table(
     sa.CheckConstraint("forced_fence <= fence", name="outbox_forced_within_fence"),
     sa.CheckConstraint("max_attempts >= 1", name="outbox_max_attempts_positive"),
     sa.CheckConstraint("held_by IS NULL OR state = 'pending'", name="outbox_held_is_pending"),
+    # No claim looks into another lane.
+    sa.CheckConstraint("lane BETWEEN 0 AND 4", name="outbox_lane_known"),
     # The promise "not two", enforced by the database itself.
     sa.Index(
         "outbox_one_deprovision",
@@ -61,8 +65,9 @@ outbox = sa.Table(
     ),
     # In the order of claims, so that a claim reads only the rows that it takes.
     sa.Index(
-        "outbox_pending",
+        "outbox_lanes",
         "backend",
+        "lane",
         "available_at",
         "id",
         postgresql_where=sa.text("state = 'pending' AND held_by IS NULL"),

@@ -45,7 +45,8 @@ resources = sa.Table(
     sa.Index("resources_generation", "generation", unique=True),
     # For the percentages of brakes.
     sa.Index("resources_live_of_backend", "backend", postgresql_where=sa.text("status IN ('active', 'deleting')")),
-    sa.Index("resources_live_of_tenant", "tenant", postgresql_where=sa.text("status IN ('active', 'deleting')")),
+    # For these too, for quotas, and for the lanes of jobs.
+    sa.Index("resources_live", "tenant", "status", "backend", postgresql_where=sa.text("status <> 'deleted'")),
     sa.Index(
         "resources_expiring", "expires_at", postgresql_where=sa.text("status = 'active' AND expires_at IS NOT NULL")
     ),

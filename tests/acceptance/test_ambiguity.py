@@ -58,7 +58,7 @@ def told(env: dict[str, str], resource: dict) -> dict[str, list[tuple[str, int]]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("kind", ["postgres", "redis"])
+@pytest.mark.parametrize("kind", ["postgres", pytest.param("redis", marks=pytest.mark.proof)])
 def test_a_worker_whose_answers_are_lost_does_each_thing_once(
     acme: httpx.Client,
     env: dict[str, str],

@@ -2,7 +2,6 @@
 
 import os
 import queue
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -15,7 +14,6 @@ from tests.support.crash_cells import STORIES, Install, Story
 from tests.support.crash_matrix import CELLS, STEPS, Cell, Outcome
 from tests.support.parallel_installs import installs
 from tests.support.servers import Servers
-from worker.backends.redis import Redis
 
 pytestmark = pytest.mark.matrix
 INSTALLS = 8
@@ -57,7 +55,6 @@ def matrix(
     servers: Servers, template: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Matrix]:
     with installs(servers, template, tmp_path_factory.mktemp("crash")) as new_install:
-        Redis(servers.redis.service_dsn).plan(uuid.uuid4(), uuid.uuid4())  # else the first cells race to name it
         made = Matrix(new_install)
         for item in request.session.items:
             if cell := getattr(item, "callspec", None) and item.callspec.params.get("cell"):  # type: ignore[attr-defined]

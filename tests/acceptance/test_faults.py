@@ -121,6 +121,7 @@ def test_a_worker_hears_the_doorbell_again_after_the_broker_was_away(
         until(acme, create(acme), "active")
 
 
+@pytest.mark.proof
 def test_a_broker_that_dies_over_unanswered_messages_does_not_take_the_worker_along(
     own_broker: Any, system: System, connect: Callable[[], Any]
 ) -> None:
@@ -183,6 +184,7 @@ def test_a_dead_backend_s_jobs_wait_without_burning_attempts_and_others_go_on(
         mortal.stop()
 
 
+@pytest.mark.proof
 def test_the_control_database_restarts_and_everything_goes_on(
     env: dict[str, str], system: System, servers: Servers, tenant: str
 ) -> None:
@@ -230,7 +232,7 @@ def test_a_birth_that_fails_half_way_leaves_nothing_on_the_server(
     assert kinds == [("deprovision", "succeeded"), ("provision", "cancelled")]
 
 
-@pytest.mark.parametrize("kind", ["postgres", "redis"])
+@pytest.mark.parametrize("kind", ["postgres", pytest.param("redis", marks=pytest.mark.proof)])
 def test_a_delete_while_still_provisioning_leaves_nothing_on_the_server(
     acme: httpx.Client, system: System, servers: Servers, kind: str
 ) -> None:

@@ -5,21 +5,18 @@ no lease is left, no job runs, the doctor finds nothing, and no worker had to be
 """
 
 import contextlib
-import errno
-import os
-import shutil
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg2
 import pytest
 
 from deprovisioner.up import servers as embedded
 from outbox import doorbell
+from tests.support import small_disk
 from tests.support.installation import OwnServers, seconds
 from tests.support.processes import Process
 from tests.support.servers import Servers
@@ -43,18 +40,23 @@ ENDS_CLIENTS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 # -- the control database ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(signal.SIGINT, id="fast", marks=pytest.mark.proof), pytest.param(signal.SIGQUIT, id="immediate")],
+)
 def test_every_delete_is_done_once_though_the_control_database_restarts(own: OwnServers, how: signal.Signals) -> None:
     with own.storm():
         own.restart_control(how)
 
 
+@pytest.mark.proof
 def test_every_delete_is_done_once_though_control_connections_are_cut_each_second(own: OwnServers) -> None:
     with own.storm():
         cut = sum(len(own.control.query(ENDS_CLIENTS)) for _ in seconds(4, every=1))
     assert cut > 4
 
 
+@pytest.mark.proof
 def test_every_delete_is_done_once_though_the_control_database_has_no_connection_left(own: OwnServers) -> None:
     with own.storm() as things, contextlib.ExitStack() as hoard:
 
@@ -73,6 +75,7 @@ def test_every_delete_is_done_once_though_the_control_database_has_no_connection
         time.sleep(1)
 
 
+@pytest.mark.proof
 def test_every_delete_is_done_once_though_an_old_snapshot_holds_back_vacuum(own: OwnServers) -> None:
     with contextlib.closing(psycopg2.connect(own.control.dsn)) as old:
         old.set_session(isolation_level="REPEATABLE READ")
@@ -90,32 +93,14 @@ def test_every_delete_is_done_once_though_the_control_databases_disk_was_full(ow
     """Its tables are on a tmpfs that a file fills: writes that need a new page fail with 53100. The WAL is not."""
     if own.small_disk is None:
         pytest.skip("this user may not mount a small tmpfs")
-    disk = own.small_disk
-    ballast = disk / "ballast"
     began = own.control_server.log.stat().st_size
 
     def failures() -> int:
         return own.control_server.log.read_bytes()[began:].count(b"No space left on device")
 
-    with own.storm():
-        with ballast.open("wb") as file:
-            eventually(lambda: _filled(file.fileno(), disk), what="the disk is full")
-        try:
-            eventually(lambda: failures() > 5, what="writes fail")
-            time.sleep(1)
-        finally:
-            ballast.unlink()
-
-
-def _filled(file: int, disk: Path) -> bool:
-    """Take all that is free; False when the server took some of it meanwhile."""
-    try:
-        os.posix_fallocate(file, 0, shutil.disk_usage(disk).free)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return False
-    return True
+    with own.storm(), small_disk.full(own.small_disk):
+        eventually(lambda: failures() > 5, what="writes fail")
+        time.sleep(1)
 
 
 # -- the broker --------------------------------------------------------------------------------------------------------
@@ -129,6 +114,7 @@ def test_every_delete_is_done_once_though_the_broker_is_killed_and_comes_back_em
         own.start_server(own.broker_server, lambda: embedded.valkey_ready(own.broker.url))
 
 
+@pytest.mark.proof
 def test_every_delete_is_done_once_though_the_broker_is_flushed_again_and_again(own: OwnServers) -> None:
     with own.storm():
         for _ in seconds(3, every=0.1):
@@ -186,6 +172,7 @@ def test_a_paused_backend_does_not_delay_the_jobs_of_another_backend(own: OwnSer
             own.signal(own.pg_server, signal.SIGCONT)
 
 
+@pytest.mark.proof
 def test_every_delete_is_done_once_though_a_backend_answers_slowly(own: OwnServers) -> None:
     with own.storm():
         for _ in seconds(4, every=0.03):

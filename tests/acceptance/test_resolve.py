@@ -121,6 +121,7 @@ def test_of_two_operators_who_redrive_one_job_one_wins(
     assert sorted(map(said, raced)) == [(200, "pending"), (409, "job_not_stuck")]
 
 
+@pytest.mark.proof
 def test_an_inspection_of_the_wrong_server_or_of_none_resolves_nothing(
     db: Connection,
     acme: httpx.Client,

@@ -29,14 +29,9 @@ NAMESPACE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("minutes", "teardowns", "faults"),
-    [pytest.param("0.2", 1, 0, id="twelve seconds"), pytest.param("1", 10, 5, id="a minute", marks=pytest.mark.proof)],
-)
-def test_storms_and_faults_lose_no_job_and_destroy_nothing_twice_or_by_mistake(
-    minutes: str, teardowns: int, faults: int
-) -> None:
-    words = [sys.executable, "-m", "tests.soak", "--minutes", minutes, "--json"]
+@pytest.mark.proof
+def test_a_minute_of_storms_and_faults_loses_no_job_and_destroys_nothing_twice_or_by_mistake() -> None:
+    words = [sys.executable, "-m", "tests.soak", "--minutes", "1", "--json"]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         try:
             out, progress = run.communicate(timeout=400)
@@ -48,8 +43,8 @@ def test_storms_and_faults_lose_no_job_and_destroy_nothing_twice_or_by_mistake(
     assert not broken, f"{broken}\n{progress[-3000:]}"
     assert run.returncode == 0, f"{told['teardowns']}\n{progress[-3000:]}"
     assert told["ok"], f"{told['teardowns']}\n{progress[-3000:]}"
-    assert min(told["teardowns"]["postgres"], told["teardowns"]["redis"]) > teardowns
-    assert sum(told["faults"].values()) > faults
+    assert min(told["teardowns"]["postgres"], told["teardowns"]["redis"]) > 10
+    assert sum(told["faults"].values()) > 5
     assert not Path(told["home"]).exists(), "what held is tidied up"
 
 

@@ -79,7 +79,13 @@ def test_a_home_whose_workers_were_superusers_is_taken_over(folder: Path) -> Non
         adopted = {"manifest": {"database": "theirs", "role": "app"}}
         made = [create(api), create(api, "redis", name="cache"), create(api, name="theirs", **adopted)]
         made = [until(api, resource, "active") for resource in made]
-    pg.query(f"DROP ROLE {accounts.NAME}")  # that version knew neither of these
+    for statement in (  # that version knew none of these
+        f"DROP DATABASE {accounts.NAME} WITH (FORCE)",
+        f"REVOKE CONNECT ON DATABASE postgres, template1 FROM {accounts.NAME}",
+        "GRANT CONNECT ON DATABASE postgres, template1 TO PUBLIC",
+        f"DROP ROLE {accounts.NAME}",
+    ):
+        pg.query(statement)
     valkey.client.execute_command("ACL", "DELUSER", accounts.NAME)
     valkey.client.execute_command("ACL", "SETUSER", "default", "nopass")
     valkey.client.execute_command("ACL", "SAVE")
@@ -102,7 +108,7 @@ def test_a_home_whose_workers_were_superusers_is_taken_over(folder: Path) -> Non
                 assert api.delete(f"/v1/resources/{resource['id']}").status_code == 202
             for resource in made:
                 until(api, resource, "deleted")
-        assert pg.databases() == {"postgres", "template0", "template1", "stranger"}
+        assert pg.databases() == {"postgres", "template0", "template1", "stranger", accounts.NAME}
         assert pg.query("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1") == [
             (accounts.NAME,),
             ("postgres",),
@@ -138,6 +144,7 @@ def _open_as_an_older_version_did(home: Path) -> None:
                 shutil.chown(path, owner, pwd.getpwnam(owner).pw_gid)
 
 
+@pytest.mark.proof
 def test_a_home_from_before_the_service_s_role_starts(folder: Path) -> None:
     home, port = folder / "home", servers.free_port()
     first = Running(home, port).ready()
@@ -235,15 +242,15 @@ def _logins(running: Running) -> list[Callable[[], int]]:
     return [to_database, to_cache]
 
 
-def test_up_may_be_stopped_while_it_starts_and_then_starts_again(folder: Path) -> None:
-    for wait in (0.5, 2.0, 4.0):
-        running = Running(folder / f"home{wait}", servers.free_port())
-        time.sleep(wait)  # not for a race: any moment of the start will do
-        family = [p.pid for p in descendants(running.popen.pid)] if running.popen.poll() is None else []
-        running.stop()
-        eventually(lambda: not [pid for pid in family if _runs(pid)], 10, "no process is left")  # noqa: B023
-        again = Running(folder / f"home{wait}", servers.free_port()).ready()
-        assert again.stop() == 0
+@pytest.mark.parametrize("wait", [2.0, *(pytest.param(wait, marks=pytest.mark.proof) for wait in (0.5, 4.0))])
+def test_up_may_be_stopped_while_it_starts_and_then_starts_again(folder: Path, wait: float) -> None:
+    running = Running(folder / "home", servers.free_port())
+    time.sleep(wait)  # not for a race: any moment of the start will do
+    family = [p.pid for p in descendants(running.popen.pid)] if running.popen.poll() is None else []
+    running.stop()
+    eventually(lambda: not [pid for pid in family if _runs(pid)], 10, "no process is left")
+    again = Running(folder / "home", servers.free_port()).ready()
+    assert again.stop() == 0
 
 
 _SIGNALLED_IN_A_DEL = """
@@ -264,6 +271,7 @@ supervisor.Up(Path(sys.argv[1]), "127.0.0.1", int(sys.argv[2]), 1, os.environ).r
 """
 
 
+@pytest.mark.proof
 def test_a_signal_inside_a_del_raises_nothing_there_and_stops_up(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _SIGNALLED_IN_A_DEL, str(folder / "home"), str(servers.free_port())],

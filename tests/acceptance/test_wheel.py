@@ -8,6 +8,7 @@ import venv
 from pathlib import Path
 
 import httpx
+import pytest
 
 from deprovisioner.up import servers
 from tests.support.up import Running, clean_environment
@@ -18,6 +19,7 @@ PACKAGES = ("deprovisioner", "outbox", "api", "worker", "migrations")
 LEFT_OUT = shutil.ignore_patterns(".*", "*.egg-info", "build", "__pycache__", "tests", "bench", "docs")
 
 
+@pytest.mark.proof
 def test_an_installed_wheel_starts_everything_from_an_empty_folder(folder: Path) -> None:
     python = _environment(folder / "venv")
     wheel = _wheel(folder)

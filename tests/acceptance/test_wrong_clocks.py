@@ -34,7 +34,9 @@ def workers(system: System) -> tuple[CeleryTestWorker, CeleryTestWorker]:
     return both[0], both[1]
 
 
-@pytest.mark.parametrize("skew", [AHEAD, BEHIND], ids=["ahead", "behind"])
+@pytest.mark.parametrize(
+    "skew", [pytest.param(AHEAD, id="ahead"), pytest.param(BEHIND, id="behind", marks=pytest.mark.proof)]
+)
 def test_an_api_with_a_wrong_clock_stamps_and_judges_by_the_databases(
     system: System, db: Connection, tenant: str, skew: dict[str, str]
 ) -> None:
@@ -57,6 +59,7 @@ def test_an_api_with_a_wrong_clock_stamps_and_judges_by_the_databases(
         assert abs(dt.datetime.fromisoformat(deleted) - now) < dt.timedelta(minutes=5)
 
 
+@pytest.mark.proof
 def test_workers_with_wrong_clocks_expire_what_is_due_and_nothing_else(
     system: System, workers: Any, db: Connection, tenant: str, servers: Servers
 ) -> None:

@@ -50,25 +50,6 @@ def test_a_locked_resource_delays_no_other_delete(
         assert waiting.result(20).status_code == 202
 
 
-def test_45_deletes_of_one_locked_resource_are_busy_and_everybody_else_is_served(
-    api: httpx.Client, tenant: str, db: Connection, connect: Any
-) -> None:
-    held, free = a_resource(db), a_resource(db)
-    holder = connect()
-    holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held),))
-    with ThreadPoolExecutor(45) as pool, client(str(api.base_url), tenant) as other:
-        waiting = [pool.submit(other.delete, f"/v1/resources/{held}") for _ in range(45)]
-        eventually(lambda: waits_for_a_lock(db), what="one waits for the row")
-        for answer in (other.get("/healthz"), api.delete(f"/v1/resources/{free}")):
-            assert answer.is_success, answer.text
-            assert answer.elapsed.total_seconds() < database.LOCK_TIMEOUT_MS / 2000
-        for one in waiting:
-            problem(one.result(30), 503, "busy")
-            assert one.result().headers["retry-after"]
-        holder.commit()
-        assert api.delete(f"/v1/resources/{held}").status_code == 202
-
-
 def test_45_callers_of_one_locked_row_are_busy_whatever_they_ask_and_everybody_else_is_served(
     api: httpx.Client, operator: str, db: Connection, connect: Any
 ) -> None:
@@ -77,7 +58,8 @@ def test_45_callers_of_one_locked_row_are_busy_whatever_they_ask_and_everybody_e
     jobs.stick(db, claim, worker="w", why=StuckReason.ATTEMPTS_EXHAUSTED, error="e")
     hold = holds.engage(db, HoldScope.BACKEND, "pg-main", actor="op", reason="r").id
     word = {"reason": "r", "fence": claim.fence}
-    asked = [
+    asked: list[tuple[str, str, dict[str, object] | None]] = [
+        ("DELETE", f"/v1/resources/{resource}", None),
         ("PATCH", f"/v1/resources/{resource}", {"protected": True}),
         ("POST", f"/v1/jobs/{claim.id}/redrive", word),
         ("POST", f"/v1/jobs/{claim.id}/resolve", word | {"force": True}),
@@ -88,15 +70,17 @@ def test_45_callers_of_one_locked_row_are_busy_whatever_they_ask_and_everybody_e
         cursor.execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(resource),))
         cursor.execute("SELECT FROM outbox WHERE id = %s FOR UPDATE", (claim.id,))
         cursor.execute("SELECT FROM holds WHERE id = %s FOR UPDATE", (hold,))
-    with ThreadPoolExecutor(48) as pool, client(str(api.base_url), operator) as other:
-        waiting = [pool.submit(other.request, method, path, json=body) for method, path, body in asked * 12]
+    with ThreadPoolExecutor(45) as pool, client(str(api.base_url), operator) as other:
+        waiting = [pool.submit(other.request, method, path, json=body) for method, path, body in asked * 9]
         eventually(lambda: waits_for_a_lock(db), what="one waits for a row")
         for answer in (other.get("/healthz"), api.delete(f"/v1/resources/{free}"), api.get("/v1/resources")):
             assert answer.is_success, answer.text
             assert answer.elapsed.total_seconds() < database.LOCK_TIMEOUT_MS / 2000
         for one in waiting:
             problem(one.result(30), 503, "busy")
+            assert one.result().headers["retry-after"]
         holder.commit()
+        assert api.delete(f"/v1/resources/{resource}").status_code == 202
 
 
 def test_each_wrong_request_has_its_code(api: httpx.Client, db: Connection, operator: str) -> None:

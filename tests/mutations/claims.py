@@ -9,6 +9,8 @@ CLAIM = "tests/outbox/test_claim.py"
 MOVES = "tests/outbox/test_transitions.py"
 RUNS = "tests/worker/test_run.py"
 HOLDS = "tests/outbox/test_holds.py"
+LANES = "tests/outbox/test_lanes.py"
+QUOTAS = "tests/outbox/test_quotas.py"
 BRAKES = "tests/outbox/test_brakes.py"
 
 _NOTED = "), noted AS ({_EVENT}\n    )"
@@ -184,9 +186,27 @@ CLAIMS = (
         ),
         (
             "claim: behind the one before",
-            " AND (available_at, id) > (open.since, open.after)",
+            " AND (available_at, id) > (asked.since, asked.after)",
             "",
             "test_a_claim_behind_another_takes_only_what_comes_after",
+        ),
+        (
+            "claim: the cursor of its own lane",
+            "open.since, open.after) AS asked (lane, since, after)",
+            "open.since[1:1] || open.since, open.after[1:1] || open.after) AS asked (lane, since, after)",
+            f"{LANES}::test_a_claim_of_each_lane_begins_behind_the_one_before",
+        ),
+        (
+            "claim: one lane at a time",
+            "AND outbox.lane = asked.lane\n                                AND available_at",
+            "AND available_at",
+            f"{LANES}::test_a_claim_that_begins_with_another_lane_takes_lane_0_last",
+        ),
+        (
+            "claim: the room of all lanes",
+            "LIMIT open.room) AS due\n",
+            ") AS due\n",
+            f"{LANES}::test_a_claim_takes_of_all_lanes_no_more_than_the_backends_capacity",
         ),
         (
             "claim: breaker",
@@ -220,11 +240,8 @@ CLAIMS = (
         ),
         (
             "claim: no probe without work",
-            "AND EXISTS (SELECT FROM outbox\n"
-            "                               WHERE state = 'pending' AND held_by IS NULL"
-            " AND outbox.backend = breakers.backend\n"
-            "                                 AND available_at <= now())",
-            "",
+            "AND EXISTS (SELECT FROM generate_series",
+            "AND EXISTS (SELECT 1) OR EXISTS (SELECT FROM generate_series",
             "test_a_breaker_keeps_its_probe_while_its_backend_has_no_due_job",
         ),
         (
@@ -271,6 +288,83 @@ CLAIMS = (
             f"{MOVES}::test_every_claim_has_a_fence_of_its_own",
         ),
         ("claim: event", _NOTED, ")", f"{MOVES}::{_along('claim', 'pending')}"),
+    ),
+    *cut(
+        "outbox/jobs/claim.py",
+        "",
+        LANES,
+        (
+            "claim: another lane first",
+            "[*range(first, LANES), *range(1, first), *[0] * (first > 0)]",
+            "[*range(LANES)]",
+            "test_a_claim_that_begins_with_another_lane_takes_lane_0_last",
+        ),
+    ),
+    *cut(
+        "migrations/versions/0008_lanes.py",
+        'LANE = """',
+        LANES,
+        *(
+            (f"lane: {name}", old, new, "test_a_jobs_lane_follows_its_kind_and_what_its_tenant_has_waiting_there")
+            for name, old, new in (
+                (
+                    "tenant of a teardown",
+                    "WHERE tenant = owner AND backend = NEW.backend AND status = 'deleting'",
+                    "WHERE backend = NEW.backend AND status = 'deleting'",
+                ),
+                ("backend of a teardown", "backend = NEW.backend AND status = 'deleting'", "status = 'deleting'"),
+                ("status of a teardown", "AND status = 'deleting'", ""),
+                ("status of a provision", "AND status = 'provisioning'", ""),
+                ("a provision comes behind", "THEN 1 ELSE 0 END;", "THEN 0 ELSE 0 END;"),
+            )
+        ),
+        (
+            "lane: the last one",
+            "WHEN waiting <= 250 THEN 2 ELSE 3 END",
+            "ELSE 2 END",
+            "test_each_five_times_as_many_are_a_lane_further_back",
+        ),
+    ),
+    *cut(
+        "outbox/resources.py",
+        "_REGISTER = text(",
+        QUOTAS,
+        (
+            "quota: turns",
+            "SELECT pg_advisory_xact_lock(hashtextextended('quota:' || CAST(:tenant AS text), 0))",
+            "SELECT 1",
+            "test_two_creates_at_once_do_not_pass_together",
+        ),
+        (
+            "quota: resources",
+            "used.resources < :max_resources",
+            "true",
+            "test_a_tenant_has_no_more_resources_than_it_may_have",
+        ),
+        (
+            "quota: pending",
+            "used.pending < :max_pending",
+            "true",
+            "test_a_tenant_has_no_more_under_way_than_it_may_have",
+        ),
+        (
+            "quota: what is deleted is free",
+            "WHERE tenant = :tenant AND status <> 'deleted'",
+            "WHERE tenant = :tenant",
+            "test_a_tenant_has_no_more_resources_than_it_may_have",
+        ),
+        (
+            "quota: what lives is not pending",
+            " AND status IN ('provisioning', 'deleting')",
+            "",
+            "test_a_tenant_has_no_more_under_way_than_it_may_have",
+        ),
+        (
+            "quota: of this tenant",
+            "WHERE tenant = :tenant AND status <> 'deleted'",
+            "WHERE status <> 'deleted'",
+            "test_a_tenant_has_no_more_resources_than_it_may_have",
+        ),
     ),
     *cut(
         TRANSITIONS,

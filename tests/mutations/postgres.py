@@ -40,8 +40,8 @@ GUARDS_OF_POSTGRES = (
         "tests/worker/test_out_of_service.py",
         (
             "postgres: a standby costs no attempt",
-            "raise OutOfService(STANDBY if standby else READ_ONLY)",
-            "raise Transient(STANDBY if standby else READ_ONLY)",
+            "raise self._blamed(OutOfService, away, database)",
+            "raise self._blamed(Transient, away, database)",
             "test_jobs_of_a_postgres_that_became_a_standby_wait_and_burn_no_attempts[18-after the start]",
         ),
         (
@@ -115,19 +115,42 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _translated(",
+        "def _blamed(",
         ERRORS,
         (
             "postgres: a neighbour's trouble",
-            "if errors.is_lost(error) and self._answers():",
-            "if False:",
+            "Transient if issubclass(meaning, Unavailable) and self._works() else meaning",
+            "meaning",
             "test_a_neighbour_s_database_that_cannot_be_entered_is_this_job_s_trouble_and_named",
+            "test_what_a_server_says_of_itself_is_not_believed_from_a_neighbour_s_database_while_the_server_works",
         ),
         (
             "postgres: a server that is away, seen from another database",
-            "if errors.is_lost(error) and self._answers():",
-            "if errors.is_lost(error):",
+            " and self._works()",
+            "",
             "test_another_database_is_unavailable_when_the_server_is",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _works(",
+        ERRORS,
+        (
+            "postgres: a server without room, seen from another database",
+            "cursor.execute(_TAKES_ROOM)",
+            "pass",
+            "test_a_full_disk_is_the_server_s_trouble_or_that_of_a_neighbour_s_tablespace_alone",
+        ),
+    ),
+    *cut(
+        PG,
+        "def afterwards(",
+        ERRORS,
+        (
+            "postgres: the first error counts, whatever is cleaned up after it",
+            "with contextlib.suppress(psycopg2.Error, BackendError):",
+            "with contextlib.suppress():",
+            "test_a_prepared_transaction_s_error_is_not_hidden_by_the_end_of_its_session",
         ),
     ),
     *cut(
@@ -340,14 +363,14 @@ GUARDS_OF_POSTGRES = (
         BLOCKERS,
         (
             "postgres: a neighbour that blocks is ended",
-            "if _end(second, row[0], row[3])",
-            "if False",
+            "for pid, user, application, since, database, _ in found:",
+            "for pid, user, application, since, database, _ in []:",
             "test_a_neighbour_s_open_grant_to_the_role_is_ended_and_told",
         ),
         (
             "postgres: a neighbour's prepared transaction that blocks is rolled back",
             "self._roll_back(prepared)",
-            "[]",
+            "pass",
             "test_a_neighbour_s_prepared_grant_is_rolled_back_and_told",
         ),
         (
@@ -455,6 +478,18 @@ GUARDS_OF_POSTGRES = (
             "obstacles.must_be_disowned(session, role, dying)",
             "pass",
             f"{OBSTACLES}::test_a_superuser_s_grant_is_refused_at_once_and_named_with_its_database",
+        ),
+        (
+            "postgres: large objects in the maintenance databases",
+            "heir.drop_large_objects(neighbour, role.oid)",
+            "pass",
+            f"{HEIR}::test_large_objects_in_a_maintenance_database_go_with_their_role",
+        ),
+        (
+            "postgres: a neighbour's large objects",
+            "if name in MAINTENANCE or name == session.info.dbname:",
+            "if True:",
+            f"{HEIR}::test_large_objects_in_a_maintenance_database_go_with_their_role",
         ),
         (
             "postgres: the role, after its rename",
@@ -567,7 +602,7 @@ GUARDS_OF_POSTGRES = (
         IDENTITY,
         (
             "postgres: advisory lock",
-            'cursor.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))',
+            'cursor.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (lock_key(name),))',
             "pass",
             f"{SESSION}::test_a_second_worker_at_one_object_waits_for_the_first",
         ),
@@ -716,6 +751,35 @@ GUARDS_OF_POSTGRES = (
             'if comment and "deprovisioner gen=" in comment:',
             "if False:",
             "TestAdoption::test_what_belongs_to_another_resource_cannot_be_adopted",
+        ),
+    ),
+    *cut(
+        "worker/backends/postgres/check.py",
+        "",
+        "tests/worker/backends/postgres/test_check.py",
+        (
+            "postgres: the check finds open databases",
+            "right_.privilege_type = 'CONNECT'",
+            "false",
+            "test_each_thing_that_is_wrong_is_found_and_its_statement_mends_it[18-an open door]",
+        ),
+        (
+            "postgres: the check finds powerful memberships",
+            "(rolname = ANY(%s) OR rolsuper)",
+            "rolname = ANY(%s)",
+            "test_each_thing_that_is_wrong_is_found_and_its_statement_mends_it[18-a member of a superuser]",
+        ),
+        (
+            "postgres: the check finds slots that the role may not use",
+            "    elif not may_use:",
+            "    elif False:",
+            "test_customers_can_take_every_slot_where_none_is_reserved_or_the_role_may_not_use_it",
+        ),
+        (
+            "postgres: the check finds unsafe settings",
+            "        if value != wanted:",
+            "        if False:",
+            "test_settings_under_which_data_is_lost_are_found_unless_the_server_is_a_throw_away[18]",
         ),
     ),
 )

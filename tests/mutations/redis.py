@@ -335,6 +335,29 @@ GUARDS_OF_REDIS = (
         ),
     ),
     *cut(
+        "worker/backends/redis/check.py",
+        "",
+        "tests/worker/backends/redis/test_check.py",
+        (
+            "redis: the check finds a user without its commands",
+            "    if missing:",
+            "    if False:",
+            "test_rights_too_few_or_too_many_are_found_and_the_statement_mends_them[redis-a category less]",
+        ),
+        (
+            "redis: the check finds a user with dangerous commands",
+            "    if excess:",
+            "    if False:",
+            "test_rights_too_few_or_too_many_are_found_and_the_statement_mends_them[redis-a dangerous command]",
+        ),
+        (
+            "redis: the check finds an open default user",
+            'and "nopass" in default["flags"]:',
+            "and False:",
+            "test_a_default_user_without_a_password_is_found[redis]",
+        ),
+    ),
+    *cut(
         REDIS,
         "def beginning(",
         RIGHTS,

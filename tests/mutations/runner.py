@@ -28,6 +28,17 @@ GUARDS_OF_RUNNER = (
         ("intake: of inspections", "Intake(backend).inspect", "backend.inspect", f"{_SEEN}[a long text]"),
     ),
     *cut(
+        "worker/checks.py",
+        "",
+        INTAKE,
+        (
+            "intake: of checks",
+            "Intake(backend).check()",
+            "backends.check(backend)",
+            "test_what_a_check_finds_is_bounded",
+        ),
+    ),
+    *cut(
         "worker/intake.py",
         "",
         INTAKE,
@@ -289,6 +300,24 @@ GUARDS_OF_RUNNER = (
             "cursors=self._cursors",
             "cursors={}",
             "test_a_sweep_resets_the_claim_cursor",
+        ),
+        (
+            "claiming: now and then another lane first",
+            "first=first_lane(self._found)",
+            "first=0",
+            "tests/outbox/test_lanes.py::test_endless_teardowns_do_not_keep_the_last_lane_waiting",
+        ),
+        (
+            "claiming: each other lane in turn",
+            "1 + turn % (jobs.LANES - 1)",
+            "1",
+            "tests/outbox/test_lanes.py::test_every_lane_comes_first_within_so_many_claims",
+        ),
+        (
+            "claiming: only claims that find jobs count",
+            "self._found += bool(claims)",
+            "self._found += 0",
+            "tests/outbox/test_lanes.py::test_endless_teardowns_do_not_keep_the_last_lane_waiting",
         ),
         (
             "claiming: a claim that runs out resets the cursor",

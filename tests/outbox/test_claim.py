@@ -188,18 +188,18 @@ def test_a_sweep_takes_a_bounded_batch(db: Connection) -> None:
 
 @pytest.fixture
 def a_million(db: Connection) -> None:
-    """A dead backend with a million pending jobs, half of them not due, and one pending job of another."""
+    """A million pending jobs on two backends, one of them dead; those of the first lanes are not due."""
     resource = a_resource(db, status="deleting")
-    indexes = ("outbox_one_deprovision", "outbox_pending", "outbox_of_resource", "outbox_leases", "outbox_of_backend")
+    indexes = ("outbox_one_deprovision", "outbox_lanes", "outbox_of_resource", "outbox_leases", "outbox_of_backend")
     made = [db.execute(text("SELECT pg_get_indexdef(CAST(:i AS regclass))"), {"i": i}).scalar_one() for i in indexes]
     # A million rows in seconds: no foreign key checks, and indexes afterwards, the unique one never.
     for statement in (
         "SET statement_timeout = 0; SET session_replication_role = replica",
         *(f"DROP INDEX {index}" for index in indexes),
-        f"""INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id, available_at)
+        f"""INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id, lane, available_at)
             SELECT 'deprovision', CAST(CASE WHEN n <= 100 THEN '{resource}' ELSE md5(n::text) END AS uuid),
-                   CASE WHEN n % 2 = 0 THEN 'pg-main' ELSE 'dead' END, 10, '{resource}',
-                   now() + (n % 4 - 2) * interval '1 minute'
+                   CASE WHEN n % 2 = 0 THEN 'pg-main' ELSE 'dead' END, 10, '{resource}', n % 5,
+                   now() + CASE WHEN n % 5 = 4 THEN n - 2000000 ELSE 60000000 END * interval '1 ms'
               FROM generate_series(1, 1000000) AS n""",
         *made[1:],
         "ANALYZE outbox",
@@ -216,7 +216,7 @@ def test_the_plans_use_their_indexes_with_a_million_finished_rows(db: Connection
         for node in _nodes(plan[0]["Plan"])
         if node.get("Relation Name") == "outbox" and "Scan" in node["Node Type"]
     ]
-    by_pending = [node for node in scans if node.get("Index Name") == "outbox_pending"]
+    by_pending = [node for node in scans if node.get("Index Name") == "outbox_lanes"]
     assert by_pending, f"the claim's own index is not used: {scans}"
     assert all(node["Node Type"] != "Seq Scan" for node in scans)
     assert "outbox_leases" not in {node.get("Index Name") for node in scans}, (
@@ -262,8 +262,10 @@ def test_the_plans_use_their_indexes_with_a_million_finished_rows(db: Connection
 def explained(db: Connection, passed: dict[str, Claim | None]) -> list[Any]:
     """The plan of a claim of 8, as it ran; `passed` are its backends."""
     asked = {"backends": [*passed], "kinds": ["postgres"] * len(passed), "rooms": [8] * len(passed), "slots": 8}
-    asked |= {"since": [str(claim.available_at) if claim else "-infinity" for claim in passed.values()]}
-    asked |= {"after": [claim.id if claim else 0 for claim in passed.values()], "lease": "30 s"}
+    since = [f"{claim.available_at.isoformat() if claim else '-infinity'}" for claim in passed.values()]
+    after = [claim.id if claim else 0 for claim in passed.values()]
+    asked |= {"since": [f"{{{','.join([at] * jobs.LANES)}}}" for at in since], "lanes": list(range(jobs.LANES))}
+    asked |= {"after": [f"{{{','.join([str(id)] * jobs.LANES)}}}" for id in after], "lease": "30 s"}
     asked |= {"event": "claimed", "actor": "w", "reason": None, "detail": None}
     plan = db.execute(
         text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {module_of('_CLAIM')._CLAIM.text}"), asked
@@ -276,22 +278,24 @@ def blocks(plan: list[Any]) -> int:
 
 
 def test_a_claim_behind_another_does_not_read_what_vacuum_may_not_remove(db: Connection, connect: Any) -> None:
-    resource = a_resource(db, status="deleting")
     old = connect()
     old.set_session(isolation_level="REPEATABLE READ")
     old.cursor().execute("SELECT FROM outbox")  # as a dump does: what dies from now on stays
     for statement in (
         "SET session_replication_role = replica",
+        """INSERT INTO resources (id, tenant, kind, backend, name, status, generation, deleted_at)
+           SELECT md5(n::text)::uuid, 'acme', 'postgres', 'pg-main', 'n', 'deleting', md5(n::text)::uuid, now()
+             FROM generate_series(1, 3000) AS n""",
         # Few rows to a page: it is pages that are counted.
-        f"""INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id, last_error)
-            SELECT 'restore', '{resource}', 'pg-main', 10, '{resource}',
-                   (SELECT string_agg(md5(n::text || m), '') FROM generate_series(1, 50) AS m)
-              FROM generate_series(1, 3000) AS n""",
+        """INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id, last_error)
+           SELECT 'restore', md5(n::text)::uuid, 'pg-main', 10, md5(n::text)::uuid,
+                  (SELECT string_agg(md5(n::text || m), '') FROM generate_series(1, 50) AS m)
+             FROM generate_series(1, 3000) AS n""",
         "SET session_replication_role = origin",
     ):
         db.execute(text(statement))
-    last = claims(db, 3000)[-1]
-    behind = [a_job(db) for _ in range(2)]
+    last = [claims(db, 500)[-1] for _ in range(6)][-1]
+    behind = [a_job(db, lane=last.lane) for _ in range(2)]
     assert blocks(explained(db, {"pg-main": last})) < 300
     assert [job(db, id).state for id in behind] == ["running", "running"]
     a_job(db)
@@ -302,13 +306,13 @@ def test_a_claim_behind_another_takes_only_what_comes_after(db: Connection) -> N
     first, second, third = (a_job(db) for _ in range(3))
     db.execute(text("UPDATE outbox SET available_at = (SELECT available_at FROM outbox WHERE id = :id)"), {"id": first})
     words: dict[str, Any] = {"slots": 5, "worker": "w1"}
-    assert [c.id for c in jobs.claim(db, {"pg-main": 5}, cursors={"pg-main": claim_of(db, second)}, **words)] == [third]
+    cursors = {("pg-main", 0): claim_of(db, second)}
+    assert [c.id for c in jobs.claim(db, {"pg-main": 5}, cursors=cursors, **words)] == [third]
     earlier = a_job(db)
     db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": earlier})
-    assert jobs.claim(db, {"pg-main": 5}, cursors={"pg-main": claim_of(db, second)}, **words) == []
-    assert [c.id for c in jobs.claim(db, {"pg-main": 5}, cursors={"other": claim_of(db, third)}, **words)] == [
-        earlier, first, second,
-    ]  # fmt: skip
+    assert jobs.claim(db, {"pg-main": 5}, cursors=cursors, **words) == []
+    others = {("other", 0): claim_of(db, third), ("pg-main", 1): claim_of(db, third)}
+    assert [c.id for c in jobs.claim(db, {"pg-main": 5}, cursors=others, **words)] == [earlier, first, second]
 
 
 def test_a_claim_carries_what_the_runner_needs(db: Connection) -> None:

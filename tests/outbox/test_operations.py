@@ -481,6 +481,7 @@ def many_stuck(db: Connection, n: int) -> None:
     )
 
 
+@pytest.mark.proof
 def test_a_hundred_thousand_stuck_jobs_pass_through_the_database_and_not_through_this_process(db: Connection) -> None:
     many_stuck(db, 100_000)
     db.execute(text("ANALYZE"))

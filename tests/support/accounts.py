@@ -1,6 +1,8 @@
 """The service's accounts on backends: made by the very statements that docs/production.md documents."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,7 +24,7 @@ def documented(kind: str) -> list[str]:
 
 
 def postgres(dsn: str) -> str:
-    """Make the documented role on a server, as the superuser of `dsn`; the service's DSN."""
+    """Make the documented role and its database on a server, as the superuser of `dsn`; the service's DSN."""
     connection = psycopg2.connect(dsn)
     try:
         connection.autocommit = True
@@ -31,7 +33,26 @@ def postgres(dsn: str) -> str:
                 cursor.execute(statement.replace("CHANGE-ME", PASSWORD))
     finally:
         connection.close()
-    return as_service(dsn)
+    return in_its_database(as_service(dsn))
+
+
+def fresh(server: PgServer, name: str, *, lacking: str = "") -> str:
+    """Another account with the documented rights but for one, in the database of the first; its DSN."""
+    role = documented("postgres")[0]
+    assert lacking in role
+    server.query(role.replace(NAME, name).replace("CHANGE-ME", PASSWORD).replace(f" {lacking} ", " "))
+    server.query(f"GRANT CONNECT ON DATABASE {NAME}, postgres TO {name}")
+    return in_its_database(as_service(server.dsn).replace(f"//{NAME}:", f"//{name}:"))
+
+
+@contextmanager
+def customers_in_postgres(server: PgServer) -> Iterator[None]:
+    """Customers may log in to the database `postgres`, as where CONNECT was never taken from PUBLIC."""
+    server.query("GRANT CONNECT ON DATABASE postgres TO PUBLIC")
+    try:
+        yield
+    finally:
+        server.query("REVOKE CONNECT ON DATABASE postgres FROM PUBLIC")
 
 
 def allow(server: PgServer, role: str) -> None:
@@ -62,6 +83,11 @@ def valkey(url: str) -> str:
         if client.config_get("aclfile").get("aclfile"):
             client.acl_save()
     return as_service(url)
+
+
+def in_its_database(dsn: str) -> str:
+    """The DSN with the service's own database."""
+    return urlsplit(dsn)._replace(path=f"/{NAME}").geturl()
 
 
 def as_service(url: str) -> str:

@@ -193,8 +193,8 @@ def _(w: World) -> Broken:
 
 @breaks("index_missing")
 def _(w: World) -> Broken:
-    w.write("DROP INDEX outbox_pending")
-    return "outbox_pending", set()
+    w.write("DROP INDEX outbox_lanes")
+    return "outbox_lanes", set()
 
 
 @breaks("deleting_without_job")

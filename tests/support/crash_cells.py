@@ -28,7 +28,6 @@ from tests.support import accounts, forked
 from tests.support.crash_matrix import Cell, Outcome
 from tests.support.forked import Fork
 from tests.support.processes import client
-from tests.support.servers import database_dsn
 from tests.support.witness import PgServer, RedisServer, eventually
 from worker.backends.postgres import Postgres, heir
 from worker.backends.postgres.session import Server
@@ -446,8 +445,9 @@ class Deprovision(Story):
             _make_heir(self.install.pg)
             with _connected(login["dsn"]) as session:
                 session.cursor().execute("CREATE TABLE t AS SELECT 1 AS n")
-            with _connected(database_dsn(login["dsn"], "postgres")) as session:  # an object that is handed over
-                session.cursor().execute("SELECT lo_create(0)")
+            role = self.manifest()["role"]  # owns a table there, which is handed over, and a large object, which goes
+            self.install.pg.query(f'CREATE TABLE "{role}" (); ALTER TABLE "{role}" OWNER TO "{role}"')
+            self.install.pg.query(f'SET ROLE "{role}"; SELECT lo_create(0)')
             return
         tenant = redis.Redis.from_url(login["url"])
         tenant.mset({f"{login['prefix']}{n}": "x" for n in range(KEYS)})

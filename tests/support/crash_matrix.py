@@ -36,6 +36,7 @@ STEPS: dict[tuple[str, str], tuple[str, ...]] = {
         "ALTER ROLE old RENAME",
         "COMMIT#4",
         "end sessions#3",
+        "SELECT pg_catalog.lo_unlink(oid) FROM (SELECT",
         "BEGIN#5",
         "REASSIGN OWNED BY role",
         "DROP OWNED BY role",

@@ -55,13 +55,14 @@ def a_job(
     attempts: int = 0,
     max_attempts: int = 10,
     lease: str = "30 s",
+    lane: int | None = None,
 ) -> int:
     """A job in `state`; a running one has fence 1 or more and a lease that ends in `lease`."""
     status = status or ("deleting" if kind == "deprovision" else "provisioning")
     resource = a_resource(
         db, status="deleted" if state == "succeeded" and kind == "deprovision" else status, backend=backend
     )
-    return db.execute(
+    id = db.execute(
         text("""
         INSERT INTO outbox (kind, state, stuck_reason, resource_id, backend, fence, attempts, max_attempts,
                             claimed_by, lease_expires_at, request_id, finished_at)
@@ -81,6 +82,9 @@ def a_job(
             "lease": lease,
         },
     ).scalar_one()
+    if lane is not None:
+        db.execute(text("UPDATE outbox SET lane = :lane WHERE id = :id"), {"id": id, "lane": lane})
+    return id
 
 
 def last_event(db: Connection, job_id: int) -> Any:
@@ -105,8 +109,8 @@ def claim_of(db: Connection, job_id: int, *, fence: int | None = None) -> Claim:
     row = db.execute(
         text("""
         SELECT outbox.id, outbox.kind, resource_id, outbox.backend, fence, attempts, max_attempts, started_fence,
-               forced_fence, available_at, tenant, generation, adopted, activated_at IS NOT NULL AS activated, manifest,
-               false AS probing, false AS contended
+               forced_fence, available_at, lane, tenant, generation, adopted, activated_at IS NOT NULL AS activated,
+               manifest, false AS probing, false AS contended
           FROM outbox JOIN resources ON resources.id = resource_id WHERE outbox.id = :id"""),
         {"id": job_id},
     ).one()

@@ -5,7 +5,6 @@ import itertools
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 import uuid
@@ -24,7 +23,7 @@ from deprovisioner.up import servers as embedded
 from deprovisioner.up.servers import Child
 from outbox import db as database
 from outbox import jobs, tokens
-from tests.support import accounts, forked
+from tests.support import accounts, forked, small_disk
 from tests.support.crash_cells import Deletions
 from tests.support.final_checks import all_is_well
 from tests.support.forked import Kept
@@ -34,7 +33,6 @@ from tests.support.witness import PgServer, RedisServer, eventually, slowness
 
 LEASE, SWEEP = 3.0, 0.5
 DATABASES, NAMESPACES, CALLERS = 12, 10, 4  # two of the namespaces are deleted after the storm
-SMALL_DISK = "64m"
 KINDS = {"postgres": "pg-main", "redis": "redis-main"}
 
 
@@ -107,7 +105,7 @@ class OwnServers:
                 child.stop_signal = signal.SIGQUIT  # at once: their data is not needed any more
             child.stop()
         if self.small_disk:
-            subprocess.run(["umount", self.small_disk], check=True)
+            small_disk.unmount(self.small_disk)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _postgres(self, name: str, options: dict[str, str]) -> tuple[Child, str]:
@@ -130,18 +128,8 @@ class OwnServers:
 
     def _small_disk(self, server: PgServer) -> str:
         """The control database's files on a file system that can be filled, where this user may mount one."""
-        disk = self.folder / "disk"
-        disk.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "none", disk]
-        if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-            return ""
-        self.small_disk = disk
-        owner = (self.folder / "control").stat().st_uid
-        os.chown(disk, owner, owner)
-        (disk / "space").mkdir(mode=0o700)
-        os.chown(disk / "space", owner, owner)
-        server.query(f"CREATE TABLESPACE small LOCATION '{disk / 'space'}'")
-        return "TABLESPACE small"
+        self.small_disk = small_disk.mounted(self.folder / "disk", server, "small", size="64m")
+        return "TABLESPACE small" if self.small_disk else ""
 
     def processes_of(self, child: Child) -> list[psutil.Process]:
         first = psutil.Process(child.process.pid)

@@ -126,7 +126,7 @@ class Copy:
             for (slot,) in server.query("SELECT slot_name FROM pg_replication_slots"):
                 server.query("SELECT pg_drop_replication_slot(%s)", slot)
             server.query("DELETE FROM pg_subscription")  # such a database could not be entered, nor dropped
-            for name in server.databases() - {"postgres", "template0", "template1"}:
+            for name in server.databases() - {"postgres", "template0", "template1", accounts.NAME}:
                 if server.query("SELECT 1 FROM pg_database WHERE datname = %s AND datistemplate", name):
                     server.query(f'ALTER DATABASE "{name}" IS_TEMPLATE false')
                 server.query(f'DROP DATABASE "{name}" WITH (FORCE)')

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.support.crash_cells import Deletions, Install
 from tests.support.servers import BACKENDS, Servers, clear_caches, database_dsn, use_environment
+from worker.backends.redis import Redis
 
 _NUMBERS = itertools.count()
 
@@ -27,6 +29,7 @@ def installs(servers: Servers, template: str, folder: Path) -> Iterator[Callable
         "PG_MAIN_DSN": servers.pg.service_dsn,
         "REDIS_MAIN_URL": servers.redis.service_dsn,
     }
+    Redis(servers.redis.service_dsn).plan(uuid.uuid4(), uuid.uuid4())  # else the first stories race to name the server
     deletions = Deletions(servers.redis)
     deletions.start()
     opened: dict[str, Install] = {}

@@ -127,6 +127,8 @@ def _postgres(
     started: dict[str, Child], home: Path, name: str, *, backend: bool = False, programs: Path | None = None
 ) -> PgServer:
     options = {"log_statement": "ddl", "max_prepared_transactions": "10", "wal_level": "logical"} if backend else {}
+    if backend and programs is None:
+        options |= {"reserved_connections": "5"}  # from version 16 on
     port = embedded.free_port()
     child = started[name] = embedded.postgres(home, name, port, "secret", _FAST | options, programs=programs)
     dsn = embedded.postgres_dsn(port, "secret")

@@ -42,7 +42,7 @@ def lagging(programs: Path | None = None) -> Iterator[tuple[PgServer, PgServer]]
         primary.service_dsn = accounts.postgres(primary.dsn)
         _copy(primary, home, programs)
         standby = start("standby")
-        standby.service_dsn = accounts.as_service(standby.dsn)  # the copy has the role too
+        standby.service_dsn = accounts.in_its_database(accounts.as_service(standby.dsn))  # the copy has the role too
         standby.query("SELECT pg_wal_replay_pause()")
         yield primary, standby
     finally:

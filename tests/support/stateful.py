@@ -249,6 +249,8 @@ class Outbox(RuleBasedStateMachine):
         taken = self._ask(jobs.claim, {BACKEND: slots}, slots=slots, worker=worker)
         assert len(taken) == min(most, len(due))
         assert {c.id for c in taken} <= set(due)
+        left = [pending[id]["lane"] for id in set(due) - {c.id for c in taken}]
+        assert max([c.lane for c in taken], default=0) <= min(left, default=9), "a lane was passed over"
         self.check(*["claimed"] * len(taken))
         for claim in taken:
             # Of two jobs claimed at once neither is contended: after the DELETE the provision cannot start.

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 
 from outbox.settings import read_env
+from tests.support import forked
 from tests.support.processes import client
 from tests.support.witness import eventually
 
@@ -52,10 +53,8 @@ class Running:
     def env(self) -> dict[str, str]:
         return read_env(self.home / "env")
 
-    def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*CLI, *words], check=False, env=clean_environment(**self.env), capture_output=True, text=True, timeout=60
-        )
+    def cli(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        return forked.run(words, clean_environment(**self.env))
 
     def api(self, role: str = "TENANT") -> httpx.Client:
         return client(self.env["DEPROVISIONER_API_URL"], self.env[f"DEPROVISIONER_{role}_TOKEN"])

@@ -16,8 +16,8 @@ from outbox.errors import BackendError, ClaimLost, DeprovisionerError, OutOfServ
 from tests.support.factories import a_claim, a_job, claims, events_of, job
 from tests.support.servers import Servers
 from tests.support.shelf import Shelf, fail
-from worker import observer
-from worker.backends import Absent, Different, Plan, Same
+from worker import checks, observer
+from worker.backends import Absent, Different, Finding, Plan, Same
 from worker.backends.postgres import Postgres
 from worker.intake import Intake
 from worker.run import Run
@@ -132,6 +132,16 @@ def test_a_manifest_is_never_cut_but_refused(db: Connection) -> None:
     completes = {"role_oid": 7, "note": "n" * 5_000}
     seen = Intake(Shelf(sees=[Same({"completes": completes, "comment": LONG})])).inspect({})
     assert seen.seen["completes"] == completes
+
+
+def test_what_a_check_finds_is_bounded(db: Connection) -> None:
+    class Checking(Shelf):
+        def check(self) -> list[Finding]:
+            return [Finding("code", LONG, NASTY + LONG)] * 1_000
+
+    found = checks.check("b", "shelf", Checking()).findings
+    assert len(found) == 100
+    assert all((one.what + one.mend).isprintable() and len(one.what + one.mend) < 6_000 for one in found)
 
 
 def test_a_comment_of_a_megabyte_is_bounded(db: Connection, servers: Servers) -> None:

@@ -53,6 +53,15 @@ class Plan:
     credentials: Json
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What is not as it should be on a backend: a code that stays the same, words, and the statement that mends it."""
+
+    code: str
+    what: str
+    mend: str
+
+
 class Backend(Protocol):
     """One configured server. Methods raise Unavailable, Transient or Refused; no transaction is open while they run."""
 
@@ -103,6 +112,16 @@ def build(config: BackendConfig, *, protected: frozenset[str]) -> Backend:
     except SettingsError as error:
         raise SettingsError(f"backend {config.name!r}: {error}") from error
     return backend
+
+
+def check(backend: Backend) -> list[Finding]:
+    """What is not as it should be on the server, seen as the service's account; changes nothing.
+
+    A kind gives it by a method `check() -> list[Finding]`; nothing is found on one without that method.
+    Raises BackendError when the server cannot be asked.
+    """
+    found: list[Finding] = getattr(backend, "check", list)()
+    return found
 
 
 def mark(generation: str) -> str:

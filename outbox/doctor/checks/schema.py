@@ -11,6 +11,7 @@ TRIGGERS = {
     "outbox_final_is_final": "outbox",
     "outbox_fence_never_falls": "outbox",
     "outbox_live_stays": "outbox",
+    "outbox_lane": "outbox",
     "resources_deleted_is_final": "resources",
     "resources_live_stays": "resources",
     "events_append_only": "events",

@@ -15,7 +15,6 @@ from typing import Any
 import psycopg2
 import pytest
 import redis
-from psycopg2.extensions import make_dsn
 
 from deprovisioner.up import servers as embedded
 from outbox.errors import OutOfService, Refused, Transient, Unavailable
@@ -123,12 +122,7 @@ def _without_replicas(url: str) -> Iterator[None]:
 
 def _weaker(server: PgServer) -> Iterator[Backend]:
     for right in ("CREATEDB", "CREATEROLE"):
-        name = f"weak_{uuid.uuid4().hex}"
-        for statement in accounts.documented("postgres"):
-            assert right in statement
-            lacking = statement.replace(accounts.NAME, name).replace("CHANGE-ME", "p").replace(f" {right} ", " ")
-            server.query(lacking)
-        yield Postgres(make_dsn(server.dsn, user=name, password="p"))
+        yield Postgres(accounts.fresh(server, f"weak_{uuid.uuid4().hex}", lacking=right))
 
 
 @contextmanager

@@ -12,13 +12,14 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `create`    plan, provision, adopt
 - `rights`    what the account must be allowed to do before it adopts
 - `destroy`   quarantine, release, teardown
+- `check`     what is not as it should be on the server
 """
 
 import uuid
 
 from outbox.rows import Json
-from worker.backends import Observation, Plan
-from worker.backends.postgres import create, destroy, identity
+from worker.backends import Finding, Observation, Plan
+from worker.backends.postgres import check, create, destroy, identity
 from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.session import Server
 
@@ -69,3 +70,7 @@ class Postgres:
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - identity fences here, not the number
         """See the Protocol."""
         return destroy.teardown(self._server, manifest)
+
+    def check(self) -> list[Finding]:
+        """See `worker.backends.check`."""
+        return check.check(self._server)

@@ -12,7 +12,7 @@ from worker.backends import Absent, Different, Same
 from worker.backends.postgres import heir, identity, obstacles
 from worker.backends.postgres.errors import describe
 from worker.backends.postgres.identity import Database, Role
-from worker.backends.postgres.session import Server, Session
+from worker.backends.postgres.session import Server, Session, afterwards
 
 # A client may connect between "terminate" and "rename": try again, a few times.
 RENAME_TRIES = 3
@@ -20,6 +20,8 @@ RENAME_TRIES = 3
 CLOSE_TRIES = 10
 # How long to wait for the end of the sessions that are there before the doors are closed: others can come meanwhile.
 FIRST_SECONDS = 1.0
+# Databases that are no customer's, as is the service's own.
+MAINTENANCE = frozenset({"postgres", "template1"})
 # "tuple concurrently updated" has the code of every internal error.
 _CHANGED_MEANWHILE = (sqlstates.InternalError_, sqlstates.DeadlockDetected)
 
@@ -155,15 +157,15 @@ def _roll_back_prepared(session: Session, manifest: Json, database: Database, ro
     # ROLLBACK PREPARED works only inside the database: let one session of ours in, and close the door behind it.
     with session.transaction():
         _set_door(session, manifest, opened=True)
-    try:
-        with session.server.connect(database.name) as inside:
-            with session.transaction():
-                _set_door(session, manifest, opened=False)
-            obstacles.end_sessions(session, database, role, spared=inside.info.backend_pid)
-            obstacles.roll_back(inside, database.name, found)
-    finally:
+
+    def close() -> None:
         with session.transaction():
             _set_door(session, manifest, opened=False)
+
+    with afterwards(close), session.server.connect(database.name) as inside:
+        close()
+        obstacles.end_sessions(session, database, role, spared=inside.info.backend_pid)
+        obstacles.roll_back(inside, database.name, found)
 
 
 def _rename_away(session: Session, manifest: Json) -> None:
@@ -199,6 +201,8 @@ def _drop_role(session: Session, manifest: Json) -> None:
         elsewhere = [name for (name,) in cursor]
     for name in elsewhere:  # objects in a neighbour's database are the neighbour's: handed over, not dropped
         with session.server.connect(name) as neighbour:
+            if name in MAINTENANCE or name == session.info.dbname:
+                heir.drop_large_objects(neighbour, role.oid)
             with neighbour.transaction():
                 _disown(neighbour, role, dying)
             session.executed += [f"in {name!r}: {statement}" for statement in neighbour.executed]

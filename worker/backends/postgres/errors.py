@@ -38,12 +38,6 @@ def meaning(error: psycopg2.Error) -> type[BackendError]:
     return _MEANING.get(code) or _MEANING.get(code[:2]) or _MEANING["any other"]
 
 
-def is_lost(error: psycopg2.Error) -> bool:
-    """Whether the connection is what failed, not a statement."""
-    code = error.pgcode or LOST
-    return code == LOST or code[:2] == "08" or code in ("53300", "57P01", "57P02", "57P03")
-
-
 def describe(error: psycopg2.Error) -> str:
     """The server's message with DETAIL, HINT and place, without the statement: that may hold a password."""
     diag = error.diag

@@ -4,6 +4,7 @@ If the service's own account took these objects over, a customer's function or v
 """
 
 from psycopg2 import errors as sqlstates
+from psycopg2 import sql
 
 from outbox.errors import Refused
 from worker.backends.postgres.session import Session
@@ -25,6 +26,26 @@ _RUNS_AS_OWNER = """
     SELECT 'DROP RULE ' || pg_catalog.quote_ident(rulename) || ' ON ' || c.oid::pg_catalog.regclass
       FROM pg_catalog.pg_rewrite JOIN pg_catalog.pg_class AS c ON c.oid = ev_class
      WHERE relowner = %(oid)s AND ev_type <> '1'"""
+
+# One transaction locks each large object that it removes, and the server's lock table is shared.
+LARGE_OBJECTS = 1000
+
+
+def drop_large_objects(session: Session, oid: int) -> None:
+    """Remove the role's large objects in this database, one that is no customer's: none there can use them."""
+    while _has_large_objects(session, oid):
+        session.execute(
+            "SELECT pg_catalog.lo_unlink(oid) FROM (SELECT oid FROM pg_catalog.pg_largeobject_metadata"
+            " WHERE lomowner = {role} LIMIT {batch}) AS batch",
+            role=sql.Literal(oid),
+            batch=sql.Literal(LARGE_OBJECTS),
+        )
+
+
+def _has_large_objects(session: Session, oid: int) -> bool:
+    with session.cursor() as cursor:
+        cursor.execute("SELECT 1 FROM pg_catalog.pg_largeobject_metadata WHERE lomowner = %s LIMIT 1", (oid,))
+        return cursor.fetchone() is not None
 
 
 def hand_over(session: Session, role: str, oid: int) -> None:

@@ -10,7 +10,7 @@ from psycopg2 import sql
 from outbox.errors import Refused, Transient
 from worker.backends.postgres.errors import clean
 from worker.backends.postgres.identity import Database, Role
-from worker.backends.postgres.session import Session
+from worker.backends.postgres.session import Session, afterwards
 from worker.backends.postgres.waits import Client
 
 # How long all sessions together may take to end.
@@ -94,14 +94,13 @@ def roll_back(inside: Session, name: str, transactions: list[tuple[str, str | No
             left.append(f"{gid!r} of a dropped role")
             continue
         try:
-            inside.execute("SET ROLE {owner}", owner=owner)
-            inside.execute("ROLLBACK PREPARED {gid}", gid=sql.Literal(gid))
+            with afterwards(lambda: inside.execute("RESET ROLE")):
+                inside.execute("SET ROLE {owner}", owner=owner)
+                inside.execute("ROLLBACK PREPARED {gid}", gid=sql.Literal(gid))
         except sqlstates.InsufficientPrivilege:
             left.append(f"{gid!r} of {owner!r}")
         except sqlstates.UndefinedObject:  # it has ended meanwhile
             continue
-        finally:
-            inside.execute("RESET ROLE")
     if left:
         raise Refused(clean(f"prepared transactions in {name!r} that this account may not roll back: {_some(left)}"))
 

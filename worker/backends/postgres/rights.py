@@ -34,7 +34,7 @@ def _missing(session: Session, database: Database, role: Role | None) -> list[st
         name, superuser, createdb, createrole, inherits, owner, owner_name, owner_is_superuser = cursor.fetchone()
     if superuser:
         return []
-    me, found = _quoted(name), []
+    me, found = quoted(name), []
     if not createdb:  # to rename the database
         found.append(f"ALTER ROLE {me} CREATEDB")
     granted: list[int] = []
@@ -44,18 +44,18 @@ def _missing(session: Session, database: Database, role: Role | None) -> list[st
         if not _holds(session, role.oid, admin=options):
             granted.append(role.oid)
             how = " WITH ADMIN TRUE, INHERIT TRUE, SET TRUE" if options else ""
-            found.append(f"GRANT {_quoted(role.name)} TO {me}{how}")
+            found.append(f"GRANT {quoted(role.name)} TO {me}{how}")
         if not options and _replicates(session, role):
-            found.append(f"ALTER ROLE {_quoted(role.name)} NOREPLICATION")
+            found.append(f"ALTER ROLE {quoted(role.name)} NOREPLICATION")
         for lacks, other in _elsewhere(session, database, role):
-            found.append(f"GRANT {lacks} ON DATABASE {_quoted(other)} TO {me}")
+            found.append(f"GRANT {lacks} ON DATABASE {quoted(other)} TO {me}")
     how = " WITH INHERIT TRUE, SET TRUE" if options else ""
     if owner not in granted and not _holds(session, owner):
         if owner_is_superuser:  # its rights are too many to give
-            found.append(f"ALTER DATABASE {_quoted(database.name)} OWNER TO {me}")
+            found.append(f"ALTER DATABASE {quoted(database.name)} OWNER TO {me}")
         else:
             granted.append(owner)
-            found.append(f"GRANT {_quoted(owner_name)} TO {me}{how}")
+            found.append(f"GRANT {quoted(owner_name)} TO {me}{how}")
     if _others_may_connect(session, database, granted):
         found.append(f"GRANT pg_signal_backend TO {me}{how}")
     if not options and not inherits and any(statement.startswith("GRANT") for statement in found):
@@ -118,7 +118,7 @@ def _others_may_connect(session: Session, database: Database, granted: list[int]
         return bool(cursor.fetchone()[0])
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     """An identifier that can be pasted; what is not printable is escaped."""
     if name.isprintable():
         return '"' + name.replace('"', '""') + '"'

@@ -5,7 +5,7 @@ import hashlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import psycopg2
 from psycopg2 import errors as sqlstates
 from psycopg2 import extensions, sql
 
-from outbox.errors import BackendError, OutOfService, SettingsError, Transient
+from outbox.errors import BackendError, OutOfService, SettingsError, Transient, Unavailable
 from outbox.opening import Opener
 from worker.backends.postgres import errors
 from worker.backends.postgres.blockers import Blockers
@@ -29,6 +29,10 @@ INSPECT_SECONDS = 15
 LOCK_TIMEOUT_MS = 10_000
 # How soon a server session whose client is gone gives up its statement and its lock.
 CLIENT_CHECK_MS = 10_000
+# More than fits into the memory that it may use: the server writes half a megabyte to its disk for it.
+_TAKES_ROOM = """
+    SELECT pg_catalog.set_config('work_mem', '64kB', false);
+    SELECT pg_catalog.count(*) FROM pg_catalog.generate_series(1, 20000)"""
 STANDBY = "the server is a standby (in recovery): only a primary can say what exists"
 READ_ONLY = "the server keeps its transactions read-only: only a writable primary can say what exists"
 NEVER = frozenset({"template0", "template1", "postgres"})
@@ -87,14 +91,15 @@ class Server:
         limit = threading.Timer(seconds, _cut, (session.fileno(),))
         limit.daemon = True
         limit.start()
-        blockers = Blockers(session.info.backend_pid, self)
-        watch = Watch(session, lambda: self.connect(watched=False), blockers, session.executed)
+        blockers = Blockers(session.info.backend_pid, self, session.executed)
+        watch = Watch(session, lambda: self.connect(watched=False), blockers)
         if watched:
             watch.start()
         try:
             session.server = self
             session.autocommit = True
-            _settle(session)
+            if away := _settle(session):
+                raise self._blamed(OutOfService, away, database)
             yield session
         except psycopg2.Error as error:
             limit.cancel()  # the connection may be closed by now, and its number another file's
@@ -105,21 +110,25 @@ class Server:
             session.close()
 
     def _translated(self, error: psycopg2.Error, database: str | None, waited: str = "") -> BackendError:
-        said = errors.clean(errors.describe(error) + waited)
-        if database is None:
-            return errors.meaning(error)(said)
-        said = f"in database {errors.clean(database)!r}: {said}"
-        # libpq gives no SQLSTATE at connect. If the server still lets us in, the trouble is that database's alone.
-        if errors.is_lost(error) and self._answers():
-            return Transient(said)
-        return errors.meaning(error)(said)
+        return self._blamed(errors.meaning(error), errors.clean(errors.describe(error) + waited), database)
 
-    def _answers(self) -> bool:
+    def _blamed(self, meaning: type[BackendError], said: str, database: str | None) -> BackendError:
+        """`meaning`; but what looks like the server's trouble is one database's alone while the server itself works."""
+        if database is None:
+            return meaning(said)
+        said = f"in database {errors.clean(database)!r}: {said}"
+        return (Transient if issubclass(meaning, Unavailable) and self._works() else meaning)(said)
+
+    def _works(self) -> bool:
+        """Whether the server lets us in, is a writable primary, and has room on its disk."""
         try:
-            with self.connect(seconds=INSPECT_SECONDS):
-                return True
-        except BackendError:
+            with self.connect(seconds=INSPECT_SECONDS, watched=False) as session, session.cursor() as cursor:
+                cursor.execute(_TAKES_ROOM)
+        except Unavailable:
             return False
+        except BackendError:
+            return True
+        return True
 
 
 class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no types
@@ -136,7 +145,9 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
         quoted = {key: sql.Identifier(word) if isinstance(word, str) else word for key, word in words.items()}
         with self.cursor() as cursor:
             cursor.execute(sql.SQL(statement).format(**quoted))
-        self.executed.append(statement.format(**{key: getattr(word, "string", "…") for key, word in quoted.items()}))
+        told = statement.format(**{key: getattr(word, "string", "…") for key, word in quoted.items()})
+        if self.executed[-1:] != [told]:  # a customer decides how many batches there are
+            self.executed.append(told)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -153,17 +164,35 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
     def lock(self, *names: str | None) -> None:
         """Wait until no other worker, zombies included, is at these objects; the lock ends with the session.
 
-        The key depends on the DSN, which customers do not know: they can connect to the maintenance database, and
-        must not be able to take the lock and so delay a teardown.
+        No customer may log in to the service's own database, so its keys need not be secret. Where the DSN names a
+        database that customers may enter, one that takes the lock is ended like any other that is waited for.
         """
         with self.cursor() as cursor:
             for name in filter(None, names):
-                digest = hashlib.blake2b(name.encode(), key=self.server.dsn.encode()[:64], digest_size=8).digest()
-                cursor.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (int.from_bytes(digest, signed=True),))
+                cursor.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (lock_key(name),))
 
 
-def _settle(session: Session) -> None:
-    """Pin what no option can, or a variable would take back (PGTZ, PGDATESTYLE); refuse all but a writable primary.
+def lock_key(name: str) -> int:
+    """The key of an object's advisory lock; the same for all workers, however their DSNs are written."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
+
+
+@contextmanager
+def afterwards(act: Callable[[], None]) -> Iterator[None]:
+    """`act` at the end of the body, also when that raises; then the first error counts, whatever becomes of `act`."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(psycopg2.Error, BackendError):
+            act()
+        raise
+    act()
+
+
+def _settle(session: Session) -> str:
+    """Pin what no option can, or a variable would take back (PGTZ, PGDATESTYLE).
+
+    Returns why the server is no writable primary, empty where it is one.
 
     A session never goes back into recovery, so whatever it reads after this has a primary's authority.
     """
@@ -178,11 +207,12 @@ def _settle(session: Session) -> None:
         )
         standby, read_only, *_ = cursor.fetchone()
         if standby or read_only:
-            raise OutOfService(STANDBY if standby else READ_ONLY)
+            return STANDBY if standby else READ_ONLY
         with contextlib.suppress(sqlstates.InvalidParameterValue):  # a platform that cannot watch its sockets
             cursor.execute(
                 "SELECT pg_catalog.set_config('client_connection_check_interval', %s, false)", (str(CLIENT_CHECK_MS),)
             )
+    return ""
 
 
 def _cut(descriptor: int) -> None:

@@ -49,7 +49,7 @@ class Client:
 class Watch:
     """Looks at one session until `stop`. `connect` opens the second session, which nothing watches.
 
-    `ended`: the evidence, one line for each customer's session that our session waited for and that was ended.
+    `blockers`: they are ended where they are customers.
     """
 
     def __init__(
@@ -57,10 +57,9 @@ class Watch:
         session: extensions.connection,
         connect: Callable[[], AbstractContextManager[extensions.connection]],
         blockers: Blockers,
-        ended: list[str],
     ) -> None:
         self._session, self._pid, self._connect = session, session.info.backend_pid, connect
-        self._blockers, self._ended = blockers, ended
+        self._blockers = blockers
         self._done = threading.Event()
         self._seen: tuple[float, list[str]] = (0.0, [])
         self._at_barrier: float | None = None
@@ -102,7 +101,7 @@ class Watch:
             )
             if blockers := [_in_database(*row) for row in cursor]:
                 self._seen = (time.monotonic(), blockers)
-                self._end(second)
+                self._blockers.end(second)
             cursor.execute(
                 "SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = %s AND wait_event = 'ProcSignalBarrier'",
                 (self._pid,),
@@ -118,11 +117,6 @@ class Watch:
                       FROM pg_catalog.pg_stat_activity WHERE pid = %s""",
                     (self._pid,),
                 )
-
-    def _end(self, second: extensions.connection) -> None:
-        sessions, prepared = self._blockers.end(second)
-        self._ended += [f"ended a customer's session that we waited for: {_in_database(*row)}" for row in sessions]
-        self._ended += [f"rolled back a customer's prepared transaction that we waited for: {it}" for it in prepared]
 
 
 def _unanswering(session: extensions.connection) -> str:

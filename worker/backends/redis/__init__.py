@@ -13,13 +13,14 @@ keys are replicated, evicted and flushed.
 - `rights`    what an adopted user may do
 - `create`    plan, provision, adopt
 - `destroy`   quarantine, release, teardown
+- `check`     what is not as it should be on the server
 """
 
 import uuid
 
 from outbox.rows import Json
-from worker.backends import Observation, Plan
-from worker.backends.redis import create, destroy, identity
+from worker.backends import Finding, Observation, Plan
+from worker.backends.redis import check, create, destroy, identity
 from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server
 
@@ -72,3 +73,7 @@ class Redis:
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - the generation key fences here
         """See the Protocol."""
         return destroy.teardown(self._server, manifest)
+
+    def check(self) -> list[Finding]:
+        """See `worker.backends.check`."""
+        return check.check(self._server)

@@ -16,17 +16,17 @@ def must_stay_inside(session: Session, manifest: Json, user: Json) -> None:
         mend.append("clearselectors")
     inside = [pattern for pattern in user["keys"] if beginning(pattern).startswith(prefix)]
     if outside := [pattern for pattern in user["keys"] if pattern not in inside]:
-        wrong.append(f"reaches keys outside the prefix ({_some(outside)})")
+        wrong.append(f"reaches keys outside the prefix ({some(outside)})")
         mend += ["resetkeys", *(inside or [f"~{keys.escape(prefix)}*"])]
     mark = identity.channel(manifest)
     own = [pattern for pattern in user["channels"] if pattern == mark or beginning(pattern).startswith(prefix)]
     if outside := [pattern for pattern in user["channels"] if pattern not in own]:
-        wrong.append(f"reaches channels outside the prefix ({_some(outside)})")
+        wrong.append(f"reaches channels outside the prefix ({some(outside)})")
         mend += ["resetchannels", *own]
     catalog = commands.Catalog(session)
     granted = catalog.granted(user["commands"])
     if beyond := granted - catalog.granted(" ".join(commands.rules(session))) - commands.HARMLESS:
-        wrong.append(f"may run commands that reach beyond its keys ({_some(sorted(beyond))})")
+        wrong.append(f"may run commands that reach beyond its keys ({some(sorted(beyond))})")
         mend += catalog.without(granted, beyond)
     if wrong:
         statement = " ".join(("ACL SETUSER", manifest["user"], *mend))
@@ -44,6 +44,7 @@ def beginning(pattern: str) -> str:
     return found
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few of many, in words."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

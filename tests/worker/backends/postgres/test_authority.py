@@ -95,6 +95,7 @@ def test_a_stricter_commit_is_kept(servers: Servers, pg: PgServer) -> None:
     name = f"strict_{uuid.uuid4().hex}"
     pg.query(f"CREATE ROLE {name} LOGIN PASSWORD 'p'")
     pg.query(f"ALTER ROLE {name} SET synchronous_commit = remote_apply")
+    pg.query(f"GRANT CONNECT ON DATABASE postgres TO {name}")
     dsn = pg.dsn.replace("postgres:secret", f"{name}:p")
     with Server(dsn, frozenset()).connect() as ours, ours.cursor() as cursor:
         cursor.execute("SHOW synchronous_commit")
@@ -141,12 +142,14 @@ CALLED = sorted(
 
 
 def test_a_customer_s_functions_operators_and_casts_are_never_called(anywhere: tuple[Postgres, PgServer]) -> None:
-    backend, pg = anywhere
+    _, pg = anywhere
+    # The database that a session of ours works in is one that customers may enter, as in an older deployment.
+    backend = Postgres(database_dsn(anywhere[0]._server.dsn, "postgres"))
     x = uuid.uuid4().hex
     assert {"pg_terminate_backend", "right", "set_config", "pg_advisory_lock"} <= set(CALLED)
     victim, mallory = (backend.plan(uuid.uuid4(), uuid.uuid4()) for _ in range(2))
     victims, mallorys = (backend.provision(plan.manifest, plan.credentials) for plan in (victim, mallory))
-    pg.query("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    pg.query("GRANT CREATE ON SCHEMA public TO PUBLIC; GRANT CONNECT ON DATABASE postgres TO PUBLIC")
     pg.query(f'GRANT CONNECT ON DATABASE "{mallorys["database"]}" TO PUBLIC')
     pg.query("GRANT USAGE, CREATE ON SCHEMA public TO PUBLIC", database=mallorys["database"])
     try:
@@ -171,7 +174,7 @@ def test_a_customer_s_functions_operators_and_casts_are_never_called(anywhere: t
         assert {"REASSIGN OWNED", "DROP OWNED"} <= said, "the neighbour's database was entered"
         assert _traps(pg, before, x) == 0
     finally:
-        pg.query("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        pg.query("REVOKE CREATE ON SCHEMA public FROM PUBLIC; REVOKE CONNECT ON DATABASE postgres FROM PUBLIC")
         pg.query(f'DROP OWNED BY "{mallorys["role"]}" CASCADE')
         for (heir,) in pg.query("SELECT rolname FROM pg_roles WHERE rolname LIKE 'deprovisioner_nobody_%%'"):
             pg.query(f"DROP OWNED BY {heir} CASCADE")

@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from outbox.errors import OutOfService, Refused, Transient, Unavailable
+from tests.support import small_disk
+from tests.support.servers import database_dsn
 from tests.support.witness import PgServer
 from worker.backends import Absent
-from worker.backends.postgres import Postgres, errors
+from worker.backends.postgres import Postgres, errors, session
 from worker.backends.postgres.session import Server
 
 
@@ -91,6 +94,96 @@ def test_a_neighbour_s_database_that_cannot_be_entered_is_this_job_s_trouble_and
     with pytest.raises(Transient, match=f"in database '{neighbour}': .*{said}"):
         backend.teardown(provisioned, 1)
     pg.query(opened.format(neighbour))
+    backend.teardown(provisioned, 2)
+    assert isinstance(backend.inspect(provisioned), Absent)
+
+
+_OF_A_SERVER = [code.ljust(5, "0") for code, meaning, _ in errors.TABLE if issubclass(meaning, Unavailable)]
+_FAILS = """
+    CREATE FUNCTION fails() RETURNS event_trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE EXCEPTION 'boom' USING ERRCODE = '{}'; END $$;
+    CREATE EVENT TRIGGER fails ON ddl_command_start EXECUTE FUNCTION fails()"""
+
+
+@pytest.mark.parametrize("anywhere", ["18-service", "15-service"], indirect=True)
+def test_what_a_server_says_of_itself_is_not_believed_from_a_neighbour_s_database_while_the_server_works(
+    anywhere: tuple[Postgres, PgServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, pg = anywhere
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    manifest = backend.provision(plan.manifest, plan.credentials)
+    neighbour = f"n_{uuid.uuid4().hex}"
+    pg.query(f'CREATE DATABASE "{neighbour}"')
+    pg.query(f'GRANT USAGE ON SCHEMA public TO "{manifest["role"]}"', database=neighbour)
+    for code in set(_OF_A_SERVER) - {"none0"}:
+        pg.query(_FAILS.format(code), database=neighbour)
+        with pytest.raises(Transient, match=f"^in database '{neighbour}': boom$"):
+            backend.teardown(manifest, 1)
+        pg.query("DROP EVENT TRIGGER fails; DROP FUNCTION fails()", database=neighbour)
+    with monkeypatch.context() as pooler_that_drops_options:
+        pins = session._PARAMETERS["options"].replace(" -c default_transaction_read_only=off", "")
+        pooler_that_drops_options.setitem(session._PARAMETERS, "options", pins)
+        pg.query(f'ALTER DATABASE "{neighbour}" SET default_transaction_read_only = on')
+        with pytest.raises(Transient, match=f"in database '{neighbour}': .*read-only"):
+            backend.teardown(manifest, 1)
+    pg.query(f'DROP DATABASE "{neighbour}"')
+    backend.teardown(manifest, 2)
+    assert isinstance(backend.inspect(manifest), Absent)
+
+
+def test_a_full_disk_is_the_server_s_trouble_or_that_of_a_neighbour_s_tablespace_alone(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], folder: Path
+) -> None:
+    name = f"n_{uuid.uuid4().hex}"
+    disk = small_disk.mounted(folder / "disk", pg, name, size="32m")
+    if disk is None:
+        pytest.skip("this user may not mount a small tmpfs")
+    try:
+        _fill(backend, pg, provisioned, disk, name)
+    finally:
+        pg.query(f"DROP DATABASE IF EXISTS {name}")
+        pg.query(f"DROP TABLESPACE {name}")
+        small_disk.unmount(disk)
+
+
+def _fill(backend: Postgres, pg: PgServer, provisioned: dict[str, Any], disk: Path, name: str) -> None:
+    pg.query(f"CREATE DATABASE {name} TABLESPACE {name}")
+    tables = ";".join(f'CREATE TABLE t{n} (); ALTER TABLE t{n} OWNER TO "{provisioned["role"]}"' for n in range(300))
+    pg.query(tables, database=name)
+    pg.query("VACUUM FULL pg_class", database=name)  # no room is left in the pages that there are
+    pg.query("CHECKPOINT", database=name)  # else the one of DROP DATABASE fails; and a session finds its files later
+    with small_disk.full(disk):
+        with pytest.raises(Transient, match=f"in database '{name}': .*No space left on device"):
+            backend.teardown(provisioned, 1)
+        here = Server(database_dsn(pg.service_dsn, name), frozenset())  # as if all of the server were on this disk
+        full = "DO $$ BEGIN RAISE EXCEPTION 'boom' USING ERRCODE = '53100'; END $$"
+        with pytest.raises(OutOfService, match="boom"), here.connect("postgres") as another:
+            another.execute(full)
+    backend.teardown(provisioned, 2)
+    assert isinstance(backend.inspect(provisioned), Absent)
+
+
+def test_a_prepared_transaction_s_error_is_not_hidden_by_the_end_of_its_session(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session that rolls back ends, and then the one that closes the door: neither's clean-up is what is told."""
+    with closing(psycopg2.connect(provisioned["dsn"])) as theirs:
+        theirs.tpc_begin(theirs.xid(1, uuid.uuid4().hex, "b"))
+        theirs.cursor().execute("CREATE TABLE t ()")
+        theirs.tpc_prepare()
+    honest = session.Session.execute
+
+    def ended(ours: session.Session, statement: str, **words: Any) -> None:
+        if statement.startswith("ROLLBACK PREPARED"):
+            others = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = %s"
+            pg.query(others, "deprovisioner")
+            raise Transient("the first error; DETAIL: what it was about")
+        honest(ours, statement, **words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "execute", ended)
+        with pytest.raises(Transient, match=r"the first error; DETAIL: what it was about$"):
+            backend.teardown(provisioned, 1)
     backend.teardown(provisioned, 2)
     assert isinstance(backend.inspect(provisioned), Absent)
 

@@ -10,7 +10,6 @@ from typing import Any
 import psycopg2
 import pytest
 from psycopg2 import errors as sqlstates
-from psycopg2.extensions import make_dsn
 
 from outbox.errors import Refused
 from outbox.rows import Json
@@ -18,7 +17,7 @@ from tests.support import accounts
 from tests.support.servers import database_dsn
 from tests.support.witness import PgServer
 from worker.backends import Absent
-from worker.backends.postgres import Postgres
+from worker.backends.postgres import Postgres, heir
 
 Anywhere = tuple[Postgres, PgServer]
 
@@ -77,6 +76,10 @@ def _as(dsn: str, database: str) -> Iterator[Any]:
             yield cursor
 
 
+def _owns_elsewhere(pg: PgServer, manifest: Json) -> None:
+    pg.query(f'CREATE TABLE "{manifest["role"]}" (); ALTER TABLE "{manifest["role"]}" OWNER TO "{manifest["role"]}"')
+
+
 def _answers(cursor: Any, statement: str) -> list[tuple]:
     cursor.execute(statement)
     return cursor.fetchall() if cursor.description else []
@@ -107,9 +110,9 @@ def test_what_a_hostile_customer_left_elsewhere_runs_with_no_rights(anywhere: An
             assert f"{x}_made" not in pg.roles()
         finally:
             heirs = [r for r in pg.roles() if r.startswith("deprovisioner_nobody_")]
-            for heir in heirs if where == "maintenance" else []:
-                pg.query(f"DROP OWNED BY {heir} CASCADE")
-            pg.query(f'REVOKE CREATE ON DATABASE "{database}" FROM PUBLIC')
+            for role in heirs if where == "maintenance" else []:
+                pg.query(f"DROP OWNED BY {role} CASCADE")
+            pg.query(f'REVOKE CONNECT, CREATE ON DATABASE "{database}" FROM PUBLIC')
             pg.query("REVOKE CREATE ON SCHEMA public FROM PUBLIC", database=database)
 
 
@@ -167,16 +170,14 @@ def _runs_with_no_rights(pg: PgServer, dsn: str, database: str, x: str, caller: 
 @pytest.mark.parametrize("anywhere", ["18-service", "15-service"], indirect=True)
 def test_an_heir_that_can_do_something_is_refused(anywhere: Anywhere, power: str, back: str) -> None:
     backend, pg = anywhere
-    with _customer(backend) as (first, dsn), _customer(backend) as (second, other), _customer(backend) as (third, _):
-        with _as(dsn, "postgres") as cursor:
-            cursor.execute("SELECT lo_create(0)")
+    with _customer(backend) as (first, _), _customer(backend) as (second, _), _customer(backend) as (third, _):
+        _owns_elsewhere(pg, first)
         backend.teardown(first, 1)
         [(account,)] = pg.query("SELECT oid FROM pg_roles WHERE rolname = %s", accounts.NAME)
         heir = f"deprovisioner_nobody_{account}"
         assert (heir,) in pg.query(OWNED_BY, [heir])
         names = {"heir": heir, "stranger": f'"{third["role"]}"'}
-        with _as(other, "postgres") as cursor:
-            cursor.execute("SELECT lo_create(0)")
+        _owns_elsewhere(pg, second)
         pg.query(power.format(**names))
         try:
             with pytest.raises(Refused, match=f"role '{heir}' takes over .* take that away"):
@@ -205,15 +206,14 @@ def test_a_role_that_owns_nothing_elsewhere_needs_no_heir(anywhere: Anywhere) ->
 def test_teardowns_that_need_a_new_heir_at_one_moment_share_it(anywhere: Anywhere) -> None:
     _, pg = anywhere
     account, x = f"svc_{uuid.uuid4().hex}", f"x{uuid.uuid4().hex}"
-    pg.query(f"CREATE ROLE {account} LOGIN CREATEDB CREATEROLE PASSWORD 'p'")
+    backend = Postgres(accounts.fresh(pg, account))
     pg.query(f"CREATE SCHEMA {x} AUTHORIZATION {account}")
-    backend = Postgres(make_dsn(pg.dsn, user=account, password="p"))
     customers = []
     for _ in range(4):
         plan = backend.plan(uuid.uuid4(), uuid.uuid4())
         customers.append(backend.provision(plan.manifest, plan.credentials))
         pg.query(f'GRANT ALL ON SCHEMA {x} TO "{customers[-1]["role"]}"')
-        with _as(plan.credentials["dsn"], "postgres") as cursor:
+        with accounts.customers_in_postgres(pg), _as(plan.credentials["dsn"], "postgres") as cursor:
             cursor.execute(f"CREATE FUNCTION {x}.f_{plan.manifest['role']}() RETURNS int LANGUAGE sql AS 'SELECT 1'")
     barrier = threading.Barrier(len(customers))
 
@@ -232,3 +232,19 @@ def test_teardowns_that_need_a_new_heir_at_one_moment_share_it(anywhere: Anywher
     assert pg.query(f"SELECT has_schema_privilege('{heir}', '{x}', 'CREATE')") == [(False,)]
     pg.query(f"DROP SCHEMA {x} CASCADE")
     pg.query(f"DROP ROLE {heir}")
+
+
+@pytest.mark.parametrize("anywhere", ["18-service", "15-service"], indirect=True)
+def test_large_objects_in_a_maintenance_database_go_with_their_role(anywhere: Anywhere) -> None:
+    """More than one batch; there is no neighbour in `postgres` whose they could be."""
+    backend, pg = anywhere
+    with _customer(backend) as (neighbour, _), _customer(backend) as (manifest, dsn):
+        with accounts.customers_in_postgres(pg), _as(dsn, "postgres") as cursor:
+            cursor.execute(f"SELECT lo_create(0) FROM generate_series(1, {heir.LARGE_OBJECTS + 1})")
+        pg.query(f'SET ROLE "{manifest["role"]}"; SELECT lo_create(4711)', database=neighbour["database"])
+        left = "SELECT lomowner::regrole::text FROM pg_largeobject_metadata"
+        kept = len(pg.query(left))
+        backend.teardown(manifest, 1)
+        assert len(pg.query(left)) == kept - heir.LARGE_OBJECTS - 1
+        [(owner,)] = pg.query(left, database=neighbour["database"])
+        assert owner.startswith("deprovisioner_nobody_"), "a neighbour's database may use it"

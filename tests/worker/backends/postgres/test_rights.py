@@ -19,10 +19,7 @@ from worker.backends.postgres import Postgres
 def anywhere(request: pytest.FixtureRequest, servers: Servers) -> tuple[Postgres, PgServer]:
     """A backend with an account of its own, made as documented, because these tests give it more; and its server."""
     server = servers.pg if request.param == "18" else request.getfixturevalue("postgres15")
-    account = f"fresh_{uuid.uuid4().hex}"
-    for statement in accounts.documented("postgres"):
-        server.query(statement.replace(accounts.NAME, account).replace("CHANGE-ME", "p"))
-    return Postgres(make_dsn(server.dsn, user=account, password="p")), server
+    return Postgres(accounts.fresh(server, f"fresh_{uuid.uuid4().hex}")), server
 
 
 class Strangers:

@@ -14,10 +14,12 @@ import psycopg2
 import pytest
 
 from outbox.errors import Unavailable
-from tests.support.servers import Servers
+from tests.support import accounts
+from tests.support.servers import Servers, database_dsn
 from tests.support.witness import PgServer, eventually, slowness
 from worker.backends import Absent
-from worker.backends.postgres import Postgres, destroy, identity
+from worker.backends.postgres import Postgres, destroy, identity, session
+from worker.backends.postgres.session import Server
 
 
 def test_a_server_that_stops_answering_is_unavailable_in_bounded_time(
@@ -26,11 +28,11 @@ def test_a_server_that_stops_answering_is_unavailable_in_bounded_time(
     monkeypatch.setattr(identity, "INSPECT_SECONDS", 1)
     honest = identity.read_state
 
-    def frozen(session: Any, manifest: Any) -> Any:
-        pid = session.info.backend_pid
+    def frozen(connection: Any, manifest: Any) -> Any:
+        pid = connection.info.backend_pid
         os.kill(pid, signal.SIGSTOP)
         try:
-            return honest(session, manifest)
+            return honest(connection, manifest)
         finally:
             os.kill(pid, signal.SIGCONT)
 
@@ -68,17 +70,37 @@ def test_a_second_worker_at_one_object_waits_for_the_first(
     assert pg.drops_of(provisioned) == 1
 
 
-def test_a_customer_cannot_take_the_lock_and_delay_its_teardown(
-    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+def test_no_customer_may_log_in_where_workers_take_their_locks(pg: PgServer, provisioned: dict[str, Any]) -> None:
+    for database in (accounts.NAME, "postgres", "template1"):
+        with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
+            psycopg2.connect(database_dsn(provisioned["dsn"], database))
+
+
+def test_a_customer_that_takes_the_lock_in_an_older_deployment_is_ended(
+    pg: PgServer, provisioned: dict[str, Any]
 ) -> None:
-    """It may connect to the maintenance database, and guess at the workers' lock."""
-    session = psycopg2.connect(provisioned["dsn"].rsplit("/", 1)[0] + "/postgres")
-    session.cursor().execute(
-        "SELECT pg_advisory_lock(hashtextextended(name, 0)) FROM unnest(%s) AS name",
-        ([provisioned["database"], f"deprovisioner:{provisioned['database']}", provisioned["generation"]],),
-    )
-    backend.teardown(provisioned, 1)
+    """Where the dsn names `postgres` and customers may log in there, each can read the lock's key in pg_locks."""
+    older = Postgres(database_dsn(pg.service_dsn, "postgres"))
+    key = session.lock_key(provisioned["database"])
+    with (
+        accounts.customers_in_postgres(pg),
+        closing(psycopg2.connect(database_dsn(provisioned["dsn"], "postgres"))) as theirs,
+    ):
+        theirs.cursor().execute("SELECT pg_advisory_lock(%s)", (key,))
+        who = f"pid {theirs.info.backend_pid} of '{provisioned['role']}'"
+        told = older.teardown(provisioned, 1)
+    assert f"ended a customer's session that we waited for: {who}" in str(told["statements"][0])
     assert not pg.bears(provisioned)
+
+
+def test_workers_whose_dsns_differ_in_their_text_take_the_same_lock(pg: PgServer, provisioned: dict[str, Any]) -> None:
+    dsns = [pg.service_dsn, psycopg2.extensions.make_dsn(pg.service_dsn, host="localhost", application_name="other")]
+    with Server(dsns[0], frozenset()).connect() as first, Server(dsns[1], frozenset()).connect() as second:
+        first.lock(provisioned["database"])
+        taken = "SELECT pg_try_advisory_lock(%s)"
+        with second.cursor() as cursor:
+            cursor.execute(taken, (session.lock_key(provisioned["database"]),))
+            assert cursor.fetchone() == (False,)
 
 
 # A worker's process, with an interval that a test can wait for.
