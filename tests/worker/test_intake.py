@@ -139,7 +139,7 @@ def test_what_a_check_finds_is_bounded(db: Connection) -> None:
         def check(self) -> list[Finding]:
             return [Finding("code", LONG, NASTY + LONG)] * 1_000
 
-    found = checks.check("b", "shelf", Checking()).findings
+    found = checks.check("b", Checking()).findings
     assert len(found) == 100
     assert all((one.what + one.mend).isprintable() and len(one.what + one.mend) < 6_000 for one in found)
 
