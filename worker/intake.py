@@ -27,7 +27,7 @@ class Intake:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self.observable = backend.observable
+        self.observable: bool = getattr(backend, "observable", False)
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
         """See Backend."""
