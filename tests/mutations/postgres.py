@@ -382,6 +382,17 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
+        "def end_at_barrier(",
+        BLOCKERS,
+        (
+            "postgres: a neighbour that answers no barrier is ended",
+            "if self._silent[session] >= SILENT_LOOKS:",
+            "if False:",
+            "test_a_neighbour_s_session_that_answers_no_barrier_is_ended_and_told",
+        ),
+    ),
+    *cut(
+        PG,
         "_BLOCKERS = f",
         BLOCKERS,
         (

@@ -110,6 +110,7 @@ class Watch:
                 self._at_barrier = None
                 return
             self._at_barrier = self._at_barrier or time.monotonic()
+            self._blockers.end_at_barrier(second)
             if time.monotonic() - self._at_barrier >= BARRIER_SECONDS and not self._done.is_set():
                 cursor.execute(  # asked again in the same statement: the wait may be over
                     """
