@@ -8,6 +8,7 @@ from tests.mutations.api import GUARDS_OF_API
 from tests.mutations.audit import GUARDS_OF_AUDIT
 from tests.mutations.claims import CLAIMS
 from tests.mutations.cut import Mutant, Stale, cut
+from tests.mutations.edges import GUARDS_OF_EDGES
 from tests.mutations.operations import GUARDS_OF_OPERATIONS
 from tests.mutations.operators import OPERATORS
 from tests.mutations.outcomes import OUTCOMES
@@ -30,6 +31,7 @@ MUTANTS = (
     *GUARDS_OF_API,
     *GUARDS_OF_OPERATIONS,
     *GUARDS_OF_AUDIT,
+    *GUARDS_OF_EDGES,
 )
 
 # Nobody can see that these are gone, since something else always answers first.
