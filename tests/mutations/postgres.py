@@ -397,8 +397,8 @@ GUARDS_OF_POSTGRES = (
         BLOCKERS,
         (
             "postgres: an operator that blocks is not ended",
-            "AND usesysid IN ({_CUSTOMERS})",
-            "AND usesysid IS NOT NULL",
+            "AND usesysid IN ({_CUSTOMERS})\n       AND EXISTS",
+            "AND usesysid IS NOT NULL\n       AND EXISTS",
             "test_an_operator_that_blocks_is_named_and_not_ended",
         ),
     ),
