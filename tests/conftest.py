@@ -29,16 +29,23 @@ from tests.support.witness import PgServer, RedisServer
 
 # The files that take longest, longest first: begun last, one of them would keep the other processes waiting.
 _LONG = (
+    "acceptance/test_infrastructure.py",
+    "acceptance/test_up_restarts.py",
     "acceptance/test_crash_matrix.py",
     "acceptance/test_up.py",
-    "acceptance/test_resolve.py",
-    "acceptance/test_soak.py",
-    "acceptance/test_infrastructure.py",
     "acceptance/test_faults.py",
+    "acceptance/test_signals.py",
+    "acceptance/test_resolve.py",
     "acceptance/test_zombies.py",
+    "acceptance/test_holds.py",
+    "outbox/test_doctor.py",
     "acceptance/test_ambiguity.py",
-    "outbox/test_model.py",
     "acceptance/test_wrong_clocks.py",
+    "outbox/test_model.py",
+    "acceptance/test_operations.py",
+    "acceptance/test_main_job.py",
+    "postgres/test_heir.py",
+    "backends/test_conformance.py",
 )
 
 
