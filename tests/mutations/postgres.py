@@ -434,12 +434,23 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
+        "def end_at_barrier(",
+        BLOCKERS,
+        (
+            "postgres: a neighbour that answers no barrier is ended",
+            "if self._silent[session] >= SILENT_LOOKS:",
+            "if False:",
+            "test_a_neighbour_s_session_that_answers_no_barrier_is_ended_and_told",
+        ),
+    ),
+    *cut(
+        PG,
         "_BLOCKERS = f",
         BLOCKERS,
         (
             "postgres: an operator that blocks is not ended",
-            "AND usesysid IN ({_CUSTOMERS})",
-            "AND usesysid IS NOT NULL",
+            "AND usesysid IN ({_CUSTOMERS})\n       AND EXISTS",
+            "AND usesysid IS NOT NULL\n       AND EXISTS",
             "test_an_operator_that_blocks_is_named_and_not_ended",
         ),
     ),

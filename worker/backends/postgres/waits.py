@@ -117,6 +117,8 @@ class Watch:
             if (wait := cursor.fetchone()) != self._wait:
                 self._wait, self._waits_since = wait, time.monotonic()
             if wait is not None:
+                if wait[0] == "ProcSignalBarrier":
+                    self._blockers.end_at_barrier(second)
                 self._cancel_late(cursor, wait[0])
 
     def _cancel_late(self, cursor: extensions.cursor, event: str) -> None:
