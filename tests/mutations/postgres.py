@@ -278,7 +278,7 @@ GUARDS_OF_POSTGRES = (
         ),
         (
             "postgres: a mark on what is different",
-            "marked = any(is_marked(each.comment, manifest) for each in (*state.databases, *state.roles))",
+            "marked = any(is_marked(comment, manifest) for comment in comments)",
             "marked = False",
             "tests/worker/test_provision.py::"
             "test_a_mark_of_an_adoption_that_was_killed_is_not_left_in_silence_on_postgres",
