@@ -19,7 +19,7 @@ KINDS = "tests/worker/backends/test_conformance.py"
 GUARDS_OF_REDIS = (
     *cut(
         "worker/backends/redis/identity.py",
-        "def judge(",
+        "bearers = users_with(session, channel(manifest)) if",
         "tests/worker/test_provision.py",
         (
             "redis: a mark on what is different",

@@ -19,6 +19,7 @@ from tests.support.witness import an_acl_user
 from worker.backends import Absent, Backend, Different
 from worker.backends.postgres import Postgres
 from worker.backends.redis import Redis
+from worker.intake import Intake
 from worker.run import Run
 
 
@@ -173,7 +174,7 @@ def test_a_mark_of_an_adoption_that_was_killed_is_not_left_in_silence_on_postgre
     db: Connection, servers: Servers
 ) -> None:
     pg = servers.pg
-    name, backend = f"old_{uuid.uuid4().hex}", Postgres(pg.service_dsn)
+    name, backend = f"old_{uuid.uuid4().hex}", Intake(Postgres(pg.service_dsn))
     pg.query(f"CREATE ROLE {name} LOGIN")
     accounts.adoptable(pg, name, name)
     claim = a_provision(db, adopt={"database": name, "role": name})
@@ -195,7 +196,7 @@ def test_a_mark_of_an_adoption_that_was_killed_is_not_left_in_silence_on_redis(
     db: Connection, servers: Servers
 ) -> None:
     server = servers.redis
-    backend, user, prefix = Redis(server.service_dsn), an_acl_user(server), f"{uuid.uuid4().hex}:"
+    backend, user, prefix = Intake(Redis(server.service_dsn)), an_acl_user(server), f"{uuid.uuid4().hex}:"
     claim = a_provision(db, adopt={"user": user, "prefix": prefix}, kind="redis", backend="redis-main")
     teardown = _killed_and_deleted(db, backend, claim)
     server.client.acl_setuser(user, reset_channels=True)  # as if it had died before it marked the user, too
