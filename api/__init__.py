@@ -5,6 +5,7 @@
 - `schemas`   what comes in and goes out: the contract, and the only place for pydantic models
 - `v1`        the routes, a module a noun
 - `problems`  errors as RFC 9457 problems, by one table
+- `door`      the bounds of a connection: sizes, times, how many
 - `limits`    the largest body that is read
 - `health`    is the process alive, and can it serve
 """

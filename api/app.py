@@ -1,4 +1,4 @@
-"""The application. `deprovisioner api` serves it; any ASGI server can: `uvicorn api.app:create_app --factory`."""
+"""The application. `deprovisioner api` serves it. Any ASGI server can, but then without the bounds of `api.door`."""
 
 import gc
 from importlib.metadata import version

@@ -17,6 +17,7 @@ RIGHTS = {
     "audit_heads": "SELECT, INSERT",
     "tokens": "SELECT, INSERT, UPDATE",
     "breakers": "SELECT, INSERT, UPDATE, DELETE",
+    "backend_checks": "SELECT, INSERT, UPDATE",
     "holds": "SELECT, INSERT, UPDATE",
     "brake_starts": "SELECT, INSERT, UPDATE, DELETE",
     "operations": "SELECT, INSERT, UPDATE",

@@ -32,6 +32,7 @@ def cache(request: pytest.FixtureRequest, servers: Servers) -> RedisServer:
 def test_up_makes_the_documented_accounts() -> None:
     assert accounts.documented("postgres") == [*up_accounts.POSTGRES]
     assert accounts.documented("redis") == [up_accounts.REDIS]
+    assert accounts.documented("slots") == [up_accounts.SLOTS]
     assert accounts.NAME == up_accounts.NAME
     takeover = "\n".join(accounts.documented("takeover")).split(" \\gexec")
     assert [statement.strip() for statement in takeover if statement] == [s.strip() for s in up_accounts.TAKEOVER]

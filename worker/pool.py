@@ -71,6 +71,11 @@ class Pool:
         )
         self._listener = Listener(self._state, self._claimer, backends=frozenset(served), worker=worker)
 
+    @property
+    def backends(self) -> dict[str, Backend]:
+        """The backends that it serves, by name."""
+        return {name: one.backend for name, one in self._served.items()}
+
     def start(self) -> None:
         """Begin to extend leases, to sweep, to advance operations, and to wait at the doorbell."""
         loops = {"heartbeat": self._keep_leases, "sweep": self._keep_sweeping, "operations": self._keep_advancing}

@@ -34,7 +34,7 @@ def backends_check(name: str | None, as_json: bool) -> None:
     found = [checks.of(config) for key, config in sorted(configured.items()) if name in (None, key)]
     ok = not any(one.error or one.findings for one in found)
     if as_json:
-        print_json({"ok": ok, "backends": [_as_json(one) for one in found]})
+        print_json({"ok": ok, "backends": [_as_json(one, configured[one.backend].kind) for one in found]})
     else:
         for one in found:
             _show(one)
@@ -42,11 +42,10 @@ def backends_check(name: str | None, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _as_json(one: Any) -> dict[str, Any]:
+def _as_json(one: Any, kind: str) -> dict[str, Any]:
     findings = [vars(finding) for finding in one.findings]
-    return {"backend": one.backend, "kind": one.kind, "ok": not (one.error or findings), "findings": findings} | {
-        "error": one.error
-    }
+    ok = not one.error and not findings
+    return {"backend": one.backend, "kind": kind, "ok": ok, "findings": findings, "error": one.error}
 
 
 def _show(one: Any) -> None:

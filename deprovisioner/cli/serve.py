@@ -76,6 +76,8 @@ def api(processes: int) -> None:
         host=current.api_host,
         port=current.api_port,
         workers=processes,
+        http="api.door:Door",
+        ws="none",
         access_log=False,
         server_header=False,
         # Requests take milliseconds. A client that keeps its connection open must not keep the process from stopping.

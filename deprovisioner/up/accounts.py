@@ -7,7 +7,7 @@ from psycopg2 import connect, extensions
 from redis import Redis
 
 NAME = "deprovisioner_service"
-# A test compares both with docs/production.md, where administrators find them.
+# A test compares these with docs/production.md, where administrators find them.
 POSTGRES = (
     "CREATE ROLE deprovisioner_service LOGIN CREATEDB CREATEROLE PASSWORD 'CHANGE-ME';",
     "CREATE DATABASE deprovisioner_service OWNER deprovisioner_service;",
@@ -15,6 +15,8 @@ POSTGRES = (
     "REVOKE CONNECT ON DATABASE postgres, template1 FROM PUBLIC;",
     "GRANT CONNECT ON DATABASE postgres, template1 TO deprovisioner_service;",
 )
+# From version 16 on, which `up` runs.
+SLOTS = "GRANT pg_use_reserved_connections TO deprovisioner_service WITH INHERIT TRUE;"
 REDIS = (
     "ACL SETUSER deprovisioner_service on >CHANGE-ME ~* resetchannels -@all +ping +select +info +config|get "
     "+get +set +type +unlink +scan +eval +watch +unwatch +multi +exec +client|kill +client|setname "
@@ -61,6 +63,7 @@ def postgres(admin: str, password: str) -> str:
             cursor.execute("SELECT 1 FROM pg_catalog.pg_database WHERE datname = %s", (NAME,))
             for statement in rights if cursor.fetchone() else (database, *rights):
                 cursor.execute(statement)
+            cursor.execute(SLOTS)
             for takeover in TAKEOVER:
                 cursor.execute(takeover)
                 for (handover,) in cursor.fetchall():

@@ -114,7 +114,7 @@ class Up:
             for variable in (environment.PG_MAIN_DSN, environment.REDIS_MAIN_URL):
                 if variable in self.env:
                     _say(f"not using your {variable}: it names a server of this home; to use others, set {BACKENDS}")
-            admin = self._start_postgres("pg-main", {"log_statement": "ddl"})
+            admin = self._start_postgres("pg-main", {"log_statement": "ddl", "reserved_connections": "5"})
             service = accounts.postgres(admin, self._state.password("pg-main.service"))
             self._set_addresses(environment.PG_MAIN_DSN, environment.PG_MAIN_SERVICE_DSN, admin, service)
             admin = self._start_valkey("redis-main", durable=True)

@@ -31,6 +31,17 @@ breakers = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
 )
 
+# What a worker found when it last checked a backend; `error` is why it could not ask.
+backend_checks = sa.Table(
+    "backend_checks",
+    metadata,
+    sa.Column("backend", sa.Text, primary_key=True),
+    timestamp("checked_at", now=True),
+    sa.Column("worker", sa.Text, nullable=False),
+    sa.Column("findings", JSONB, nullable=False),
+    sa.Column("error", sa.Text),
+)
+
 holds = sa.Table(
     "holds",
     metadata,

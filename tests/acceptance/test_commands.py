@@ -5,19 +5,13 @@ import subprocess
 
 import pytest
 
+from tests.support import forked
 from tests.support.up import CLI, clean_environment
 
 
 def test_a_wrong_setting_is_a_usage_error_that_names_it() -> None:
     for words in (("jobs", "list"), ("worker",), ("api",), ("up",)):
-        answer = subprocess.run(
-            [*CLI, *words],
-            check=False,
-            env=clean_environment(DEPROVISIONER_LEASE="1"),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        answer = forked.run(words, clean_environment(DEPROVISIONER_LEASE="1"))
         assert answer.returncode == 2
         assert "DEPROVISIONER_LEASE is not a setting; did you mean DEPROVISIONER_LEASE_SECONDS?" in answer.stderr
 
@@ -40,9 +34,7 @@ def test_a_wrong_setting_is_a_usage_error_that_names_it() -> None:
     ],
 )
 def test_help_shows_an_example(words: list[str]) -> None:
-    answer = subprocess.run(
-        [*CLI, *words, "--help"], check=False, env=clean_environment(), capture_output=True, text=True
-    )
+    answer = forked.run([*words, "--help"], clean_environment())
     assert answer.returncode == 0
     assert "Example" in answer.stdout or words in (["jobs"],)
 

@@ -113,13 +113,20 @@ def test_a_process_ends_after_a_storm_at_each_moment(
     assert status in ({0} if (name, moment) == ("worker", "it is ready") else ENDS), process.log.read_text()
 
 
-def test_up_ends_with_exit_code_0_after_a_storm_while_it_starts_and_once_it_serves(folder: Path) -> None:
-    home = folder / "home"
-    for seen, pair in (("migrations", (TERM, TERM)), ("Ctrl-C", (INT, TERM))):
-        running = Running(home, free_port())
-        _until(lambda running=running, seen=seen: seen in running.log.read_text(), running.popen, running.log)
-        assert _storm(running.popen, pair) == 0, running.log.read_text()
-        assert "stopped" in running.log.read_text()
+@pytest.mark.parametrize(
+    ("seen", "pair"),
+    [
+        pytest.param("migrations", (TERM, TERM), id="while it starts", marks=pytest.mark.proof),
+        pytest.param("Ctrl-C", (INT, TERM), id="once it serves"),
+    ],
+)
+def test_up_ends_with_exit_code_0_after_a_storm(
+    folder: Path, seen: str, pair: tuple[signal.Signals, signal.Signals]
+) -> None:
+    running = Running(folder / "home", free_port())
+    _until(lambda: seen in running.log.read_text(), running.popen, running.log)
+    assert _storm(running.popen, pair) == 0, running.log.read_text()
+    assert "stopped" in running.log.read_text()
 
 
 @pytest.mark.parametrize("name", READY)

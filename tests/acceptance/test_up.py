@@ -257,9 +257,11 @@ def test_the_doctor_finds_nothing_broken_where_work_was_done(up: Running) -> Non
             resource = until(api, create(api, kind), "active")
             api.delete(f"/v1/resources/{resource['id']}")
             until(api, resource, "deleted")
+    assert up.cli("backends", "check").stdout == "ok         pg-main\nok         redis-main\n"
     answer = up.cli("doctor")
     assert answer.returncode == 0, answer.stdout
     assert "ok         deleted_without_evidence" in answer.stdout
+    assert "ok         backend_unsafe" in answer.stdout
 
 
 def test_a_child_that_dies_is_started_again_and_named(up: Running) -> None:

@@ -144,6 +144,7 @@ def _open_as_an_older_version_did(home: Path) -> None:
                 shutil.chown(path, owner, pwd.getpwnam(owner).pw_gid)
 
 
+@pytest.mark.proof
 def test_a_home_from_before_the_service_s_role_starts(folder: Path) -> None:
     home, port = folder / "home", servers.free_port()
     first = Running(home, port).ready()
@@ -178,6 +179,7 @@ def test_killed_and_started_again_at_once_it_keeps_its_ports_and_every_credentia
     assert second.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.proof
 def test_a_foreign_program_on_a_server_s_port_is_named_and_nothing_moves(folder: Path) -> None:
     home, port = folder / "home", servers.free_port()
     first = Running(home, port).ready()
@@ -241,15 +243,16 @@ def _logins(running: Running) -> list[Callable[[], int]]:
     return [to_database, to_cache]
 
 
-def test_up_may_be_stopped_while_it_starts_and_then_starts_again(folder: Path) -> None:
-    for wait in (0.5, 2.0, 4.0):
-        running = Running(folder / f"home{wait}", servers.free_port())
-        time.sleep(wait)  # not for a race: any moment of the start will do
-        family = [p.pid for p in descendants(running.popen.pid)] if running.popen.poll() is None else []
-        running.stop()
-        eventually(lambda: not [pid for pid in family if _runs(pid)], 10, "no process is left")  # noqa: B023
-        again = Running(folder / f"home{wait}", servers.free_port()).ready()
-        assert again.stop() == 0
+@pytest.mark.proof
+@pytest.mark.parametrize("wait", [0.5, 2.0, 4.0])
+def test_up_may_be_stopped_while_it_starts_and_then_starts_again(folder: Path, wait: float) -> None:
+    running = Running(folder / "home", servers.free_port())
+    time.sleep(wait)  # not for a race: any moment of the start will do
+    family = [p.pid for p in descendants(running.popen.pid)] if running.popen.poll() is None else []
+    running.stop()
+    eventually(lambda: not [pid for pid in family if _runs(pid)], 10, "no process is left")
+    again = Running(folder / "home", servers.free_port()).ready()
+    assert again.stop() == 0
 
 
 _SIGNALLED_IN_A_DEL = """

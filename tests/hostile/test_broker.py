@@ -26,6 +26,7 @@ from tests.support.witness import eventually
 AMQP = os.environ.get("TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
 REPLIES, CALLED = "stolen-replies", "called-back"
 MEGABYTES = 1 << 20
+JOB_SECONDS = 30  # far more than a job takes, far less than until the next sweep
 
 
 class Bomb:
@@ -140,9 +141,9 @@ class Watched:
         return self.worker.logs().decode(errors="replace")
 
     def _does_a_job(self) -> None:
-        made = until(self.acme, create(self.acme, "redis"), "active")
+        made = until(self.acme, create(self.acme, "redis"), "active", JOB_SECONDS)
         assert self.acme.delete(f"/v1/resources/{made['id']}").status_code == 202
-        until(self.acme, made, "deleted")
+        until(self.acme, made, "deleted", JOB_SECONDS)
 
     def _peak(self) -> int:
         """The most memory that the worker has had, in megabytes."""

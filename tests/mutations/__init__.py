@@ -8,6 +8,7 @@ from tests.mutations.api import GUARDS_OF_API
 from tests.mutations.audit import GUARDS_OF_AUDIT
 from tests.mutations.claims import CLAIMS
 from tests.mutations.cut import Mutant, Stale, cut
+from tests.mutations.edges import GUARDS_OF_EDGES
 from tests.mutations.operations import GUARDS_OF_OPERATIONS
 from tests.mutations.operators import OPERATORS
 from tests.mutations.outcomes import OUTCOMES
@@ -30,23 +31,13 @@ MUTANTS = (
     *GUARDS_OF_API,
     *GUARDS_OF_OPERATIONS,
     *GUARDS_OF_AUDIT,
+    *GUARDS_OF_EDGES,
 )
 
 # Nobody can see that these are gone, since something else always answers first.
 EQUIVALENT: dict[Mutant, str] = {
     mutant: why
     for why, mutants in {
-        "a server counts every @admin command among the @dangerous": cut(
-            "worker/backends/redis/create.py",
-            "",
-            "tests/worker/backends/redis/test_create.py",
-            (
-                "redis: a customer may not administer",
-                '"-@admin", ',
-                "",
-                "test_a_customer_reaches_its_own_keys_and_nothing_else",
-            ),
-        ),
         "the CHECK outbox_stuck_has_reason gives a reason to stuck jobs only": cut(
             TRANSITIONS,
             "_REDRIVE_FORCED = text(",

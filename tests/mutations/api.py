@@ -18,7 +18,34 @@ STANDBY, PINS = "tests/api/test_standby.py", "tests/outbox/test_db.py"
 _TWICE = "test_what_is_asked_again_while_the_standby_is_missing_is_not_answered_from_an_unconfirmed_commit"
 _CLAIMS_NOTHING = "test_a_worker_claims_and_sweeps_nothing_while_no_standby_confirms"
 _WRONG_REQUEST = "test_each_wrong_request_has_its_code"
+_MEMORY = "test_a_hundred_megabytes_without_a_token_cost_the_api_no_memory"
+_ARRIVES = "test_a_request_that_does_not_arrive_in_time_is_408_and_its_connection_is_closed"
+_READS = "test_a_client_that_does_not_read_its_answer_loses_its_connection"
+_FULL = "test_a_full_process_ends_the_connection_whose_client_was_silent_longest"
 GUARDS_OF_API = (
+    *cut(
+        "api/door.py",
+        "",
+        "tests/hostile/test_door.py",
+        ("door: bytes in the parser's memory", "if self._unread > MAX_HEAD_BYTES:", "if False:", _MEMORY),
+        ("door: size of a head", "if size > MAX_HEAD_BYTES or len", "if len", _MEMORY),
+        ("door: number of headers", " or len(self.headers) > MAX_HEADERS", "", _MEMORY),
+        ("door: time to arrive", "self.loop.call_later(ARRIVAL_SECONDS, ", "self.loop.call_later(300, ", _ARRIVES),
+        ("door: time to read", "self.loop.call_later(READ_SECONDS, ", "self.loop.call_later(300, ", _READS),
+        ("door: a full process makes room", "if len(self.connections) > MAX_CONNECTIONS:", "if False:", _FULL),
+        ("door: the longest wait ends", "next(iter(self._waiting))", "next(reversed(self._waiting))", _FULL),
+    ),
+    *cut(
+        "api/health.py",
+        "",
+        "tests/hostile/test_door.py",
+        (
+            "readyz: no address",
+            '"out of reach, or it refuses to work; the log of the API says why"',
+            "repr(error.__cause__ or error)",
+            "test_a_stranger_learns_no_address_user_or_name_from_a_readiness_that_is_red",
+        ),
+    ),
     *cut(
         "outbox/commits.py",
         "",

@@ -6,17 +6,20 @@ PG = "worker/backends/postgres"  # each mutant is of the one module in it that h
 TESTS = "tests/worker/backends/postgres"
 BLOCKERS = f"{TESTS}/test_blockers.py"
 CREATE = f"{TESTS}/test_create.py"
+SLOTS = f"{TESTS}/test_slots.py"
 ERRORS = f"{TESTS}/test_errors.py"
 OBSTACLES = f"{TESTS}/test_obstacles.py"
 HEIR = f"{TESTS}/test_heir.py"
 DESTROY = f"{TESTS}/test_destroy.py"
 RIGHTS = f"{TESTS}/test_rights.py"
+UNCONFIRMED = f"{TESTS}/test_unconfirmed.py"
 WAITS = f"{TESTS}/test_waits.py"
 IDENTITY = f"{TESTS}/test_identity.py"
 SESSION = f"{TESTS}/test_session.py"
 SWAPS = f"{TESTS}/test_swaps.py"
 KINDS = "tests/worker/backends/test_conformance.py"
 
+_EATER = "test_a_role_has_so_many_sessions_and_a_customer_that_took_every_slot_loses_them"
 _REPLACED = "test_identity_is_checked_again_in_each_transaction"
 _HOSTILE = "test_what_a_hostile_customer_left_elsewhere_runs_with_no_rights"
 _ALLOWED = "test_protected_names_are_refused_whatever_the_manifest_says"
@@ -133,6 +136,50 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
+        "yield session",
+        UNCONFIRMED,
+        (
+            "postgres: what a session saw is confirmed",
+            "session.confirm()",
+            "pass",
+            "test_an_absence_that_an_administrator_s_cancels_have_made_is_not_believed",
+        ),
+    ),
+    *cut(
+        PG,
+        "_must_be_confirmed(warned=",
+        UNCONFIRMED,
+        (
+            "postgres: a wait for a standby that somebody cancels",
+            "warned=bool(self.notices)",
+            "warned=False",
+            "test_an_absence_that_an_administrator_s_cancels_have_made_is_not_believed",
+        ),
+    ),
+    *cut(
+        PG,
+        "def execute(",
+        UNCONFIRMED,
+        (
+            "postgres: each step is confirmed",
+            "self._must_be_confirmed()",
+            "pass",
+            "test_no_verb_believes_what_no_standby_confirms_nor_waits_for_it",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _cancel_late(",
+        UNCONFIRMED,
+        (
+            "postgres: a step whose wait was ended is not believed",
+            "self.unconfirmed = True",
+            "pass",
+            "test_no_verb_believes_what_no_standby_confirms_nor_waits_for_it",
+        ),
+    ),
+    *cut(
+        PG,
         "def _works(",
         ERRORS,
         (
@@ -230,6 +277,13 @@ GUARDS_OF_POSTGRES = (
             " or _foreign_role(state, manifest):",
             ":",
             "test_a_part_that_matches_is_never_absent_nor_touched",
+        ),
+        (
+            "postgres: a mark on what is different",
+            "marked = any(is_marked(comment, manifest) for comment in comments)",
+            "marked = False",
+            "tests/worker/test_provision.py::"
+            "test_a_mark_of_an_adoption_that_was_killed_is_not_left_in_silence_on_postgres",
         ),
         (
             "postgres: another's database",
@@ -363,14 +417,14 @@ GUARDS_OF_POSTGRES = (
         BLOCKERS,
         (
             "postgres: a neighbour that blocks is ended",
-            "if _end(second, row[0], row[3])",
-            "if False",
+            "for pid, user, application, since, database, _ in found:",
+            "for pid, user, application, since, database, _ in []:",
             "test_a_neighbour_s_open_grant_to_the_role_is_ended_and_told",
         ),
         (
             "postgres: a neighbour's prepared transaction that blocks is rolled back",
             "self._roll_back(prepared)",
-            "[]",
+            "pass",
             "test_a_neighbour_s_prepared_grant_is_rolled_back_and_told",
         ),
         (
@@ -382,12 +436,67 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
+        "_EATER = f",
+        SLOTS,
+        (
+            "postgres: sessions of many customers that fill a server together",
+            "    HAVING pg_catalog.count(*) * {PART} >=",
+            "    HAVING 0 * {PART} <=",
+            "test_a_server_that_many_customers_fill_together_is_away_and_none_of_them_is_ended[18]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _with_a_slot(",
+        SLOTS,
+        (
+            "postgres: a customer that took every slot",
+            "if len(told) == OPEN_TRIES or not (freed := self.slots.free()):",
+            "if True:",
+            f"{_EATER}[18]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _free(",
+        SLOTS,
+        (
+            "postgres: a role without a limit is given one",
+            "if limit == -1:",
+            "if False:",
+            f"{_EATER}[18]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _create_role(",
+        SLOTS,
+        (
+            "postgres: a role's connection limit",
+            "CONNECTION LIMIT {limit} ",
+            "",
+            f"{_EATER}[18]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def end_at_barrier(",
+        BLOCKERS,
+        (
+            "postgres: a neighbour that answers no barrier is ended",
+            "if self._silent[session] >= SILENT_LOOKS:",
+            "if False:",
+            "test_a_neighbour_s_session_that_answers_no_barrier_is_ended_and_told",
+        ),
+    ),
+    *cut(
+        PG,
         "_BLOCKERS = f",
         BLOCKERS,
         (
             "postgres: an operator that blocks is not ended",
-            "AND usesysid IN ({_CUSTOMERS})",
-            "AND usesysid IS NOT NULL",
+            "AND usesysid IN ({CUSTOMERS})\n       AND EXISTS",
+            "AND usesysid IS NOT NULL\n       AND EXISTS",
             "test_an_operator_that_blocks_is_named_and_not_ended",
         ),
     ),

@@ -18,6 +18,7 @@ from outbox import breakers, doctor, holds, jobs, tables
 from outbox import db as database
 from outbox.doctor import CHECKS, examine
 from outbox.doctor.checks.schema import TRIGGERS
+from outbox.doctor.checks.server import SETTINGS
 from outbox.errors import Conflict
 from outbox.events import MOVES_NOTHING, STATE_AFTER, Event
 from outbox.states import HoldScope, StuckReason
@@ -54,6 +55,19 @@ def test_the_doctor_names_what_is_broken_and_nothing_else(world: World, code: st
     assert finding.sample[0].id == str(named)
     assert finding.count == len(finding.sample)
     assert finding.sample[0].note
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("synchronous_commit", "off"), ("search_path", "public"), ("timezone", "Japan")]
+)
+def test_a_setting_that_a_pooler_dropped_is_wrong(db: Connection, setting: str, value: str) -> None:
+    db.execute(text(f"SET {setting} = '{value}'"))
+    assert [row.id for row in db.execute(text(SETTINGS))] == [setting]
+
+
+def test_a_server_that_says_its_data_may_be_lost_is_not_unsafe(db: Connection) -> None:
+    assert db.execute(text("SHOW fsync")).scalar_one() == "off"
+    assert findings() == {}
 
 
 @pytest.mark.parametrize("told", ["{}", '{"forced": true, "proposed_by": "token:1:a", "approved_by": "token:1:a"}'])

@@ -11,6 +11,7 @@ import migrations
 from outbox import audit, breakers, holds, jobs, observations, resources, settings
 from outbox import db as database
 from outbox.doctor import Finding, examine
+from outbox.findings import record as record_findings
 from outbox.resources import NewResource
 from outbox.rows import Claim
 from outbox.states import Found, HoldScope, StuckReason
@@ -385,6 +386,17 @@ def _(w: World) -> Broken:
 @breaks("hold_in_force")
 def _(w: World) -> Broken:
     return holds.engage(w.db, HoldScope.BACKEND, "pg-main", actor="op", reason="night").id, set()
+
+
+@breaks("backend_unsafe")
+def _(w: World) -> Broken:
+    mended = {"code": "rights_too_few", "what": "the service's role has no CREATEDB", "mend": "ALTER ROLE …"}
+    for found in ([mended], [mended, mended], []):
+        record_findings(w.db, "mended", found, worker="w1")
+    record_findings(w.db, "pg-main", [], worker="w1", error="connection refused")
+    assert findings() == {}, "the last check found nothing, or could not ask"
+    record_findings(w.db, "pg-main", [mended], worker="w1")
+    return "pg-main", set()
 
 
 @breaks("breaker_open")

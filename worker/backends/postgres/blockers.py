@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 # How long a statement waits before whoever it waits for is ended. It is less than `deadlock_timeout` (1 s): a customer
 # that waits for us in turn must not make the server choose our statement as the one that fails.
 GRACE_SECONDS = 0.5
+# How many of those that were ended the evidence of one session names.
+TOLD = 20
 # Another resource's mark than the one of the teardown, so no generation is named here.
 MARKED = "description ~ 'deprovisioner gen=[0-9a-f-]{36}$'"
-_CUSTOMERS = f"""
+CUSTOMERS = f"""
     SELECT objoid FROM pg_catalog.pg_shdescription
      WHERE classoid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND {MARKED}"""
 _WAITS = """
@@ -30,13 +32,22 @@ _WAITS = """
 _BLOCKERS = f"""
     SELECT pid, usename, application_name, backend_start::pg_catalog.text, datname, usesysid
       FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(%(pid)s)) AS p JOIN pg_catalog.pg_stat_activity ON pid = p
-     WHERE backend_start IS NOT NULL AND usesysid IN ({_CUSTOMERS})
+     WHERE backend_start IS NOT NULL AND usesysid IN ({CUSTOMERS})
        AND EXISTS (SELECT FROM pg_catalog.pg_locks AS wanted WHERE {_WAITS})"""
 # The other sessions of a role whose session was ended for its locks already, as far as they are in a transaction.
 _MORE = """
     SELECT pid, usename, application_name, backend_start::pg_catalog.text, datname, usesysid
       FROM pg_catalog.pg_stat_activity
      WHERE backend_start IS NOT NULL AND xact_start IS NOT NULL AND usesysid = ANY(%s::pg_catalog.oid[])"""
+# A session that waits for its client's data (COPY FROM STDIN) answers no barrier, so DROP DATABASE waits for it, in
+# whichever database it is. One that waits until its client reads does answer.
+_SILENT = f"""
+    SELECT pid, usename, application_name, backend_start::pg_catalog.text, datname, usesysid
+      FROM pg_catalog.pg_stat_activity
+     WHERE backend_start IS NOT NULL AND state = 'active' AND wait_event = 'ClientRead'
+       AND usesysid IN ({CUSTOMERS})"""
+# How many looks in a row see a session wait for data before it is ended: data that flows is not stopped.
+SILENT_LOOKS = 4
 _PREPARED = f"""
     SELECT gid, owner, x.database
       FROM pg_catalog.pg_locks AS wanted
@@ -48,20 +59,20 @@ _PREPARED = f"""
       JOIN pg_catalog.pg_locks AS own ON own.virtualtransaction = held.virtualtransaction AND own.pid IS NULL
       JOIN pg_catalog.pg_prepared_xacts AS x ON x.transaction = own.transactionid
      WHERE {_WAITS}
-       AND owner IN (SELECT rolname FROM pg_catalog.pg_roles WHERE oid IN ({_CUSTOMERS}))"""
-
-Row = tuple[int, str | None, str | None, str | None, str | None]
+       AND owner IN (SELECT rolname FROM pg_catalog.pg_roles WHERE oid IN ({CUSTOMERS}))"""
 
 
 class Blockers:
-    """Ends the customers that one session waits for, look by look, and remembers whom."""
+    """Ends the customers that one session waits for, look by look. `evidence` gets a line for each."""
 
-    def __init__(self, pid: int, server: "Server") -> None:
-        self._pid, self._server = pid, server
+    def __init__(self, pid: int, server: "Server", evidence: list[str]) -> None:
+        self._pid, self._server, self._evidence = pid, server, evidence
         self._roles: set[int] = set()
+        self._silent: dict[tuple[int, str], int] = {}
+        self._told = 0
 
-    def end(self, second: extensions.connection) -> tuple[list[Row], list[str]]:
-        """The sessions that were ended, and the prepared transactions that were rolled back."""
+    def end(self, second: extensions.connection) -> None:
+        """One look, through a second session."""
         with second.cursor() as cursor:
             waits = {"pid": self._pid, "grace": GRACE_SECONDS}
             cursor.execute(_BLOCKERS, waits)
@@ -73,28 +84,50 @@ class Blockers:
                 found = list({row[0]: row for row in found + cursor.fetchall()}.values())
             cursor.execute(_PREPARED, waits)
             prepared = cursor.fetchall()
-        return [row[:-1] for row in found if _end(second, row[0], row[3])], self._roll_back(prepared)
+        for pid, user, application, since, database, _ in found:
+            self._end(second, pid, since, f"pid {pid} of {user!r} ({application}) since {since} in {database!r}")
+        self._roll_back(prepared)
 
-    def _roll_back(self, transactions: list[tuple[str, str, str]]) -> list[str]:
-        done = []
+    def end_at_barrier(self, second: extensions.connection) -> None:
+        """One look while our statement waits until each process of the server has answered."""
+        with second.cursor() as cursor:
+            cursor.execute(_SILENT)
+            found = {(row[0], row[3]): row for row in cursor}
+        self._silent = {session: self._silent.get(session, 0) + 1 for session in found}
+        for session, (pid, user, application, since, database, _) in found.items():
+            if self._silent[session] >= SILENT_LOOKS:
+                self._end(second, pid, since, f"pid {pid} of {user!r} ({application}) since {since} in {database!r}")
+
+    def _end(self, second: extensions.connection, pid: int, since: str, who: str) -> None:
+        told = f"ended a customer's session that we waited for: {who}"
+        self._tell(told)  # before: our statement goes on in the moment at which the session has ended
+        with contextlib.suppress(psycopg2.Error), second.cursor() as cursor:
+            cursor.execute(
+                """
+                SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+                 WHERE pid = %s AND backend_start = %s::pg_catalog.timestamptz""",
+                (pid, since),
+            )
+            if cursor.fetchone() == (True,):
+                return
+        with contextlib.suppress(ValueError):
+            self._evidence.remove(told)
+
+    def _roll_back(self, transactions: list[tuple[str, str, str]]) -> None:
         for gid, owner, database in transactions:
+            told = f"rolled back a customer's prepared transaction that we waited for: {gid!r} of {owner!r}"
             with (
                 contextlib.suppress(BackendError, psycopg2.Error),
                 self._server.connect(database, watched=False) as inside,
             ):
                 inside.execute("SET ROLE {owner}", owner=owner)
+                self._tell(f"{told} in {database!r}")
                 inside.execute("ROLLBACK PREPARED {gid}", gid=sql.Literal(gid))
-                done.append(f"{gid!r} of {owner!r} in {database!r}")
-        return done
 
-
-def _end(second: extensions.connection, pid: int, since: str) -> bool:
-    with contextlib.suppress(psycopg2.Error), second.cursor() as cursor:
-        cursor.execute(
-            """
-            SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-             WHERE pid = %s AND backend_start = %s::pg_catalog.timestamptz""",
-            (pid, since),
-        )
-        return bool(cursor.fetchone() == (True,))
-    return False
+    def _tell(self, told: str) -> None:
+        """Bounded, since a customer decides how often it comes back."""
+        self._told += 1
+        if self._told <= TOLD:
+            self._evidence.append(told)
+        elif self._told == TOLD + 1:
+            self._evidence.append("ended more customers' sessions that we waited for")

@@ -17,6 +17,7 @@ from outbox.errors import BackendError, OutOfService, SettingsError, Transient, 
 from outbox.opening import Opener
 from worker.backends.postgres import errors
 from worker.backends.postgres.blockers import Blockers
+from worker.backends.postgres.slots import Slots
 from worker.backends.postgres.waits import Watch
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -27,6 +28,10 @@ WORK_SECONDS = STATEMENT_TIMEOUT_MS / 1000 + 30
 INSPECT_SECONDS = 15
 # How long to wait for another worker inside the same object.
 LOCK_TIMEOUT_MS = 10_000
+# How many sessions a customer's role may have, where the backends file does not say.
+CONNECTION_LIMIT = 50
+# How often a connection is tried while customers' sessions are ended for it.
+OPEN_TRIES = 5
 # How soon a server session whose client is gone gives up its statement and its lock.
 CLIENT_CHECK_MS = 10_000
 # More than fits into the memory that it may use: the server writes half a megabyte to its disk for it.
@@ -35,6 +40,10 @@ _TAKES_ROOM = """
     SELECT pg_catalog.count(*) FROM pg_catalog.generate_series(1, 20000)"""
 STANDBY = "the server is a standby (in recovery): only a primary can say what exists"
 READ_ONLY = "the server keeps its transactions read-only: only a writable primary can say what exists"
+UNCONFIRMED = (
+    "the server commits, and no synchronous standby confirms it{}:"
+    " repair the standby, or take it out of synchronous_standby_names"
+)
 NEVER = frozenset({"template0", "template1", "postgres"})
 _PARAMETERS = {
     "connect_timeout": str(CONNECT_TIMEOUT_SECONDS),
@@ -57,13 +66,14 @@ _PARAMETERS = {
 class Server:
     """One cluster, reached through the maintenance database that `dsn` names; `protected`: names never torn down."""
 
-    def __init__(self, dsn: str, protected: frozenset[str]) -> None:
+    def __init__(self, dsn: str, protected: frozenset[str], connection_limit: int = CONNECTION_LIMIT) -> None:
         try:
             self.parameters = dict(extensions.parse_dsn(dsn))
         except psycopg2.ProgrammingError:
             raise SettingsError("the dsn is not one of libpq's (it is not shown: it may hold a password)") from None
         self.dsn = dsn
         self._opener = Opener()
+        self.slots = Slots(connection_limit)
         self.protected = NEVER | protected
 
     @contextmanager
@@ -76,31 +86,27 @@ class Server:
 
         A server that is stopped neither answers nor times out: the worker cuts the connection after `seconds`.
         """
-        parameters = _PARAMETERS | self.parameters | ({"dbname": database} if database else {})
-        parameters["client_encoding"] = "UTF8"
-        given = f"{self.parameters.get('options', '')} {_PARAMETERS['options']}"
         try:
-            session: Session = self._opener.open(
-                lambda options: psycopg2.connect(
-                    extensions.make_dsn(**parameters | {"options": options}), connection_factory=Session
-                ),
-                given,
-            )
+            session = self._with_a_slot(database)
         except psycopg2.OperationalError as error:
             raise self._translated(error, database) from error
+        if watched and database is None:
+            self.slots.keep(lambda: self._opened(None, extensions.connection, " -c idle_session_timeout=0"))
         limit = threading.Timer(seconds, _cut, (session.fileno(),))
         limit.daemon = True
         limit.start()
-        blockers = Blockers(session.info.backend_pid, self)
-        watch = Watch(session, lambda: self.connect(watched=False), blockers, session.executed)
+        blockers = Blockers(session.info.backend_pid, self, session.executed)
+        watch = Watch(session, lambda: self.connect(watched=False), blockers)
         if watched:
             watch.start()
         try:
-            session.server = self
+            session.server, session.watch = self, watch
             session.autocommit = True
             if away := _settle(session):
                 raise self._blamed(OutOfService, away, database)
             yield session
+            if watched and database is None and session.standbys:
+                session.confirm()
         except psycopg2.Error as error:
             limit.cancel()  # the connection may be closed by now, and its number another file's
             raise self._translated(error, database, watch.told(error)) from error
@@ -108,6 +114,30 @@ class Server:
             watch.stop()
             limit.cancel()
             session.close()
+
+    def _with_a_slot(self, database: str | None) -> "Session":
+        """A new session; where the server is full of one customer's sessions, they are ended, and it says so."""
+        told: list[str] = []
+        while True:
+            try:
+                session: Session = self._opened(database, Session)
+            except psycopg2.OperationalError:
+                if len(told) == OPEN_TRIES or not (freed := self.slots.free()):
+                    raise
+                told.append(freed)
+            else:
+                session.executed += told
+                return session
+
+    def _opened(self, database: str | None, kind: type[extensions.connection], more: str = "") -> Any:
+        parameters = _PARAMETERS | self.parameters | ({"dbname": database} if database else {})
+        parameters["client_encoding"] = "UTF8"
+        return self._opener.open(
+            lambda options: psycopg2.connect(
+                extensions.make_dsn(**parameters | {"options": options}), connection_factory=kind
+            ),
+            f"{self.parameters.get('options', '')} {_PARAMETERS['options']}{more}",
+        )
 
     def _translated(self, error: psycopg2.Error, database: str | None, waited: str = "") -> BackendError:
         return self._blamed(errors.meaning(error), errors.clean(errors.describe(error) + waited), database)
@@ -135,6 +165,8 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
     """A connection that records the statements that it executed: the evidence of a teardown."""
 
     server: Server
+    watch: Watch
+    standbys = ""  # the server's synchronous_standby_names
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -145,7 +177,28 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
         quoted = {key: sql.Identifier(word) if isinstance(word, str) else word for key, word in words.items()}
         with self.cursor() as cursor:
             cursor.execute(sql.SQL(statement).format(**quoted))
-        self.executed.append(statement.format(**{key: getattr(word, "string", "…") for key, word in quoted.items()}))
+        self._must_be_confirmed()
+        told = statement.format(**{key: getattr(word, "string", "…") for key, word in quoted.items()})
+        if self.executed[-1:] != [told]:  # a customer decides how many batches there are
+            self.executed.append(told)
+
+    def confirm(self) -> None:
+        """Commit after all that this session has done or seen. Raises OutOfService if no standby confirms that.
+
+        A commit whose wait somebody cancels succeeds, and everybody sees what it did: the object is absent, for one.
+        The next commit waits for all before it. A cancel of that one is a warning, in the server's language.
+        """
+        with self.cursor() as cursor:
+            cursor.execute("SET client_min_messages = warning")
+            del self.notices[:]
+            cursor.execute("SELECT pg_catalog.pg_logical_emit_message(true, 'deprovisioner', 'confirm')")
+        self._must_be_confirmed(warned=bool(self.notices))
+
+    def _must_be_confirmed(self, *, warned: bool = False) -> None:
+        with self.watch.ending:
+            if self.watch.unconfirmed or warned:
+                names = f" (synchronous_standby_names = {errors.clean(self.standbys)!r})" if self.standbys else ""
+                raise OutOfService(UNCONFIRMED.format(names))
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -200,10 +253,11 @@ def _settle(session: Session) -> str:
             SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on',
                    CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local')
                         THEN pg_catalog.set_config('synchronous_commit', 'on', false) END,
+                   pg_catalog.current_setting('synchronous_standby_names'),
                    pg_catalog.set_config('TimeZone', 'UTC', false),
                    pg_catalog.set_config('DateStyle', 'ISO, MDY', false)"""
         )
-        standby, read_only, *_ = cursor.fetchone()
+        standby, read_only, _, session.standbys, *_ = cursor.fetchone()
         if standby or read_only:
             return STANDBY if standby else READ_ONLY
         with contextlib.suppress(sqlstates.InvalidParameterValue):  # a platform that cannot watch its sockets
