@@ -147,6 +147,12 @@ GUARDS_OF_RUNNER = (
             f"{PROVISIONS}::test_a_different_object_of_an_activated_adoption_makes_the_job_stuck",
         ),
         (
+            "run: a mark that an adoption left",
+            "return _never_adopted(run, other)",
+            'return _complete(run, {"never_adopted": other.why} | other.seen)',
+            f"{PROVISIONS}::test_a_mark_of_an_adoption_that_was_killed_is_not_left_in_silence_on_postgres",
+        ),
+        (
             "run: outcome unknown, found before the start",
             "if not backend.observable and run.in_doubt:",
             "if False:",
