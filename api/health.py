@@ -20,6 +20,8 @@ router = APIRouter(tags=["health"])
 _STANDBY_MISSING = text("""
     SELECT current_setting('synchronous_standby_names') <> '' AND NOT EXISTS (SELECT FROM pg_stat_replication)""")
 
+_FLAWED = text("SELECT EXISTS (SELECT FROM backend_checks WHERE findings <> '[]')")
+
 
 @router.get("/healthz")
 async def healthz() -> dict[str, bool]:
@@ -42,6 +44,7 @@ class ReadinessOut(BaseModel):
 async def readyz() -> JSONResponse:
     """200 while DELETEs can be accepted: the control database answers, at the schema this code knows.
 
+    `warnings` is there while a worker's check found fault with a backend.
     `broker` says whether the broker answers. A dead broker leaves the API ready: the workers' sweep finds the work.
     """
     body, status = await _checks.do_async(None, alone=_no_answer)
@@ -59,6 +62,8 @@ def _check() -> Readiness:
             at = migrations.current(session)
             standby_missing = session.execute(_STANDBY_MISSING).scalar_one()
             wrong = session.execute(text(SETTINGS)).all()
+            ok = at == migrations.head()
+            flawed = ok and session.execute(_FLAWED).scalar_one()
         if not standby_missing:
             db.must_confirm(always=True)
     except Unconfirmed as error:  # a standby is connected, and not one that confirms
@@ -74,9 +79,11 @@ def _check() -> Readiness:
         log.error("readiness_failed", error="; ".join(f"{each.id} {each.note}" for each in wrong))
         said = f"{', '.join(str(each.id) for each in wrong)}: wrong settings (`deprovisioner doctor`)"
         return {"ok": False, "database": said, "broker": broker}, 503
-    ok = at == migrations.head()
-    database = "ok" if ok else f"at revision {at}, not {migrations.head()}: run `deprovisioner migrate`"
-    return {"ok": ok, "database": database, "broker": broker}, 200 if ok else 503
+    if not ok:
+        database = f"at revision {at}, not {migrations.head()}: run `deprovisioner migrate`"
+        return {"ok": False, "database": database, "broker": broker}, 503
+    warnings = {"warnings": "a backend is not as it should be (`deprovisioner doctor`)"} if flawed else {}
+    return {"ok": True, "database": "ok", "broker": broker} | warnings, 200
 
 
 # Anybody may ask, so all who ask while a check runs share the next one.

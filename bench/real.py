@@ -148,7 +148,7 @@ def _make(stack: Stack, kind: str, backend: Backend) -> Json:
     manifest = backend.provision(plan.manifest, plan.credentials)
     if kind == "redis":
         with _connected(stack.redis_main_admin_url) as server:
-            assert server.eval(_FILL, 0, manifest["prefix"], KEYS - 1) == KEYS - 1  # the last key is the generation key
+            assert server.eval(_FILL, 0, manifest["prefix"], KEYS) == KEYS
     return manifest
 
 

@@ -25,6 +25,9 @@ and its server, and `generation`, which the object carries on the server (`mark`
 attempt), `Transient` when the work failed and may succeed later (it is tried again), `Refused` when it must not be done
 (an operator decides). Any other exception after the start counts as an unknown outcome.
 
+**Size.** The worker cuts what `inspect` and `teardown` return to 4,000 characters of JSON, an error's words to 1,000. A
+manifest is never cut: one of more than 16,000 bytes, or that PostgreSQL cannot store, is `Refused`.
+
 **Check.** A backend may have a method `check() -> list[Finding]`: what is not as it should be on the server, each with
 what mends it. Workers call it when they start, and `deprovisioner backends check` for a person. It changes nothing.
 

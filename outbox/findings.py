@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from outbox.rows import Json, storable
+from outbox import foreign
+from outbox.rows import Json
 
-# Words of a backend of a third party may be long. The doctor shows them in a line.
-MAX_CHARACTERS = 500
 MOST = 50
 
 _RECORD = text("""
@@ -20,11 +19,6 @@ _RECORD = text("""
 
 def record(db: Connection, backend: str, findings: Sequence[Json], *, worker: str, error: str | None = None) -> None:
     """Keep what a check of the backend found (`code`, `what`, `mend`), in place of what an earlier one did."""
-    kept = [{name: _bounded(str(words)) for name, words in finding.items()} for finding in findings[:MOST]]
-    bounded = None if error is None else _bounded(error)
+    kept = [{name: foreign.line(str(words)) for name, words in finding.items()} for finding in findings[:MOST]]
+    bounded = None if error is None else foreign.line(error)
     db.execute(_RECORD, {"backend": backend, "worker": worker, "findings": json.dumps(kept), "error": bounded})
-
-
-def _bounded(words: str) -> str:
-    kept = words[:MAX_CHARACTERS]
-    return kept if storable(kept) else kept.encode("ascii", "backslashreplace").decode().replace("\0", "")

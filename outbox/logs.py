@@ -7,7 +7,10 @@ from typing import Any
 
 import structlog
 
+from outbox import foreign
+
 log: Any = structlog.get_logger()
+_VALUE = 20_000  # characters of one value; a long traceback has 10,000
 
 
 class _LossyLogger(structlog.PrintLogger):
@@ -21,13 +24,19 @@ class _LossyLogger(structlog.PrintLogger):
     fatal = failure = err = error = critical = exception = msg
 
 
+def _bound(_: Any, __: str, keys: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Short, printable values: a traceback ends with an error's words, which may be a customer's."""
+    return {name: foreign.block(value, _VALUE) if isinstance(value, str) else value for name, value in keys.items()}
+
+
 def configure() -> None:
     """Log one JSON object a line to stderr, or coloured text when stderr is a terminal."""
     processors: list[Any] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
+    processors += [structlog.processors.format_exc_info, _bound]
     if sys.stderr.isatty():
         processors.append(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))
     else:
-        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        processors.append(structlog.processors.JSONRenderer())
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

@@ -13,6 +13,7 @@ from outbox.logs import log
 from outbox.settings import BackendConfig
 from worker import backends
 from worker.backends import Backend, Finding
+from worker.intake import Intake
 
 # A backend that was mended is shown as mended within this time.
 EVERY_SECONDS = 3600.0
@@ -39,7 +40,7 @@ def of(config: BackendConfig) -> Checked:
 def check(name: str, backend: Backend) -> Checked:
     """Check a backend. Never raises: a worker starts, and a person is told, whatever a server answers."""
     try:
-        return Checked(name, backends.check(backend))
+        return Checked(name, Intake(backend).check())
     except BackendError as error:
         return Checked(name, error=str(error))
     except Exception as error:  # noqa: BLE001 - a bug of a kind must not end the worker; its words may hold secrets

@@ -8,6 +8,7 @@ from outbox.observations import Inspection
 from outbox.rows import Json
 from outbox.states import Found
 from worker.backends import Absent, Backend, Different, Same
+from worker.intake import Intake
 
 
 def observe(look: Inspection, backend: Backend, *, worker: str) -> None:
@@ -28,7 +29,7 @@ def inspect(look: Inspection, backend: Backend) -> tuple[Found, Json]:
     if not backend.observable:
         return Found.UNOBSERVABLE, {}
     try:
-        match backend.inspect(look.manifest):
+        match Intake(backend).inspect(look.manifest):
             case Absent(seen=seen):
                 return Found.ABSENT, seen
             case Same(seen=seen):

@@ -95,7 +95,7 @@ class Scenario:
             names = {key: manifest[key] for key in ("database", "role")}
         else:
             self.servers.redis.client.set(f"{manifest['prefix']}precious", "42")
-            user = ("ACL", "SETUSER", manifest["user"], "on", ">p", f"~{manifest['prefix']}*", "+@all", "-@dangerous")
+            user = ("ACL", "SETUSER", manifest["user"], "on", ">p", f"~{manifest['prefix']}*", "+@string")
             self.servers.redis.client.execute_command(*user)
             names = {key: manifest[key] for key in ("user", "prefix")}
         taken = self.install.register(kind, names)

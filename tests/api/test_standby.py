@@ -19,6 +19,7 @@ from outbox import db as database
 from outbox.errors import Unconfirmed
 from outbox.resources import NewResource
 from outbox.rows import Claim
+from tests.support import standby
 from tests.support.api import problem
 from tests.support.factories import a_claim, a_job, a_resource, job
 from tests.support.processes import System, client
@@ -32,44 +33,9 @@ from worker.run import Batches, Run
 @pytest.fixture
 def no_standby(servers: Servers, db: Connection, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Sets `synchronous_standby_names` of the control server, to which no standby connects; the end resets it."""
-
     monkeypatch.setattr(commits, "CONFIRM_SECONDS", 0.5)
-
-    def names(value: str) -> None:
-        admin = psycopg2.connect(servers.control.dsn)
-        admin.autocommit = True
-        with admin.cursor() as asked:
-            asked.execute("SET synchronous_commit = off")
-            asked.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{value}'")
-            asked.execute("SELECT pg_reload_conf()")
-        admin.close()
-        eventually(lambda: _commits_wait(servers.control) == bool(value))
-
-    yield names
-    names("")
-
-
-def _commits_wait(server: PgServer) -> bool:
-    """Whether a commit of a new session waits for a standby: the server's processes read a new setting one by one."""
-    session = psycopg2.connect(server.dsn, options="-c synchronous_commit=on")
-    session.autocommit = True
-    pid = session.info.backend_pid
-
-    def commit() -> None:
-        with session.cursor() as cursor:
-            cursor.execute("SELECT pg_logical_emit_message(true, 'test', 'x')")
-
-    def waits() -> bool:
-        return server.query("SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = %s", pid) == [(True,)]
-
-    caller = threading.Thread(target=commit)
-    caller.start()
-    eventually(lambda: waits() or not caller.is_alive())
-    waited = caller.is_alive()
-    server.query("SELECT pg_cancel_backend(%s)", pid)
-    caller.join(10)
-    session.close()
-    return waited
+    yield lambda names: standby.require(servers.control, names)
+    standby.require(servers.control, "")
 
 
 def test_a_delete_that_no_standby_confirms_is_503_and_gets_its_job_when_asked_again(

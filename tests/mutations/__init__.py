@@ -38,17 +38,6 @@ MUTANTS = (
 EQUIVALENT: dict[Mutant, str] = {
     mutant: why
     for why, mutants in {
-        "a server counts every @admin command among the @dangerous": cut(
-            "worker/backends/redis/create.py",
-            "",
-            "tests/worker/backends/redis/test_create.py",
-            (
-                "redis: a customer may not administer",
-                '"-@admin", ',
-                "",
-                "test_a_customer_reaches_its_own_keys_and_nothing_else",
-            ),
-        ),
         "the CHECK outbox_stuck_has_reason gives a reason to stuck jobs only": cut(
             TRANSITIONS,
             "_REDRIVE_FORCED = text(",

@@ -11,6 +11,7 @@ OBSTACLES = f"{TESTS}/test_obstacles.py"
 HEIR = f"{TESTS}/test_heir.py"
 DESTROY = f"{TESTS}/test_destroy.py"
 RIGHTS = f"{TESTS}/test_rights.py"
+UNCONFIRMED = f"{TESTS}/test_unconfirmed.py"
 WAITS = f"{TESTS}/test_waits.py"
 IDENTITY = f"{TESTS}/test_identity.py"
 SESSION = f"{TESTS}/test_session.py"
@@ -129,6 +130,50 @@ GUARDS_OF_POSTGRES = (
             " and self._works()",
             "",
             "test_another_database_is_unavailable_when_the_server_is",
+        ),
+    ),
+    *cut(
+        PG,
+        "yield session",
+        UNCONFIRMED,
+        (
+            "postgres: what a session saw is confirmed",
+            "session.confirm()",
+            "pass",
+            "test_an_absence_that_an_administrator_s_cancels_have_made_is_not_believed",
+        ),
+    ),
+    *cut(
+        PG,
+        "_must_be_confirmed(warned=",
+        UNCONFIRMED,
+        (
+            "postgres: a wait for a standby that somebody cancels",
+            "warned=bool(self.notices)",
+            "warned=False",
+            "test_an_absence_that_an_administrator_s_cancels_have_made_is_not_believed",
+        ),
+    ),
+    *cut(
+        PG,
+        "def execute(",
+        UNCONFIRMED,
+        (
+            "postgres: each step is confirmed",
+            "self._must_be_confirmed()",
+            "pass",
+            "test_no_verb_believes_what_no_standby_confirms_nor_waits_for_it",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _cancel_late(",
+        UNCONFIRMED,
+        (
+            "postgres: a step whose wait was ended is not believed",
+            "self.unconfirmed = True",
+            "pass",
+            "test_no_verb_believes_what_no_standby_confirms_nor_waits_for_it",
         ),
     ),
     *cut(
@@ -382,12 +427,23 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
+        "def end_at_barrier(",
+        BLOCKERS,
+        (
+            "postgres: a neighbour that answers no barrier is ended",
+            "if self._silent[session] >= SILENT_LOOKS:",
+            "if False:",
+            "test_a_neighbour_s_session_that_answers_no_barrier_is_ended_and_told",
+        ),
+    ),
+    *cut(
+        PG,
         "_BLOCKERS = f",
         BLOCKERS,
         (
             "postgres: an operator that blocks is not ended",
-            "AND usesysid IN ({_CUSTOMERS})",
-            "AND usesysid IS NOT NULL",
+            "AND usesysid IN ({_CUSTOMERS})\n       AND EXISTS",
+            "AND usesysid IS NOT NULL\n       AND EXISTS",
             "test_an_operator_that_blocks_is_named_and_not_ended",
         ),
     ),

@@ -10,6 +10,8 @@ AUTHORITY = f"{TESTS}/test_authority.py"
 ERRORS = f"{TESTS}/test_errors.py"
 IDENTITY = f"{TESTS}/test_identity.py"
 RIGHTS = f"{TESTS}/test_rights.py"
+COMMANDS = f"{TESTS}/test_commands.py"
+HIDDEN = "test_a_customer_neither_sees_nor_stops_its_neighbours"
 BEYOND = "test_a_user_that_reaches_beyond_its_prefix_is_refused_with_the_statement_that_mends_it"
 REPLACED = "test_a_user_that_takes_the_name_between_check_and_act_is_made_again"
 KINDS = "tests/worker/backends/test_conformance.py"
@@ -109,16 +111,32 @@ GUARDS_OF_REDIS = (
         REDIS,
         "",
         CREATE,
+        (
+            "redis: a customer may not reach others' keys",
+            "f\"~{keys.escape(manifest['prefix'])}*\", *commands",
+            '"~*", *commands',
+            "test_a_customer_reaches_its_own_keys_and_nothing_else",
+        ),
+    ),
+    *cut(
+        "worker/backends/redis/commands.py",
+        "",
+        COMMANDS,
         *(
-            (f"redis: a customer may not {what}", old, new, "test_a_customer_reaches_its_own_keys_and_nothing_else")
+            (f"redis: a customer may not {what}", old, new, f"{HIDDEN}[redis]")
             for what, old, new in (
-                ("reach others' keys", "f\"~{keys.escape(manifest['prefix'])}*\", *COMMANDS", '"~*", *COMMANDS'),
-                ("scan", '("-scan", ', "("),
-                ("draw keys", '"-randomkey", ', ""),
-                ("count keys", '"-dbsize"', '"+dbsize"'),
-                ("do what is dangerous", '"-@dangerous", ', ""),
-                ("touch shared functions", '"-function", ', ""),
+                ("scan", '"-@all",', '"-@all", "+@keyspace",'),
+                ("track others' keys", '"client|getname", ', '"client|getname", "client|tracking", '),
+                ("list others' channels", '("publish", ', '("publish", "pubsub", '),
+                ("do what is dangerous", '("dangerous", "scripting")', '("scripting",)'),
+                ("run scripts", "SCRIPTING if session.server.scripting else ()", "SCRIPTING"),
             )
+        ),
+        (
+            "redis: commands that a version does not have",
+            "[name for name in NEWER if name in connection]",
+            "NEWER",
+            "test_scripting_where_it_is_meant[redis]",
         ),
     ),
     *cut(
@@ -288,14 +306,20 @@ GUARDS_OF_REDIS = (
         ),
         (
             "redis: keys of an adopted user",
-            'if beginning(pattern).startswith(manifest["prefix"])]',
+            "if beginning(pattern).startswith(prefix)]",
             "]",
             f"{BEYOND}[redis-writing another's keys]",
         ),
         (
+            "redis: channels of an adopted user",
+            "if pattern == mark or beginning(pattern).startswith(prefix)]",
+            "]",
+            f"{BEYOND}[redis-every channel]",
+        ),
+        (
             "redis: commands of an adopted user",
-            "if harmful := sorted(may - HARMLESS):",
-            "if harmful := []:",
+            "if beyond := granted -",
+            "if beyond := set() and granted -",
             f"{BEYOND}[redis-one ACL command]",
         ),
     ),

@@ -8,10 +8,68 @@ RUNS = "tests/worker/test_run.py"
 PROVISIONS = "tests/worker/test_provision.py"
 CLAIMS, LISTENS, POOLS = (f"tests/worker/test_{part}.py" for part in ("claiming", "listening", "pool"))
 BROKER = "tests/hostile/test_broker.py"
+INTAKE = "tests/worker/test_intake.py"
+_SEEN = "test_what_a_backend_saw_and_did_is_bounded_and_storable"
+_LINE = "test_a_log_line_is_bounded_and_printable_whatever_an_error_says"
 _OBEY = "test_workers_obey_nothing_that_a_message_says"
 _HEARD = "test_whatever_stands_at_the_doorbells_keys_a_wake_up_is_heard"
 
 GUARDS_OF_RUNNER = (
+    *cut(
+        RUNNER,
+        "",
+        INTAKE,
+        ("intake: of jobs", "Intake(backend)", "backend", f"{_SEEN}[NUL and surrogates]"),
+    ),
+    *cut(
+        "worker/observer.py",
+        "",
+        INTAKE,
+        ("intake: of inspections", "Intake(backend).inspect", "backend.inspect", f"{_SEEN}[a long text]"),
+    ),
+    *cut(
+        "worker/checks.py",
+        "",
+        INTAKE,
+        (
+            "intake: of checks",
+            "Intake(backend).check()",
+            "backends.check(backend)",
+            "test_what_a_check_finds_is_bounded",
+        ),
+    ),
+    *cut(
+        "worker/intake.py",
+        "",
+        INTAKE,
+        ("intake: errors", "foreign.line(str(error))", "str(error)", "test_errors_keep_their_meaning"),
+        ("intake: the kind of an error", "raise kind(", "raise BackendError(", "test_errors_keep_their_meaning"),
+        ("intake: manifests", "    if unstorable:", "    if False:", "test_a_manifest_is_never_cut_but_refused"),
+        (
+            "intake: what completes a manifest is not cut",
+            "_evidence(seen) | completes",
+            "_evidence(seen)",
+            "test_a_manifest_is_never_cut_but_refused",
+        ),
+    ),
+    *cut(
+        "outbox/foreign.py",
+        "",
+        INTAKE,
+        ("intake: printable", "    if character.isprintable():", "    if True:", _LINE),
+        ("intake: the number of parts", "if next(parts, None) is None:", "if False:", f"{_SEEN}[a deep dict]"),
+    ),
+    *cut(
+        "outbox/logs.py",
+        "",
+        INTAKE,
+        (
+            "intake: log lines",
+            "format_exc_info, _bound]",
+            "format_exc_info]",
+            _LINE,
+        ),
+    ),
     *cut(
         RUNNER,
         "",

@@ -505,9 +505,7 @@ class Adoption(Provision):
             self.resource = self.install.register(self.kind, {"database": name, "role": name})
             return
         self.install.cache.client.set(f"{name}:precious", "42")
-        self.install.cache.client.execute_command(
-            "ACL", "SETUSER", name, "on", ">p", f"~{name}:*", "+@all", "-@dangerous"
-        )
+        self.install.cache.client.execute_command("ACL", "SETUSER", name, "on", ">p", f"~{name}:*", "+@string")
         self.resource = self.install.register(self.kind, {"user": name, "prefix": f"{name}:"})
 
     def works(self) -> None:

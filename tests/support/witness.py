@@ -180,7 +180,7 @@ def eventually(
 def an_acl_user(server: RedisServer) -> str:
     """A user as a platform might have made it, to be adopted."""
     user = f"u_{uuid.uuid4().hex}"
-    server.client.execute_command("ACL", "SETUSER", user, "on", ">p", "+@all", "-@dangerous")
+    server.client.execute_command("ACL", "SETUSER", user, "on", ">p", "+@string", "+@list", "+del")
     return user
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+import httpx
 import pytest
 from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
@@ -24,6 +25,10 @@ def test_a_worker_that_starts_reports_what_it_finds_to_its_log_and_the_doctor(
     eventually(lambda: db.execute(text("SELECT count(*) FROM backend_checks")).scalar_one() == 2)
     assert '"backend_unsafe"' in worker.logs()
     told = {one["code"]: one for one in json.loads(shell(env, "doctor", "--json").stdout)["checks"]}
+    with httpx.Client(base_url=system.api()) as api:
+        ready = api.get("/readyz")
+    assert (ready.status_code, ready.json()["ok"]) == (200, True)
+    assert "deprovisioner doctor" in ready.json()["warnings"]
     (open_door,) = [one for one in told["backend_unsafe"]["sample"] if one["id"] == "redis-main"]
     assert open_door["note"].startswith("public_connect: everybody may log in as `default`")
     assert "Mend: ACL SETUSER default " in open_door["note"]

@@ -11,13 +11,13 @@ import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
-from tests.support import redis_servers
+from tests.support import redis_servers, standby
 from tests.support.factories import a_job, claims, job
 from tests.support.servers import OLD_POSTGRES_PROGRAMS
 from tests.support.standby import lagging
 from tests.support.witness import PgServer, RedisServer
 from worker.backends import Backend
-from worker.backends.postgres import Postgres
+from worker.backends.postgres import Postgres, waits
 from worker.backends.redis import Redis
 from worker.run import Run
 
@@ -123,16 +123,51 @@ def test_a_server_that_answers_reads_and_refuses_writes_burns_no_attempts(
 def test_jobs_of_a_postgres_that_became_a_standby_wait_and_burn_no_attempts(
     db: Connection, replicated: tuple[PgServer, PgServer], moment: str
 ) -> None:
-    primary, standby = replicated
-    backend = _FailsOver(primary.service_dsn, standby.service_dsn)
+    primary, lags = replicated
+    backend = _FailsOver(primary.service_dsn, lags.service_dsn)
     ids, made = _deprovisions(db, backend)
-    away: Backend = backend if moment == "after the start" else Postgres(standby.service_dsn)
+    away: Backend = backend if moment == "after the start" else Postgres(lags.service_dsn)
     assert [_round(db, away) for _ in range(6)] == [JOBS, 1, 1, 1, 1, 1]
     assert _states(db, ids) == [("pending", 0)] * JOBS
     assert "is a standby" in job(db, ids[0]).last_error
     assert (moment == "after the start") == bool(_started(db, ids))
     assert all(primary.bears(manifest) for manifest in made)
     backend.over = False
+    assert [_round(db, backend), _round(db, backend)] == [1, JOBS - 1]
+    assert _states(db, ids) == [("succeeded", 1)] * JOBS
+    assert not any(primary.bears(manifest) for manifest in made)
+
+
+class _LosesItsStandby(Postgres):
+    """A backend whose synchronous standby goes away once a job has started."""
+
+    def __init__(self, server: PgServer) -> None:
+        super().__init__(server.service_dsn)
+        self.server = server
+
+    def teardown(self, manifest: Any, fence: int) -> Any:
+        standby.require(self.server, "missing")
+        return super().teardown(manifest, fence)
+
+
+@pytest.mark.parametrize("moment", ["before the start", "after the start"])
+def test_jobs_of_a_postgres_without_its_synchronous_standby_wait_and_burn_no_attempts(
+    db: Connection, replicated: tuple[PgServer, PgServer], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    monkeypatch.setattr(waits, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(waits, "CONFIRM_SECONDS", 0.3)
+    primary, _ = replicated
+    backend = Postgres(primary.service_dsn)
+    ids, made = _deprovisions(db, backend)
+    try:
+        if moment == "before the start":
+            standby.require(primary, "missing")
+        rounds = [_round(db, _LosesItsStandby(primary)), _round(db, backend)]
+        assert (rounds, _states(db, ids)) == ([JOBS, 1], [("pending", 0)] * JOBS)
+        assert "no synchronous standby confirms it" in job(db, ids[0]).last_error
+        assert _started(db, ids) == (moment == "after the start"), "the other jobs did not even start"
+    finally:
+        standby.require(primary, "")
     assert [_round(db, backend), _round(db, backend)] == [1, JOBS - 1]
     assert _states(db, ids) == [("succeeded", 1)] * JOBS
     assert not any(primary.bears(manifest) for manifest in made)

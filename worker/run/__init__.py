@@ -34,6 +34,7 @@ from outbox.logs import log
 from outbox.rows import Claim, Json
 from outbox.states import JobKind, StuckReason
 from worker.backends import Backend
+from worker.intake import Intake
 from worker.run.deprovision import Batches, deprovision
 from worker.run.provision import AttemptsSpent, provision, undo_late
 from worker.run.retries import retrying
@@ -52,7 +53,7 @@ class Run:
 
     def __init__(self, claim: Claim, backend: Backend, *, worker: str, batches: Batches | None = None) -> None:
         self.claim = claim
-        self.backend = backend
+        self.backend: Backend = Intake(backend)
         self.worker = worker
         self.batches = batches
         self.started = False  # this attempt's start is recorded: from here on the backend may have been changed

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
 
-from outbox import db, jobs, settings
+from outbox import db, foreign, jobs, settings
 from outbox.batching import Gate, GroupCommit
 from outbox.errors import Busy, ClaimLost
 from outbox.events import Event, emit
@@ -72,7 +72,7 @@ def deprovision(run: "Run") -> None:
         case Different(seen=seen, why=why):
             return run.stick(StuckReason.REFUSED, why, seen)
         case Same(seen=seen):
-            return run.retry(f"still there after the teardown: {seen}")
+            return run.retry(foreign.line(f"still there after the teardown: {seen}"))
         case never:
             assert_never(never)
 

@@ -39,6 +39,15 @@ _MORE = """
     SELECT pid, usename, application_name, backend_start::pg_catalog.text, datname, usesysid
       FROM pg_catalog.pg_stat_activity
      WHERE backend_start IS NOT NULL AND xact_start IS NOT NULL AND usesysid = ANY(%s::pg_catalog.oid[])"""
+# A session that waits for its client's data (COPY FROM STDIN) answers no barrier, so DROP DATABASE waits for it, in
+# whichever database it is. One that waits until its client reads does answer.
+_SILENT = f"""
+    SELECT pid, usename, application_name, backend_start::pg_catalog.text, datname, usesysid
+      FROM pg_catalog.pg_stat_activity
+     WHERE backend_start IS NOT NULL AND state = 'active' AND wait_event = 'ClientRead'
+       AND usesysid IN ({_CUSTOMERS})"""
+# How many looks in a row see a session wait for data before it is ended: data that flows is not stopped.
+SILENT_LOOKS = 4
 _PREPARED = f"""
     SELECT gid, owner, x.database
       FROM pg_catalog.pg_locks AS wanted
@@ -59,6 +68,7 @@ class Blockers:
     def __init__(self, pid: int, server: "Server", evidence: list[str]) -> None:
         self._pid, self._server, self._evidence = pid, server, evidence
         self._roles: set[int] = set()
+        self._silent: dict[tuple[int, str], int] = {}
         self._told = 0
 
     def end(self, second: extensions.connection) -> None:
@@ -77,6 +87,16 @@ class Blockers:
         for pid, user, application, since, database, _ in found:
             self._end(second, pid, since, f"pid {pid} of {user!r} ({application}) since {since} in {database!r}")
         self._roll_back(prepared)
+
+    def end_at_barrier(self, second: extensions.connection) -> None:
+        """One look while our statement waits until each process of the server has answered."""
+        with second.cursor() as cursor:
+            cursor.execute(_SILENT)
+            found = {(row[0], row[3]): row for row in cursor}
+        self._silent = {session: self._silent.get(session, 0) + 1 for session in found}
+        for session, (pid, user, application, since, database, _) in found.items():
+            if self._silent[session] >= SILENT_LOOKS:
+                self._end(second, pid, since, f"pid {pid} of {user!r} ({application}) since {since} in {database!r}")
 
     def _end(self, second: extensions.connection, pid: int, since: str, who: str) -> None:
         told = f"ended a customer's session that we waited for: {who}"

@@ -35,6 +35,10 @@ _TAKES_ROOM = """
     SELECT pg_catalog.count(*) FROM pg_catalog.generate_series(1, 20000)"""
 STANDBY = "the server is a standby (in recovery): only a primary can say what exists"
 READ_ONLY = "the server keeps its transactions read-only: only a writable primary can say what exists"
+UNCONFIRMED = (
+    "the server commits, and no synchronous standby confirms it{}:"
+    " repair the standby, or take it out of synchronous_standby_names"
+)
 NEVER = frozenset({"template0", "template1", "postgres"})
 _PARAMETERS = {
     "connect_timeout": str(CONNECT_TIMEOUT_SECONDS),
@@ -96,11 +100,13 @@ class Server:
         if watched:
             watch.start()
         try:
-            session.server = self
+            session.server, session.watch = self, watch
             session.autocommit = True
             if away := _settle(session):
                 raise self._blamed(OutOfService, away, database)
             yield session
+            if watched and database is None and session.standbys:
+                session.confirm()
         except psycopg2.Error as error:
             limit.cancel()  # the connection may be closed by now, and its number another file's
             raise self._translated(error, database, watch.told(error)) from error
@@ -135,6 +141,8 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
     """A connection that records the statements that it executed: the evidence of a teardown."""
 
     server: Server
+    watch: Watch
+    standbys = ""  # the server's synchronous_standby_names
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -145,9 +153,28 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
         quoted = {key: sql.Identifier(word) if isinstance(word, str) else word for key, word in words.items()}
         with self.cursor() as cursor:
             cursor.execute(sql.SQL(statement).format(**quoted))
+        self._must_be_confirmed()
         told = statement.format(**{key: getattr(word, "string", "…") for key, word in quoted.items()})
         if self.executed[-1:] != [told]:  # a customer decides how many batches there are
             self.executed.append(told)
+
+    def confirm(self) -> None:
+        """Commit after all that this session has done or seen. Raises OutOfService if no standby confirms that.
+
+        A commit whose wait somebody cancels succeeds, and everybody sees what it did: the object is absent, for one.
+        The next commit waits for all before it. A cancel of that one is a warning, in the server's language.
+        """
+        with self.cursor() as cursor:
+            cursor.execute("SET client_min_messages = warning")
+            del self.notices[:]
+            cursor.execute("SELECT pg_catalog.pg_logical_emit_message(true, 'deprovisioner', 'confirm')")
+        self._must_be_confirmed(warned=bool(self.notices))
+
+    def _must_be_confirmed(self, *, warned: bool = False) -> None:
+        with self.watch.ending:
+            if self.watch.unconfirmed or warned:
+                names = f" (synchronous_standby_names = {errors.clean(self.standbys)!r})" if self.standbys else ""
+                raise OutOfService(UNCONFIRMED.format(names))
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -202,10 +229,11 @@ def _settle(session: Session) -> str:
             SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on',
                    CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local')
                         THEN pg_catalog.set_config('synchronous_commit', 'on', false) END,
+                   pg_catalog.current_setting('synchronous_standby_names'),
                    pg_catalog.set_config('TimeZone', 'UTC', false),
                    pg_catalog.set_config('DateStyle', 'ISO, MDY', false)"""
         )
-        standby, read_only, *_ = cursor.fetchone()
+        standby, read_only, _, session.standbys, *_ = cursor.fetchone()
         if standby or read_only:
             return STANDBY if standby else READ_ONLY
         with contextlib.suppress(sqlstates.InvalidParameterValue):  # a platform that cannot watch its sockets

@@ -20,6 +20,8 @@ LOOK_SECONDS = 1.0
 PAUSE_SECONDS = 0.25
 # How long DROP DATABASE may wait until each process of the server has closed the files. That takes milliseconds.
 BARRIER_SECONDS = 20.0
+# How long a commit may wait for a synchronous standby: longer than a living one needs.
+CONFIRM_SECONDS = 5.0
 # An error of a wait ends it; what was seen longer ago was another wait.
 _FRESH_SECONDS = 5.0
 _NAMED = 5
@@ -62,7 +64,11 @@ class Watch:
         self._blockers = blockers
         self._done = threading.Event()
         self._seen: tuple[float, list[str]] = (0.0, [])
-        self._at_barrier: float | None = None
+        self._wait: tuple[str, str] | None = None  # without a timeout of the server's: what for, since which statement
+        self._waits_since = 0.0
+        # While a statement is cancelled, none follows it: so the cancel cannot hit the next one.
+        self.ending = threading.Lock()
+        self.unconfirmed = False  # whether a commit waited for a synchronous standby until it was cancelled
 
     def start(self) -> None:
         """Begin to watch, in a thread of its own."""
@@ -103,20 +109,31 @@ class Watch:
                 self._seen = (time.monotonic(), blockers)
                 self._blockers.end(second)
             cursor.execute(
-                "SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = %s AND wait_event = 'ProcSignalBarrier'",
+                """
+                SELECT wait_event, query_start::pg_catalog.text FROM pg_catalog.pg_stat_activity
+                 WHERE pid = %s AND wait_event IN ('ProcSignalBarrier', 'SyncRep')""",
                 (self._pid,),
             )
-            if cursor.fetchone() is None:
-                self._at_barrier = None
-                return
-            self._at_barrier = self._at_barrier or time.monotonic()
-            if time.monotonic() - self._at_barrier >= BARRIER_SECONDS and not self._done.is_set():
-                cursor.execute(  # asked again in the same statement: the wait may be over
-                    """
-                    SELECT CASE WHEN wait_event = 'ProcSignalBarrier' THEN pg_catalog.pg_cancel_backend(pid) END
-                      FROM pg_catalog.pg_stat_activity WHERE pid = %s""",
-                    (self._pid,),
-                )
+            if (wait := cursor.fetchone()) != self._wait:
+                self._wait, self._waits_since = wait, time.monotonic()
+            if wait is not None:
+                if wait[0] == "ProcSignalBarrier":
+                    self._blockers.end_at_barrier(second)
+                self._cancel_late(cursor, wait[0])
+
+    def _cancel_late(self, cursor: extensions.cursor, event: str) -> None:
+        limit = BARRIER_SECONDS if event == "ProcSignalBarrier" else CONFIRM_SECONDS
+        if time.monotonic() - self._waits_since < limit:
+            return
+        with self.ending:
+            cursor.execute(  # asked again in the same statement: the wait may be over
+                """
+                SELECT CASE WHEN wait_event = %s THEN pg_catalog.pg_cancel_backend(pid) END
+                  FROM pg_catalog.pg_stat_activity WHERE pid = %s""",
+                (event, self._pid),
+            )
+            if cursor.fetchone() == (True,) and event == "SyncRep":
+                self.unconfirmed = True
 
 
 def _unanswering(session: extensions.connection) -> str:

@@ -9,6 +9,7 @@ keys are replicated, evicted and flushed.
 - `keys`      the keys under a prefix: scanned and unlinked in batches
 - `identity`  what the server shows under a manifest's names, and whether it is the manifest's namespace
 - `endpoint`  the address that customers are given
+- `commands`  what a customer may run
 - `rights`    what an adopted user may do
 - `create`    plan, provision, adopt
 - `destroy`   quarantine, release, teardown
@@ -29,7 +30,7 @@ class Redis:
 
     observable = True
 
-    options = frozenset({"public_host", "public_port", "sslmode", "volatile_users"})
+    options = frozenset({"public_host", "public_port", "scripting", "sslmode", "volatile_users"})
 
     def __init__(
         self,
@@ -40,8 +41,9 @@ class Redis:
         public_port: int | None = None,
         sslmode: str | None = None,
         volatile_users: bool = False,
+        scripting: bool = False,
     ) -> None:
-        self._server = Server(dsn, protected, volatile_users=volatile_users)
+        self._server = Server(dsn, protected, volatile_users=volatile_users, scripting=scripting)
         self._public = Public(public_host, public_port, sslmode)
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:

@@ -6,7 +6,7 @@ from typing import Any
 from redis import exceptions
 
 from worker.backends import Finding
-from worker.backends.redis import identity, rights
+from worker.backends.redis import commands, identity, rights
 from worker.backends.redis.session import Server, Session, code_of
 
 OLDEST = (7, 0)  # the oldest version that tests run on
@@ -47,9 +47,10 @@ def _rights(session: Session) -> Iterator[Finding]:
     if user is None:  # it was deleted while its session lives
         yield Finding("rights_too_few", f"there is no ACL user {name!r} any more", "make it again (docs/production.md)")
         return
-    granted = rights.granted(session, user["commands"], rights.dangerous(session) | set(NEEDED))
+    catalog = commands.Catalog(session)
+    granted = catalog.granted(user["commands"])
     missing = [command for command in NEEDED if command not in granted]
-    excess = sorted(granted - set(NEEDED) - rights.HARMLESS)
+    excess = sorted((granted & catalog.categories["dangerous"]) - set(NEEDED) - commands.HARMLESS)
     mend = " ".join(("ACL SETUSER", name, "~*", "-@all", *(f"+{command}" for command in NEEDED)))
     if name == "default":  # without its commands, nobody else could administer the server
         mend = "make a user of the service's own, and change the dsn (docs/production.md)"

@@ -10,16 +10,9 @@ from outbox.errors import Refused
 from outbox.kinds.redis import KIND
 from outbox.rows import Json
 from worker.backends import Different, Plan
-from worker.backends.redis import endpoint, identity, keys, rights
+from worker.backends.redis import commands, endpoint, identity, keys, rights
 from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server, Session
-
-# Every command on the customer's own keys, and none on the server: no admin, no FLUSHALL or KEYS, no functions.
-# No SCAN either: ACLs do not filter its answer, which has other customers' key names.
-COMMANDS = (
-    *("+@all", "-@admin", "-@dangerous", "-function", "-script", "+script|load", "+script|exists"),
-    *("-scan", "-randomkey", "-dbsize"),
-)
 
 
 def plan(server: Server, public: Public, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
@@ -53,7 +46,7 @@ def provision(server: Server, manifest: Json, credentials: Json) -> Json:
         if isinstance(seen := identity.judge(session, manifest), Different):
             raise Refused(seen.why)
         digest = hashlib.sha256(credentials["password"].encode()).hexdigest()  # errors and MONITOR show what is sent
-        rules = ("reset", "on", f"#{digest}", f"~{keys.escape(manifest['prefix'])}*", *COMMANDS)
+        rules = ("reset", "on", f"#{digest}", f"~{keys.escape(manifest['prefix'])}*", *commands.rules(session))
         channels = ("resetchannels", f"&{keys.escape(manifest['prefix'])}*", identity.channel(manifest))
         session.execute_command("ACL", "SETUSER", manifest["user"], *rules, *channels)
         session.save_acl()
@@ -92,10 +85,7 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
             if planted:
                 keys.unlink_generation(session, full)
             raise Refused(f"prefix {full['prefix']!r} lies inside another resource's or around it: {overlap!r}")
-        if "&*" not in user["channels"]:
-            session.execute_command("ACL", "SETUSER", full["user"], identity.channel(full))
-        else:  # no pattern can be added to "all channels": `?*` means the same, and one can
-            session.execute_command("ACL", "SETUSER", full["user"], "resetchannels", "&?*", identity.channel(full))
+        session.execute_command("ACL", "SETUSER", full["user"], identity.channel(full))
         session.save_acl()
     return full
 

@@ -41,13 +41,17 @@ class _Parser(_RESP3Parser):
 class Server:
     """One server, reached by a redis:// URL; `protected`: users that are never adopted or torn down.
 
-    `volatile_users`: births are allowed although a restart of the server forgets its ACL users.
+    `volatile_users`: births are allowed although a restart of the server forgets its ACL users. `scripting`: customers
+    may run scripts.
     """
 
-    def __init__(self, dsn: str, protected: frozenset[str], *, volatile_users: bool = False) -> None:
+    def __init__(
+        self, dsn: str, protected: frozenset[str], *, volatile_users: bool = False, scripting: bool = False
+    ) -> None:
         self._dsn = dsn
         self.protected = NEVER | protected
         self.volatile_users = volatile_users
+        self.scripting = scripting
         try:
             redis.ConnectionPool.from_url(dsn)
         except ValueError:

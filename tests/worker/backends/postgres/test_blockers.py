@@ -1,9 +1,10 @@
 """A customer that holds what a teardown needs is ended, its own resource's or a neighbour's; an operator is named."""
 
+import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,3 +192,27 @@ def test_an_operator_that_blocks_is_named_and_not_ended(
     assert not pg.bears(victim.manifest)
     pg.query(f"DROP OWNED BY {operator}", database=database)
     pg.query(f"DROP OWNED BY {operator}; DROP ROLE {operator}")
+
+
+def test_a_neighbour_s_session_that_answers_no_barrier_is_ended_and_told(
+    backend: Postgres, pg: PgServer, victim: Customer, neighbour: Customer
+) -> None:
+    """It waits for its client's data; DROP DATABASE waits for every process of the server."""
+    ours, theirs = socket.socketpair()
+    with neighbour.inside("CREATE TABLE t (n int)") as connection, closing(ours), closing(theirs):
+
+        def copy() -> None:
+            with suppress(psycopg2.Error), theirs.makefile("rb") as data:
+                connection.cursor().copy_expert("COPY t FROM STDIN", data)
+
+        thread = threading.Thread(target=copy)
+        thread.start()
+        stuck = "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND wait_event = 'ClientRead' AND usename = %s"
+        eventually(lambda: pg.query(stuck, neighbour.role), what="it waits for its client")
+        [(pid,)] = pg.query(stuck, neighbour.role)
+        told = backend.teardown(victim.manifest, 1)
+        said = f"ended a customer's session that we waited for: pid {pid} of '{neighbour.role}'"
+        assert any(line.startswith(said) for line in told["statements"])
+        ours.close()
+        thread.join()
+    assert not pg.bears(victim.manifest)

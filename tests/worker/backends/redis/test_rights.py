@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import redis as client
 
+from outbox import foreign
 from outbox.errors import Refused
 from tests.support import accounts, redis_servers
 from tests.support.witness import RedisServer
@@ -20,7 +21,8 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         yield server
 
 
-SAFE = "+@all -@dangerous"
+SAFE = "+@string +@hash +del"
+GREEDY = "-@dangerous -@scripting -client|tracking -cluster"
 # The user's rules (P is its prefix), what the error names, and the statement that mends it.
 BEYOND = {
     "every key": (f"~* {SAFE}", "~*", "resetkeys ~P:*"),
@@ -31,21 +33,45 @@ BEYOND = {
     "a pattern around its own": (f"~P* {SAFE}", "(~P*)", "resetkeys ~P:*"),
     "a pattern that begins with a class": (f"~[P]* {SAFE}", "(~[P]*)", "resetkeys ~P:*"),
     "a selector": ("~P:* -@all +get (+set ~other:*)", "selectors", "clearselectors"),
-    "everything": ("~P:* +@all", "(acl|deluser, acl|dryrun, acl|getuser and ", "-@admin -@dangerous +info +keys"),
-    "all but @admin": ("~P:* +@all -@admin", "flushall, flushdb", "-@admin -@dangerous +info +keys"),
-    "one ACL command": ("~P:* -@all +get +acl|setuser", "(acl|setuser)", "-@admin -@dangerous"),
-    "all of ACL": ("~P:* -@all +get +acl", "(acl|deluser, ", "-@admin -@dangerous"),
-    "FLUSHALL": ("~P:* -@all +get +info +flushall", "(flushall)", "-@admin -@dangerous +info"),
-    "FLUSHALL again": (f"~P:* {SAFE} +flushall", "(flushall)", "-@admin -@dangerous"),
-    "FLUSHALL with one argument": ("~P:* -@all +get +flushall|async", "(flushall)", "-@admin -@dangerous"),
-    "a category": ("~P:* -@all +@keyspace", "flushall, flushdb", "-@admin -@dangerous +keys"),
-    "several": ("~* +@all (+get ~*)", "selectors, reaches keys", "clearselectors resetkeys ~P:* -@admin"),
+    "every channel": (f"~P:* &* {SAFE}", "channels outside the prefix (&*)", "resetchannels"),
+    "another's channels": (
+        f"~P:* &P:* &other:* {SAFE}",
+        "channels outside the prefix (&other:*)",
+        "resetchannels &P:*",
+    ),
+    "channels around its own": (f"~P:* &P* {SAFE}", "channels outside the prefix (&P*)", "resetchannels"),
+    "everything": ("~P:* +@all", "(acl|deluser, acl|dryrun, acl|getuser and ", GREEDY),
+    "all but @admin": ("~P:* +@all -@admin", "(client|tracking, ", GREEDY),
+    "all but @dangerous": ("~P:* +@all -@dangerous", "(client|tracking, ", "-@scripting -client|tracking -cluster"),
+    "one ACL command": ("~P:* -@all +get +acl|setuser", "(acl|setuser)", "-@dangerous"),
+    "all of ACL": ("~P:* -@all +get +acl", "(acl|deluser, ", "-@dangerous"),
+    "FLUSHALL": ("~P:* -@all +get +info +flushall", "(flushall, info)", "-@dangerous"),
+    "FLUSHALL again": (f"~P:* {SAFE} +flushall", "(flushall)", "-@dangerous"),
+    "FLUSHALL with one argument": ("~P:* -@all +get +flushall|async", "(flushall)", "-@dangerous"),
+    "SWAPDB, CONFIG": (
+        "~P:* -@all +get +swapdb +config",
+        "(config|get, config|resetstat, config|rewrite",
+        "-@dangerous",
+    ),
+    "KEYS, beside SORT": ("~P:* -@all +get +keys +sort", "(keys)", "-@dangerous +sort"),
+    "SCAN": ("~P:* -@all +get +scan", "(scan)", "-scan"),
+    "a scripting command": ("~P:* -@all +get +eval", "(eval)", "-@scripting"),
+    "functions": ("~P:* -@all +get +function", "(function|delete, ", "-@scripting"),
+    "the channels of others": ("~P:* -@all +get +@pubsub", "(pubsub|channels, ", "-pubsub"),
+    "tracking": ("~P:* -@all +get +client|tracking +client|id", "(client|tracking)", "-client"),
+    "the memory of all": ("~P:* -@all +get +memory", "(memory|doctor, ", "-memory"),
+    "a category": ("~P:* -@all +@keyspace", "may run commands that reach beyond", "-@"),
+    "several": (
+        "~* &* +@all (+get ~*)",
+        "selectors, reaches keys",
+        "clearselectors resetkeys ~P:* resetchannels -@dangerous",
+    ),
 }
 INSIDE = [
-    "~P:* +@all -@admin -@dangerous",
-    "~P:* -@all +@read +@write -@dangerous +info +sort +keys",
+    f"~P:* {SAFE}",
+    "~P:* &P:* -@all +@read +@write -@dangerous -@scripting -@keyspace +rename +sort +lolwut +acl|whoami -memory",
     "%R~P:a* %W~P:b? %RW~P:c ~P:d[ef] -@all +get",
-    "~P:* -@all +flushall -@dangerous +get",
+    "~P:* -@all +flushall +client|tracking -@dangerous -@connection +get",
     "-@all",
 ]
 
@@ -76,6 +102,7 @@ def test_a_user_that_reaches_beyond_its_prefix_is_refused_with_the_statement_tha
     with pytest.raises(Refused) as caught:
         Redis(own.service_dsn).adopt(manifest, uuid.uuid4())
     told = str(caught.value)
+    assert len(told) < foreign.LINE, "it is not cut"
     assert named.replace("P", manifest["user"]) in told
     statement = told.split("limit it first: ")[1]
     assert statement.startswith(f"ACL SETUSER {manifest['user']} {mend.replace('P', manifest['user'])}")
@@ -83,7 +110,13 @@ def test_a_user_that_reaches_beyond_its_prefix_is_refused_with_the_statement_tha
     assert own.client.acl_getuser(manifest["user"]) == before
     own.client.execute_command(*statement.split())
     customer = client.Redis.from_url(own.url.replace("redis://", f"redis://{manifest['user']}:p@"))
-    for forbidden in (lambda: customer.get("other:a"), customer.flushall, lambda: customer.acl_setuser("x")):
+    for forbidden in (
+        lambda: customer.get("other:a"),
+        lambda: customer.publish("other:a", "x"),
+        customer.flushall,
+        customer.scan,
+        lambda: customer.acl_setuser("x"),
+    ):
         with pytest.raises(client.exceptions.NoPermissionError):
             forbidden()
     assert _is_torn_down(own, manifest)
@@ -102,3 +135,11 @@ def test_a_wildcard_in_a_pattern_is_no_letter_of_the_prefix(own: RedisServer) ->
     own.client.execute_command(*str(caught.value).split("limit it first: ")[1].split())
     assert own.client.acl_getuser(manifest["user"])["keys"] == [f"~{manifest['user']}\\*:*"]
     assert _is_torn_down(own, manifest)
+
+
+def test_where_scripting_is_meant_a_user_that_may_run_scripts_is_adopted(own: RedisServer) -> None:
+    backend = Redis(own.service_dsn, scripting=True)
+    made = backend.adopt(_user(own, "~P:* +@string +eval +script|load"), uuid.uuid4())
+    backend.teardown(made, 1)
+    with pytest.raises(Refused, match="fcall"):
+        backend.adopt(_user(own, "~P:* +@string +@scripting"), uuid.uuid4())

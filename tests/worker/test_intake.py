@@ -1,0 +1,182 @@
+"""Whatever a backend returns or raises, of any kind: what is stored and logged of it is short and printable."""
+
+import io
+import json
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import structlog
+from sqlalchemy import Connection, text
+from structlog.testing import capture_logs
+
+from outbox import foreign, logs, observations
+from outbox.errors import BackendError, ClaimLost, DeprovisionerError, OutOfService, Refused, Transient, Unavailable
+from tests.support.factories import a_claim, a_job, claims, events_of, job
+from tests.support.servers import Servers
+from tests.support.shelf import Shelf, fail
+from worker import checks, observer
+from worker.backends import Absent, Different, Finding, Plan, Same
+from worker.backends.postgres import Postgres
+from worker.intake import Intake
+from worker.run import Run
+
+LONG = "x" * 6_000_000
+NASTY = "a\0b\ud800c\x1b[2J\u202e\r\nd"
+_ROWS = ("outbox", "events", "resources", "observations")
+
+
+def stored(db: Connection) -> str:
+    """Everything in the control database that a worker writes, as text."""
+    rows = (db.execute(text(f"SELECT string_agg(t::text, '') FROM {table} AS t")).scalar() for table in _ROWS)
+    return "".join(row or "" for row in rows)
+
+
+def _deep(levels: int) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for _ in range(levels):
+        made = {"d": made}
+    return made
+
+
+HOSTILE: dict[str, Any] = {
+    "a long text": {"comment": LONG},
+    "NUL and surrogates": {"comment": NASTY, NASTY: 1},
+    "a long key": {LONG: 1},
+    "many keys": {f"k{n}": "v" * 100 for n in range(100_000)},
+    "a long list": {"keys": ["k" * 400] * 1_000_000},
+    "a deep dict": _deep(100_000),
+    "no JSON": {"bytes": b"\0\xff", "set": {1}, "object": object(), "float": float("nan"), "number": 1 << 100_000},
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_what_a_backend_saw_and_did_is_bounded_and_storable(db: Connection, what: str) -> None:
+    seen = HOSTILE[what]
+
+    class Told(Shelf):
+        def teardown(self, manifest: Any, fence: int) -> Any:
+            return seen
+
+    ends = {
+        "completed": [Same(seen), Absent(seen)],
+        "retried": [Same(seen), Same(seen)],
+        "stuck": [Different(seen, LONG + NASTY)],
+    }
+    for end, answers in ends.items():
+        claim = a_claim(db)
+        Run(claim, Told(sees=list(answers)), worker="w1")()
+        assert events_of(db, claim.id)[-1] == end
+    assert len(stored(db)) < 64_000
+    asked = observations.ask(db, a_job(db, state="stuck"), actor="op")
+    (look,) = observations.take(db, {"pg-main": 9}, slots=9)
+    observer.observe(look, Shelf(sees=[Different(seen, LONG)]), worker="w")
+    recorded = observations.find(db, asked.id)
+    assert recorded is not None
+    assert len(json.dumps(recorded.seen)) < 5_000
+
+
+@pytest.mark.parametrize("kind", [OutOfService, Unavailable, Transient, Refused, ValueError, DeprovisionerError])
+def test_an_error_s_words_are_bounded_and_storable_ten_times_over(db: Connection, kind: type[Exception]) -> None:
+    id = a_job(db)
+    for _ in range(10):
+        db.execute(text("DELETE FROM breakers"))
+        db.execute(text("UPDATE outbox SET available_at = now()"))
+        with capture_logs():
+            for claim in claims(db):
+                Run(claim, Shelf(does=fail(kind(NASTY + LONG))), worker="w1")()
+    told = job(db, id).last_error
+    assert told.isprintable()
+    assert len(told) < 1_100
+    assert kind is ValueError or told.startswith("a\\x00b\\ud800c\\x1b[2J\\u202e  d")
+    assert len(stored(db)) < 64_000
+
+
+def test_errors_keep_their_meaning(db: Connection) -> None:
+    class Own(Unavailable):
+        def __str__(self) -> str:
+            return LONG
+
+    wanted = {Own(): Unavailable, ClaimLost(LONG): BackendError, BackendError(LONG): BackendError}
+    for raised, kind in ({error("x"): error for error in (OutOfService, Transient, Refused)} | wanted).items():
+        with pytest.raises(BackendError) as caught:
+            Intake(Shelf(sees=[raised])).inspect({})
+        assert type(caught.value) is kind
+        assert len(str(caught.value)) < 1_100
+
+
+def test_a_manifest_is_never_cut_but_refused(db: Connection) -> None:
+    for wrong in ({"name": LONG}, {"name": "a\0b"}, {"name": "\ud800"}, {"name": object()}, {"n": float("nan")}):
+
+        class Wrong(Shelf):
+            def plan(self, resource_id: Any, generation: Any, made: Any = wrong) -> Plan:
+                return Plan(made, {})
+
+            def provision(self, manifest: Any, credentials: Any, made: Any = wrong) -> Any:
+                return made
+
+            def adopt(self, manifest: Any, generation: Any, made: Any = wrong) -> Any:
+                return made
+
+        backend = Intake(Wrong(sees=[Same({"completes": wrong})]))
+        for act in (
+            lambda backend=backend: backend.plan(uuid.uuid4(), uuid.uuid4()),
+            lambda backend=backend: backend.provision({}, {}),
+            lambda backend=backend: backend.adopt({}, uuid.uuid4()),
+            lambda backend=backend: backend.inspect({}),
+        ):
+            with pytest.raises(Refused, match="manifest cannot be stored") as caught:
+                act()
+            assert len(str(caught.value)) < 1_200
+    completes = {"role_oid": 7, "note": "n" * 5_000}
+    seen = Intake(Shelf(sees=[Same({"completes": completes, "comment": LONG})])).inspect({})
+    assert seen.seen["completes"] == completes
+
+
+def test_what_a_check_finds_is_bounded(db: Connection) -> None:
+    class Checking(Shelf):
+        def check(self) -> list[Finding]:
+            return [Finding("code", LONG, NASTY + LONG)] * 1_000
+
+    found = checks.check("b", Checking()).findings
+    assert len(found) == 100
+    assert all((one.what + one.mend).isprintable() and len(one.what + one.mend) < 6_000 for one in found)
+
+
+def test_a_comment_of_a_megabyte_is_bounded(db: Connection, servers: Servers) -> None:
+    backend = Postgres(servers.pg.service_dsn)
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    made = backend.provision(plan.manifest, plan.credentials)
+    servers.pg.query(f'COMMENT ON DATABASE "{made["database"]}" IS %s', "c" * 1_000_000)
+    claim = replace(a_claim(db), manifest=made)
+    Run(claim, backend, worker="w1")()
+    assert job(db, claim.id).state == "stuck"
+    assert len(stored(db)) < 16_000
+    servers.pg.query(f'COMMENT ON DATABASE "{made["database"]}" IS %s', f"deprovisioner gen={made['generation']}")
+    backend.teardown(made, 1)
+
+
+def test_a_log_line_is_bounded_and_printable_whatever_an_error_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    into = io.StringIO()
+    monkeypatch.setattr("sys.stderr", into)
+    before = structlog.get_config()
+    try:
+        logs.configure()
+        try:
+            raise ValueError(NASTY + LONG)
+        except ValueError:
+            structlog.get_logger().error("failed", error=LONG, exc_info=True)
+    finally:
+        structlog.configure(**before)
+    line = json.loads(into.getvalue())
+    assert len(into.getvalue()) < 100_000
+    assert "Traceback" in line["exception"]
+    assert not {"\0", "\ud800", "\x1b", "\u202e"} & set(line["exception"])
+
+
+@pytest.mark.parametrize("words", ["", "plain", "mañana 日本 – ok", "'quoted' \\ back"])
+def test_ordinary_words_stay_as_they_are(words: str) -> None:
+    assert foreign.line(words) == words
+    assert foreign.block(f"{words}\n\t{words}", 100) == f"{words}\n\t{words}"
+    assert foreign.evidence({"n": 1, "t": [words, None, True, 1.5]}) == {"n": 1, "t": [words, None, True, 1.5]}

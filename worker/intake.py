@@ -1,0 +1,108 @@
+"""The one door for what a backend returns or raises, of every kind: bounded and storable before it goes further."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+from outbox import foreign
+from outbox.errors import BackendError, DeprovisionerError, OutOfService, Refused, Transient, Unavailable
+from outbox.rows import Json
+from worker import backends
+from worker.backends import Absent, Backend, Different, Finding, Observation, Plan, Same
+
+# A manifest is identity, so it is never cut. The largest that a kind of ours makes has 500 characters.
+MANIFEST = 16_000
+FINDINGS = 100
+_KINDS = (OutOfService, Unavailable, Transient, Refused)
+
+
+class Intake:
+    """A backend whose answers and errors can be stored, logged and shown, whatever its server's customers wrote.
+
+    Manifests are not cut: Refused says that one cannot be stored.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.observable: bool = getattr(backend, "observable", False)
+
+    def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
+        """See Backend."""
+        with _errors():
+            plan = self._backend.plan(resource_id, generation)
+            return Plan(_manifest(plan.manifest), plan.credentials)
+
+    def provision(self, manifest: Json, credentials: Json) -> Json:
+        """See Backend."""
+        with _errors():
+            return _manifest(self._backend.provision(manifest, credentials))
+
+    def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
+        """See Backend."""
+        with _errors():
+            return _manifest(self._backend.adopt(manifest, generation))
+
+    def inspect(self, manifest: Json) -> Observation:
+        """See Backend."""
+        with _errors():
+            match self._backend.inspect(manifest):
+                case Absent(seen=seen):
+                    return Absent(_evidence(seen))
+                case Same(seen=seen):
+                    completes = {"completes": _manifest(seen["completes"])} if "completes" in seen else {}
+                    return Same(_evidence(seen) | completes)
+                case Different(seen=seen, why=why):
+                    return Different(_evidence(seen), foreign.line(why))
+
+    def quarantine(self, manifest: Json) -> None:
+        """See Backend."""
+        with _errors():
+            self._backend.quarantine(manifest)
+
+    def release(self, manifest: Json) -> None:
+        """See Backend."""
+        with _errors():
+            self._backend.release(manifest)
+
+    def teardown(self, manifest: Json, fence: int) -> Json:
+        """See Backend."""
+        with _errors():
+            return _evidence(self._backend.teardown(manifest, fence))
+
+    def check(self) -> list[Finding]:
+        """See `worker.backends.check`; what mends something is a statement, and longer than words."""
+        with _errors():
+            found = islice(backends.check(self._backend), FINDINGS)
+            return [
+                Finding(foreign.line(one.code), foreign.line(one.what), foreign.line(one.mend, foreign.EVIDENCE))
+                for one in found
+            ]
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """The errors that are meant, with bounded words. The words of any other go to the log alone, which bounds them."""
+    try:
+        yield
+    except DeprovisionerError as error:
+        kind = next((kind for kind in _KINDS if isinstance(error, kind)), BackendError)
+        raise kind(foreign.line(str(error))) from error
+
+
+def _evidence(seen: Any) -> Json:
+    bounded = foreign.evidence(seen)
+    return bounded if isinstance(bounded, dict) else {"seen": bounded}
+
+
+def _manifest(manifest: Json) -> Json:
+    try:
+        written = json.dumps(manifest, ensure_ascii=False, allow_nan=False)
+        unstorable = "\\u0000" in written or len(written.encode()) > MANIFEST
+    except (TypeError, ValueError, RecursionError):
+        unstorable = True
+    if unstorable:
+        raise Refused(f"the backend's manifest cannot be stored: {foreign.line(repr(manifest))}")
+    return manifest
