@@ -38,6 +38,7 @@ class ReadinessOut(BaseModel):
     ok: bool
     database: str
     broker: bool
+    warnings: str | None = None
 
 
 @router.get("/readyz", response_model=ReadinessOut, responses={503: {"model": ReadinessOut}})
