@@ -201,6 +201,8 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "public_host": (_is_host, "a host name or an IP address (IPv6 without brackets), with no port"),
     "public_port": (_is_port, "a whole number from 1 to 65535"),
     "sslmode": (lambda value: value in SSL_MODES, f"one of {', '.join(SSL_MODES)}"),
+    # How many sessions the role of a new database may have.
+    "connection_limit": (lambda value: type(value) is int and 1 <= value <= 10_000, "a whole number from 1 to 10000"),
     # Customers of a Redis may run scripts, and so stop the server.
     "scripting": (lambda value: type(value) is bool, "true or false"),
     # Provisions are allowed on a Redis that forgets its ACL users at a restart.

@@ -1,6 +1,5 @@
 """The fixtures: servers for the whole run, a migrated database for each test, and the product's processes."""
 
-import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from tests.support.processes import System, client
 from tests.support.servers import (
     BACKENDS,
     KEPT,
+    Copies,
     Servers,
     clear_caches,
     database_dsn,
@@ -27,19 +27,25 @@ from tests.support.servers import (
 )
 from tests.support.witness import PgServer, RedisServer
 
-_NUMBERS = itertools.count()
 # The files that take longest, longest first: begun last, one of them would keep the other processes waiting.
 _LONG = (
+    "acceptance/test_infrastructure.py",
+    "acceptance/test_up_restarts.py",
     "acceptance/test_crash_matrix.py",
     "acceptance/test_up.py",
-    "acceptance/test_resolve.py",
-    "acceptance/test_soak.py",
-    "acceptance/test_infrastructure.py",
     "acceptance/test_faults.py",
+    "acceptance/test_signals.py",
+    "acceptance/test_resolve.py",
     "acceptance/test_zombies.py",
+    "acceptance/test_holds.py",
+    "outbox/test_doctor.py",
     "acceptance/test_ambiguity.py",
-    "outbox/test_model.py",
     "acceptance/test_wrong_clocks.py",
+    "outbox/test_model.py",
+    "acceptance/test_operations.py",
+    "acceptance/test_main_job.py",
+    "postgres/test_heir.py",
+    "backends/test_conformance.py",
 )
 
 
@@ -87,11 +93,16 @@ def template(servers: Servers) -> str:
     return "tpl"
 
 
+@pytest.fixture(scope="session")
+def copies(servers: Servers, template: str) -> Iterator[Copies]:
+    with Copies(servers.control, template) as made:
+        yield made
+
+
 @pytest.fixture
-def env(servers: Servers, template: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+def env(servers: Servers, copies: Copies, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a test's own installation: a fresh control database, the shared backends."""
-    name = f"t{os.getpid()}_{next(_NUMBERS)}"
-    servers.control.query(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+    name = copies.take()
     backends = tmp_path / "backends.toml"
     backends.write_text(BACKENDS)
     yield {
@@ -107,7 +118,7 @@ def env(servers: Servers, template: str, tmp_path: Path) -> Iterator[dict[str, s
         "PG_MAIN_DSN": servers.pg.service_dsn,
         "REDIS_MAIN_URL": servers.redis.service_dsn,
     }
-    servers.control.query(f"DROP DATABASE {name} WITH (FORCE)")
+    copies.drop(name)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ with open(os.path.join(os.path.dirname(__file__), "record"), "a") as file:
 REDIS = {"kind": "redis", "backend": "redis-main", "name": "cache"}
 
 
+@pytest.mark.proof
 def test_external_servers_are_used_by_each_run_that_names_them_and_by_no_other(
     env: dict[str, str], folder: Path
 ) -> None:

@@ -179,6 +179,7 @@ def test_killed_and_started_again_at_once_it_keeps_its_ports_and_every_credentia
     assert second.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.proof
 def test_a_foreign_program_on_a_server_s_port_is_named_and_nothing_moves(folder: Path) -> None:
     home, port = folder / "home", servers.free_port()
     first = Running(home, port).ready()
@@ -242,7 +243,8 @@ def _logins(running: Running) -> list[Callable[[], int]]:
     return [to_database, to_cache]
 
 
-@pytest.mark.parametrize("wait", [2.0, *(pytest.param(wait, marks=pytest.mark.proof) for wait in (0.5, 4.0))])
+@pytest.mark.proof
+@pytest.mark.parametrize("wait", [0.5, 2.0, 4.0])
 def test_up_may_be_stopped_while_it_starts_and_then_starts_again(folder: Path, wait: float) -> None:
     running = Running(folder / "home", servers.free_port())
     time.sleep(wait)  # not for a race: any moment of the start will do

@@ -45,7 +45,7 @@ GUARDS_OF_EDGES = (
             "server: one whose data may be lost",
             "current_setting('deprovisioner.throwaway', true) IS DISTINCT FROM 'on'",
             "true",
-            "test_the_command_says_ok_to_a_role_that_may_only_read",
+            "test_a_server_that_says_its_data_may_be_lost_is_not_unsafe",
         ),
     ),
     *cut(

@@ -6,6 +6,7 @@ PG = "worker/backends/postgres"  # each mutant is of the one module in it that h
 TESTS = "tests/worker/backends/postgres"
 BLOCKERS = f"{TESTS}/test_blockers.py"
 CREATE = f"{TESTS}/test_create.py"
+SLOTS = f"{TESTS}/test_slots.py"
 ERRORS = f"{TESTS}/test_errors.py"
 OBSTACLES = f"{TESTS}/test_obstacles.py"
 HEIR = f"{TESTS}/test_heir.py"
@@ -18,6 +19,7 @@ SESSION = f"{TESTS}/test_session.py"
 SWAPS = f"{TESTS}/test_swaps.py"
 KINDS = "tests/worker/backends/test_conformance.py"
 
+_EATER = "test_a_role_has_so_many_sessions_and_a_customer_that_took_every_slot_loses_them"
 _REPLACED = "test_identity_is_checked_again_in_each_transaction"
 _HOSTILE = "test_what_a_hostile_customer_left_elsewhere_runs_with_no_rights"
 _ALLOWED = "test_protected_names_are_refused_whatever_the_manifest_says"
@@ -277,6 +279,13 @@ GUARDS_OF_POSTGRES = (
             "test_a_part_that_matches_is_never_absent_nor_touched",
         ),
         (
+            "postgres: a mark on what is different",
+            "marked = any(is_marked(comment, manifest) for comment in comments)",
+            "marked = False",
+            "tests/worker/test_provision.py::"
+            "test_a_mark_of_an_adoption_that_was_killed_is_not_left_in_silence_on_postgres",
+        ),
+        (
             "postgres: another's database",
             "_foreign_database(state, manifest) or ",
             "",
@@ -427,6 +436,50 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
+        "_EATER = f",
+        SLOTS,
+        (
+            "postgres: sessions of many customers that fill a server together",
+            "    HAVING pg_catalog.count(*) * {PART} >=",
+            "    HAVING 0 * {PART} <=",
+            "test_a_server_that_many_customers_fill_together_is_away_and_none_of_them_is_ended[18]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _with_a_slot(",
+        SLOTS,
+        (
+            "postgres: a customer that took every slot",
+            "if len(told) == OPEN_TRIES or not (freed := self.slots.free()):",
+            "if True:",
+            f"{_EATER}[18]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _free(",
+        SLOTS,
+        (
+            "postgres: a role without a limit is given one",
+            "if limit == -1:",
+            "if False:",
+            f"{_EATER}[18]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _create_role(",
+        SLOTS,
+        (
+            "postgres: a role's connection limit",
+            "CONNECTION LIMIT {limit} ",
+            "",
+            f"{_EATER}[18]",
+        ),
+    ),
+    *cut(
+        PG,
         "def end_at_barrier(",
         BLOCKERS,
         (
@@ -442,7 +495,7 @@ GUARDS_OF_POSTGRES = (
         BLOCKERS,
         (
             "postgres: an operator that blocks is not ended",
-            "AND usesysid IN ({_CUSTOMERS})\n       AND EXISTS",
+            "AND usesysid IN ({CUSTOMERS})\n       AND EXISTS",
             "AND usesysid IS NOT NULL\n       AND EXISTS",
             "test_an_operator_that_blocks_is_named_and_not_ended",
         ),

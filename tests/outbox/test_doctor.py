@@ -65,6 +65,11 @@ def test_a_setting_that_a_pooler_dropped_is_wrong(db: Connection, setting: str, 
     assert [row.id for row in db.execute(text(SETTINGS))] == [setting]
 
 
+def test_a_server_that_says_its_data_may_be_lost_is_not_unsafe(db: Connection) -> None:
+    assert db.execute(text("SHOW fsync")).scalar_one() == "off"
+    assert findings() == {}
+
+
 @pytest.mark.parametrize("told", ["{}", '{"forced": true, "proposed_by": "token:1:a", "approved_by": "token:1:a"}'])
 def test_a_resolved_job_is_evidence_only_when_it_was_seen_gone_or_forced_by_two(world: World, told: str) -> None:
     for claim in (world.resolved, world.forced):

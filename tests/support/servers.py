@@ -1,14 +1,17 @@
 """The embedded servers that tests run on, and the environment that makes this process use them."""
 
+import itertools
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psycopg2
 import pytest
 
 from deprovisioner.up import servers as embedded
@@ -129,12 +132,22 @@ def _postgres(
     options = {"log_statement": "ddl", "max_prepared_transactions": "10", "wal_level": "logical"} if backend else {}
     if backend and programs is None:
         options |= {"reserved_connections": "5"}  # from version 16 on
+    if programs is None:  # older versions do not know the setting
+        options["scram_iterations"] = "1"
     port = embedded.free_port()
     child = started[name] = embedded.postgres(home, name, port, "secret", _FAST | options, programs=programs)
     dsn = embedded.postgres_dsn(port, "secret")
     child.spawn()
     child.wait_until(lambda: embedded.postgres_ready(dsn))
+    _hash_again(dsn)
     return PgServer(dsn, child.log, accounts.postgres(dsn) if backend else "")
+
+
+def _hash_again(dsn: str) -> None:
+    """Store the superuser's password with the server's `scram_iterations`: they are half of what a log-in costs."""
+    with closing(psycopg2.connect(dsn, options="-c log_statement=none")) as session:
+        session.autocommit = True
+        session.cursor().execute("ALTER ROLE postgres PASSWORD 'secret'")
 
 
 def _valkey(
@@ -152,6 +165,40 @@ def _end(started: dict[str, Child], home: Path) -> None:
     for child in started.values():
         child.stop()
     shutil.rmtree(home, ignore_errors=True)
+
+
+class Copies:
+    """Copies of a database, one for each test: while a test runs, the next is made and the one before is dropped."""
+
+    def __init__(self, server: PgServer, template: str) -> None:
+        self._server, self._template = server, template
+        self._numbers = itertools.count()
+        self._thread = ThreadPoolExecutor(1)
+        self._next = self._thread.submit(self._make)
+
+    def take(self) -> str:
+        """The name of a fresh copy."""
+        try:
+            name = self._next.result()
+        except psycopg2.Error:  # a test had stopped the server
+            name = self._make()
+        self._next = self._thread.submit(self._make)
+        return name
+
+    def drop(self, name: str) -> None:
+        self._thread.submit(self._server.query, f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _make(self) -> str:
+        name = f"t{os.getpid()}_{next(self._numbers)}"
+        self._server.query(f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY file_copy")
+        return name
+
+    def __enter__(self) -> "Copies":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.drop(self._next.result())
+        self._thread.shutdown()
 
 
 def database_dsn(dsn: str, name: str) -> str:

@@ -169,6 +169,8 @@ def test_customers_log_in_to_valkey_over_ipv6_and_over_a_socket(home: Path) -> N
         ('public_port = "5432"', "'public_port' must be a whole number from 1 to 65535"),
         ('sslmode = "on"', "'sslmode' must be one of disable"),
         ("sslmode = []", "'sslmode' must be one of disable"),
+        ("connection_limit = 0", "'connection_limit' must be a whole number from 1 to 10000"),
+        ("connection_limit = true", "'connection_limit' must be a whole number from 1 to 10000"),
         ('scripting = "yes"', "'scripting' must be true or false"),
         ('volatile_users = "yes"', "'volatile_users' must be true or false"),
         ("volatile_users = 1", "'volatile_users' must be true or false"),

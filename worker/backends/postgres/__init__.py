@@ -6,6 +6,8 @@ that nothing else can have (`zz_new_<generation>`) and dropped under one (`zz_de
 and DROP DATABASE take only a name and run in no transaction: RENAME does, and there identity is checked.
 
 - `session`   connections: timeouts, the lock on an object, transactions, what each failure means
+- `blockers` customers that a session waits for: they are ended
+- `slots`     the session that is kept for when customers have taken all connection slots
 - `waits`     what a session waits for, seen by a second one
 - `identity`  what the server shows under a manifest's names, and whether it is the manifest's object
 - `endpoint`  the address that customers are given
@@ -21,7 +23,7 @@ from outbox.rows import Json
 from worker.backends import Finding, Observation, Plan
 from worker.backends.postgres import check, create, destroy, identity
 from worker.backends.postgres.endpoint import Public
-from worker.backends.postgres.session import Server
+from worker.backends.postgres.session import CONNECTION_LIMIT, Server
 
 
 class Postgres:
@@ -29,7 +31,7 @@ class Postgres:
 
     observable = True
 
-    options = frozenset({"public_host", "public_port", "sslmode"})
+    options = frozenset({"public_host", "public_port", "sslmode", "connection_limit"})
 
     def __init__(
         self,
@@ -39,8 +41,9 @@ class Postgres:
         public_host: str | None = None,
         public_port: int | None = None,
         sslmode: str | None = None,
+        connection_limit: int = CONNECTION_LIMIT,
     ) -> None:
-        self._server = Server(dsn, protected)
+        self._server = Server(dsn, protected, connection_limit)
         self._public = Public(public_host, public_port, sslmode)
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:

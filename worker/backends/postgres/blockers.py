@@ -22,7 +22,7 @@ GRACE_SECONDS = 0.5
 TOLD = 20
 # Another resource's mark than the one of the teardown, so no generation is named here.
 MARKED = "description ~ 'deprovisioner gen=[0-9a-f-]{36}$'"
-_CUSTOMERS = f"""
+CUSTOMERS = f"""
     SELECT objoid FROM pg_catalog.pg_shdescription
      WHERE classoid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND {MARKED}"""
 _WAITS = """
@@ -32,7 +32,7 @@ _WAITS = """
 _BLOCKERS = f"""
     SELECT pid, usename, application_name, backend_start::pg_catalog.text, datname, usesysid
       FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(%(pid)s)) AS p JOIN pg_catalog.pg_stat_activity ON pid = p
-     WHERE backend_start IS NOT NULL AND usesysid IN ({_CUSTOMERS})
+     WHERE backend_start IS NOT NULL AND usesysid IN ({CUSTOMERS})
        AND EXISTS (SELECT FROM pg_catalog.pg_locks AS wanted WHERE {_WAITS})"""
 # The other sessions of a role whose session was ended for its locks already, as far as they are in a transaction.
 _MORE = """
@@ -45,7 +45,7 @@ _SILENT = f"""
     SELECT pid, usename, application_name, backend_start::pg_catalog.text, datname, usesysid
       FROM pg_catalog.pg_stat_activity
      WHERE backend_start IS NOT NULL AND state = 'active' AND wait_event = 'ClientRead'
-       AND usesysid IN ({_CUSTOMERS})"""
+       AND usesysid IN ({CUSTOMERS})"""
 # How many looks in a row see a session wait for data before it is ended: data that flows is not stopped.
 SILENT_LOOKS = 4
 _PREPARED = f"""
@@ -59,7 +59,7 @@ _PREPARED = f"""
       JOIN pg_catalog.pg_locks AS own ON own.virtualtransaction = held.virtualtransaction AND own.pid IS NULL
       JOIN pg_catalog.pg_prepared_xacts AS x ON x.transaction = own.transactionid
      WHERE {_WAITS}
-       AND owner IN (SELECT rolname FROM pg_catalog.pg_roles WHERE oid IN ({_CUSTOMERS}))"""
+       AND owner IN (SELECT rolname FROM pg_catalog.pg_roles WHERE oid IN ({CUSTOMERS}))"""
 
 
 class Blockers:

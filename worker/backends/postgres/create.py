@@ -65,8 +65,9 @@ def _create_role(session: Session, state: State, manifest: Json, password: str) 
         return
     with session.transaction():
         session.execute(
-            "CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD {password}",
+            "CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE CONNECTION LIMIT {limit} PASSWORD {password}",
             role=manifest["role"],
+            limit=sql.Literal(session.server.slots.limit),
             password=sql.Literal(verifier),
         )
         session.execute(

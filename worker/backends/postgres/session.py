@@ -17,6 +17,7 @@ from outbox.errors import BackendError, OutOfService, SettingsError, Transient, 
 from outbox.opening import Opener
 from worker.backends.postgres import errors
 from worker.backends.postgres.blockers import Blockers
+from worker.backends.postgres.slots import Slots
 from worker.backends.postgres.waits import Watch
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -27,6 +28,10 @@ WORK_SECONDS = STATEMENT_TIMEOUT_MS / 1000 + 30
 INSPECT_SECONDS = 15
 # How long to wait for another worker inside the same object.
 LOCK_TIMEOUT_MS = 10_000
+# How many sessions a customer's role may have, where the backends file does not say.
+CONNECTION_LIMIT = 50
+# How often a connection is tried while customers' sessions are ended for it.
+OPEN_TRIES = 5
 # How soon a server session whose client is gone gives up its statement and its lock.
 CLIENT_CHECK_MS = 10_000
 # More than fits into the memory that it may use: the server writes half a megabyte to its disk for it.
@@ -61,13 +66,14 @@ _PARAMETERS = {
 class Server:
     """One cluster, reached through the maintenance database that `dsn` names; `protected`: names never torn down."""
 
-    def __init__(self, dsn: str, protected: frozenset[str]) -> None:
+    def __init__(self, dsn: str, protected: frozenset[str], connection_limit: int = CONNECTION_LIMIT) -> None:
         try:
             self.parameters = dict(extensions.parse_dsn(dsn))
         except psycopg2.ProgrammingError:
             raise SettingsError("the dsn is not one of libpq's (it is not shown: it may hold a password)") from None
         self.dsn = dsn
         self._opener = Opener()
+        self.slots = Slots(connection_limit)
         self.protected = NEVER | protected
 
     @contextmanager
@@ -80,18 +86,12 @@ class Server:
 
         A server that is stopped neither answers nor times out: the worker cuts the connection after `seconds`.
         """
-        parameters = _PARAMETERS | self.parameters | ({"dbname": database} if database else {})
-        parameters["client_encoding"] = "UTF8"
-        given = f"{self.parameters.get('options', '')} {_PARAMETERS['options']}"
         try:
-            session: Session = self._opener.open(
-                lambda options: psycopg2.connect(
-                    extensions.make_dsn(**parameters | {"options": options}), connection_factory=Session
-                ),
-                given,
-            )
+            session = self._with_a_slot(database)
         except psycopg2.OperationalError as error:
             raise self._translated(error, database) from error
+        if watched and database is None:
+            self.slots.keep(lambda: self._opened(None, extensions.connection, " -c idle_session_timeout=0"))
         limit = threading.Timer(seconds, _cut, (session.fileno(),))
         limit.daemon = True
         limit.start()
@@ -114,6 +114,30 @@ class Server:
             watch.stop()
             limit.cancel()
             session.close()
+
+    def _with_a_slot(self, database: str | None) -> "Session":
+        """A new session; where the server is full of one customer's sessions, they are ended, and it says so."""
+        told: list[str] = []
+        while True:
+            try:
+                session: Session = self._opened(database, Session)
+            except psycopg2.OperationalError:
+                if len(told) == OPEN_TRIES or not (freed := self.slots.free()):
+                    raise
+                told.append(freed)
+            else:
+                session.executed += told
+                return session
+
+    def _opened(self, database: str | None, kind: type[extensions.connection], more: str = "") -> Any:
+        parameters = _PARAMETERS | self.parameters | ({"dbname": database} if database else {})
+        parameters["client_encoding"] = "UTF8"
+        return self._opener.open(
+            lambda options: psycopg2.connect(
+                extensions.make_dsn(**parameters | {"options": options}), connection_factory=kind
+            ),
+            f"{self.parameters.get('options', '')} {_PARAMETERS['options']}{more}",
+        )
 
     def _translated(self, error: psycopg2.Error, database: str | None, waited: str = "") -> BackendError:
         return self._blamed(errors.meaning(error), errors.clean(errors.describe(error) + waited), database)
