@@ -54,8 +54,8 @@ class Intake:
                 case Same(seen=seen):
                     completes = {"completes": _manifest(seen["completes"])} if "completes" in seen else {}
                     return Same(_evidence(seen) | completes)
-                case Different(seen=seen, why=why):
-                    return Different(_evidence(seen), foreign.line(why))
+                case Different(seen=seen, why=why, marked=marked):
+                    return Different(_evidence(seen), foreign.line(why), marked)
 
     def quarantine(self, manifest: Json) -> None:
         """See Backend."""

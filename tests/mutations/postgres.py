@@ -279,6 +279,13 @@ GUARDS_OF_POSTGRES = (
             "test_a_part_that_matches_is_never_absent_nor_touched",
         ),
         (
+            "postgres: a mark on what is different",
+            "marked = any(is_marked(comment, manifest) for comment in comments)",
+            "marked = False",
+            "tests/worker/test_provision.py::"
+            "test_a_mark_of_an_adoption_that_was_killed_is_not_left_in_silence_on_postgres",
+        ),
+        (
             "postgres: another's database",
             "_foreign_database(state, manifest) or ",
             "",

@@ -57,7 +57,12 @@ GUARDS_OF_RUNNER = (
         "",
         INTAKE,
         ("intake: printable", "    if character.isprintable():", "    if True:", _LINE),
-        ("intake: the number of parts", "if next(parts, None) is None:", "if False:", f"{_SEEN}[a deep dict]"),
+        (
+            "intake: the number of parts",
+            "if next(parts, None) is None:",
+            "if False:",
+            "test_of_many_values_the_first_are_shown",
+        ),
     ),
     *cut(
         "outbox/logs.py",
@@ -145,6 +150,12 @@ GUARDS_OF_RUNNER = (
             "if claim.adopted and not claim.activated:",
             "if claim.adopted:",
             f"{PROVISIONS}::test_a_different_object_of_an_activated_adoption_makes_the_job_stuck",
+        ),
+        (
+            "run: a mark that an adoption left",
+            "return _never_adopted(run, other)",
+            'return _complete(run, {"never_adopted": other.why} | other.seen)',
+            f"{PROVISIONS}::test_a_mark_of_an_adoption_that_was_killed_is_not_left_in_silence_on_postgres",
         ),
         (
             "run: outcome unknown, found before the start",
@@ -306,6 +317,18 @@ GUARDS_OF_RUNNER = (
             "first=first_lane(self._found)",
             "first=0",
             "tests/outbox/test_lanes.py::test_endless_teardowns_do_not_keep_the_last_lane_waiting",
+        ),
+        (
+            "claiming: a crowd's running jobs count",
+            "most[name] - taken[name]",
+            "most[name]",
+            "tests/outbox/test_lanes.py::test_a_crowd_gets_half_of_a_backends_slots_and_the_others_wait_for_no_slot",
+        ),
+        (
+            "claiming: a crowd goes on",
+            "if more or crowd_full:",
+            "if more:",
+            "tests/outbox/test_lanes.py::test_a_crowd_that_filled_its_half_goes_on_when_one_of_its_jobs_ends",
         ),
         (
             "claiming: each other lane in turn",

@@ -1,5 +1,6 @@
 """Provisions and adoptions: how they end, and what a late one undoes."""
 
+import uuid
 from collections.abc import Callable
 
 import pytest
@@ -10,16 +11,24 @@ from outbox.errors import Refused, Transient, Unavailable
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
 from outbox.states import StuckReason
+from tests.support import accounts
 from tests.support.factories import claims, events_of, job, status_of
+from tests.support.servers import Servers
 from tests.support.shelf import Shelf, fail
-from worker.backends import Absent, Different
+from tests.support.witness import an_acl_user
+from worker.backends import Absent, Backend, Different
+from worker.backends.postgres import Postgres
+from worker.backends.redis import Redis
+from worker.intake import Intake
 from worker.run import Run
 
 
-def a_provision(db: Connection, *, adopt: Json | None = None) -> Claim:
-    new = NewResource(tenant="acme", kind="postgres", backend="pg-main", name="orders", manifest=adopt)
+def a_provision(
+    db: Connection, *, adopt: Json | None = None, kind: str = "postgres", backend: str = "pg-main"
+) -> Claim:
+    new = NewResource(tenant="acme", kind=kind, backend=backend, name="orders", manifest=adopt)
     resources.register(db, new, actor="me")
-    return claims(db)[0]
+    return claims(db, backend=backend)[0]
 
 
 def test_a_teardown_does_not_inspect_while_the_provision_runs(db: Connection) -> None:
@@ -148,6 +157,58 @@ def test_a_failed_adoption_makes_the_job_stuck_and_destroys_nothing(db: Connecti
     Run(claims(db)[0], backend, worker="w")()
     assert status_of(db, claim.resource_id) == "deleted"
     assert backend.torn == []
+
+
+def _killed_and_deleted(db: Connection, backend: Backend, claim: Claim) -> Claim:
+    """The adoption's worker dies after the marks; a DELETE comes. The claim of the teardown."""
+    assert claim.manifest is not None
+    jobs.start_provision(db, claim, worker="dead", manifest=claim.manifest, credentials=None)
+    backend.adopt(claim.manifest, claim.generation)
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s'"))
+    jobs.sweep(db, actor="w2")
+    jobs.enqueue(db, claim.resource_id, actor="me")
+    return claims(db, backend=claim.backend)[0]
+
+
+def test_a_mark_of_an_adoption_that_was_killed_is_not_left_in_silence_on_postgres(
+    db: Connection, servers: Servers
+) -> None:
+    pg = servers.pg
+    name, backend = f"old_{uuid.uuid4().hex}", Intake(Postgres(pg.service_dsn))
+    pg.query(f"CREATE ROLE {name} LOGIN")
+    accounts.adoptable(pg, name, name)
+    claim = a_provision(db, adopt={"database": name, "role": name})
+    teardown = _killed_and_deleted(db, backend, claim)
+    pg.query(f"ALTER DATABASE {name} RENAME TO {name}_kept")
+    Run(teardown, backend, worker="w")()
+    stuck = job(db, teardown.id)
+    assert (stuck.state, stuck.stuck_reason) == ("stuck", "refused")
+    assert "left its mark there" in stuck.last_error
+    pg.query(f"COMMENT ON DATABASE {name}_kept IS NULL; COMMENT ON ROLE {name} IS NULL")
+    jobs.redrive(db, stuck.id, fence=stuck.fence, actor="op", reason="marks taken back")
+    Run(claims(db)[0], backend, worker="w")()
+    assert status_of(db, claim.resource_id) == "deleted"
+    assert f"{name}_kept" in pg.databases()
+    assert name in pg.roles()
+
+
+def test_a_mark_of_an_adoption_that_was_killed_is_not_left_in_silence_on_redis(
+    db: Connection, servers: Servers
+) -> None:
+    server = servers.redis
+    backend, user, prefix = Intake(Redis(server.service_dsn)), an_acl_user(server), f"{uuid.uuid4().hex}:"
+    claim = a_provision(db, adopt={"user": user, "prefix": prefix}, kind="redis", backend="redis-main")
+    teardown = _killed_and_deleted(db, backend, claim)
+    server.client.acl_setuser(user, reset_channels=True)  # as if it had died before it marked the user, too
+    Run(teardown, backend, worker="w")()
+    stuck = job(db, teardown.id)
+    assert (stuck.state, stuck.stuck_reason) == ("stuck", "refused")
+    assert "left its mark there" in stuck.last_error
+    assert server.client.delete(f"deprovisioner:gen:{prefix}") == 1
+    jobs.redrive(db, stuck.id, fence=stuck.fence, actor="op", reason="mark taken back")
+    Run(claims(db, backend="redis-main")[0], backend, worker="w")()
+    assert status_of(db, claim.resource_id) == "deleted"
+    assert user in server.client.acl_users()
 
 
 def test_a_different_object_of_an_activated_adoption_makes_the_job_stuck(db: Connection) -> None:

@@ -3,10 +3,12 @@
 The backends here are third parties' own.
 """
 
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,15 +16,16 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
 from outbox import db as database
-from outbox import jobs
+from outbox import jobs, settings
 from outbox.errors import OutOfService, Refused, Transient, Unavailable
-from outbox.rows import Claim
+from outbox.rows import Claim, Json
 from outbox.states import StuckReason
 from tests.support.factories import a_claim, a_job, claim_of, claims, events_of, job, status_of
+from tests.support.servers import Servers
 from tests.support.shelf import Shelf, fail
 from tests.support.transitions import module_of
 from tests.support.witness import eventually, waits_for_a_lock
-from worker.backends import Absent, Different, Same
+from worker.backends import Absent, Different, Observation, Same
 from worker.run import Batches, Run
 
 
@@ -191,6 +194,72 @@ def test_an_inspection_does_not_close_the_breaker(db: Connection) -> None:
     Run(claim, Shelf(sees=[Absent({})]), worker="w")()
     assert job(db, claim.id).state == "succeeded"
     assert db.execute(text("SELECT failures, retry_at <= now() FROM breakers")).all() == [(1, True)]
+
+
+@pytest.mark.parametrize("dies", ["inspect", "teardown"])
+@pytest.mark.parametrize("brake", ["", 'brake = "50/10m"'])
+def test_control_connections_that_die_in_the_pool_cost_no_attempt(
+    db: Connection, settled: dict[str, str], servers: Servers, capsys: pytest.CaptureFixture[str], dies: str, brake: str
+) -> None:
+    """A firewall or a restart ends them while they lie idle: the next use of each finds it dead."""
+    path = Path(settled["DEPROVISIONER_BACKENDS"])
+    path.write_text(path.read_text().replace('kind = "postgres"\n', f'kind = "postgres"\n{brake}\n'))
+    settings.backends.cache_clear()
+    ended: list[tuple[bool]] = []
+
+    class Idle(Shelf):
+        def inspect(self, manifest: Json) -> Observation:
+            return self._after("inspect", super().inspect(manifest))
+
+        def teardown(self, manifest: Json, fence: int) -> Json:
+            return self._after("teardown", super().teardown(manifest, fence))
+
+        def _after(self, verb: str, answer: Any) -> Any:
+            if verb == dies:
+                asked = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s AND pid <> %s"
+                ours = db.connection.driver_connection.info
+                ended.extend(servers.control.query(asked, ours.dbname, ours.backend_pid))
+            return answer
+
+    claim, backend = a_claim(db), Idle()
+    with database.statement() as one, database.statement() as another:  # both go back to the pool, and lie there
+        one.execute(text("SELECT 1"))
+        another.execute(text("SELECT 1"))
+    Run(claim, backend, worker="w")()
+    assert len(ended) >= 2
+    done = job(db, claim.id)
+    assert (done.state, done.attempts, backend.torn) == ("succeeded", 1, [1])
+    said = capsys.readouterr().out
+    assert "control_database_lost" in said
+    assert not re.search(r"unexpected \w+Error", said)
+
+
+_ENDS_WITHOUT_WORK: dict[str, tuple[Shelf, str]] = {
+    "absent": (Shelf(sees=[Absent({})]), "succeeded"),
+    "different": (Shelf(sees=[Different({}, "another's")]), "stuck"),
+    "refused": (Shelf(does=fail(Refused("changed hands"))), "stuck"),
+    "failed": (Shelf(does=fail(Transient("in use"))), "pending"),
+    "unexpected": (Shelf(does=fail(ValueError("a bug"))), "pending"),
+}
+
+
+@pytest.mark.parametrize("how", _ENDS_WITHOUT_WORK)
+def test_a_probe_that_ends_without_work_makes_no_other_job_wait_and_the_first_work_closes_the_breaker(
+    db: Connection, how: str
+) -> None:
+    """Half-open is a pace, one job at a time, and no pause: so a breaker may stay half-open for as long as it likes."""
+    backend, state = _ENDS_WITHOUT_WORK[how]
+    probe = _half_open(db)
+    waiting = [a_job(db) for _ in range(3)]
+    assert claims(db, 3) == [], "nothing but the probe goes to a server that may not work"
+    Run(probe, backend, worker="w")()
+    assert job(db, probe.id).state == state
+    [second] = claims(db, 3)
+    Run(second, Shelf(sees=[Absent({})]), worker="w")()
+    [third] = claims(db, 3)
+    Run(third, Shelf(), worker="w")()
+    assert db.execute(text("SELECT count(*) FROM breakers")).scalar_one() == 0
+    assert [job(db, id).state for id in waiting] == ["succeeded", "succeeded", "pending"]
 
 
 def test_a_probe_that_never_asked_the_backend_is_given_back(db: Connection) -> None:

@@ -36,10 +36,14 @@ class Same:
 
 @dataclass(frozen=True)
 class Different:
-    """The name belongs to another object, or this is another server. Never touch it."""
+    """The name belongs to another object, or this is another server. Never touch it.
+
+    `marked`: something there bears this resource's mark all the same.
+    """
 
     seen: Json
     why: str
+    marked: bool = False
 
 
 Observation = Absent | Same | Different

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from worker.run import Run
 
 
+_MARK_LEFT = "the adoption never ended, and left its mark there: take the mark back, then re-drive this job"
+
+
 class Batches:
     """The statements that the jobs of one worker share.
 
@@ -54,9 +57,8 @@ def deprovision(run: "Run") -> None:
     match backend.inspect(claim.manifest):
         case Absent(seen=seen):
             return _complete(run, _already_gone(run, seen))
-        case Different(seen=seen, why=why) if claim.adopted and not claim.activated:
-            # The adoption never ended, so the object there never became this resource's.
-            return _complete(run, {"never_adopted": why} | seen)
+        case Different() as other if claim.adopted and not claim.activated:
+            return _never_adopted(run, other)
         case Different(seen=seen, why=why):
             return run.stick(StuckReason.REFUSED, why, seen)
         case Same(seen=before):
@@ -75,6 +77,13 @@ def deprovision(run: "Run") -> None:
             return run.retry(foreign.line(f"still there after the teardown: {seen}"))
         case never:
             assert_never(never)
+
+
+def _never_adopted(run: "Run", other: Different) -> None:
+    """The adoption never ended, so the object there never became this resource's."""
+    if other.marked:  # its worker died after it had marked something: an operator says whose that is now
+        return run.stick(StuckReason.REFUSED, f"{other.why}; {_MARK_LEFT}", other.seen)
+    return _complete(run, {"never_adopted": other.why} | other.seen)
 
 
 def _already_gone(run: "Run", seen: Json) -> Json:

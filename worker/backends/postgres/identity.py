@@ -104,13 +104,13 @@ def judge(state: State, manifest: Json) -> Observation:
     }
     if others := [_shown(r) for r in state.roles if r != state.role]:
         evidence["other_roles"] = others
+    comments = [d.comment for d in state.databases] + [r.comment for r in state.roles]
+    marked = any(is_marked(comment, manifest) for comment in comments)
     if manifest.get("system_identifier") not in (None, state.system_identifier):
-        return Different(
-            evidence,
-            f"this server is {state.system_identifier}, not {manifest['system_identifier']}: the wrong server",
-        )
+        wrong = f"this server is {state.system_identifier}, not {manifest['system_identifier']}: the wrong server"
+        return Different(evidence, wrong, marked)
     if why := _foreign_database(state, manifest) or _foreign_role(state, manifest):
-        return Different(evidence, why)
+        return Different(evidence, why, marked)
     if not state.databases and not state.roles:
         return Absent(evidence)
     if state.role is not None and manifest.get("role_oid") is None:

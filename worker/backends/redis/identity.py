@@ -41,18 +41,22 @@ def judge(session: Session, manifest: Json) -> Observation:
         "user": None if user is None else f"{manifest['user']} {' '.join(user['flags'])} {' '.join(user['channels'])}",
         "generation_key": found,
     }
+    bearers = users_with(session, channel(manifest)) if user is None or not ours else []
+    marked = ours or found == manifest["generation"] or bool(bearers)
     if why := wrong_server(session, manifest, servers, ours=ours):
-        left = user is not None or found is not None or bool(users_with(session, channel(manifest)))
+        left = user is not None or found is not None or bool(bearers)
         left = left or next(keys.under_prefix(session, manifest), None) is not None
         what = "something bears its names" if left else "nothing of this resource is"
-        return Different(evidence | {"nothing_here": not left}, f"{why}; {what} on this server")
+        return Different(evidence | {"nothing_here": not left}, f"{why}; {what} on this server", marked)
     if found not in (None, manifest["generation"]):
-        return Different(evidence, f"the generation key of {manifest['prefix']!r} is {found!r}: another resource's")
+        why = f"the generation key of {manifest['prefix']!r} is {found!r}: another resource's"
+        return Different(evidence, why, marked)
     if user is not None and not ours:
-        return Different(evidence, f"user {manifest['user']!r} is not the one that was made for this resource")
-    if user is None and (bearers := users_with(session, channel(manifest))):
+        why = f"user {manifest['user']!r} is not the one that was made for this resource"
+        return Different(evidence, why, marked)
+    if user is None and bearers:
         why = f"user {bearers[0]!r} bears the mark of this resource: its user was renamed or copied"
-        return Different(evidence | {"marked": bearers}, why)
+        return Different(evidence | {"marked": bearers}, why, marked)
     if ours or found is not None:
         return Same(evidence)
     if stray := next(keys.under_prefix(session, manifest), None):
