@@ -143,7 +143,8 @@ def test_every_test_that_the_security_page_names_exists() -> None:
         file = path or file
         if f"def {test}(" not in (ROOT / file).read_text():
             missing.append(f"{file}::{test}")
-    assert named and missing == []
+    assert named
+    assert missing == []
 
 
 def test_every_package_of_the_product_is_installed() -> None:
