@@ -589,16 +589,16 @@ GUARDS_OF_POSTGRES = (
             f"{OBSTACLES}::test_a_superuser_s_grant_is_refused_at_once_and_named_with_its_database",
         ),
         (
-            "postgres: large objects in the maintenance databases",
-            "heir.drop_large_objects(neighbour, role.oid)",
-            "pass",
-            f"{HEIR}::test_large_objects_in_a_maintenance_database_go_with_their_role",
+            "postgres: a neighbour that grants the dying role rights again",
+            "if last or not cleared & {name for name, _ in _elsewhere(session, role)}:",
+            "if True:",
+            f"{BLOCKERS}::test_a_neighbour_that_grants_the_role_rights_again_while_it_is_dropped_is_ended_and_told",
         ),
         (
-            "postgres: a neighbour's large objects",
-            "if name in MAINTENANCE or name == session.info.dbname:",
-            "if True:",
-            f"{HEIR}::test_large_objects_in_a_maintenance_database_go_with_their_role",
+            "postgres: customers that are members of the role",
+            "obstacles.shut_members_out(session, role, dying)",
+            "pass",
+            f"{OBSTACLES}::test_on_15_a_customer_that_was_granted_the_role_loses_it_and_its_sessions",
         ),
         (
             "postgres: the role, after its rename",
@@ -611,6 +611,23 @@ GUARDS_OF_POSTGRES = (
             "if role.name != dying:",
             "dying = role.name\n    if False:",
             "test_a_stranger_that_takes_the_freed_name_of_a_dying_role_is_untouched[18]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _clear(",
+        HEIR,
+        (
+            "postgres: large objects in the maintenance databases",
+            "heir.drop_large_objects(neighbour, role.oid)",
+            "pass",
+            "test_large_objects_in_a_maintenance_database_go_with_their_role",
+        ),
+        (
+            "postgres: a neighbour's large objects",
+            "if name in MAINTENANCE or name == session.info.dbname:",
+            "if True:",
+            "test_large_objects_in_a_maintenance_database_go_with_their_role",
         ),
     ),
     *cut(
@@ -662,6 +679,17 @@ GUARDS_OF_POSTGRES = (
             "except (sqlstates.DuplicateObject, sqlstates.UniqueViolation):",
             "except ZeroDivisionError:",
             "test_teardowns_that_need_a_new_heir_at_one_moment_share_it",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _heir(",
+        HEIR,
+        (
+            "postgres: what customers gave the heir",
+            "_take_back(session, heir)",
+            "pass",
+            "test_on_15_a_customer_that_grants_itself_to_the_heir_stops_no_teardown",
         ),
     ),
     *cut(
