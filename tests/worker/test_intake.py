@@ -184,6 +184,6 @@ def test_ordinary_words_stay_as_they_are(words: str) -> None:
 
 def test_of_many_values_the_first_are_shown() -> None:
     seen = foreign.evidence({f"k{n}": {f"k{n}": n for n in range(60)} for n in range(60)})
-    assert seen["k0"] == {f"k{n}": n for n in range(60)}
-    assert seen["k59"] == "…"
+    assert seen.get("k0") == {f"k{n}": n for n in range(60)}
+    assert seen.get("k59") == "…"
     assert len(json.dumps(seen)) <= foreign.EVIDENCE
