@@ -13,8 +13,6 @@ from outbox.errors import DeprovisionerError
 WAIT_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 _LISTENS = "0A"
-# The kernel's list of sockets is no snapshot: on a busy machine, one read can miss a socket.
-_READS = 3
 
 
 def wait_until_free(server: str, port: int, *, stop: Callable[[], None], timeout: float | None = None) -> None:
@@ -35,13 +33,19 @@ def wait_until_free(server: str, port: int, *, stop: Callable[[], None], timeout
 
 def holder(port: int) -> str:
     """The program that has the port, in words; without the rights to see it, or not on Linux: another program."""
-    for _ in range(_READS):
-        inodes = {f"socket:[{inode}]" for inode in _inodes(port)}
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if any(os.readlink(file) in inodes for file in (process / "fd").iterdir()):
-                    return f"{(process / 'comm').read_text().strip()!r} (pid {process.name})"
+    inodes = {f"socket:[{inode}]" for inode in _inodes(port)}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if any(_leads_to(file) in inodes for file in (process / "fd").iterdir()):
+                return f"{(process / 'comm').read_text().strip()!r} (pid {process.name})"
     return "another program"
+
+
+def _leads_to(file: Path) -> str | None:
+    """What an open file of a process is; None when it was closed meanwhile."""
+    with suppress(OSError):
+        return os.readlink(file)
+    return None
 
 
 def _inodes(port: int) -> list[str]:
