@@ -9,6 +9,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 
 from sqlalchemy import Connection
 
@@ -93,32 +94,42 @@ class Claimer:
                 if not capacity:
                     return True  # the first job to end begins a new round
                 self._state.set_may_have_more(False)  # a wake-up from here on sets it again
-                claims, read_back = self._claim(capacity, slots)
+                crowd = self._crowd_capacity(capacity)
+                claims, read_back = self._claim(capacity, crowd, slots)
             taken = Counter(claim.backend for claim in claims)
-            ran_out: set[str] = set()
+            crowded = Counter(claim.backend for claim in claims if claim.lane >= jobs.CROWDED)
+            crowd_full = {name for name, most in crowd.items() if crowded[name] >= most}
+            ran_out: set[tuple[str, int]] = set()
             if not read_back and len(claims) < slots:
-                ran_out = {name for name, most in capacity.items() if taken[name] < most}
+                short = {name for name, most in capacity.items() if taken[name] < most}
+                ran_out = {
+                    (name, lane)
+                    for name, lane in product(short, range(jobs.LANES))
+                    if lane < jobs.CROWDED or name not in crowd_full
+                }
             # A claim that ran out behind a cursor has not seen the jobs before it, and the wake-up may be for one.
-            unseen = not ran_out.isdisjoint(backend for backend, _ in self._cursors)
+            unseen = not ran_out.isdisjoint(self._cursors)
             if not read_back:
                 self._move_cursors(claims, ran_out)
             for claim in claims:
                 self._run(claim)
             # A backend may have more jobs if the claim filled its capacity, if it had none, or if it was probed.
-            if (
+            more = (
                 read_back
                 or len(claims) == slots
                 or len(capacity) < len(self._concurrency)
                 or any(taken[name] == most for name, most in capacity.items())
                 or any(claim.probing for claim in claims)
                 or unseen
-            ):
+            )
+            # A crowd may have more jobs, for the slots that its running ones leave.
+            if more or crowd_full:
                 self._state.set_may_have_more(True)
-            if not claims and not unseen:
+            if not more or (not claims and not unseen):
                 break
         return False
 
-    def _claim(self, capacity: Mapping[str, int], slots: int) -> tuple[list[Claim], bool]:
+    def _claim(self, capacity: Mapping[str, int], crowd: Mapping[str, int], slots: int) -> tuple[list[Claim], bool]:
         """The claims, and whether they are read back: made before, and their answer lost."""
         if self._state.take_cursors_reset():
             self._cursors = {}
@@ -132,6 +143,7 @@ class Claimer:
                     slots=slots,
                     worker=self._worker,
                     cursors=self._cursors,
+                    crowd=crowd,
                     first=first_lane(self._found),
                 )
                 self._found += bool(claims)
@@ -151,14 +163,14 @@ class Claimer:
             log.warning("claim_read_back", job_id=claim.id, fence=claim.fence, actor=self._worker)
         return claims
 
-    def _move_cursors(self, claims: Sequence[Claim], ran_out: set[str]) -> None:
-        """While a backend's claims come back full, each begins behind the one before; then again at the front.
+    def _move_cursors(self, claims: Sequence[Claim], ran_out: set[tuple[str, int]]) -> None:
+        """While claims of a backend's lane do not run out, each begins behind the one before; then again at the front.
 
         The front of the index is full of dead entries when a long transaction elsewhere keeps vacuum away. A job that
         came to stand before the cursor is found by the next claim that runs out, or by the first one after a sweep.
         """
         cursors = self._cursors | {(claim.backend, claim.lane): claim for claim in claims}
-        self._cursors = {place: claim for place, claim in cursors.items() if place[0] not in ran_out}
+        self._cursors = {place: claim for place, claim in cursors.items() if place not in ran_out}
 
     def capacity(self, slots: int) -> dict[str, int]:
         """By backend: how many more of its jobs `slots` free slots can run; in a new order each time."""
@@ -170,6 +182,12 @@ class Claimer:
         most = max(1, self._slots - (len(names) - 1))
         capacity = {name: min(slots, most - taken[name], self._concurrency[name] - taken[name]) for name in names}
         return {name: fits for name, fits in capacity.items() if fits > 0}
+
+    def _crowd_capacity(self, capacity: Mapping[str, int]) -> dict[str, int]:
+        """By backend: how many more jobs of crowded lanes it can run; these get at most half of its concurrency."""
+        taken = self._state.crowded_slots()
+        most = {name: max(1, self._concurrency[name] // 2) for name in capacity}
+        return {name: max(0, min(fits, most[name] - taken[name])) for name, fits in capacity.items()}
 
 
 def first_lane(found: int) -> int:

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from threading import Condition, Lock
 
+from outbox.jobs import CROWDED
 from outbox.observations import Inspection
 from outbox.rows import Claim
 
@@ -169,6 +170,11 @@ class PoolState:
             taken = Counter(claim.backend for claim in self._jobs.values())
             taken.update(look.backend for look in self._inspections)
             return taken
+
+    def crowded_slots(self) -> Counter[str]:
+        """By backend: how many slots the jobs of crowded lanes have."""
+        with self._thread_ended:
+            return Counter(claim.backend for claim in self._jobs.values() if claim.lane >= CROWDED)
 
     def held_claims(self) -> list[Claim]:
         """The claims whose jobs run."""

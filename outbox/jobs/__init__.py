@@ -14,7 +14,7 @@ Each transition is one statement: its guard is in WHERE, and it writes its event
 did not hold; `_sql._confirm_landed` then tells a lost answer from a lost claim.
 """
 
-from outbox.jobs.claim import LANES, claim, claimed_before, heartbeat
+from outbox.jobs.claim import CROWDED, LANES, claim, claimed_before, heartbeat
 from outbox.jobs.enqueue import Delete, Enqueued, enqueue, enqueue_all, enqueued_before, expire
 from outbox.jobs.finish import (
     WAKE_BATCH,
@@ -33,6 +33,7 @@ from outbox.jobs.operators import FRESH, redrive, redrive_all, redrive_forced, r
 from outbox.jobs.start import start, start_all, start_provision
 
 __all__ = [
+    "CROWDED",
     "FRESH",
     "LANES",
     "WAKE_BATCH",

@@ -29,6 +29,8 @@ _CLAIMS = """
 
 # Claims begin with lane 0. `jobs.LANES` has their number; a trigger gives each job its lane as it is enqueued.
 LANES = 5
+# From this lane on are the jobs of tenants that have many waiting; these get at most half of the slots of a backend.
+CROWDED = 2
 # By backend, in the caller's order: jobs that wait for one backend cost the others nothing. Of a backend lane by lane:
 # one scan of the index for each, that begins behind the last job which the worker claimed of it.
 # A half-open breaker lets one worker claim one job, the probe, and then none for the time of a lease. Probes come
@@ -38,8 +40,8 @@ _CLAIM = prepared(f"""
     WITH served AS (
         SELECT asked.*
           FROM unnest(CAST(:backends AS text[]), CAST(:kinds AS text[]), CAST(:rooms AS int[]),
-                      CAST(:since AS text[]), CAST(:after AS text[]))
-               WITH ORDINALITY AS asked (backend, kind, room, since, after, place)
+                      CAST(:crowd_rooms AS int[]), CAST(:since AS text[]), CAST(:after AS text[]))
+               WITH ORDINALITY AS asked (backend, kind, room, crowd_room, since, after, place)
          WHERE NOT EXISTS (SELECT FROM holds
                             WHERE released_at IS NULL AND cause = 'operator'
                               AND (scope = 'global' OR (scope = 'backend' AND subject = asked.backend)
@@ -65,6 +67,7 @@ _CLAIM = prepared(f"""
          WHERE state = 'pending' AND id = ANY(ARRAY(
                SELECT due.id
                  FROM (SELECT served.backend, CASE WHEN probe.backend IS NULL THEN served.room ELSE 1 END AS room,
+                              CASE WHEN probe.backend IS NULL THEN served.crowd_room ELSE 1 END AS crowd_room,
                               CAST(since AS timestamptz[]) AS since, CAST(after AS bigint[]) AS after
                          FROM served
                          LEFT JOIN probe ON probe.backend = served.backend
@@ -73,15 +76,20 @@ _CLAIM = prepared(f"""
                         ORDER BY probe.backend IS NULL, served.place) AS open
                 CROSS JOIN LATERAL (
                       SELECT here.id
-                        FROM unnest(CAST(:lanes AS int[]), open.since, open.after) AS asked (lane, since, after)
+                        FROM unnest(CAST(:parts AS boolean[])) AS part (crowded)
                        CROSS JOIN LATERAL (
-                             SELECT id FROM outbox
-                              WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = open.backend
-                                AND outbox.lane = asked.lane
-                                AND available_at <= now() AND (available_at, id) > (asked.since, asked.after)
-                              ORDER BY available_at, id
-                              LIMIT open.room
-                                FOR UPDATE SKIP LOCKED) AS here
+                             SELECT next.id
+                               FROM unnest(CAST(:lanes AS int[]), open.since, open.after) AS asked (lane, since, after)
+                              CROSS JOIN LATERAL (
+                                    SELECT id FROM outbox
+                                     WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = open.backend
+                                       AND outbox.lane = asked.lane
+                                       AND available_at <= now() AND (available_at, id) > (asked.since, asked.after)
+                                     ORDER BY available_at, id
+                                     LIMIT open.room
+                                       FOR UPDATE SKIP LOCKED) AS next
+                              WHERE (asked.lane >= {CROWDED}) = part.crowded
+                              LIMIT CASE WHEN part.crowded THEN open.crowd_room ELSE open.room END) AS here
                        LIMIT open.room) AS due
                 LIMIT :slots))
      RETURNING *
@@ -97,16 +105,18 @@ def claim(
     slots: int,
     worker: str,
     cursors: Mapping[tuple[str, int], Claim] | None = None,
+    crowd: Mapping[str, int] | None = None,
     first: int = 0,
 ) -> list[Claim]:
     """pending -> running: at most `slots` due jobs, at most `capacity[backend]` of each, in the order of `capacity`.
 
-    Of each backend lane by lane, from `first` on; if that is not lane 0, lane 0 comes last. Claims nothing of a backend
-    under an operator's hold on everything, on the backend or on its kind; `start` refuses a job under a hold on its
-    tenant or a brake's hold. Of a backend and lane in `cursors`, claims only jobs after that claim.
+    Of each backend lane by lane, beginning with `first`; of its lanes from CROWDED on at most `crowd[backend]` jobs.
+    Claims nothing of a backend under an operator's hold on everything, on the backend or on its kind; `start` refuses a
+    job under a hold on its tenant or a brake's hold. Of a backend and lane in `cursors`, claims only jobs after that
+    claim.
     """
     configured = settings.backends()
-    lanes = [*range(first, LANES), *range(1, first), *[0] * (first > 0)]
+    lanes = [*range(first, LANES), *range(first)[::-1]]
     last = [[(cursors or {}).get((name, lane)) for lane in lanes] for name in capacity]
     rows = db.execute(
         _CLAIM,
@@ -115,6 +125,8 @@ def claim(
             "backends": list(capacity),
             "kinds": [configured[name].kind if name in configured else None for name in capacity],
             "rooms": list(capacity.values()),
+            "crowd_rooms": list((capacity if crowd is None else crowd).values()),
+            "parts": [first >= CROWDED, first < CROWDED],
             "lanes": lanes,
             "since": [
                 _array(claim.available_at.isoformat() if claim else "-infinity" for claim in each) for each in last

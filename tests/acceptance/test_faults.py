@@ -1,6 +1,7 @@
 """Workers killed, brokers dead, backends dead: eventually, once."""
 
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,10 +220,9 @@ def test_a_dead_control_database_is_said_and_nothing_is_half_done(
 def test_a_birth_that_fails_half_way_leaves_nothing_on_the_server(
     acme: httpx.Client, system: System, servers: Servers
 ) -> None:
-    servers.pg.query("DROP ROLE IF EXISTS only_roles")
-    servers.pg.query("CREATE ROLE only_roles LOGIN CREATEROLE PASSWORD 'p'")  # may make roles, not databases
+    only_roles = accounts.fresh(servers.pg, f"only_roles_{uuid.uuid4().hex}", lacking="CREATEDB")
     roles, databases = servers.pg.roles(), servers.pg.databases()
-    system.worker(PG_MAIN_DSN=servers.pg.dsn.replace("postgres:secret", "only_roles:p"))
+    system.worker(PG_MAIN_DSN=only_roles)
     resource = create(acme)
     gone = until(acme, resource, "deleted")
     assert gone["manifest"]["role"] is not None

@@ -2,6 +2,7 @@
 
 import statistics
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,40 +29,51 @@ _CROWD = """
     )
     INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id)
     SELECT CASE status WHEN 'deleting' THEN 'deprovision' ELSE 'provision' END, id, backend, 10, id FROM made"""
-_WAITING = (
-    "SELECT count(*) FROM outbox JOIN resources ON resources.id = resource_id WHERE tenant = :t AND state = 'pending'"
-)
+_LEFT = """
+    SELECT count(*) FROM outbox JOIN resources ON resources.id = resource_id
+     WHERE tenant = 'crowd' AND state = 'pending'"""
+# From the DELETE's commit to its claim, and to its end, by the database's clock.
+_TOOK = """
+    SELECT extract(epoch FROM (SELECT min(at) FROM events WHERE job_id = outbox.id AND event = 'claimed') - created_at),
+           extract(epoch FROM finished_at - created_at)
+      FROM outbox WHERE resource_id = :id AND kind = 'deprovision'"""
 
 
 @pytest.mark.proof
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("status", ["deleting", "provisioning"])
-def test_a_delete_beside_twenty_thousand_jobs_takes_at_most_three_times_as_long(
+def test_a_delete_beside_twenty_thousand_jobs_of_another_tenant_does_not_wait_for_them(
     db: Connection, system: System, servers: Servers, status: str
 ) -> None:
-    """The time is the database's: from the DELETE's commit to the job's end, each with a real DROP."""
+    """Each DELETE is of a real database.
+
+    Beside teardowns it takes at most three times as long as alone. Beside provisions it waits only for a slot; then the
+    server's CREATE DATABASE and DROP DATABASE wait for each other, which no order of jobs can change.
+    """
+    backends = Path(system.env["DEPROVISIONER_BACKENDS"])
+    backends.write_text(backends.read_text().replace("concurrency = 8\n", ""))  # the default, which fits a small server
     _, secret = tokens.create(db, role="tenant", tenant="calm", name="calm")
     system.worker()
     with client(system.api(), secret) as calm:
         made = [until(calm, create(calm), "active") for _ in range(2 * EACH)]
 
-        def deleted(resource: dict[str, Any]) -> float:
+        def deleted(resource: dict[str, Any]) -> tuple[float, float]:
             assert calm.delete(f"/v1/resources/{resource['id']}").status_code == 202
             until(calm, resource, "deleted")
             assert servers.pg.drops_of(resource["manifest"]) == 1
-            took = text("""SELECT extract(epoch FROM finished_at - created_at)::float FROM outbox
-                            WHERE resource_id = :id AND kind = 'deprovision'""")
-            return db.execute(took, {"id": uuid.UUID(resource["id"])}).scalar_one()
+            waited, took = db.execute(text(_TOOK), {"id": uuid.UUID(resource["id"])}).one()
+            return float(waited), float(took)
 
-        idle = [deleted(resource) for resource in made[:EACH]]
+        idle = statistics.median(took for _, took in map(deleted, made[:EACH]))
         server = servers.pg.query("SELECT system_identifier::text FROM pg_control_system()")[0][0]
         db.execute(text("SET statement_timeout = 0"))
         db.execute(text(_CROWD), {"many": MANY, "status": status, "server": server})
-        eventually(
-            lambda: db.execute(text(_WAITING), {"t": "crowd"}).scalar_one() < MANY - 20, what="they are worked on"
-        )
-        beside = [deleted(resource) for resource in made[EACH:]]
-        left = db.execute(text(_WAITING), {"t": "crowd"}).scalar_one()
-    print(f"{status}: idle {idle}, beside {beside}, {left} left")
-    assert left > MANY / 10, "they waited all the while"
-    assert statistics.median(beside) <= 3 * statistics.median(idle)
+        left = text(_LEFT)
+        eventually(lambda: db.execute(left).scalar_one() < MANY - 60, what="the crowd is worked on")
+        waits, beside = zip(*map(deleted, made[EACH:]), strict=True)
+        assert db.execute(left).scalar_one() > MANY / 10, "the crowd waits all the while"
+    figures = f"alone {idle:.2f} s; beside {MANY} {status}: {beside}, until the claim {waits}"
+    assert statistics.median(waits) <= idle, figures
+    if status == "deleting":
+        assert statistics.median(beside) <= 3 * idle, figures
+    print(figures)

@@ -198,9 +198,21 @@ CLAIMS = (
         ),
         (
             "claim: one lane at a time",
-            "AND outbox.lane = asked.lane\n                                AND available_at",
+            "AND outbox.lane = asked.lane\n                                       AND available_at",
             "AND available_at",
-            f"{LANES}::test_a_claim_that_begins_with_another_lane_takes_lane_0_last",
+            f"{LANES}::test_a_claim_begins_with_the_lane_that_it_is_given",
+        ),
+        (
+            "claim: the crowd's room",
+            "CASE WHEN part.crowded THEN open.crowd_room ELSE open.room END",
+            "open.room",
+            f"{LANES}::test_a_claim_takes_no_more_of_crowded_lanes_than_it_may",
+        ),
+        (
+            "claim: a probe needs no room of the crowd",
+            "CASE WHEN probe.backend IS NULL THEN served.crowd_room ELSE 1 END",
+            "served.crowd_room",
+            f"{LANES}::test_a_claim_takes_no_more_of_crowded_lanes_than_it_may",
         ),
         (
             "claim: the room of all lanes",
@@ -295,9 +307,9 @@ CLAIMS = (
         LANES,
         (
             "claim: another lane first",
-            "[*range(first, LANES), *range(1, first), *[0] * (first > 0)]",
+            "[*range(first, LANES), *range(first)[::-1]]",
             "[*range(LANES)]",
-            "test_a_claim_that_begins_with_another_lane_takes_lane_0_last",
+            "test_a_claim_begins_with_the_lane_that_it_is_given",
         ),
     ),
     *cut(

@@ -57,7 +57,12 @@ GUARDS_OF_RUNNER = (
         "",
         INTAKE,
         ("intake: printable", "    if character.isprintable():", "    if True:", _LINE),
-        ("intake: the number of parts", "if next(parts, None) is None:", "if False:", f"{_SEEN}[a deep dict]"),
+        (
+            "intake: the number of parts",
+            "if next(parts, None) is None:",
+            "if False:",
+            "test_of_many_values_the_first_are_shown",
+        ),
     ),
     *cut(
         "outbox/logs.py",
@@ -312,6 +317,18 @@ GUARDS_OF_RUNNER = (
             "first=first_lane(self._found)",
             "first=0",
             "tests/outbox/test_lanes.py::test_endless_teardowns_do_not_keep_the_last_lane_waiting",
+        ),
+        (
+            "claiming: a crowd's running jobs count",
+            "most[name] - taken[name]",
+            "most[name]",
+            "tests/outbox/test_lanes.py::test_a_crowd_gets_half_of_a_backends_slots_and_the_others_wait_for_no_slot",
+        ),
+        (
+            "claiming: a crowd goes on",
+            "if more or crowd_full:",
+            "if more:",
+            "tests/outbox/test_lanes.py::test_a_crowd_that_filled_its_half_goes_on_when_one_of_its_jobs_ends",
         ),
         (
             "claiming: each other lane in turn",

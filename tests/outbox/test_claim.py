@@ -262,6 +262,7 @@ def test_the_plans_use_their_indexes_with_a_million_finished_rows(db: Connection
 def explained(db: Connection, passed: dict[str, Claim | None]) -> list[Any]:
     """The plan of a claim of 8, as it ran; `passed` are its backends."""
     asked = {"backends": [*passed], "kinds": ["postgres"] * len(passed), "rooms": [8] * len(passed), "slots": 8}
+    asked |= {"crowd_rooms": asked["rooms"], "parts": [False, True]}
     since = [f"{claim.available_at.isoformat() if claim else '-infinity'}" for claim in passed.values()]
     after = [claim.id if claim else 0 for claim in passed.values()]
     asked |= {"since": [f"{{{','.join([at] * jobs.LANES)}}}" for at in since], "lanes": list(range(jobs.LANES))}

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
+from outbox import breakers, jobs, resources
 from outbox import db as database
-from outbox import jobs, resources
 from outbox.resources import NewResource
 from tests.support.factories import a_job, a_resource, claim_of, claims, job
+from tests.support.pools import pool, running
 from tests.support.shelf import Shelf
 from tests.support.witness import eventually
 from worker.backends import Absent
@@ -83,14 +84,11 @@ def test_a_claim_takes_of_all_lanes_no_more_than_the_backends_capacity(db: Conne
     assert [c.lane for c in jobs.claim(db, {"pg-main": 12}, slots=20, worker="w")] == [0] * 10 + [1] * 2
 
 
-def test_a_claim_that_begins_with_another_lane_takes_lane_0_last(db: Connection) -> None:
+def test_a_claim_begins_with_the_lane_that_it_is_given(db: Connection) -> None:
     first, provision = deleted(db), created(db)
     third = a_job(db, lane=3)
-    for begins, order in (
-        (2, [third, provision, first]),
-        (0, [first, provision, third]),
-        (4, [provision, third, first]),
-    ):
+    orders = {0: [first, provision, third], 1: [provision, first, third], 2: [third, provision, first]}
+    for begins, order in (orders | {4: orders[2]}).items():
         for wanted in order:
             (claim,) = jobs.claim(db, {"pg-main": 1}, slots=1, worker="w", first=begins)
             assert claim.id == wanted
@@ -106,6 +104,55 @@ def test_a_claim_of_each_lane_begins_behind_the_one_before(db: Connection) -> No
     cursors = {("pg-main", taken.lane): taken}
     got = jobs.claim(db, {"pg-main": 5}, slots=5, worker="w", cursors=cursors)
     assert [c.id for c in got] == [two, provision]
+
+
+def test_a_claim_takes_no_more_of_crowded_lanes_than_it_may(db: Connection) -> None:
+    crowded = [a_job(db, lane=lane) for lane in (2, 3, 4, 3)]
+    few = a_job(db)
+    words: dict[str, Any] = {"slots": 9, "worker": "w"}
+    assert [c.id for c in jobs.claim(db, {"pg-main": 9}, crowd={"pg-main": 2}, **words)] == [few, *crowded[:2]]
+    assert jobs.claim(db, {"pg-main": 9}, crowd={"pg-main": 0}, **words) == []
+    assert [c.id for c in jobs.claim(db, {"pg-main": 1}, crowd={"pg-main": 2}, **words)] == [crowded[3]]
+    breakers.trip(db, "pg-main", reason="no route")
+    db.execute(text("UPDATE breakers SET retry_at = now()"))
+    (probe,) = jobs.claim(db, {"pg-main": 9}, crowd={"pg-main": 0}, **words)
+    assert (probe.id, probe.probing) == (crowded[2], True), "a breaker's probe is never lost for it"
+
+
+def test_a_crowd_gets_half_of_a_backends_slots_and_the_others_wait_for_no_slot(db: Connection) -> None:
+    for _ in range(9):
+        a_job(db, lane=3)
+    with pool({"pg-main": 4}, slots=8) as made:
+        for _ in range(3):
+            made.drain()
+            assert running(db) == {"pg-main": 2}
+        few = [a_job(db, lane=lane) for lane in (1, 0, 0)]
+        made.drain()
+        assert running(db) == {"pg-main": 4}
+        assert [job(db, id).state for id in few] == ["pending", "running", "running"]
+    with pool({"pg-main": 1}, slots=8, worker="w2") as made:
+        made.drain()
+        assert db.execute(text("SELECT count(*) FROM outbox WHERE claimed_by = 'w2'")).scalar_one() == 1
+
+
+def test_a_crowd_that_filled_its_half_goes_on_when_one_of_its_jobs_ends(db: Connection) -> None:
+    """Without a wake-up or a sweep; and each claim of it begins behind the one before."""
+    order: list[str] = []
+
+    class Seen(Shelf):
+        def inspect(self, manifest: Any) -> Any:
+            order.append(manifest["generation"])
+            return Absent({})
+
+    made = Pool({"pg-main": ServedBackend(Seen(), 2)}, worker="w1", slots=8, lease_seconds=30, sweep_seconds=600)
+    ids = [a_job(db, lane=3) for _ in range(6)]
+    try:
+        made.drain()
+        eventually(lambda: all(job(db, id).state == "succeeded" for id in ids), what="all are done")
+    finally:
+        made.stop()
+        assert made.join(20)
+    assert order == [str(claim_of(db, id).generation) for id in ids]
 
 
 def test_every_lane_comes_first_within_so_many_claims() -> None:
@@ -138,4 +185,4 @@ def test_endless_teardowns_do_not_keep_the_last_lane_waiting(db: Connection) -> 
         made.stop()
         assert made.join(20)
     last = str(claim_of(db, waits).generation)
-    assert order.index(last) <= OTHER_LANE_EVERY
+    assert order.index(last) <= 2 * OTHER_LANE_EVERY

@@ -29,7 +29,8 @@ def postgres(dsn: str) -> str:
     try:
         connection.autocommit = True
         with connection.cursor() as cursor:
-            for statement in documented("postgres"):
+            slots = documented("slots") if connection.server_version >= 160000 else []
+            for statement in (*documented("postgres"), *slots):
                 cursor.execute(statement.replace("CHANGE-ME", PASSWORD))
     finally:
         connection.close()
