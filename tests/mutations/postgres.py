@@ -595,12 +595,6 @@ GUARDS_OF_POSTGRES = (
             f"{BLOCKERS}::test_a_neighbour_that_grants_the_role_rights_again_while_it_is_dropped_is_ended_and_told",
         ),
         (
-            "postgres: customers that are members of the role",
-            "obstacles.shut_members_out(session, role, dying)",
-            "pass",
-            f"{OBSTACLES}::test_on_15_a_customer_that_was_granted_the_role_loses_it_and_its_sessions",
-        ),
-        (
             "postgres: the role, after its rename",
             "_must_be_our_role(session, manifest, dying)",
             "pass",
@@ -679,17 +673,6 @@ GUARDS_OF_POSTGRES = (
             "except (sqlstates.DuplicateObject, sqlstates.UniqueViolation):",
             "except ZeroDivisionError:",
             "test_teardowns_that_need_a_new_heir_at_one_moment_share_it",
-        ),
-    ),
-    *cut(
-        PG,
-        "def _heir(",
-        HEIR,
-        (
-            "postgres: what customers gave the heir",
-            "_take_back(session, heir)",
-            "pass",
-            "test_on_15_a_customer_that_grants_itself_to_the_heir_stops_no_teardown",
         ),
     ),
     *cut(

@@ -190,7 +190,6 @@ def _drop_role(session: Session, manifest: Json) -> None:
         with session.transaction():  # the name may be another's by now: then this is undone
             session.execute("ALTER ROLE {old} RENAME TO {new}", old=role.name, new=dying)
             _must_be_our_role(session, manifest, dying)
-    obstacles.shut_members_out(session, role, dying)
     # Also a session that logged in before NOLOGIN and was not shown yet when the others were ended.
     obstacles.must_be_ended(obstacles.end_sessions(session, None, role), dying)
     cleared: set[str] = set()
@@ -226,7 +225,7 @@ def _clear(session: Session, role: Role, dying: str, cleared: set[str]) -> None:
     """Take what the role has in each database, and add those where nothing was left to `cleared`."""
     for name, oid in _elsewhere(session, role):  # objects in a neighbour's database are the neighbour's: handed over
         if name in cleared:
-            obstacles.end_customers(session, "datid", oid, f"in {name!r}, where the dying role was granted rights")
+            obstacles.end_customers(session, oid, f"in {name!r}, where the dying role was granted rights")
         with session.server.connect(name) as neighbour:
             if name in MAINTENANCE or name == session.info.dbname:
                 heir.drop_large_objects(neighbour, role.oid)

@@ -7,7 +7,6 @@ from psycopg2 import errors as sqlstates
 from psycopg2 import sql
 
 from outbox.errors import Refused
-from worker.backends.postgres.blockers import CUSTOMERS
 from worker.backends.postgres.session import Session
 
 _MAY = ("rolcanlogin", "rolsuper", "rolcreatedb", "rolcreaterole", "rolreplication", "rolbypassrls")
@@ -92,23 +91,8 @@ def _heir(session: Session) -> str:
             session.execute("GRANT {heir} TO CURRENT_USER", heir=heir)  # without it, nothing can be handed over
         except (sqlstates.DuplicateObject, sqlstates.UniqueViolation):  # another worker has made it meanwhile
             session.execute("ROLLBACK TO SAVEPOINT heir")
-    _take_back(session, heir)
     _must_be_powerless(session, heir)
     return heir
-
-
-def _take_back(session: Session, heir: str) -> None:
-    """Revoke the memberships that customers gave the heir: PostgreSQL 15 lets a role grant itself to others."""
-    with session.cursor() as cursor:
-        cursor.execute(
-            f"""
-            SELECT rolname FROM pg_catalog.pg_auth_members JOIN pg_catalog.pg_roles ON pg_roles.oid = roleid
-             WHERE member = %s::pg_catalog.regrole AND roleid IN ({CUSTOMERS})""",
-            (heir,),
-        )
-        given = [role for (role,) in cursor]
-    for role in given:
-        session.execute("REVOKE {role} FROM {heir}", role=role, heir=heir)
 
 
 def _must_be_powerless(session: Session, heir: str) -> None:

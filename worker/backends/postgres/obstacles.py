@@ -64,29 +64,11 @@ def _clients(session: Session, database: Database | None, role: Role | None, spa
         return [Client(*row) for row in cursor]
 
 
-def shut_members_out(session: Session, role: Role, name: str) -> None:
-    """Take the role from other customers, and end their sessions: one may be acting as the role.
-
-    PostgreSQL 15 lets a role grant itself to others.
-    """
+def end_customers(session: Session, database: int, why: str) -> None:
+    """End the customers' sessions in a database, with evidence."""
     with session.cursor() as cursor:
         cursor.execute(
-            f"""
-            SELECT member, rolname FROM pg_catalog.pg_auth_members JOIN pg_catalog.pg_roles ON pg_roles.oid = member
-             WHERE roleid = %s AND member IN ({CUSTOMERS}) ORDER BY rolname""",
-            (role.oid,),
-        )
-        members = cursor.fetchall()
-    for member, member_name in members:
-        session.execute("REVOKE {role} FROM {member}", role=name, member=member_name)
-        end_customers(session, "usesysid", member, f"of {member_name!r}, which the role had been granted to")
-
-
-def end_customers(session: Session, column: str, oid: int, why: str) -> None:
-    """End the customers' sessions of a role (`usesysid`) or in a database (`datid`), with evidence."""
-    with session.cursor() as cursor:
-        cursor.execute(
-            f"SELECT pid FROM pg_catalog.pg_stat_activity WHERE {column} = %s AND usesysid IN ({CUSTOMERS})", (oid,)
+            f"SELECT pid FROM pg_catalog.pg_stat_activity WHERE datid = %s AND usesysid IN ({CUSTOMERS})", (database,)
         )
         pids = [pid for (pid,) in cursor]
         for pid in pids:

@@ -248,19 +248,3 @@ def test_large_objects_in_a_maintenance_database_go_with_their_role(anywhere: An
         assert len(pg.query(left)) == kept - heir.LARGE_OBJECTS - 1
         [(owner,)] = pg.query(left, database=neighbour["database"])
         assert owner.startswith("deprovisioner_nobody_"), "a neighbour's database may use it"
-
-
-@pytest.mark.parametrize("anywhere", ["15-service"], indirect=True)
-def test_on_15_a_customer_that_grants_itself_to_the_heir_stops_no_teardown(anywhere: Anywhere) -> None:
-    backend, pg = anywhere
-    with _customer(backend) as (mallory, dsn), _customer(backend) as (first, _), _customer(backend) as (second, _):
-        for manifest in (first, second):
-            _owns_elsewhere(pg, manifest)
-        backend.teardown(first, 1)
-        [(account,)] = pg.query("SELECT oid FROM pg_roles WHERE rolname = %s", accounts.NAME)
-        heirs_name = f"deprovisioner_nobody_{account}"
-        with _as(dsn, mallory["database"]) as cursor:
-            cursor.execute(f'GRANT "{mallory["role"]}" TO {heirs_name}')
-        backend.teardown(second, 1)
-        assert not pg.bears(second)
-        assert pg.query("SELECT 1 FROM pg_auth_members WHERE member = %s::regrole", heirs_name) == []

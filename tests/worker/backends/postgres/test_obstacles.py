@@ -215,22 +215,3 @@ def test_the_service_account_of_each_version_ends_what_it_may_and_names_the_rest
     server.query(f"DROP TABLE {table}")
     backend.teardown(manifest, 3)
     assert not server.bears(manifest)
-
-
-@pytest.mark.parametrize("pg", ["15"], indirect=True)
-def test_on_15_a_customer_that_was_granted_the_role_loses_it_and_its_sessions(
-    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
-) -> None:
-    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
-    accomplice = backend.provision(plan.manifest, plan.credentials)
-    with closing(psycopg2.connect(provisioned["dsn"])) as theirs:
-        theirs.cursor().execute(f'GRANT "{provisioned["role"]}" TO "{accomplice["role"]}"')
-        theirs.commit()
-    with closing(psycopg2.connect(plan.credentials["dsn"])) as acting:
-        acting.cursor().execute(f'SET ROLE "{provisioned["role"]}"; SELECT lo_create(0)')
-        told = backend.teardown(provisioned, 1)
-        with pytest.raises(psycopg2.OperationalError):
-            acting.cursor().execute("SELECT 1")
-    assert f"ended 1 customers' sessions of '{accomplice['role']}', which the role had been granted to" in str(told)
-    assert not pg.bears(provisioned)
-    backend.teardown(accomplice, 1)
