@@ -9,7 +9,7 @@ WHOLE := -n 3 --dist loadfile --no-loadscope-reorder
 PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test proof soak matrix mutants check format demo bench bench-quick bench-real bench-scale peers sql model lock image clean
+.PHONY: help install up test proof soak fuzz matrix mutants check format demo bench bench-quick bench-real bench-scale peers sql model lock image clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ proof: install ## what proves the promise at length: the crash matrix, a minute 
 
 soak: install ## storms and faults for MINUTES=10, and a verdict from the servers' own records
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+
+fuzz: install ## schemathesis with a tenant's and an operator's token, MINUTES=10 together
+	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 
 matrix: install ## live the crash matrix through, and write docs/guarantees.md
 	@$(BIN)/python -m tests.support.crash_matrix

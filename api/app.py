@@ -31,7 +31,7 @@ def create_app() -> FastAPI:
     # Operations before jobs: `redrive` in /v1/jobs/redrive is not a job's number.
     for routes in (resources, operations, jobs, holds, breakers):
         app.include_router(routes.router, responses=problems.RESPONSES)
-    app.include_router(health.router)
+    app.include_router(health.router, responses=problems.responses(400, 405, 408, 413, 431, 500))
     problems.install(app)
     app.add_middleware(BodyLimit)
     bell.start()

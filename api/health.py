@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -31,7 +32,16 @@ async def healthz() -> dict[str, bool]:
 Readiness = tuple[dict[str, Any], int]
 
 
-@router.get("/readyz")
+class ReadinessOut(BaseModel):
+    """Whether DELETEs can be accepted, and if not, why."""
+
+    ok: bool
+    database: str
+    broker: bool
+    warnings: str | None = None
+
+
+@router.get("/readyz", response_model=ReadinessOut, responses={503: {"model": ReadinessOut}})
 async def readyz() -> JSONResponse:
     """200 while DELETEs can be accepted: the control database answers, at the schema this code knows.
 

@@ -45,6 +45,9 @@ TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 # How long a control database that restarts usually needs.
 RETRY_AFTER_SECONDS = 2
+# A body may have thousands of wrong fields, and each may have a long name: the answer is not larger than the request.
+MOST_ERRORS = 20
+LONGEST_NAME = 200
 
 
 @dataclass(eq=False)
@@ -67,6 +70,11 @@ class Problem(Exception):
             "detail": self.detail,
         }
         return JSONResponse(body | self.more, self.status, self.headers, media_type="application/problem+json")
+
+
+def shortened(name: str) -> str:
+    """A name that a caller sent, as an answer repeats it."""
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
 
 
 def busy(detail: str) -> Problem:
@@ -96,7 +104,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 # Those of any route.
-RESPONSES = responses(401, 403, 404, 405, 409, 413, 422, 503)
+RESPONSES = responses(400, 401, 403, 404, 405, 408, 409, 413, 422, 431, 500, 503)
 
 
 def install(app: FastAPI) -> None:
@@ -144,8 +152,8 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
         return Problem(422, "invalid_json", detail).response()
     if any(e["loc"] == ("body",) for e in found) and "json" not in request.headers.get("content-type", ""):
         return Problem(422, "invalid_request", "body: send JSON, and `Content-Type: application/json`").response()
-    where = [".".join(str(part) for part in e["loc"][1:]) or str(e["loc"][0]) for e in found]
-    wrong = [{"field": field, "message": e["msg"]} for field, e in zip(where, found, strict=True)]
+    where = [".".join(str(part) for part in e["loc"][1:]) or str(e["loc"][0]) for e in found[:MOST_ERRORS]]
+    wrong = [{"field": shortened(name), "message": e["msg"]} for name, e in zip(where, found, strict=False)]
     code = "invalid_id" if any(e["loc"][0] == "path" for e in found) else "invalid_request"
     return Problem(422, code, "; ".join(f"{w['field']}: {w['message']}" for w in wrong), {"errors": wrong}).response()
 

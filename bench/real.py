@@ -280,6 +280,7 @@ def _remove_namespace(url: str, manifest: Json) -> None:
     with _connected(url) as server:
         server.info("replication")
         _inspect(server, manifest)
+        server.eval(keys._OLDER, 1, keys.older_key(manifest))
         server.acl_list()
         server.info("keyspace")
         with _connected(url) as there:

@@ -136,6 +136,17 @@ def test_every_test_that_a_mutant_names_exists() -> None:
     assert missing == []
 
 
+def test_every_test_that_the_security_page_names_exists() -> None:
+    named = re.findall(r"`(?:(tests/[\w/]+\.py))?::(test_\w+)`", (ROOT / "docs/security.md").read_text())
+    file, missing = "", []
+    for path, test in named:  # a name without a file is in the file before it
+        file = path or file
+        if f"def {test}(" not in (ROOT / file).read_text():
+            missing.append(f"{file}::{test}")
+    assert named
+    assert missing == []
+
+
 def test_every_package_of_the_product_is_installed() -> None:
     """An editable install finds them all; a wheel, and so the image, has only what is listed."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]

@@ -4,7 +4,7 @@ import datetime as dt
 import uuid
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas.fields import Cursor, Limit, Time, Word, _In
 from api.schemas.jobs import JobOut, JobRef
@@ -15,6 +15,11 @@ from outbox.states import ResourceStatus
 
 class CreateResource(_In):
     """A resource to provision, or with a `manifest` an object to adopt. An operator must name the `tenant`."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"kind": "postgres", "backend": "pg-main", "name": "orders"}]},
+    )
 
     kind: Word
     backend: Word

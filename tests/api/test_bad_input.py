@@ -235,6 +235,16 @@ def test_ten_megabytes_of_garbage_are_refused_and_the_next_request_is_served(api
     assert rows(db) == (0, 0, 0)
 
 
+def test_an_answer_to_thousands_of_wrong_fields_is_short(api: httpx.Client) -> None:
+    many = api.post("/v1/resources", json={f"f{n}": n for n in range(5000)})
+    assert len(problem(many, 422, "invalid_request")["errors"]) <= 20
+    long = api.post("/v1/resources", json={"x" * 60_000: 1})
+    repeated = api.get(f"/v1/resources?{'y' * 9000}=1&{'y' * 9000}=2")
+    for answer in (many, long, repeated):
+        problem(answer, 422, "invalid_request")
+        assert len(answer.content) < 4000
+
+
 def test_another_tenants_resources_and_jobs_are_not_found(api: httpx.Client, db: Connection, operator: str) -> None:
     theirs = a_resource(db, tenant="globex")
     for answer in (

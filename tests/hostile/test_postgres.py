@@ -23,8 +23,8 @@ from tests.support import accounts
 from tests.support.servers import Servers, database_dsn
 from tests.support.witness import PgServer
 from worker.backends import Absent
-from worker.backends.postgres import Postgres
-from worker.backends.postgres.session import lock_key
+from worker.backends.postgres import Postgres, heir
+from worker.backends.postgres.session import Server, lock_key
 
 SECONDS = 30.0
 ODD = (
@@ -111,7 +111,10 @@ class Stage:
 
         def come_back() -> None:
             while not self.ending.is_set():
-                with contextlib.suppress(psycopg2.Error), contextlib.closing(psycopg2.connect(self.mallory.dsn)) as one:
+                with (
+                    contextlib.suppress(psycopg2.Error),
+                    contextlib.closing(psycopg2.connect(self.mallory.dsn)) as one,
+                ):
                     one.autocommit = commit
                     while not self.ending.is_set():
                         for statement in statements:
@@ -284,11 +287,16 @@ def prepared_transactions(at: Stage) -> None:
 
 @preparation
 def memberships(at: Stage) -> None:
-    """PostgreSQL 15 lets a role grant itself; 16 and later do not."""
-    heir = [role for role in at.pg.roles() if role.startswith("deprovisioner_nobody_")]
-    for other in (at.victim.role, accounts.NAME, *heir):
-        at.run(f'GRANT {at.mallory.quoted} TO "{other}"', f'GRANT "{other}" TO {at.mallory.quoted}')
-    at.run("CREATE TABLE t ()", f"GRANT SELECT ON t TO {at.victim.quoted}")
+    """No version since 15 lets a role grant itself."""
+    with Server(at.pg.service_dsn, frozenset()).connect() as ours, ours.transaction():
+        heirs = {heir._heir(ours), *(role for role in at.pg.roles() if role.startswith("deprovisioner_nobody_"))}
+    # What the victim has elsewhere needs the heir.
+    theirs = at.victim.quoted
+    at.pg.query(f"CREATE TABLE {at.x} (); ALTER TABLE {at.x} OWNER TO {theirs}")
+    at.life.callback(at.pg.query, f"DROP TABLE {at.x}")
+    for other in (at.victim.role, accounts.NAME, *heirs):
+        tried = (f'GRANT {at.mallory.quoted} TO "{other}"', f'GRANT "{other}" TO {at.mallory.quoted}')
+        assert len(at.run(*tried)) == len(tried)
 
 
 @preparation

@@ -589,16 +589,10 @@ GUARDS_OF_POSTGRES = (
             f"{OBSTACLES}::test_a_superuser_s_grant_is_refused_at_once_and_named_with_its_database",
         ),
         (
-            "postgres: large objects in the maintenance databases",
-            "heir.drop_large_objects(neighbour, role.oid)",
-            "pass",
-            f"{HEIR}::test_large_objects_in_a_maintenance_database_go_with_their_role",
-        ),
-        (
-            "postgres: a neighbour's large objects",
-            "if name in MAINTENANCE or name == session.info.dbname:",
+            "postgres: a neighbour that grants the dying role rights again",
+            "if last or not cleared & {name for name, _ in _elsewhere(session, role)}:",
             "if True:",
-            f"{HEIR}::test_large_objects_in_a_maintenance_database_go_with_their_role",
+            f"{BLOCKERS}::test_a_neighbour_that_grants_the_role_rights_again_while_it_is_dropped_is_ended_and_told",
         ),
         (
             "postgres: the role, after its rename",
@@ -611,6 +605,23 @@ GUARDS_OF_POSTGRES = (
             "if role.name != dying:",
             "dying = role.name\n    if False:",
             "test_a_stranger_that_takes_the_freed_name_of_a_dying_role_is_untouched[18]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _clear(",
+        HEIR,
+        (
+            "postgres: large objects in the maintenance databases",
+            "heir.drop_large_objects(neighbour, role.oid)",
+            "pass",
+            "test_large_objects_in_a_maintenance_database_go_with_their_role",
+        ),
+        (
+            "postgres: a neighbour's large objects",
+            "if name in MAINTENANCE or name == session.info.dbname:",
+            "if True:",
+            "test_large_objects_in_a_maintenance_database_go_with_their_role",
         ),
     ),
     *cut(

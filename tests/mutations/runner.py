@@ -57,7 +57,12 @@ GUARDS_OF_RUNNER = (
         "",
         INTAKE,
         ("intake: printable", "    if character.isprintable():", "    if True:", _LINE),
-        ("intake: the number of parts", "if next(parts, None) is None:", "if False:", f"{_SEEN}[a deep dict]"),
+        (
+            "intake: the number of parts",
+            "if next(parts, None) is None:",
+            "if False:",
+            "test_of_many_values_the_first_are_shown",
+        ),
     ),
     *cut(
         "outbox/logs.py",

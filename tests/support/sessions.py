@@ -23,7 +23,7 @@ def reconnecting(dsn: str, *, clients: int) -> Iterator[None]:
     def keep_coming() -> None:
         while not done.is_set():
             try:
-                psycopg2.connect(dsn).cursor().execute("SELECT pg_sleep(5)")
+                psycopg2.connect(dsn).cursor().execute("SELECT pg_sleep(10)")
             except psycopg2.Error:
                 continue
 

@@ -180,3 +180,10 @@ def test_ordinary_words_stay_as_they_are(words: str) -> None:
     assert foreign.line(words) == words
     assert foreign.block(f"{words}\n\t{words}", 100) == f"{words}\n\t{words}"
     assert foreign.evidence({"n": 1, "t": [words, None, True, 1.5]}) == {"n": 1, "t": [words, None, True, 1.5]}
+
+
+def test_of_many_values_the_first_are_shown() -> None:
+    seen = foreign.evidence({f"k{n}": {f"k{n}": n for n in range(60)} for n in range(60)})
+    assert seen.get("k0") == {f"k{n}": n for n in range(60)}
+    assert seen.get("k59") == "…"
+    assert len(json.dumps(seen)) <= foreign.EVIDENCE

@@ -22,6 +22,8 @@ CLOSE_TRIES = 10
 FIRST_SECONDS = 1.0
 # Databases that are no customer's, as is the service's own.
 MAINTENANCE = frozenset({"postgres", "template1"})
+# How often a role is taken out of a neighbour's database in which a customer grants it something again.
+DROP_TRIES = 5
 # "tuple concurrently updated" has the code of every internal error.
 _CHANGED_MEANWHILE = (sqlstates.InternalError_, sqlstates.DeadlockDetected)
 
@@ -190,26 +192,48 @@ def _drop_role(session: Session, manifest: Json) -> None:
             _must_be_our_role(session, manifest, dying)
     # Also a session that logged in before NOLOGIN and was not shown yet when the others were ended.
     obstacles.must_be_ended(obstacles.end_sessions(session, None, role), dying)
+    cleared: set[str] = set()
+    for last in (*[False] * (DROP_TRIES - 1), True):
+        _clear(session, role, dying, cleared)
+        try:
+            with session.transaction():
+                _disown(session, role, dying)
+                obstacles.must_be_disowned(session, role, dying)
+                session.execute("DROP ROLE {role}", role=dying)
+        except (Refused, sqlstates.DependentObjectsStillExist):
+            # A customer has granted the role something since its database was cleared: else waiting changes nothing.
+            if last or not cleared & {name for name, _ in _elsewhere(session, role)}:
+                raise
+        else:
+            return
+
+
+def _elsewhere(session: Session, role: Role) -> list[tuple[str, int]]:
+    """The databases in which the role owns objects or has rights."""
     with session.cursor() as cursor:
         cursor.execute(
             """
-            SELECT DISTINCT datname
+            SELECT DISTINCT datname, dbid::pg_catalog.int8
               FROM pg_catalog.pg_shdepend JOIN pg_catalog.pg_database ON pg_database.oid = dbid
-             WHERE refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND refobjid = %s""",
+             WHERE refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND refobjid = %s ORDER BY 1""",
             (role.oid,),
         )
-        elsewhere = [name for (name,) in cursor]
-    for name in elsewhere:  # objects in a neighbour's database are the neighbour's: handed over, not dropped
+        return [(name, oid) for name, oid in cursor]
+
+
+def _clear(session: Session, role: Role, dying: str, cleared: set[str]) -> None:
+    """Take what the role has in each database, and add those where nothing was left to `cleared`."""
+    for name, oid in _elsewhere(session, role):  # objects in a neighbour's database are the neighbour's: handed over
+        if name in cleared:
+            obstacles.end_customers(session, oid, f"in {name!r}, where the dying role was granted rights")
         with session.server.connect(name) as neighbour:
             if name in MAINTENANCE or name == session.info.dbname:
                 heir.drop_large_objects(neighbour, role.oid)
             with neighbour.transaction():
                 _disown(neighbour, role, dying)
+                if obstacles.is_disowned(neighbour, role):
+                    cleared.add(name)
             session.executed += [f"in {name!r}: {statement}" for statement in neighbour.executed]
-    with session.transaction():
-        _disown(session, role, dying)
-        obstacles.must_be_disowned(session, role, dying)
-        session.execute("DROP ROLE {role}", role=dying)
 
 
 def _must_be_our_role(session: Session, manifest: Json, name: str) -> None:

@@ -1,5 +1,6 @@
 """What keeps a database or a role alive: it is ended where the account may end it, and named where it may not."""
 
+import contextlib
 import time
 from collections.abc import Iterable
 
@@ -8,6 +9,7 @@ from psycopg2 import errors as sqlstates
 from psycopg2 import sql
 
 from outbox.errors import Refused, Transient
+from worker.backends.postgres.blockers import CUSTOMERS
 from worker.backends.postgres.errors import clean
 from worker.backends.postgres.identity import Database, Role
 from worker.backends.postgres.session import Session, afterwards
@@ -60,6 +62,34 @@ def _clients(session: Session, database: Database | None, role: Role | None, spa
             (database.oid if database else None, role.oid if role else None, [session.info.backend_pid, spared]),
         )
         return [Client(*row) for row in cursor]
+
+
+def end_customers(session: Session, database: int, why: str) -> None:
+    """End the customers' sessions in a database, with evidence."""
+    with session.cursor() as cursor:
+        cursor.execute(
+            f"SELECT pid FROM pg_catalog.pg_stat_activity WHERE datid = %s AND usesysid IN ({CUSTOMERS})", (database,)
+        )
+        pids = [pid for (pid,) in cursor]
+        for pid in pids:
+            with contextlib.suppress(sqlstates.InsufficientPrivilege):
+                cursor.execute("SELECT pg_catalog.pg_terminate_backend(%s)", (pid,))
+    if pids:
+        session.executed.append(f"ended {len(pids)} customers' sessions {why}")
+
+
+def is_disowned(session: Session, role: Role) -> bool:
+    """Whether nothing in this database depends on the role."""
+    with session.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT 1 FROM pg_catalog.pg_shdepend
+             WHERE refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND refobjid = %s
+               AND dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+             LIMIT 1""",
+            (role.oid,),
+        )
+        return cursor.fetchone() is None
 
 
 def must_be_ended(clients: list[Client], name: str) -> None:

@@ -216,3 +216,24 @@ def test_a_neighbour_s_session_that_answers_no_barrier_is_ended_and_told(
         ours.close()
         thread.join()
     assert not pg.bears(victim.manifest)
+
+
+def test_a_neighbour_that_grants_the_role_rights_again_while_it_is_dropped_is_ended_and_told(
+    pg: PgServer, backend: Postgres, victim: Customer, neighbour: Customer
+) -> None:
+    dying = f'"zz_del_{victim.manifest["generation"]}"'
+    with neighbour.inside("CREATE TABLE t ()", f'GRANT SELECT ON t TO "{victim.role}"') as theirs:
+        theirs.commit()
+
+        def grant_again() -> None:
+            theirs.cursor().execute(f"GRANT SELECT ON t TO {dying}")
+            theirs.commit()
+
+        proxy = Proxy(int(psycopg2.extensions.parse_dsn(pg.dsn)["port"]))
+        proxy.hold("DROP ROLE", grant_again)
+        told = Postgres(make_dsn(pg.service_dsn, port=proxy.port)).teardown(victim.manifest, 1)
+        assert proxy.cuts == 1
+        assert _has_ended(theirs)
+    where = neighbour.manifest["database"]
+    assert f"ended 1 customers' sessions in '{where}', where the dying role was granted rights" in told["statements"]
+    assert not pg.bears(victim.manifest)
