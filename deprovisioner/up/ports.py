@@ -36,9 +36,16 @@ def holder(port: int) -> str:
     inodes = {f"socket:[{inode}]" for inode in _inodes(port)}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if any(os.readlink(file) in inodes for file in (process / "fd").iterdir()):
+            if any(_leads_to(file) in inodes for file in (process / "fd").iterdir()):
                 return f"{(process / 'comm').read_text().strip()!r} (pid {process.name})"
     return "another program"
+
+
+def _leads_to(file: Path) -> str | None:
+    """What an open file of a process is; None when it was closed meanwhile."""
+    with suppress(OSError):
+        return os.readlink(file)
+    return None
 
 
 def _inodes(port: int) -> list[str]:

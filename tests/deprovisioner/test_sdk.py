@@ -110,6 +110,7 @@ def test_the_sdk_has_all_that_backends_and_their_tests_use() -> None:
     used = {name for path in files for name in _imported(path)}
     own = ("worker.backends.postgres.", "worker.backends.redis.", "outbox.kinds.postgres.", "outbox.kinds.redis.")
     own += ("deprovisioner.up.",)  # the servers that the tests run
+    own += ("outbox.opening.",)  # psycopg2's connections to our own PostgreSQL
     own += ("worker.backends.postgres", "worker.backends.redis")
     needed = {name.rpartition(".")[2] for name in used if not name.startswith(own)}
     assert needed

@@ -241,7 +241,7 @@ def _last_name(resource: Json) -> str:
 
 def _living(resource: Json) -> set[str]:
     names = resource["manifest"]
-    return {names["user"], names["prefix"]} if resource["kind"] == "redis" else {names["database"], names["role"]}
+    return {names["user"], _last_name(resource)} if resource["kind"] == "redis" else {names["database"], names["role"]}
 
 
 def _prefix(key: str) -> str:
