@@ -397,7 +397,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: the door is closed before sessions are ended",
             "if database is not None:",
             "if False:",
-            f"{OBSTACLES}::test_superusers_that_reconnect_do_not_keep_the_database_alive",
+            "test_no_session_can_come_when_sessions_are_ended_for_the_last_time",
         ),
     ),
     *cut(

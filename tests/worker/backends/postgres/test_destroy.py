@@ -119,6 +119,27 @@ def test_a_teardown_that_died_after_the_role_s_rename_is_finished(
     assert pg.query("SELECT oid FROM pg_roles WHERE oid = %s", manifest["role_oid"]) == []
 
 
+def test_no_session_can_come_when_sessions_are_ended_for_the_last_time(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, seen = obstacles.end_sessions, []
+
+    def looked(*words: Any, **limits: Any) -> Any:
+        seen.extend(
+            pg.query(
+                "SELECT rolcanlogin, datallowconn, datconnlimit FROM pg_roles, pg_database WHERE datname = %s"
+                " AND rolname = %s",
+                provisioned["database"],
+                provisioned["role"],
+            )
+        )
+        return honest(*words, **limits)
+
+    monkeypatch.setattr(obstacles, "end_sessions", looked)
+    backend.quarantine(provisioned)
+    assert seen == [(True, True, -1), (False, False, 0)]
+
+
 def test_a_quarantine_leaves_no_way_in(backend: Postgres, pg: PgServer, provisioned: dict[str, Any]) -> None:
     backend.quarantine(provisioned)
     assert pg.query("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", provisioned["role"]) == [(False,)]

@@ -246,5 +246,5 @@ def test_large_objects_in_a_maintenance_database_go_with_their_role(anywhere: An
         kept = len(pg.query(left))
         backend.teardown(manifest, 1)
         assert len(pg.query(left)) == kept - heir.LARGE_OBJECTS - 1
-        [(owner,)] = pg.query(left, database=neighbour["database"])
-        assert owner.startswith("deprovisioner_nobody_"), "a neighbour's database may use it"
+        owners = [owner.rpartition("_")[0] for (owner,) in pg.query(left, database=neighbour["database"])]
+        assert owners == ["deprovisioner_nobody"], "a neighbour's database may use it"
