@@ -81,7 +81,10 @@ def test_a_teardown_passes_the_crowd_of_another_tenant_and_all_provisions(db: Co
 def test_a_claim_takes_of_all_lanes_no_more_than_the_backends_capacity(db: Connection) -> None:
     for _ in range(13):
         deleted(db)
+    for _ in range(2):
+        a_job(db, lane=3)
     assert [c.lane for c in jobs.claim(db, {"pg-main": 12}, slots=20, worker="w")] == [0] * 10 + [1] * 2
+    assert [c.lane for c in jobs.claim(db, {"pg-main": 2}, slots=20, worker="w")] == [1, 3]
 
 
 def test_a_claim_begins_with_the_lane_that_it_is_given(db: Connection) -> None:
@@ -115,8 +118,8 @@ def test_a_claim_takes_no_more_of_crowded_lanes_than_it_may(db: Connection) -> N
     assert [c.id for c in jobs.claim(db, {"pg-main": 1}, crowd={"pg-main": 2}, **words)] == [crowded[3]]
     breakers.trip(db, "pg-main", reason="no route")
     db.execute(text("UPDATE breakers SET retry_at = now()"))
-    (probe,) = jobs.claim(db, {"pg-main": 9}, crowd={"pg-main": 0}, **words)
-    assert (probe.id, probe.probing) == (crowded[2], True), "a breaker's probe is never lost for it"
+    probes = jobs.claim(db, {"pg-main": 9}, crowd={"pg-main": 0}, **words)
+    assert [(c.id, c.probing) for c in probes] == [(crowded[2], True)], "a breaker's probe is never lost for it"
 
 
 def test_a_crowd_gets_half_of_a_backends_slots_and_the_others_wait_for_no_slot(db: Connection) -> None:
