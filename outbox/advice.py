@@ -56,6 +56,11 @@ def steps(reason: StuckReason) -> tuple[Step, ...]:
             return (
                 ("see what is there now", _OBSERVE),
                 ("if it is the object that was deleted after all (the right server, its own name)", _REDRIVE),
+                (
+                    "if it was renamed or its mark was changed: find its owner; only when the owner says that it may "
+                    "go, undo that, and inspect again",
+                    _OBSERVE,
+                ),
                 ("if it is gone (a worker inspects the backend first, and must find nothing)", _RESOLVE),
                 (
                     "if its server lost its data for good (a second operator must confirm)",
@@ -79,9 +84,13 @@ def next_steps(job: Job) -> list[Step]:
     return [(when, command.format(**vars(job))) for when, command in found]
 
 
+# How an operator gets a token; a forced action needs two operators, each with their own.
+CREATE_COMMAND = "deprovisioner token create --role operator --name NAME"
+
+
 def to_approve(approval: Approval) -> str:
     """The command by which the second operator approves."""
-    return _forced(approval.action).format(id=approval.job_id, fence=approval.fence)
+    return f"{_forced(approval.action)} --token TOKEN".format(id=approval.job_id, fence=approval.fence)
 
 
 def _forced(action: ForcedAction) -> str:

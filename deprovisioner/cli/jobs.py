@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -122,7 +122,8 @@ _token = click.option(
     envvar="DEPROVISIONER_OPERATOR_TOKEN",
     show_envvar=True,
     help="Your own operator's token, which a forced action needs. A forced action takes two operators: the second one "
-    "runs the same command for the same job and fence, with a token and a reason of their own, within an hour.",
+    "runs the same command for the same job and fence, with a token and a reason of their own, within an hour. Until "
+    "then nothing is done, and the exit code is 1.",
 )
 _wait = click.option(
     "--wait",
@@ -211,12 +212,13 @@ def _edge_with_log() -> "Edge":
 
 def _operator_of(token: str | None) -> "Operator":
     """The operator that has this token: at a shell, a user's name proves nothing."""
-    from outbox import actions, db
+    from outbox import actions, advice, db
     from outbox.errors import NotFound
 
     if not token:
         raise click.UsageError(
-            "a forced action needs your own operator's token: --token or DEPROVISIONER_OPERATOR_TOKEN"
+            "a forced action needs your own operator's token, with --token or in DEPROVISIONER_OPERATOR_TOKEN; to make "
+            f"one: {advice.CREATE_COMMAND}"
         )
     with db.statement() as session:
         found = actions.caller(session, token)
@@ -234,22 +236,24 @@ def _show_decision(done: "Job | Proposed", as_json: bool) -> None:
         print_json(vars(done)) if as_json else click.echo(f"job {done.id} is {done.state}")
 
 
-def _show_proposal(proposed: "Proposed", as_json: bool) -> None:
-    """The first of two operators has proposed: print what the second must run, and what was last seen."""
+def _show_proposal(proposed: "Proposed", as_json: bool) -> NoReturn:
+    """The first of two operators has proposed: print what the second must run, what was last seen; and exit with 1."""
     from outbox import advice
 
     approval, seen = proposed.approval, proposed.last_look
     if as_json:
         print_json({"approval": _approval(approval), "new": approval.new, "last_look": seen and _observation(seen)})
-        return
+        raise SystemExit(1)
+    again = "" if approval.new else "you are the operator who proposed it: "
     already = "" if approval.new else f" at {cell(approval.proposed_at)} already ({approval.reason})"
-    click.echo(f"proposed by {approval.proposed_by}{already}; nothing is done yet")
+    click.echo(f"{again}proposed by {approval.proposed_by}{already}; nothing is done yet")
     click.echo(
         f"another operator must run, with a token and a reason of their own, before {cell(approval.expires_at)}:"
     )
-    click.echo(f"  {advice.to_approve(approval)}")
+    click.echo(f"  {advice.to_approve(approval)}\nto make a token: {advice.CREATE_COMMAND}")
     if seen is not None:
         click.echo(f"last inspection, by {seen.observed_by} at {cell(seen.observed_at)}: {seen.means}")
+    raise SystemExit(1)
 
 
 def _observation(seen: "Observation") -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _tell_approval(approval: Approval) -> None:
         f"{approval.reason}"
     )
     click.echo(f"to approve it, another operator runs, with a token of their own, before {cell(approval.expires_at)}:")
-    click.echo(f"  {advice.to_approve(approval)}")
+    click.echo(f"  {advice.to_approve(approval)}\nto make a token: {advice.CREATE_COMMAND}")
 
 
 def _tell_request(story: JobStory) -> None:

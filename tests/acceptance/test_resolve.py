@@ -217,7 +217,9 @@ def test_two_operators_force_over_http_and_at_the_shell(
     assert first[0].json()["last_look"] is None
     a_look(db, int(words[1]), "unobservable")
     same = cli(env, *words[:4], "--reason", "other words", words[-1], "--token", operator)
-    assert same.returncode == 0
+    assert same.returncode == 1, "nothing is done yet"
+    assert "you are the operator who proposed it: " in same.stdout
+    assert "--token TOKEN\nto make a token: deprovisioner token create --role operator --name NAME\n" in same.stdout
     assert "another operator must run" in same.stdout
     assert f"proposed by {proposal['proposed_by']} at 2" in same.stdout
     assert "already (scrapped)" in same.stdout

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from worker.run import Run
 
 
-_MARK_LEFT = "the adoption never ended, and left its mark there: take the mark back, then re-drive this job"
+_MARK_LEFT = (
+    "the adoption never ended, and left its mark there: find its owner, take the mark back, then re-drive this job"
+)
 
 
 class Batches:

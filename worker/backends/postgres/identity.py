@@ -134,16 +134,19 @@ def _foreign_role(state: State, manifest: Json) -> str | None:
     return _foreign(_ROLE, state.roles, ours, names, manifest.get("role_oid"), manifest)
 
 
+# A check that an operator makes pass lets the next attempt destroy the object, which may be in use.
+_ASK_ITS_OWNER = "find its owner; only when the owner says that it may go,"
+
+
 @dataclass(frozen=True)
 class _Words:
     kind: str
-    renamed: str  # what else than to rename it back
     copied: str
     other: str
 
 
-_DATABASE = _Words("database", "", "a restored dump makes", "the one of this resource")
-_ROLE = _Words("role", ", or drop it", "a restored dump of roles makes", "the one that was made for this resource")
+_DATABASE = _Words("database", "a restored dump makes", "the one of this resource")
+_ROLE = _Words("role", "a restored dump of roles makes", "the one that was made for this resource")
 
 
 def _foreign(
@@ -161,17 +164,19 @@ def _foreign(
             if found.name not in names:
                 return (
                     f"the {words.kind} was renamed to {found.name!r}, and not by deprovisioner:"
-                    f" rename it back to {names[0]!r}{words.renamed}"
+                    f" {_ASK_ITS_OWNER} rename it back to {names[0]!r}, then re-drive"
                 )
         elif found.oid == oid:
             return (
                 f"{what} has the recorded OID, but its comment does not end with this resource's mark any more:"
-                f" name it {names[0]!r} and end its comment with '{mark(manifest['generation'])}', or drop it"
+                f" {_ASK_ITS_OWNER} name it {names[0]!r} and end its comment with '{mark(manifest['generation'])}',"
+                " then re-drive"
             )
         elif is_marked(found.comment, manifest):
             return (
                 f"{what} bears this resource's mark, and is not the one that was made for it (OID {oid}):"
-                f" a copy, as {words.copied}; remove the mark from its comment, or drop it"
+                f" a copy, as {words.copied}; find the owner of the copy, and remove the mark from its comment only"
+                " when the owner agrees"
             )
         elif not ours:
             return f"{what} is not {words.other}"

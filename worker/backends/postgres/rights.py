@@ -15,7 +15,7 @@ def must_suffice(session: Session, database: Database, role: Role | None) -> Non
     if statements := _missing(session, database, role):
         raise Refused(
             "the service's account lacks rights that the teardown of this object needs;"
-            f" run as a superuser, then re-drive: {'; '.join(statements)};"
+            f" when its owner agrees, run as a superuser, then re-drive: {'; '.join(statements)};"
         )
 
 

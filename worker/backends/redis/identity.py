@@ -55,7 +55,7 @@ def judge(session: Session, manifest: Json) -> Observation:
         why = f"user {manifest['user']!r} is not the one that was made for this resource"
         return Different(evidence, why, marked)
     if user is None and bearers:
-        why = f"user {bearers[0]!r} bears the mark of this resource: its user was renamed or copied"
+        why = f"user {bearers[0]!r} bears the mark of this resource: its user was renamed or copied; find its owner"
         return Different(evidence | {"marked": bearers}, why, marked)
     if ours or found is not None:
         return Same(evidence)
@@ -74,7 +74,10 @@ def wrong_server(session: Session, manifest: Json, servers: list[str], *, ours: 
     if manifest.get("server") is None or servers == [manifest["server"]]:
         return None
     if len(servers) > 1:
-        return f"the server has the identities {' and '.join(servers)}: an aclfile was copied; remove the wrong user"
+        return (
+            f"the server has the identities {' and '.join(servers)}: an aclfile was copied; find out which of them is "
+            "this server's, and only then remove the other's user"
+        )
     if servers:
         return f"the server is {servers[0]!r}, not {manifest['server']!r}: the wrong server, or one that lost its users"
     if ours and session.get(SERVER_KEY) == manifest["server"]:

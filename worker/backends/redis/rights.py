@@ -30,7 +30,9 @@ def must_stay_inside(session: Session, manifest: Json, user: Json) -> None:
         mend += catalog.without(granted, beyond)
     if wrong:
         statement = " ".join(("ACL SETUSER", manifest["user"], *mend))
-        raise Refused(f"ACL user {manifest['user']!r} {', '.join(wrong)}; limit it first: {statement}")
+        raise Refused(
+            f"ACL user {manifest['user']!r} {', '.join(wrong)}; when its owner agrees, limit it first: {statement}"
+        )
 
 
 def beginning(pattern: str) -> str:

@@ -123,6 +123,7 @@ def test_a_part_that_matches_is_never_absent_nor_touched(
     seen = backend.inspect(provisioned)
     assert isinstance(seen, Different)
     assert re.search(says, seen.why)
+    assert re.search("find (its owner|the owner of the copy)", seen.why), "before anything is made to fit"
     with pytest.raises(Refused, match=says):
         backend.teardown(provisioned, 1)
     with pytest.raises(Refused):
