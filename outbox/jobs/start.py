@@ -87,8 +87,8 @@ def start_all(
     the resource's manifest, which an older version wrote without them. Unless it `waits`, it skips what
     another transaction has locked, and claims with `completes`, which may wait for the resource's row.
     """
-    asked = [(claim, before or {}) for claim, before in seen if waits or "completes" not in (before or {})]
-    noted = [(claim, {"seen": before} if before else None) for claim, before in asked]
+    asked = [(claim, before) for claim, before in seen if waits or "completes" not in (before or {})]
+    noted = [(claim, None if before is None else {"seen": before}) for claim, before in asked]
     statement = _START_DEPROVISION if waits else _START_SKIPPING
     return {(row.id, row.fence) for row in db.execute(statement, _still_ours(noted) | _event(Event.STARTED, worker))}
 

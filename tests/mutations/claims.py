@@ -430,7 +430,7 @@ CLAIMS = (
     # -- start
     *cut(
         TRANSITIONS,
-        "    asked = [(claim, before or {})",
+        "    asked = [(claim, before)",
         MOVES,
         (
             "start: a batch leaves out what may wait for a resource",
