@@ -93,6 +93,11 @@ def to_approve(approval: Approval) -> str:
     return f"{_forced(approval.action)} --token TOKEN".format(id=approval.job_id, fence=approval.fence)
 
 
+def to_release(hold_id: int) -> str:
+    """The command that ends a hold."""
+    return f"deprovisioner hold release {hold_id} --reason 'WHY'"
+
+
 def _forced(action: ForcedAction) -> str:
     match action:
         case ForcedAction.RESOLVE:

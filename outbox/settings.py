@@ -58,7 +58,8 @@ class Settings(Struct, frozen=True):
         if not value:
             raise SettingsError(
                 f"{PREFIX}{name.upper()} is not set: {_MEANS[name]}. "
-                "`deprovisioner up` writes one into its home's `env` file."
+                "`deprovisioner up` writes one into its home's `env` file: load that (`set -a; . HOME/env; set +a`) or "
+                "run this in the folder where `up` was started"
             )
         return str(value)
 

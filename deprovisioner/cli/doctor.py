@@ -1,5 +1,6 @@
 """`deprovisioner doctor`: check the invariants."""
 
+import re
 from typing import Any
 
 import click
@@ -64,4 +65,6 @@ def _show_checked(
         click.echo(f"           {subject} {row['id']}  since {cell(row['since'])}  {row['note'] or ''}".rstrip())
     if count > len(sample):
         click.echo(f"           and {count - len(sample)} more")
+    if sample:  # the commands, as they can be typed for the first of them
+        do = re.sub(rf"({subject}s? \w+) (ID|NAME)\b", rf"\g<1> {sample[0]['id']}", do)
     click.echo(f"           what to do: {do}")

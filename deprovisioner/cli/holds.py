@@ -31,13 +31,13 @@ def hold_set(
 
     Needs only the control database: the API and the broker may be down. Held jobs use up no attempts.
     """
-    from outbox import actions, db
+    from outbox import actions, advice, db
     from outbox.states import HoldScope
 
     named = {HoldScope.BACKEND: backend, HoldScope.TENANT: tenant, HoldScope.KIND: kind}
     chosen = [(scope, subject) for scope, subject in named.items() if subject is not None]
     if len(chosen) + everything != 1:
-        raise click.UsageError("say one of --global, --backend, --tenant, --kind")
+        raise click.UsageError("say one of --global, --backend, --tenant, --kind, and only one; set a hold for each")
     if reason is None and not everything:
         raise click.UsageError("say why: --reason")
     scope, subject = chosen[0] if chosen else (HoldScope.GLOBAL, None)
@@ -46,7 +46,7 @@ def hold_set(
     if as_json:
         print_json(vars(made))
     else:
-        click.echo(f"{made}\nto end it: deprovisioner hold release {made.id} --reason …")
+        click.echo(f"{made}\nto end it: {advice.to_release(made.id)}")
 
 
 @hold.command("list", epilog=example("deprovisioner hold list", "deprovisioner hold list --all --json"))
@@ -56,12 +56,15 @@ def hold_set(
 @as_json_option
 def hold_list(released: bool, limit: int, cursor: str | None, as_json: bool) -> None:
     """Holds in force, newest first."""
-    from outbox import db, queries
+    from outbox import advice, db, queries
 
     with db.statement() as session:
         page = queries.list_holds(session, released=released, limit=limit, cursor=cursor)
     columns = ["id", "scope", "subject", "cause", "created_at", "actor", "reason"]
     show_page(page, columns + ["released_at", "released_by", "release_reason"] * released, as_json)
+    ends = next((made for made in page.items if made.released_at is None), None)
+    if ends and not as_json:
+        click.echo(f"\nto end one, when its cause is gone:\n  {advice.to_release(ends.id)}")
 
 
 @hold.command("release", epilog=example("deprovisioner hold release 7 --reason 'disk was made larger'"))

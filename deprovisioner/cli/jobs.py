@@ -16,6 +16,7 @@ from deprovisioner.cli.shell import (
     example,
     main,
     me,
+    must_exist,
     operate,
     print_fields,
     print_json,
@@ -78,10 +79,14 @@ def jobs_list(counts: bool, cursor: str | None, limit: int, as_json: bool, **fil
             raise click.UsageError("--counts counts the jobs of all pages: leave --cursor out")
         with db.statement() as session:
             found = vars(queries.count_jobs(session, wanted))
+            if not found["total"]:
+                must_exist(session, backend=wanted.backend, tenant=wanted.tenant)
         print_json(found) if as_json else _show_counts(found)
         return
     with db.statement() as session:
         page = queries.with_tenants(session, queries.list_jobs(session, wanted, cursor=cursor, limit=limit))
+        if not page.items:
+            must_exist(session, backend=wanted.backend, tenant=wanted.tenant)
     columns = ("id", "kind", "state", "stuck_reason", "tenant", "resource_id", "backend", "fence", "attempts")
     show_page(page, (*columns, "last_error"), as_json)
 

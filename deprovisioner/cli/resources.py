@@ -13,6 +13,7 @@ from deprovisioner.cli.shell import (
     example,
     main,
     me,
+    must_exist,
     operate,
     print_fields,
     print_json,
@@ -41,6 +42,8 @@ def resources_list(limit: int, as_json: bool, **filters: Any) -> None:
 
     with db.statement() as session:
         page = queries.list_resources(session, limit=limit, **filters)
+        if not page.items:
+            must_exist(session, kind=filters["kind"], tenant=filters["tenant"])
     show_page(page, ("id", "tenant", "kind", "backend", "name", "status", "created_at"), as_json)
 
 
@@ -68,11 +71,17 @@ def resources_show(resource_id: uuid.UUID, as_json: bool) -> None:
 @as_json_option
 def resources_delete(resource_id: uuid.UUID, reason: str | None, as_json: bool) -> None:
     """Delete a resource, as the API's DELETE does; harmless when it was deleted before."""
-    from outbox import actions
+    from outbox import actions, db, queries
+    from outbox.states import JobState
 
     done = actions.delete(edge(), me(), resource_id, reason=reason)
     if as_json:
         job = {"id": done.job.id, "state": done.job.state}
         print_json({"ok": True, "already_deleted": not done.won, "resource": vars(done.resource), "job": job})
     else:
-        click.echo(f"{'accepted' if done.won else 'already deleted'}: job {done.job.id} is {done.job.state}")
+        before = "deleted" if done.resource.status is ResourceStatus.DELETED else "accepted before"
+        more = f": `deprovisioner jobs show {done.job.id}`" if done.job.state is JobState.STUCK else ""
+        click.echo(f"{'accepted' if done.won else before}; job {done.job.id} is {done.job.state}{more}")
+        with db.statement() as session:
+            for hold in queries.holds_over(session, done.job.id) if done.job.finished_at is None else ():
+                click.echo(f"it does not start while there is {hold}")

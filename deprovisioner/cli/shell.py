@@ -77,6 +77,13 @@ class _Main(click.Group):
             hint = " (run `deprovisioner migrate` first?)" if "does not exist" in text else ""
             if "permission denied" in text or "must be owner" in text:
                 hint = " (the service's role has no right to do this: run it as the owner of the tables)"
+            if "Connection refused" in text:
+                hint = " (is it running? `deprovisioner up` starts its own)"
+                if ctx.invoked_subcommand == "hold":
+                    hint += (
+                        "; no hold was set or released: workers start no job while they cannot reach the database; to "
+                        "keep them stopped after that, stop their processes"
+                    )
             raise _Failed(f"control database: {text.splitlines()[0]}{hint}") from error
 
 
@@ -187,6 +194,17 @@ def _ring() -> None:
 
     logs.configure()
     doorbell.ring_now()
+
+
+def must_exist(session: "Connection", **named: str | None) -> None:
+    """Raises NotFound for a `backend`, `tenant` or `kind` that exists nowhere: a typing error, and no empty listing."""
+    from outbox import queries
+    from outbox.errors import NotFound
+    from outbox.states import HoldScope
+
+    for scope, subject in named.items():
+        if subject is not None and not queries.known(session, HoldScope(scope), subject):
+            raise NotFound(f"there is no {scope} {subject!r} here: this filter would find nothing; check the name")
 
 
 def show_page(

@@ -29,11 +29,14 @@ def tell(story: JobStory) -> None:
     click.echo()
     for when, command in advice.next_steps(job):
         click.echo(f"next, {when}:\n  {command}")
+    for hold in story.holds:
+        click.echo(f"next, when the cause of hold {hold.id} is gone:\n  {advice.to_release(hold.id)}")
     if job.stuck_reason is not None:
         click.echo(f"more: docs/runbook.md, {job.stuck_reason}\n")
     redriven = next((e.at for e in reversed(story.events) if e.event == "redriven"), None)
     attempts = job.attempts if redriven is None else f"{job.attempts} since it was re-driven, at {cell(redriven)}"
-    print_fields(vars(job) | {"attempts": attempts})
+    earlier = "of an earlier attempt: " if job.state is JobState.RUNNING and job.last_error else ""
+    print_fields(vars(job) | {"attempts": attempts, "last_error": job.last_error and f"{earlier}{job.last_error}"})
     _tell_request(story)
     click.echo("\nattempts")
     for attempt in story.attempts:
@@ -50,7 +53,10 @@ def _state(story: JobStory) -> str:
         case JobState.PENDING:
             return f"pending: {_waits_for(story)}"
         case JobState.RUNNING:
-            return f"running, with fence {job.fence}; the last attempt below names the worker"
+            return (
+                f"running, with fence {job.fence}; the last attempt below names the worker. Its lease lasts until "
+                f"{cell(story.lease_expires_at)}, the worker extends it; after that another worker takes the job over"
+            )
         case JobState.STUCK:
             why = "" if job.stuck_reason is None else f", {job.stuck_reason}: {advice.means(job.stuck_reason)}"
             return f"stuck since {cell(story.stuck_since)}{why}"

@@ -43,11 +43,13 @@ class Child:
     stop_signal: int = signal.SIGTERM
     process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
     _asked: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)  # the process that has its stop signal
+    _log_start: int = field(default=0, repr=False)  # where this process's part of the log begins
 
     def spawn(self) -> None:
         """Start it in a session of its own: Ctrl-C in the terminal then reaches only the parent, which stops it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab", opener=_private) as log, open(self.stdin, "rb") as stdin:
+            self._log_start = log.tell()
             self.process = subprocess.Popen(  # noqa: S603 - our own programs, no shell
                 [str(word) for word in self.argv],
                 stdin=stdin,
@@ -103,8 +105,11 @@ class Child:
         return signal.Signals(-status).name if status is not None and status < 0 else f"exit status {status}"
 
     def tail(self, lines: int = 8) -> str:
-        """The last lines of its log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+        """The last lines that this process, and none before it, has logged."""
+        if not self.log.exists():
+            return ""
+        said = self.log.read_bytes()[self._log_start :].decode(errors="replace")
+        return "\n".join(said.splitlines()[-lines:])
 
 
 def postgres(

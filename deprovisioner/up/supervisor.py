@@ -208,8 +208,7 @@ class Up:
     def _start_worker(self, name: str) -> None:
         with _step(name):
             child = Child(name, [*_COMMAND, "worker"], self._log(name), env=self._env_of(name))
-            seen = len(child.tail(1_000_000))
-            self._start_child(child, lambda: '"worker_ready"' in child.tail(1_000_000)[seen:])
+            self._start_child(child, lambda: '"worker_ready"' in child.tail(1_000_000))
 
     def _start_child(self, child: Child, ready: Callable[[], bool]) -> None:
         self.children.append(child)

@@ -12,9 +12,8 @@ import time
 from collections.abc import Iterable
 
 from outbox import settings
-from outbox.doorbell import redis
 from outbox.doorbell.celery import CONFIG, DRAIN, OBSERVE, QUEUE, SWEEP, sender
-from outbox.doorbell.redis import BELL, TIMEOUT_SECONDS, ask, key_of, on_redis
+from outbox.doorbell.redis import BELL, TIMEOUT_SECONDS, ask, key_of, on_redis, put, take
 from outbox.logs import log
 
 __all__ = [
@@ -77,7 +76,7 @@ def ring_now(backends: Iterable[str] = ()) -> bool:
     try:
         if on_redis():
             for key in [key_of(name) for name in backends] or [BELL]:
-                redis.ring(key)
+                put(key)
         else:
             sender().send_task(DRAIN, expires=settings.get().sweep_seconds, ignore_result=True)
     except Exception as error:  # noqa: BLE001 - any failure of any broker means the same: the sweep finds the work
@@ -101,7 +100,7 @@ def ring_to_observe() -> bool:
 
 def wait(backends: Iterable[str], seconds: float) -> bool:
     """Wait on Redis for the doorbell or those of these backends; whether one rang. A ring wakes one waiting worker."""
-    return redis.wait([BELL, *map(key_of, backends)], seconds)
+    return take([BELL, *map(key_of, backends)], seconds)
 
 
 def describe(error: Exception) -> str:

@@ -39,12 +39,12 @@ def ask(*command: Any, takes: float = 0) -> Any:
         raise
 
 
-def ring(key: str) -> None:
+def put(key: str) -> None:
     """Put our member into the sorted set. Raises redis.RedisError."""
     _on_sorted_sets([key], "ZADD", key, 0, MEMBER)
 
 
-def wait(keys: Sequence[str], seconds: float) -> bool:
+def take(keys: Sequence[str], seconds: float) -> bool:
     """Wait for a member of one of these sorted sets, and take it; whether there was one. Raises redis.RedisError."""
     taken = _on_sorted_sets(keys, "BZPOPMIN", *keys, seconds, takes=seconds)
     if taken and taken[1] != MEMBER.encode():

@@ -7,7 +7,8 @@
 """
 
 from outbox.approvals import Approval
-from outbox.holds import Hold
+from outbox.holds import Hold, known
+from outbox.holds import over as holds_over
 from outbox.observations import Observation
 from outbox.queries.attempts import Attempt, Seen, attempts
 from outbox.queries.jobs import EVERY_JOB, JobCounts, JobFilter, ListedJob, count_jobs, list_jobs, with_tenants
@@ -36,7 +37,9 @@ __all__ = [
     "Tally",
     "attempts",
     "count_jobs",
+    "holds_over",
     "job_story",
+    "known",
     "list_breakers",
     "list_holds",
     "list_jobs",

@@ -32,7 +32,8 @@ class Request:
 class JobStory:
     """A job with its attempts, its events and what it waits for. `request` is None where its first event is missing.
 
-    `holds` are the holds in force that cover the job: while there is one, the job does not start. Only for a pending
+    `holds` are the holds in force that cover the job: while there is one, the job does not start. Only for a running
+    job: `lease_expires_at`. Only for a pending
     job: `breaker`, its backend's; `due_seconds`, how long it has been due by the database's clock. Only for a stuck
     job: `stuck_since`; `approvals`, the proposals that wait for a second operator; `last_look`, the last inspection at
     this fence.
@@ -47,6 +48,7 @@ class JobStory:
     holds: list[Hold]
     breaker: "Breaker | None"
     due_seconds: int | None
+    lease_expires_at: dt.datetime | None
     stuck_since: dt.datetime | None
     approvals: list[Approval]
     last_look: Observation | None
@@ -55,7 +57,8 @@ class JobStory:
 _STORY = text(f"""
     SELECT {columns(Job, "job")}, job.request_id, resources.tenant, resources.name,
            CASE WHEN job.state = 'pending' AND available_at <= now()
-                THEN CAST(floor(extract(epoch FROM now() - available_at)) AS bigint) END AS due_seconds
+                THEN CAST(floor(extract(epoch FROM now() - available_at)) AS bigint) END AS due_seconds,
+           job.lease_expires_at
       FROM outbox AS job JOIN resources ON resources.id = job.resource_id
      WHERE job.id = :id AND (CAST(:tenant AS text) IS NULL OR resources.tenant = :tenant)""")
 _EVENTS = text(f"SELECT {columns(Evidence, 'event')} FROM events AS event WHERE job_id = :id ORDER BY id")
@@ -84,6 +87,7 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
         holds=over(db, job_id) if job.finished_at is None else [],
         breaker=next(iter(list_breakers(db, job.backend)), None) if job.state is JobState.PENDING else None,
         due_seconds=row.due_seconds,
+        lease_expires_at=row.lease_expires_at,
         stuck_since=since if stuck else None,
         approvals=approvals.proposals(db, job_id, fence=job.fence) if stuck else [],
         last_look=observations.last(db, job_id, fence=job.fence) if stuck else None,

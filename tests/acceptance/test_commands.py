@@ -16,6 +16,13 @@ def test_a_wrong_setting_is_a_usage_error_that_names_it() -> None:
         assert "DEPROVISIONER_LEASE is not a setting; did you mean DEPROVISIONER_LEASE_SECONDS?" in answer.stderr
 
 
+def test_a_database_that_does_not_run_is_named_with_what_to_do() -> None:
+    nobody = clean_environment(DEPROVISIONER_DATABASE_URL="postgresql://u@127.0.0.1:1/d")
+    for words, told in ((("jobs", "list"), "is it running?"), (("hold", "set", "--global"), "stop their processes")):
+        answer = forked.run(words, nobody)
+        assert (answer.returncode, told in answer.stderr) == (1, True), answer
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -94,6 +94,20 @@ def test_a_wrong_filter_is_a_usage_error(env: dict[str, str], words: Words) -> N
     assert words[0] in answer.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("jobs", "list", "--backend", "nope"),
+        ("jobs", "list", "--counts", "--tenant", "nope"),
+        ("resources", "list", "--kind", "nope"),
+    ],
+)
+def test_a_name_that_exists_nowhere_is_refused(db: Connection, env: dict[str, str], words: Words) -> None:
+    answer = shell(env, *words)
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert f"there is no {words[-2][2:]} 'nope' here: this filter would find nothing; check the name" in answer.stderr
+
+
 def test_a_long_error_is_cut_only_on_a_terminal(db: Connection, env: dict[str, str]) -> None:
     error = "first line\n" + "x" * 300 + " the end"
     stuck(db, error=error)
@@ -183,14 +197,16 @@ def test_the_next_command_that_show_prints_works(db: Connection, env: dict[str, 
 def test_show_describes_a_job_in_any_state(db: Connection, env: dict[str, str]) -> None:
     for state, word in {
         "pending": "pending: ",
-        "running": "running, with fence 1",
+        "running": "running, with fence 1; the last attempt below names the worker. Its lease lasts until 2",
         "succeeded": "succeeded at 2",
         "stuck": "stuck since -, refused: ",
     }.items():
         job = a_job(db, state=state)
+        db.exec_driver_sql("UPDATE outbox SET last_error = 'held' WHERE state <> 'succeeded'")
         top = shell(env, "jobs", "show", str(job)).stdout.splitlines()
         assert top[1].startswith(word)
         assert "(not recorded: the job's first event is missing)" in top
+        assert any(re.match("last_error +of an earlier attempt: held", line) for line in top) == (state == "running")
 
 
 def headline(env: dict[str, str], job: int) -> str:
@@ -230,6 +246,10 @@ def test_show_says_first_why_a_pending_job_waits(
     holds.engage(db, HoldScope.TENANT, "acme", actor="cli:ann", reason="fraud case 8")
     told_hold = "pending: it does not start while there is hold 1 on tenant acme: fraud case 8 (by cli:ann, 2"
     assert headline(env, job).startswith(told_hold)
+    assert "\n  deprovisioner hold release 1 --reason 'WHY'\n" in shell(env, "jobs", "show", str(job)).stdout
+    assert "\n  deprovisioner hold release 1 --reason 'WHY'\n" in shell(env, "hold", "list").stdout
+    kept = shell(env, "resources", "delete", told["resource_id"]).stdout
+    assert f"; job {job} is pending\nit does not start while there is hold 1 on tenant acme: fraud case 8\n" in kept
 
 
 def test_an_inspection_or_a_proposal_does_not_change_stuck_since(

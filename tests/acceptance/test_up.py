@@ -59,7 +59,7 @@ def up() -> Iterator[Running]:
 
 
 def test_up_serves_and_writes_an_env_that_works(up: Running) -> None:
-    names = ["DATABASE_URL", "BROKER_URL", "API_URL", "OPERATOR_TOKEN", "TENANT_TOKEN"]
+    names = ["DATABASE_URL", "BROKER_URL", "API_URL", "API_PORT", "OPERATOR_TOKEN", "TENANT_TOKEN"]
     addresses = {"PG_MAIN_DSN", "PG_MAIN_SERVICE_DSN", "REDIS_MAIN_URL", "REDIS_MAIN_SERVICE_URL"}
     assert {f"DEPROVISIONER_{name}" for name in names} | addresses <= set(up.env)
     assert (up.home / "env").stat().st_mode & 0o077 == 0, "it holds secrets"

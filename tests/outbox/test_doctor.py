@@ -285,7 +285,9 @@ def test_the_command_says_what_is_broken_and_what_to_do(world: World, env: dict[
     assert re.search(
         rf"^BROKEN     deleting_without_job: .*\n +resource {resource} .*\n +what to do: ", human.stdout, re.M
     )
-    assert re.search(rf"^warning    stuck: .*\n +job {stuck} ", human.stdout, re.M)
+    assert re.search(
+        rf"^warning    stuck: .*\n +job {stuck} .*\n +what to do: `deprovisioner jobs show {stuck}`", human.stdout, re.M
+    )
     assert "ok         two_jobs\n" in human.stdout
     assert human.stdout.endswith(f"\n{len(CODES)} checks: 1 broken, 1 warning\n")
 

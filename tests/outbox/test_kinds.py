@@ -103,6 +103,7 @@ EXPLAINED = {
     r"\bon_redis\b": "whether the broker is one Redis",
     r"\b(outbox\.doorbell|kombu\.transport)\.redis\b": "what speaks to a broker that is Redis",
     r"'intervalstyle': 'postgres'": "a format of PostgreSQL",
+    r"'kind': 'postgres', 'backend': 'pg-main'": "OpenAPI's example, which works where `up` runs",
     r"'postgresql', 'postgres'": "two spellings of the control database's URL",
 }
 # `up` and `demo` run servers of both kinds; the doorbell is on a Redis of its own.

@@ -19,8 +19,7 @@ LOAD = (
                               ORDER BY id DESC LIMIT 1) AS last ON true
          WHERE state = 'stuck'""",
         "these jobs wait for an operator; oldest first",
-        "`deprovisioner jobs show ID` says why, and `jobs observe ID` what is there now; then `jobs redrive ID --fence "
-        "N --reason …`, or `jobs resolve …` if the teardown did happen",
+        "`deprovisioner jobs show ID` says why, and prints the commands that move the job on",
         "warning",
     ),
     Check(
