@@ -199,7 +199,7 @@ def test_a_checkpoint_says_how_many_chains_have_grown(db: Connection, installati
     for _ in range(2):
         jobs.enqueue(db, a_resource(db), actor="a")
     assert re.search(
-        r"^covers +2 chains have grown since the checkpoint before$",
+        r"^covers +2 chains with new events since the checkpoint before$",
         installation.cli("audit", "checkpoint").stdout,
         re.M,
     )
