@@ -18,8 +18,8 @@ import psycopg2
 import pytest
 from psycopg2 import extensions, sql
 
-from outbox.rows import Json
 from tests.support import accounts
+from tests.support.customers import Customer, a_customer
 from tests.support.servers import Servers, database_dsn
 from tests.support.witness import PgServer
 from worker.backends import Absent
@@ -55,22 +55,6 @@ def proof(make: Callable[["Stage"], None]) -> Callable[["Stage"], None]:
     """One that takes long."""
     _PREPARATIONS[make.__name__] = make, True
     return make
-
-
-@dataclass
-class Customer:
-    """A resource, and what opens it."""
-
-    manifest: Json
-    dsn: str
-
-    @property
-    def role(self) -> str:
-        return self.manifest["role"]
-
-    @property
-    def quoted(self) -> str:
-        return f'"{self.role}"'
 
 
 @dataclass
@@ -483,11 +467,6 @@ def _accounts() -> Iterator[Any]:
             yield pytest.param(where, name, id=f"{name}-{where}", marks=pytest.mark.proof)
 
 
-def _made(backend: Postgres) -> Customer:
-    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
-    return Customer(backend.provision(plan.manifest, plan.credentials), plan.credentials["dsn"])
-
-
 def _powers(pg: PgServer, but: set[str]) -> set[tuple[Any, ...]]:
     """Who is what, and who is a member of whom."""
     roles = pg.query(
@@ -508,7 +487,7 @@ def test_what_a_customer_prepares_stops_no_teardown_and_leaves_nothing(
     version, _, account = where.partition("-")
     pg = servers.pg if version == "18" else request.getfixturevalue("postgres15")
     backend = Postgres(pg.service_dsn if account else pg.dsn)
-    mallory, victim = _made(backend), _made(backend)
+    mallory, victim = a_customer(backend), a_customer(backend)
     both = (victim, mallory)
     before, since = _powers(pg, {mallory.role, victim.role}), pg.log.stat().st_size
     large_objects = pg.query(_LARGE_OBJECTS)

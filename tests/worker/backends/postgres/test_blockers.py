@@ -4,8 +4,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 import psycopg2
@@ -13,32 +12,12 @@ import pytest
 from psycopg2.extensions import make_dsn
 
 from outbox.errors import Transient
-from outbox.rows import Json
 from tests.support import accounts
+from tests.support.customers import Customer, a_customer
 from tests.support.proxy import Proxy
 from tests.support.servers import Servers, database_dsn
 from tests.support.witness import PgServer, eventually
 from worker.backends.postgres import Postgres, session, waits
-
-
-@dataclass
-class Customer:
-    """A resource, and what opens it."""
-
-    manifest: Json
-    dsn: str
-
-    @property
-    def role(self) -> str:
-        return self.manifest["role"]
-
-    @contextmanager
-    def inside(self, *statements: str) -> Iterator[Any]:
-        """A session of the customer in its database, which has run these statements in one open transaction."""
-        with closing(psycopg2.connect(self.dsn, application_name="app")) as connection:
-            for statement in statements:
-                connection.cursor().execute(statement)
-            yield connection
 
 
 @pytest.fixture(params=["18", "15"])
@@ -46,19 +25,14 @@ def pg(request: pytest.FixtureRequest, servers: Servers) -> PgServer:
     return servers.pg if request.param == "18" else request.getfixturevalue("postgres15")
 
 
-def _made(backend: Postgres) -> Customer:
-    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
-    return Customer(backend.provision(plan.manifest, plan.credentials), plan.credentials["dsn"])
-
-
 @pytest.fixture
 def victim(backend: Postgres) -> Customer:
-    return _made(backend)
+    return a_customer(backend)
 
 
 @pytest.fixture
 def neighbour(backend: Postgres) -> Iterator[Customer]:
-    made = _made(backend)
+    made = a_customer(backend)
     yield made
     backend.teardown(made.manifest, 9)
 
