@@ -170,8 +170,8 @@ class Choice(click.Choice[E]):
         return str(choice)
 
 
-# This version makes no other jobs.
-JOB_KIND = Choice([JobKind.PROVISION, JobKind.DEPROVISION])
+# This version makes no restores.
+JOB_KIND = Choice([kind for kind in JobKind if kind is not JobKind.RESTORE])
 
 
 @click.group(cls=_Main, epilog=example("deprovisioner up", "deprovisioner jobs list --state stuck"))
