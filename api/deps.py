@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Connection
 from tenacity import retry, retry_if_exception, stop_after_attempt
 
-from api.problems import Problem, shortened
+from api.problems import Problem, invalid, shortened
 from outbox import actions, db
 from outbox.actions import Caller, Edge
 from outbox.doorbell import bell
@@ -55,7 +55,7 @@ async def caller(request: Request, given: Annotated[HTTPAuthorizationCredentials
     names = [name for name, _ in request.query_params.multi_items()]
     names += ["Idempotency-Key"] * len(request.headers.getlist("idempotency-key"))
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise Problem(422, "invalid_request", f"{shortened(twice)}: is given more than once; give it once")
+        raise invalid(f"{shortened(twice)}: is given more than once; give it once")
     return known
 
 

@@ -1,5 +1,6 @@
 """Errors as RFC 9457 `application/problem+json`, each with a stable `code`; one table from our errors to them."""
 
+import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -42,7 +43,7 @@ TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
     (errors.NothingToForce, 409, "nothing_to_force"),
     (errors.Conflict, 409, "conflict"),
 )
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+_HTTP_CODES = {405: "method_not_allowed"}
 # How long a control database that restarts usually needs.
 RETRY_AFTER_SECONDS = 2
 # A body may have thousands of wrong fields, and each may have a long name: the answer is not larger than the request.
@@ -70,6 +71,18 @@ class Problem(Exception):
             "detail": self.detail,
         }
         return JSONResponse(body | self.more, self.status, self.headers, media_type="application/problem+json")
+
+
+# How a detail begins that is about one field. A detail about several has one such part for each.
+_FIELD = re.compile(r"([^\s:;]+): (.*)", re.DOTALL)
+_NEXT_FIELD = re.compile(r"; (?=[\w.]+: )")
+
+
+def invalid(detail: str) -> Problem:
+    """422 `invalid_request` of a detail such as `field: message`; one that names no field is about the whole body."""
+    found = [(part, _FIELD.fullmatch(part)) for part in _NEXT_FIELD.split(detail)[:MOST_ERRORS]]
+    wrong = [{"field": m[1], "message": m[2]} if m else {"field": "body", "message": part} for part, m in found]
+    return Problem(422, "invalid_request", detail, {"errors": wrong})
 
 
 def shortened(name: str) -> str:
@@ -125,6 +138,8 @@ def _ours(_: Request, error: Exception) -> JSONResponse:
         ).response()
     for kind, status, code in TABLE:
         if isinstance(error, kind):
+            if code == "invalid_request":
+                return invalid(str(error)).response()
             return Problem(status, code, str(error), _more(error)).response()
     log.error("unmapped_error", error=repr(error))
     return Problem(500, "internal_error", str(error)).response()
@@ -151,11 +166,20 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
         detail = f"the body is not JSON, at character {broken['loc'][-1]}: {broken.get('ctx', {}).get('error', '')}"
         return Problem(422, "invalid_json", detail).response()
     if any(e["loc"] == ("body",) for e in found) and "json" not in request.headers.get("content-type", ""):
-        return Problem(422, "invalid_request", "body: send JSON, and `Content-Type: application/json`").response()
+        return invalid("body: send JSON, and `Content-Type: application/json`").response()
     where = [".".join(str(part) for part in e["loc"][1:]) or str(e["loc"][0]) for e in found[:MOST_ERRORS]]
-    wrong = [{"field": shortened(name), "message": e["msg"]} for name, e in zip(where, found, strict=False)]
+    wrong = [{"field": shortened(name), "message": _in_words(e)} for name, e in zip(where, found, strict=False)]
     code = "invalid_id" if any(e["loc"][0] == "path" for e in found) else "invalid_request"
     return Problem(422, code, "; ".join(f"{w['field']}: {w['message']}" for w in wrong), {"errors": wrong}).response()
+
+
+_WORDS = {"missing": "is missing", "extra_forbidden": "there is no such field or filter"}
+
+
+def _in_words(error: Any) -> str:
+    """What is wrong, in words that need no knowledge of the library that found it."""
+    said = _WORDS.get(error["type"], error["msg"])
+    return re.sub("^Input should", "it must", said.removeprefix("Value error, "))
 
 
 async def _refused(request: Request) -> JSONResponse | None:
@@ -197,6 +221,9 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI could not parse the body
         detail = "the body is not JSON in UTF-8, or it is nested too deep"
         return Problem(422, "invalid_json", detail).response()
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        detail = f"there is nothing at {shortened(request.scope['path'])}; /openapi.json has every path"
+        return Problem(404, "not_found", detail).response()
     code = _HTTP_CODES.get(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"))
     return Problem(error.status_code, code, str(error.detail), headers=dict(error.headers or {})).response()
 

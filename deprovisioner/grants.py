@@ -55,7 +55,10 @@ def grant(db: Connection, role: str) -> None:
     """
     row = db.execute(_POWERS, {"role": role, "tables": list(RIGHTS)}).one_or_none()
     if row is None:
-        raise NotFound(f"there is no role {role!r}; create it (LOGIN, with a password), then run this again")
+        raise NotFound(
+            f"there is no role {role!r}; set DEPROVISIONER_SERVICE_PASSWORD, and this command makes the role, or make "
+            "it yourself (LOGIN, with a password); then run this again"
+        )
     if row.unbound:
         raise BadRequest(
             f"role {role!r} is a superuser, or owns the tables, their schema or the database, itself or as a member: "

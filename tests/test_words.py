@@ -27,12 +27,14 @@ from outbox.states import (
 from outbox.tables import metadata
 
 # A command's option, and the enum whose values it offers.
+# This version makes no restores.
+MADE = [kind for kind in JobKind if kind != JobKind.RESTORE]
 CHOICES = {
     "jobs list --state": JobState,
     "jobs list --reason": StuckReason,
-    "jobs list --kind": JobKind,
+    "jobs list --kind": MADE,
     "jobs redrive-all --reason-was": StuckReason,
-    "jobs redrive-all --kind": JobKind,
+    "jobs redrive-all --kind": MADE,
     "resources list --status": ResourceStatus,
     "token create --role": TokenRole,
 }

@@ -53,7 +53,7 @@ def audit_checkpoint(as_json: bool) -> None:
     elif last is None:
         click.echo("there are no events yet, so there is no checkpoint")
     else:
-        grown = f"{last.heads} {'chain has' if last.heads == 1 else 'chains have'} grown since the checkpoint before"
+        grown = f"{last.heads} chain{'s' * (last.heads != 1)} with new events since the checkpoint before"
         print_fields({"id": last.id, "at": last.at, "covers": grown, "hash": last.hash})
         if not made:
             click.echo("no new events: this is the last checkpoint")

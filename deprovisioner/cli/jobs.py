@@ -8,6 +8,7 @@ import click
 
 from deprovisioner.cli.shell import (
     AGE,
+    JOB_KIND,
     WORDS,
     Choice,
     as_json_option,
@@ -22,7 +23,7 @@ from deprovisioner.cli.shell import (
     print_json,
     show_page,
 )
-from outbox.states import Found, JobKind, JobState, StuckReason
+from outbox.states import Found, JobState, StuckReason
 
 if TYPE_CHECKING:
     from outbox.actions import Edge, Operator, Proposed
@@ -42,7 +43,7 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
         (
             click.option("--state", type=Choice(JobState)),
             click.option("--reason", type=Choice(StuckReason)),
-            click.option("--kind", type=Choice(JobKind)),
+            click.option("--kind", type=JOB_KIND),
             click.option("--backend", type=WORDS),
             click.option("--tenant", type=WORDS),
             click.option(

@@ -12,6 +12,7 @@ import click
 from deprovisioner.cli.jobs import jobs
 from deprovisioner.cli.shell import (
     AGE,
+    JOB_KIND,
     WORDS,
     Choice,
     as_json_option,
@@ -25,7 +26,7 @@ from deprovisioner.cli.shell import (
     show_page,
 )
 from outbox.errors import BadRequest
-from outbox.states import JobKind, OperationState, StuckReason
+from outbox.states import OperationState, StuckReason
 
 # Between two polls of the progress: counting 100,000 items takes some tens of milliseconds.
 POLL_SECONDS = 0.5
@@ -56,7 +57,7 @@ _digest_option = click.option(
 )
 @click.option("--backend", type=WORDS)
 @click.option("--reason-was", "was", type=Choice(StuckReason))
-@click.option("--kind", type=Choice(JobKind))
+@click.option("--kind", type=JOB_KIND)
 @click.option("--tenant", type=WORDS)
 @click.option("--error", type=WORDS, metavar="TEXT", help="What the last error contains, in any case; no wildcards.")
 @click.option("--older-than", type=AGE, metavar="AGE", help="Created at least that long ago: 90s, 15m, 2h, 3d.")
@@ -93,14 +94,14 @@ def jobs_redrive_all(
     try:
         wanted = actions.chosen(queries.JobFilter(reason=was, **filters), every=every)
     except BadRequest as error:
-        raise click.UsageError(f"{error}; the option for every stuck job is --all") from error
+        raise click.UsageError(str(error)) from error
     if dry_run or digest is None:
         with db.snapshot() as session:
             seen = actions.preview_redrive(session, me(), wanted)
         if as_json:
             print_json(vars(seen) | {"sample": [vars(job) for job in seen.sample]})
             return
-        click.echo(f"{seen.count} stuck jobs\n")
+        click.echo(f"{seen.count} stuck job{'s' * (seen.count != 1)}\n")
         _show_sample(seen, ("id", "kind", "stuck_reason", "backend", "fence", "last_error"))
         said = options(actions.words(wanted))
         if seen.count:
@@ -151,8 +152,8 @@ def tenants_offboard(
             print_json(vars(seen) | {"sample": [vars(resource) for resource in seen.sample]})
             return
         click.echo(
-            f"{seen.count} resources of {tenant}, of which {seen.protected} are protected and stay; "
-            f"{seen.deleting} more are being deleted already\n"
+            f"resources of {tenant}: {seen.count}, of them protected, which stay: {seen.protected}; "
+            f"being deleted already: {seen.deleting}\n"
         )
         _show_sample(seen, ("id", "kind", "backend", "name", "status", "protected"))
         if doomed := seen.count - seen.protected:

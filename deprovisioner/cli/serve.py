@@ -89,10 +89,13 @@ def api(processes: int) -> None:
 def worker() -> None:
     """Run one Celery worker process, with its sweep. After SIGTERM it first ends the teardowns that have started."""
     import importlib
+    import warnings
 
     from outbox import settings
 
     settings.backends()
+    # Messages carry no authority and are JSON, so root is no more at risk than another user.
+    warnings.filterwarnings("ignore", r"\s*You're running the worker with superuser privileges")
     celery = importlib.import_module("worker.app").app  # by name: at import it reads the settings
     celery.worker_main(["--quiet", "worker", "--loglevel=WARNING"])
 

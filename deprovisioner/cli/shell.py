@@ -17,6 +17,7 @@ import click
 
 from outbox.errors import DeprovisionerError, SettingsError
 from outbox.rows import storable
+from outbox.states import JobKind
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -45,7 +46,25 @@ _MODULES = {
 }
 
 
-class _Main(click.Group):
+class _Command(click.Command):
+    """A list of commands has the whole first sentence of each; click would cut it in the middle."""
+
+    def get_short_help_str(self, limit: int = 45) -> str:  # noqa: ARG002 - click's signature
+        """The first sentence."""
+        return super().get_short_help_str(limit=1000)
+
+
+class _Group(click.Group):
+    command_class = _Command
+
+    def get_short_help_str(self, limit: int = 45) -> str:  # noqa: ARG002 - click's signature
+        """The first sentence."""
+        return super().get_short_help_str(limit=1000)
+
+
+class _Main(_Group):
+    group_class = _Group
+
     """Loads only the modules of the command. Prints our errors, and a lost database, as one line on stderr."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
@@ -149,6 +168,10 @@ class Choice(click.Choice[E]):
     def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:  # noqa: ARG002 - click's signature
         """A member, or what the person typed, as its value."""
         return str(choice)
+
+
+# This version makes no restores.
+JOB_KIND = Choice([kind for kind in JobKind if kind is not JobKind.RESTORE])
 
 
 @click.group(cls=_Main, epilog=example("deprovisioner up", "deprovisioner jobs list --state stuck"))

@@ -2,7 +2,7 @@
 
 import click
 
-from deprovisioner.cli.shell import WORDS, Choice, as_json_option, example, main, operate, print_json, print_table
+from deprovisioner.cli.shell import WORDS, Choice, as_json_option, cell, example, main, operate, print_json, print_table
 from outbox.errors import BadRequest
 from outbox.states import TokenRole
 
@@ -56,4 +56,6 @@ def token_revoke(token_id: int, as_json: bool) -> None:
 
     with db.statement() as session:
         revoked = tokens.revoke(session, token_id)
-    print_json(vars(revoked)) if as_json else click.echo(f"token {revoked.id} is revoked")
+    print_json(vars(revoked)) if as_json else click.echo(
+        f"token {revoked.id} is revoked since {cell(revoked.revoked_at)}"
+    )

@@ -8,11 +8,20 @@ from pathlib import Path
 
 from deprovisioner.up import servers
 from outbox.errors import DeprovisionerError
+from outbox.settings import PREFIX
 
 # A PostgreSQL server that ends with its parent first writes a checkpoint.
 WAIT_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 _LISTENS = "0A"
+
+
+def must_be_free(host: str, port: int) -> None:
+    """Raises DeprovisionerError when another program has the API's port."""
+    if not servers.port_is_free(host, port):
+        raise DeprovisionerError(
+            f"port {port} on {host} is taken by another program; choose another with --port or {PREFIX}API_PORT"
+        )
 
 
 def wait_until_free(server: str, port: int, *, stop: Callable[[], None], timeout: float | None = None) -> None:

@@ -62,6 +62,8 @@ class Up:
 
     def run(self) -> None:
         """Start, serve until SIGINT or SIGTERM, stop. Raises DeprovisionerError when it cannot start."""
+        if not self.home.exists():
+            ports.must_be_free(self.host, self.port)  # so that a refusal leaves no new folder
         prepare(self.home)
         with locked(self.home):
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -79,11 +81,7 @@ class Up:
     # -- starting ----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        if not servers.port_is_free(self.host, self.port):
-            raise DeprovisionerError(
-                f"port {self.port} on {self.host} is taken by another program; choose another with --port or "
-                f"{PREFIX}API_PORT"
-            )
+        ports.must_be_free(self.host, self.port)
         self._state = State(self.home)
         self.env = self._state.without_made(self.env)
         _say(f"home {self.home} (data, logs, tokens)")

@@ -96,8 +96,8 @@ def redrive_forced(db: Connection, job_id: int, *, fence: int, actor: str, reaso
         return done
     now = stuck_or_refuse(db, job_id, fence=fence)
     if now.kind != JobKind.DEPROVISION or now.stuck_reason != StuckReason.OUTCOME_UNKNOWN:
-        why = f"job {job_id} is a {now.kind}, stuck for {now.stuck_reason}"
-        raise NothingToForce(f"{why}: re-drive it without force; its worker inspects the backend before it acts")
+        why = f"the outcome of job {job_id} is not unknown: it is a {now.kind}, and stuck as {now.stuck_reason}"
+        raise NothingToForce(f"{why}; re-drive it without force; its worker inspects the backend before it acts")
     raise _changed_meanwhile(job_id)
 
 

@@ -199,12 +199,12 @@ def test_a_checkpoint_says_how_many_chains_have_grown(db: Connection, installati
     for _ in range(2):
         jobs.enqueue(db, a_resource(db), actor="a")
     assert re.search(
-        r"^covers +2 chains have grown since the checkpoint before$",
+        r"^covers +2 chains with new events since the checkpoint before$",
         installation.cli("audit", "checkpoint").stdout,
         re.M,
     )
     jobs.enqueue(db, a_resource(db), actor="a")
     for again in (False, True):
         said = installation.cli("audit", "checkpoint").stdout
-        assert re.search(r"^covers +1 chain has grown since the checkpoint before$", said, re.M)
+        assert re.search(r"^covers +1 chain with new events since the checkpoint before$", said, re.M)
         assert ("no new events: this is the last checkpoint" in said) is again

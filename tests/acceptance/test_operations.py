@@ -305,7 +305,7 @@ def test_offboarding_takes_all_of_a_tenant_but_what_is_protected(
     seen = api.post("/v1/tenants/acme/offboard", json={"reason": "left"}).json()
     assert (seen["count"], seen["protected"], seen["deleting"]) == (12, 1, 0)
     dry = shell("tenants", "offboard", "acme", "--reason", "left").stdout
-    assert "12 resources of acme, of which 1 are protected and stay" in dry
+    assert "resources of acme: 12, of them protected, which stay: 1; being deleted already: " in dry
     assert "nothing was done. To delete 11 and leave 1 protected:" in dry
     (command,) = [line.strip() for line in dry.splitlines() if line.startswith("  deprovisioner ")]
     assert f"--expect 12 --digest {seen['digest']}" in command

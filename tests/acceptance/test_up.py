@@ -106,7 +106,7 @@ def test_a_taken_port_is_named_and_nothing_is_left(up: Running, folder: Path) ->
     second = Running(folder / "other", port)
     assert second.popen.wait(30) == 1
     assert f"port {port} on 127.0.0.1 is taken" in second.log.read_text()
-    assert not (folder / "other" / "env").exists()
+    assert not (folder / "other").exists()
 
 
 def test_other_users_of_the_machine_cannot_read_or_connect(up: Running) -> None:

@@ -51,4 +51,7 @@ def problem(answer: httpx.Response, status: int, code: str) -> dict:
     assert answer.headers["content-type"] == "application/problem+json"
     assert {"type", "title", "status", "detail", "code"} <= set(body)
     assert body["status"] == status
+    if code == "invalid_request":
+        assert all(set(wrong) == {"field", "message"} for wrong in body["errors"]), body
+        assert body["errors"], "each field with its message"
     return body
