@@ -225,7 +225,8 @@ def read_backends(path: Path) -> dict[str, BackendConfig]:
 
 def address_variables(path: Path) -> set[str]:
     """The names of the variables that a backends file takes addresses from: NAME of each `dsn = "env:NAME"`."""
-    read_backends(path)  # raises SettingsError for a file that is not one
+    read_backends(path)  # both raise SettingsError for a file that is not one
+    read_tenants(path)
     found = (variable_of(table["dsn"]) for table in read_file(path)["backends"].values())
     return {variable for variable in found if variable is not None}
 

@@ -26,9 +26,9 @@ from outbox.states import (
 )
 from outbox.tables import metadata
 
-# A command's option, and the enum whose values it offers.
 # This version makes no restores.
 MADE = [kind for kind in JobKind if kind != JobKind.RESTORE]
+# A command's option, and the enum whose values it offers.
 CHOICES = {
     "jobs list --state": JobState,
     "jobs list --reason": StuckReason,

@@ -206,6 +206,7 @@ class JobStoryOut(JobOut):
         Field(description="its backend's open breaker, while the job is pending; for operators only"),
     ]
     due_seconds: int | None
+    lease_expires_at: Annotated[dt.datetime | None, Field(description="until when a running job's claim holds")]
     stuck_since: dt.datetime | None
     approvals: Annotated[
         list[ApprovalOut], Field(description="forced actions that wait for a second operator; for operators only")
@@ -228,6 +229,7 @@ class JobStoryOut(JobOut):
             holds=[HoldOut.of(hold) for hold in story.holds if to_operator],
             breaker=BreakerOut(**vars(story.breaker)) if story.breaker and to_operator else None,
             due_seconds=story.due_seconds,
+            lease_expires_at=story.lease_expires_at,
             stuck_since=story.stuck_since,
             approvals=[ApprovalOut.of(approval) for approval in story.approvals if to_operator],
             last_look=ObservationOut.of(story.last_look) if story.last_look and to_operator else None,

@@ -94,9 +94,10 @@ def test_the_api_keeps_a_setting_that_a_backend_takes_its_address_from(tmp_path:
     assert environment.worker_variables(path) == {
         *("C", "PG_MAIN_DSN", "REDIS_MAIN_URL", "PG_MAIN_SERVICE_DSN", "REDIS_MAIN_SERVICE_URL")
     }
-    path.write_text("[backends.a]\nkind =")
-    with pytest.raises(SettingsError, match=str(path)):
-        environment.worker_variables(path)
+    for wrong in ("[backends.a]\nkind =", f"{path.read_text()}[tenants.acme]\nbrake = 5\n"):
+        path.write_text(wrong)
+        with pytest.raises(SettingsError, match=str(path)):
+            environment.worker_variables(path)
 
 
 def test_a_home_remembers_which_values_it_made(tmp_path: Path) -> None:
