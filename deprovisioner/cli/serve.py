@@ -51,14 +51,14 @@ def migrate(revision: str, service_role: str | None) -> None:
         migrations.upgrade(revision)
     except CommandError as error:
         raise BadRequest(f"--to {revision}: {error}") from error
+    if service_role is not None:
+        with db.transaction() as session:
+            if password := settings.get().service_password:
+                grants.make_role(session, service_role, password)
+            grants.grant(session, service_role)
     click.echo(f"schema at {revision}")
-    if service_role is None:
-        return
-    with db.transaction() as session:
-        if password := settings.get().service_password:
-            grants.make_role(session, service_role, password)
-        grants.grant(session, service_role)
-    click.echo(f"role {service_role} has the rights of the service")
+    if service_role is not None:
+        click.echo(f"role {service_role} has the rights of the service")
 
 
 @main.command(epilog=example("deprovisioner api"))
