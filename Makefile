@@ -20,7 +20,7 @@ $(VENV)/.installed: requirements-dev.txt pyproject.toml
 	@echo "install: making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "install: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "install: installing the pinned packages (about half a minute the first time)"
+	@echo "install: installing the pinned packages (half a minute to some minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
@@ -78,7 +78,7 @@ bench-scale: install ## what grows with the backlog, into docs/scaling.md (half 
 peers: $(PEERS)/.installed ## make .venv-peers: the queues that `bench` compares with, pinned by hash
 
 $(PEERS)/.installed: bench/peers/requirements.txt
-	@echo "peers: making $(PEERS) with $$($(PYTHON) --version) (about half a minute the first time)"
+	@echo "peers: making $(PEERS) with $$($(PYTHON) --version) (half a minute to some minutes the first time)"
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bench/peers/requirements.txt
 	@touch $@

@@ -215,13 +215,27 @@ def valkey_ready(url: str) -> bool:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that no program listens on now, and that the system gives to no outgoing connection."""
+    """A port of 127.0.0.1 that no program listens on now, and that the system gives to no outgoing connection.
+
+    No other process chooses it while this one lives, though no server listens there yet.
+    """
     ports = _ports_for_servers()
     for _ in range(1000):
         port = secrets.choice(ports)
-        if port_is_free("127.0.0.1", port):
+        if port_is_free("127.0.0.1", port) and _reserve(port):
             return port
     raise ServerFailed(f"1000 ports from {ports.start} to {ports.stop - 1} on 127.0.0.1 are all taken")
+
+
+def _reserve(port: int) -> bool:
+    """Take the UDP port of that number, until this process ends; False where another process has it."""
+    with socket.socket(type=socket.SOCK_DGRAM) as reserved:
+        try:
+            reserved.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        reserved.detach()
+        return True
 
 
 def _ports_for_servers() -> range:

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,3 +67,17 @@ def test_a_server_s_port_is_outside_the_range_of_outgoing_connections() -> None:
         pytest.skip("this system does not say which ports it gives to outgoing connections")
     low, high = map(int, range_of_system.read_text().split())
     assert not [port for port in (servers.free_port() for _ in range(50)) if low <= port <= high]
+
+
+def test_no_two_processes_choose_one_port() -> None:
+    def another_process_may_choose(port: int) -> bool:
+        asked = f"from deprovisioner.up import servers; print(servers._reserve({port}))"
+        said = subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True, text=True).stdout
+        return said.strip() == "True"
+
+    port = servers.free_port()
+    assert servers.port_is_free("127.0.0.1", port), "no server listens there yet"
+    assert not another_process_may_choose(port)
+    with socket.socket() as unchosen:
+        unchosen.bind(("127.0.0.1", 0))
+        assert another_process_may_choose(unchosen.getsockname()[1])
