@@ -245,13 +245,15 @@ def a_copy_that_waits_for_its_data(at: Stage) -> None:
     copying = at.session()
     read, write = socket.socketpair()
     at.life.callback(read.close)
+    thread = threading.Thread(target=_copy, args=(copying, read), daemon=True)
+    thread.start()
+    at.life.callback(thread.join)  # before its session is closed: libpq's objects are one thread's at a time
     at.life.callback(write.close)
-    threading.Thread(target=_copy, args=(copying, read.makefile("rb")), daemon=True).start()
 
 
-def _copy(connection: Any, file: Any) -> None:
-    with contextlib.suppress(psycopg2.Error, ValueError):
-        connection.cursor().copy_expert("COPY t FROM STDIN", file)
+def _copy(connection: Any, read: socket.socket) -> None:
+    with contextlib.suppress(psycopg2.Error), read.makefile("rb") as data:
+        connection.cursor().copy_expert("COPY t FROM STDIN", data)
 
 
 @preparation
