@@ -264,11 +264,11 @@ class Ring:
     def __del__(self):  # what a signal handler raised here, Python would drop
         os.kill(os.getpid(), signal.SIGTERM)
 
-asked = servers.port_is_free
-def port_is_free(host, port):
+asked = servers.free_port
+def free_port():
     Ring()
-    return asked(host, port)
-servers.port_is_free = port_is_free
+    return asked()
+servers.free_port = free_port
 supervisor.Up(Path(sys.argv[1]), "127.0.0.1", int(sys.argv[2]), 1, os.environ).run()
 """
 

@@ -542,7 +542,9 @@ class ProvisionRefused(Story):
     def set_up(self) -> None:
         with suppress(psycopg2.errors.DuplicateObject, psycopg2.errors.UniqueViolation):
             self.install.pg.query(f"CREATE ROLE {NO_DATABASES} LOGIN CREATEROLE PASSWORD 'p'")
-        self.wrong = {"PG_MAIN_DSN": self.install.pg.dsn.replace("postgres:secret", f"{NO_DATABASES}:p")}
+            self.install.pg.query(f"GRANT CONNECT ON DATABASE {accounts.NAME} TO {NO_DATABASES}")
+        dsn = self.install.pg.dsn.replace("postgres:secret", f"{NO_DATABASES}:p")
+        self.wrong = {"PG_MAIN_DSN": accounts.in_its_database(dsn)}
         self.rescue = dict(self.wrong)
         self.resource = self.install.register(self.kind)
 
