@@ -1,6 +1,7 @@
 """Quarantine a database with its role, which can be undone, and tear both down, which cannot."""
 
 from collections.abc import Callable
+from functools import partial
 
 import psycopg2
 from psycopg2 import errors as sqlstates
@@ -159,11 +160,7 @@ def _roll_back_prepared(session: Session, manifest: Json, database: Database, ro
     # ROLLBACK PREPARED works only inside the database: let one session of ours in, and close the door behind it.
     with session.transaction():
         _set_door(session, manifest, opened=True)
-
-    def close() -> None:
-        with session.transaction():
-            _set_door(session, manifest, opened=False)
-
+    close = partial(_shut, session, manifest, database, role)
     with afterwards(close), session.server.connect(database.name) as inside:
         close()
         obstacles.end_sessions(session, database, role, spared=inside.info.backend_pid)

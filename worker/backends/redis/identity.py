@@ -41,7 +41,7 @@ def judge(session: Session, manifest: Json) -> Observation:
         "user": None if user is None else f"{manifest['user']} {' '.join(user['flags'])} {' '.join(user['channels'])}",
         "generation_key": found,
     }
-    bearers = users_with(session, channel(manifest)) if user is None or not ours else []
+    bearers = [] if ours else users_with(session, channel(manifest))
     marked = ours or found == manifest["generation"] or bool(bearers)
     if why := wrong_server(session, manifest, servers, ours=ours):
         left = user is not None or found is not None or bool(bearers)
