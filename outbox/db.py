@@ -108,10 +108,11 @@ def engine() -> Engine:
     )
 
     sa.event.listen(made, "handle_error", _discard_stale_connections)
-    sa.event.listen(made, "connect", _pin_against_variables)
-    if direct:  # behind a pooler it would be said to one of its sessions: there the role must have it
+    # Behind a pooler the second would be said to one of its sessions: there the role must have it.
+    first = f"{_AGAINST_VARIABLES};{_DURABLE}" if direct else _AGAINST_VARIABLES
+    sa.event.listen(made, "connect", partial(_say, first))
+    if direct:
         sa.event.listen(made, "do_connect", partial(_open, Opener()))
-        sa.event.listen(made, "connect", _commit_durably)
         sa.event.listen(made, "before_cursor_execute", _execute_prepared, retval=True)
         sa.event.listen(made, "handle_error", _log_pooler_hint)
     return made
@@ -135,28 +136,22 @@ _SEARCH_PATH = re.compile(r"(?:-c\s*|--)search_path=((?:\\.|\S)*)", re.IGNORECAS
 _AGAINST_VARIABLES = "SELECT " + ", ".join(
     f"pg_catalog.set_config('{name}', '{PINS[name]}', false)" for name in ("timezone", "datestyle")
 )
-
-
-def _pin_against_variables(connection: Any, _record: Any) -> None:
-    with connection.cursor() as asked:
-        asked.execute(_AGAINST_VARIABLES)
-
-
-def _open(opener: Opener, dialect: Any, _record: Any, given: Any, named: dict[str, Any]) -> Any:
-    """Connect as SQLAlchemy does; `given` and `named` are the driver's arguments."""
-    return opener.open(lambda options: dialect.connect(*given, **named | {"options": options}), named["options"])
-
-
-# Not an option of the connection: that would lower `remote_apply`, too.
+# Whatever server, database and role say: when a commit returns, it is on disk, on synchronous standbys too. Not an
+# option of the connection: that would lower `remote_apply`, too.
 _DURABLE = """
     SELECT CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')
                 THEN pg_catalog.set_config('synchronous_commit', 'on', false) END"""
 
 
-def _commit_durably(connection: Any, _record: Any) -> None:
-    """Whatever server, database and role say: when a commit returns, it is on disk, on synchronous standbys too."""
+def _say(first: str, connection: Any, _record: Any) -> None:
+    """What a new connection sends before anything else, as one message."""
     with connection.cursor() as asked:
-        asked.execute(_DURABLE)
+        asked.execute(first)
+
+
+def _open(opener: Opener, dialect: Any, _record: Any, given: Any, named: dict[str, Any]) -> Any:
+    """Connect as SQLAlchemy does; `given` and `named` are the driver's arguments."""
+    return opener.open(lambda options: dialect.connect(*given, **named | {"options": options}), named["options"])
 
 
 def prepared(sql: str) -> sa.TextClause:

@@ -54,8 +54,8 @@ GUARDS_OF_EDGES = (
         PINS,
         (
             "sessions: time zone and dates against the environment",
-            '    sa.event.listen(made, "connect", _pin_against_variables)\n',
-            "",
+            'f"{_AGAINST_VARIABLES};{_DURABLE}"',
+            "_DURABLE",
             f"{_VARIABLES}[true]",
         ),
         (
