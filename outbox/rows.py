@@ -75,7 +75,7 @@ class Claim:
     `started_fence` is the fence of the last attempt that may have acted, None if no attempt has started.
     `forced_fence`: two operators decided that the outcome of attempts up to this fence no longer matters; else None.
     `probing`: the backend's breaker is half-open, and this job is its probe. `contended`: another job of the resource
-    was running when this one was claimed. `step` is a teardown's; `destroying` once an attempt has started at `destroy`.
+    was running when this one was claimed. `step` is a teardown's; `destroying` once it has started at `destroy`.
     """
 
     id: int

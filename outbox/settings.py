@@ -2,6 +2,7 @@
 
 import difflib
 import ipaddress
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, ValidationError, convert
 
 from outbox.errors import SettingsError
+from outbox.states import SnapshotPolicy
 
 PREFIX = "DEPROVISIONER_"
 
@@ -107,6 +109,10 @@ class BackendConfig:
     concurrency: int
     brake: Brake | None = None
     adoption: str = "operators"
+    grace: timedelta = timedelta(0)  # how long a deleted resource can be restored
+    min_grace: timedelta = timedelta(0)  # less is only for who may purge; a table without it has its `grace`
+    snapshot: SnapshotPolicy = SnapshotPolicy.OFF
+    purge: str = "operators"  # or "two operators"
     options: Mapping[str, Any] = field(default_factory=dict)  # the keys of OPTIONS that the table has, checked
 
 
@@ -175,6 +181,7 @@ def brakes(backend: str, of_tenant: str) -> list[Brake]:
 EVERY_TENANT = "*"
 # What a brake counts is kept for twice its window.
 LONGEST_WINDOW = timedelta(days=30)
+LONGEST_GRACE = timedelta(days=3650)
 # A create counts up to its tenant's limit.
 MOST_OF_A_TENANT = 1_000_000
 _TABLES = {"backends", "tenants"}
@@ -209,8 +216,28 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     # Provisions are allowed on a Redis that forgets its ACL users at a restart.
     "volatile_users": (lambda value: type(value) is bool, "true or false"),
 }
-_KEYS = {"kind", "dsn", "grace", "brake", "max_percent", "concurrency", "adoption", *OPTIONS}
+_KEYS = {
+    "kind",
+    "dsn",
+    "grace",
+    "min_grace",
+    "snapshot",
+    "purge",
+    "brake",
+    "max_percent",
+    "concurrency",
+    "adoption",
+    *OPTIONS,
+}
 _BRAKE = re.compile(r"^([1-9]\d{0,8})/([1-9]\d{0,6})([smhd])$")
+# The first word of each is the default. Adoption gives the right to delete: a tenant must not get it over an object by
+# naming it.
+_CHOICES = {
+    "adoption": ("operators", "tenants"),
+    "snapshot": ("off", "required"),
+    "purge": ("operators", "two operators"),
+}
+_SPAN = re.compile(r"^(0|[1-9]\d{0,8})([smhd])\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SIZES = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
@@ -285,22 +312,49 @@ def _backend(path: Path, name: str, table: Any) -> BackendConfig:
     concurrency = table.get("concurrency", 4)
     if type(concurrency) is not int or concurrency < 1:
         raise wrong(f"'concurrency' must be a whole number from 1, not {concurrency!r}")
-    # A grace period that is not kept would destroy too early: refuse to start.
-    if table.get("grace", "0s") != "0s":
-        raise wrong(
-            "'grace' other than \"0s\" is not supported by this version: a restore within it does not exist yet"
-        )
     brake = _brake(f"{path}: [backends.{name}]", "backend", name, table)
-    # Adoption gives the right to delete: a tenant must not get it over an object by naming it.
-    adoption = table.get("adoption", "operators")
-    if adoption not in ("operators", "tenants"):
-        raise wrong(f'\'adoption\' must be "operators" or "tenants", not {adoption!r}')
+    chosen = {key: table.get(key, words[0]) for key, words in _CHOICES.items()}
+    for key, value in chosen.items():
+        if value not in _CHOICES[key]:
+            raise wrong(f"{key!r} must be {' or '.join(map(json.dumps, _CHOICES[key]))}, not {value!r}")
     options = {key: table[key] for key in OPTIONS if key in table}
     for key, value in options.items():
         right, words = OPTIONS[key]
         if not right(value):
             raise wrong(f"{key!r} must be {words}, not {value!r}")
-    return BackendConfig(name, table["kind"], concurrency, brake, adoption, options)
+    return BackendConfig(
+        name,
+        table["kind"],
+        concurrency,
+        brake,
+        adoption=chosen["adoption"],
+        snapshot=SnapshotPolicy(chosen["snapshot"]),
+        purge=chosen["purge"],
+        options=options,
+        **_graces(f"{path}: [backends.{name}]", table),
+    )
+
+
+def _graces(where: str, table: dict[str, Any]) -> dict[str, timedelta]:
+    found = {}
+    for key in ("grace", "min_grace"):
+        try:
+            found[key] = span(table.get(key, table.get("grace", "0s")))
+        except ValueError as error:
+            raise SettingsError(f"{where}: {key!r} {error}") from None
+    if found["min_grace"] > found["grace"]:
+        raise SettingsError(f"{where}: 'min_grace' must not be longer than 'grace'")
+    return found
+
+
+def span(value: Any) -> timedelta:
+    """The time that `"90s"`, `"10m"`, `"12h"` or `"7d"` says, at most LONGEST_GRACE. Raises ValueError."""
+    match = _SPAN.match(value) if isinstance(value, str) else None
+    if match is None or (found := timedelta(**{_UNITS[match[2]]: int(match[1])})) > LONGEST_GRACE:
+        raise ValueError(
+            f'must look like "0s", "90s", "10m", "12h" or "7d", and be at most {LONGEST_GRACE.days} days, not {value!r}'
+        )
+    return found
 
 
 def _brake(where: str, scope: Literal["backend", "tenant"], subject: str, table: dict[str, Any]) -> Brake | None:

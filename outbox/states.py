@@ -92,7 +92,7 @@ class HoldScope(StrEnum):
 
 
 class HoldCause(StrEnum):
-    """Who engaged a hold. An operator's hold stops all jobs in its scope but restores; a brake's stops only teardowns."""
+    """Who engaged a hold. An operator's hold stops all jobs in its scope but restores, a brake's only teardowns."""
 
     OPERATOR = "operator"
     BRAKE = "brake"
@@ -121,9 +121,9 @@ class OperationState(StrEnum):
 class ItemOutcome(StrEnum):
     """The outcome of one item of an operation; NULL while the item waits.
 
-    `redriven`, `enqueued` and `restoring`: done. `failed`: a canary that did not succeed. `stopped`: left alone because its
-    backend's canary failed, or because an operator stopped the operation. `skipped`: its job or resource had changed
-    before its turn. `protected`: its resource is protected from deletion.
+    `redriven`, `enqueued`, `restoring`: done. `failed`: a canary that did not succeed. `stopped`: left alone, because
+    its backend's canary failed or an operator stopped the operation. `skipped`: its job or resource had changed before
+    its turn. `protected`: its resource is protected from deletion.
     """
 
     REDRIVEN = "redriven"
@@ -176,7 +176,9 @@ class Transition:
 
 TRANSITIONS = (
     Transition("enqueue", None, JobState.PENDING, "resource is active or provisioning, not protected", "API, CLI"),
-    Transition("expire", None, JobState.PENDING, "resource is active, past expires_at, not protected; no hold", "worker"),
+    Transition(
+        "expire", None, JobState.PENDING, "resource is active, past expires_at, not protected; no hold", "worker"
+    ),
     Transition("claim", JobState.PENDING, JobState.RUNNING, "due, not held, breaker closed; SKIP LOCKED", "worker"),
     Transition(
         "start",
@@ -197,10 +199,10 @@ TRANSITIONS = (
     Transition("give_back", JobState.RUNNING, JobState.SUCCEEDED, "fence; restore; a login was seen to work", "worker"),
     Transition("rollback", JobState.RUNNING, JobState.CANCELLED, "fence; provision of a created resource", "worker"),
     Transition("sweep", JobState.RUNNING, JobState.PENDING, "lease passed; SKIP LOCKED", "worker, beat"),
+    Transition("sweep", JobState.RUNNING, JobState.STUCK, "lease passed; attempts spent; a teardown", "worker, beat"),
     Transition(
-        "sweep", JobState.RUNNING, JobState.STUCK, "lease passed; attempts spent; a teardown", "worker, beat"
+        "restore", None, JobState.PENDING, "resource is deleting, and its teardown was just cancelled", "API, CLI"
     ),
-    Transition("restore", None, JobState.PENDING, "resource is deleting, and its teardown was just cancelled", "API, CLI"),
     *(
         Transition("cancel", state, JobState.CANCELLED, "deprovision; never started at destroy", "API, CLI")
         for state in (JobState.PENDING, JobState.RUNNING, JobState.STUCK)

@@ -8,10 +8,18 @@ from itertools import islice
 from typing import Any
 
 from outbox import foreign
-from outbox.errors import BackendError, DeprovisionerError, OutOfService, Refused, Transient, Unavailable
+from outbox.errors import (
+    BackendError,
+    DeprovisionerError,
+    OutOfService,
+    Refused,
+    StartRefused,
+    Transient,
+    Unavailable,
+)
 from outbox.rows import Json
 from worker import backends
-from worker.backends import Absent, Backend, Different, Finding, Observation, Plan, Same
+from worker.backends import Absent, Backend, Different, Finding, Observation, Plan, Same, Still
 
 # A manifest is identity, so it is never cut. The largest that a kind of ours makes has 500 characters.
 MANIFEST = 16_000
@@ -57,15 +65,20 @@ class Intake:
                 case Different(seen=seen, why=why, marked=marked):
                     return Different(_evidence(seen), foreign.line(why), marked)
 
-    def quarantine(self, manifest: Json) -> None:
+    def quarantine(self, manifest: Json, still: Still = backends.always) -> None:
         """See Backend."""
         with _errors():
-            self._backend.quarantine(manifest)
+            self._backend.quarantine(manifest, still)
 
     def release(self, manifest: Json) -> None:
         """See Backend."""
         with _errors():
             self._backend.release(manifest)
+
+    def prove(self, manifest: Json, credentials: Json | None) -> Json:
+        """See Backend."""
+        with _errors():
+            return _evidence(backends.prove(self._backend, manifest, credentials))
 
     def teardown(self, manifest: Json, fence: int) -> Json:
         """See Backend."""
@@ -87,6 +100,8 @@ def _errors() -> Iterator[None]:
     """The errors that are meant, with bounded words. The words of any other go to the log alone, which bounds them."""
     try:
         yield
+    except StartRefused:  # the claim was lost, says our own database
+        raise
     except DeprovisionerError as error:
         kind = next((kind for kind in _KINDS if isinstance(error, kind)), BackendError)
         raise kind(foreign.line(str(error))) from error

@@ -198,12 +198,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("snapshots_pkey")),
     )
     op.create_index("snapshots_of_resource", "snapshots", ["resource_id"])
-    op.create_index(
-        "snapshots_of_job", "snapshots", ["job_id"], postgresql_where=sa.text("verified_at IS NOT NULL")
-    )
-    op.create_index(
-        "snapshots_expiring", "snapshots", ["expires_at"], postgresql_where=sa.text("removed_at IS NULL")
-    )
+    op.create_index("snapshots_of_job", "snapshots", ["job_id"], postgresql_where=sa.text("verified_at IS NOT NULL"))
+    op.create_index("snapshots_expiring", "snapshots", ["expires_at"], postgresql_where=sa.text("removed_at IS NULL"))
     op.create_table(
         "login_attempts",
         sa.Column("resource_id", sa.Uuid(), nullable=False),

@@ -10,12 +10,14 @@ from outbox.db import prepared
 from outbox.events import Event
 from outbox.jobs._sql import _EVENT, _OURS, _event, _still_ours
 from outbox.rows import Claim
-from outbox.states import JobKind
+from outbox.states import JobKind, Step
 
 # `other.claimed_by IS NOT NULL` means running (a CHECK). With `state = 'running'` the planner would use the index of
 # leases while few jobs run, and read all its dead entries once for each job.
 _CLAIMS = """
     SELECT job.id, job.kind, job.resource_id, job.backend, job.fence, job.attempts, job.max_attempts,
+           job.step, coalesce(job.started_step = 'destroy', job.step IS NULL AND job.started_fence IS NOT NULL)
+               AS destroying,
            job.started_fence, job.forced_fence, job.available_at, job.lane, resources.tenant, resources.generation,
            resources.adopted, resources.activated_at IS NOT NULL AS activated, resources.manifest,
            breakers.backend IS NOT NULL AS probing,
@@ -27,7 +29,9 @@ _CLAIMS = """
       LEFT JOIN breakers ON breakers.backend = job.backend
      ORDER BY job.lane, job.available_at, job.id"""
 
-# Claims begin with lane 0. `jobs.LANES` has their number; a trigger gives each job its lane as it is enqueued.
+# A trigger gives each job its lane as it is enqueued. Claims begin with that of restores, which no hold stops.
+RESTORES = -1
+# The others are 0 to 4.
 LANES = 5
 # From this lane on are the jobs of tenants that have many waiting; these get at most half of the slots of a backend.
 CROWDED = 2
@@ -38,25 +42,25 @@ CROWDED = 2
 # The outer WHERE leaves out `held_by IS NULL`: with it, the planner might look the ids up in the index of pending jobs.
 _CLAIM = prepared(f"""
     WITH served AS (
-        SELECT asked.*
+        SELECT asked.*, EXISTS (SELECT FROM holds
+                                 WHERE released_at IS NULL AND cause = 'operator'
+                                   AND (scope = 'global' OR (scope = 'backend' AND subject = asked.backend)
+                                        OR (scope = 'kind' AND subject = asked.kind))) AS held
           FROM unnest(CAST(:backends AS text[]), CAST(:kinds AS text[]), CAST(:rooms AS int[]),
                       CAST(:crowd_rooms AS int[]), CAST(:since AS text[]), CAST(:after AS text[]))
                WITH ORDINALITY AS asked (backend, kind, room, crowd_room, since, after, place)
-         WHERE NOT EXISTS (SELECT FROM holds
-                            WHERE released_at IS NULL AND cause = 'operator'
-                              AND (scope = 'global' OR (scope = 'backend' AND subject = asked.backend)
-                                   OR (scope = 'kind' AND subject = asked.kind)))
     ), probe AS (
         UPDATE breakers SET retry_at = now() + :lease
          WHERE backend = ANY(ARRAY(
                SELECT breakers.backend FROM breakers JOIN served USING (backend)
                 WHERE retry_at <= now()
-                  AND EXISTS (SELECT FROM generate_series(0, {LANES - 1}) AS asked (lane)
+                  AND EXISTS (SELECT FROM generate_series({RESTORES}, {LANES - 1}) AS asked (lane)
                                CROSS JOIN LATERAL (
                                      SELECT FROM outbox
                                       WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = breakers.backend
                                         AND outbox.lane = asked.lane AND available_at <= now()
-                                      ORDER BY available_at LIMIT 1) AS due)
+                                      ORDER BY available_at LIMIT 1) AS due
+                               WHERE NOT served.held OR asked.lane = {RESTORES})
                 LIMIT :slots
                   FOR UPDATE OF breakers SKIP LOCKED))
      RETURNING backend
@@ -68,7 +72,7 @@ _CLAIM = prepared(f"""
                SELECT due.id
                  FROM (SELECT served.backend, CASE WHEN probe.backend IS NULL THEN served.room ELSE 1 END AS room,
                               CASE WHEN probe.backend IS NULL THEN served.crowd_room ELSE 1 END AS crowd_room,
-                              CAST(since AS timestamptz[]) AS since, CAST(after AS bigint[]) AS after
+                              CAST(since AS timestamptz[]) AS since, CAST(after AS bigint[]) AS after, served.held
                          FROM served
                          LEFT JOIN probe ON probe.backend = served.backend
                          LEFT JOIN breakers ON breakers.backend = served.backend
@@ -89,6 +93,7 @@ _CLAIM = prepared(f"""
                                      LIMIT open.room
                                        FOR UPDATE SKIP LOCKED) AS next
                               WHERE (asked.lane >= {CROWDED}) = part.crowded
+                                AND (NOT open.held OR asked.lane = {RESTORES})
                               LIMIT CASE WHEN part.crowded THEN open.crowd_room ELSE open.room END) AS here
                        LIMIT open.room) AS due
                 LIMIT :slots))
@@ -111,12 +116,12 @@ def claim(
     """pending -> running: at most `slots` due jobs, at most `capacity[backend]` of each, in the order of `capacity`.
 
     Of each backend lane by lane, beginning with `first`; of its lanes from CROWDED on at most `crowd[backend]` jobs.
-    Claims nothing of a backend under an operator's hold on everything, on the backend or on its kind; `start` refuses a
+    Claims only restores of a backend under an operator's hold on everything, on it or on its kind; `start` refuses a
     job under a hold on its tenant or a brake's hold. Of a backend and lane in `cursors`, claims only jobs after that
     claim.
     """
     configured = settings.backends()
-    lanes = [*range(first, LANES), *range(first)[::-1]]
+    lanes = [RESTORES, *range(first, LANES), *range(first)[::-1]]
     last = [[(cursors or {}).get((name, lane)) for lane in lanes] for name in capacity]
     rows = db.execute(
         _CLAIM,
@@ -164,7 +169,10 @@ def claimed_before(db: Connection, held: Sequence[Claim], *, slots: int, worker:
 
 
 def _claims(rows: Iterable[Row[Any]]) -> list[Claim]:
-    return [Claim(**{**row._mapping, "kind": JobKind(row.kind)}) for row in rows]
+    return [
+        Claim(**{**row._mapping, "kind": JobKind(row.kind), "step": None if row.step is None else Step(row.step)})
+        for row in rows
+    ]
 
 
 _HEARTBEAT = prepared(f"""

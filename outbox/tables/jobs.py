@@ -61,7 +61,8 @@ outbox = sa.Table(
     sa.CheckConstraint(one_of("started_step", Step), name="outbox_started_step_known"),
     sa.CheckConstraint("step IS NULL OR kind = 'deprovision'", name="outbox_step_of_teardown"),
     sa.CheckConstraint(
-        "started_step IS NULL OR (started_fence IS NOT NULL AND started_step <> 'wait')", name="outbox_started_step_acts"
+        "started_step IS NULL OR (started_fence IS NOT NULL AND started_step <> 'wait')",
+        name="outbox_started_step_acts",
     ),
     # The promise "not two", enforced by the database itself.
     sa.Index(

@@ -5,11 +5,12 @@ the names from the resource's UUID, and the manifest stores them; a teardown nev
 """
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
-from outbox.errors import SettingsError
+from outbox.errors import SettingsError, Transient
 from outbox.rows import Json
 from outbox.settings import BackendConfig
 from worker.backends.addresses import address_of
@@ -66,6 +67,14 @@ class Finding:
     mend: str
 
 
+# Raises ClaimLost where the caller's claim is lost.
+Still = Callable[[], None]
+
+
+def always() -> None:
+    """Nobody can take the object back."""
+
+
 class Backend(Protocol):
     """One configured server. Methods raise Unavailable, Transient or Refused; no transaction is open while they run."""
 
@@ -84,11 +93,15 @@ class Backend(Protocol):
     def inspect(self, manifest: Json) -> Observation:
         """Whether the server has the object; changes nothing."""
 
-    def quarantine(self, manifest: Json) -> None:
-        """Take the object out of use, reversibly: no logins, no sessions, where possible no name."""
+    def quarantine(self, manifest: Json, still: Still = always) -> None:
+        """Take the object out of use, reversibly: no logins, no sessions, where possible no name. Safe to repeat.
+
+        Just before it changes the object, behind whatever keeps `release` out, it calls `still`, which raises where a
+        restore has taken the object meanwhile.
+        """
 
     def release(self, manifest: Json) -> None:
-        """Undo `quarantine`."""
+        """Undo `quarantine`. Safe to repeat; whoever is still at a quarantine of this object is kept from its end."""
 
     def teardown(self, manifest: Json, fence: int) -> Json:
         """Quarantine and destroy the object and every credential to it; what was done, as evidence.
@@ -126,6 +139,22 @@ def check(backend: Backend) -> list[Finding]:
     """
     found: list[Finding] = getattr(backend, "check", list)()
     return found
+
+
+def prove(backend: Backend, manifest: Json, credentials: Json | None) -> Json:
+    """What shows that a released object can be used again: a login with these credentials, None for an adopted one.
+
+    A kind gives it by a method `prove(manifest, credentials) -> dict`, which raises Transient where the login fails;
+    without that method it is enough that the object is there.
+    """
+    if hasattr(backend, "prove"):
+        seen: Json = backend.prove(manifest, credentials)
+        return seen
+    match backend.inspect(manifest):
+        case Same(seen=seen):
+            return seen
+        case other:
+            raise Transient(f"it is not there after its release: {other}")
 
 
 def mark(generation: str) -> str:

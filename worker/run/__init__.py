@@ -2,6 +2,7 @@
 
 - `deprovision`  a teardown: inspect, start, tear down, inspect, complete
 - `provision`    a provision or an adoption; and the undoing of one that came too late
+- `restore`      giving back what is in quarantine
 - `retries`      how long a call is repeated in this process
 
 This module has what both kinds need, and the one table from what went wrong to what becomes of the job.
@@ -22,6 +23,7 @@ from outbox.errors import (
     Busy,
     ClaimLost,
     DeprovisionerError,
+    Early,
     Held,
     OutOfService,
     Refused,
@@ -32,11 +34,12 @@ from outbox.errors import (
 from outbox.events import Event, emit
 from outbox.logs import log
 from outbox.rows import Claim, Json
-from outbox.states import JobKind, StuckReason
+from outbox.states import JobKind, Step, StuckReason
 from worker.backends import Backend
 from worker.intake import Intake
 from worker.run.deprovision import Batches, deprovision
 from worker.run.provision import AttemptsSpent, provision, undo_late
+from worker.run.restore import restore, shut_again
 from worker.run.retries import retrying
 
 __all__ = ["BUSY_DELAY_SECONDS", "Batches", "Run"]
@@ -77,7 +80,7 @@ class Run:
                 case JobKind.PROVISION:
                     provision(self)
                 case JobKind.RESTORE:
-                    self.stick(StuckReason.REFUSED, "this version does not restore")
+                    restore(self)
                 case never:
                     assert_never(never)
         except ClaimLost as error:
@@ -107,9 +110,10 @@ class Run:
                     else:
                         self.record(jobs.defer, error=text)
                         emit(Event.DEFERRED, self.log, error=text)
-                case Busy():
+                case Busy() | Early():
                     # Two jobs that wait for each other must not come back at the same moment.
-                    delay = BUSY_DELAY_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
+                    jitter = BUSY_DELAY_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
+                    delay = error.seconds if isinstance(error, Early) else jitter
                     self.record(jobs.defer, error=text, delay=delay)
                     emit(Event.DEFERRED, self.log, error=text)
                 case Held():
@@ -119,7 +123,7 @@ class Run:
                     self._engage_brake(error)
                 case Unwanted() | Refused() | AttemptsSpent():
                     self._give_up(StuckReason.REFUSED if isinstance(error, Refused | Unwanted) else _SPENT, text)
-                case _ if self.started and not self.backend.observable:
+                case _ if self.started and self.destroys and not self.backend.observable:
                     self.stick(StuckReason.OUTCOME_UNKNOWN, text)
                 case _:
                     self.log.warning("failed", error=text, exc_info=not isinstance(error, BackendError))
@@ -143,7 +147,7 @@ class Run:
             self.record(jobs.defer, error=f"{over[0].name} is in force; {error}", hold=over[0].id)
             return
         if self.claim.attempts >= self.claim.max_attempts and not free:
-            acted = self.started or self.in_doubt
+            acted = self.destroys and (self.started or self.in_doubt)
             self._give_up(StuckReason.OUTCOME_UNKNOWN if acted and not self.backend.observable else _SPENT, error)
         else:
             self.record(jobs.retry, error=error, free=free)
@@ -151,12 +155,24 @@ class Run:
 
     @property
     def in_doubt(self) -> bool:
-        """Whether an earlier attempt may have acted, and no two operators have forced a new one since."""
+        """Whether an earlier attempt may have destroyed, and no two operators have forced a new one since."""
         started, forced = self.claim.started_fence, self.claim.forced_fence
-        return started is not None and (forced is None or started > forced)
+        return self.claim.destroying and started is not None and (forced is None or started > forced)
+
+    @property
+    def destroys(self) -> bool:
+        """Whether this job destroys now; what the other steps do can be repeated, and be taken back."""
+        return self.claim.kind is JobKind.DEPROVISION and self.claim.step not in (Step.QUARANTINE, Step.SNAPSHOT)
+
+    def still(self) -> None:
+        """Raises ClaimLost where the claim is lost, as by a restore."""
+        if not self.transact(lambda session: jobs.heartbeat(session, [self.claim])):
+            raise ClaimLost(f"job {self.claim.id}: the claim with fence {self.claim.fence} is lost")
 
     def _give_up(self, why: StuckReason, error: str) -> None:
-        """Undo a provision by the same path as a DELETE; leave a teardown or an adoption stuck, for an operator."""
+        """Undo a provision by the same path as a DELETE; leave any other job stuck, for an operator."""
+        if self.claim.kind is JobKind.RESTORE and (worse := shut_again(self)):
+            error = f"{error}; {worse}"
         if self.claim.kind is JobKind.PROVISION:
             try:
                 self.record(jobs.rollback, error=error)

@@ -20,7 +20,7 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 import uuid
 
 from outbox.rows import Json
-from worker.backends import Finding, Observation, Plan
+from worker.backends import Finding, Observation, Plan, Still, always
 from worker.backends.postgres import check, create, destroy, identity
 from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.session import CONNECTION_LIMIT, Server
@@ -62,9 +62,9 @@ class Postgres:
         """See the Protocol."""
         return identity.inspect(self._server, manifest)
 
-    def quarantine(self, manifest: Json) -> None:
+    def quarantine(self, manifest: Json, still: Still = always) -> None:
         """See the Protocol."""
-        destroy.quarantine(self._server, manifest)
+        destroy.quarantine(self._server, manifest, still)
 
     def release(self, manifest: Json) -> None:
         """See the Protocol."""

@@ -6,7 +6,7 @@ from redis import exceptions
 
 from outbox.errors import Refused, Transient
 from outbox.rows import Json
-from worker.backends import Absent, Different, Same
+from worker.backends import Absent, Different, Same, Still
 from worker.backends.redis import identity, keys
 from worker.backends.redis.session import Server, Session, code_of
 
@@ -14,10 +14,11 @@ from worker.backends.redis.session import Server, Session, code_of
 MAX_PASSES = 100
 
 
-def quarantine(server: Server, manifest: Json) -> None:
+def quarantine(server: Server, manifest: Json, still: Still) -> None:
     """No login, no connection, and the change on disk; see the Protocol."""
     identity.must_not_be_protected(server, manifest)
     with server.connect() as session:
+        still()
         _quarantine(session, manifest)
 
 
