@@ -225,7 +225,7 @@ def _(w: World) -> Broken:
 @breaks("deprovision_of_undeleted")
 def _(w: World) -> Broken:
     id = w.deleted.resource_id
-    w.write("UPDATE resources SET status = 'active', deleted_at = NULL, purged_at = NULL WHERE id = :id", id=id)
+    w.write("UPDATE resources SET status = 'active', deleted_at = NULL, purged_at = NULL, purge_at = NULL WHERE id = :id", id=id)
     return id, set()
 
 
