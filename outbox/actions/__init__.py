@@ -18,12 +18,16 @@ from outbox.actions.holds import hold, release
 from outbox.actions.jobs import Proposed, observe, redrive, resolve, within
 from outbox.actions.operations import (
     BulkFilter,
+    RestoreFilter,
     begin_offboard,
     begin_redrive,
+    begin_restore,
     chosen,
     preview_offboard,
     preview_redrive,
+    preview_restore,
     stop,
+    taken_back,
 )
 from outbox.actions.resources import (
     change,
@@ -35,7 +39,7 @@ from outbox.actions.resources import (
     wanted_delete,
 )
 from outbox.jobs import Delete, Enqueued
-from outbox.operations import DIGEST, words
+from outbox.operations import DIGEST, DeleteFilter, words
 from outbox.resources import NewResource
 
 __all__ = [
@@ -44,13 +48,16 @@ __all__ = [
     "BulkFilter",
     "Caller",
     "Delete",
+    "DeleteFilter",
     "Edge",
     "Enqueued",
     "NewResource",
     "Operator",
     "Proposed",
+    "RestoreFilter",
     "begin_offboard",
     "begin_redrive",
+    "begin_restore",
     "caller",
     "change",
     "chosen",
@@ -64,11 +71,13 @@ __all__ = [
     "operator_at_a_shell",
     "preview_offboard",
     "preview_redrive",
+    "preview_restore",
     "redrive",
     "release",
     "resolve",
     "show_credentials",
     "stop",
+    "taken_back",
     "wanted_delete",
     "within",
     "words",
