@@ -37,7 +37,8 @@ def teardown(db: Connection, resource: uuid.UUID) -> int:
 
 def due(db: Connection, resource: uuid.UUID) -> Claim:
     """A worker's claim of its teardown, whose destruction may start."""
-    jobs.purge(db, resource, actor="op", reason="r")
+    with database.transaction() as session:
+        jobs.purge(session, resource, actor="op", reason="r")
     db.execute(
         text("""UPDATE outbox SET step = 'wait', state = 'running', fence = fence + 1, attempts = 1, claimed_by = 'w',
                        lease_expires_at = now() + interval '1 h' WHERE id = :id"""),
@@ -195,6 +196,7 @@ def test_one_of_each_backend_is_restored_first_and_the_others_when_it_was_given_
     assert step() == 2
     assert [status_of(db, r) for r in (first, *rest, alone)] == ["restoring", "deleting", "deleting", "restoring"]
     assert step() == 0, "its restores are at work"
+    assert queries.operation(db, operation.id)[1].holds == [], "it waits for no hold"
     give_back(db, first)
     assert step() == 2
     assert [status_of(db, r) for r in (first, *rest)] == ["active", "restoring", "restoring"]
@@ -272,6 +274,20 @@ def test_a_destruction_that_starts_while_a_step_waits_for_the_job_wins(db: Conne
     thread.join()
     assert (moved, outcomes(db, operation), status_of(db, resource)) == ([0], ["skipped"], "deleting")
     assert "cancelled" not in events_of(db, claim.id)
+
+
+def test_a_delete_that_comes_while_a_step_waits_is_not_taken_back(db: Connection) -> None:
+    resource = deleted(db)
+    operation, moved = begun_restore(ACME), []
+    thread = threading.Thread(target=lambda: moved.append(step()))
+    with database.transaction() as session:
+        jobs.restore(session, resource, actor="acme", reason="mine")
+        thread.start()
+        eventually(lambda: waits_for_a_lock(db), what="the step waits for the teardown")
+        give_back(session, resource)
+        jobs.enqueue_all(session, [jobs.Delete(resource, "acme", grace=600.0)])
+    thread.join()
+    assert (moved, outcomes(db, operation), status_of(db, resource)) == ([0], ["skipped"], "deleting")
 
 
 def test_a_stopped_restore_takes_nothing_more_back(db: Connection) -> None:

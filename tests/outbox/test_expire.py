@@ -1,15 +1,19 @@
 """Expiry waits for holds: what a hold covers stays as it is, and keeps nothing else waiting."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
 
+from outbox import db as database
 from outbox import holds, jobs
 from outbox.states import HoldScope
 from tests.support.factories import a_resource, status_of
 from tests.support.pools import pool
+from tests.support.transitions import module_of
+from tests.support.witness import eventually, waits_for_a_lock
 
 PAST = "now() - interval '1 s'"
 SCOPES = [(HoldScope.GLOBAL, None), (HoldScope.BACKEND, "pg-main"), (HoldScope.TENANT, "acme")]
@@ -83,10 +87,34 @@ def test_an_expiry_never_waits_so_no_hold_comes_between_its_reading_and_its_writ
     assert status_of(db, resource) == "active"
 
 
+def test_a_resource_that_got_more_time_after_it_was_picked_does_not_expire(
+    db: Connection, connect: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = a_resource(db, expires=PAST)
+    home = module_of("_EXPIRE")
+    waiting = home._EXPIRE.text.replace("FOR NO KEY UPDATE SKIP LOCKED", "")
+    monkeypatch.setattr(home, "_EXPIRE", text(waiting))
+    holder = connect()
+    holder.cursor().execute("UPDATE resources SET expires_at = now() + interval '1 h' WHERE id = %s", (str(resource),))
+
+    def late() -> int:
+        with database.statement() as session:
+            return jobs.expire(session, actor="w")
+
+    with ThreadPoolExecutor(1) as threads:
+        moved = threads.submit(late)
+        eventually(lambda: waits_for_a_lock(db), what="it has picked the resource")
+        holder.commit()
+        assert moved.result(20) == 0
+    assert status_of(db, resource) == "active"
+
+
 def test_an_expiry_looks_at_a_bounded_number_of_rows_and_the_next_goes_on_behind_them(db: Connection) -> None:
     for seconds in (9, 8, 7):
         a_resource(db, expires=f"now() - interval '{seconds} s'")
     free = a_resource(db, expires=PAST, tenant="globex")
+    for _ in range(3):
+        a_resource(db, expires="now() + interval '1 h'")
     hold(db)
     assert jobs.expire(db, actor="w", rows=3) == 0
     last = jobs.last_due(db, rows=3)
