@@ -5,17 +5,17 @@ of UNLINK; and a channel pattern that carries the generation on the ACL user. Th
 An ACL user `deprovisioner:server:<uuid>` that may do nothing names the server: its run id changes at every restart, and
 keys are replicated, evicted and flushed.
 
-- `session`   clients: timeouts, and what each failure means
-- `keys`      the keys under a prefix: scanned and unlinked in batches
-- `identity`  what the server shows under a manifest's names, and whether it is the manifest's namespace
-- `endpoint`  the address that customers are given
-- `commands`  what a customer may run
-- `rights`    what an adopted user may do
-- `create`    plan, provision, adopt
-- `changes`   changes of a user, fenced against workers that stood still
-- `quarantine`  quarantine, release, prove
-- `destroy`   teardown
-- `check`     what is not as it should be on the server
+- `session`    clients: timeouts, and what each failure means
+- `keys`       the keys under a prefix: scanned and unlinked in batches
+- `identity`   what the server shows under a manifest's names, and whether it is the manifest's namespace
+- `endpoint`   the address that customers are given
+- `commands`   what a customer may run
+- `rights`     what an adopted user may do
+- `create`     plan, provision, adopt
+- `changes`    changes of a user, fenced against workers that stood still
+- `quarantine` quarantine, release, prove
+- `destroy`    teardown
+- `check`      what is not as it should be on the server
 """
 
 import uuid
