@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from outbox import jobs
-from tests.support.customers import Customer, in_the_outbox
+from tests.support.customers import in_the_outbox
 from tests.support.factories import claims
 from tests.support.servers import BACKENDS, clear_caches
 from tests.support.witness import PgServer

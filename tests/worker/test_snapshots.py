@@ -1,25 +1,18 @@
 """A teardown's snapshot on real servers: it counts when it was restored, and nothing is destroyed without it."""
 
-import threading
-import time
-from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
 from outbox import jobs, snapshots
-from outbox.errors import Early, SettingsError, Transient
-from tests.support import snapshots as support
+from outbox.errors import SettingsError, Transient
 from tests.support.factories import claims, events_of
 from tests.support.servers import Servers, clear_caches
 from tests.support.snapshots import Teardown, require
-from tests.support.witness import PgServer, eventually
-from worker.backends.postgres import Postgres, client, contents
-from worker.run import Run
+from tests.support.witness import PgServer
+from worker.backends.postgres import Postgres, contents
 from worker.snapshots import stores
 
 FILLED = (
@@ -131,7 +124,9 @@ def test_another_key_opens_no_snapshot(
     assert [row.verified_at for row in teardown.rows()] == [None]
 
 
-def test_a_store_that_is_no_folder_takes_no_snapshot(db: Connection, store: Path, backend: Postgres, pg: PgServer) -> None:
+def test_a_store_that_is_no_folder_takes_no_snapshot(
+    db: Connection, store: Path, backend: Postgres, pg: PgServer
+) -> None:
     teardown = Teardown(db, backend)
     teardown.delete()
     store.rmdir()
@@ -181,7 +176,11 @@ def test_a_row_that_the_restored_snapshot_lacks_is_named(
 def test_rows_with_the_same_number_and_other_values_differ() -> None:
     with pytest.raises(Transient, match="other contents"):
         contents.must_be_equal({"table t": [1, 5]}, {"table t": [1, 6]})
-    for source, restored in (({"table t": [0, 0]}, {}), ({}, {"table t": [0, 0]}), ({"sequence s": 1}, {"sequence s": 2})):
+    for source, restored in (
+        ({"table t": [0, 0]}, {}),
+        ({}, {"table t": [0, 0]}),
+        ({"sequence s": 1}, {"sequence s": 2}),
+    ):
         with pytest.raises(Transient):
             contents.must_be_equal(source, restored)
 
