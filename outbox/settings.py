@@ -114,6 +114,9 @@ class BackendConfig:
     grace: timedelta = timedelta(0)  # how long a deleted resource can be restored
     min_grace: timedelta = timedelta(0)  # less is only for who may purge; a table without it has its `grace`
     snapshot: SnapshotPolicy = SnapshotPolicy.OFF
+    snapshot_store: str | None = None  # where snapshots go: `file:/path` or `s3://bucket/prefix?endpoint=URL`
+    snapshot_keep: timedelta = timedelta(days=30)  # how long after the destruction
+    snapshot_server: str | None = None  # the backend that a snapshot is restored on for its proof; None: its own
     purge: str = ONE
     options: Mapping[str, Any] = field(default_factory=dict)  # the keys of OPTIONS that the table has, checked
 
@@ -232,6 +235,9 @@ _KEYS = {
     "grace",
     "min_grace",
     "snapshot",
+    "snapshot_store",
+    "snapshot_keep",
+    "snapshot_server",
     "purge",
     "brake",
     "max_percent",
@@ -247,6 +253,7 @@ _CHOICES = {
     "snapshot": ("off", "required"),
     "purge": (ONE, TWO),
 }
+_STORE = re.compile(r"file:/[^?#]*\Z|s3://[^/?#]+(/[^?#]*)?(\?[^#]*)?\Z")
 SPAN = "^(0|[1-9][0-9]{0,8})([smhd])$"
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SIZES = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
@@ -257,7 +264,16 @@ def read_backends(path: Path) -> dict[str, BackendConfig]:
     tables = read_file(path).get("backends", {})
     if not isinstance(tables, dict) or not tables:
         raise SettingsError(f"{PREFIX}BACKENDS: {path} has no table [backends.NAME]")
-    return {name: _backend(path, name, table) for name, table in tables.items()}
+    found = {name: _backend(path, name, table) for name, table in tables.items()}
+    for name, config in found.items():
+        if config.snapshot_server is not None and (
+            config.snapshot_server not in found or found[config.snapshot_server].kind != config.kind
+        ):
+            raise SettingsError(
+                f"{path}: [backends.{name}]: 'snapshot_server' must name a backend of kind {config.kind!r} in this"
+                f" file, not {config.snapshot_server!r}"
+            )
+    return found
 
 
 def address_variables(path: Path) -> set[str]:
@@ -342,10 +358,29 @@ def _backend(path: Path, name: str, table: Any) -> BackendConfig:
         purge=chosen["purge"],
         options=options,
         **_graces(f"{path}: [backends.{name}]", table),
+        **_snapshots(f"{path}: [backends.{name}]", table),
     )
 
 
-def _graces(where: str, table: dict[str, Any]) -> dict[str, timedelta]:
+def _snapshots(where: str, table: dict[str, Any]) -> dict[str, Any]:
+    store, server = table.get("snapshot_store"), table.get("snapshot_server")
+    if store is not None and (not isinstance(store, str) or not _STORE.match(store)):
+        raise SettingsError(
+            f'{where}: \'snapshot_store\' must look like "file:/path" or "s3://bucket/prefix?endpoint=URL",'
+            f" not {store!r}"
+        )
+    if store is None and table.get("snapshot") == "required":
+        raise SettingsError(f"{where}: 'snapshot' is \"required\", so 'snapshot_store' must say where snapshots go")
+    if server is not None and (not isinstance(server, str) or not server):
+        raise SettingsError(f"{where}: 'snapshot_server' must name a backend of this file, not {server!r}")
+    try:
+        keep = span(table.get("snapshot_keep", "30d"))
+    except ValueError as error:
+        raise SettingsError(f"{where}: 'snapshot_keep' {error}") from None
+    return {"snapshot_store": store, "snapshot_keep": keep, "snapshot_server": server}
+
+
+def _graces(where: str, table: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for key in ("grace", "min_grace"):
         try:
