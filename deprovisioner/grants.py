@@ -24,6 +24,8 @@ RIGHTS = {
     "operation_items": "SELECT, INSERT, UPDATE",
     "observations": "SELECT, INSERT, UPDATE, DELETE",
     "approvals": "SELECT, INSERT, UPDATE",
+    "snapshots": "SELECT, INSERT, UPDATE",
+    "login_attempts": "SELECT, INSERT, UPDATE, DELETE",
     "alembic_version": "SELECT",
 }
 

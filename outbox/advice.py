@@ -4,6 +4,7 @@
 """
 
 import json
+import uuid
 from typing import Any, assert_never
 
 from outbox.approvals import Approval
@@ -15,7 +16,13 @@ Step = tuple[str, str]
 _REDRIVE = "deprovisioner jobs redrive {id} --fence {fence} --reason 'WHY'"
 _RESOLVE = "deprovisioner jobs resolve {id} --fence {fence} --reason 'WHY'"
 _OBSERVE = "deprovisioner jobs observe {id}"
+_RESTORE = "deprovisioner resources restore {resource_id} --reason 'WHY'"
 _DELETE = "deprovisioner resources delete {resource_id} --reason 'WHY'"
+# A stuck restore has left its object in quarantine; to resolve it is to give the restore up.
+_STEPS_OF_A_RESTORE: tuple[Step, ...] = (
+    ("once the cause is mended", _REDRIVE),
+    ("if it cannot be given back: its resource is deleted again, with a new grace", _RESOLVE),
+)
 # A stuck provision has no object to inspect, and cannot be resolved while its resource is wanted.
 _STEPS_OF_A_PROVISION: tuple[Step, ...] = (
     ("once the cause is mended", _REDRIVE),
@@ -42,6 +49,11 @@ def means(reason: StuckReason) -> str:
             return (
                 "an attempt may have acted, and backends of this kind cannot be inspected: only a person can tell "
                 "whether it happened"
+            )
+        case StuckReason.SNAPSHOT_FAILED:
+            return (
+                "no snapshot of it could be taken, or the one that was taken could not be restored; the last error "
+                "says why. It is in quarantine, and nothing is destroyed"
             )
         case never:
             assert_never(never)
@@ -72,6 +84,8 @@ def steps(reason: StuckReason) -> tuple[Step, ...]:
                 ("if it happened (a second operator must confirm)", _forced(ForcedAction.RESOLVE)),
                 ("if it did not happen (a second operator must confirm)", _forced(ForcedAction.REDRIVE)),
             )
+        case StuckReason.SNAPSHOT_FAILED:
+            return (("once the cause is mended", _REDRIVE), ("if it was deleted by mistake", _RESTORE))
         case never:
             assert_never(never)
 
@@ -80,7 +94,15 @@ def next_steps(job: Job) -> list[Step]:
     """What moves this job on: when, and the command; empty for a job that is not stuck."""
     if job.stuck_reason is None:
         return []
-    found = steps(job.stuck_reason) if job.kind is JobKind.DEPROVISION else _STEPS_OF_A_PROVISION
+    match job.kind:
+        case JobKind.DEPROVISION:
+            found = steps(job.stuck_reason)
+        case JobKind.PROVISION:
+            found = _STEPS_OF_A_PROVISION
+        case JobKind.RESTORE:
+            found = _STEPS_OF_A_RESTORE
+        case never:
+            assert_never(never)
     return [(when, command.format(**vars(job))) for when, command in found]
 
 
@@ -91,6 +113,11 @@ CREATE_COMMAND = "deprovisioner token create --role operator --name NAME"
 def to_approve(approval: Approval) -> str:
     """The command by which the second operator approves."""
     return f"{_forced(approval.action)} --token TOKEN".format(id=approval.job_id, fence=approval.fence)
+
+
+def to_restore(resource_id: uuid.UUID) -> str:
+    """The command that takes a deletion back."""
+    return _RESTORE.format(resource_id=resource_id)
 
 
 def to_release(hold_id: int) -> str:
@@ -104,6 +131,8 @@ def _forced(action: ForcedAction) -> str:
             return f"{_RESOLVE} --force"
         case ForcedAction.REDRIVE:
             return f"{_REDRIVE} --force-outcome-unknown"
+        case ForcedAction.PURGE:
+            return "deprovisioner resources purge --job {id} --reason 'WHY'"
         case never:
             assert_never(never)
 

@@ -3,7 +3,8 @@
 The second request executes the action. Each operator gives a reason; the events keep both.
 
 An actor here is a token, `token:ID:NAME`: the name of a shell user proves nothing, and one token is one operator.
-The transition's own statement marks the proposal as approved (`jobs.resolve_forced`, `jobs.redrive_forced`).
+The transition's own statement marks the proposal as approved (`jobs.resolve_forced`, `jobs.redrive_forced`,
+`jobs.purge`).
 """
 
 import datetime as dt
@@ -46,8 +47,10 @@ _PROPOSE = text(f"""
     SELECT FROM outbox WHERE id = :id FOR NO KEY UPDATE;
     WITH job AS (
         SELECT id, resource_id, fence FROM outbox
-         WHERE id = :id AND fence = :fence AND state = 'stuck' AND kind = 'deprovision'
-           AND (:action <> 'redrive' OR stuck_reason = 'outcome_unknown')
+         WHERE id = :id AND fence = :fence AND kind = 'deprovision'
+           AND CASE :action WHEN 'purge' THEN state IN ('pending', 'running', 'stuck')
+                            WHEN 'redrive' THEN state = 'stuck' AND stuck_reason = 'outcome_unknown'
+                            ELSE state = 'stuck' END
            FOR NO KEY UPDATE
     ), proposed AS (
         INSERT INTO approvals AS before (action, job_id, fence, reason, proposed_by)
@@ -75,7 +78,7 @@ def propose(
 ) -> Approval | None:
     """The proposal that waits for this job and fence; where there is none, this call makes it, with its event.
 
-    None when the job is not stuck at this fence, or when another operator made a proposal at this very moment.
+    None when the job cannot be moved so at this fence, or when another operator made a proposal at this very moment.
     """
     asked = {"action": action, "id": job_id, "fence": fence, "actor": actor, "reason": reason, "life": LIFE}
     row = db.execute(_PROPOSE, asked).first()

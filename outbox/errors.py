@@ -11,6 +11,11 @@ DeprovisionerError
 ├── QuotaExceeded            the tenant has as much as it may have; a DELETE is never refused for that
 ├── Conflict                 the request is well formed, but the current state forbids it
 │   ├── DeletionProtected    the resource is protected
+│   ├── VersionMismatch      the resource has changed since the caller read it (If-Match)
+│   ├── Restoring            the resource is being restored
+│   ├── TeardownStarted      what has started to destroy cannot be restored
+│   ├── NothingToRestore     the resource was never active
+│   ├── NotDeleting          the resource is not being deleted, so there is nothing to purge
 │   ├── NotActive            credentials are shown only while the resource is active
 │   ├── NoCredentials        the resource was adopted: its credentials were never stored
 │   ├── IdempotencyKeyReused the key came before, with another body
@@ -30,6 +35,7 @@ DeprovisionerError
 │   ├── ClaimLost            the worker has lost its fence or its lease
 │   ├── Busy                 another job of the resource is running
 │   ├── Held                 a hold in force covers the job
+│   ├── Early                the resource must not be destroyed yet
 │   ├── BrakeHit             too many teardowns have started; an operator must decide
 │   └── Unwanted             the resource's status no longer asks for this job
 ├── Unconfirmed              a commit that no synchronous standby confirmed: it may be taken back
@@ -89,6 +95,29 @@ class Conflict(DeprovisionerError):
 
 class DeletionProtected(Conflict):
     """The resource is protected from deletion."""
+
+
+class VersionMismatch(Conflict):
+    """The resource has changed since the caller read it; its version is another one now."""
+
+    def __init__(self, resource_id: object, version: int) -> None:
+        super().__init__(f'resource {resource_id} has changed: its ETag is "{version}" now; read it again')
+
+
+class Restoring(Conflict):
+    """The resource is being restored."""
+
+
+class TeardownStarted(Conflict):
+    """The destruction has started: the resource cannot be restored any more."""
+
+
+class NothingToRestore(Conflict):
+    """The resource was never active."""
+
+
+class NotDeleting(Conflict):
+    """The resource is not being deleted."""
 
 
 class NotActive(Conflict):
@@ -173,6 +202,14 @@ class Held(StartRefused):
     def __init__(self, message: str, hold_id: int) -> None:
         super().__init__(message)
         self.hold_id = hold_id
+
+
+class Early(StartRefused):
+    """`purge_at` has not come: it is `seconds` away."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class BrakeHit(StartRefused):

@@ -9,22 +9,29 @@ from outbox.states import JobState
 class Event(StrEnum):
     """One event of a job's evidence. A transition writes its event in its own transaction.
 
-    Three events move nothing: `late`, a worker's report after it had lost its claim; `observed`, an inspection that an
-    operator asked for; `proposed`, the proposal of the first of two operators.
+    Five events move nothing: `late`, a worker's report after it had lost its claim; `observed`, an inspection that an
+    operator asked for; `proposed`, the proposal of the first of two operators; `purge_ordered`, an earlier `purge_at`;
+    `snapshot_removed`, the end of a snapshot in its store.
     """
 
     ENQUEUED = "enqueued"
     CLAIMED = "claimed"
     STARTED = "started"
+    QUARANTINED = "quarantined"
+    SNAPSHOT_VERIFIED = "snapshot_verified"
     COMPLETED = "completed"
     ACTIVATED = "activated"
+    RESTORED = "restored"
     RETRIED = "retried"
     DEFERRED = "deferred"
     STUCK = "stuck"
     ROLLED_BACK = "rolled_back"
     SWEPT = "swept"
+    CANCELLED = "cancelled"
     REDRIVEN = "redriven"
     RESOLVED = "resolved"
+    PURGE_ORDERED = "purge_ordered"
+    SNAPSHOT_REMOVED = "snapshot_removed"
     LATE = "late"
     OBSERVED = "observed"
     PROPOSED = "proposed"
@@ -35,13 +42,17 @@ STATE_AFTER: dict[Event, JobState | None] = {
     Event.ENQUEUED: JobState.PENDING,
     Event.CLAIMED: JobState.RUNNING,
     Event.STARTED: JobState.RUNNING,
+    Event.QUARANTINED: JobState.PENDING,
+    Event.SNAPSHOT_VERIFIED: JobState.PENDING,
     Event.COMPLETED: JobState.SUCCEEDED,
     Event.ACTIVATED: JobState.SUCCEEDED,
+    Event.RESTORED: JobState.SUCCEEDED,
     Event.RETRIED: JobState.PENDING,
     Event.DEFERRED: JobState.PENDING,
     Event.STUCK: JobState.STUCK,
     Event.ROLLED_BACK: JobState.CANCELLED,
     Event.SWEPT: None,
+    Event.CANCELLED: JobState.CANCELLED,
     Event.REDRIVEN: JobState.PENDING,
     Event.RESOLVED: None,
 }

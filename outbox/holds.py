@@ -50,9 +50,9 @@ class Hold:
 _COLUMNS = ", ".join(field.name for field in fields(Hold))
 
 # Whether a hold in force covers a job: `{0}` is a row with its resource's backend, tenant and kind, `{1}` the job's
-# kind.
+# kind. None covers a restore: what was deleted by mistake is given back while everything else stands still.
 COVERS = """holds.released_at IS NULL
-               AND (holds.cause = 'operator' OR {1} = 'deprovision')
+               AND ({1} = 'deprovision' OR (holds.cause = 'operator' AND {1} <> 'restore'))
                AND (holds.scope = 'global' OR (holds.scope = 'backend' AND holds.subject = {0}.backend)
                     OR (holds.scope = 'tenant' AND holds.subject = {0}.tenant)
                     OR (holds.scope = 'kind' AND holds.subject = {0}.kind))"""

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, TypeVar
 
-from outbox.states import Found, JobKind, JobState, OperationKind, OperationState, ResourceStatus, StuckReason
+from outbox.states import (
+    Found,
+    JobKind,
+    JobState,
+    OperationKind,
+    OperationState,
+    ResourceStatus,
+    SnapshotPolicy,
+    Step,
+    StuckReason,
+)
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -14,7 +24,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Resource:
-    """A customer's resource. `manifest` is None until a worker has planned its names."""
+    """A customer's resource. `manifest` is None until a worker has planned its names.
+
+    `purge_at`: never destroyed before; None while it is not being deleted. `grace_seconds` and `snapshot` are its own,
+    None where its backend's count. `version` rises with each change of the row.
+    """
 
     id: uuid.UUID
     tenant: str
@@ -28,15 +42,20 @@ class Resource:
     deleted_at: dt.datetime | None
     purged_at: dt.datetime | None
     expires_at: dt.datetime | None
+    purge_at: dt.datetime | None
+    grace_seconds: int | None
+    snapshot: SnapshotPolicy | None
+    version: int
 
 
 @dataclass(frozen=True)
 class Job:
-    """A row of the outbox, as API and CLI show it."""
+    """A row of the outbox, as API and CLI show it. `step` is a teardown's; None for other jobs."""
 
     id: int
     kind: JobKind
     state: JobState
+    step: Step | None
     stuck_reason: StuckReason | None
     resource_id: uuid.UUID
     backend: str
@@ -56,11 +75,13 @@ class Claim:
     `started_fence` is the fence of the last attempt that may have acted, None if no attempt has started.
     `forced_fence`: two operators decided that the outcome of attempts up to this fence no longer matters; else None.
     `probing`: the backend's breaker is half-open, and this job is its probe. `contended`: another job of the resource
-    was running when this one was claimed.
+    was running when this one was claimed. `step` is a teardown's; `destroying` once it has started at `destroy`.
     """
 
     id: int
     kind: JobKind
+    step: Step | None
+    destroying: bool
     resource_id: uuid.UUID
     backend: str
     fence: int
@@ -132,7 +153,14 @@ class _Row(Protocol):
     def _mapping(self) -> Mapping[Any, Any]: ...
 
 
-_ENUMS = {"state": JobState, "stuck_reason": StuckReason, "status": ResourceStatus, "found": Found}
+_ENUMS = {
+    "state": JobState,
+    "step": Step,
+    "stuck_reason": StuckReason,
+    "status": ResourceStatus,
+    "snapshot": SnapshotPolicy,
+    "found": Found,
+}
 
 
 def columns(cls: type, alias: str) -> str:

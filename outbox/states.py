@@ -8,13 +8,15 @@ class ResourceStatus(StrEnum):
     """The life of a customer's resource.
 
     `provisioning` until the backend has its object, `active` while it serves, `deleting` from the accepted DELETE on,
-    `deleted` only after a worker saw the backend without the object.
+    `deleted` only after a worker saw the backend without the object. `restoring` from an accepted restore on, until a
+    worker has given the object back.
     """
 
     PROVISIONING = "provisioning"
     ACTIVE = "active"
     DELETING = "deleting"
     DELETED = "deleted"
+    RESTORING = "restoring"
 
 
 class JobState(StrEnum):
@@ -39,19 +41,45 @@ class JobKind(StrEnum):
     RESTORE = "restore"
 
 
+class Step(StrEnum):
+    """What a teardown does next; other jobs have no steps.
+
+    `quarantine` and `snapshot` act, and can be taken back; `wait` lasts until `purge_at`; `destroy` acts, and its start
+    is the point of no return.
+    """
+
+    QUARANTINE = "quarantine"
+    SNAPSHOT = "snapshot"
+    WAIT = "wait"
+    DESTROY = "destroy"
+
+
+# In their order. A teardown without grace and without a snapshot has the last one alone.
+STEPS = tuple(Step)
+
+
+class SnapshotPolicy(StrEnum):
+    """Whether a teardown first takes a snapshot, and sees it restored."""
+
+    REQUIRED = "required"
+    OFF = "off"
+
+
 class StuckReason(StrEnum):
     """Why only an operator may move the job on."""
 
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     REFUSED = "refused"
     OUTCOME_UNKNOWN = "outcome_unknown"
+    SNAPSHOT_FAILED = "snapshot_failed"
 
 
 class ForcedAction(StrEnum):
-    """What two operators may do with a stuck job where one may not."""
+    """What two operators may do with a job where one may not."""
 
     RESOLVE = "resolve"
     REDRIVE = "redrive"
+    PURGE = "purge"
 
 
 class HoldScope(StrEnum):
@@ -64,7 +92,7 @@ class HoldScope(StrEnum):
 
 
 class HoldCause(StrEnum):
-    """Who engaged a hold. An operator's hold stops all jobs in its scope; a brake's stops only teardowns."""
+    """Who engaged a hold. An operator's hold stops all jobs in its scope but restores, a brake's only teardowns."""
 
     OPERATOR = "operator"
     BRAKE = "brake"
@@ -75,6 +103,7 @@ class OperationKind(StrEnum):
 
     REDRIVE = "redrive"
     OFFBOARD = "offboard"
+    RESTORE = "restore"
 
 
 class OperationState(StrEnum):
@@ -92,9 +121,9 @@ class OperationState(StrEnum):
 class ItemOutcome(StrEnum):
     """The outcome of one item of an operation; NULL while the item waits.
 
-    `redriven` and `enqueued`: done. `failed`: a canary that did not succeed. `stopped`: left alone because its
-    backend's canary failed, or because an operator stopped the operation. `skipped`: its job or resource had changed
-    before its turn. `protected`: its resource is protected from deletion.
+    `redriven`, `enqueued`, `restoring`: done. `failed`: a canary that did not succeed. `stopped`: left alone, because
+    its backend's canary failed or an operator stopped the operation. `skipped`: its job or resource had changed before
+    its turn. `protected`: its resource is protected from deletion.
     """
 
     REDRIVEN = "redriven"
@@ -103,6 +132,7 @@ class ItemOutcome(StrEnum):
     ENQUEUED = "enqueued"
     PROTECTED = "protected"
     SKIPPED = "skipped"
+    RESTORING = "restoring"
 
 
 class BreakerState(StrEnum):
@@ -146,25 +176,36 @@ class Transition:
 
 TRANSITIONS = (
     Transition("enqueue", None, JobState.PENDING, "resource is active or provisioning, not protected", "API, CLI"),
-    Transition("expire", None, JobState.PENDING, "resource is active, past expires_at, not protected", "worker"),
+    Transition(
+        "expire", None, JobState.PENDING, "resource is active, past expires_at, not protected; no hold", "worker"
+    ),
     Transition("claim", JobState.PENDING, JobState.RUNNING, "due, not held, breaker closed; SKIP LOCKED", "worker"),
     Transition(
         "start",
         JobState.RUNNING,
         JobState.RUNNING,
         "fence; lease alive by the database's clock; resource still wants it; no other job of it running; "
-        "no hold; brake not hit",
+        "no hold; brake not hit; at destroy: purge_at has passed, and a snapshot that is required is verified",
         "worker",
+    ),
+    Transition(
+        "advance", JobState.RUNNING, JobState.PENDING, "fence; quarantine or snapshot, started under it", "worker"
     ),
     Transition("complete", JobState.RUNNING, JobState.SUCCEEDED, "fence; deprovision; absence was seen", "worker"),
     Transition("activate", JobState.RUNNING, JobState.SUCCEEDED, "fence; provision; identity was seen", "worker"),
     Transition("retry", JobState.RUNNING, JobState.PENDING, "fence; attempts left", "worker"),
     Transition("defer", JobState.RUNNING, JobState.PENDING, "fence; not started under this fence", "worker"),
     Transition("stick", JobState.RUNNING, JobState.STUCK, "fence", "worker"),
+    Transition("give_back", JobState.RUNNING, JobState.SUCCEEDED, "fence; restore; a login was seen to work", "worker"),
     Transition("rollback", JobState.RUNNING, JobState.CANCELLED, "fence; provision of a created resource", "worker"),
     Transition("sweep", JobState.RUNNING, JobState.PENDING, "lease passed; SKIP LOCKED", "worker, beat"),
+    Transition("sweep", JobState.RUNNING, JobState.STUCK, "lease passed; attempts spent; a teardown", "worker, beat"),
     Transition(
-        "sweep", JobState.RUNNING, JobState.STUCK, "lease passed; attempts spent; not a provision", "worker, beat"
+        "restore", None, JobState.PENDING, "resource is deleting, and its teardown was just cancelled", "API, CLI"
+    ),
+    *(
+        Transition("cancel", state, JobState.CANCELLED, "deprovision; never started at destroy", "API, CLI")
+        for state in (JobState.PENDING, JobState.RUNNING, JobState.STUCK)
     ),
     Transition("redrive", JobState.STUCK, JobState.PENDING, "fence as the operator saw it; actor, reason", "operator"),
     Transition(

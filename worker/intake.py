@@ -8,10 +8,18 @@ from itertools import islice
 from typing import Any
 
 from outbox import foreign
-from outbox.errors import BackendError, DeprovisionerError, OutOfService, Refused, Transient, Unavailable
+from outbox.errors import (
+    BackendError,
+    DeprovisionerError,
+    OutOfService,
+    Refused,
+    StartRefused,
+    Transient,
+    Unavailable,
+)
 from outbox.rows import Json
 from worker import backends
-from worker.backends import Absent, Backend, Different, Finding, Observation, Plan, Same
+from worker.backends import Absent, Backend, Different, Finding, Observation, Plan, Read, Same, Still, Write
 
 # A manifest is identity, so it is never cut. The largest that a kind of ours makes has 500 characters.
 MANIFEST = 16_000
@@ -57,20 +65,40 @@ class Intake:
                 case Different(seen=seen, why=why, marked=marked):
                     return Different(_evidence(seen), foreign.line(why), marked)
 
-    def quarantine(self, manifest: Json) -> None:
+    def quarantine(self, manifest: Json, still: Still = backends.always) -> None:
         """See Backend."""
         with _errors():
-            self._backend.quarantine(manifest)
+            self._backend.quarantine(manifest, still)
 
-    def release(self, manifest: Json) -> None:
+    def release(self, manifest: Json, still: Still = backends.always) -> None:
         """See Backend."""
         with _errors():
-            self._backend.release(manifest)
+            self._backend.release(manifest, still)
+
+    def prove(self, manifest: Json, credentials: Json | None) -> Json:
+        """See Backend."""
+        with _errors():
+            return _evidence(backends.prove(self._backend, manifest, credentials))
 
     def teardown(self, manifest: Json, fence: int) -> Json:
         """See Backend."""
         with _errors():
             return _evidence(self._backend.teardown(manifest, fence))
+
+    def snapshot(self, manifest: Json, write: Write, still: Still) -> Json:
+        """See `worker.backends.snapshot`; what it returns is compared, and not kept."""
+        with _errors():
+            return backends.snapshot(self._backend, manifest, write, still)
+
+    def verify_snapshot(self, manifest: Json, read: Read, source: Json, still: Still) -> Json:
+        """See `worker.backends.verify_snapshot`."""
+        with _errors():
+            return _evidence(backends.verify_snapshot(self._backend, manifest, read, source, still))
+
+    def restore_snapshot(self, manifest: Json, credentials: Json, read: Read, still: Still) -> Json:
+        """See `worker.backends.restore_snapshot`."""
+        with _errors():
+            return _evidence(backends.restore_snapshot(self._backend, manifest, credentials, read, still))
 
     def check(self) -> list[Finding]:
         """See `worker.backends.check`; what mends something is a statement, and longer than words."""
@@ -87,6 +115,8 @@ def _errors() -> Iterator[None]:
     """The errors that are meant, with bounded words. The words of any other go to the log alone, which bounds them."""
     try:
         yield
+    except StartRefused:  # the claim was lost, says our own database
+        raise
     except DeprovisionerError as error:
         kind = next((kind for kind in _KINDS if isinstance(error, kind)), BackendError)
         raise kind(foreign.line(str(error))) from error

@@ -53,6 +53,8 @@ def _ended_well(kind: OperationKind) -> str:
             return "re-driven"
         case OperationKind.OFFBOARD:
             return "deletes enqueued"
+        case OperationKind.RESTORE:
+            return "restores enqueued"
         case never:
             assert_never(never)
 

@@ -6,6 +6,7 @@ In the order of a job's life:
 - `claim`      pending -> running, and the heartbeat
 - `start`      running -> running, with the durable start mark
 - `finish`     running -> succeeded, cancelled, stuck, or pending again
+- `restore`    any -> cancelled while nothing was destroyed, and () -> pending for what gives it back; an earlier purge
 - `operators`  stuck -> pending, succeeded, cancelled
 - `_sql`       what the statements share
 
@@ -14,14 +15,16 @@ Each transition is one statement: its guard is in WHERE, and it writes its event
 did not hold; `_sql._confirm_landed` then tells a lost answer from a lost claim.
 """
 
-from outbox.jobs.claim import CROWDED, LANES, claim, claimed_before, heartbeat
+from outbox.jobs.claim import CROWDED, LANES, claim, claimed_before, heartbeat, lanes_from
 from outbox.jobs.enqueue import Delete, Enqueued, enqueue, enqueue_all, enqueued_before, expire
 from outbox.jobs.finish import (
     WAKE_BATCH,
     activate,
+    advance,
     complete,
     complete_all,
     defer,
+    give_back,
     note_late,
     retry,
     rollback,
@@ -30,6 +33,7 @@ from outbox.jobs.finish import (
     wake,
 )
 from outbox.jobs.operators import FRESH, redrive, redrive_all, redrive_forced, resolve, resolve_forced, stuck_or_refuse
+from outbox.jobs.restore import Restored, purge, restore, restore_all
 from outbox.jobs.start import start, start_all, start_provision
 
 __all__ = [
@@ -39,7 +43,9 @@ __all__ = [
     "WAKE_BATCH",
     "Delete",
     "Enqueued",
+    "Restored",
     "activate",
+    "advance",
     "claim",
     "claimed_before",
     "complete",
@@ -49,13 +55,18 @@ __all__ = [
     "enqueue_all",
     "enqueued_before",
     "expire",
+    "give_back",
     "heartbeat",
+    "lanes_from",
     "note_late",
+    "purge",
     "redrive",
     "redrive_all",
     "redrive_forced",
     "resolve",
     "resolve_forced",
+    "restore",
+    "restore_all",
     "retry",
     "rollback",
     "start",

@@ -1,6 +1,6 @@
 """pending -> running: a worker claims jobs, reads back claims whose answer was lost, and keeps them by heartbeat."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
@@ -10,12 +10,14 @@ from outbox.db import prepared
 from outbox.events import Event
 from outbox.jobs._sql import _EVENT, _OURS, _event, _still_ours
 from outbox.rows import Claim
-from outbox.states import JobKind
+from outbox.states import JobKind, Step
 
 # `other.claimed_by IS NOT NULL` means running (a CHECK). With `state = 'running'` the planner would use the index of
 # leases while few jobs run, and read all its dead entries once for each job.
 _CLAIMS = """
     SELECT job.id, job.kind, job.resource_id, job.backend, job.fence, job.attempts, job.max_attempts,
+           job.step, coalesce(job.started_step = 'destroy', job.step IS NULL AND job.started_fence IS NOT NULL)
+               AS destroying,
            job.started_fence, job.forced_fence, job.available_at, job.lane, resources.tenant, resources.generation,
            resources.adopted, resources.activated_at IS NOT NULL AS activated, resources.manifest,
            breakers.backend IS NOT NULL AS probing,
@@ -27,8 +29,12 @@ _CLAIMS = """
       LEFT JOIN breakers ON breakers.backend = job.backend
      ORDER BY job.lane, job.available_at, job.id"""
 
-# Claims begin with lane 0. `jobs.LANES` has their number; a trigger gives each job its lane as it is enqueued.
+# A trigger gives each job its lane as it is enqueued. Claims begin with that of restores, which no hold stops.
+RESTORES = -1
+# The others are 0 to 4.
 LANES = 5
+# No transaction that enqueues takes longer, but by accident: a job is due from its transaction's beginning on.
+LATE = "interval '10 s'"
 # From this lane on are the jobs of tenants that have many waiting; these get at most half of the slots of a backend.
 CROWDED = 2
 # By backend, in the caller's order: jobs that wait for one backend cost the others nothing. Of a backend lane by lane:
@@ -38,25 +44,26 @@ CROWDED = 2
 # The outer WHERE leaves out `held_by IS NULL`: with it, the planner might look the ids up in the index of pending jobs.
 _CLAIM = prepared(f"""
     WITH served AS (
-        SELECT asked.*
+        SELECT asked.*, EXISTS (SELECT FROM holds
+                                 WHERE released_at IS NULL AND cause = 'operator'
+                                   AND (scope = 'global' OR (scope = 'backend' AND subject = asked.backend)
+                                        OR (scope = 'kind' AND subject = asked.kind))) AS held
           FROM unnest(CAST(:backends AS text[]), CAST(:kinds AS text[]), CAST(:rooms AS int[]),
-                      CAST(:crowd_rooms AS int[]), CAST(:since AS text[]), CAST(:after AS text[]))
-               WITH ORDINALITY AS asked (backend, kind, room, crowd_room, since, after, place)
-         WHERE NOT EXISTS (SELECT FROM holds
-                            WHERE released_at IS NULL AND cause = 'operator'
-                              AND (scope = 'global' OR (scope = 'backend' AND subject = asked.backend)
-                                   OR (scope = 'kind' AND subject = asked.kind)))
+                      CAST(:crowd_rooms AS int[]), CAST(:since AS text[]), CAST(:after AS text[]),
+                      CAST(:drained AS text[]))
+               WITH ORDINALITY AS asked (backend, kind, room, crowd_room, since, after, drained, place)
     ), probe AS (
         UPDATE breakers SET retry_at = now() + :lease
          WHERE backend = ANY(ARRAY(
                SELECT breakers.backend FROM breakers JOIN served USING (backend)
                 WHERE retry_at <= now()
-                  AND EXISTS (SELECT FROM generate_series(0, {LANES - 1}) AS asked (lane)
+                  AND EXISTS (SELECT FROM generate_series({RESTORES}, {LANES - 1}) AS asked (lane)
                                CROSS JOIN LATERAL (
                                      SELECT FROM outbox
                                       WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = breakers.backend
                                         AND outbox.lane = asked.lane AND available_at <= now()
-                                      ORDER BY available_at LIMIT 1) AS due)
+                                      ORDER BY available_at LIMIT 1) AS due
+                               WHERE NOT served.held OR asked.lane = {RESTORES})
                 LIMIT :slots
                   FOR UPDATE OF breakers SKIP LOCKED))
      RETURNING backend
@@ -68,7 +75,8 @@ _CLAIM = prepared(f"""
                SELECT due.id
                  FROM (SELECT served.backend, CASE WHEN probe.backend IS NULL THEN served.room ELSE 1 END AS room,
                               CASE WHEN probe.backend IS NULL THEN served.crowd_room ELSE 1 END AS crowd_room,
-                              CAST(since AS timestamptz[]) AS since, CAST(after AS bigint[]) AS after
+                              CAST(since AS timestamptz[]) AS since, CAST(after AS bigint[]) AS after,
+                              CAST(drained AS boolean[]) AS drained, served.held
                          FROM served
                          LEFT JOIN probe ON probe.backend = served.backend
                          LEFT JOIN breakers ON breakers.backend = served.backend
@@ -79,7 +87,10 @@ _CLAIM = prepared(f"""
                         FROM unnest(CAST(:parts AS boolean[])) AS part (crowded)
                        CROSS JOIN LATERAL (
                              SELECT next.id
-                               FROM unnest(CAST(:lanes AS int[]), open.since, open.after) AS asked (lane, since, after)
+                               FROM (SELECT lane, after,
+                                            CASE WHEN drained THEN now() - {LATE} ELSE since END AS since
+                                       FROM unnest(CAST(:lanes AS int[]), open.since, open.after, open.drained)
+                                            AS asked (lane, since, after, drained)) AS asked
                               CROSS JOIN LATERAL (
                                     SELECT id FROM outbox
                                      WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = open.backend
@@ -89,6 +100,7 @@ _CLAIM = prepared(f"""
                                      LIMIT open.room
                                        FOR UPDATE SKIP LOCKED) AS next
                               WHERE (asked.lane >= {CROWDED}) = part.crowded
+                                AND (NOT open.held OR asked.lane = {RESTORES})
                               LIMIT CASE WHEN part.crowded THEN open.crowd_room ELSE open.room END) AS here
                        LIMIT open.room) AS due
                 LIMIT :slots))
@@ -105,18 +117,19 @@ def claim(
     slots: int,
     worker: str,
     cursors: Mapping[tuple[str, int], Claim] | None = None,
+    drained: Container[tuple[str, int]] = (),
     crowd: Mapping[str, int] | None = None,
     first: int = 0,
 ) -> list[Claim]:
     """pending -> running: at most `slots` due jobs, at most `capacity[backend]` of each, in the order of `capacity`.
 
     Of each backend lane by lane, beginning with `first`; of its lanes from CROWDED on at most `crowd[backend]` jobs.
-    Claims nothing of a backend under an operator's hold on everything, on the backend or on its kind; `start` refuses a
+    Claims only restores of a backend under an operator's hold on everything, on it or on its kind; `start` refuses a
     job under a hold on its tenant or a brake's hold. Of a backend and lane in `cursors`, claims only jobs after that
-    claim.
+    claim; of one in `drained`, only jobs that became due lately.
     """
     configured = settings.backends()
-    lanes = [*range(first, LANES), *range(first)[::-1]]
+    lanes = lanes_from(first)
     last = [[(cursors or {}).get((name, lane)) for lane in lanes] for name in capacity]
     rows = db.execute(
         _CLAIM,
@@ -132,11 +145,17 @@ def claim(
                 _array(claim.available_at.isoformat() if claim else "-infinity" for claim in each) for each in last
             ],
             "after": [_array(str(claim.id) if claim else "0" for claim in each) for each in last],
+            "drained": [_array("t" if (name, lane) in drained else "f" for lane in lanes) for name in capacity],
             "slots": slots,
             "lease": settings.get().lease,
         },
     )
     return _claims(rows)
+
+
+def lanes_from(first: int) -> list[int]:
+    """The lanes in the order in which a claim goes through them that begins with `first`."""
+    return [RESTORES, *range(first, LANES), *range(first)[::-1]]
 
 
 def _array(values: Iterable[str]) -> str:
@@ -164,7 +183,10 @@ def claimed_before(db: Connection, held: Sequence[Claim], *, slots: int, worker:
 
 
 def _claims(rows: Iterable[Row[Any]]) -> list[Claim]:
-    return [Claim(**{**row._mapping, "kind": JobKind(row.kind)}) for row in rows]
+    return [
+        Claim(**{**row._mapping, "kind": JobKind(row.kind), "step": None if row.step is None else Step(row.step)})
+        for row in rows
+    ]
 
 
 _HEARTBEAT = prepared(f"""

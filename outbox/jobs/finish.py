@@ -1,4 +1,4 @@
-"""The ends of an attempt: complete, activate, retry, defer, stick, rollback, sweep; and waking parked jobs."""
+"""The ends of an attempt, from advance to sweep; and waking parked jobs."""
 
 import json
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from outbox.events import Event
 from outbox.jobs._sql import (
     _EVENT,
     _EVENT_EACH,
+    _LOCK_JOB,
     _OURS_TEMPLATE,
     _WAIT,
     _confirm_landed,
@@ -19,6 +20,7 @@ from outbox.jobs._sql import (
     _skip_locked,
     _still_ours,
 )
+from outbox.jobs.claim import LANES
 from outbox.rows import Claim, Json
 from outbox.states import StuckReason
 
@@ -66,6 +68,39 @@ def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json
         _confirm_landed(db, claim, _key(claim) | _event(Event.COMPLETED, worker))
 
 
+# A snapshot may take hours: its lane leaves half of the backend's slots to others.
+# The lock comes first: a purge before it is seen by the second statement, and one after it finds the job at `wait`.
+_ADVANCE = text(f"""{_LOCK_JOB}
+    WITH job AS (
+        UPDATE outbox
+           SET state = 'pending', claimed_by = NULL, lease_expires_at = NULL, last_error = NULL, attempts = 0,
+               step = CASE WHEN step = 'quarantine' AND needs_snapshot THEN 'snapshot' ELSE 'wait' END,
+               available_at = CASE WHEN step = 'quarantine' AND needs_snapshot THEN now()
+                                   ELSE greatest(now(), purge_at) END,
+               lane = CASE WHEN step = 'quarantine' AND needs_snapshot THEN {LANES - 1} ELSE lane END
+          FROM resources
+         WHERE outbox.id = :id AND fence = :fence AND state = 'running' AND outbox.kind = 'deprovision'
+           AND step = :step AND started_fence = fence AND step IN ('quarantine', 'snapshot')
+           AND resources.id = resource_id
+           AND (step = 'quarantine' OR EXISTS (
+                SELECT FROM snapshots WHERE job_id = outbox.id AND verified_at IS NOT NULL))
+     RETURNING outbox.*
+    ), noted AS ({_EVENT}
+    )
+    SELECT id FROM job""")
+
+
+def advance(db: Connection, claim: Claim, *, worker: str, event: Event, seen: Json, did: Json | None = None) -> None:
+    """running -> pending, at the next step: quarantine or snapshot was done, and the job has fresh attempts.
+
+    It is due at once, or at `purge_at` where it only waits. Raises ClaimLost.
+    """
+    noted = _event(event, worker, detail={"seen": seen} | ({"did": did} if did else {}))
+    asked = _key(claim) | noted | {"step": claim.step}
+    if db.execute(_ADVANCE, asked).one_or_none() is None:
+        _confirm_landed(db, claim, asked)
+
+
 # Refused once the resource is `deleted`: then the worker must undo what it made, and the job must not succeed.
 _ACTIVATE = text(f"""
     WITH resource AS (
@@ -94,6 +129,29 @@ def activate(db: Connection, claim: Claim, *, worker: str, manifest: Json) -> No
     event = _event(Event.ACTIVATED, worker, detail={"manifest": manifest})
     asked = _key(claim) | event | {"manifest": json.dumps(manifest)}
     if db.execute(_ACTIVATE, asked).one_or_none() is None:
+        _confirm_landed(db, claim, asked)
+
+
+_GIVE_BACK = text(f"""
+    WITH job AS (
+        UPDATE outbox
+           SET state = 'succeeded', claimed_by = NULL, lease_expires_at = NULL, finished_at = now(), last_error = NULL
+         WHERE id = :id AND fence = :fence AND state = 'running' AND kind = 'restore' AND started_fence = fence
+     RETURNING *
+    ), noted AS ({_EVENT}
+    )
+    UPDATE resources SET status = 'active'
+      FROM job WHERE resources.id = job.resource_id AND status = 'restoring'
+ RETURNING job.id""")
+
+
+def give_back(db: Connection, claim: Claim, *, worker: str, seen: Json) -> None:
+    """running -> succeeded, for a restore: the resource is active, since `seen` shows that it can be used again.
+
+    Raises ClaimLost.
+    """
+    asked = _key(claim) | _event(Event.RESTORED, worker, detail={"seen": seen})
+    if db.execute(_GIVE_BACK, asked).one_or_none() is None:
         _confirm_landed(db, claim, asked)
 
 
@@ -228,12 +286,13 @@ def rollback(db: Connection, claim: Claim, *, worker: str, error: str) -> None:
         _confirm_landed(db, claim, asked)
 
 
-# A provision goes back to pending even when its attempts are spent: the runner then rolls it back.
+# A provision or a restore goes back to pending even when its attempts are spent: the runner then rolls the one back, or
+# shuts the other's object again.
 # Jobs that were lost together more than once become due one after the other: one of them may kill its worker, and must
 # not use up the attempts of the others.
 _SWEEP = text(f"""
     WITH lost AS (
-        SELECT id, claimed_by, kind <> 'provision' AND attempts >= max_attempts AS spent FROM outbox
+        SELECT id, claimed_by, kind = 'deprovision' AND attempts >= max_attempts AS spent FROM outbox
          WHERE state = 'running' AND lease_expires_at < now()
          ORDER BY lease_expires_at LIMIT :batch
            FOR UPDATE SKIP LOCKED

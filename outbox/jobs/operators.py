@@ -20,6 +20,7 @@ from outbox.errors import (
 )
 from outbox.events import Event
 from outbox.jobs._sql import _EVENT, _LOCK_JOB, _event
+from outbox.jobs.enqueue import abandon
 from outbox.rows import Job, Json, columns, read
 from outbox.states import ForcedAction, Found, JobKind, JobState, ResourceStatus, StuckReason
 
@@ -150,13 +151,17 @@ def resolve(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
     """stuck -> succeeded, "it did happen": a worker has just seen the object absent. A provision -> cancelled.
 
     A teardown's resource is deleted in the same statement. A provision needs no inspection, but a resource that is
-    `deleting` or `deleted`. Raises NotFound, JobNotStuck, FenceMismatch, StillThere, NotObserved, StillWanted.
+    `deleting` or `deleted`. A restore is
+    given up: the job returned is its resource's new teardown. Raises NotFound, JobNotStuck, FenceMismatch, StillThere,
+    NotObserved, StillWanted.
     """
     asked = {"id": job_id, "fence": fence, "fresh": FRESH}
     row = db.execute(_RESOLVE, asked | _event(Event.RESOLVED, actor, reason=reason)).one_or_none()
     if row is not None:
         return read(Job, "job", row)
     now = _resolvable_or_refuse(db, job_id, fence)
+    if now.kind == JobKind.RESTORE and (job := abandon(db, job_id, fence=fence, actor=actor, reason=reason)):
+        return job
     last = db.execute(text(_LAST_OBSERVATION), asked).one_or_none()
     if last is None or not last.fresh:
         raise NotObserved(
@@ -190,14 +195,16 @@ def resolve_forced(db: Connection, job_id: int, *, fence: int, actor: str, reaso
     )
     if done is not None:
         return done
-    _resolvable_or_refuse(db, job_id, fence)
+    now = _resolvable_or_refuse(db, job_id, fence)
+    if now.kind == JobKind.RESTORE and (job := abandon(db, job_id, fence=fence, actor=actor, reason=reason)):
+        return job
     raise _changed_meanwhile(job_id)
 
 
 def _resolvable_or_refuse(db: Connection, job_id: int, fence: int) -> Row[Any]:
     """Raise why a resolve changed no row; return the job when only its proof can be the reason."""
     now = stuck_or_refuse(db, job_id, fence=fence)
-    if now.kind != JobKind.DEPROVISION and now.status not in (ResourceStatus.DELETING, ResourceStatus.DELETED):
+    if now.kind == JobKind.PROVISION and now.status not in (ResourceStatus.DELETING, ResourceStatus.DELETED):
         raise StillWanted(f"job {job_id}: its resource {now.resource_id} is {now.status}; DELETE the resource first")
     return now
 

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, text
 
 from outbox import brakes, holds
 from outbox.db import prepared
-from outbox.errors import Busy, ClaimLost, Held, Unwanted
+from outbox.errors import Busy, ClaimLost, Early, Held, Unwanted
 from outbox.events import Event
 from outbox.jobs._sql import (
     _CHAIN_LOCK,
@@ -21,16 +21,28 @@ from outbox.jobs._sql import (
 )
 from outbox.rows import Claim, Json
 from outbox.settings import Brake
-from outbox.states import JobState, ResourceStatus
+from outbox.states import JobKind, JobState, ResourceStatus, Step
 
 # A resource's jobs run one at a time: of two claims, the one that was committed last sees the other as running.
 # `clock_timestamp()`, since `now()` is from before any wait for a lock.
+# A trigger says the same of whatever program writes.
+_MAY_DESTROY = """
+                (outbox.kind <> 'deprovision'
+                 OR (coalesce(purge_at <= clock_timestamp(), true)
+                     AND (NOT needs_snapshot
+                          OR EXISTS (SELECT FROM snapshots WHERE job_id = outbox.id AND verified_at IS NOT NULL))))"""
 _START = f"""
     job AS (
         UPDATE outbox
-           SET started_fence = fence
+           SET started_fence = fence,
+               step = CASE step WHEN 'wait' THEN 'destroy' ELSE step END,
+               started_step = CASE WHEN outbox.kind <> 'deprovision' THEN NULL
+                                   WHEN step IN ('quarantine', 'snapshot') THEN step ELSE 'destroy' END
           FROM resource
          WHERE outbox.id = job_id AND lease_expires_at > clock_timestamp() AND started_fence IS DISTINCT FROM fence
+           AND resource.status = CASE outbox.kind WHEN 'deprovision' THEN 'deleting' WHEN 'restore' THEN 'restoring'
+                                                  ELSE 'provisioning' END
+           AND ({_MAY_DESTROY} IS TRUE OR step IN ('quarantine', 'snapshot'))
            AND NOT EXISTS (SELECT FROM holds WHERE {holds.COVERS.format("resource", "outbox.kind")})
            AND NOT EXISTS (SELECT FROM outbox AS other
                             WHERE other.resource_id = outbox.resource_id AND other.id <> outbox.id
@@ -42,7 +54,6 @@ _COMPLETES = "CAST(detail AS jsonb) -> 'seen' -> 'completes'"
 _START_TEMPLATE = f"""
     WITH {_OURS_TEMPLATE}, resource AS (
         SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
-         WHERE status = 'deleting'
     ), {_START}, noted AS ({_EVENT_EACH}
     ), completed AS (
         UPDATE resources
@@ -68,7 +79,6 @@ _START_PROVISION = text(f"""
          ) AS locked;
     WITH {_OURS}, resource AS (
         SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
-         WHERE status = 'provisioning'
     ), {_START}, noted AS ({_EVENT_EACH}
     )
     UPDATE resources
@@ -97,12 +107,14 @@ def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None
     """running -> running, with the durable start mark: from then on the worker may have acted on the backend.
 
     `seen` is what the worker saw when it inspected the backend. With brakes (`under`), `db` must be a transaction: it
-    counts the teardown and starts it. Raises ClaimLost, Busy, Held, BrakeHit, Unwanted; then the worker must not act.
+    counts the teardown and starts it. Also starts a restore. Raises ClaimLost, Busy, Held, BrakeHit, Early, Unwanted;
+    then the worker must not act.
     """
-    if under and not _has_started(db, claim, ResourceStatus.DELETING):
+    wanted = ResourceStatus.RESTORING if claim.kind is JobKind.RESTORE else ResourceStatus.DELETING
+    if under and not _has_started(db, claim, wanted):
         brakes.take(db, claim, under)  # only a job that may start is counted, so only such a job can hit a brake
     if not start_all(db, [(claim, seen)], worker=worker):
-        _start_refused(db, claim, ResourceStatus.DELETING)
+        _start_refused(db, claim, wanted)
 
 
 def start_provision(
@@ -139,7 +151,8 @@ _HAS_STARTED = text("""
     SELECT outbox.fence, outbox.state, outbox.started_fence, lease_expires_at > now() AS alive, resources.status,
            EXISTS (SELECT FROM outbox AS other
                     WHERE other.resource_id = outbox.resource_id AND other.id <> outbox.id
-                      AND other.claimed_by IS NOT NULL) AS contended
+                      AND other.claimed_by IS NOT NULL) AS contended,
+           extract(epoch FROM resources.purge_at - clock_timestamp()) AS early
       FROM outbox JOIN resources ON resources.id = outbox.resource_id
      WHERE outbox.id = :id""")
 
@@ -157,4 +170,6 @@ def _has_started(db: Connection, claim: Claim, wanted: ResourceStatus) -> bool:
         raise Held(f"{over[0].name} is in force", over[0].id)
     if row.contended:
         raise Busy(f"job {claim.id}: another job of its resource is running")
+    if claim.step in (None, Step.WAIT, Step.DESTROY) and (row.early or 0) > 0:
+        raise Early(f"job {claim.id}: its resource is not destroyed before `purge_at`", float(row.early))
     return False

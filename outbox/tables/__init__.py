@@ -4,6 +4,7 @@
 - `evidence`            events, checkpoints
 - `control`             tokens, breakers, holds, brakes, observations, approvals
 - `operations`          bulk work
+- `snapshots`           final snapshots, and attempts to log in
 """
 
 from outbox.tables.control import approvals, brake_starts, breakers, holds, observations, tokens
@@ -12,6 +13,7 @@ from outbox.tables.jobs import outbox
 from outbox.tables.metadata import metadata
 from outbox.tables.operations import operation_items, operations
 from outbox.tables.resources import resources
+from outbox.tables.snapshots import login_attempts, snapshots
 
 __all__ = [
     "approvals",
@@ -21,11 +23,13 @@ __all__ = [
     "breakers",
     "events",
     "holds",
+    "login_attempts",
     "metadata",
     "observations",
     "operation_items",
     "operations",
     "outbox",
     "resources",
+    "snapshots",
     "tokens",
 ]

@@ -5,6 +5,7 @@ import sqlalchemy as sa
 from outbox.states import (
     JobKind,
     JobState,
+    Step,
     StuckReason,
 )
 from outbox.tables.metadata import metadata, one_of, timestamp
@@ -22,7 +23,7 @@ outbox = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("max_attempts", sa.Integer, nullable=False),
     timestamp("available_at", now=True),
-    # A trigger sets it (revision 0008); claims begin with lane 0.
+    # A trigger sets it (revision 0008); claims begin with lane -1, which restores have alone.
     sa.Column("lane", sa.SmallInteger, nullable=False, server_default="1"),
     sa.Column("claimed_by", sa.Text),
     timestamp("lease_expires_at"),
@@ -34,6 +35,12 @@ outbox = sa.Table(
     timestamp("finished_at"),
     # The hold for which `start` refused the job: claims leave the job out until the hold is released.
     sa.Column("held_by", sa.BigInteger),
+    # A teardown's next step, and the one that it last started. NULL for other jobs, and in rows from before revision
+    # 0011, which know one step.
+    sa.Column("step", sa.Text),
+    sa.Column("started_step", sa.Text),
+    # Whether the teardown destroys nothing before it has a snapshot that was seen to restore.
+    sa.Column("needs_snapshot", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.CheckConstraint(one_of("kind", JobKind), name="outbox_kind_known"),
     sa.CheckConstraint(one_of("state", JobState), name="outbox_state_known"),
     sa.CheckConstraint(one_of("stuck_reason", StuckReason), name="outbox_stuck_reason_known"),
@@ -49,7 +56,14 @@ outbox = sa.Table(
     sa.CheckConstraint("max_attempts >= 1", name="outbox_max_attempts_positive"),
     sa.CheckConstraint("held_by IS NULL OR state = 'pending'", name="outbox_held_is_pending"),
     # No claim looks into another lane.
-    sa.CheckConstraint("lane BETWEEN 0 AND 4", name="outbox_lane_known"),
+    sa.CheckConstraint("lane BETWEEN -1 AND 4", name="outbox_lane_known"),
+    sa.CheckConstraint(one_of("step", Step), name="outbox_step_known"),
+    sa.CheckConstraint(one_of("started_step", Step), name="outbox_started_step_known"),
+    sa.CheckConstraint("step IS NULL OR kind = 'deprovision'", name="outbox_step_of_teardown"),
+    sa.CheckConstraint(
+        "started_step IS NULL OR (started_fence IS NOT NULL AND started_step <> 'wait')",
+        name="outbox_started_step_acts",
+    ),
     # The promise "not two", enforced by the database itself.
     sa.Index(
         "outbox_one_deprovision",
@@ -62,6 +76,12 @@ outbox = sa.Table(
         "resource_id",
         unique=True,
         postgresql_where=sa.text("kind = 'provision' AND state <> 'cancelled'"),
+    ),
+    sa.Index(
+        "outbox_one_restore",
+        "resource_id",
+        unique=True,
+        postgresql_where=sa.text("kind = 'restore' AND state NOT IN ('succeeded', 'cancelled')"),
     ),
     # In the order of claims, so that a claim reads only the rows that it takes.
     sa.Index(

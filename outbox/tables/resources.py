@@ -5,6 +5,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from outbox.states import (
     ResourceStatus,
+    SnapshotPolicy,
 )
 from outbox.tables.metadata import metadata, one_of, timestamp
 
@@ -29,6 +30,13 @@ resources = sa.Table(
     timestamp("deleted_at"),
     timestamp("purged_at"),
     timestamp("expires_at"),
+    # A trigger (revision 0011) sets it where an older program deletes, and refuses to lower it without a purge event.
+    timestamp("purge_at"),
+    # The resource's own; NULL where its backend's count.
+    sa.Column("grace_seconds", sa.Integer),
+    sa.Column("snapshot", sa.Text),
+    # A trigger raises it with each change of the row.
+    sa.Column("version", sa.BigInteger, nullable=False, server_default="1"),
     sa.CheckConstraint(one_of("status", ResourceStatus), name="resources_status_known"),
     sa.CheckConstraint("(status = 'deleted') = (purged_at IS NOT NULL)", name="resources_deleted_is_purged"),
     sa.CheckConstraint(
@@ -39,6 +47,9 @@ resources = sa.Table(
         name="resources_active_has_manifest",
     ),
     sa.CheckConstraint("status <> 'deleted' OR credentials IS NULL", name="resources_deleted_has_no_credentials"),
+    sa.CheckConstraint("purge_at IS NULL OR status IN ('deleting', 'deleted')", name="resources_purge_is_deleting"),
+    sa.CheckConstraint("grace_seconds >= 0", name="resources_grace_positive"),
+    sa.CheckConstraint(one_of("snapshot", SnapshotPolicy), name="resources_snapshot_known"),
     sa.Index("resources_listing", "tenant", sa.text("created_at DESC"), sa.text("id DESC")),
     sa.Index("resources_listing_all", sa.text("created_at DESC"), sa.text("id DESC")),
     # An object belongs to one resource, ever: a copied manifest must not give a second resource the same object.

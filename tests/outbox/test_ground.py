@@ -85,7 +85,10 @@ def test_a_missing_setting_is_named_when_it_is_needed(settled: dict, monkeypatch
         ("", "no table"),
         ("[backends.a]\nkind='postgres'", "'dsn'"),
         ("[backends.a]\nkind='postgres'\ndsn='x'\ngrase='0s'", "unknown key 'grase'"),
-        ("[backends.a]\nkind='postgres'\ndsn='x'\ngrace='1h'", "'grace'"),
+        ("[backends.a]\nkind='postgres'\ndsn='x'\ngrace='1w'", "'grace'"),
+        ("[backends.a]\nkind='postgres'\ndsn='x'\ngrace='1h'\nmin_grace='2h'", "'min_grace'"),
+        ("[backends.a]\nkind='postgres'\ndsn='x'\nsnapshot='always'", "'snapshot'"),
+        ("[backends.a]\nkind='postgres'\ndsn='x'\npurge='anybody'", "'purge'"),
         ("[backends.a]\nkind='postgres'\ndsn='x'\nbrake='lots'", "'brake'"),
         ("[backends.a]\nkind='postgres'\ndsn='x'\nconcurrency=0", "'concurrency'"),
         ("[backends.a]\nkind='postgres'\ndsn='x'\nconcurrency=true", "'concurrency'"),
@@ -155,10 +158,10 @@ def test_an_idempotency_key_makes_one_resource(db: Connection) -> None:
 
 def test_protection_can_be_lifted_until_the_delete(db: Connection) -> None:
     resource = a_resource(db, protected=True)
-    assert not resources.change(db, resource, protected=False).protected
+    assert not resources.change(db, resource, changes={"protected": False}).protected
     gone = a_resource(db, status="deleting")
     with pytest.raises(NotActive):
-        resources.change(db, gone, protected=True)
+        resources.change(db, gone, changes={"protected": True})
 
 
 def test_many_rings_wake_a_worker_once(settled: dict) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 from outbox import approvals, jobs, observations
 from outbox import db as database
 from outbox.errors import ClaimLost, FenceMismatch, JobNotStuck, NotFound, StartRefused
+from outbox.events import Event
 from outbox.rows import Claim
 from outbox.states import FINAL, TRANSITIONS, JobState, StuckReason
 from tests.support.factories import (
@@ -53,11 +54,18 @@ RACES: dict[str, tuple[Callable[[Connection], Any], str, Callable[[Connection], 
 }
 
 # Each transition as a call on a job in any state, with the kind of job it is for.
+STEP = {"advance": "quarantine", "cancel": "quarantine"}  # the step of a teardown, where it is not `destroy`
 ACTS: dict[str, tuple[str, Act]] = {
     "claim": ("deprovision", lambda db, c: claims(db) or _nothing()),
     "start": ("deprovision", lambda db, c: jobs.start(db, c, worker="w")),
     "complete": ("deprovision", lambda db, c: jobs.complete(db, c, worker="w", seen={})),
     "activate": ("provision", lambda db, c: jobs.activate(db, c, worker="w", manifest={})),
+    "advance": (
+        "deprovision",
+        lambda db, c: jobs.advance(db, c, worker="w", event=Event.QUARANTINED, seen={}),
+    ),
+    "give_back": ("restore", lambda db, c: jobs.give_back(db, c, worker="w", seen={})),
+    "cancel": ("deprovision", lambda db, c: _cancelled(db, c)),  # noqa: PLW0108 - it is defined below
     "retry": ("deprovision", lambda db, c: jobs.retry(db, c, worker="w", error="e")),
     "defer": ("deprovision", lambda db, c: jobs.defer(db, c, worker="w", error="e")),
     "stick": ("deprovision", lambda db, c: jobs.stick(db, c, worker="w", why=StuckReason.REFUSED, error="e")),
@@ -66,9 +74,22 @@ ACTS: dict[str, tuple[str, Act]] = {
     "redrive": ("deprovision", lambda db, c: jobs.redrive(db, c.id, fence=c.fence, actor="op", reason="r")),
     "resolve": ("deprovision", lambda db, c: a_look(db, c.id) and resolved(db, c.id)),
 }
-BIRTHS = {"enqueue", "expire"}
-ENDS = ("complete", "activate", "retry", "defer", "stick", "rollback")
-WORKER_S = sorted(set(ACTS) - {"claim", "sweep", "redrive", "resolve"})  # each with a claim
+BIRTHS = {"enqueue", "expire", "restore"}
+ENDS = ("advance", "give_back", "complete", "activate", "retry", "defer", "stick", "rollback")
+WORKER_S = sorted(set(ACTS) - {"claim", "sweep", "redrive", "resolve", "cancel"})  # each with a claim
+
+
+def _start(db: Connection, name: str, claim: Claim) -> int:
+    """The start that must come before it, if one must; how many events that wrote."""
+    if name in ("advance", "give_back"):
+        jobs.start(db, claim, worker="w")
+        return 1
+    return 0
+
+
+def _cancelled(db: Connection, claim: Claim) -> None:
+    if not jobs.restore_all(db, [(claim.resource_id, uuid.uuid4())], actor="op", reason="r"):
+        _nothing()
 
 
 def _nothing() -> None:
@@ -84,7 +105,8 @@ def test_every_transition_is_tried() -> None:
 def test_a_transition_moves_a_job_only_along_its_arrow(db: Connection, name: str, state: JobState) -> None:
     kind, act = ACTS[name]
     lease = "-1 s" if name == "sweep" else "30 s"
-    id = a_job(db, state=state, kind=kind, attempts=1, lease=lease)
+    started = name in ("advance", "give_back")
+    id = a_job(db, state=state, kind=kind, attempts=1, lease=lease, step=STEP.get(name), started=started)
     before = job(db, id)
     arrows = [t for t in TRANSITIONS if t.name == name and t.source == state]
     if not arrows:
@@ -103,7 +125,7 @@ def test_a_transition_moves_a_job_only_along_its_arrow(db: Connection, name: str
 @pytest.mark.parametrize("name", WORKER_S)
 def test_an_older_fence_moves_nothing(db: Connection, name: str) -> None:
     kind, act = ACTS[name]
-    id = a_job(db, state="running", kind=kind, attempts=2)
+    id = a_job(db, state="running", kind=kind, attempts=2, step=STEP.get(name))
     stale = claim_of(db, id, fence=1)
     before = job(db, id)
     with pytest.raises(ClaimLost):
@@ -115,7 +137,8 @@ def test_an_older_fence_moves_nothing(db: Connection, name: str) -> None:
 @pytest.mark.parametrize("name", ENDS)
 def test_an_end_under_a_later_fence_is_not_reported_to_an_earlier_claim(db: Connection, name: str) -> None:
     kind, act = ACTS[name]
-    id = a_job(db, state="running", kind=kind, attempts=2)
+    id = a_job(db, state="running", kind=kind, attempts=2, step=STEP.get(name))
+    _start(db, name, claim_of(db, id))
     act(db, claim_of(db, id))
     with pytest.raises(ClaimLost):
         act(db, claim_of(db, id, fence=1))
@@ -154,10 +177,11 @@ def test_complete_deletes_the_resource_in_the_same_statement(db: Connection) -> 
 @pytest.mark.parametrize("name", WORKER_S)
 def test_an_answer_that_was_lost_is_read_back_by_fence_and_event(db: Connection, name: str) -> None:
     kind, act = ACTS[name]
-    claim = a_claim(db, kind=kind)
+    claim = a_claim(db, kind=kind, step=STEP.get(name))
+    begun = len(events_of(db, claim.id)) + _start(db, name, claim)
     for _ in range(2):
         act(db, claim)
-    assert len(events_of(db, claim.id)) == 2, "claimed, and once what was done"
+    assert len(events_of(db, claim.id)) == begun + 1, "once what was done"
 
 
 def test_a_swept_job_is_not_mistaken_for_a_committed_retry(db: Connection) -> None:
@@ -405,6 +429,11 @@ def test_a_fence_never_falls_whoever_writes(db: Connection) -> None:
             "outbox_max_attempts_positive": "max_attempts = 0",
             "outbox_started_within_fence": "started_fence = 5",
             "outbox_forced_within_fence": "forced_fence = 5",
+            "outbox_step_known": "step = 'rest'",
+            "outbox_step_of_teardown": "kind = 'restore'",
+            "outbox_started_step_known": "started_fence = fence, started_step = 'rest'",
+            "outbox_started_step_acts": "started_step = 'quarantine'",
+            "outbox_lane_known": "lane = 5",
             "observations_found_known": "found = 'lost', observed_at = now(), observed_by = 'w'",
             "observations_observed_is_told": "observed_at = now()",
             "approvals_action_known": "action = 'drop'",
@@ -412,8 +441,11 @@ def test_a_fence_never_falls_whoever_writes(db: Connection) -> None:
             "approvals_by_two": "approved_by = proposed_by, approved_at = now()",
             "resources_deleted_is_purged": "purged_at = now()",
             "resources_deleting_since": "deleted_at = NULL",
-            "resources_active_has_manifest": "status = 'active', deleted_at = NULL, manifest = NULL",
+            "resources_active_has_manifest": "manifest = NULL WHERE status = 'active'",
             "resources_deleted_has_no_credentials": "status = 'deleted', purged_at = now(), credentials = 'x'",
+            "resources_purge_is_deleting": "purge_at = now() WHERE status = 'active'",
+            "resources_grace_positive": "grace_seconds = -1",
+            "resources_snapshot_known": "snapshot = 'sometimes'",
             "resources_status_known": "status = 'gone', deleted_at = NULL",
             "tokens_tenant_has_tenant": "tenant = NULL",
             "tokens_role_known": "role = 'root', tenant = NULL",
@@ -422,6 +454,7 @@ def test_a_fence_never_falls_whoever_writes(db: Connection) -> None:
 )
 def test_the_checks_hold_whoever_writes(db: Connection, tenant: str, name: str, change: str) -> None:
     a_job(db)
+    a_resource(db)
     observations.ask(db, a_job(db, state="stuck"), actor="op")
     approvals.propose(db, "resolve", a_job(db, state="stuck"), fence=1, actor="op", reason="r")
     with pytest.raises(sa.exc.IntegrityError, match=f'violates check constraint "{name}"'):
@@ -599,8 +632,11 @@ def _writes_an_event(holder: Any, resource: uuid.UUID) -> None:
 def test_a_delete_is_not_told_of_an_old_teardown_as_its_own(db: Connection) -> None:
     resource = a_resource(db)
     jobs.enqueue(db, resource, actor="me")
-    # Only psql can do this, no transition: the resource is active again, and its old job still exists.
-    db.execute(text("UPDATE resources SET status = 'active', deleted_at = NULL WHERE id = :id"), {"id": resource})
+    # Only the owner of the tables can do this: the resource is active again, and its teardown was not cancelled.
+    db.execute(text("SET session_replication_role = replica"))
+    undone = "UPDATE resources SET status = 'active', deleted_at = NULL, purge_at = NULL WHERE id = :id"
+    db.execute(text(undone), {"id": resource})
+    db.execute(text("RESET session_replication_role"))
     with pytest.raises(sa.exc.IntegrityError):
         jobs.enqueued_before(db, jobs.Delete(resource, "me"))
 

@@ -10,6 +10,7 @@ from outbox import db as database
 from outbox import jobs, operations
 from outbox.queries import EVERY_JOB, JobFilter
 from outbox.rows import Claim, Job, Operation
+from outbox.states import JobKind, Step
 
 
 def a_resource(
@@ -56,23 +57,31 @@ def a_job(
     max_attempts: int = 10,
     lease: str = "30 s",
     lane: int | None = None,
+    step: str | None = None,
+    started: bool = False,
 ) -> int:
-    """A job in `state`; a running one has fence 1 or more and a lease that ends in `lease`."""
-    status = status or ("deleting" if kind == "deprovision" else "provisioning")
+    """A job in `state`; a running one has fence 1 or more and a lease that ends in `lease`.
+
+    `started`: the attempt with fence 1 has started, at `step` where there is one.
+    """
+    status = status or {"deprovision": "deleting", "restore": "restoring"}.get(kind, "provisioning")
     resource = a_resource(
         db, status="deleted" if state == "succeeded" and kind == "deprovision" else status, backend=backend
     )
     id = db.execute(
         text("""
         INSERT INTO outbox (kind, state, stuck_reason, resource_id, backend, fence, attempts, max_attempts,
-                            claimed_by, lease_expires_at, request_id, finished_at)
+                            claimed_by, lease_expires_at, request_id, finished_at, step, started_fence, started_step)
         VALUES (:kind, :state, CASE WHEN :state = 'stuck' THEN 'refused' END, :resource, :backend,
                 greatest(:attempts, CASE WHEN :state = 'pending' THEN 0 ELSE 1 END), :attempts, :max_attempts,
                 CASE WHEN :state = 'running' THEN 'w0' END,
                 CASE WHEN :state = 'running' THEN now() + CAST(:lease AS interval) END, gen_random_uuid(),
-                CASE WHEN :state IN ('succeeded', 'cancelled') THEN now() END)
+                CASE WHEN :state IN ('succeeded', 'cancelled') THEN now() END, :step,
+                CASE WHEN :started THEN 1 END, CASE WHEN :started THEN :step END)
         RETURNING id"""),
         {
+            "step": step,
+            "started": started,
             "kind": kind,
             "state": state,
             "resource": resource,
@@ -108,13 +117,15 @@ def claim_of(db: Connection, job_id: int, *, fence: int | None = None) -> Claim:
     """A claim of any job as a worker would hold it, whatever the job's state is."""
     row = db.execute(
         text("""
-        SELECT outbox.id, outbox.kind, resource_id, outbox.backend, fence, attempts, max_attempts, started_fence,
+        SELECT outbox.id, outbox.kind, step, started_step IS NOT DISTINCT FROM 'destroy' AS destroying, resource_id,
+               outbox.backend, fence, attempts, max_attempts, started_fence,
                forced_fence, available_at, lane, tenant, generation, adopted, activated_at IS NOT NULL AS activated,
                manifest, false AS probing, false AS contended
           FROM outbox JOIN resources ON resources.id = resource_id WHERE outbox.id = :id"""),
         {"id": job_id},
     ).one()
-    return Claim(**{**row._mapping, **({} if fence is None else {"fence": fence})})
+    kind, step = JobKind(row.kind), row.step and Step(row.step)
+    return Claim(**{**row._mapping, "kind": kind, "step": step, **({} if fence is None else {"fence": fence})})
 
 
 def status_of(db: Connection, resource: uuid.UUID) -> str:

@@ -4,12 +4,14 @@ The order of a teardown: quarantine, verify identity at the last moment, destroy
 the names from the resource's UUID, and the manifest stores them; a teardown never derives a name.
 """
 
+import datetime as dt
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
-from outbox.errors import SettingsError
+from outbox.errors import Refused, SettingsError, Transient
 from outbox.rows import Json
 from outbox.settings import BackendConfig
 from worker.backends.addresses import address_of
@@ -66,6 +68,28 @@ class Finding:
     mend: str
 
 
+@dataclass(frozen=True)
+class LoginAttempts:
+    """Who tried to log in to an object in quarantine, as far as its server tells; `last_at` by the server's clock.
+
+    `count` and `addresses` are of the attempts after the asked moment. A server that counts attempts in groups, which
+    go on growing, gives `groups`: the count of each group so far. Then `count` is their sum.
+    """
+
+    count: int
+    last_at: dt.datetime
+    addresses: list[str]
+    groups: Mapping[str, int] = field(default_factory=dict)
+
+
+# Raises ClaimLost where the caller's claim is lost.
+Still = Callable[[], None]
+
+
+def always() -> None:
+    """Nobody can take the object back."""
+
+
 class Backend(Protocol):
     """One configured server. Methods raise Unavailable, Transient or Refused; no transaction is open while they run."""
 
@@ -84,11 +108,19 @@ class Backend(Protocol):
     def inspect(self, manifest: Json) -> Observation:
         """Whether the server has the object; changes nothing."""
 
-    def quarantine(self, manifest: Json) -> None:
-        """Take the object out of use, reversibly: no logins, no sessions, where possible no name."""
+    def quarantine(self, manifest: Json, still: Still = always) -> None:
+        """Take the object out of use, reversibly: no logins, no sessions, where possible no name. Safe to repeat.
 
-    def release(self, manifest: Json) -> None:
-        """Undo `quarantine`."""
+        Just before it changes the object, behind whatever keeps `release` out, it calls `still`, which raises where a
+        restore has taken the object meanwhile.
+        """
+
+    def release(self, manifest: Json, still: Still = always) -> None:
+        """Undo `quarantine`, and bring back what was there before it. Safe to repeat.
+
+        A worker that is still at a quarantine of this object is kept from its end. `still` as there: a worker that
+        wakes after the restore was given up opens nothing.
+        """
 
     def teardown(self, manifest: Json, fence: int) -> Json:
         """Quarantine and destroy the object and every credential to it; what was done, as evidence.
@@ -126,6 +158,69 @@ def check(backend: Backend) -> list[Finding]:
     """
     found: list[Finding] = getattr(backend, "check", list)()
     return found
+
+
+def prove(backend: Backend, manifest: Json, credentials: Json | None) -> Json:
+    """What shows that a released object can be used again: a login with these credentials, None for an adopted one.
+
+    A kind gives it by a method `prove(manifest, credentials) -> dict`, which raises Transient where the login fails;
+    without that method it is enough that the object is there.
+    """
+    if hasattr(backend, "prove"):
+        seen: Json = backend.prove(manifest, credentials)
+        return seen
+    match backend.inspect(manifest):
+        case Same(seen=seen):
+            return seen
+        case other:
+            raise Transient(f"it is not there after its release: {other}")
+
+
+def login_attempts(backend: Backend, manifest: Json, since: dt.datetime) -> LoginAttempts | None:
+    """Who tried to log in to a quarantined object after `since`; None where the server does not tell.
+
+    A kind gives it by a method `login_attempts(manifest, since) -> LoginAttempts | None`.
+    """
+    found: LoginAttempts | None = getattr(backend, "login_attempts", _untold)(manifest, since)
+    return found
+
+
+def _untold(_manifest: Json, _since: dt.datetime) -> None:
+    return None
+
+
+# A snapshot is streamed: what takes its bytes; and what gives them, at most as many as asked for, none at its end.
+Write = Callable[[bytes], object]
+Read = Callable[[int], bytes]
+
+
+def snapshot(backend: Backend, manifest: Json, write: Write, still: Still) -> Json:
+    """Write a snapshot of an object in quarantine; what it holds, for `verify_snapshot` in the same process.
+
+    `still` is called every few seconds. A kind gives snapshots by three methods: this one, `verify_snapshot` and
+    `restore_snapshot`, with these words. Raises Refused for a kind without them.
+    """
+    return _of(backend, "snapshot", manifest, write, still)
+
+
+def verify_snapshot(backend: Backend, manifest: Json, read: Read, source: Json, still: Still) -> Json:
+    """Restore a snapshot beside its source, compare both, remove it again; what was compared, as evidence.
+
+    Raises Transient where they differ. It leaves nothing, and removes what an attempt that died has left.
+    """
+    return _of(backend, "verify_snapshot", manifest, read, source, still)
+
+
+def restore_snapshot(backend: Backend, manifest: Json, credentials: Json, read: Read, still: Still) -> Json:
+    """Fill a new and empty object, the manifest's, from a snapshot of another one; what was done, as evidence."""
+    return _of(backend, "restore_snapshot", manifest, credentials, read, still)
+
+
+def _of(backend: Backend, name: str, *words: Any) -> Json:
+    if not hasattr(backend, name):
+        raise Refused('this kind of backend takes no snapshots: set `snapshot = "off"` for it')
+    seen: Json = getattr(backend, name)(*words)
+    return seen
 
 
 def mark(generation: str) -> str:

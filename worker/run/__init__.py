@@ -2,6 +2,8 @@
 
 - `deprovision`  a teardown: inspect, start, tear down, inspect, complete
 - `provision`    a provision or an adoption; and the undoing of one that came too late
+- `snapshot`     the final snapshot of a teardown
+- `restore`      giving back what is in quarantine
 - `retries`      how long a call is repeated in this process
 
 This module has what both kinds need, and the one table from what went wrong to what becomes of the job.
@@ -22,6 +24,7 @@ from outbox.errors import (
     Busy,
     ClaimLost,
     DeprovisionerError,
+    Early,
     Held,
     OutOfService,
     Refused,
@@ -32,11 +35,12 @@ from outbox.errors import (
 from outbox.events import Event, emit
 from outbox.logs import log
 from outbox.rows import Claim, Json
-from outbox.states import JobKind, StuckReason
+from outbox.states import JobKind, Step, StuckReason
 from worker.backends import Backend
 from worker.intake import Intake
 from worker.run.deprovision import Batches, deprovision
 from worker.run.provision import AttemptsSpent, provision, undo_late
+from worker.run.restore import restore, shut_again
 from worker.run.retries import retrying
 
 __all__ = ["BUSY_DELAY_SECONDS", "Batches", "Run"]
@@ -53,7 +57,7 @@ class Run:
 
     def __init__(self, claim: Claim, backend: Backend, *, worker: str, batches: Batches | None = None) -> None:
         self.claim = claim
-        self.backend: Backend = Intake(backend)
+        self.backend = Intake(backend)
         self.worker = worker
         self.batches = batches
         self.started = False  # this attempt's start is recorded: from here on the backend may have been changed
@@ -77,7 +81,7 @@ class Run:
                 case JobKind.PROVISION:
                     provision(self)
                 case JobKind.RESTORE:
-                    self.stick(StuckReason.REFUSED, "this version does not restore")
+                    restore(self)
                 case never:
                     assert_never(never)
         except ClaimLost as error:
@@ -107,9 +111,10 @@ class Run:
                     else:
                         self.record(jobs.defer, error=text)
                         emit(Event.DEFERRED, self.log, error=text)
-                case Busy():
+                case Busy() | Early():
                     # Two jobs that wait for each other must not come back at the same moment.
-                    delay = BUSY_DELAY_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
+                    jitter = BUSY_DELAY_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
+                    delay = error.seconds if isinstance(error, Early) else jitter
                     self.record(jobs.defer, error=text, delay=delay)
                     emit(Event.DEFERRED, self.log, error=text)
                 case Held():
@@ -119,7 +124,7 @@ class Run:
                     self._engage_brake(error)
                 case Unwanted() | Refused() | AttemptsSpent():
                     self._give_up(StuckReason.REFUSED if isinstance(error, Refused | Unwanted) else _SPENT, text)
-                case _ if self.started and not self.backend.observable:
+                case _ if self.started and self.destroys and not self.backend.observable:
                     self.stick(StuckReason.OUTCOME_UNKNOWN, text)
                 case _:
                     self.log.warning("failed", error=text, exc_info=not isinstance(error, BackendError))
@@ -143,7 +148,7 @@ class Run:
             self.record(jobs.defer, error=f"{over[0].name} is in force; {error}", hold=over[0].id)
             return
         if self.claim.attempts >= self.claim.max_attempts and not free:
-            acted = self.started or self.in_doubt
+            acted = self.destroys and (self.started or self.in_doubt)
             self._give_up(StuckReason.OUTCOME_UNKNOWN if acted and not self.backend.observable else _SPENT, error)
         else:
             self.record(jobs.retry, error=error, free=free)
@@ -151,12 +156,24 @@ class Run:
 
     @property
     def in_doubt(self) -> bool:
-        """Whether an earlier attempt may have acted, and no two operators have forced a new one since."""
+        """Whether an earlier attempt may have destroyed, and no two operators have forced a new one since."""
         started, forced = self.claim.started_fence, self.claim.forced_fence
-        return started is not None and (forced is None or started > forced)
+        return self.claim.destroying and started is not None and (forced is None or started > forced)
+
+    @property
+    def destroys(self) -> bool:
+        """Whether this job destroys now; what the other steps do can be repeated, and be taken back."""
+        return self.claim.kind is JobKind.DEPROVISION and self.claim.step not in (Step.QUARANTINE, Step.SNAPSHOT)
+
+    def still(self) -> None:
+        """Raises ClaimLost where the claim is lost, as by a restore."""
+        if not self.transact(lambda session: jobs.heartbeat(session, [self.claim])):
+            raise ClaimLost(f"job {self.claim.id}: the claim with fence {self.claim.fence} is lost")
 
     def _give_up(self, why: StuckReason, error: str) -> None:
-        """Undo a provision by the same path as a DELETE; leave a teardown or an adoption stuck, for an operator."""
+        """Undo a provision by the same path as a DELETE; leave any other job stuck, for an operator."""
+        if self.claim.kind is JobKind.RESTORE and (worse := shut_again(self)):
+            error = f"{error}; {worse}"
         if self.claim.kind is JobKind.PROVISION:
             try:
                 self.record(jobs.rollback, error=error)
@@ -166,6 +183,8 @@ class Run:
             else:
                 emit(Event.ROLLED_BACK, self.log, error=error)
                 return
+        if self.started and self.claim.step is Step.SNAPSHOT:
+            why = StuckReason.SNAPSHOT_FAILED
         self.stick(why, error)
 
     def stick(self, why: StuckReason, error: str, seen: Json | None = None) -> None:

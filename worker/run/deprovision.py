@@ -1,5 +1,7 @@
 """A teardown: inspect, record the start, tear down, inspect again, record the outcome.
 
+With a grace or a snapshot it has steps, each with its own start and its own end; the last one is the teardown itself.
+
 The jobs of one worker share the statements of their starts and of their completions.
 """
 
@@ -12,8 +14,9 @@ from outbox.batching import Gate, GroupCommit
 from outbox.errors import Busy, ClaimLost
 from outbox.events import Event, emit
 from outbox.rows import Json
-from outbox.states import StuckReason
+from outbox.states import Step, StuckReason
 from worker.backends import Absent, Different, Same
+from worker.run.snapshot import snapshot
 
 if TYPE_CHECKING:
     from worker.run import Run
@@ -65,12 +68,26 @@ def deprovision(run: "Run") -> None:
             return run.stick(StuckReason.REFUSED, why, seen)
         case Same(seen=before):
             _start(run, before)
-            manifest = claim.manifest | before.get("completes", {})  # as the start has stored it
+            # The manifest as the start has stored it.
+            return _DO[claim.step or Step.DESTROY](run, claim.manifest | before.get("completes", {}), before)
         case never:
             assert_never(never)
-    did = backend.teardown(manifest, claim.fence)
+
+
+def _quarantine(run: "Run", manifest: Json, before: Json) -> None:
+    run.backend.quarantine(manifest, run.still)
+    _advance(run, Event.QUARANTINED, before)
+
+
+def _snapshot(run: "Run", manifest: Json, before: Json) -> None:
+    did = snapshot(run, manifest)
+    _advance(run, Event.SNAPSHOT_VERIFIED, before, did)
+
+
+def _destroy(run: "Run", manifest: Json, _: Json) -> None:
+    did = run.backend.teardown(manifest, run.claim.fence)
     run.close_breaker()
-    match backend.inspect(manifest):
+    match run.backend.inspect(manifest):
         case Absent(seen=seen):
             return _complete(run, seen, did)
         case Different(seen=seen, why=why):
@@ -81,6 +98,10 @@ def deprovision(run: "Run") -> None:
             assert_never(never)
 
 
+# By the step of the claim; the destruction is what waiting was for.
+_DO = {Step.QUARANTINE: _quarantine, Step.SNAPSHOT: _snapshot, Step.WAIT: _destroy, Step.DESTROY: _destroy}
+
+
 def _never_adopted(run: "Run", other: Different) -> None:
     """The adoption never ended, so the object there never became this resource's."""
     if other.marked:  # its worker died after it had marked something: an operator says whose that is now
@@ -89,7 +110,7 @@ def _never_adopted(run: "Run", other: Different) -> None:
 
 
 def _already_gone(run: "Run", seen: Json) -> Json:
-    if run.claim.started_fence is None:
+    if not run.claim.destroying:
         return seen | {"already_gone": True}
     return seen | {"done_by_fence": run.claim.started_fence}
 
@@ -103,6 +124,12 @@ def _start(run: "Run", before: Json) -> None:
     else:
         run.batches.starts.do((run.claim, before), alone=alone)
     run.started = True
+
+
+def _advance(run: "Run", event: Event, seen: Json, did: Json | None = None) -> None:
+    run.close_breaker()
+    run.record(jobs.advance, event=event, seen=seen, did=did)
+    emit(event, run.log)
 
 
 def _complete(run: "Run", seen: Json, did: Json | None = None) -> None:

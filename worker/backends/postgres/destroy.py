@@ -9,7 +9,7 @@ from psycopg2 import sql
 
 from outbox.errors import Refused, Transient
 from outbox.rows import Json
-from worker.backends import Absent, Different, Same
+from worker.backends import Absent, Different, Same, Still
 from worker.backends.postgres import grants, heir, identity, obstacles
 from worker.backends.postgres.errors import describe
 from worker.backends.postgres.identity import Database, Role
@@ -29,18 +29,20 @@ DROP_TRIES = 5
 _CHANGED_MEANWHILE = (sqlstates.InternalError_, sqlstates.DeadlockDetected)
 
 
-def quarantine(server: Server, manifest: Json) -> None:
+def quarantine(server: Server, manifest: Json, still: Still) -> None:
     """No login, no session, no connection, no name: the last two in one transaction that checks identity."""
     identity.must_not_be_protected(server, manifest)
     with server.connect() as session:
         session.lock(manifest["database"])
+        still()
         _quarantine(session, manifest)
 
 
-def release(server: Server, manifest: Json) -> None:
+def release(server: Server, manifest: Json, still: Still) -> None:
     """Undo `quarantine`; see the Protocol."""
     with server.connect() as session:
         session.lock(manifest["database"])
+        still()
         state = identity.read_state(session, manifest)
         identity.must_be_same(state, manifest)
         dying = identity.dying_name(manifest)

@@ -19,7 +19,7 @@ keys are replicated, evicted and flushed.
 import uuid
 
 from outbox.rows import Json
-from worker.backends import Finding, Observation, Plan
+from worker.backends import Finding, Observation, Plan, Still, always
 from worker.backends.redis import check, create, destroy, identity
 from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server
@@ -62,13 +62,13 @@ class Redis:
         """See the Protocol."""
         return identity.inspect(self._server, manifest)
 
-    def quarantine(self, manifest: Json) -> None:
+    def quarantine(self, manifest: Json, still: Still = always) -> None:
         """See the Protocol."""
-        destroy.quarantine(self._server, manifest)
+        destroy.quarantine(self._server, manifest, still)
 
-    def release(self, manifest: Json) -> None:
+    def release(self, manifest: Json, still: Still = always) -> None:
         """See the Protocol."""
-        destroy.release(self._server, manifest)
+        destroy.release(self._server, manifest, still)
 
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - the generation key fences here
         """See the Protocol."""

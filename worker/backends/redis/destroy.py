@@ -6,7 +6,7 @@ from redis import exceptions
 
 from outbox.errors import Refused, Transient
 from outbox.rows import Json
-from worker.backends import Absent, Different, Same
+from worker.backends import Absent, Different, Same, Still
 from worker.backends.redis import identity, keys
 from worker.backends.redis.session import Server, Session, code_of
 
@@ -14,16 +14,18 @@ from worker.backends.redis.session import Server, Session, code_of
 MAX_PASSES = 100
 
 
-def quarantine(server: Server, manifest: Json) -> None:
+def quarantine(server: Server, manifest: Json, still: Still) -> None:
     """No login, no connection, and the change on disk; see the Protocol."""
     identity.must_not_be_protected(server, manifest)
     with server.connect() as session:
+        still()
         _quarantine(session, manifest)
 
 
-def release(server: Server, manifest: Json) -> None:
+def release(server: Server, manifest: Json, still: Still) -> None:
     """Undo `quarantine`; see the Protocol."""
     with server.connect() as session:
+        still()
         if not isinstance(identity.judge(session, manifest), Same):
             raise Refused("the namespace is not the one of this resource, or no longer there")
         session.execute_command("ACL", "SETUSER", manifest["user"], "on")
