@@ -5,6 +5,7 @@ no function here: an edge calls `queries` with the tenant of its caller.
 
 - `caller`       who asks; what only operators may ask for; which tenant is meant
 - `resources`    create, change, delete, show credentials
+- `undo`         restore, purge
 - `jobs`         observe, redrive, resolve; alone or by two operators
 - `holds`        hold, release
 - `operations`   preview, begin and stop bulk work
@@ -38,7 +39,8 @@ from outbox.actions.resources import (
     show_credentials,
     wanted_delete,
 )
-from outbox.jobs import Delete, Enqueued
+from outbox.actions.undo import purge, restore
+from outbox.jobs import Delete, Enqueued, Restored
 from outbox.operations import DIGEST, DeleteFilter, words
 from outbox.resources import NewResource
 
@@ -55,6 +57,7 @@ __all__ = [
     "Operator",
     "Proposed",
     "RestoreFilter",
+    "Restored",
     "begin_offboard",
     "begin_redrive",
     "begin_restore",
@@ -72,9 +75,11 @@ __all__ = [
     "preview_offboard",
     "preview_redrive",
     "preview_restore",
+    "purge",
     "redrive",
     "release",
     "resolve",
+    "restore",
     "show_credentials",
     "stop",
     "taken_back",
