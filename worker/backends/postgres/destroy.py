@@ -38,10 +38,11 @@ def quarantine(server: Server, manifest: Json, still: Still) -> None:
         _quarantine(session, manifest)
 
 
-def release(server: Server, manifest: Json) -> None:
+def release(server: Server, manifest: Json, still: Still) -> None:
     """Undo `quarantine`; see the Protocol."""
     with server.connect() as session:
         session.lock(manifest["database"])
+        still()
         state = identity.read_state(session, manifest)
         identity.must_be_same(state, manifest)
         dying = identity.dying_name(manifest)
