@@ -26,6 +26,7 @@ def take_back(
         answers = [http.delete(_path(holding)).raise_for_status().json() for holding in holdings]
         _wait_until_none(sessions, lambda answers_still: answers_still())
         say(f"one DELETE of each kind: the customers' open sessions were cut off after {_seconds_since(began)}")
+    _wait_until_none(holdings, lambda holding: not is_shut(servers, holding))
     cut_off = [holding for holding in holdings if contents(holding) is None and is_shut(servers, holding)]
     say(f"no login works, nothing is destroyed before {answers[0]['resource']['purge_at']}; restoring both")
     began = time.monotonic()
