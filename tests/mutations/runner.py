@@ -568,6 +568,17 @@ GUARDS_OF_RUNNER = (
         ),
     ),
     *cut(
+        "deprovisioner/up/home.py",
+        "",
+        "tests/acceptance/test_up_environment.py",
+        (
+            "up: an edited backends file stays",
+            " and hashlib.sha256(path.read_bytes()).hexdigest() in _EARLIER_TOML",
+            "",
+            "test_a_backends_file_of_an_earlier_version_is_brought_up_to_date_unless_it_was_edited",
+        ),
+    ),
+    *cut(
         "deprovisioner/up/servers.py",
         "",
         "tests/deprovisioner/test_ports.py",
