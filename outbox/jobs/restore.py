@@ -234,17 +234,7 @@ def purge(
     Where it takes `two` operators, the first one's call returns an Approval. `db` must be a transaction. Raises
     NotFound, NotDeleting, VersionMismatch, FenceMismatch.
     """
-    row = db.execute(_DELETING, {"id": resource_id}).one_or_none()
-    if row is None:
-        raise NotFound(f"there is no resource {resource_id}")
-    resource = read(Resource, "resource", row)
-    if version not in (None, resource.version):
-        raise VersionMismatch(
-            f"resource {resource_id} has changed: its version is {resource.version}, not {version}; read it again"
-        )
-    if resource.status is not ResourceStatus.DELETING or row.job_id is None:
-        raise NotDeleting(f"resource {resource_id} is {resource.status}: only what is being deleted can be purged")
-    job = read(Job, "job", row)
+    _, job = _deleting(db, resource_id, version)
     detail: Json = {"request_id": str(request_id or uuid.uuid4())}
     if two:
         proposal = approvals.propose(db, ForcedAction.PURGE, job.id, fence=job.fence, actor=actor, reason=reason)
@@ -255,6 +245,22 @@ def purge(
         if "approved_by" not in detail:
             raise FenceMismatch(f"job {job.id} has moved on; read it again")
     asked = {"ids": [resource_id], "id": resource_id, "actor": actor, "reason": reason, "version": version}
-    if db.execute(_ORDER, asked | {"detail": json.dumps(detail)}).one_or_none() is not None:
-        row = db.execute(_PURGE, asked).one()
+    if db.execute(_ORDER, asked | {"detail": json.dumps(detail)}).one_or_none() is None:
+        return _deleting(db, resource_id, version)  # its time has come, or a restore came before this took the lock
+    row = db.execute(_PURGE, asked).one()
     return read(Resource, "resource", row), read(Job, "job", row)
+
+
+def _deleting(db: Connection, resource_id: uuid.UUID, version: int | None) -> tuple[Resource, Job]:
+    """The resource and its teardown. Raises NotFound, VersionMismatch, NotDeleting."""
+    row = db.execute(_DELETING, {"id": resource_id}).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no resource {resource_id}")
+    resource = read(Resource, "resource", row)
+    if version not in (None, resource.version):
+        raise VersionMismatch(
+            f"resource {resource_id} has changed: its version is {resource.version}, not {version}; read it again"
+        )
+    if resource.status is not ResourceStatus.DELETING or row.job_id is None:
+        raise NotDeleting(f"resource {resource_id} is {resource.status}: only what is being deleted can be purged")
+    return resource, read(Job, "job", row)
