@@ -319,8 +319,8 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "claiming: now and then another lane first",
-            "first=first_lane(self._found)",
-            "first=0",
+            "self._first = first_lane(self._found)",
+            "self._first = 0",
             "tests/outbox/test_lanes.py::test_endless_teardowns_do_not_keep_the_last_lane_waiting",
         ),
         (
