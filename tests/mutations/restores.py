@@ -139,12 +139,6 @@ GUARDS_OF_RESTORES = (
     # -- purge
     *cut(
         TRANSITIONS,
-        "_ORDER = text(",
-        RESTORE,
-        ("purge: lock", "{_LOCK}", "", f"{_FIRST}[purge]"),
-    ),
-    *cut(
-        TRANSITIONS,
         "_PURGE = text(",
         RESTORE,
         (
@@ -156,8 +150,14 @@ GUARDS_OF_RESTORES = (
     ),
     *cut(
         TRANSITIONS,
-        "def _deleting(",
+        "    request_id = request_id or uuid.uuid4()\n    db.execute(_LOCK_TEARDOWN",
         RESTORE,
+        (
+            "purge: lock",
+            'db.execute(_LOCK_TEARDOWN, {"ids": [resource_id]})',
+            "",
+            f"{_FIRST}[purge]",
+        ),
         (
             "purge: only what is being deleted",
             "if resource.status is not ResourceStatus.DELETING or row.job_id is None:",

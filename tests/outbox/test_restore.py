@@ -668,7 +668,7 @@ def test_a_delete_that_meets_a_restore_deletes_nothing(db: Connection) -> None:
 
 
 def test_less_than_the_least_grace_is_for_who_may_purge(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    graced(monkeypatch, more='min_grace = "30m"\nsnapshot = "required"\n')
+    graced(monkeypatch, more='min_grace = "30m"\nsnapshot = "required"\nsnapshot_store = "file:/tmp"\n')
     resource = a_resource(db)
     for less in ({"grace": 0.0}, {"grace": 1799.0}, {"grace": 3600.0, "snapshot": SnapshotPolicy.OFF}):
         asked = jobs.Delete(resource, "me", **less)  # type: ignore[arg-type]
