@@ -18,13 +18,13 @@ from outbox import credentials, jobs, resources
 from outbox.resources import NewResource
 from outbox.rows import Json
 from tests.support import redis_servers
+from tests.support.customers import stored
 from tests.support.factories import claims
 from tests.support.witness import RedisServer, eventually, slowness
 from worker.backends.redis import Redis
 from worker.run import Run
 
 SECONDS = 30  # in which a teardown ends
-ROWS = ("outbox", "events", "resources", "observations")
 
 
 @dataclass
@@ -315,11 +315,6 @@ def namespace(db: Connection, own: RedisServer) -> Iterator[Callable[[], Custome
         yield make
 
 
-def _stored(db: Connection) -> int:
-    rows = (db.execute(text(f"SELECT string_agg(t::text, '') FROM {table} AS t")).scalar() for table in ROWS)
-    return sum(len(row or "") for row in rows)
-
-
 def _are_gone(own: RedisServer, customers: Sequence[Customer]) -> None:
     """By the server's own word: no login, connection or user, no key in any database, none that says whose it was."""
     users = {customer.manifest["user"] for customer in customers}
@@ -336,7 +331,7 @@ def _are_gone(own: RedisServer, customers: Sequence[Customer]) -> None:
 
 def _torn_down(db: Connection, own: RedisServer, *customers: Customer) -> None:
     """Their teardowns run beside each other, and each ends in time."""
-    before = _stored(db)
+    before = stored(db)
     for customer in customers:
         jobs.enqueue(db, customer.resource, actor="me")
     began, backend, patience = time.monotonic(), Redis(own.service_dsn), SECONDS * slowness()
@@ -349,7 +344,7 @@ def _torn_down(db: Connection, own: RedisServer, *customers: Customer) -> None:
     assert time.monotonic() - began < patience
     ends = db.execute(text("SELECT state, attempts, last_error FROM outbox WHERE kind = 'deprovision'")).all()
     assert [end.state for end in ends] == ["succeeded"] * len(customers), ends
-    assert _stored(db) - before < 64_000, "of all together"
+    assert stored(db) - before < 64_000, "of all together"
     _are_gone(own, customers)
 
 

@@ -56,6 +56,61 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
+        "def with_evidence(",
+        BLOCKERS,
+        (
+            "postgres: whom an attempt that fails has ended",
+            "if self.told else error",
+            "if False else error",
+            "test_whom_an_attempt_has_ended_is_kept_when_it_fails[18]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _look(",
+        BLOCKERS,
+        (
+            "postgres: the session that is kept is another server's",
+            "if not self._done.is_set():",
+            "if False:",
+            "test_a_neighbour_that_blocks_is_ended_while_the_session_that_is_kept_is_away[18-another server's]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def lent(",
+        BLOCKERS,
+        (
+            "postgres: the session that is kept is in use",
+            "with self._turn(_TURN_SECONDS) as ours:",
+            "with self._turn(-1) as ours:",
+            "test_a_neighbour_that_blocks_is_ended_while_the_session_that_is_kept_is_away[18-in use]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _disown(",
+        f"{TESTS}/test_grants.py",
+        (
+            "postgres: rights that DROP OWNED leaves",
+            "if not obstacles.is_disowned(session, role):",
+            "if False:",
+            "test_rights_that_a_third_customer_passed_on_do_not_keep_a_role_alive[18-service]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def revoke_left(",
+        f"{TESTS}/test_grants.py",
+        (
+            "postgres: as whoever granted the rights",
+            'cursor.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(grantor)))',
+            "pass",
+            "test_rights_that_a_third_customer_passed_on_do_not_keep_a_role_alive[18-service]",
+        ),
+    ),
+    *cut(
+        PG,
         "def told(",
         WAITS,
         (
@@ -484,9 +539,21 @@ GUARDS_OF_POSTGRES = (
         BLOCKERS,
         (
             "postgres: a neighbour that answers no barrier is ended",
-            "if self._silent[session] >= SILENT_LOOKS:",
-            "if False:",
-            "test_a_neighbour_s_session_that_answers_no_barrier_is_ended_and_told",
+            "if now - silence.since >= SILENT_SECONDS or",
+            "if",
+            "test_a_client_that_sends_its_data_slowly_is_not_ended_with_one_that_sends_none[18]",
+        ),
+        (
+            "postgres: data that flows is not stopped",
+            "silence if silence.sent == found[session][5] else",
+            "silence if True else",
+            "test_a_client_that_sends_its_data_slowly_is_not_ended_with_one_that_sends_none[18]",
+        ),
+        (
+            "postgres: a row without an end",
+            "or now - silence.first >= DRIBBLE_SECONDS",
+            "",
+            "test_a_client_that_sends_one_row_byte_by_byte_is_ended[18]",
         ),
     ),
     *cut(
@@ -495,9 +562,21 @@ GUARDS_OF_POSTGRES = (
         BLOCKERS,
         (
             "postgres: an operator that blocks is not ended",
-            "AND usesysid IN ({CUSTOMERS})\n       AND EXISTS",
-            "AND usesysid IS NOT NULL\n       AND EXISTS",
+            "AND usesysid IN ({CUSTOMERS})\n       AND (xact_start",
+            "AND usesysid IS NOT NULL\n       AND (xact_start",
             "test_an_operator_that_blocks_is_named_and_not_ended",
+        ),
+        (
+            "postgres: an old transaction of a customer is not waited for",
+            "xact_start {_OLD} OR",
+            "",
+            "test_a_neighbour_s_transaction_that_is_old_already_is_not_waited_for[18]",
+        ),
+        (
+            "postgres: a young transaction of a customer may end",
+            "(xact_start {_OLD} OR",
+            "(true OR",
+            "test_a_neighbour_s_young_transaction_may_end_by_itself[18]",
         ),
     ),
     *cut(
@@ -590,9 +669,15 @@ GUARDS_OF_POSTGRES = (
         ),
         (
             "postgres: a neighbour that grants the dying role rights again",
-            "if last or not cleared & {name for name, _ in _elsewhere(session, role)}:",
+            "if last or {name for name, _ in _elsewhere(session, role)} <= tried - cleared:",
             "if True:",
             f"{BLOCKERS}::test_a_neighbour_that_grants_the_role_rights_again_while_it_is_dropped_is_ended_and_told",
+        ),
+        (
+            "postgres: a neighbour that grants the dying role its first right",
+            "<= tried - cleared:",
+            "- cleared == {name for name, _ in _elsewhere(session, role)}:",
+            f"{BLOCKERS}::test_a_neighbour_s_young_transaction_may_end_by_itself[18]",
         ),
         (
             "postgres: the role, after its rename",

@@ -6,14 +6,16 @@ that nothing else can have (`zz_new_<generation>`) and dropped under one (`zz_de
 and DROP DATABASE take only a name and run in no transaction: RENAME does, and there identity is checked.
 
 - `session`   connections: timeouts, the lock on an object, transactions, what each failure means
-- `blockers` customers that a session waits for: they are ended
-- `slots`     the session that is kept for when customers have taken all connection slots
+- `blockers`  customers that a session waits for: they are ended
+- `slots`     the session that is kept: to look at waits, and for when customers have taken all connection slots
 - `waits`     what a session waits for, seen by a second one
 - `identity`  what the server shows under a manifest's names, and whether it is the manifest's object
 - `endpoint`  the address that customers are given
 - `create`    plan, provision, adopt
 - `rights`    what the account must be allowed to do before it adopts
 - `destroy`   quarantine, release, teardown
+- `heir`      who owns what a dropped role leaves elsewhere
+- `grants`    rights of a dropped role that DROP OWNED leaves
 - `check`     what is not as it should be on the server
 """
 

@@ -10,7 +10,7 @@ from psycopg2 import sql
 from outbox.errors import Refused, Transient
 from outbox.rows import Json
 from worker.backends import Absent, Different, Same, Still
-from worker.backends.postgres import heir, identity, obstacles
+from worker.backends.postgres import grants, heir, identity, obstacles
 from worker.backends.postgres.errors import describe
 from worker.backends.postgres.identity import Database, Role
 from worker.backends.postgres.session import Server, Session, afterwards
@@ -192,15 +192,16 @@ def _drop_role(session: Session, manifest: Json) -> None:
     obstacles.must_be_ended(obstacles.end_sessions(session, None, role), dying)
     cleared: set[str] = set()
     for last in (*[False] * (DROP_TRIES - 1), True):
-        _clear(session, role, dying, cleared)
+        tried = _clear(session, role, dying, cleared)
         try:
             with session.transaction():
                 _disown(session, role, dying)
                 obstacles.must_be_disowned(session, role, dying)
                 session.execute("DROP ROLE {role}", role=dying)
         except (Refused, sqlstates.DependentObjectsStillExist):
-            # A customer has granted the role something since its database was cleared: else waiting changes nothing.
-            if last or not cleared & {name for name, _ in _elsewhere(session, role)}:
+            # A customer has granted the role something since its database was cleared, or was not known to have any
+            # of its rights: else waiting changes nothing.
+            if last or {name for name, _ in _elsewhere(session, role)} <= tried - cleared:
                 raise
         else:
             return
@@ -219,9 +220,10 @@ def _elsewhere(session: Session, role: Role) -> list[tuple[str, int]]:
         return [(name, oid) for name, oid in cursor]
 
 
-def _clear(session: Session, role: Role, dying: str, cleared: set[str]) -> None:
-    """Take what the role has in each database, and add those where nothing was left to `cleared`."""
-    for name, oid in _elsewhere(session, role):  # objects in a neighbour's database are the neighbour's: handed over
+def _clear(session: Session, role: Role, dying: str, cleared: set[str]) -> set[str]:
+    """Take what the role has in each database, and add those where nothing was left to `cleared`; all of them."""
+    found = _elsewhere(session, role)
+    for name, oid in found:  # objects in a neighbour's database are the neighbour's: handed over
         if name in cleared:
             obstacles.end_customers(session, oid, f"in {name!r}, where the dying role was granted rights")
         with session.server.connect(name) as neighbour:
@@ -232,6 +234,8 @@ def _clear(session: Session, role: Role, dying: str, cleared: set[str]) -> None:
                 if obstacles.is_disowned(neighbour, role):
                     cleared.add(name)
             session.executed += [f"in {name!r}: {statement}" for statement in neighbour.executed]
+            session.told += [f"in {name!r}: {done}" for done in neighbour.told]
+    return {name for name, _ in found}
 
 
 def _must_be_our_role(session: Session, manifest: Json, name: str) -> None:
@@ -245,3 +249,5 @@ def _must_be_our_role(session: Session, manifest: Json, name: str) -> None:
 def _disown(session: Session, role: Role, name: str) -> None:
     heir.hand_over(session, name, role.oid)
     session.execute("DROP OWNED BY {role}", role=name)
+    if not obstacles.is_disowned(session, role):
+        grants.revoke_left(session, role.oid)

@@ -75,7 +75,7 @@ def end_customers(session: Session, database: int, why: str) -> None:
             with contextlib.suppress(sqlstates.InsufficientPrivilege):
                 cursor.execute("SELECT pg_catalog.pg_terminate_backend(%s)", (pid,))
     if pids:
-        session.executed.append(f"ended {len(pids)} customers' sessions {why}")
+        session.tell(f"ended {len(pids)} customers' sessions {why}")
 
 
 def is_disowned(session: Session, role: Role) -> bool:

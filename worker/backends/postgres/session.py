@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import psycopg2
@@ -16,7 +17,6 @@ from psycopg2 import extensions, sql
 from outbox.errors import BackendError, OutOfService, SettingsError, Transient, Unavailable
 from outbox.opening import Opener
 from worker.backends.postgres import errors
-from worker.backends.postgres.blockers import Blockers
 from worker.backends.postgres.slots import Slots
 from worker.backends.postgres.waits import Watch
 
@@ -44,6 +44,8 @@ UNCONFIRMED = (
     "the server commits, and no synchronous standby confirms it{}:"
     " repair the standby, or take it out of synchronous_standby_names"
 )
+# The session that is kept: idle for as long as it takes, and no look at catalogs that somebody has locked takes long.
+_KEPT = " -c idle_session_timeout=0 -c statement_timeout=5000"
 NEVER = frozenset({"template0", "template1", "postgres"})
 _PARAMETERS = {
     "connect_timeout": str(CONNECT_TIMEOUT_SECONDS),
@@ -91,16 +93,15 @@ class Server:
         except psycopg2.OperationalError as error:
             raise self._translated(error, database) from error
         if watched and database is None:
-            self.slots.keep(lambda: self._opened(None, extensions.connection, " -c idle_session_timeout=0"))
+            self.slots.keep(lambda: self._opened(None, extensions.connection, _KEPT))
         limit = threading.Timer(seconds, _cut, (session.fileno(),))
         limit.daemon = True
         limit.start()
-        blockers = Blockers(session.info.backend_pid, self, session.executed)
-        watch = Watch(session, lambda: self.connect(watched=False), blockers)
+        session.server = self
+        session.watch = watch = Watch(session, self._looking)
         if watched:
             watch.start()
         try:
-            session.server, session.watch = self, watch
             session.autocommit = True
             if away := _settle(session):
                 raise self._blamed(OutOfService, away, database)
@@ -109,11 +110,25 @@ class Server:
                 session.confirm()
         except psycopg2.Error as error:
             limit.cancel()  # the connection may be closed by now, and its number another file's
-            raise self._translated(error, database, watch.told(error)) from error
+            raise session.with_evidence(self._translated(error, database, watch.told(error))) from error
+        except BackendError as error:
+            if session.told:
+                raise session.with_evidence(error) from error
+            raise
         finally:
             watch.stop()
             limit.cancel()
             session.close()
+
+    @contextmanager
+    def _looking(self) -> Iterator[extensions.connection]:
+        """The session that is kept; a new one where that is away, which nothing watches."""
+        with self.slots.lent() as kept:
+            if kept is not None:
+                yield kept
+                return
+        with self.connect(watched=False) as second:
+            yield second
 
     def _with_a_slot(self, database: str | None) -> "Session":
         """A new session; where the server is full of one customer's sessions, they are ended, and it says so."""
@@ -126,7 +141,8 @@ class Server:
                     raise
                 told.append(freed)
             else:
-                session.executed += told
+                for freed in told:
+                    session.tell(freed)
                 return session
 
     def _opened(self, database: str | None, kind: type[extensions.connection], more: str = "") -> Any:
@@ -167,10 +183,26 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
     server: Server
     watch: Watch
     standbys = ""  # the server's synchronous_standby_names
+    since: datetime | None = None  # its start, by the server's clock
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.executed: list[str] = []
+        self.told: list[str] = []  # what of it was done to others, such as sessions that were ended
+
+    def tell(self, done: str) -> None:
+        """Record what was done to others. An attempt that fails says it in its error, since it returns no evidence."""
+        self.executed.append(done)
+        self.told.append(done)
+
+    def take_back(self, done: str) -> None:
+        """Undo one `tell`: it was not done after all."""
+        self.executed.remove(done)
+        self.told.remove(done)
+
+    def with_evidence(self, error: BackendError) -> BackendError:
+        """The error with what was done to others before it."""
+        return type(error)(f"{error}; before: {errors.clean('; '.join(self.told))}") if self.told else error
 
     def execute(self, statement: str, **words: Any) -> None:
         """Run a statement and record it; a plain string among `words` is a name and is quoted as one."""
@@ -254,10 +286,11 @@ def _settle(session: Session) -> str:
                    CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local')
                         THEN pg_catalog.set_config('synchronous_commit', 'on', false) END,
                    pg_catalog.current_setting('synchronous_standby_names'),
+                   (SELECT backend_start FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())),
                    pg_catalog.set_config('TimeZone', 'UTC', false),
                    pg_catalog.set_config('DateStyle', 'ISO, MDY', false)"""
         )
-        standby, read_only, _, session.standbys, *_ = cursor.fetchone()
+        standby, read_only, _, session.standbys, session.since, *_ = cursor.fetchone()
         if standby or read_only:
             return STANDBY if standby else READ_ONLY
         with contextlib.suppress(sqlstates.InvalidParameterValue):  # a platform that cannot watch its sockets

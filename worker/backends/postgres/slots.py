@@ -1,8 +1,9 @@
-"""Connection slots that customers have taken: a worker keeps one session, which ends theirs when no other gets in."""
+"""The session that a worker keeps: it looks at what the others wait for, and frees slots when no other gets in."""
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psycopg2
 from psycopg2 import extensions, sql
@@ -11,6 +12,10 @@ from worker.backends.postgres.blockers import CUSTOMERS
 
 # A role has taken too much from this part of the slots on; where no customer has, the server is simply full.
 PART = 10
+# How long one that finds no slot waits for the session that is kept: another may be at freeing some.
+FREE_SECONDS = 5.0
+# How long to wait for the session that is kept: others have it for milliseconds, unless the server is stopped.
+_TURN_SECONDS = 0.05
 # Slots that are free for a moment, or taken by connections that are still being made.
 _MARGIN = 3
 # Whether the server is full, and the customer with the most sessions.
@@ -37,16 +42,31 @@ class Slots:
 
     def keep(self, connect: Callable[[], extensions.connection]) -> None:
         """Keep a session, unless there is one. What `connect` raises is not told: it is tried again the next time."""
-        with self._lock:
-            if self._kept is None or self._kept.closed:
+        with self._turn(0) as ours:
+            if ours and (self._kept is None or self._kept.closed):
                 with contextlib.suppress(psycopg2.Error):
                     self._kept = connect()
                     self._kept.autocommit = True
 
+    @contextmanager
+    def lent(self) -> Iterator[extensions.connection | None]:
+        """The session that is kept, for a moment; None where there is none, or others have it."""
+        with self._turn(_TURN_SECONDS) as ours:
+            yield self._kept if ours and self._kept is not None and not self._kept.closed else None
+
+    @contextmanager
+    def _turn(self, seconds: float) -> Iterator[bool]:
+        ours = self._lock.acquire(timeout=seconds)
+        try:
+            yield ours
+        finally:
+            if ours:
+                self._lock.release()
+
     def free(self) -> str:
         """End the sessions of the customer with the most, where the server is full; the evidence, else empty."""
-        with self._lock:
-            if self._kept is None:
+        with self._turn(FREE_SECONDS) as ours:
+            if not ours or self._kept is None:
                 return ""
             try:
                 return self._free(self._kept)

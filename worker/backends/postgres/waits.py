@@ -1,4 +1,4 @@
-"""What a session of ours waits for when its work takes long: a second session looks, and the error tells."""
+"""What a session of ours waits for: a second session looks, ends customers that are in the way, and the error tells."""
 
 import contextlib
 import re
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psycopg2
 from psycopg2 import extensions
@@ -14,10 +15,14 @@ from psycopg2 import extensions
 from outbox.errors import BackendError
 from worker.backends.postgres.blockers import Blockers
 
-# Most work is done sooner, and then nothing looks.
-LOOK_SECONDS = 1.0
-# How often the second session looks.
-PAUSE_SECONDS = 0.25
+if TYPE_CHECKING:
+    from worker.backends.postgres.session import Session
+
+# When the second session looks first, and how soon again after it has ended a customer's. An inspection is done sooner.
+LOOK_SECONDS = 0.02
+# The longest pause between two looks; where nothing was ended, each pause is longer than the one before.
+PAUSE_SECONDS = 0.1
+_LONGER = 1.5
 # How long DROP DATABASE may wait until each process of the server has closed the files. That takes milliseconds.
 BARRIER_SECONDS = 20.0
 # How long a commit may wait for a synchronous standby: longer than a living one needs.
@@ -49,19 +54,16 @@ class Client:
 
 
 class Watch:
-    """Looks at one session until `stop`. `connect` opens the second session, which nothing watches.
+    """Looks at one session until `stop`. `looking` lends the second session, for a look at a time.
 
-    `blockers`: they are ended where they are customers.
+    Whoever it waits for is ended where it is a customer.
     """
 
     def __init__(
-        self,
-        session: extensions.connection,
-        connect: Callable[[], AbstractContextManager[extensions.connection]],
-        blockers: Blockers,
+        self, session: "Session", looking: Callable[[], AbstractContextManager[extensions.connection]]
     ) -> None:
-        self._session, self._pid, self._connect = session, session.info.backend_pid, connect
-        self._blockers = blockers
+        self._session, self._pid, self._looking = session, session.info.backend_pid, looking
+        self._blockers = Blockers(session)
         self._done = threading.Event()
         self._seen: tuple[float, list[str]] = (0.0, [])
         self._wait: tuple[str, str] | None = None  # without a timeout of the server's: what for, since which statement
@@ -88,15 +90,42 @@ class Watch:
         return f"; it waited for {', '.join(blockers)}" if time.monotonic() - seen_at < _FRESH_SECONDS else ""
 
     def _look_often(self) -> None:
-        if self._done.wait(LOOK_SECONDS):
-            return
-        while not self._done.is_set():  # again after an error: there may have been no connection slot
-            with contextlib.suppress(BackendError), self._connect() as second:
-                while not self._done.wait(PAUSE_SECONDS):
-                    self._look(second)
-            self._done.wait(PAUSE_SECONDS)
+        pause = LOOK_SECONDS
+        while not self._done.wait(pause):
+            pause = min(_LONGER * pause, PAUSE_SECONDS)
+            # Again after an error: there may have been no connection slot.
+            with contextlib.suppress(BackendError, psycopg2.Error), self._looking() as second:
+                if self._look(second):
+                    pause = LOOK_SECONDS
 
-    def _look(self, second: extensions.connection) -> None:
+    def _look(self, second: extensions.connection) -> bool:
+        """Whether it has ended somebody."""
+        if self._session.since is None:
+            return False
+        with second.cursor() as cursor:
+            cursor.execute(
+                """
+                SELECT wait_event_type, wait_event, query_start::pg_catalog.text
+                  FROM pg_catalog.pg_stat_get_activity(%s) WHERE backend_start = %s""",
+                (self._pid, self._session.since),
+            )
+            if (found := cursor.fetchone()) is None:
+                if not self._done.is_set():  # this session is another server's, from before a failover
+                    second.close()
+                return False
+            kind, event, query = found
+            wait = (event, query) if event in ("ProcSignalBarrier", "SyncRep") else None
+            if wait != self._wait:
+                self._wait, self._waits_since = wait, time.monotonic()
+            if kind == "Lock":
+                return self._end_blockers(second)
+            if wait is not None:
+                if event == "ProcSignalBarrier":
+                    self._blockers.end_at_barrier(second)
+                self._cancel_late(cursor, event)
+            return False
+
+    def _end_blockers(self, second: extensions.connection) -> bool:
         with second.cursor() as cursor:
             cursor.execute(
                 """
@@ -107,19 +136,7 @@ class Watch:
             )
             if blockers := [_in_database(*row) for row in cursor]:
                 self._seen = (time.monotonic(), blockers)
-                self._blockers.end(second)
-            cursor.execute(
-                """
-                SELECT wait_event, query_start::pg_catalog.text FROM pg_catalog.pg_stat_activity
-                 WHERE pid = %s AND wait_event IN ('ProcSignalBarrier', 'SyncRep')""",
-                (self._pid,),
-            )
-            if (wait := cursor.fetchone()) != self._wait:
-                self._wait, self._waits_since = wait, time.monotonic()
-            if wait is not None:
-                if wait[0] == "ProcSignalBarrier":
-                    self._blockers.end_at_barrier(second)
-                self._cancel_late(cursor, wait[0])
+        return bool(blockers) and self._blockers.end(second)
 
     def _cancel_late(self, cursor: extensions.cursor, event: str) -> None:
         limit = BARRIER_SECONDS if event == "ProcSignalBarrier" else CONFIRM_SECONDS

@@ -1,23 +1,26 @@
 """A customer that holds what a teardown needs is ended, its own resource's or a neighbour's; an operator is named."""
 
+import re
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn
+from sqlalchemy import Connection, text
 
 from outbox.errors import Transient
 from tests.support import accounts
-from tests.support.customers import Customer, a_customer
+from tests.support.customers import Customer, a_customer, in_the_outbox
 from tests.support.proxy import Proxy
 from tests.support.servers import Servers, database_dsn
 from tests.support.witness import PgServer, eventually
-from worker.backends.postgres import Postgres, session, waits
+from worker.backends.postgres import Postgres, blockers, session, waits
+from worker.run import Run
 
 
 @pytest.fixture(params=["18", "15"])
@@ -168,28 +171,146 @@ def test_an_operator_that_blocks_is_named_and_not_ended(
     pg.query(f"DROP OWNED BY {operator}; DROP ROLE {operator}")
 
 
+def test_a_neighbour_s_transaction_that_is_old_already_is_not_waited_for(
+    backend: Postgres, pg: PgServer, victim: Customer, neighbour: Customer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a lock timeout would come first."""
+    soon = session._PARAMETERS["options"].replace("lock_timeout=10000", "lock_timeout=1000")
+    monkeypatch.setitem(session._PARAMETERS, "options", soon)
+    monkeypatch.setattr(blockers, "GRACE_SECONDS", 1.5)
+    old = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND xact_start < clock_timestamp() - interval '1.5 s'"
+    with neighbour.inside("CREATE TABLE t ()", f'GRANT SELECT ON t TO "{victim.role}"') as theirs:
+        eventually(lambda: pg.query(old, theirs.info.backend_pid), what="its transaction is old")
+        backend.teardown(victim.manifest, 1)
+        assert _has_ended(theirs)
+    assert not pg.bears(victim.manifest)
+
+
+def test_a_neighbour_s_young_transaction_may_end_by_itself(
+    backend: Postgres, pg: PgServer, victim: Customer, neighbour: Customer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blockers, "GRACE_SECONDS", 5.0)
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
+    with neighbour.inside("CREATE TABLE t ()", f'GRANT SELECT ON t TO "{victim.role}"') as theirs:
+        looks, end = [], blockers.Blockers.end
+
+        def look(*words: Any) -> bool:
+            looks.append(1)
+            return end(*words)
+
+        def commit() -> None:
+            eventually(lambda: len(looks) > 2 and pg.query(waiting, theirs.info.backend_pid), what="it is waited for")
+            theirs.commit()
+
+        monkeypatch.setattr(blockers.Blockers, "end", look)
+        thread = threading.Thread(target=commit)
+        thread.start()
+        backend.teardown(victim.manifest, 1)
+        thread.join()
+        assert not _has_ended(theirs)
+    assert not pg.bears(victim.manifest)
+
+
+@pytest.mark.parametrize("kept", ["another server's", "in use"])
+def test_a_neighbour_that_blocks_is_ended_while_the_session_that_is_kept_is_away(
+    backend: Postgres, pg: PgServer, victim: Customer, neighbour: Customer, servers: Servers, kept: str
+) -> None:
+    """It is another server's after a failover; in use without end while that server is stopped."""
+    slots = backend._server.slots
+    with ExitStack() as life, neighbour.inside("CREATE TABLE t ()", f'GRANT SELECT ON t TO "{victim.role}"') as theirs:
+        if kept == "in use":
+            life.enter_context(slots._lock)
+        else:
+            slots._kept = psycopg2.connect(servers.control.dsn)
+            slots._kept.autocommit = True
+        backend.teardown(victim.manifest, 1)
+        assert _has_ended(theirs)
+    assert not pg.bears(victim.manifest)
+
+
+def test_whom_an_attempt_has_ended_is_kept_when_it_fails(
+    db: Connection, backend: Postgres, pg: PgServer, neighbour: Customer, impatient: None
+) -> None:
+    resource, victim, deleted = in_the_outbox(db, backend)
+    with neighbour.inside("CREATE TABLE t ()", f'GRANT SELECT ON t TO "{victim.role}"') as maker:
+        maker.commit()
+    with (
+        closing(psycopg2.connect(pg.dsn)) as operator,
+        neighbour.inside("GRANT INSERT ON t TO PUBLIC") as theirs,
+    ):
+        operator.cursor().execute(f'CREATE TABLE of_an_operator (); GRANT SELECT ON of_an_operator TO "{victim.role}"')
+        pid = theirs.info.backend_pid
+        Run(deleted(), backend, worker="w")()
+        assert _has_ended(theirs)
+    said = "SELECT reason FROM events WHERE resource_id = :id AND event = 'retried'"
+    [reason] = db.execute(text(said), {"id": resource}).scalars()
+    ended = f"ended a customer's session that we waited for: pid {pid} of '{neighbour.role}'"
+    assert f"before: in '{neighbour.manifest['database']}': {ended}" in reason
+    assert len(reason) <= 1_100
+    backend.teardown(victim.manifest, 2)
+
+
+@contextmanager
+def _copying(pg: PgServer, customer: Customer, told: Callable[[Any], None] | None = None) -> Iterator[int]:
+    """A session of the customer's that copies what `told` sends, over and over (libpq sends 8 KB at once); its pid."""
+    ours, theirs = socket.socketpair()
+    ending = threading.Event()
+    with customer.inside("CREATE TABLE t (n int)") as connection, closing(ours), closing(theirs):
+
+        def copy() -> None:
+            with suppress(psycopg2.Error), theirs.makefile("rb", buffering=0) as data:
+                connection.cursor().copy_expert("COPY t FROM STDIN", data)
+
+        def send() -> None:
+            while told and not ending.wait(0.02):
+                with suppress(OSError):
+                    told(ours)
+
+        threads = [threading.Thread(target=act) for act in (copy, send)]
+        for thread in threads:
+            thread.start()
+        pid = connection.info.backend_pid
+        stuck = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND wait_event = 'ClientRead' AND pid = %s"
+        eventually(lambda: pg.query(stuck, pid), what="it waits for its client")
+        try:
+            yield pid
+        finally:
+            ending.set()
+            threads[1].join()
+            ours.close()
+            threads[0].join()
+
+
+def _ended(told: dict[str, Any]) -> list[int]:
+    said = "ended a customer's session that we waited for: pid "
+    return [int(re.findall(r"\d+", line)[0]) for line in told["statements"] if line.startswith(said)]
+
+
 def test_a_neighbour_s_session_that_answers_no_barrier_is_ended_and_told(
     backend: Postgres, pg: PgServer, victim: Customer, neighbour: Customer
 ) -> None:
     """It waits for its client's data; DROP DATABASE waits for every process of the server."""
-    ours, theirs = socket.socketpair()
-    with neighbour.inside("CREATE TABLE t (n int)") as connection, closing(ours), closing(theirs):
-
-        def copy() -> None:
-            with suppress(psycopg2.Error), theirs.makefile("rb") as data:
-                connection.cursor().copy_expert("COPY t FROM STDIN", data)
-
-        thread = threading.Thread(target=copy)
-        thread.start()
-        stuck = "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND wait_event = 'ClientRead' AND usename = %s"
-        eventually(lambda: pg.query(stuck, neighbour.role), what="it waits for its client")
-        [(pid,)] = pg.query(stuck, neighbour.role)
-        told = backend.teardown(victim.manifest, 1)
-        said = f"ended a customer's session that we waited for: pid {pid} of '{neighbour.role}'"
-        assert any(line.startswith(said) for line in told["statements"])
-        ours.close()
-        thread.join()
+    with _copying(pg, neighbour) as pid:
+        assert _ended(backend.teardown(victim.manifest, 1)) == [pid]
     assert not pg.bears(victim.manifest)
+
+
+def test_a_client_that_sends_its_data_slowly_is_not_ended_with_one_that_sends_none(
+    backend: Postgres, pg: PgServer, victim: Customer, neighbour: Customer
+) -> None:
+    innocent = a_customer(backend)
+    with _copying(pg, innocent, lambda data: data.sendall(b"1\n" * 5_000)), _copying(pg, neighbour) as silent:
+        assert _ended(backend.teardown(victim.manifest, 1)) == [silent]
+    backend.teardown(innocent.manifest, 1)
+
+
+def test_a_client_that_sends_one_row_byte_by_byte_is_ended(
+    backend: Postgres, pg: PgServer, victim: Customer, neighbour: Customer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blockers, "SILENT_SECONDS", 60)
+    monkeypatch.setattr(blockers, "DRIBBLE_SECONDS", 0.5)
+    with _copying(pg, neighbour, lambda data: data.sendall(b"1" * 10_000)) as pid:
+        assert _ended(backend.teardown(victim.manifest, 1)) == [pid]
 
 
 def test_a_neighbour_that_grants_the_role_rights_again_while_it_is_dropped_is_ended_and_told(
