@@ -43,8 +43,8 @@ GUARDS_OF_POSTGRES = (
         "tests/worker/test_out_of_service.py",
         (
             "postgres: a standby costs no attempt",
-            "raise self._blamed(OutOfService, away, database)",
-            "raise self._blamed(Transient, away, database)",
+            "raise self.blamed(OutOfService, away, database)",
+            "raise self.blamed(Transient, away, database)",
             "test_jobs_of_a_postgres_that_became_a_standby_wait_and_burn_no_attempts[18-after the start]",
         ),
         (
@@ -173,7 +173,7 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _blamed(",
+        "def blamed(",
         ERRORS,
         (
             "postgres: a neighbour's trouble",

@@ -13,7 +13,11 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `endpoint`  the address that customers are given
 - `create`    plan, provision, adopt
 - `rights`    what the account must be allowed to do before it adopts
-- `destroy`   quarantine, release, teardown
+- `quarantine` no login, no connection, no name
+- `notes`     what was there before a quarantine
+- `release`   the end of a quarantine
+- `prove`     a login of the customer's role
+- `destroy`   teardown
 - `heir`      who owns what a dropped role leaves elsewhere
 - `grants`    rights of a dropped role that DROP OWNED leaves
 - `check`     what is not as it should be on the server
@@ -25,6 +29,9 @@ from outbox.rows import Json
 from worker.backends import Finding, Observation, Plan, Still, always
 from worker.backends.postgres import check, create, destroy, identity
 from worker.backends.postgres.endpoint import Public
+from worker.backends.postgres.prove import prove
+from worker.backends.postgres.quarantine import quarantine
+from worker.backends.postgres.release import release
 from worker.backends.postgres.session import CONNECTION_LIMIT, Server
 
 
@@ -66,11 +73,15 @@ class Postgres:
 
     def quarantine(self, manifest: Json, still: Still = always) -> None:
         """See the Protocol."""
-        destroy.quarantine(self._server, manifest, still)
+        quarantine(self._server, manifest, still)
 
-    def release(self, manifest: Json) -> None:
+    def release(self, manifest: Json, still: Still = always) -> None:
         """See the Protocol."""
-        destroy.release(self._server, manifest)
+        release(self._server, manifest, still)
+
+    def prove(self, manifest: Json, credentials: Json | None) -> Json:
+        """See `worker.backends.prove`."""
+        return prove(self._server, manifest, credentials)
 
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - identity fences here, not the number
         """See the Protocol."""
