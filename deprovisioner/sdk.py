@@ -20,6 +20,22 @@ the credentials. For a class without `options`, such a key in the table is an er
 **Names and identity.** `plan` makes names from the resource's UUID, whole. A manifest has what identifies the object
 and its server, and `generation`, which the object carries on the server (`mark`). Every verb but `plan` checks both.
 
+**Quarantine.** A deleted resource with a grace is cut off by `quarantine(manifest, still)`, and can be given back by
+`release(manifest, still)` until its destruction starts. Both may be repeated, after any death half-way. Both call
+`still()` just before they change the object: it raises where the worker's claim was lost, and then nothing may change.
+A worker can be stopped between `still()` and the change, for hours. So each of the two must first make sure that a
+worker that is still at the other one does not come to its end: it takes over the lock that both hold, or changes what
+both compare. `release` brings back what was there before: it opens nothing that `quarantine` found closed.
+
+**Prove.** A backend may have a method `prove(manifest, credentials) -> dict`. After a `release` it logs in as the
+customer, with the stored credentials (None for an adopted object: then it shows that the object is not locked), and
+returns what it saw; it raises `Transient` where the login fails. The password is in no error. Without the method, an
+`inspect` that answers `Same` is enough.
+
+**Login attempts.** A backend may have a method `login_attempts(manifest, since) -> LoginAttempts | None`: who tried to
+log in to the quarantined object after `since`, as far as the server tells; None where it does not tell. Workers call it
+about once a minute, and show the sum on the resource.
+
 **Errors.** A verb raises `Unavailable` when the server cannot be reached (before its start the job loses no attempt),
 `OutOfService` when the server answers that it does no work now, since it is read-only or full (the job never loses an
 attempt), `Transient` when the work failed and may succeed later (it is tried again), `Refused` when it must not be done
@@ -37,7 +53,19 @@ what mends it. Workers call it when they start, and `deprovisioner backends chec
 from outbox.errors import BackendError, OutOfService, Refused, SettingsError, Transient, Unavailable
 from outbox.kinds import Check, Field, Kind, text, uuid_text, whole_number
 from outbox.rows import Json
-from worker.backends import Absent, Backend, Different, Finding, Observation, Plan, Same, mark
+from worker.backends import (
+    Absent,
+    Backend,
+    Different,
+    Finding,
+    LoginAttempts,
+    Observation,
+    Plan,
+    Same,
+    Still,
+    always,
+    mark,
+)
 
 __all__ = [
     "Absent",
@@ -49,14 +77,17 @@ __all__ = [
     "Finding",
     "Json",
     "Kind",
+    "LoginAttempts",
     "Observation",
     "OutOfService",
     "Plan",
     "Refused",
     "Same",
     "SettingsError",
+    "Still",
     "Transient",
     "Unavailable",
+    "always",
     "mark",
     "text",
     "uuid_text",

@@ -70,10 +70,10 @@ class Intake:
         with _errors():
             self._backend.quarantine(manifest, still)
 
-    def release(self, manifest: Json) -> None:
+    def release(self, manifest: Json, still: Still = backends.always) -> None:
         """See Backend."""
         with _errors():
-            self._backend.release(manifest)
+            self._backend.release(manifest, still)
 
     def prove(self, manifest: Json, credentials: Json | None) -> Json:
         """See Backend."""

@@ -263,6 +263,8 @@ _ABANDON = text(
     WITH cancelled AS (
         UPDATE outbox SET state = 'cancelled', stuck_reason = NULL, finished_at = now()
          WHERE id = :id AND fence = :fence AND state = 'stuck' AND kind = 'restore'
+           AND EXISTS (SELECT FROM resources
+                        WHERE resources.id = resource_id AND status = 'restoring' AND NOT protected)
      RETURNING *
     ), resolved AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)

@@ -54,7 +54,6 @@ _COMPLETES = "CAST(detail AS jsonb) -> 'seen' -> 'completes'"
 _START_TEMPLATE = f"""
     WITH {_OURS_TEMPLATE}, resource AS (
         SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
-         WHERE status IN ('deleting', 'restoring')
     ), {_START}, noted AS ({_EVENT_EACH}
     ), completed AS (
         UPDATE resources
@@ -80,7 +79,6 @@ _START_PROVISION = text(f"""
          ) AS locked;
     WITH {_OURS}, resource AS (
         SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
-         WHERE status = 'provisioning'
     ), {_START}, noted AS ({_EVENT_EACH}
     )
     UPDATE resources

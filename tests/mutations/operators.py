@@ -177,8 +177,8 @@ OPERATORS = (
         ),
         (
             "approvals: state",
-            " AND state = 'stuck'",
-            "",
+            "ELSE state = 'stuck' END",
+            "ELSE true END",
             "test_a_force_needs_a_stuck_job_at_the_fence_the_operator_saw",
         ),
         (
@@ -189,7 +189,7 @@ OPERATORS = (
         ),
         (
             "approvals: outcome unknown",
-            "AND (:action <> 'redrive' OR stuck_reason = 'outcome_unknown')",
+            " AND stuck_reason = 'outcome_unknown'",
             "",
             "test_only_an_unknown_outcome_is_forced_to_run_again",
         ),

@@ -10,6 +10,8 @@ CLAIM = "tests/outbox/test_claim.py"
 MOVES = "tests/outbox/test_transitions.py"
 RUNS = "tests/worker/test_run.py"
 
+RESTORES = "tests/outbox/test_restore.py"
+_RESTORED = "test_a_restore_cancels_the_teardown_and_enqueues_what_gives_it_back"
 _NOTED = "), noted AS ({_EVENT}\n    )"
 _FENCE, _RUNNING = " AND fence = :fence", " AND state = 'running'"
 _STATEMENTS = {
@@ -75,6 +77,39 @@ OUTCOMES = (
             "",
             "test_complete_deletes_the_resource_in_the_same_statement",
         ),
+    ),
+    *cut(
+        TRANSITIONS,
+        "_ADVANCE = text(",
+        MOVES,
+        ("advance: fence", "AND fence = :fence", "", "test_an_older_fence_moves_nothing[advance]"),
+        ("advance: started", " AND started_fence = fence", "", _along("advance")),
+        ("advance: event", _NOTED, ")", _along("advance")),
+    ),
+    *cut(
+        TRANSITIONS,
+        "_GIVE_BACK = text(",
+        MOVES,
+        ("give_back: fence", "AND fence = :fence", "", "test_an_older_fence_moves_nothing[give_back]"),
+        ("give_back: event", _NOTED, ")", _along("give_back")),
+    ),
+    *cut(
+        TRANSITIONS,
+        "_RESTORE = text(",
+        RESTORES,
+        (
+            "cancel: what has started to destroy",
+            "AND {_NOT_STARTED} ",
+            "",
+            "test_what_has_started_to_destroy_is_not_restored",
+        ),
+        ("cancel: event", "FROM job ORDER BY resource_id", "FROM job WHERE false ORDER BY resource_id", _RESTORED),
+    ),
+    *cut(
+        TRANSITIONS,
+        "_RESTORE_RESOURCES = text(",
+        RESTORES,
+        ("restore: event", "FROM job JOIN resource ON", "FROM job JOIN resource ON false AND", _RESTORED),
     ),
     *cut(
         TRANSITIONS,
@@ -226,11 +261,11 @@ OUTCOMES = (
         ("sweep: batch", "LIMIT :batch", "", "test_a_sweep_takes_a_bounded_batch"),
         (
             "sweep: attempts spent",
-            "kind <> 'provision' AND attempts >= max_attempts",
+            "kind = 'deprovision' AND attempts >= max_attempts",
             "false",
             "test_a_sweep_puts_back_the_jobs_of_dead_workers",
         ),
-        ("sweep: not a provision", "kind <> 'provision' AND ", "", "test_a_sweep_puts_back_the_jobs_of_dead_workers"),
+        ("sweep: a teardown", "kind = 'deprovision' AND ", "", "test_a_sweep_puts_back_the_jobs_of_dead_workers"),
         (
             "sweep: event",
             "jsonb_build_object('state', state) FROM job",

@@ -111,19 +111,19 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: start comes before the teardown",
-            "_start(run, before)\n            manifest",
-            "backend.teardown(claim.manifest, claim.fence); _start(run, before)\n            manifest",
+            "_start(run, before)\n            # The",
+            "backend.teardown(claim.manifest, claim.fence); _start(run, before)\n            # The",
             "test_a_stale_claim_does_nothing",
         ),
         (
             "run: started is remembered",
-            "    run.started = True\n\n\ndef _complete",
-            "\n\ndef _complete",
+            "    run.started = True\n\n\ndef _advance",
+            "\n\ndef _advance",
             "test_a_backend_that_dies_inside_the_teardown_costs_an_attempt",
         ),
         (
             "run: the inspection after the teardown",
-            "run.close_breaker()\n    match backend.inspect(manifest):",
+            "run.close_breaker()\n    match run.backend.inspect(manifest):",
             "run.close_breaker()\n    match Absent({}):",
             "test_an_object_still_there_after_the_teardown_is_retried",
         ),
@@ -171,7 +171,7 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: outcome unknown, after a failure",
-            "case _ if self.started and not self.backend.observable:",
+            "case _ if self.started and self.destroys and not self.backend.observable:",
             "case _ if False:",
             "test_an_unobservable_backend_that_fails_after_the_start_makes_the_job_stuck",
         ),
@@ -186,12 +186,6 @@ GUARDS_OF_RUNNER = (
             "if self.claim.attempts >= self.claim.max_attempts and not free:",
             "if False:",
             "test_a_failed_last_attempt_makes_the_job_stuck",
-        ),
-        (
-            "run: attempts of a provision spent",
-            "if claim.attempts > claim.max_attempts:",
-            "if False:",
-            f"{PROVISIONS}::test_a_provision_whose_worker_dies_in_every_attempt_is_rolled_back",
         ),
         (
             "run: unavailable opens the breaker",
@@ -294,6 +288,17 @@ GUARDS_OF_RUNNER = (
             " and not run.claim.adopted:\n        _undo(",
             ":\n        _undo(",
             f"{PROVISIONS}::test_a_late_adoption_destroys_nothing",
+        ),
+    ),
+    *cut(
+        "worker/run/provision.py",
+        "",
+        PROVISIONS,
+        (
+            "run: attempts of a provision spent",
+            "if claim.attempts > claim.max_attempts:",
+            "if False:",
+            "test_a_provision_whose_worker_dies_in_every_attempt_is_rolled_back",
         ),
     ),
     *cut(

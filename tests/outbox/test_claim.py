@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 
 from outbox import breakers, jobs
 from outbox import db as database
+from outbox.jobs.claim import RESTORES
 from outbox.rows import Claim
 from tests.support.factories import a_job, a_resource, claim_of, claims, job
 from tests.support.transitions import module_of
@@ -247,7 +248,7 @@ def test_the_plans_use_their_indexes_with_a_million_finished_rows(db: Connection
         "max_attempts": 1,
         "request_id": claim.generation,
     }
-    words |= {"tenant": None, "free": False}
+    words |= {"tenant": None, "free": False, "backends": "{}", "longest": 0}
     for name in ("_START_DEPROVISION", "_COMPLETE", "_RETRY", "_DEFER", "_STICK", "_SWEEP", "_HEARTBEAT", "_EXPIRE"):
         # EXPLAIN would explain the first statement of a message, which takes locks, and execute the second.
         for statement in getattr(module_of(name), name).text.split(";"):
@@ -265,8 +266,9 @@ def explained(db: Connection, passed: dict[str, Claim | None]) -> list[Any]:
     asked |= {"crowd_rooms": asked["rooms"], "parts": [False, True]}
     since = [f"{claim.available_at.isoformat() if claim else '-infinity'}" for claim in passed.values()]
     after = [claim.id if claim else 0 for claim in passed.values()]
-    asked |= {"since": [f"{{{','.join([at] * jobs.LANES)}}}" for at in since], "lanes": list(range(jobs.LANES))}
-    asked |= {"after": [f"{{{','.join([str(id)] * jobs.LANES)}}}" for id in after], "lease": "30 s"}
+    lanes = list(range(RESTORES, jobs.LANES))
+    asked |= {"since": [f"{{{','.join([at] * len(lanes))}}}" for at in since], "lanes": lanes}
+    asked |= {"after": [f"{{{','.join([str(id)] * len(lanes))}}}" for id in after], "lease": "30 s"}
     asked |= {"event": "claimed", "actor": "w", "reason": None, "detail": None}
     plan = db.execute(
         text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {module_of('_CLAIM')._CLAIM.text}"), asked

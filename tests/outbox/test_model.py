@@ -96,7 +96,7 @@ MUTANTS = {
     "fence of a complete": ("_COMPLETE", " AND outbox.fence = asked.fence", ""),
     "fence of a birth's start": ("_START_PROVISION", " AND outbox.fence = asked.fence", ""),
     "lease of a birth's start": ("_START_PROVISION", " AND lease_expires_at > clock_timestamp()", ""),
-    "resource of a birth's start": ("_START_PROVISION", "WHERE status = 'provisioning'", ""),
+    "resource of a birth's start": ("_START_PROVISION", "ELSE 'provisioning' END", "ELSE resource.status END"),
     "fence of an activate": ("_ACTIVATE", " AND fence = :fence", ""),
     "start before a defer": ("_DEFER", " AND started_fence IS DISTINCT FROM fence", ""),
     "fence of a rollback": ("_ROLLBACK", " AND fence = :fence", ""),

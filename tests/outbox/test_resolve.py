@@ -442,7 +442,7 @@ def test_a_proposal_does_not_count_once_its_job_has_changed(db: Connection, act:
     assert job(db, id).state == "pending"
 
 
-@pytest.mark.parametrize("change", ["stuck_reason = 'refused'", "kind = 'provision'"])
+@pytest.mark.parametrize("change", ["stuck_reason = 'refused'", "kind = 'provision', step = NULL, started_step = NULL"])
 def test_a_proposal_forces_only_an_unknown_outcome_whatever_has_changed(db: Connection, change: str) -> None:
     id = unknown(db)
     jobs.redrive_forced(db, id, fence=2, actor=ANNA, reason="r")

@@ -429,6 +429,11 @@ def test_a_fence_never_falls_whoever_writes(db: Connection) -> None:
             "outbox_max_attempts_positive": "max_attempts = 0",
             "outbox_started_within_fence": "started_fence = 5",
             "outbox_forced_within_fence": "forced_fence = 5",
+            "outbox_step_known": "step = 'rest'",
+            "outbox_step_of_teardown": "kind = 'restore'",
+            "outbox_started_step_known": "started_fence = fence, started_step = 'rest'",
+            "outbox_started_step_acts": "started_step = 'quarantine'",
+            "outbox_lane_known": "lane = 5",
             "observations_found_known": "found = 'lost', observed_at = now(), observed_by = 'w'",
             "observations_observed_is_told": "observed_at = now()",
             "approvals_action_known": "action = 'drop'",
@@ -436,8 +441,11 @@ def test_a_fence_never_falls_whoever_writes(db: Connection) -> None:
             "approvals_by_two": "approved_by = proposed_by, approved_at = now()",
             "resources_deleted_is_purged": "purged_at = now()",
             "resources_deleting_since": "deleted_at = NULL",
-            "resources_active_has_manifest": "status = 'active', deleted_at = NULL, manifest = NULL",
+            "resources_active_has_manifest": "manifest = NULL WHERE status = 'active'",
             "resources_deleted_has_no_credentials": "status = 'deleted', purged_at = now(), credentials = 'x'",
+            "resources_purge_is_deleting": "purge_at = now() WHERE status = 'active'",
+            "resources_grace_positive": "grace_seconds = -1",
+            "resources_snapshot_known": "snapshot = 'sometimes'",
             "resources_status_known": "status = 'gone', deleted_at = NULL",
             "tokens_tenant_has_tenant": "tenant = NULL",
             "tokens_role_known": "role = 'root', tenant = NULL",
@@ -446,6 +454,7 @@ def test_a_fence_never_falls_whoever_writes(db: Connection) -> None:
 )
 def test_the_checks_hold_whoever_writes(db: Connection, tenant: str, name: str, change: str) -> None:
     a_job(db)
+    a_resource(db)
     observations.ask(db, a_job(db, state="stuck"), actor="op")
     approvals.propose(db, "resolve", a_job(db, state="stuck"), fence=1, actor="op", reason="r")
     with pytest.raises(sa.exc.IntegrityError, match=f'violates check constraint "{name}"'):
@@ -623,8 +632,11 @@ def _writes_an_event(holder: Any, resource: uuid.UUID) -> None:
 def test_a_delete_is_not_told_of_an_old_teardown_as_its_own(db: Connection) -> None:
     resource = a_resource(db)
     jobs.enqueue(db, resource, actor="me")
-    # Only psql can do this, no transition: the resource is active again, and its old job still exists.
-    db.execute(text("UPDATE resources SET status = 'active', deleted_at = NULL WHERE id = :id"), {"id": resource})
+    # Only the owner of the tables can do this: the resource is active again, and its teardown was not cancelled.
+    db.execute(text("SET session_replication_role = replica"))
+    undone = "UPDATE resources SET status = 'active', deleted_at = NULL, purge_at = NULL WHERE id = :id"
+    db.execute(text(undone), {"id": resource})
+    db.execute(text("RESET session_replication_role"))
     with pytest.raises(sa.exc.IntegrityError):
         jobs.enqueued_before(db, jobs.Delete(resource, "me"))
 

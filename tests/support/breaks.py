@@ -225,7 +225,8 @@ def _(w: World) -> Broken:
 @breaks("deprovision_of_undeleted")
 def _(w: World) -> Broken:
     id = w.deleted.resource_id
-    w.write("UPDATE resources SET status = 'active', deleted_at = NULL, purged_at = NULL WHERE id = :id", id=id)
+    undone = "status = 'active', deleted_at = NULL, purged_at = NULL, purge_at = NULL"
+    w.write(f"UPDATE resources SET {undone} WHERE id = :id", id=id)
     return id, set()
 
 

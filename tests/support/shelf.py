@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from outbox.rows import Json
-from worker.backends import Absent, Observation, Plan, Same
+from worker.backends import Absent, Observation, Plan, Same, Still, always
 
 
 class Shelf:
@@ -38,9 +38,13 @@ class Shelf:
             return seen
         return Absent({}) if self.torn else Same({})
 
-    def quarantine(self, manifest: Json) -> None: ...
+    def quarantine(self, manifest: Json, still: Still = always) -> None:
+        still()
+        self.does()
 
-    def release(self, manifest: Json) -> None: ...
+    def release(self, manifest: Json, still: Still = always) -> None:
+        still()
+        self.does()
 
     def teardown(self, manifest: Json, fence: int) -> Json:
         self.does()

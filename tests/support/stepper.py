@@ -9,7 +9,7 @@ from typing import Any
 from outbox.errors import BackendError, Refused, StartRefused, Transient, Unavailable
 from outbox.rows import Claim, Json
 from tests.support.model import Model
-from worker.backends import Absent, Different, Observation, Plan, Same
+from worker.backends import Absent, Different, Observation, Plan, Same, Still, always
 from worker.run import Run
 
 TROUBLES: dict[str, type[BackendError]] = {"unavailable": Unavailable, "transient": Transient, "refused": Refused}
@@ -162,9 +162,9 @@ class Stepper(threading.Thread):
         self.saw_absence = isinstance(seen, Absent)
         return seen
 
-    def quarantine(self, manifest: Json) -> None: ...
+    def quarantine(self, manifest: Json, still: Still = always) -> None: ...
 
-    def release(self, manifest: Json) -> None: ...
+    def release(self, manifest: Json, still: Still = always) -> None: ...
 
     def teardown(self, manifest: Json, fence: int) -> Json:
         self._call("bury", lambda: self.server.bury(manifest))

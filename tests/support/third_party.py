@@ -14,7 +14,9 @@ from deprovisioner.sdk import (
     Refused,
     Same,
     SettingsError,
+    Still,
     Unavailable,
+    always,
     mark,
     text,
     uuid_text,
@@ -73,11 +75,13 @@ class Folders:
             return Different({"mark": found}, f"folder {manifest['folder']!r} is not the one of this resource")
         return Same({"mark": found})
 
-    def quarantine(self, manifest: Json) -> None:
+    def quarantine(self, manifest: Json, still: Still = always) -> None:
         self._allowed(manifest)
+        still()
 
-    def release(self, manifest: Json) -> None:
+    def release(self, manifest: Json, still: Still = always) -> None:
         self._not_different(manifest)
+        still()
 
     def teardown(self, manifest: Json, fence: int) -> Json:
         self._allowed(manifest)

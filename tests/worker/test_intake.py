@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
 from outbox import foreign, logs, observations
-from outbox.errors import BackendError, ClaimLost, DeprovisionerError, OutOfService, Refused, Transient, Unavailable
+from outbox.errors import BackendError, DeprovisionerError, OutOfService, Refused, Transient, Unavailable
 from tests.support.factories import a_claim, a_job, claims, events_of, job
 from tests.support.servers import Servers
 from tests.support.shelf import Shelf, fail
@@ -98,7 +98,7 @@ def test_errors_keep_their_meaning(db: Connection) -> None:
         def __str__(self) -> str:
             return LONG
 
-    wanted = {Own(): Unavailable, ClaimLost(LONG): BackendError, BackendError(LONG): BackendError}
+    wanted = {Own(): Unavailable, DeprovisionerError(LONG): BackendError, BackendError(LONG): BackendError}
     for raised, kind in ({error("x"): error for error in (OutOfService, Transient, Refused)} | wanted).items():
         with pytest.raises(BackendError) as caught:
             Intake(Shelf(sees=[raised])).inspect({})

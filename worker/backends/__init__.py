@@ -4,9 +4,10 @@ The order of a teardown: quarantine, verify identity at the last moment, destroy
 the names from the resource's UUID, and the manifest stores them; a teardown never derives a name.
 """
 
+import datetime as dt
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
@@ -67,6 +68,20 @@ class Finding:
     mend: str
 
 
+@dataclass(frozen=True)
+class LoginAttempts:
+    """Who tried to log in to an object in quarantine, as far as its server tells; `last_at` by the server's clock.
+
+    `count` and `addresses` are of the attempts after the asked moment. A server that counts attempts in groups, which
+    go on growing, gives `groups`: the count of each group so far. Then `count` is their sum.
+    """
+
+    count: int
+    last_at: dt.datetime
+    addresses: list[str]
+    groups: Mapping[str, int] = field(default_factory=dict)
+
+
 # Raises ClaimLost where the caller's claim is lost.
 Still = Callable[[], None]
 
@@ -100,8 +115,12 @@ class Backend(Protocol):
         restore has taken the object meanwhile.
         """
 
-    def release(self, manifest: Json) -> None:
-        """Undo `quarantine`. Safe to repeat; whoever is still at a quarantine of this object is kept from its end."""
+    def release(self, manifest: Json, still: Still = always) -> None:
+        """Undo `quarantine`, and bring back what was there before it. Safe to repeat.
+
+        A worker that is still at a quarantine of this object is kept from its end. `still` as there: a worker that
+        wakes after the restore was given up opens nothing.
+        """
 
     def teardown(self, manifest: Json, fence: int) -> Json:
         """Quarantine and destroy the object and every credential to it; what was done, as evidence.
@@ -155,6 +174,19 @@ def prove(backend: Backend, manifest: Json, credentials: Json | None) -> Json:
             return seen
         case other:
             raise Transient(f"it is not there after its release: {other}")
+
+
+def login_attempts(backend: Backend, manifest: Json, since: dt.datetime) -> LoginAttempts | None:
+    """Who tried to log in to a quarantined object after `since`; None where the server does not tell.
+
+    A kind gives it by a method `login_attempts(manifest, since) -> LoginAttempts | None`.
+    """
+    found: LoginAttempts | None = getattr(backend, "login_attempts", _untold)(manifest, since)
+    return found
+
+
+def _untold(_manifest: Json, _since: dt.datetime) -> None:
+    return None
 
 
 def mark(generation: str) -> str:

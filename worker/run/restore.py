@@ -26,7 +26,7 @@ def restore(run: "Run") -> None:
         case Same(seen=before):
             run.record(jobs.start, seen=before)
     run.started = True
-    backend.release(claim.manifest)
+    backend.release(claim.manifest, run.still)
     with db.statement() as session:
         _, sealed = resources.find(session, claim.resource_id)
     seen = prove(backend, claim.manifest, None if sealed is None else credentials.unseal(sealed))

@@ -66,9 +66,9 @@ class Redis:
         """See the Protocol."""
         destroy.quarantine(self._server, manifest, still)
 
-    def release(self, manifest: Json) -> None:
+    def release(self, manifest: Json, still: Still = always) -> None:
         """See the Protocol."""
-        destroy.release(self._server, manifest)
+        destroy.release(self._server, manifest, still)
 
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - the generation key fences here
         """See the Protocol."""

@@ -22,9 +22,10 @@ def quarantine(server: Server, manifest: Json, still: Still) -> None:
         _quarantine(session, manifest)
 
 
-def release(server: Server, manifest: Json) -> None:
+def release(server: Server, manifest: Json, still: Still) -> None:
     """Undo `quarantine`; see the Protocol."""
     with server.connect() as session:
+        still()
         if not isinstance(identity.judge(session, manifest), Same):
             raise Refused("the namespace is not the one of this resource, or no longer there")
         session.execute_command("ACL", "SETUSER", manifest["user"], "on")
