@@ -27,11 +27,8 @@ import uuid
 
 from outbox.rows import Json
 from worker.backends import Finding, Observation, Plan, Still, always
-from worker.backends.postgres import check, create, destroy, identity
+from worker.backends.postgres import check, create, destroy, identity, prove, quarantine, release
 from worker.backends.postgres.endpoint import Public
-from worker.backends.postgres.prove import prove
-from worker.backends.postgres.quarantine import quarantine
-from worker.backends.postgres.release import release
 from worker.backends.postgres.session import CONNECTION_LIMIT, Server
 
 
@@ -73,15 +70,15 @@ class Postgres:
 
     def quarantine(self, manifest: Json, still: Still = always) -> None:
         """See the Protocol."""
-        quarantine(self._server, manifest, still)
+        quarantine.quarantine(self._server, manifest, still)
 
     def release(self, manifest: Json, still: Still = always) -> None:
         """See the Protocol."""
-        release(self._server, manifest, still)
+        release.release(self._server, manifest, still)
 
     def prove(self, manifest: Json, credentials: Json | None) -> Json:
         """See `worker.backends.prove`."""
-        return prove(self._server, manifest, credentials)
+        return prove.prove(self._server, manifest, credentials)
 
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - identity fences here, not the number
         """See the Protocol."""

@@ -92,7 +92,9 @@ def read_state(session: Session, manifest: Json) -> State:
         standby, identifier, database, user, databases, roles = cursor.fetchone()
     if standby:  # `connect` has asked too; a pooler may have moved the session since
         raise OutOfService(STANDBY)
-    found = tuple(Role(*row, tuple(owns)) for *row, owns in roles or ())
+    found = tuple(
+        Role(oid, name, said, superuser, login, tuple(owns)) for oid, name, said, superuser, login, owns in roles or ()
+    )
     named = next((r for r in found if r.name == manifest.get("role")), None)
     role = next((r for r in found if is_our_role(r, manifest)), named)
     return State(int(identifier), (database, user), tuple(Database(*row) for row in databases or ()), found, role)

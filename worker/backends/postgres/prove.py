@@ -13,8 +13,7 @@ from worker.backends.postgres import identity, notes
 from worker.backends.postgres.errors import describe
 from worker.backends.postgres.session import CONNECT_TIMEOUT_SECONDS, INSPECT_SECONDS, Server, cut
 
-# The service's own identity, in the DSN: a customer's login must not be helped by it.
-_OURS = frozenset({"user", "password", "passfile", "dbname", "sslcert", "sslkey", "sslpassword", "options"})
+# How long the answer to a login's one question may take.
 _ASKED_MS = 5_000
 
 
@@ -47,11 +46,11 @@ def prove(server: Server, manifest: Json, credentials: Json | None) -> Json:
 
 
 def _logged_in(server: Server, database: str, role: str, password: str) -> extensions.connection:
-    place = {key: value for key, value in server.parameters.items() if key not in _OURS}
-    place |= {"dbname": database, "user": role, "password": password, "connect_timeout": str(CONNECT_TIMEOUT_SECONDS)}
+    theirs = {"dbname": database, "user": role, "password": password, "connect_timeout": str(CONNECT_TIMEOUT_SECONDS)}
     # What the customer has set on its role must not end this before it is answered.
     session = Opener().open(
-        lambda options: psycopg2.connect(**place | {"options": options}), f"-c statement_timeout={_ASKED_MS}"
+        lambda options: psycopg2.connect(**server.parameters | theirs | {"options": options}),
+        f"-c statement_timeout={_ASKED_MS}",
     )
     session.autocommit = True
     return session

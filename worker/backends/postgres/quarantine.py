@@ -32,7 +32,7 @@ def quarantine(server: Server, manifest: Json, still: Still) -> None:
             session.lock(manifest["database"])
             close(session, manifest, still)
     except Unavailable:
-        still()  # a release ends the session of whoever is at a quarantine: then the claim is lost, and the server is well
+        still()  # a release has ended our session: then the claim is lost, and the server is not away
         raise
 
 
@@ -56,12 +56,7 @@ def close(session: Session, manifest: Json, still: Still = always, *, forever: b
     still()
     # Before anything that waits for a lock: a transaction of the customer may hold its role's row.
     obstacles.end_sessions(session, ours, state.role, seconds=FIRST_SECONDS)
-    locked: list[psycopg2.Error] = []
-    for shut in (_shut_role, _shut_database):
-        try:
-            insist(session, partial(shut, session, manifest, state.role, ours, forever=forever), ours, state.role)
-        except sqlstates.LockNotAvailable as error:  # an operator holds it: close the other door all the same
-            locked.append(error)
+    locked = _shut(session, manifest, state.role, ours, forever=forever)
     left = obstacles.end_sessions(session, ours, state.role)
     if locked:
         raise locked[0]
@@ -73,18 +68,21 @@ def close(session: Session, manifest: Json, still: Still = always, *, forever: b
         _roll_back(session, manifest, ours, state.role, prepared)
     obstacles.must_not_subscribe(session, ours, ours.name)
     obstacles.must_be_ended(left, ours.name)
-    if prepared and not forever:
-        return
-    for last in (*[False] * (RENAME_TRIES - 1), True):
-        still()
+    if forever or not prepared:
+        _insist_on_rename(session, manifest, ours, state.role, still)
+
+
+def _shut(
+    session: Session, manifest: Json, role: Role | None, database: Database | None, *, forever: bool
+) -> list[psycopg2.Error]:
+    """Both doors; what was locked. When an operator holds one, the other is closed all the same."""
+    locked: list[psycopg2.Error] = []
+    for shut in (_shut_role, _shut_database):
         try:
-            _rename_away(session, manifest)
-        except sqlstates.ObjectInUse as error:
-            if last:
-                raise Transient(f"database {manifest['database']!r} is in use: {describe(error)}") from error
-            obstacles.must_be_ended(obstacles.end_sessions(session, ours, state.role), ours.name)
-        else:
-            return
+            insist(session, partial(shut, session, manifest, role, database, forever=forever), database, role)
+        except sqlstates.LockNotAvailable as error:
+            locked.append(error)
+    return locked
 
 
 def insist(session: Session, act: Callable[[], None], database: Database | None, role: Role | None) -> None:
@@ -138,6 +136,19 @@ def _roll_back(
         shut()
         obstacles.end_sessions(session, database, role, spared=inside.info.backend_pid)
         obstacles.roll_back(inside, database.name, prepared)
+
+
+def _insist_on_rename(session: Session, manifest: Json, database: Database, role: Role | None, still: Still) -> None:
+    for last in (*[False] * (RENAME_TRIES - 1), True):
+        still()  # sessions may have taken long to end
+        try:
+            _rename_away(session, manifest)
+        except sqlstates.ObjectInUse as error:
+            if last:
+                raise Transient(f"database {manifest['database']!r} is in use: {describe(error)}") from error
+            obstacles.must_be_ended(obstacles.end_sessions(session, database, role), database.name)
+        else:
+            return
 
 
 def _rename_away(session: Session, manifest: Json) -> None:
