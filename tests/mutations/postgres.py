@@ -918,7 +918,7 @@ GUARDS_OF_POSTGRES = (
         "def release(",
         QUARANTINE,
         (
-            "postgres: identity at release",
+            "postgres: what is no longer there cannot be released",
             "identity.must_be_same(state, manifest)",
             "pass",
             "test_a_stranger_s_database_under_the_quarantine_s_name_loses_no_session_to_a_release",
@@ -940,6 +940,17 @@ GUARDS_OF_POSTGRES = (
             "obstacles.must_be_ended(obstacles.end_sessions(session, away, state.role), away.name)",
             "pass",
             "test_a_release_ends_our_own_sessions_inside_and_not_those_of_others_at_the_lock",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _away(",
+        QUARANTINE,
+        (
+            "postgres: a stranger's database under the quarantine's name",
+            "return found if found is not None and identity.is_ours(found, manifest) else None",
+            "return found",
+            "test_a_stranger_s_database_under_the_quarantine_s_name_loses_no_session_to_a_release",
         ),
     ),
     *cut(

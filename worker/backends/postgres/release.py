@@ -5,6 +5,7 @@ import time
 from outbox.rows import Json
 from worker.backends import Still
 from worker.backends.postgres import identity, notes, obstacles
+from worker.backends.postgres.identity import Database, State
 from worker.backends.postgres.quarantine import insist
 from worker.backends.postgres.session import Server, Session, lock_key
 
@@ -27,11 +28,17 @@ def release(server: Server, manifest: Json, still: Still) -> None:
         _take_over(session, manifest["database"])
         state = identity.read_state(session, manifest)
         identity.must_be_same(state, manifest)
-        away = state.named(identity.dying_name(manifest))
+        away = _away(state, manifest)
         still()
         if away is not None:  # RENAME waits five seconds for a session, and then fails
             obstacles.must_be_ended(obstacles.end_sessions(session, away, state.role), away.name)
         insist(session, lambda: _give_back(session, manifest), away, state.role)
+
+
+def _away(state: State, manifest: Json) -> Database | None:
+    """The database under its quarantine's name, which a stranger's may bear too."""
+    found = state.named(identity.dying_name(manifest))
+    return found if found is not None and identity.is_ours(found, manifest) else None
 
 
 def _take_over(session: Session, name: str) -> None:
@@ -53,7 +60,7 @@ def _give_back(session: Session, manifest: Json) -> None:
     name, dying = manifest["database"], identity.dying_name(manifest)
     with session.transaction():
         state = identity.read_state(session, manifest)
-        if (database := state.named(dying)) is not None:
+        if (database := _away(state, manifest)) is not None:
             session.execute("ALTER DATABASE {old} RENAME TO {new}", old=dying, new=name)
         database = database or state.named(name)
         if database is not None:
