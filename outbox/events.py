@@ -9,8 +9,9 @@ from outbox.states import JobState
 class Event(StrEnum):
     """One event of a job's evidence. A transition writes its event in its own transaction.
 
-    Four events move nothing: `late`, a worker's report after it had lost its claim; `observed`, an inspection that an
-    operator asked for; `proposed`, the proposal of the first of two operators; `purge_ordered`, an earlier `purge_at`.
+    Five events move nothing: `late`, a worker's report after it had lost its claim; `observed`, an inspection that an
+    operator asked for; `proposed`, the proposal of the first of two operators; `purge_ordered`, an earlier `purge_at`;
+    `snapshot_removed`, the end of a snapshot in its store.
     """
 
     ENQUEUED = "enqueued"
@@ -30,6 +31,7 @@ class Event(StrEnum):
     REDRIVEN = "redriven"
     RESOLVED = "resolved"
     PURGE_ORDERED = "purge_ordered"
+    SNAPSHOT_REMOVED = "snapshot_removed"
     LATE = "late"
     OBSERVED = "observed"
     PROPOSED = "proposed"

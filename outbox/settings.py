@@ -83,9 +83,7 @@ class Brake:
 
     def __str__(self) -> str:
         """As it is written in the backends file, and whose it is."""
-        seconds = int(self.window.total_seconds())
-        size, unit = next((size, unit) for size, unit in _SIZES if seconds % size == 0)
-        return f"{self.limit}/{seconds // size}{unit} of {self.scope} {self.subject}"
+        return f"{self.limit}/{spell(int(self.window.total_seconds()))} of {self.scope} {self.subject}"
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,10 @@ class TenantConfig:
     max_pending: int | None = None
 
 
+# Who may purge: one operator, or only two.
+ONE, TWO = "operators", "two operators"
+
+
 @dataclass(frozen=True)
 class BackendConfig:
     """One table of the backends file, without its `dsn`: the API has these too, and must not have an address."""
@@ -112,7 +114,10 @@ class BackendConfig:
     grace: timedelta = timedelta(0)  # how long a deleted resource can be restored
     min_grace: timedelta = timedelta(0)  # less is only for who may purge; a table without it has its `grace`
     snapshot: SnapshotPolicy = SnapshotPolicy.OFF
-    purge: str = "operators"  # or "two operators"
+    snapshot_store: str | None = None  # where snapshots go: `file:/path` or `s3://bucket/prefix?endpoint=URL`
+    snapshot_keep: timedelta = timedelta(days=30)  # how long after the destruction
+    snapshot_server: str | None = None  # the backend that a snapshot is restored on for its proof; None: its own
+    purge: str = ONE
     options: Mapping[str, Any] = field(default_factory=dict)  # the keys of OPTIONS that the table has, checked
 
 
@@ -178,6 +183,14 @@ def brakes(backend: str, of_tenant: str) -> list[Brake]:
     return [brake for brake in found if brake is not None]
 
 
+def strictest() -> BackendConfig:
+    """What counts for the resources of a backend that this process's file does not have."""
+    configured = backends().values()
+    grace = max(config.grace for config in configured)
+    two = any(config.purge == TWO for config in configured)
+    return BackendConfig("", "", 1, grace=grace, min_grace=grace, purge=TWO if two else ONE)
+
+
 EVERY_TENANT = "*"
 # What a brake counts is kept for twice its window.
 LONGEST_WINDOW = timedelta(days=30)
@@ -222,6 +235,9 @@ _KEYS = {
     "grace",
     "min_grace",
     "snapshot",
+    "snapshot_store",
+    "snapshot_keep",
+    "snapshot_server",
     "purge",
     "brake",
     "max_percent",
@@ -235,9 +251,10 @@ _BRAKE = re.compile(r"^([1-9]\d{0,8})/([1-9]\d{0,6})([smhd])$")
 _CHOICES = {
     "adoption": ("operators", "tenants"),
     "snapshot": ("off", "required"),
-    "purge": ("operators", "two operators"),
+    "purge": (ONE, TWO),
 }
-_SPAN = re.compile(r"^(0|[1-9]\d{0,8})([smhd])\Z")
+_STORE = re.compile(r"file:/[^?#]*\Z|s3://[^/?#]+(/[^?#]*)?(\?[^#]*)?\Z")
+SPAN = "^(0|[1-9][0-9]{0,8})([smhd])$"
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SIZES = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
@@ -247,7 +264,16 @@ def read_backends(path: Path) -> dict[str, BackendConfig]:
     tables = read_file(path).get("backends", {})
     if not isinstance(tables, dict) or not tables:
         raise SettingsError(f"{PREFIX}BACKENDS: {path} has no table [backends.NAME]")
-    return {name: _backend(path, name, table) for name, table in tables.items()}
+    found = {name: _backend(path, name, table) for name, table in tables.items()}
+    for name, config in found.items():
+        if config.snapshot_server is not None and (
+            config.snapshot_server not in found or found[config.snapshot_server].kind != config.kind
+        ):
+            raise SettingsError(
+                f"{path}: [backends.{name}]: 'snapshot_server' must name a backend of kind {config.kind!r} in this"
+                f" file, not {config.snapshot_server!r}"
+            )
+    return found
 
 
 def address_variables(path: Path) -> set[str]:
@@ -332,10 +358,29 @@ def _backend(path: Path, name: str, table: Any) -> BackendConfig:
         purge=chosen["purge"],
         options=options,
         **_graces(f"{path}: [backends.{name}]", table),
+        **_snapshots(f"{path}: [backends.{name}]", table),
     )
 
 
-def _graces(where: str, table: dict[str, Any]) -> dict[str, timedelta]:
+def _snapshots(where: str, table: dict[str, Any]) -> dict[str, Any]:
+    store, server = table.get("snapshot_store"), table.get("snapshot_server")
+    if store is not None and (not isinstance(store, str) or not _STORE.match(store)):
+        raise SettingsError(
+            f'{where}: \'snapshot_store\' must look like "file:/path" or "s3://bucket/prefix?endpoint=URL",'
+            f" not {store!r}"
+        )
+    if store is None and table.get("snapshot") == "required":
+        raise SettingsError(f"{where}: 'snapshot' is \"required\", so 'snapshot_store' must say where snapshots go")
+    if server is not None and (not isinstance(server, str) or not server):
+        raise SettingsError(f"{where}: 'snapshot_server' must name a backend of this file, not {server!r}")
+    try:
+        keep = span(table.get("snapshot_keep", "30d"))
+    except ValueError as error:
+        raise SettingsError(f"{where}: 'snapshot_keep' {error}") from None
+    return {"snapshot_store": store, "snapshot_keep": keep, "snapshot_server": server}
+
+
+def _graces(where: str, table: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for key in ("grace", "min_grace"):
         try:
@@ -349,12 +394,18 @@ def _graces(where: str, table: dict[str, Any]) -> dict[str, timedelta]:
 
 def span(value: Any) -> timedelta:
     """The time that `"90s"`, `"10m"`, `"12h"` or `"7d"` says, at most LONGEST_GRACE. Raises ValueError."""
-    match = _SPAN.match(value) if isinstance(value, str) else None
+    match = re.fullmatch(SPAN.strip("^$"), value) if isinstance(value, str) else None
     if match is None or (found := timedelta(**{_UNITS[match[2]]: int(match[1])})) > LONGEST_GRACE:
         raise ValueError(
             f'must look like "0s", "90s", "10m", "12h" or "7d", and be at most {LONGEST_GRACE.days} days, not {value!r}'
         )
     return found
+
+
+def spell(seconds: int) -> str:
+    """A time as `span` reads it: `10m` for 600."""
+    size, unit = next((size, unit) for size, unit in _SIZES if (seconds and seconds % size == 0) or size == 1)
+    return f"{seconds // size}{unit}"
 
 
 def _brake(where: str, scope: Literal["backend", "tenant"], subject: str, table: dict[str, Any]) -> Brake | None:

@@ -47,9 +47,12 @@ class Claimer:
         self._gate = gate
         self._run = run
         self._inspect = inspect
-        # Only the thread whose round is under way touches these three.
+        # Only the thread whose round is under way touches these.
         # By backend and lane: the last job that was claimed, if the claim came back full.
         self._cursors: dict[tuple[str, int], Claim] = {}
+        # The backends' lanes in which a claim has found nothing, though it came back full.
+        self._drained: set[tuple[str, int]] = set()
+        self._first = 0  # the lane that the last claim began with
         self._found = 0  # how many claims have found jobs
         self._unconfirmed_until = -math.inf  # a claim whose answer was lost may have happened, and lives until then
 
@@ -108,9 +111,9 @@ class Claimer:
                     if lane < jobs.CROWDED or name not in crowd_full
                 }
             # A claim that ran out behind a cursor has not seen the jobs before it, and the wake-up may be for one.
-            unseen = not ran_out.isdisjoint(self._cursors)
+            unseen = not ran_out.isdisjoint(self._cursors.keys() | self._drained)
             if not read_back:
-                self._move_cursors(claims, ran_out)
+                self._move_cursors(claims, ran_out, crowd)
             for claim in claims:
                 self._run(claim)
             # A backend may have more jobs if the claim filled its capacity, if it had none, or if it was probed.
@@ -132,19 +135,21 @@ class Claimer:
     def _claim(self, capacity: Mapping[str, int], crowd: Mapping[str, int], slots: int) -> tuple[list[Claim], bool]:
         """The claims, and whether they are read back: made before, and their answer lost."""
         if self._state.take_cursors_reset():
-            self._cursors = {}
+            self._cursors, self._drained = {}, set()
         try:
             with db.statement() as session:
                 if claims := self._read_back(session, slots):
                     return claims, True
+                self._first = first_lane(self._found)
                 claims = jobs.claim(
                     session,
                     capacity,
                     slots=slots,
                     worker=self._worker,
                     cursors=self._cursors,
+                    drained=self._drained,
                     crowd=crowd,
-                    first=first_lane(self._found),
+                    first=self._first,
                 )
                 self._found += bool(claims)
                 return claims, False
@@ -163,14 +168,18 @@ class Claimer:
             log.warning("claim_read_back", job_id=claim.id, fence=claim.fence, actor=self._worker)
         return claims
 
-    def _move_cursors(self, claims: Sequence[Claim], ran_out: set[tuple[str, int]]) -> None:
+    def _move_cursors(self, claims: Sequence[Claim], ran_out: set[tuple[str, int]], crowd: Mapping[str, int]) -> None:
         """While claims of a backend's lane do not run out, each begins behind the one before; then again at the front.
 
         The front of the index is full of dead entries when a long transaction elsewhere keeps vacuum away. A job that
-        came to stand before the cursor is found by the next claim that runs out, or by the first one after a sweep.
+        came to stand before the cursor is found by the next claim that runs out, or by the first one after a sweep. A
+        lane in which a claim found nothing has no such place, and as many dead entries: only its newest part is read.
         """
         cursors = self._cursors | {(claim.backend, claim.lane): claim for claim in claims}
         self._cursors = {place: claim for place, claim in cursors.items() if place not in ran_out}
+        lanes = {name: Counter(claim.lane for claim in claims if claim.backend == name) for name in crowd}
+        passed = {(name, lane) for name, found in lanes.items() for lane in passed_by(found, self._first, crowd[name])}
+        self._drained = (self._drained | passed) - self._cursors.keys() - ran_out
 
     def capacity(self, slots: int) -> dict[str, int]:
         """By backend: how many more of its jobs `slots` free slots can run; in a new order each time."""
@@ -188,6 +197,25 @@ class Claimer:
         taken = self._state.crowded_slots()
         most = {name: max(1, self._concurrency[name] // 2) for name in capacity}
         return {name: max(0, min(fits, most[name] - taken[name])) for name, fits in capacity.items()}
+
+
+def passed_by(found: Mapping[int, int], first: int, crowd: int) -> set[int]:
+    """The lanes in which a claim found nothing, and went on: it began with `first`, and `found` so many jobs in each.
+
+    Of the crowded lanes, which come together, it took at most `crowd` jobs, and none of those behind that.
+    """
+    lanes = jobs.lanes_from(first)
+    crowded = [lane for lane in lanes if lane >= jobs.CROWDED]
+    others = [lane for lane in lanes if lane < jobs.CROWDED]
+    empty: set[int] = set()
+    for part, after in ((crowded, others), (others, crowded)):
+        first_part = (first >= jobs.CROWDED) == (part is crowded)
+        went_on = first_part and any(found.get(lane) for lane in after)
+        if went_on and part is crowded:
+            went_on = sum(found.get(lane, 0) for lane in part) < crowd
+        last = len(part) if went_on else max((n for n, lane in enumerate(part) if found.get(lane)), default=0)
+        empty |= {lane for lane in part[:last] if not found.get(lane)}
+    return empty
 
 
 def first_lane(found: int) -> int:

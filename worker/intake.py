@@ -19,7 +19,7 @@ from outbox.errors import (
 )
 from outbox.rows import Json
 from worker import backends
-from worker.backends import Absent, Backend, Different, Finding, Observation, Plan, Same, Still
+from worker.backends import Absent, Backend, Different, Finding, Observation, Plan, Read, Same, Still, Write
 
 # A manifest is identity, so it is never cut. The largest that a kind of ours makes has 500 characters.
 MANIFEST = 16_000
@@ -84,6 +84,21 @@ class Intake:
         """See Backend."""
         with _errors():
             return _evidence(self._backend.teardown(manifest, fence))
+
+    def snapshot(self, manifest: Json, write: Write, still: Still) -> Json:
+        """See `worker.backends.snapshot`; what it returns is compared, and not kept."""
+        with _errors():
+            return backends.snapshot(self._backend, manifest, write, still)
+
+    def verify_snapshot(self, manifest: Json, read: Read, source: Json, still: Still) -> Json:
+        """See `worker.backends.verify_snapshot`."""
+        with _errors():
+            return _evidence(backends.verify_snapshot(self._backend, manifest, read, source, still))
+
+    def restore_snapshot(self, manifest: Json, credentials: Json, read: Read, still: Still) -> Json:
+        """See `worker.backends.restore_snapshot`."""
+        with _errors():
+            return _evidence(backends.restore_snapshot(self._backend, manifest, credentials, read, still))
 
     def check(self) -> list[Finding]:
         """See `worker.backends.check`; what mends something is a statement, and longer than words."""

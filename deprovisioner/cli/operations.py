@@ -12,7 +12,6 @@ import click
 from deprovisioner.cli.jobs import jobs
 from deprovisioner.cli.shell import (
     AGE,
-    JOB_KIND,
     WORDS,
     Choice,
     as_json_option,
@@ -26,7 +25,7 @@ from deprovisioner.cli.shell import (
     show_page,
 )
 from outbox.errors import BadRequest
-from outbox.states import OperationState, StuckReason
+from outbox.states import JobKind, OperationState, StuckReason
 
 # Between two polls of the progress: counting 100,000 items takes some tens of milliseconds.
 POLL_SECONDS = 0.5
@@ -57,7 +56,7 @@ _digest_option = click.option(
 )
 @click.option("--backend", type=WORDS)
 @click.option("--reason-was", "was", type=Choice(StuckReason))
-@click.option("--kind", type=JOB_KIND)
+@click.option("--kind", type=Choice(JobKind))
 @click.option("--tenant", type=WORDS)
 @click.option("--error", type=WORDS, metavar="TEXT", help="What the last error contains, in any case; no wildcards.")
 @click.option("--older-than", type=AGE, metavar="AGE", help="Created at least that long ago: 90s, 15m, 2h, 3d.")

@@ -5,6 +5,7 @@ no function here: an edge calls `queries` with the tenant of its caller.
 
 - `caller`       who asks; what only operators may ask for; which tenant is meant
 - `resources`    create, change, delete, show credentials
+- `undo`         restore, purge
 - `jobs`         observe, redrive, resolve; alone or by two operators
 - `holds`        hold, release
 - `operations`   preview, begin and stop bulk work
@@ -34,7 +35,8 @@ from outbox.actions.resources import (
     show_credentials,
     wanted_delete,
 )
-from outbox.jobs import Delete, Enqueued
+from outbox.actions.undo import purge, restore
+from outbox.jobs import Delete, Enqueued, Restored
 from outbox.operations import DIGEST, words
 from outbox.resources import NewResource
 
@@ -49,6 +51,7 @@ __all__ = [
     "NewResource",
     "Operator",
     "Proposed",
+    "Restored",
     "begin_offboard",
     "begin_redrive",
     "caller",
@@ -64,9 +67,11 @@ __all__ = [
     "operator_at_a_shell",
     "preview_offboard",
     "preview_redrive",
+    "purge",
     "redrive",
     "release",
     "resolve",
+    "restore",
     "show_credentials",
     "stop",
     "wanted_delete",

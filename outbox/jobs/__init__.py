@@ -15,7 +15,7 @@ Each transition is one statement: its guard is in WHERE, and it writes its event
 did not hold; `_sql._confirm_landed` then tells a lost answer from a lost claim.
 """
 
-from outbox.jobs.claim import CROWDED, LANES, claim, claimed_before, heartbeat
+from outbox.jobs.claim import CROWDED, LANES, claim, claimed_before, heartbeat, lanes_from
 from outbox.jobs.enqueue import Delete, Enqueued, enqueue, enqueue_all, enqueued_before, expire
 from outbox.jobs.finish import (
     WAKE_BATCH,
@@ -57,6 +57,7 @@ __all__ = [
     "expire",
     "give_back",
     "heartbeat",
+    "lanes_from",
     "note_late",
     "purge",
     "redrive",

@@ -1,6 +1,6 @@
 """pending -> running: a worker claims jobs, reads back claims whose answer was lost, and keeps them by heartbeat."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
@@ -33,6 +33,8 @@ _CLAIMS = """
 RESTORES = -1
 # The others are 0 to 4.
 LANES = 5
+# No transaction that enqueues takes longer, but by accident: a job is due from its transaction's beginning on.
+LATE = "interval '10 s'"
 # From this lane on are the jobs of tenants that have many waiting; these get at most half of the slots of a backend.
 CROWDED = 2
 # By backend, in the caller's order: jobs that wait for one backend cost the others nothing. Of a backend lane by lane:
@@ -47,8 +49,9 @@ _CLAIM = prepared(f"""
                                    AND (scope = 'global' OR (scope = 'backend' AND subject = asked.backend)
                                         OR (scope = 'kind' AND subject = asked.kind))) AS held
           FROM unnest(CAST(:backends AS text[]), CAST(:kinds AS text[]), CAST(:rooms AS int[]),
-                      CAST(:crowd_rooms AS int[]), CAST(:since AS text[]), CAST(:after AS text[]))
-               WITH ORDINALITY AS asked (backend, kind, room, crowd_room, since, after, place)
+                      CAST(:crowd_rooms AS int[]), CAST(:since AS text[]), CAST(:after AS text[]),
+                      CAST(:drained AS text[]))
+               WITH ORDINALITY AS asked (backend, kind, room, crowd_room, since, after, drained, place)
     ), probe AS (
         UPDATE breakers SET retry_at = now() + :lease
          WHERE backend = ANY(ARRAY(
@@ -72,7 +75,8 @@ _CLAIM = prepared(f"""
                SELECT due.id
                  FROM (SELECT served.backend, CASE WHEN probe.backend IS NULL THEN served.room ELSE 1 END AS room,
                               CASE WHEN probe.backend IS NULL THEN served.crowd_room ELSE 1 END AS crowd_room,
-                              CAST(since AS timestamptz[]) AS since, CAST(after AS bigint[]) AS after, served.held
+                              CAST(since AS timestamptz[]) AS since, CAST(after AS bigint[]) AS after,
+                              CAST(drained AS boolean[]) AS drained, served.held
                          FROM served
                          LEFT JOIN probe ON probe.backend = served.backend
                          LEFT JOIN breakers ON breakers.backend = served.backend
@@ -83,7 +87,10 @@ _CLAIM = prepared(f"""
                         FROM unnest(CAST(:parts AS boolean[])) AS part (crowded)
                        CROSS JOIN LATERAL (
                              SELECT next.id
-                               FROM unnest(CAST(:lanes AS int[]), open.since, open.after) AS asked (lane, since, after)
+                               FROM (SELECT lane, after,
+                                            CASE WHEN drained THEN now() - {LATE} ELSE since END AS since
+                                       FROM unnest(CAST(:lanes AS int[]), open.since, open.after, open.drained)
+                                            AS asked (lane, since, after, drained)) AS asked
                               CROSS JOIN LATERAL (
                                     SELECT id FROM outbox
                                      WHERE state = 'pending' AND held_by IS NULL AND outbox.backend = open.backend
@@ -110,6 +117,7 @@ def claim(
     slots: int,
     worker: str,
     cursors: Mapping[tuple[str, int], Claim] | None = None,
+    drained: Container[tuple[str, int]] = (),
     crowd: Mapping[str, int] | None = None,
     first: int = 0,
 ) -> list[Claim]:
@@ -118,10 +126,10 @@ def claim(
     Of each backend lane by lane, beginning with `first`; of its lanes from CROWDED on at most `crowd[backend]` jobs.
     Claims only restores of a backend under an operator's hold on everything, on it or on its kind; `start` refuses a
     job under a hold on its tenant or a brake's hold. Of a backend and lane in `cursors`, claims only jobs after that
-    claim.
+    claim; of one in `drained`, only jobs that became due lately.
     """
     configured = settings.backends()
-    lanes = [RESTORES, *range(first, LANES), *range(first)[::-1]]
+    lanes = lanes_from(first)
     last = [[(cursors or {}).get((name, lane)) for lane in lanes] for name in capacity]
     rows = db.execute(
         _CLAIM,
@@ -137,11 +145,17 @@ def claim(
                 _array(claim.available_at.isoformat() if claim else "-infinity" for claim in each) for each in last
             ],
             "after": [_array(str(claim.id) if claim else "0" for claim in each) for each in last],
+            "drained": [_array("t" if (name, lane) in drained else "f" for lane in lanes) for name in capacity],
             "slots": slots,
             "lease": settings.get().lease,
         },
     )
     return _claims(rows)
+
+
+def lanes_from(first: int) -> list[int]:
+    """The lanes in the order in which a claim goes through them that begins with `first`."""
+    return [RESTORES, *range(first, LANES), *range(first)[::-1]]
 
 
 def _array(values: Iterable[str]) -> str:

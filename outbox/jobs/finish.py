@@ -20,6 +20,7 @@ from outbox.jobs._sql import (
     _skip_locked,
     _still_ours,
 )
+from outbox.jobs.claim import LANES
 from outbox.rows import Claim, Json
 from outbox.states import StuckReason
 
@@ -67,6 +68,7 @@ def complete(db: Connection, claim: Claim, *, worker: str, seen: Json, did: Json
         _confirm_landed(db, claim, _key(claim) | _event(Event.COMPLETED, worker))
 
 
+# A snapshot may take hours: its lane leaves half of the backend's slots to others.
 # The lock comes first: a purge before it is seen by the second statement, and one after it finds the job at `wait`.
 _ADVANCE = text(f"""{_LOCK_JOB}
     WITH job AS (
@@ -74,7 +76,8 @@ _ADVANCE = text(f"""{_LOCK_JOB}
            SET state = 'pending', claimed_by = NULL, lease_expires_at = NULL, last_error = NULL, attempts = 0,
                step = CASE WHEN step = 'quarantine' AND needs_snapshot THEN 'snapshot' ELSE 'wait' END,
                available_at = CASE WHEN step = 'quarantine' AND needs_snapshot THEN now()
-                                   ELSE greatest(now(), purge_at) END
+                                   ELSE greatest(now(), purge_at) END,
+               lane = CASE WHEN step = 'quarantine' AND needs_snapshot THEN {LANES - 1} ELSE lane END
           FROM resources
          WHERE outbox.id = :id AND fence = :fence AND state = 'running' AND outbox.kind = 'deprovision'
            AND step = :step AND started_fence = fence AND step IN ('quarantine', 'snapshot')

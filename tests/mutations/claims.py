@@ -192,9 +192,15 @@ CLAIMS = (
         ),
         (
             "claim: the cursor of its own lane",
-            "open.since, open.after) AS asked (lane, since, after)",
-            "open.since[1:1] || open.since, open.after[1:1] || open.after) AS asked (lane, since, after)",
+            "open.since, open.after, open.drained)",
+            "open.since[1:1] || open.since, open.after[1:1] || open.after, open.drained)",
             f"{LANES}::test_a_claim_of_each_lane_begins_behind_the_one_before",
+        ),
+        (
+            "claim: the newest part of a lane that was empty",
+            "CASE WHEN drained THEN now() - {LATE} ELSE since END",
+            "since",
+            "test_of_a_lane_that_was_found_empty_a_claim_reads_the_newest_part",
         ),
         (
             "claim: one lane at a time",

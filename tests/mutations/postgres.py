@@ -59,6 +59,17 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
+        "def _create_database(",
+        CREATE,
+        (
+            "postgres: a provision leaves little for a teardown to wait for",
+            " STRATEGY FILE_COPY",
+            "",
+            "test_a_provision_leaves_little_for_the_checkpoint_of_a_teardown[18]",
+        ),
+    ),
+    *cut(
+        PG,
         "def with_evidence(",
         BLOCKERS,
         (

@@ -319,8 +319,8 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "claiming: now and then another lane first",
-            "first=first_lane(self._found)",
-            "first=0",
+            "self._first = first_lane(self._found)",
+            "self._first = 0",
             "tests/outbox/test_lanes.py::test_endless_teardowns_do_not_keep_the_last_lane_waiting",
         ),
         (
@@ -559,6 +559,17 @@ GUARDS_OF_RUNNER = (
             'kept = int(self.keep(f"{server}.port", servers.free_port))\n'
             '        return kept if servers.port_is_free("127.0.0.1", kept) else servers.free_port()',
             "test_a_taken_port_stays_the_servers",
+        ),
+    ),
+    *cut(
+        "deprovisioner/up/home.py",
+        "",
+        "tests/acceptance/test_up_environment.py",
+        (
+            "up: an edited backends file stays",
+            " and hashlib.sha256(path.read_bytes()).hexdigest() in _EARLIER_TOML",
+            "",
+            "test_a_backends_file_of_an_earlier_version_is_brought_up_to_date_unless_it_was_edited",
         ),
     ),
     *cut(

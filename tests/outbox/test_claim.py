@@ -269,6 +269,7 @@ def explained(db: Connection, passed: dict[str, Claim | None]) -> list[Any]:
     lanes = list(range(RESTORES, jobs.LANES))
     asked |= {"since": [f"{{{','.join([at] * len(lanes))}}}" for at in since], "lanes": lanes}
     asked |= {"after": [f"{{{','.join([str(id)] * len(lanes))}}}" for id in after], "lease": "30 s"}
+    asked |= {"drained": [f"{{{','.join('f' * len(lanes))}}}"] * len(passed)}
     asked |= {"event": "claimed", "actor": "w", "reason": None, "detail": None}
     plan = db.execute(
         text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {module_of('_CLAIM')._CLAIM.text}"), asked
@@ -316,6 +317,14 @@ def test_a_claim_behind_another_takes_only_what_comes_after(db: Connection) -> N
     assert jobs.claim(db, {"pg-main": 5}, cursors=cursors, **words) == []
     others = {("other", 0): claim_of(db, third), ("pg-main", 1): claim_of(db, third)}
     assert [c.id for c in jobs.claim(db, {"pg-main": 5}, cursors=others, **words)] == [earlier, first, second]
+
+
+def test_of_a_lane_that_was_found_empty_a_claim_reads_the_newest_part(db: Connection) -> None:
+    long_due, new = a_job(db, lane=0), a_job(db, lane=0)
+    db.execute(text("UPDATE outbox SET available_at = now() - interval '1 h' WHERE id = :id"), {"id": long_due})
+    words: dict[str, Any] = {"slots": 5, "worker": "w1"}
+    assert [c.id for c in jobs.claim(db, {"pg-main": 5}, drained={("pg-main", 0)}, **words)] == [new]
+    assert [c.id for c in jobs.claim(db, {"pg-main": 5}, drained={("pg-main", 1), ("other", 0)}, **words)] == [long_due]
 
 
 def test_a_claim_carries_what_the_runner_needs(db: Connection) -> None:

@@ -14,6 +14,7 @@ from tests.support.factories import a_job, job
 from tests.support.pools import fails, failures, pool, running, wait_for, wanted
 from tests.support.shelf import Shelf
 from tests.support.witness import eventually
+from worker import claiming
 from worker.backends import Absent, Same
 from worker.pool import Pool, ServedBackend
 
@@ -85,6 +86,44 @@ def test_a_sweep_resets_the_claim_cursor(db: Connection) -> None:
     db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": front})
     one_more.release()
     eventually(lambda: job(db, second).state == "running", what="the next claim begins behind the first")
+    made.sweep()
+    one_more.release()
+    eventually(lambda: job(db, front).state == "running", what="the first claim after the sweep begins at the front")
+    assert job(db, third).state == "pending"
+    one_more.release(2)
+    eventually(lambda: job(db, third).state == "succeeded", what="all are done")
+    made.stop()
+    assert made.join(20)
+
+
+@pytest.mark.parametrize(
+    ("found", "first", "crowd", "empty"),
+    [
+        ({}, 0, 4, set()),
+        ({0: 2}, 0, 4, {-1}),
+        ({1: 2}, 0, 4, {-1, 0}),
+        ({3: 2}, 0, 4, {-1, 0, 1, 2}),
+        ({0: 1, 2: 1}, 0, 4, {-1, 1}),
+        ({3: 2, 0: 1}, 3, 4, {-1, 1, 2, 4}),
+        ({3: 2, 0: 1}, 3, 2, {-1, 1}),  # what stands behind lane 3 was not looked at
+    ],
+)
+def test_a_claim_tells_which_lanes_it_found_empty(
+    found: dict[int, int], first: int, crowd: int, empty: set[int]
+) -> None:
+    assert claiming.passed_by(found, first, crowd) == empty
+
+
+def test_a_lane_that_was_found_empty_is_read_again_after_a_sweep(db: Connection) -> None:
+    one_more = threading.Semaphore(0)
+    shelf = Shelf(does=lambda: _acquire(one_more), sees=[Same({}), Absent({})] * 4)
+    made = Pool({"pg-main": ServedBackend(shelf, 1)}, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
+    _, second, third = (a_job(db, lane=3) for _ in range(3))
+    made.drain()
+    front = a_job(db, lane=0)
+    db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": front})
+    one_more.release()
+    eventually(lambda: job(db, second).state == "running", what="the front of lane 0 is not read again")
     made.sweep()
     one_more.release()
     eventually(lambda: job(db, front).state == "running", what="the first claim after the sweep begins at the front")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
-from outbox.errors import SettingsError, Transient
+from outbox.errors import Refused, SettingsError, Transient
 from outbox.rows import Json
 from outbox.settings import BackendConfig
 from worker.backends.addresses import address_of
@@ -187,6 +187,40 @@ def login_attempts(backend: Backend, manifest: Json, since: dt.datetime) -> Logi
 
 def _untold(_manifest: Json, _since: dt.datetime) -> None:
     return None
+
+
+# A snapshot is streamed: what takes its bytes; and what gives them, at most as many as asked for, none at its end.
+Write = Callable[[bytes], object]
+Read = Callable[[int], bytes]
+
+
+def snapshot(backend: Backend, manifest: Json, write: Write, still: Still) -> Json:
+    """Write a snapshot of an object in quarantine; what it holds, for `verify_snapshot` in the same process.
+
+    `still` is called every few seconds. A kind gives snapshots by three methods: this one, `verify_snapshot` and
+    `restore_snapshot`, with these words. Raises Refused for a kind without them.
+    """
+    return _of(backend, "snapshot", manifest, write, still)
+
+
+def verify_snapshot(backend: Backend, manifest: Json, read: Read, source: Json, still: Still) -> Json:
+    """Restore a snapshot beside its source, compare both, remove it again; what was compared, as evidence.
+
+    Raises Transient where they differ. It leaves nothing, and removes what an attempt that died has left.
+    """
+    return _of(backend, "verify_snapshot", manifest, read, source, still)
+
+
+def restore_snapshot(backend: Backend, manifest: Json, credentials: Json, read: Read, still: Still) -> Json:
+    """Fill a new and empty object, the manifest's, from a snapshot of another one; what was done, as evidence."""
+    return _of(backend, "restore_snapshot", manifest, credentials, read, still)
+
+
+def _of(backend: Backend, name: str, *words: Any) -> Json:
+    if not hasattr(backend, name):
+        raise Refused('this kind of backend takes no snapshots: set `snapshot = "off"` for it')
+    seen: Json = getattr(backend, name)(*words)
+    return seen
 
 
 def mark(generation: str) -> str:

@@ -2,6 +2,7 @@
 
 - `deprovision`  a teardown: inspect, start, tear down, inspect, complete
 - `provision`    a provision or an adoption; and the undoing of one that came too late
+- `snapshot`     the final snapshot of a teardown
 - `restore`      giving back what is in quarantine
 - `retries`      how long a call is repeated in this process
 
@@ -56,7 +57,7 @@ class Run:
 
     def __init__(self, claim: Claim, backend: Backend, *, worker: str, batches: Batches | None = None) -> None:
         self.claim = claim
-        self.backend: Backend = Intake(backend)
+        self.backend = Intake(backend)
         self.worker = worker
         self.batches = batches
         self.started = False  # this attempt's start is recorded: from here on the backend may have been changed
@@ -182,6 +183,8 @@ class Run:
             else:
                 emit(Event.ROLLED_BACK, self.log, error=error)
                 return
+        if self.started and self.claim.step is Step.SNAPSHOT:
+            why = StuckReason.SNAPSHOT_FAILED
         self.stick(why, error)
 
     def stick(self, why: StuckReason, error: str, seen: Json | None = None) -> None:

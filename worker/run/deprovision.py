@@ -16,6 +16,7 @@ from outbox.events import Event, emit
 from outbox.rows import Json
 from outbox.states import Step, StuckReason
 from worker.backends import Absent, Different, Same
+from worker.run.snapshot import snapshot
 
 if TYPE_CHECKING:
     from worker.run import Run
@@ -78,8 +79,9 @@ def _quarantine(run: "Run", manifest: Json, before: Json) -> None:
     _advance(run, Event.QUARANTINED, before)
 
 
-def _snapshot(run: "Run", manifest: Json, before: Json) -> None:  # noqa: ARG001
-    run.stick(StuckReason.SNAPSHOT_FAILED, "this version takes no snapshots")
+def _snapshot(run: "Run", manifest: Json, before: Json) -> None:
+    did = snapshot(run, manifest)
+    _advance(run, Event.SNAPSHOT_VERIFIED, before, did)
 
 
 def _destroy(run: "Run", manifest: Json, _: Json) -> None:
@@ -124,9 +126,9 @@ def _start(run: "Run", before: Json) -> None:
     run.started = True
 
 
-def _advance(run: "Run", event: Event, seen: Json) -> None:
+def _advance(run: "Run", event: Event, seen: Json, did: Json | None = None) -> None:
     run.close_breaker()
-    run.record(jobs.advance, event=event, seen=seen)
+    run.record(jobs.advance, event=event, seen=seen, did=did)
     emit(event, run.log)
 
 

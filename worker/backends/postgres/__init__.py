@@ -20,14 +20,17 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `destroy`   teardown
 - `heir`      who owns what a dropped role leaves elsewhere
 - `grants`    rights of a dropped role that DROP OWNED leaves
+- `snapshot`  the final snapshot, and its proof
+- `contents`  what a database holds, in numbers that are compared
+- `client`    pg_dump and pg_restore
 - `check`     what is not as it should be on the server
 """
 
 import uuid
 
 from outbox.rows import Json
-from worker.backends import Finding, Observation, Plan, Still, always
-from worker.backends.postgres import check, create, destroy, identity, prove, quarantine, release
+from worker.backends import Finding, Observation, Plan, Read, Still, Write, always
+from worker.backends.postgres import check, create, destroy, identity, prove, quarantine, release, snapshot
 from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.session import CONNECTION_LIMIT, Server
 
@@ -83,6 +86,18 @@ class Postgres:
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - identity fences here, not the number
         """See the Protocol."""
         return destroy.teardown(self._server, manifest)
+
+    def snapshot(self, manifest: Json, write: Write, still: Still) -> Json:
+        """See `worker.backends.snapshot`."""
+        return snapshot.take(self._server, manifest, write, still)
+
+    def verify_snapshot(self, manifest: Json, read: Read, source: Json, still: Still) -> Json:
+        """See `worker.backends.verify_snapshot`."""
+        return snapshot.verify(self._server, manifest, read, source, still)
+
+    def restore_snapshot(self, manifest: Json, credentials: Json, read: Read, still: Still) -> Json:
+        """See `worker.backends.restore_snapshot`."""
+        return snapshot.restore(self._server, manifest, credentials, read, still)
 
     def check(self) -> list[Finding]:
         """See `worker.backends.check`."""
