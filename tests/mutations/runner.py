@@ -455,9 +455,15 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "pool: expire",
-            "expired = self._sweep_step(jobs.expire, actor=self._worker)",
+            "expired = self._expire()",
             "expired = 0",
             "test_a_sweep_resets_lost_jobs_and_deletes_expired_resources",
+        ),
+        (
+            "pool: expiry goes on behind what waits for a hold",
+            "actor=self._worker, after=self._due)",
+            "actor=self._worker)",
+            "tests/outbox/test_expire.py::test_one_sweep_after_the_other_passes_what_waits_for_a_hold",
         ),
     ),
     *cut(
