@@ -92,7 +92,7 @@ GUARDS_OF_RESTORES = (
     # -- restore and cancel
     *cut(
         TRANSITIONS,
-        "_NOT_STARTED = ",
+        "NOT_STARTED = ",
         RESTORE,
         (
             "restore: mark of an older version",
