@@ -2,9 +2,10 @@
 
 import io
 import re
+import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,14 @@ class Holding:
         """Every name that any part of it can have on its server."""
         if self.kind == "redis":
             return {self.names["user"], self.names["prefix"], self.last_name}
-        generation = self.names["generation"]
-        return {self.names["database"], self.names["role"], f"zz_new_{generation}", f"zz_del_{generation}"}
+        generation, scratch = self.names["generation"], self.scratch
+        made = {f"zz_{word}_{each}" for word in ("new", "del") for each in (generation, scratch)}
+        return {self.names["database"], self.names["role"], f"zz_scratch_{generation}", *made}
+
+    @property
+    def scratch(self) -> str:
+        """The generation of the copy that a snapshot is restored into."""
+        return str(uuid.uuid5(uuid.UUID(self.names["generation"]), "scratch"))
 
     @property
     def last_name(self) -> str:
@@ -110,8 +117,16 @@ def from_records(servers: Servers, victims: list[Holding], deleted: set[str]) ->
         finding("destroyed once", (v for v in victims if times[v.id] == 1), len(victims) // 2, _RECORDS),
         finding("destroyed twice", (v for v in victims if times[v.id] > 1), 0, _RECORDS),
         Finding("roles dropped once", roles, None, len(victims) // 2, "pg-main.log"),
+        Finding("final snapshots, restored", _proved(servers, victims, ended), None, 1, "snapshots/; pg-main.log"),
         Finding("anything else destroyed", astray["postgres"] + astray["role"], astray["redis"], 0, _RECORDS),
     ]
+
+
+def _proved(servers: Servers, victims: list[Holding], ended: Counter[tuple[str, str]]) -> int:
+    """How many have a snapshot in the store, and had a copy of it on the server, which is gone again."""
+    stored = " ".join(file.name for file in (servers.home / "snapshots").glob("*.snapshot"))
+    copied = [v for v in victims if v.kind == "postgres" and ended["postgres", f"zz_del_{v.scratch}"]]
+    return sum(victim.names["generation"] in stored for victim in copied)
 
 
 def _names_there(servers: Servers) -> set[str]:
@@ -154,6 +169,40 @@ def contents(holding: Holding) -> object | None:
         return None
     except (psycopg2.Error, redis.RedisError) as error:
         return str(error)  # the login itself succeeded
+
+
+@contextmanager
+def session(holding: Holding) -> Iterator[Callable[[], bool]]:
+    """An open session of the customer's; the function says whether it still answers."""
+    if holding.kind == "redis":
+        with closing(redis.Redis.from_url(holding.url, single_connection_client=True)) as client:
+            yield lambda: _works(lambda: client.exists(f"{holding.names['prefix']}order:0"))
+        return
+    with closing(psycopg2.connect(holding.url)) as connection:
+        connection.autocommit = True
+        yield lambda: _works(lambda: connection.cursor().execute("SELECT 1"))
+
+
+def _works(act: Callable[[], object]) -> bool:
+    try:
+        act()
+    except (psycopg2.Error, redis.RedisError):
+        return False
+    return True
+
+
+def is_shut(servers: Servers, holding: Holding) -> bool:
+    """Whether its server still has it, and lets no login in."""
+    if holding.kind == "redis":
+        user: Json | None = servers.valkey.acl_getuser(holding.names["user"])
+        return user is not None and not user["enabled"]
+    names = {"names": sorted(holding.all_names)}
+    with closing(psycopg2.connect(servers.pg_dsn)) as session, session.cursor() as cursor:
+        cursor.execute("SELECT datallowconn FROM pg_database WHERE datname = ANY(%(names)s)", names)
+        databases = cursor.fetchall()
+        cursor.execute("SELECT rolcanlogin FROM pg_roles WHERE rolname = ANY(%(names)s)", names)
+        closed = [(False,)]
+        return bool(databases == closed and cursor.fetchall() == closed)
 
 
 def _dropped(log: Path) -> Counter[tuple[str, str]]:
