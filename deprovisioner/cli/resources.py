@@ -127,7 +127,7 @@ def resources_delete(
     more = f": `deprovisioner jobs show {done.job.id}`" if done.job.state is JobState.STUCK else ""
     click.echo(f"{'accepted' if done.won else before}; job {done.job.id} is {done.job.state}{more}")
     if done.job.finished_at is None:
-        if done.job.step is not Step.DESTROY:
+        if done.job.step not in (None, Step.DESTROY):
             click.echo(f"nothing is destroyed before {cell(done.resource.purge_at)}; to take it back:")
             click.echo(f"  {advice.to_restore(resource_id)}")
         with db.statement() as session:

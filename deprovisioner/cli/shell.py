@@ -37,7 +37,7 @@ _MODULES = {
     "jobs": ["jobs", "operations"],
     "migrate": ["serve"],
     "operations": ["operations"],
-    "resources": ["resources"],
+    "resources": ["resources", "restores"],
     "tenants": ["operations"],
     "token": ["tokens"],
     "up": ["serve"],

@@ -19,12 +19,16 @@ from outbox.actions.holds import hold, release
 from outbox.actions.jobs import Proposed, observe, redrive, resolve, within
 from outbox.actions.operations import (
     BulkFilter,
+    RestoreFilter,
     begin_offboard,
     begin_redrive,
+    begin_restore,
     chosen,
     preview_offboard,
     preview_redrive,
+    preview_restore,
     stop,
+    taken_back,
 )
 from outbox.actions.resources import (
     change,
@@ -37,7 +41,7 @@ from outbox.actions.resources import (
 )
 from outbox.actions.undo import purge, restore
 from outbox.jobs import Delete, Enqueued, Restored
-from outbox.operations import DIGEST, words
+from outbox.operations import DIGEST, DeleteFilter, words
 from outbox.resources import NewResource
 
 __all__ = [
@@ -46,14 +50,17 @@ __all__ = [
     "BulkFilter",
     "Caller",
     "Delete",
+    "DeleteFilter",
     "Edge",
     "Enqueued",
     "NewResource",
     "Operator",
     "Proposed",
+    "RestoreFilter",
     "Restored",
     "begin_offboard",
     "begin_redrive",
+    "begin_restore",
     "caller",
     "change",
     "chosen",
@@ -67,6 +74,7 @@ __all__ = [
     "operator_at_a_shell",
     "preview_offboard",
     "preview_redrive",
+    "preview_restore",
     "purge",
     "redrive",
     "release",
@@ -74,6 +82,7 @@ __all__ = [
     "restore",
     "show_credentials",
     "stop",
+    "taken_back",
     "wanted_delete",
     "within",
     "words",

@@ -1,4 +1,4 @@
-"""() -> pending: a DELETE that wins, or an expiry. Every other DELETE gets the winner's job."""
+"""() -> pending: a DELETE that wins. Every other DELETE gets the winner's job."""
 
 import json
 import uuid
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Executable, text
 
-from outbox import settings
+from outbox import holds, settings
 from outbox.commits import CONFIRM
 from outbox.db import prepared
 from outbox.errors import (
@@ -111,6 +111,8 @@ def _enqueue(asked: str, which: str) -> str:
       FROM resource JOIN job ON job.resource_id = resource.id"""
 
 
+# For a resource's next teardown.
+_NO_HOLD = f"""NOT EXISTS (SELECT FROM holds WHERE {holds.COVERS.format("resources", "'deprovision'")})"""
 # Rows are locked in order of id, so DELETEs and operations over the same resources cannot deadlock. LATERAL keeps
 # that order, and finds each row by its key even where the plan was made while the table was small.
 _ENQUEUE_TEMPLATE = _enqueue(
@@ -127,10 +129,20 @@ _ENQUEUE_TEMPLATE = _enqueue(
     """(asked.tenant IS NULL OR asked.tenant = resources.tenant) AND status IN ('active', 'provisioning')
            AND coalesce(asked.version = resources.version, true)
            AND NOT EXISTS (SELECT FROM outbox AS before
-                            WHERE before.resource_id = asked.id AND before.request_id = asked.request_id)""",
+                            WHERE before.resource_id = asked.id AND before.request_id = asked.request_id){also}""",
 )
-_ENQUEUE = prepared(_ENQUEUE_TEMPLATE.format(lock=_WAIT))
-_ENQUEUE_SKIPPING = prepared(_ENQUEUE_TEMPLATE.format(lock=_skip_locked("asked.id")))
+_ENQUEUE = prepared(_ENQUEUE_TEMPLATE.format(lock=_WAIT, also=""))
+_ENQUEUE_SKIPPING = prepared(_ENQUEUE_TEMPLATE.format(lock=_skip_locked("asked.id"), also=""))
+# A hold that is answered while this waits for a lock keeps the resource: the second statement reads the holds.
+_ENQUEUE_UNHELD = text(
+    f"""
+    SELECT pg_advisory_xact_lock(hashtextextended(CAST(id AS text), 0))
+      FROM (SELECT asked.id
+              FROM (SELECT * FROM unnest(CAST(:ids AS uuid[])) AS asked (id) ORDER BY id) AS asked
+             CROSS JOIN LATERAL (SELECT FROM resources WHERE resources.id = asked.id {_WAIT}) AS locked) AS locked
+     ORDER BY id;"""
+    + _ENQUEUE_TEMPLATE.format(lock=_WAIT, also=f"\n           AND {_NO_HOLD}")
+)
 
 # What the request asked for that enqueued a job.
 _ASKED = f"""
@@ -155,8 +167,17 @@ def enqueue_all(db: Connection, asked: Sequence[Delete], *, waits: bool = True) 
     One statement sets the status and inserts the job. Of several requests for one resource, one wins. Unless it
     `waits`, it skips what another transaction has locked.
     """
+    return _enqueued(db, _ENQUEUE if waits else _ENQUEUE_SKIPPING, asked)
+
+
+def enqueue_unheld(db: Connection, asked: Sequence[Delete]) -> dict[uuid.UUID, Enqueued]:
+    """`enqueue_all`, except for resources that a hold covers: these stay as they are. `db` must be a transaction."""
+    return _enqueued(db, _ENQUEUE_UNHELD, asked)
+
+
+def _enqueued(db: Connection, statement: Executable, asked: Sequence[Delete]) -> dict[uuid.UUID, Enqueued]:
     rows = db.execute(
-        _ENQUEUE if waits else _ENQUEUE_SKIPPING,
+        statement,
         {
             "ids": [a.resource_id for a in asked],
             "tenants": [a.tenant for a in asked],
@@ -250,21 +271,6 @@ def refuse_other(before: Json | None, reason: str | None, detail: Json) -> None:
         raise IdempotencyKeyReused("this Idempotency-Key came before with other parameters; take a new key")
 
 
-_EXPIRE = text(
-    _enqueue(
-        """
-        SELECT id, CAST(:actor AS text) AS actor, 'expired' AS reason, CAST(:request_id AS uuid) AS request_id,
-               CAST(NULL AS text) AS detail, CAST(NULL AS float8) AS grace, CAST(NULL AS text) AS snapshot,
-               false AS may_purge
-          FROM resources
-         WHERE status = 'active' AND expires_at <= now() AND NOT protected
-         ORDER BY expires_at LIMIT :batch
-           FOR UPDATE SKIP LOCKED""",
-        "status = 'active'",
-    )
-)
-
-
 # The resource goes back to where its restore found it, with a new teardown and a new grace.
 _ABANDON = text(
     f"""
@@ -298,9 +304,3 @@ def abandon(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
     asked |= {"max_attempts": settings.get().max_attempts}
     row = db.execute(_ABANDON, asked | _config()).one_or_none()
     return None if row is None else read(Job, "job", row)
-
-
-def expire(db: Connection, *, actor: str, batch: int = 100) -> int:
-    """() -> pending, for at most `batch` active resources past their `expires_at`; returns how many."""
-    asked = {"actor": actor, "max_attempts": settings.get().max_attempts, "request_id": uuid.uuid4(), "batch": batch}
-    return len(db.execute(_EXPIRE, asked | _config()).all())

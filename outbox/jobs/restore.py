@@ -28,8 +28,8 @@ from outbox.jobs.enqueue import _ASKED, refuse_other
 from outbox.rows import Job, Json, Resource, columns, read
 from outbox.states import ForcedAction, JobKind, ResourceStatus
 
-# Before revision 0011 a start did not say its step: it destroyed.
-_NOT_STARTED = "started_step IS DISTINCT FROM 'destroy' AND (step IS NOT NULL OR started_fence IS NULL)"
+# Whether a teardown can still be taken back. Before revision 0011 a start did not say its step: it destroyed.
+NOT_STARTED = "started_step IS DISTINCT FROM 'destroy' AND (step IS NOT NULL OR started_fence IS NULL)"
 # Jobs before resources, each in order of id, as the transitions of workers lock them. `asked` is a CTE of the caller's.
 _LOCK = """
     SELECT pg_advisory_xact_lock(hashtextextended(CAST(id AS text), 0))
@@ -49,7 +49,7 @@ _RESTORE = text(f"""{_LOCK}
                finished_at = now()
           FROM asked JOIN resources ON resources.id = asked.id
          WHERE resource_id = asked.id AND outbox.kind = 'deprovision' AND state IN ('pending', 'running', 'stuck')
-           AND {_NOT_STARTED} AND resources.status = 'deleting' AND activated_at IS NOT NULL
+           AND {NOT_STARTED} AND resources.status = 'deleting' AND activated_at IS NOT NULL
            AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant)
            AND (CAST(:version AS bigint) IS NULL OR version = :version)
            AND NOT EXISTS (SELECT FROM outbox AS before
@@ -184,7 +184,7 @@ def _has_started(db: Connection, resource_id: uuid.UUID) -> bool:
     asked = f"""
         SELECT EXISTS (SELECT FROM outbox
                         WHERE resource_id = :id AND kind = 'deprovision' AND state <> 'cancelled'
-                          AND NOT ({_NOT_STARTED}))"""
+                          AND NOT ({NOT_STARTED}))"""
     return bool(db.execute(text(asked), {"id": resource_id}).scalar_one())
 
 

@@ -215,9 +215,9 @@ def test_a_resource_has_its_own_grace_until_it_is_lifted(acme: httpx.Client, db:
 
 
 def test_no_snapshot_where_one_is_required_is_for_operators(
-    env: dict[str, str], system: System, db: Connection, tenant: str, operator: str
+    env: dict[str, str], system: System, db: Connection, tenant: str, operator: str, tmp_path: Path
 ) -> None:
-    keep(env, 'snapshot = "required"')
+    keep(env, 'snapshot = "required"', f'snapshot_store = "file:{tmp_path}"')
     one, other = a_resource(db), a_resource(db)
     url = system.api()
     with client(url, tenant) as acme, client(url, operator) as boss:
