@@ -14,6 +14,7 @@ from tests.mutations.operators import OPERATORS
 from tests.mutations.outcomes import OUTCOMES
 from tests.mutations.postgres import GUARDS_OF_POSTGRES
 from tests.mutations.redis import GUARDS_OF_REDIS
+from tests.mutations.restores import GUARDS_OF_RESTORES
 from tests.mutations.runner import GUARDS_OF_RUNNER
 from tests.mutations.schema import GUARDS_OF_SCHEMA
 from tests.mutations.undo import GUARDS_OF_UNDO
@@ -26,6 +27,7 @@ MUTANTS = (
     *OUTCOMES,
     *OPERATORS,
     *GUARDS_OF_SCHEMA,
+    *GUARDS_OF_RESTORES,
     *GUARDS_OF_RUNNER,
     *GUARDS_OF_POSTGRES,
     *GUARDS_OF_REDIS,
