@@ -39,6 +39,7 @@ _MODULES = {
     "migrate": ["serve"],
     "operations": ["operations"],
     "resources": ["resources"],
+    "snapshots": ["snapshots"],
     "tenants": ["operations"],
     "token": ["tokens"],
     "up": ["serve"],
