@@ -30,15 +30,24 @@ def ask_once(act: Callable[[Connection], T]) -> T:
         return act(session)
 
 
-@retry(retry=retry_if_exception(db.unreachable), stop=stop_after_attempt(3), reraise=True)
+_repeated = retry(retry=retry_if_exception(db.unreachable), stop=stop_after_attempt(3), reraise=True)
+
+
+@_repeated
 def ask(act: Callable[[Connection], T]) -> T:
     """Run `act` on a session, and repeat it: after a restart of the database the pool has only dead connections."""
     return ask_once(act)
 
 
+def transact_once(act: Callable[[Connection], T]) -> T:
+    """Run `act` in one transaction."""
+    with db.transaction() as session:
+        return act(session)
+
+
 # What the routes lend to actions: to those that are safe to repeat, and to those that are not.
-edge = Edge(ask, bell.ring)
-edge_once = Edge(ask_once, bell.ring)
+edge = Edge(ask, _repeated(transact_once), bell.ring)
+edge_once = Edge(ask_once, transact_once, bell.ring)
 
 
 async def caller(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> Caller:
@@ -53,7 +62,8 @@ async def caller(request: Request, given: Annotated[HTTPAuthorizationCredentials
             raise _unauthenticated("this token is unknown or was revoked; `deprovisioner token create` makes a new one")
         known = _CACHE[secret] = found
     names = [name for name, _ in request.query_params.multi_items()]
-    names += ["Idempotency-Key"] * len(request.headers.getlist("idempotency-key"))
+    for header in ("Idempotency-Key", "If-Match"):
+        names += [header] * len(request.headers.getlist(header))
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise invalid(f"{shortened(twice)}: is given more than once; give it once")
     return known

@@ -4,6 +4,7 @@
 """
 
 import json
+import uuid
 from typing import Any, assert_never
 
 from outbox.approvals import Approval
@@ -112,6 +113,11 @@ CREATE_COMMAND = "deprovisioner token create --role operator --name NAME"
 def to_approve(approval: Approval) -> str:
     """The command by which the second operator approves."""
     return f"{_forced(approval.action)} --token TOKEN".format(id=approval.job_id, fence=approval.fence)
+
+
+def to_restore(resource_id: uuid.UUID) -> str:
+    """The command that takes a deletion back."""
+    return _RESTORE.format(resource_id=resource_id)
 
 
 def to_release(hold_id: int) -> str:

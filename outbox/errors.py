@@ -98,7 +98,10 @@ class DeletionProtected(Conflict):
 
 
 class VersionMismatch(Conflict):
-    """The resource has changed since the caller read it."""
+    """The resource has changed since the caller read it; its version is another one now."""
+
+    def __init__(self, resource_id: object, version: int) -> None:
+        super().__init__(f'resource {resource_id} has changed: its ETag is "{version}" now; read it again')
 
 
 class Restoring(Conflict):

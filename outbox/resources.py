@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,20 @@ from sqlalchemy.exc import IntegrityError
 
 from outbox import settings
 from outbox.commits import CONFIRM
-from outbox.errors import AlreadyManaged, BadRequest, IdempotencyKeyReused, NotActive, NotFound, QuotaExceeded
+from outbox.errors import (
+    AlreadyManaged,
+    BadRequest,
+    Forbidden,
+    IdempotencyKeyReused,
+    NotActive,
+    NotFound,
+    QuotaExceeded,
+    VersionMismatch,
+)
 from outbox.events import Event
 from outbox.rows import Job, Json, Resource, columns, read
 from outbox.settings import TenantConfig
-from outbox.states import ResourceStatus
+from outbox.states import ResourceStatus, SnapshotPolicy
 
 _PAST = "expires_at: must be in the future, by the clock of the control database"
 
@@ -34,9 +44,9 @@ _REGISTER = text(f"""
                         LIMIT coalesce(CAST(:max_pending AS int), 0)) AS counted) AS pending
     ), resource AS (
         INSERT INTO resources (id, tenant, kind, backend, name, protected, adopted, generation, manifest,
-                               expires_at, idempotency_key, request_digest)
+                               expires_at, grace_seconds, snapshot, idempotency_key, request_digest)
         SELECT :id, :tenant, :kind, :backend, :name, :protected, :adopted, :generation, CAST(:manifest AS jsonb),
-               :expires_at, :idempotency_key, :request_digest
+               :expires_at, :grace_seconds, :snapshot, :idempotency_key, :request_digest
           FROM used
          WHERE (CAST(:expires_at AS timestamptz) IS NULL OR CAST(:expires_at AS timestamptz) > now())
            AND (CAST(:max_resources AS int) IS NULL OR used.resources < :max_resources)
@@ -69,7 +79,7 @@ class NewResource:
     """The resource that a caller asks for.
 
     With a `manifest` the object that it names is adopted; without one a worker provisions an object. `tenant` None is
-    the caller's own, which `actions.create` fills in.
+    the caller's own, which `actions.create` fills in. `grace_seconds` and `snapshot` None are the backend's.
     """
 
     tenant: str | None
@@ -79,6 +89,8 @@ class NewResource:
     protected: bool = False
     manifest: Json | None = None
     expires_at: dt.datetime | None = None
+    grace_seconds: int | None = None
+    snapshot: SnapshotPolicy | None = None
 
 
 def register(
@@ -113,6 +125,8 @@ def register(
         "generation": generation,
         "manifest": None if manifest is None else json.dumps(manifest),
         "expires_at": new.expires_at,
+        "grace_seconds": new.grace_seconds,
+        "snapshot": new.snapshot,
         "idempotency_key": idempotency_key,
         "request_digest": request_digest,
         "max_attempts": settings.get().max_attempts,
@@ -158,13 +172,39 @@ def _refuse_above_quota(tenant: str, quota: TenantConfig, used: Row[Any]) -> Non
         )
 
 
+def refuse_less(
+    backend: str, *, may_purge: bool, grace: float | None, snapshot: str | None, own: str | None = None
+) -> None:
+    """Raise Forbidden for less grace than the backend's least, or no snapshot where one is required.
+
+    Only who may purge may ask for it, and nobody alone where that takes two operators. `own` is what the resource
+    itself says of snapshots.
+    """
+    kept = settings.backends().get(backend) or settings.strictest()
+    if may_purge and kept.purge == settings.ONE:
+        return
+    least = int(kept.min_grace.total_seconds())
+    if grace is not None and grace < least:
+        raise Forbidden(
+            f"grace: at least {settings.spell(least)} on backend {backend!r} (min_grace); less is a purge, which is "
+            f"for {kept.purge}"
+        )
+    if snapshot == SnapshotPolicy.OFF and (own or kept.snapshot) == SnapshotPolicy.REQUIRED:
+        raise Forbidden(f"snapshot: one is required; to leave it out is for {kept.purge}, as a purge is")
+
+
 _CHANGE = text(f"""
     UPDATE resources AS resource
        SET protected = COALESCE(CAST(:protected AS boolean), protected),
-           expires_at = CASE WHEN :sets_expiry THEN CAST(:expires_at AS timestamptz) ELSE expires_at END
+           expires_at = CASE WHEN 'expires_at' = ANY(:sets) THEN :expires_at ELSE expires_at END,
+           grace_seconds = CASE WHEN 'grace_seconds' = ANY(:sets) THEN :grace_seconds ELSE grace_seconds END,
+           snapshot = CASE WHEN 'snapshot' = ANY(:sets) THEN :snapshot ELSE snapshot END
      WHERE id = :id AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant) AND status IN ('provisioning', 'active')
        AND (CAST(:expires_at AS timestamptz) IS NULL OR CAST(:expires_at AS timestamptz) > now())
+       AND (CAST(:version AS bigint) IS NULL OR version = :version)
  RETURNING {columns(Resource, "resource")}""")
+# What may be changed. None of the first is no change; of the others it is "never", or "as the backend has it".
+CHANGEABLE = ("protected", "expires_at", "grace_seconds", "snapshot")
 
 _FIND = text(f"""
     SELECT {columns(Resource, "resource")}, credentials FROM resources AS resource
@@ -175,19 +215,20 @@ def change(
     db: Connection,
     resource_id: uuid.UUID,
     *,
+    changes: Mapping[str, Any],
     tenant: str | None = None,
-    protected: bool | None = None,
-    sets_expiry: bool = False,
-    expires_at: dt.datetime | None = None,
+    version: int | None = None,
 ) -> Resource:
-    """Set or lift the protection from deletion, and with `sets_expiry` the time of expiry (None: never).
+    """Set those fields of CHANGEABLE that `changes` has. `version`: the resource must have it.
 
-    Raises NotFound, NotActive once it is being deleted, or BadRequest when `expires_at` has passed.
+    Raises NotFound, VersionMismatch, NotActive once it is being deleted, or BadRequest when `expires_at` has passed.
     """
-    asked = {"id": resource_id, "tenant": tenant, "protected": protected}
-    row = db.execute(_CHANGE, asked | {"sets_expiry": sets_expiry, "expires_at": expires_at}).one_or_none()
+    asked = {"id": resource_id, "tenant": tenant, "version": version, "sets": list(changes)}
+    row = db.execute(_CHANGE, asked | dict.fromkeys(CHANGEABLE) | dict(changes)).one_or_none()
     if row is None:
         resource, _ = find(db, resource_id, tenant=tenant)
+        if version not in (None, resource.version):
+            raise VersionMismatch(resource_id, resource.version)
         if resource.status in (ResourceStatus.PROVISIONING, ResourceStatus.ACTIVE):
             raise BadRequest(_PAST)
         raise NotActive(f"resource {resource_id} is {resource.status}: it can no longer be changed")

@@ -83,9 +83,7 @@ class Brake:
 
     def __str__(self) -> str:
         """As it is written in the backends file, and whose it is."""
-        seconds = int(self.window.total_seconds())
-        size, unit = next((size, unit) for size, unit in _SIZES if seconds % size == 0)
-        return f"{self.limit}/{seconds // size}{unit} of {self.scope} {self.subject}"
+        return f"{self.limit}/{spell(int(self.window.total_seconds()))} of {self.scope} {self.subject}"
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,10 @@ class TenantConfig:
     brake: Brake | None = None
     max_resources: int | None = None
     max_pending: int | None = None
+
+
+# Who may purge: one operator, or only two.
+ONE, TWO = "operators", "two operators"
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class BackendConfig:
     snapshot_store: str | None = None  # where snapshots go: `file:/path` or `s3://bucket/prefix?endpoint=URL`
     snapshot_keep: timedelta = timedelta(days=30)  # how long after the destruction
     snapshot_server: str | None = None  # the backend that a snapshot is restored on for its proof; None: its own
-    purge: str = "operators"  # or "two operators"
+    purge: str = ONE
     options: Mapping[str, Any] = field(default_factory=dict)  # the keys of OPTIONS that the table has, checked
 
 
@@ -181,6 +183,14 @@ def brakes(backend: str, of_tenant: str) -> list[Brake]:
     return [brake for brake in found if brake is not None]
 
 
+def strictest() -> BackendConfig:
+    """What counts for the resources of a backend that this process's file does not have."""
+    configured = backends().values()
+    grace = max(config.grace for config in configured)
+    two = any(config.purge == TWO for config in configured)
+    return BackendConfig("", "", 1, grace=grace, min_grace=grace, purge=TWO if two else ONE)
+
+
 EVERY_TENANT = "*"
 # What a brake counts is kept for twice its window.
 LONGEST_WINDOW = timedelta(days=30)
@@ -241,10 +251,10 @@ _BRAKE = re.compile(r"^([1-9]\d{0,8})/([1-9]\d{0,6})([smhd])$")
 _CHOICES = {
     "adoption": ("operators", "tenants"),
     "snapshot": ("off", "required"),
-    "purge": ("operators", "two operators"),
+    "purge": (ONE, TWO),
 }
 _STORE = re.compile(r"file:/[^?#]*\Z|s3://[^/?#]+(/[^?#]*)?(\?[^#]*)?\Z")
-_SPAN = re.compile(r"^(0|[1-9]\d{0,8})([smhd])\Z")
+SPAN = "^(0|[1-9][0-9]{0,8})([smhd])$"
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SIZES = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
@@ -384,12 +394,18 @@ def _graces(where: str, table: dict[str, Any]) -> dict[str, Any]:
 
 def span(value: Any) -> timedelta:
     """The time that `"90s"`, `"10m"`, `"12h"` or `"7d"` says, at most LONGEST_GRACE. Raises ValueError."""
-    match = _SPAN.match(value) if isinstance(value, str) else None
+    match = re.fullmatch(SPAN.strip("^$"), value) if isinstance(value, str) else None
     if match is None or (found := timedelta(**{_UNITS[match[2]]: int(match[1])})) > LONGEST_GRACE:
         raise ValueError(
             f'must look like "0s", "90s", "10m", "12h" or "7d", and be at most {LONGEST_GRACE.days} days, not {value!r}'
         )
     return found
+
+
+def spell(seconds: int) -> str:
+    """A time as `span` reads it: `10m` for 600."""
+    size, unit = next((size, unit) for size, unit in _SIZES if (seconds and seconds % size == 0) or size == 1)
+    return f"{seconds // size}{unit}"
 
 
 def _brake(where: str, scope: Literal["backend", "tenant"], subject: str, table: dict[str, Any]) -> Brake | None:

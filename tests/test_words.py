@@ -21,21 +21,21 @@ from outbox.states import (
     OperationKind,
     OperationState,
     ResourceStatus,
+    SnapshotPolicy,
     StuckReason,
     TokenRole,
 )
 from outbox.tables import metadata
 
-# This version makes no restores.
-MADE = [kind for kind in JobKind if kind != JobKind.RESTORE]
 # A command's option, and the enum whose values it offers.
 CHOICES = {
     "jobs list --state": JobState,
     "jobs list --reason": StuckReason,
-    "jobs list --kind": MADE,
+    "jobs list --kind": JobKind,
     "jobs redrive-all --reason-was": StuckReason,
-    "jobs redrive-all --kind": MADE,
+    "jobs redrive-all --kind": JobKind,
     "resources list --status": ResourceStatus,
+    "resources delete --snapshot": SnapshotPolicy,
     "token create --role": TokenRole,
 }
 

@@ -54,6 +54,7 @@ class Pool:
     ) -> None:
         self._served = dict(served)
         self._worker = worker
+        self._due: jobs.Due | None = None
         self._heartbeat_seconds = lease_seconds / 3  # one heartbeat may be lost, one late
         self._sweep_seconds = sweep_seconds
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="slot")
@@ -109,7 +110,7 @@ class Pool:
         Once an hour it adds a checkpoint to the audit. Raises Unconfirmed while no standby confirms commits.
         """
         db.must_confirm()
-        expired = self._sweep_step(jobs.expire, actor=self._worker)
+        expired = self._expire()
         lost = self._sweep_step(jobs.sweep, actor=self._worker)
         woken = self._sweep_step(jobs.wake)
         if expired or lost or woken:
@@ -130,6 +131,14 @@ class Pool:
                     batch = step(session, **words)
                 more = batch
             moved += more
+        return moved
+
+    def _expire(self) -> int:
+        """Enqueue what has expired; the next sweep goes on behind what waits for a hold, where that is very much."""
+        moved = self._sweep_step(jobs.expire, actor=self._worker, after=self._due)
+        if moved < MOST_A_SWEEP:
+            with self._failure_logged("sweep_failed", step="last_due"), db.statement() as session:
+                self._due = jobs.last_due(session, after=self._due)
         return moved
 
     def advance(self) -> float | None:

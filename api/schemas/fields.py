@@ -5,10 +5,10 @@ import re
 import uuid
 from typing import Annotated, Any
 
-from fastapi import Path
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from fastapi import Header, Path
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from outbox import operations
+from outbox import operations, settings
 from outbox.rows import storable
 
 
@@ -40,6 +40,42 @@ def _in_the_calendar(value: dt.datetime) -> dt.datetime:
 # The database's clock decides whether the time is in the future.
 Time = Annotated[AwareDatetime, BeforeValidator(_text), AfterValidator(_in_the_calendar)]
 Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable), AfterValidator(_not_blank)]
+
+
+def _seconds(value: object) -> object:
+    return None if value is None else int(settings.span(value).total_seconds())
+
+
+# A time such as `7d`, in seconds.
+Span = Annotated[
+    int | None,
+    BeforeValidator(_seconds),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": settings.SPAN}, {"type": "null"}]}),
+]
+
+# No resource has this version.
+_NO_VERSION = 0
+
+
+def _version(value: object) -> object:
+    """The version that an entity tag says; a weak one, or one of another service, is never a resource's."""
+    tag = re.fullmatch(r'(W/)?"([\x21\x23-\x7e]*)"', str(value).strip())
+    if value == "*":
+        return None
+    if tag is None:
+        raise ValueError('must be the ETag of an answer, such as "3", or *')
+    return int(tag[2]) if not tag[1] and re.fullmatch("[1-9][0-9]{0,17}", tag[2]) else _NO_VERSION
+
+
+IfMatch = Annotated[
+    int | None,
+    BeforeValidator(_version),
+    WithJsonSchema({"type": "string"}),
+    Header(description="the ETag of the resource as you read it; 412 when it has changed since"),
+]
+IdempotencyKey = Annotated[
+    Word | None, Header(description="the same key again is the same request: it is answered, and not done again")
+]
 ResourceId = Annotated[uuid.UUID, Path(description="the resource's UUID")]
 
 

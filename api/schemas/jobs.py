@@ -22,6 +22,7 @@ from outbox.states import (
     Found,
     JobKind,
     JobState,
+    Step,
     StuckReason,
 )
 
@@ -72,11 +73,12 @@ class Resolve(_Decision):
 
 
 class JobOut(BaseModel):
-    """A job."""
+    """A job. `step` is a teardown's: at `wait` its resource is in quarantine until `purge_at`."""
 
     id: int
     kind: JobKind
     state: JobState
+    step: Step | None
     stuck_reason: StuckReason | None
     resource_id: uuid.UUID
     backend: str
@@ -152,11 +154,12 @@ class JobRef(BaseModel):
 
 
 class RequestOut(BaseModel):
-    """Who asked for a job, when, and why."""
+    """Who asked for a job, when, why, and for whom."""
 
     actor: str
     at: dt.datetime
     reason: str | None
+    on_behalf_of: str | None
     request_id: uuid.UUID
 
 
@@ -168,9 +171,10 @@ class SeenOut(BaseModel):
 
 
 class AttemptOut(BaseModel):
-    """One claim of a job."""
+    """One claim of a job. `step` is the teardown's step that it worked on."""
 
     fence: int
+    step: Step | None
     worker: str
     claimed_at: dt.datetime
     started_at: dt.datetime | None
@@ -198,6 +202,7 @@ class JobStoryOut(JobOut):
     tenant: str
     resource_name: str
     request: RequestOut | None
+    purge_at: Annotated[dt.datetime | None, Field(description="its resource is not destroyed before")]
     attempt_history: list[AttemptOut]
     events: list[EventOut]
     holds: Annotated[list["HoldOut"], Field(description="the holds that keep it from starting; for operators only")]
@@ -224,6 +229,7 @@ class JobStoryOut(JobOut):
             tenant=story.tenant,
             resource_name=story.resource_name,
             request=None if story.request is None else RequestOut(**vars(story.request)),
+            purge_at=story.purge_at,
             attempt_history=[AttemptOut.model_validate(dataclasses.asdict(attempt)) for attempt in story.attempts],
             events=[EventOut.model_validate(dataclasses.asdict(event)) for event in story.events],
             holds=[HoldOut.of(hold) for hold in story.holds if to_operator],

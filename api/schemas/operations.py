@@ -10,10 +10,12 @@ from pydantic import (
     model_validator,
 )
 
-from api.schemas.fields import Cursor, Digest, Limit, Word, _In
+from api.schemas.fields import Cursor, Digest, Limit, Time, Word, _In
+from api.schemas.holds import HoldOut
 from api.schemas.jobs import JobFilterIn, JobOut
 from api.schemas.resources import ResourceOut
 from outbox import operations
+from outbox.operations import DeleteFilter
 from outbox.queries import Progress
 from outbox.rows import Json, Operation
 from outbox.states import (
@@ -62,6 +64,39 @@ class Offboard(_In):
         return self
 
 
+class DeleteFilterIn(_In):
+    """Which deletes a bulk restore means: of a tenant or a backend since a moment, or those of an offboarding.
+
+    `actor` asked for the delete, as the `enqueued` event of its job says.
+    """
+
+    tenant: Word | None = None
+    backend: Word | None = None
+    deleted_since: Time | None = None
+    deleted_until: Time | None = None
+    actor: Word | None = None
+    operation: Annotated[int | None, Field(ge=1, le=2**63 - 1)] = None
+
+    def meant(self) -> DeleteFilter:
+        """As the action takes it."""
+        return DeleteFilter(**dict(self))
+
+
+class RestoreMany(_In):
+    """A bulk restore: first a dry run, then the real run with the dry run's digest."""
+
+    filter: DeleteFilterIn
+    reason: Word
+    dry_run: bool = True
+    digest: Digest | None = None
+
+    @model_validator(mode="after")
+    def _previewed(self) -> Self:
+        if not self.dry_run and self.digest is None:
+            raise ValueError("`dry_run` is false: send the `digest` that the dry run answered")
+        return self
+
+
 class OperationFilter(_In):
     """Which page of operations."""
 
@@ -96,6 +131,28 @@ class OffboardPreview(BaseModel):
 
     @classmethod
     def of(cls, seen: operations.OffboardPreview) -> "OffboardPreview":
+        """From the action's answer."""
+        return cls(**vars(seen) | {"sample": [ResourceOut.of(resource) for resource in seen.sample]})
+
+
+class RestorePreview(BaseModel):
+    """The deletes that a bulk restore would take back: their number, by backend; the first twenty; the digest of all.
+
+    `unheld` of them are covered by no hold, so their destruction may start meanwhile. `started`, `destroyed` and
+    `never_active` count what can not be taken back.
+    """
+
+    count: int
+    backends: dict[str, int]
+    unheld: int
+    started: int
+    destroyed: int
+    never_active: int
+    sample: list[ResourceOut]
+    digest: str
+
+    @classmethod
+    def of(cls, seen: operations.RestorePreview) -> "RestorePreview":
         """From the action's answer."""
         return cls(**vars(seen) | {"sample": [ResourceOut.of(resource) for resource in seen.sample]})
 
@@ -136,7 +193,7 @@ class TallyOut(BaseModel):
 
 
 class CanaryOut(BaseModel):
-    """The job that is re-driven first on its backend."""
+    """The job that goes first on its backend. Before its turn, `job_id` of a restore is still the teardown."""
 
     backend: str
     job_id: int
@@ -146,12 +203,16 @@ class CanaryOut(BaseModel):
 
 
 class ProgressOut(TallyOut):
-    """The progress of an operation. `jobs` counts its jobs by their state now; `stuck_jobs` names the first ten."""
+    """The progress of an operation. `jobs` counts its jobs by their state now; `stuck_jobs` names the first ten.
+
+    `holds` are the holds that waiting deletes wait for.
+    """
 
     backends: dict[str, TallyOut]
     canaries: list[CanaryOut]
     jobs: dict[JobState, int]
     stuck_jobs: list[int]
+    holds: list[HoldOut]
 
 
 class OperationStoryOut(OperationOut):

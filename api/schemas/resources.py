@@ -1,20 +1,24 @@
 """Resources: what a caller sends, and how a resource is shown."""
 
 import datetime as dt
+import hashlib
 import uuid
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.schemas.fields import Cursor, Limit, Time, Word, _In
+from api.schemas.fields import Cursor, Limit, Span, Time, Word, _In
 from api.schemas.jobs import JobOut, JobRef
-from outbox import kinds
-from outbox.rows import Json, Resource
-from outbox.states import ResourceStatus
+from outbox import actions, kinds, settings
+from outbox.rows import Job, Json, Resource
+from outbox.states import ResourceStatus, SnapshotPolicy
 
 
 class CreateResource(_In):
-    """A resource to provision, or with a `manifest` an object to adopt. An operator must name the `tenant`."""
+    """A resource to provision, or with a `manifest` an object to adopt. An operator must name the `tenant`.
+
+    `grace` and `snapshot`: how it will be deleted, instead of as its backend has it.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -28,13 +32,38 @@ class CreateResource(_In):
     manifest: Annotated[Json | None, Field(max_length=20)] = None
     protected: bool = False
     expires_at: Time | None = None
+    grace: Span = None
+    snapshot: SnapshotPolicy | None = None
+
+    def digest(self) -> str:
+        """What another request with the same Idempotency-Key must have, too."""
+        newer = {name for name in ("grace", "snapshot") if getattr(self, name) is None}  # else older keys would differ
+        return hashlib.sha256(self.model_dump_json(exclude=newer).encode()).hexdigest()
 
 
 class ChangeResource(_In):
-    """What may change until the resource is deleted. A field that is left out stays as it is."""
+    """What may change until the resource is deleted. A field that is left out stays as it is.
+
+    `null` for `grace` and `snapshot`: as its backend has it.
+    """
 
     protected: bool | None = None
     expires_at: Time | None = None
+    grace: Span = None
+    snapshot: SnapshotPolicy | None = None
+
+    def changes(self) -> Json:
+        """The fields that it has, as the outbox names them."""
+        return {"grace_seconds" if name == "grace" else name: getattr(self, name) for name in self.model_fields_set}
+
+
+class DeleteResource(_In):
+    """How to delete: `grace` and `snapshot` instead of the resource's own. `on_behalf_of`: for whom you ask."""
+
+    grace: Span = None
+    snapshot: SnapshotPolicy | None = None
+    reason: Word | None = None
+    on_behalf_of: Word | None = None
 
 
 class ResourceFilter(_In):
@@ -47,7 +76,10 @@ class ResourceFilter(_In):
 
 
 class ResourceOut(BaseModel):
-    """A resource."""
+    """A resource. Until `purge_at` a deleted one is not destroyed, and can be restored.
+
+    `grace` and `snapshot` are null where its backend's count. `version` rises with each change; the ETag says it, too.
+    """
 
     id: uuid.UUID
     tenant: str
@@ -61,12 +93,17 @@ class ResourceOut(BaseModel):
     deleted_at: dt.datetime | None
     purged_at: dt.datetime | None
     expires_at: dt.datetime | None
+    purge_at: dt.datetime | None
+    grace: str | None
+    snapshot: SnapshotPolicy | None
+    version: int
 
     @classmethod
     def of(cls, row: Resource) -> "ResourceOut":
         """From its row; what is secret in its manifest is not shown."""
         manifest = None if row.manifest is None else kinds.redacted(row.kind, row.manifest)
-        return cls(**vars(row) | {"manifest": manifest})
+        grace = None if row.grace_seconds is None else settings.spell(row.grace_seconds)
+        return cls(**vars(row) | {"manifest": manifest, "grace": grace})
 
 
 class Created(BaseModel):
@@ -83,6 +120,30 @@ class Deleted(BaseModel):
     already_deleted: bool
     resource: ResourceOut
     job: JobRef
+
+
+class Restored(BaseModel):
+    """The answer to a restore. `job` gives the resource back; null where it is active and was never restored."""
+
+    resource: ResourceOut
+    job: JobOut | None
+
+    @classmethod
+    def of(cls, done: actions.Restored) -> "Restored":
+        """From the action's answer."""
+        return cls(resource=ResourceOut.of(done.resource), job=None if done.job is None else JobOut.of(done.job))
+
+
+class Purged(BaseModel):
+    """The answer to a purge: `purge_at` has come, and the teardown goes on."""
+
+    resource: ResourceOut
+    job: JobOut
+
+    @classmethod
+    def of(cls, resource: Resource, job: Job) -> "Purged":
+        """From their rows."""
+        return cls(resource=ResourceOut.of(resource), job=JobOut.of(job))
 
 
 class ResourcePage(BaseModel):

@@ -16,6 +16,8 @@ from api.schemas.operations import (
     OperationStoryOut,
     RedriveMany,
     RedrivePreview,
+    RestoreMany,
+    RestorePreview,
 )
 from outbox import actions, db, queries
 
@@ -60,6 +62,23 @@ def offboard(tenant: Word, body: Offboard, who: Operator, response: Response) ->
             reason=body.reason,
             digest=body.digest or "",
         )
+    response.status_code = 202
+    return Begun(operation=OperationOut.of(begun))
+
+
+@router.post("/resources/restore", responses={202: {"model": Begun}})
+def restore_many(body: RestoreMany, who: Operator, response: Response) -> RestorePreview | Begun:
+    """Take back the deletes that the filter finds: 200 with the dry run, or 202 with the operation.
+
+    One resource of each backend is restored first. When its restore has succeeded, the others of its backend follow. No
+    hold stops them.
+    """
+    wanted = actions.taken_back(body.filter.meant())
+    if body.dry_run:
+        with db.snapshot() as session:
+            return RestorePreview.of(actions.preview_restore(session, who, wanted))
+    with db.transaction() as session:
+        begun = actions.begin_restore(session, who, wanted, reason=body.reason, digest=body.digest or "")
     response.status_code = 202
     return Begun(operation=OperationOut.of(begun))
 

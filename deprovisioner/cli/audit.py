@@ -98,6 +98,7 @@ def _as_json(proof: Any) -> dict[str, Any]:
             "at": asked.at,
             "actor": asked.actor,
             "reason": asked.reason,
+            "on_behalf_of": (asked.detail or {}).get("on_behalf_of"),
             "request_id": proof.request_id,
             "job_id": asked.job_id,
         },
@@ -106,6 +107,10 @@ def _as_json(proof: Any) -> dict[str, Any]:
             {"at": event.at, "by": event.actor, "reason": event.reason, "fence": event.fence}
             | {"forced_by": _forced_by(event), "operation": (event.detail or {}).get("operation")}
             for event in proof.redriven
+        ],
+        "purged": [
+            {"at": event.at, "by": event.actor, "reason": event.reason, "forced_by": _forced_by(event)}
+            for event in proof.purged
         ],
         "verified": proof.ended and _verified(proof),
         "chain": vars(proof.chain),
@@ -140,7 +145,7 @@ def _verified(proof: Any) -> dict[str, Any]:
 
 def _forced_by(event: Any) -> list[str] | None:
     detail = event.detail or {}
-    return [detail["proposed_by"], detail["approved_by"]] if detail.get("forced") else None
+    return [detail["proposed_by"], detail["approved_by"]] if "approved_by" in detail else None
 
 
 def _show(told: dict[str, Any]) -> None:
@@ -148,10 +153,15 @@ def _show(told: dict[str, Any]) -> None:
     click.echo(
         f"{resource['id']}  {resource['name']} of {resource['tenant']} on {resource['backend']}, {resource['kind']}"
     )
-    by = f"by {asked['actor']}, reason: {cell(asked['reason'])}" if asked else "by whom is NOT RECORDED"
+    by = (
+        f"by {asked['actor']}{_on_behalf(asked)}, reason: {cell(asked['reason'])}"
+        if asked
+        else "by whom is NOT RECORDED"
+    )
     lines = [("asked", f"{cell(resource['deleted_at'])} {by}")]
     if asked:
         lines.append(("request", f"{asked['request_id']}, job {asked['job_id']}"))
+    lines += [("purged", f"{cell(order['at'])} {_decided(order)}") for order in told["purged"]]
     lines += _course(told)
     lines.append(("gone", cell(resource["purged_at"])))
     lines += _end(told["verified"])
@@ -162,11 +172,16 @@ def _show(told: dict[str, Any]) -> None:
     click.echo()
 
 
+def _on_behalf(asked: dict[str, Any]) -> str:
+    return f" on behalf of {asked['on_behalf_of']}" if asked["on_behalf_of"] else ""
+
+
 def _course(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The attempts, and after each the re-drives that followed it."""
     for attempt in told["attempts"]:
         ended = f"{attempt['outcome'] or 'no outcome'}{': ' + attempt['error'] if attempt['error'] else ''}"
-        yield f"attempt {attempt['fence']}", f"{cell(attempt['at'])} by {attempt['worker']}: {ended}"
+        step = f" at {attempt['step']}" if attempt["step"] else ""
+        yield f"attempt {attempt['fence']}", f"{cell(attempt['at'])}{step} by {attempt['worker']}: {ended}"
         yield "  saw", _line(attempt["saw"])
         yield "  did", _line(attempt["did"])
         for again in told["redriven"]:

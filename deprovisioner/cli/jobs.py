@@ -2,17 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from deprovisioner.cli.decisions import as_approval, as_observation, operator_of, show_proposal, token_option
 from deprovisioner.cli.shell import (
     AGE,
-    JOB_KIND,
     WORDS,
     Choice,
     as_json_option,
-    cell,
     edge,
     example,
     main,
@@ -23,11 +22,10 @@ from deprovisioner.cli.shell import (
     print_json,
     show_page,
 )
-from outbox.states import Found, JobState, StuckReason
+from outbox.states import Found, JobKind, JobState, StuckReason
 
 if TYPE_CHECKING:
-    from outbox.actions import Edge, Operator, Proposed
-    from outbox.queries import Approval, Observation
+    from outbox.actions import Edge, Proposed
     from outbox.rows import Job
 
 
@@ -43,7 +41,7 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
         (
             click.option("--state", type=Choice(JobState)),
             click.option("--reason", type=Choice(StuckReason)),
-            click.option("--kind", type=JOB_KIND),
+            click.option("--kind", type=Choice(JobKind)),
             click.option("--backend", type=WORDS),
             click.option("--tenant", type=WORDS),
             click.option(
@@ -112,8 +110,8 @@ def jobs_show(job_id: int, as_json: bool) -> None:
         story = queries.job_story(session, job_id)
     if as_json:
         parts = dataclasses.asdict(story)
-        parts["approvals"] = [_approval(approval) for approval in story.approvals]
-        parts["last_look"] = story.last_look and _observation(story.last_look)
+        parts["approvals"] = [as_approval(approval) for approval in story.approvals]
+        parts["last_look"] = story.last_look and as_observation(story.last_look)
         print_json(parts.pop("job") | {"attempt_history": parts.pop("attempts")} | parts)
     else:
         tell(story)
@@ -122,15 +120,6 @@ def jobs_show(job_id: int, as_json: bool) -> None:
 _job = click.argument("job_id", type=click.IntRange(1, 2**63 - 1))
 _fence = click.option("--fence", type=click.IntRange(0), required=True, help="The fence that `jobs show` printed.")
 _reason = click.option("--reason", type=WORDS, required=True, help="Why; stored with the job.")
-_token = click.option(
-    "--token",
-    type=WORDS,
-    envvar="DEPROVISIONER_OPERATOR_TOKEN",
-    show_envvar=True,
-    help="Your own operator's token, which a forced action needs. A forced action takes two operators: the second one "
-    "runs the same command for the same job and fence, with a token and a reason of their own, within an hour. Until "
-    "then nothing is done, and the exit code is 1.",
-)
 _wait = click.option(
     "--wait",
     type=click.FloatRange(0, 600),
@@ -150,13 +139,13 @@ _wait = click.option(
     is_flag=True,
     help="Act again although the last attempt may have acted, and nothing can tell. Takes two operators.",
 )
-@_token
+@token_option
 @as_json_option
 def jobs_redrive(job_id: int, fence: int, reason: str, force: bool, token: str | None, as_json: bool) -> None:
     """Give a stuck job fresh attempts. It inspects the backend before it acts."""
     from outbox import actions
 
-    who = _operator_of(token) if force else me()
+    who = operator_of(token) if force else me()
     done = actions.redrive(edge(), who, job_id, fence=fence, reason=reason, force=force)
     _show_decision(done, as_json)
 
@@ -175,7 +164,7 @@ def jobs_observe(job_id: int, wait: float, as_json: bool) -> None:
     from outbox import actions
 
     seen = actions.observe(_edge_with_log(), me(), job_id, seconds=wait, tell=_tell)
-    print_json(_observation(seen)) if as_json else print_fields(_observation(seen))
+    print_json(as_observation(seen)) if as_json else print_fields(as_observation(seen))
     if seen.found in (Found.UNAVAILABLE, Found.UNOBSERVABLE):
         raise SystemExit(1)
 
@@ -188,7 +177,7 @@ def jobs_observe(job_id: int, wait: float, as_json: bool) -> None:
 @_reason
 @_wait
 @click.option("--force", is_flag=True, help="Resolve without an inspection, or against it. Takes two operators.")
-@_token
+@token_option
 @as_json_option
 def jobs_resolve(
     job_id: int, fence: int, reason: str, wait: float, force: bool, token: str | None, as_json: bool
@@ -196,7 +185,7 @@ def jobs_resolve(
     """End a stuck job as succeeded, after a worker has inspected the backend and the object is gone."""
     from outbox import actions
 
-    who = _operator_of(token) if force else me()
+    who = operator_of(token) if force else me()
     done = actions.resolve(
         _edge_with_log(), who, job_id, fence=fence, reason=reason, force=force, seconds=wait, tell=_tell
     )
@@ -216,56 +205,10 @@ def _edge_with_log() -> "Edge":
     return edge()
 
 
-def _operator_of(token: str | None) -> "Operator":
-    """The operator that has this token: at a shell, a user's name proves nothing."""
-    from outbox import actions, advice, db
-    from outbox.errors import NotFound
-
-    if not token:
-        raise click.UsageError(
-            "a forced action needs your own operator's token, with --token or in DEPROVISIONER_OPERATOR_TOKEN; to make "
-            f"one: {advice.CREATE_COMMAND}"
-        )
-    with db.statement() as session:
-        found = actions.caller(session, token)
-    if found is None:
-        raise NotFound("this token is unknown or was revoked")
-    return actions.operator(found)
-
-
 def _show_decision(done: "Job | Proposed", as_json: bool) -> None:
     from outbox.actions import Proposed
 
     if isinstance(done, Proposed):
-        _show_proposal(done, as_json)
+        show_proposal(done, as_json)
     else:
         print_json(vars(done)) if as_json else click.echo(f"job {done.id} is {done.state}")
-
-
-def _show_proposal(proposed: "Proposed", as_json: bool) -> NoReturn:
-    """The first of two operators has proposed: print what the second must run, what was last seen; and exit with 1."""
-    from outbox import advice
-
-    approval, seen = proposed.approval, proposed.last_look
-    if as_json:
-        print_json({"approval": _approval(approval), "new": approval.new, "last_look": seen and _observation(seen)})
-        raise SystemExit(1)
-    again = "" if approval.new else "you are the operator who proposed it: "
-    already = "" if approval.new else f" at {cell(approval.proposed_at)} already ({approval.reason})"
-    click.echo(f"{again}proposed by {approval.proposed_by}{already}; nothing is done yet")
-    click.echo(
-        f"another operator must run, with a token and a reason of their own, before {cell(approval.expires_at)}:"
-    )
-    click.echo(f"  {advice.to_approve(approval)}\nto make a token: {advice.CREATE_COMMAND}")
-    if seen is not None:
-        click.echo(f"last inspection, by {seen.observed_by} at {cell(seen.observed_at)}: {seen.means}")
-    raise SystemExit(1)
-
-
-def _observation(seen: "Observation") -> dict[str, Any]:
-    names = ("job_id", "fence", "found", "means", "seen", "observed_at", "observed_by")
-    return {name: getattr(seen, name) for name in names}
-
-
-def _approval(approval: "Approval") -> dict[str, Any]:
-    return {name: value for name, value in vars(approval).items() if name != "new"}

@@ -12,7 +12,6 @@ import click
 from deprovisioner.cli.jobs import jobs
 from deprovisioner.cli.shell import (
     AGE,
-    JOB_KIND,
     WORDS,
     Choice,
     as_json_option,
@@ -26,7 +25,7 @@ from deprovisioner.cli.shell import (
     show_page,
 )
 from outbox.errors import BadRequest
-from outbox.states import OperationState, StuckReason
+from outbox.states import JobKind, OperationState, StuckReason
 
 # Between two polls of the progress: counting 100,000 items takes some tens of milliseconds.
 POLL_SECONDS = 0.5
@@ -43,7 +42,7 @@ def _digest(_: click.Context, __: click.Parameter, value: str | None) -> str | N
     return value
 
 
-_digest_option = click.option(
+digest_option = click.option(
     "--digest", callback=_digest, help="The digest that the dry run printed; without it nothing is done."
 )
 
@@ -57,7 +56,7 @@ _digest_option = click.option(
 )
 @click.option("--backend", type=WORDS)
 @click.option("--reason-was", "was", type=Choice(StuckReason))
-@click.option("--kind", type=JOB_KIND)
+@click.option("--kind", type=Choice(JobKind))
 @click.option("--tenant", type=WORDS)
 @click.option("--error", type=WORDS, metavar="TEXT", help="What the last error contains, in any case; no wildcards.")
 @click.option("--older-than", type=AGE, metavar="AGE", help="Created at least that long ago: 90s, 15m, 2h, 3d.")
@@ -65,7 +64,7 @@ _digest_option = click.option(
 @click.option("--all", "every", is_flag=True, help="Every stuck job, instead of the options above.")
 @click.option("--reason", type=WORDS, required=True, help="Why; stored with each job.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done, as without --digest.")
-@_digest_option
+@digest_option
 @click.option(
     "--rate", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most so many jobs a second."
 )
@@ -102,14 +101,14 @@ def jobs_redrive_all(
             print_json(vars(seen) | {"sample": [vars(job) for job in seen.sample]})
             return
         click.echo(f"{seen.count} stuck job{'s' * (seen.count != 1)}\n")
-        _show_sample(seen, ("id", "kind", "stuck_reason", "backend", "fence", "last_error"))
-        said = options(actions.words(wanted))
+        show_sample(seen, ("id", "kind", "stuck_reason", "backend", "fence", "last_error"))
+        said = options(actions.words(wanted), "jobs", "redrive-all")
         if seen.count:
-            _say_how(f"re-drive exactly these {seen.count}", seen, *said, "--reason", reason, "--rate", str(rate))
+            say_how(f"re-drive exactly these {seen.count}", seen, *said, "--reason", reason, "--rate", str(rate))
         return
     with db.transaction() as session:
         begun = actions.begin_redrive(session, me(), wanted, reason=reason, digest=digest, rate=rate)
-    _follow(begun, wait=not no_wait, as_json=as_json)
+    follow(begun, wait=not no_wait, as_json=as_json)
 
 
 @main.group()
@@ -129,7 +128,7 @@ def tenants() -> None:
 @click.option("--reason", type=WORDS, required=True, help="Why; stored with each job.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done, as without --digest.")
 @click.option("--expect", type=click.IntRange(0), help="How many resources the dry run counted.")
-@_digest_option
+@digest_option
 @click.option("--no-wait", is_flag=True, help="Begin, and do not wait for the end.")
 @as_json_option
 def tenants_offboard(
@@ -155,17 +154,17 @@ def tenants_offboard(
             f"resources of {tenant}: {seen.count}, of them protected, which stay: {seen.protected}; "
             f"being deleted already: {seen.deleting}\n"
         )
-        _show_sample(seen, ("id", "kind", "backend", "name", "status", "protected"))
+        show_sample(seen, ("id", "kind", "backend", "name", "status", "protected"))
         if doomed := seen.count - seen.protected:
             what = f"delete {doomed} and leave {seen.protected} protected" if seen.protected else ""
             said = ("tenants", "offboard", tenant, "--reason", reason, "--expect", str(seen.count))
-            _say_how(what or f"delete exactly these {doomed}", seen, *said)
+            say_how(what or f"delete exactly these {doomed}", seen, *said)
         else:
             click.echo("\nthere is nothing to delete")
         return
     with db.transaction() as session:
         begun = actions.begin_offboard(session, me(), tenant, expected_count=expect, reason=reason, digest=digest)
-    _follow(begun, wait=not no_wait, as_json=as_json)
+    follow(begun, wait=not no_wait, as_json=as_json)
 
 
 @main.group("operations")
@@ -214,7 +213,8 @@ def operations_stop(operation_id: int, reason: str, as_json: bool) -> None:
         tell(*queries.operation(session, operation_id))
 
 
-def _show_sample(seen: Any, columns: tuple[str, ...]) -> None:
+def show_sample(seen: Any, columns: tuple[str, ...]) -> None:
+    """Print a preview: how many of each backend, and the first rows."""
     if seen.backends:
         print_fields(seen.backends)
         click.echo()
@@ -223,11 +223,12 @@ def _show_sample(seen: Any, columns: tuple[str, ...]) -> None:
         click.echo(f"and {seen.count - len(seen.sample)} more")
 
 
-def _say_how(what: str, seen: Any, *said: str) -> None:
+def say_how(what: str, seen: Any, *said: str) -> None:
+    """Print the command that does what was previewed."""
     click.echo(f"\nnothing was done. To {what}:\n  deprovisioner {shlex.join([*said, '--digest', seen.digest])}")
 
 
-def _follow(begun: Any, *, wait: bool, as_json: bool) -> None:
+def follow(begun: Any, *, wait: bool, as_json: bool) -> None:
     """Wait for the end, if the caller wants to, and show it. The operation goes on without this command."""
     later = f"deprovisioner operations show {begun.id}"
     if not wait:
@@ -263,7 +264,7 @@ def _watch(begun: Any) -> None:
                 bar.render_progress()
             if not warned and time.monotonic() - moved_at > PATIENCE_SECONDS:
                 warned = True
-                why = tell_first(progress) or "is a worker running?"
+                why = tell_first(progress) or waits(progress).removeprefix(": ") or "is a worker running?"
                 click.echo(f"\nno progress for {PATIENCE_SECONDS} s: {why}", err=True)
             time.sleep(POLL_SECONDS)
 

@@ -25,12 +25,12 @@ def tell(operation: Operation, progress: Progress) -> None:
     print_fields(words(operation))
     click.echo("\nprogress")
     tallies = {**progress.backends, "(all)": progress.all}
-    done = "re-driven" if operation.kind == OperationKind.REDRIVE else "enqueued"
+    done = _done(operation.kind)
     counts = [{done if name == "done" else name: n for name, n in vars(tally).items()} for tally in tallies.values()]
     rows = [{"backend": name} | count for name, count in zip(tallies, counts, strict=True)]
     print_table(rows, tuple(rows[-1]))
     if progress.canaries:
-        click.echo("\nre-driven first")
+        click.echo(f"\n{done} first")
         columns = ("backend", "job_id", "state", "outcome", "next_attempt_at")
         print_table([vars(canary) for canary in progress.canaries], columns)
     if progress.jobs:
@@ -59,14 +59,26 @@ def _ended_well(kind: OperationKind) -> str:
             assert_never(never)
 
 
-def options(filter: Json) -> list[str]:
-    """The command that previews a bulk re-drive of what the filter finds now."""
-    said = ["jobs", "redrive-all"]
+def _done(kind: OperationKind) -> str:
+    match kind:
+        case OperationKind.REDRIVE:
+            return "re-driven"
+        case OperationKind.OFFBOARD:
+            return "enqueued"
+        case OperationKind.RESTORE:
+            return "restoring"
+        case never:
+            assert_never(never)
+
+
+def options(filter: Json, *command: str) -> list[str]:
+    """The command that previews the bulk work on what the filter finds now."""
+    said = [*command]
     for name, value in filter.items():
         if name == "older_than_seconds":
             said += ["--older-than", _age(value)]
         else:
-            said += [_OPTIONS.get(name, f"--{name}"), *([] if value is True else [str(value)])]
+            said += [_OPTIONS.get(name, f"--{name.replace('_', '-')}"), *([] if value is True else [str(value)])]
     return said
 
 
@@ -77,16 +89,18 @@ def _age(seconds: int) -> str:
 
 
 def waits(progress: Progress) -> str:
-    """The canaries that wait for their next attempt, for the line of the progress bar; empty when there are none."""
-    waiting = [_first(canary) for canary in progress.canaries if canary.next_attempt_at is not None]
+    """What the operation waits for, for the line of the progress bar: holds, and the next attempts of canaries."""
+    waiting = [f"waits for the release of {hold}" for hold in progress.holds]
+    waiting += [_first(canary) for canary in progress.canaries if canary.next_attempt_at is not None]
     return f": {'; '.join(waiting)}" if waiting else ""
+
+
+_BEGUN = (ItemOutcome.REDRIVEN, ItemOutcome.RESTORING)
 
 
 def tell_first(progress: Progress) -> str:
     """The canaries that the other jobs of their backends still wait for."""
-    return "; ".join(
-        _first(c) for c in progress.canaries if c.outcome == ItemOutcome.REDRIVEN and c.state != JobState.SUCCEEDED
-    )
+    return "; ".join(_first(c) for c in progress.canaries if c.outcome in _BEGUN and c.state != JobState.SUCCEEDED)
 
 
 def _first(canary: Canary) -> str:
@@ -113,9 +127,20 @@ def _next(operation: Operation, progress: Progress) -> Iterator[str]:
         yield f"{tally.protected} protected and not deleted: to delete them, lift their protection and offboard again"
     if tally.stopped and not running:
         yield f"{tally.stopped} not started; once the cause is mended, preview what is left:"
-        offboard = ["tenants", "offboard", operation.filter.get("tenant", "")]
-        again = offboard if operation.kind == OperationKind.OFFBOARD else options(operation.filter)
-        yield f"  deprovisioner {shlex.join(again)} --reason …"
+        yield f"  deprovisioner {shlex.join(_again(operation))} --reason …"
+
+
+def _again(operation: Operation) -> list[str]:
+    """The command that previews what the operation would find now."""
+    match operation.kind:
+        case OperationKind.REDRIVE:
+            return options(operation.filter, "jobs", "redrive-all")
+        case OperationKind.OFFBOARD:
+            return ["tenants", "offboard", operation.filter["tenant"]]
+        case OperationKind.RESTORE:
+            return options(operation.filter, "resources", "restore-all")
+        case never:
+            assert_never(never)
 
 
 def _of_its_jobs(n: int) -> str:

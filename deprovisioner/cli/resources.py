@@ -1,14 +1,17 @@
-"""`deprovisioner resources`: read and delete resources."""
+"""`deprovisioner resources`: read, delete, restore and purge resources."""
 
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from deprovisioner.cli.decisions import operator_of, show_proposal, token_option
 from deprovisioner.cli.shell import (
+    SPAN,
     WORDS,
     Choice,
     as_json_option,
+    cell,
     edge,
     example,
     main,
@@ -20,12 +23,15 @@ from deprovisioner.cli.shell import (
     print_table,
     show_page,
 )
-from outbox.states import ResourceStatus
+from outbox.states import JobState, ResourceStatus, SnapshotPolicy
+
+if TYPE_CHECKING:
+    from outbox.rows import Resource
 
 
 @main.group()
 def resources() -> None:
-    """Read and delete resources."""
+    """Read, delete, restore and purge resources."""
     operate()
 
 
@@ -41,10 +47,23 @@ def resources_list(limit: int, as_json: bool, **filters: Any) -> None:
     from outbox import db, queries
 
     with db.statement() as session:
-        page = queries.list_resources(session, limit=limit, **filters)
+        page = queries.with_steps(session, queries.list_resources(session, limit=limit, **filters))
         if not page.items:
             must_exist(session, kind=filters["kind"], tenant=filters["tenant"])
-    show_page(page, ("id", "tenant", "kind", "backend", "name", "status", "created_at"), as_json)
+    if as_json:
+        print_json({"items": [_fields(row) for row in page.items], "next_cursor": page.next_cursor})
+        return
+    columns = ("id", "tenant", "kind", "backend", "name", "status", "step", "purge_at", "created_at")
+    show_page(page, columns, as_json=False)
+
+
+def _fields(resource: "Resource") -> dict[str, Any]:
+    """A resource as the API shows it."""
+    from outbox import settings
+
+    fields = dict(vars(resource))
+    seconds = fields.pop("grace_seconds")
+    return fields | {"grace": None if seconds is None else settings.spell(seconds)}
 
 
 @resources.command("show", epilog=example("deprovisioner resources show 7d1f4c1e-0f5e-4c59-9d0a-3a3f0b6f6a52"))
@@ -55,33 +74,119 @@ def resources_show(resource_id: uuid.UUID, as_json: bool) -> None:
     from outbox import db, queries
 
     with db.statement() as session:
-        resource = queries.resource(session, resource_id)
+        found = queries.Page([queries.resource(session, resource_id)], None)
+        fields = _fields(queries.with_steps(session, found).items[0])
         page = queries.list_jobs(session, queries.JobFilter(resource_id=resource_id))
     if as_json:
-        print_json(vars(resource) | {"jobs": [vars(job) for job in page.items]})
+        print_json(fields | {"jobs": [vars(job) for job in page.items]})
         return
-    print_fields(vars(resource))
+    print_fields(fields)
     click.echo("\njobs")
-    print_table([vars(job) for job in page.items], ("id", "kind", "state", "stuck_reason", "attempts", "last_error"))
+    print_table(
+        [vars(job) for job in page.items], ("id", "kind", "state", "step", "stuck_reason", "attempts", "last_error")
+    )
 
 
-@resources.command("delete", epilog=example("deprovisioner resources delete 7d1f4c1e-… --reason 'ticket 811'"))
-@click.argument("resource_id", type=click.UUID)
+_id = click.argument("resource_id", type=click.UUID)
+_why = click.option("--reason", type=WORDS, required=True, help="Why; stored with the job.")
+
+
+@resources.command(
+    "delete",
+    epilog=example(
+        "deprovisioner resources delete 7d1f4c1e-0f5e-4c59-9d0a-3a3f0b6f6a52 --reason 'ticket 811'",
+        "deprovisioner resources delete 7d1f4c1e-0f5e-4c59-9d0a-3a3f0b6f6a52 --grace 0s --on-behalf-of 'jo of acme'",
+    ),
+)
+@_id
+@click.option("--grace", type=SPAN, help="How long it can be restored, such as 0s, 10m or 7d.")
+@click.option("--snapshot", type=Choice(SnapshotPolicy), help="Whether a snapshot is taken first.")
 @click.option("--reason", type=WORDS, help="Why; stored with the job.")
+@click.option("--on-behalf-of", type=WORDS, help="Who asked you for it; stored with the job.")
 @as_json_option
-def resources_delete(resource_id: uuid.UUID, reason: str | None, as_json: bool) -> None:
+def resources_delete(
+    resource_id: uuid.UUID,
+    grace: int | None,
+    snapshot: SnapshotPolicy | None,
+    reason: str | None,
+    on_behalf_of: str | None,
+    as_json: bool,
+) -> None:
     """Delete a resource, as the API's DELETE does; harmless when it was deleted before."""
     from outbox import actions, db, queries
-    from outbox.states import JobState
 
-    done = actions.delete(edge(), me(), resource_id, reason=reason)
+    wanted = actions.wanted_delete(
+        me(), resource_id, reason=reason, on_behalf_of=on_behalf_of, grace_seconds=grace, snapshot=snapshot
+    )
+    done = actions.delete(edge(), wanted)
     if as_json:
         job = {"id": done.job.id, "state": done.job.state}
-        print_json({"ok": True, "already_deleted": not done.won, "resource": vars(done.resource), "job": job})
-    else:
-        before = "deleted" if done.resource.status is ResourceStatus.DELETED else "accepted before"
-        more = f": `deprovisioner jobs show {done.job.id}`" if done.job.state is JobState.STUCK else ""
-        click.echo(f"{'accepted' if done.won else before}; job {done.job.id} is {done.job.state}{more}")
+        print_json({"ok": True, "already_deleted": not done.won, "resource": _fields(done.resource), "job": job})
+        return
+    before = "deleted" if done.resource.status is ResourceStatus.DELETED else "accepted before"
+    more = f": `deprovisioner jobs show {done.job.id}`" if done.job.state is JobState.STUCK else ""
+    click.echo(f"{'accepted' if done.won else before}; job {done.job.id} is {done.job.state}{more}")
+    if done.job.finished_at is None:
+        _tell_undo(done.resource)
         with db.statement() as session:
-            for hold in queries.holds_over(session, done.job.id) if done.job.finished_at is None else ():
+            for hold in queries.holds_over(session, done.job.id):
                 click.echo(f"it does not start while there is {hold}")
+
+
+def _tell_undo(resource: "Resource") -> None:
+    from outbox import advice
+
+    click.echo(f"nothing is destroyed before {cell(resource.purge_at)}; to take it back:")
+    click.echo(f"  {advice.to_restore(resource.id)}")
+
+
+@resources.command(
+    "restore", epilog=example("deprovisioner resources restore 7d1f4c1e-0f5e-4c59-9d0a-3a3f0b6f6a52 --reason mistake")
+)
+@_id
+@_why
+@as_json_option
+def resources_restore(resource_id: uuid.UUID, reason: str, as_json: bool) -> None:
+    """Give a deleted resource back, until its destruction starts; harmless when it is active."""
+    from outbox import actions
+
+    done = actions.restore(edge(), me(), resource_id, reason=reason)
+    if as_json:
+        print_json({"resource": _fields(done.resource), "job": done.job and vars(done.job)})
+        return
+    is_now = f"it is {done.resource.status}"
+    click.echo(is_now if done.job is None else f"{is_now}; job {done.job.id} is {done.job.state}")
+
+
+@resources.command(
+    "purge",
+    epilog=example(
+        "deprovisioner resources purge 7d1f4c1e-0f5e-4c59-9d0a-3a3f0b6f6a52 --reason 'the customer wants it gone'"
+    ),
+)
+@click.argument("resource_id", type=click.UUID, required=False)
+@click.option("--job", "job_id", type=click.IntRange(1, 2**63 - 1), help="The teardown, instead of its resource.")
+@_why
+@token_option
+@as_json_option
+def resources_purge(
+    resource_id: uuid.UUID | None, job_id: int | None, reason: str, token: str | None, as_json: bool
+) -> None:
+    """Let the destruction of a deleted resource begin now, before its time."""
+    from outbox import actions, db, queries
+
+    if (resource_id is None) == (job_id is None):
+        raise click.UsageError("say which: the id of a resource, or --job")
+    if job_id is not None:
+        with db.statement() as session:
+            resource_id = queries.job_story(session, job_id).job.resource_id
+    assert resource_id is not None  # noqa: S101 - one of the two is there
+    who = operator_of(token) if token else me()
+    done = actions.purge(edge(), who, resource_id, reason=reason)
+    if isinstance(done, actions.Proposed):
+        show_proposal(done, as_json)
+    resource, job = done
+    if as_json:
+        print_json({"resource": _fields(resource), "job": vars(job)})
+    else:
+        click.echo(f"its destruction may begin since {cell(resource.purge_at)}; job {job.id} is {job.state}")

@@ -17,7 +17,6 @@ import click
 
 from outbox.errors import DeprovisionerError, SettingsError
 from outbox.rows import storable
-from outbox.states import JobKind
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -38,7 +37,7 @@ _MODULES = {
     "jobs": ["jobs", "operations"],
     "migrate": ["serve"],
     "operations": ["operations"],
-    "resources": ["resources"],
+    "resources": ["resources", "restores"],
     "snapshots": ["snapshots"],
     "tenants": ["operations"],
     "token": ["tokens"],
@@ -143,6 +142,24 @@ class _Age(click.ParamType[dt.timedelta]):
 AGE = _Age()
 
 
+class _Span(click.ParamType[int]):
+    """A time to keep something for."""
+
+    name = "span"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """`10m` in seconds."""
+        from outbox import settings
+
+        try:
+            return value if isinstance(value, int) else int(settings.span(value).total_seconds())
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+SPAN = _Span()
+
+
 class _Words(click.ParamType[str]):
     """A name or a reason: stored, and shown to other people."""
 
@@ -169,10 +186,6 @@ class Choice(click.Choice[E]):
     def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:  # noqa: ARG002 - click's signature
         """A member, or what the person typed, as its value."""
         return str(choice)
-
-
-# This version makes no restores.
-JOB_KIND = Choice([kind for kind in JobKind if kind is not JobKind.RESTORE])
 
 
 @click.group(cls=_Main, epilog=example("deprovisioner up", "deprovisioner jobs list --state stuck"))
@@ -202,13 +215,20 @@ def edge() -> "Edge":
     """What a command lends to actions: sessions, and the doorbell."""
     from outbox.actions import Edge
 
-    return Edge(_ask, _ring)
+    return Edge(_ask, _transact, _ring)
 
 
 def _ask(act: "Callable[[Connection], T]") -> "T":
     from outbox import db
 
     with db.statement() as session:
+        return act(session)
+
+
+def _transact(act: "Callable[[Connection], T]") -> "T":
+    from outbox import db
+
+    with db.transaction() as session:
         return act(session)
 
 

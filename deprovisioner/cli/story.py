@@ -7,7 +7,7 @@ import click
 from deprovisioner.cli.shell import cell, print_fields, print_table
 from outbox import advice
 from outbox.queries import Approval, Attempt, Hold, JobStory
-from outbox.states import BreakerState, JobState
+from outbox.states import BreakerState, JobState, Step
 
 # Longer than the longest pause between two sweeps, which are 5 s apart by default.
 OVERDUE_SECONDS = 7
@@ -29,6 +29,8 @@ def tell(story: JobStory) -> None:
     click.echo()
     for when, command in advice.next_steps(job):
         click.echo(f"next, {when}:\n  {command}")
+    if job.step is Step.WAIT:
+        click.echo(f"next, if it was deleted by mistake:\n  {advice.to_restore(job.resource_id)}")
     for hold in story.holds:
         click.echo(f"next, when the cause of hold {hold.id} is gone:\n  {advice.to_release(hold.id)}")
     if job.stuck_reason is not None:
@@ -51,7 +53,7 @@ def _state(story: JobStory) -> str:
     job = story.job
     match job.state:
         case JobState.PENDING:
-            return f"pending: {_waits_for(story)}"
+            return f"pending: {_quarantine(story)}{_waits_for(story)}"
         case JobState.RUNNING:
             return (
                 f"running, with fence {job.fence}; the last attempt below names the worker. Its lease lasts until "
@@ -64,6 +66,12 @@ def _state(story: JobStory) -> str:
             return f"{job.state} at {cell(job.finished_at)}"
         case never:
             assert_never(never)
+
+
+def _quarantine(story: JobStory) -> str:
+    if story.job.step is not Step.WAIT:
+        return ""
+    return f"its resource is in quarantine, and is not destroyed before {cell(story.purge_at)}; "
 
 
 def _waits_for(story: JobStory) -> str:
@@ -110,6 +118,7 @@ def _tell_attempt(attempt: Attempt) -> None:
     click.echo(f"fence {attempt.fence}, by {attempt.worker}")
     times = {"claimed": attempt.claimed_at, "started": attempt.started_at, "ended": attempt.finished_at}
     told = {
+        "step": attempt.step,
         "times": ", ".join(f"{word} {cell(at)}" for word, at in times.items()),
         "seen before": attempt.seen.before,
         "seen after": attempt.seen.after,

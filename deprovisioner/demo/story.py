@@ -1,4 +1,4 @@
-"""`deprovisioner demo`: concurrent DELETEs on real servers, a killed worker, and what the servers' own records say.
+"""`deprovisioner demo`: a DELETE taken back, concurrent DELETEs, a killed worker, and what the servers' records say.
 
 The demo starts an installation of its own in a temporary home. It works there as customers do: through HTTP, and with
 the credentials that the API gave them. It uses the administrator's DSNs only to make neighbours and to read the
@@ -30,6 +30,7 @@ from psycopg2 import sql
 from psycopg2.extensions import make_dsn
 
 from deprovisioner.demo import witnesses
+from deprovisioner.demo.undo import take_back
 from deprovisioner.demo.witnesses import Answer, Finding, Holding, Servers, contents, finding
 from deprovisioner.up import servers
 from outbox.errors import DeprovisionerError
@@ -108,6 +109,7 @@ class Demo:
         neighbours += self._make_by_hand(victims)
         self._say(f"putting {witnesses.ROWS} rows or keys into each, with the customers' own credentials")
         _in_parallel(witnesses.fill, [*victims, *neighbours])
+        findings = take_back(self.http, self.servers, victims[: len(KINDS)], self._say)
         before = [contents(neighbour) for neighbour in neighbours]
         deluser_before = witnesses.deluser_calls(self.servers)
         logged_in = [psycopg2.connect(v.url) for v in victims if v.kind == "postgres"][:LOGGED_IN]
@@ -124,11 +126,9 @@ class Demo:
         self._say("reading the servers' own records")
         untouched = [n for n, was in zip(neighbours, before, strict=True) if was and contents(n) == was]
         gone = {resource["id"] for resource in self._listing("/v1/resources", status="deleted")}
-        findings = [
+        findings += [
             *witnesses.from_answers(answers, self.resources, self.deletes),
             *witnesses.from_records(self.servers, victims, gone),
-        ]
-        findings += [
             finding("old credentials that log in", (v for v in victims if contents(v) is not None), 0, "logging in"),
             finding("neighbours untouched", untouched, len(neighbours) // len(KINDS), "their own credentials"),
             Finding(
@@ -214,7 +214,7 @@ class Demo:
     def _delete(self, victim: Holding, barrier: threading.Barrier) -> Answer:
         barrier.wait()
         try:
-            answer = self.http.delete(f"/v1/resources/{victim.id}")
+            answer = self.http.delete(f"/v1/resources/{victim.id}", params={"grace": "0s"})
         except httpx.HTTPError as error:
             return Answer(victim, type(error).__name__, None)
         return Answer(victim, answer.status_code, answer.json()["job"]["id"] if answer.is_success else None)

@@ -3,8 +3,8 @@
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,40 @@ def contents(holding: Holding) -> object | None:
         return None
     except (psycopg2.Error, redis.RedisError) as error:
         return str(error)  # the login itself succeeded
+
+
+@contextmanager
+def session(holding: Holding) -> Iterator[Callable[[], bool]]:
+    """An open session of the customer's; the function says whether it still answers."""
+    if holding.kind == "redis":
+        with closing(redis.Redis.from_url(holding.url, single_connection_client=True)) as client:
+            yield lambda: _works(lambda: client.exists(f"{holding.names['prefix']}order:0"))
+        return
+    with closing(psycopg2.connect(holding.url)) as connection:
+        connection.autocommit = True
+        yield lambda: _works(lambda: connection.cursor().execute("SELECT 1"))
+
+
+def _works(act: Callable[[], object]) -> bool:
+    try:
+        act()
+    except (psycopg2.Error, redis.RedisError):
+        return False
+    return True
+
+
+def is_shut(servers: Servers, holding: Holding) -> bool:
+    """Whether its server still has it, and lets no login in."""
+    if holding.kind == "redis":
+        user: Json | None = servers.valkey.acl_getuser(holding.names["user"])
+        return user is not None and not user["enabled"]
+    names = {"names": sorted(holding.all_names)}
+    with closing(psycopg2.connect(servers.pg_dsn)) as session, session.cursor() as cursor:
+        cursor.execute("SELECT datallowconn FROM pg_database WHERE datname = ANY(%(names)s)", names)
+        databases = cursor.fetchall()
+        cursor.execute("SELECT rolcanlogin FROM pg_roles WHERE rolname = ANY(%(names)s)", names)
+        closed = [(False,)]
+        return bool(databases == closed and cursor.fetchall() == closed)
 
 
 def _dropped(log: Path) -> Counter[tuple[str, str]]:

@@ -6,6 +6,7 @@ record they would look like the caller's choice.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -35,12 +36,15 @@ from outbox.settings import PREFIX
 # The role of API and workers in the control database: it adds events and cannot change them.
 SERVICE_ROLE = "deprovisioner"
 BACKENDS_TOML = """\
-# Written once by `deprovisioner up`; edit it as you like. The API and the workers read it when they start.
+# Written by `deprovisioner up`; edit it as you like. The API and the workers read it when they start.
+# grace: how long a deleted resource can be restored. min_grace: a DELETE may ask for as little (`?grace=0s`).
 # adoption: tenants may adopt objects on these throw-away servers; elsewhere leave that to operators.
 [backends.pg-main]
 kind = "postgres"
 dsn = "env:PG_MAIN_SERVICE_DSN"
 concurrency = 4
+grace = "10m"
+min_grace = "0s"
 adoption = "tenants"
 # brake = "50/10m"    # more teardowns than this within the window wait for an operator
 
@@ -48,8 +52,17 @@ adoption = "tenants"
 kind = "redis"
 dsn = "env:REDIS_MAIN_SERVICE_URL"
 concurrency = 4
+grace = "10m"
+min_grace = "0s"
 adoption = "tenants"
 """
+# SHA-256 of what earlier versions wrote. Such a file was never edited, and is written anew.
+_EARLIER_TOML = {
+    "03a12ad29a1d80f5060f42152a8a5f4a423e62aaa9315943d2a14a9675bcffc1",
+    "71694a36edfce8f0e03ed007f416bb994d274d5143b6433887ffaefc1614ecb5",
+    "723403f936a35d00858420b0aeb040f93133b7291492fef813b75c4bc16e4e2c",
+    "f7932efd21f7a2eb5c299ed00d0fd9a8b11c100961791fa54efaea2e736f014f",
+}
 # What `env` tells other shells. Commands there create and examine jobs, so they need the same limits as our processes.
 _PUBLISHED = (
     PG_MAIN_DSN,
@@ -108,10 +121,18 @@ def locked(home: Path) -> Iterator[None]:
         lock.close()
 
 
-def backends_file(home: Path) -> Path:
-    """The home's own backends file; written once, then the operator's to edit."""
+def backends_file(home: Path, say: Callable[[str], object]) -> Path:
+    """The home's own backends file: written for a new home, or in place of an earlier version's; an edited one stays.
+
+    `say` is given a line about a file that was replaced.
+    """
     path = home / "backends.toml"
-    if not path.exists():
+    is_earlier = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() in _EARLIER_TOML
+    if is_earlier:
+        say(
+            f"{path} is now this version's: a deleted resource can be restored for 10 minutes; `?grace=0s` destroys now"
+        )
+    if is_earlier or not path.exists():
         write_private(path, BACKENDS_TOML)  # dsn may become an address with a password
     return path
 

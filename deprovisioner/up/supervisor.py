@@ -100,7 +100,7 @@ class Up:
         """Learn from the backends file which variables only workers get, before anything is started."""
         self._own_backends = not self._caller_gives(BACKENDS)
         if self._own_backends:
-            self._set(BACKENDS, str(backends_file(self.home)))
+            self._set(BACKENDS, str(backends_file(self.home, _say)))
         self._addresses = environment.worker_variables(Path(self.env[BACKENDS]))
 
     def _start_servers(self) -> None:
@@ -283,8 +283,10 @@ class Up:
     def _explain(self) -> None:
         token, url = self.env[TENANT_TOKEN], self.env[API_URL]
         curl = f"curl -sS -H 'Authorization: Bearer {token}'"
+        post = f"{curl} -H 'Content-Type: application/json'"
         backend = "pg-main" if self._runs("pg-main") else "YOUR-BACKEND"
         body = json.dumps({"kind": "postgres", "backend": backend, "name": "orders"})
+        why = json.dumps({"reason": "deleted by mistake"})
         print(
             f"""
   API             {url}
@@ -293,9 +295,11 @@ class Up:
   other shells    set -a; . {self.home / "env"}; set +a; PATH={Path(sys.executable).parent}:$PATH
 
   Try, in another shell (ID is the resource's id in the first answer):
-    {curl} -H 'Content-Type: application/json' -d '{body}' {url}/v1/resources
+    {post} -d '{body}' {url}/v1/resources
     {curl} {url}/v1/resources/ID/credentials
     {curl} -X DELETE {url}/v1/resources/ID
+    {post} -d '{why}' {url}/v1/resources/ID/restore
+  A deleted resource can be restored until its `purge_at`. 'ID?grace=0s' in the DELETE destroys it at once.
 
   Ctrl-C stops everything; the data stays in {self.home}.
 """,

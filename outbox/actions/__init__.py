@@ -5,6 +5,7 @@ no function here: an edge calls `queries` with the tenant of its caller.
 
 - `caller`       who asks; what only operators may ask for; which tenant is meant
 - `resources`    create, change, delete, show credentials
+- `undo`         restore, purge
 - `jobs`         observe, redrive, resolve; alone or by two operators
 - `holds`        hold, release
 - `operations`   preview, begin and stop bulk work
@@ -18,12 +19,16 @@ from outbox.actions.holds import hold, release
 from outbox.actions.jobs import Proposed, observe, redrive, resolve, within
 from outbox.actions.operations import (
     BulkFilter,
+    RestoreFilter,
     begin_offboard,
     begin_redrive,
+    begin_restore,
     chosen,
     preview_offboard,
     preview_redrive,
+    preview_restore,
     stop,
+    taken_back,
 )
 from outbox.actions.resources import (
     change,
@@ -34,8 +39,9 @@ from outbox.actions.resources import (
     show_credentials,
     wanted_delete,
 )
-from outbox.jobs import Delete, Enqueued
-from outbox.operations import DIGEST, words
+from outbox.actions.undo import purge, restore
+from outbox.jobs import Delete, Enqueued, Restored
+from outbox.operations import DIGEST, DeleteFilter, words
 from outbox.resources import NewResource
 
 __all__ = [
@@ -44,13 +50,17 @@ __all__ = [
     "BulkFilter",
     "Caller",
     "Delete",
+    "DeleteFilter",
     "Edge",
     "Enqueued",
     "NewResource",
     "Operator",
     "Proposed",
+    "RestoreFilter",
+    "Restored",
     "begin_offboard",
     "begin_redrive",
+    "begin_restore",
     "caller",
     "change",
     "chosen",
@@ -64,11 +74,15 @@ __all__ = [
     "operator_at_a_shell",
     "preview_offboard",
     "preview_redrive",
+    "preview_restore",
+    "purge",
     "redrive",
     "release",
     "resolve",
+    "restore",
     "show_credentials",
     "stop",
+    "taken_back",
     "wanted_delete",
     "within",
     "words",

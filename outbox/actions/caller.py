@@ -1,5 +1,7 @@
 """Who asks, and what the edge lends to an action."""
 
+import json
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NewType, Protocol, TypeVar
@@ -33,9 +35,13 @@ class Ask(Protocol):
 
 @dataclass(frozen=True)
 class Edge:
-    """What an edge lends to an action: sessions, and the doorbell that wakes the workers and never raises."""
+    """What an edge lends to an action: sessions, and the doorbell that wakes the workers and never raises.
+
+    `transact` is `ask` in one transaction.
+    """
 
     ask: Ask
+    transact: Ask
     ring: Callable[[], object]
 
 
@@ -50,6 +56,28 @@ def operator(who: Caller) -> Operator:
     if who.tenant is not None:
         raise Forbidden(f"this needs an operator's token; yours belongs to tenant {who.tenant!r}")
     return Operator(who)
+
+
+def named_operator(who: Operator) -> Operator:
+    """An operator with a token of their own, as each of two must be: a shell user's name proves nothing.
+
+    Raises Forbidden.
+    """
+    if not who.actor.startswith("token:"):
+        raise Forbidden(f"{who.actor} has no token: what takes two operators needs the token of each of them")
+    return who
+
+
+# Of request ids that are made of an Idempotency-Key.
+_KEYS = uuid.UUID("6b0f3a52-6d7e-4d0c-9f5a-0f1f6d3b7c11")
+
+
+def request_of(who: Caller, verb: str, resource_id: uuid.UUID, key: str | None) -> uuid.UUID:
+    """The request's id: the same for the same key of a tenant, or of an operator; without a key a new one."""
+    if key is None:
+        return uuid.uuid4()
+    whose = ["operator", who.actor] if who.tenant is None else ["tenant", who.tenant]
+    return uuid.uuid5(_KEYS, json.dumps([*whose, verb, str(resource_id), key]))
 
 
 def operator_at_a_shell(user: str) -> Operator:

@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from outbox import jobs, observations
-from outbox.actions.caller import Caller, Edge, Operator, own_tenant
+from outbox.actions.caller import Caller, Edge, Operator, named_operator, own_tenant
 from outbox.approvals import Approval
-from outbox.errors import Forbidden, NotATeardown, NotObserved
+from outbox.errors import NotATeardown, NotObserved
 from outbox.observations import Observation
 from outbox.queries import JobFilter
 from outbox.rows import Job
@@ -40,11 +40,11 @@ def redrive(edge: Edge, who: Operator, job_id: int, *, fence: int, reason: str, 
     Raises NotFound, JobNotStuck, FenceMismatch, NothingToForce, Forbidden.
     """
     if force:
-        _refuse_without_token(who)
+        named_operator(who)
     act = jobs.redrive_forced if force else jobs.redrive
     done = edge.ask(lambda db: act(db, job_id, fence=fence, actor=who.actor, reason=reason))
     if isinstance(done, Approval):
-        return _proposed(edge, done)
+        return proposed(edge, done)
     edge.ring()
     return done
 
@@ -66,21 +66,16 @@ def resolve(
     raises but for NotATeardown, and StillThere, StillWanted, Forbidden.
     """
     if force:
-        _refuse_without_token(who)
+        named_operator(who)
         done = edge.ask(lambda db: jobs.resolve_forced(db, job_id, fence=fence, actor=who.actor, reason=reason))
-        return _proposed(edge, done) if isinstance(done, Approval) else done
+        return proposed(edge, done) if isinstance(done, Approval) else done
     with suppress(NotATeardown):
         observe(edge, who, job_id, fence=fence, seconds=seconds, tell=tell)
     return edge.ask(lambda db: jobs.resolve(db, job_id, fence=fence, actor=who.actor, reason=reason))
 
 
-def _refuse_without_token(who: Operator) -> None:
-    """Two operators are told apart by their tokens: at a shell, a user's name proves nothing."""
-    if not who.actor.startswith("token:"):
-        raise Forbidden(f"{who.actor} has no token: what is forced needs the token of each of the two operators")
-
-
-def _proposed(edge: Edge, approval: Approval) -> Proposed:
+def proposed(edge: Edge, approval: Approval) -> Proposed:
+    """The answer to the first of two operators."""
     last = edge.ask(lambda db: observations.last(db, approval.job_id, fence=approval.fence))
     return Proposed(approval, last)
 

@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from outbox import operations
 from outbox.actions.caller import Operator
 from outbox.errors import BadRequest
-from outbox.operations import OffboardPreview, Preview
+from outbox.operations import DeleteFilter, OffboardPreview, Preview, RestorePreview
 from outbox.queries import JobFilter
 from outbox.rows import Operation
 
@@ -46,6 +46,31 @@ def begin_offboard(
     return operations.begin_offboard(
         db, tenant, expected_count=expected_count, reason=reason, actor=who.actor, digest=digest
     )
+
+
+# A filter that `taken_back` has let through.
+RestoreFilter = NewType("RestoreFilter", DeleteFilter)
+
+
+def taken_back(wanted: DeleteFilter) -> RestoreFilter:
+    """The deletes that a bulk restore means. Raises BadRequest for a filter that is not bounded."""
+    if wanted.tenant is None and wanted.backend is None and wanted.operation is None:
+        raise BadRequest("say whose deletes are meant: of a tenant, of a backend, or of an offboarding (operation)")
+    if wanted.deleted_since is None and wanted.operation is None:
+        raise BadRequest("say since when (deleted_since), or by which offboarding (operation) the deletes were made")
+    if wanted.deleted_since and wanted.deleted_until and wanted.deleted_since >= wanted.deleted_until:
+        raise BadRequest("deleted_since must be before deleted_until")
+    return RestoreFilter(wanted)
+
+
+def preview_restore(db: Connection, who: Operator, wanted: RestoreFilter) -> RestorePreview:  # noqa: ARG001 - operators only
+    """What a bulk restore would take back; `db` is a snapshot. Raises BadRequest."""
+    return operations.preview_restore(db, wanted)
+
+
+def begin_restore(db: Connection, who: Operator, wanted: RestoreFilter, *, reason: str, digest: str) -> Operation:
+    """Begin the bulk restore that was previewed; `db` is a transaction. Raises DigestMismatch, AlreadyRunning."""
+    return operations.begin_restore(db, wanted, reason=reason, actor=who.actor, digest=digest)
 
 
 def stop(db: Connection, who: Operator, operation_id: int, *, reason: str) -> Operation:

@@ -1,19 +1,19 @@
 """Create, change and delete a resource, and read its credentials."""
 
-import datetime as dt
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import Connection
 
 from outbox import jobs, kinds, resources, settings
-from outbox.actions.caller import Caller, Edge, own_tenant
+from outbox.actions.caller import Caller, Edge, own_tenant, request_of
 from outbox.errors import BadRequest, Forbidden, NoCredentials, NotActive, UnknownBackend, UnknownKind
 from outbox.jobs import Delete, Enqueued
 from outbox.resources import NewResource
 from outbox.rows import Job, Json, Resource
-from outbox.states import ResourceStatus
+from outbox.states import ResourceStatus, SnapshotPolicy
 
 
 def create(
@@ -36,6 +36,7 @@ def create(
     manifest = None if new.manifest is None else kinds.check(new.kind, new.manifest)
     _refuse_unknown_kind(new)
     _refuse_adoption(who, new)
+    resources.refuse_less(new.backend, may_purge=who.tenant is None, grace=new.grace_seconds, snapshot=new.snapshot)
     new = replace(new, tenant=tenant, manifest=manifest)
     made = edge.ask(
         lambda db: resources.register(
@@ -65,18 +66,17 @@ def _refuse_adoption(who: Caller, new: NewResource) -> None:
 
 
 def change(
-    db: Connection,
-    who: Caller,
-    resource_id: uuid.UUID,
-    *,
-    protected: bool | None = None,
-    sets_expiry: bool = False,
-    expires_at: dt.datetime | None = None,
+    db: Connection, who: Caller, resource_id: uuid.UUID, changes: Mapping[str, Any], *, version: int | None = None
 ) -> Resource:
-    """Set or lift the protection, and with `sets_expiry` the expiry. Raises NotFound, NotActive, BadRequest."""
-    return resources.change(
-        db, resource_id, tenant=who.tenant, protected=protected, sets_expiry=sets_expiry, expires_at=expires_at
-    )
+    """Change what `resources.CHANGEABLE` names.
+
+    Raises NotFound, VersionMismatch, NotActive, BadRequest, Forbidden.
+    """
+    if {"grace_seconds", "snapshot"} & set(changes):
+        backend = resources.find(db, resource_id, tenant=who.tenant)[0].backend  # it never changes
+        grace, snapshot = changes.get("grace_seconds"), changes.get("snapshot")
+        resources.refuse_less(backend, may_purge=who.tenant is None, grace=grace, snapshot=snapshot)
+    return resources.change(db, resource_id, changes=changes, tenant=who.tenant, version=version)
 
 
 def show_credentials(db: Connection, who: Caller, resource_id: uuid.UUID) -> Json:
@@ -91,38 +91,57 @@ def show_credentials(db: Connection, who: Caller, resource_id: uuid.UUID) -> Jso
     return credentials.unseal(sealed)
 
 
-def wanted_delete(who: Caller, resource_id: uuid.UUID, *, reason: str | None = None) -> Delete:
-    """One caller's DELETE. Asked again after a lost answer, the same one still learns whether it won."""
-    return Delete(resource_id, who.actor, who.tenant, reason)
+def wanted_delete(
+    who: Caller,
+    resource_id: uuid.UUID,
+    *,
+    reason: str | None = None,
+    on_behalf_of: str | None = None,
+    grace_seconds: int | None = None,
+    snapshot: SnapshotPolicy | None = None,
+    version: int | None = None,
+    idempotency_key: str | None = None,
+) -> Delete:
+    """One caller's DELETE. Asked again after a lost answer, the same one still learns whether it won.
 
-
-def delete(edge: Edge, who: Caller, resource_id: uuid.UUID, *, reason: str | None = None) -> Enqueued:
-    """Delete a resource; of all calls for one resource exactly one wins. Raises NotFound, DeletionProtected."""
-    wanted = wanted_delete(who, resource_id, reason=reason)
-    done = edge.ask(
-        lambda db: jobs.enqueue(
-            db,
-            resource_id,
-            actor=wanted.actor,
-            tenant=wanted.tenant,
-            reason=reason,
-            request_id=wanted.request_id,
-        )
+    With an `idempotency_key` another call is the same one: what it asks for is kept in its event, and compared.
+    """
+    asked = {"on_behalf_of": on_behalf_of, "grace_seconds": grace_seconds, "snapshot": snapshot}
+    return Delete(
+        resource_id,
+        who.actor,
+        who.tenant,
+        reason,
+        {name: value for name, value in asked.items() if value is not None},
+        request_of(who, "delete", resource_id, idempotency_key),
+        grace=grace_seconds,
+        snapshot=snapshot,
+        may_purge=who.tenant is None,
+        version=version,
     )
+
+
+def delete(edge: Edge, wanted: Delete) -> Enqueued:
+    """Delete a resource; of all calls for one resource exactly one wins.
+
+    Raises NotFound, IdempotencyKeyReused, VersionMismatch, Restoring, DeletionProtected, Forbidden.
+    """
+    done = edge.ask(lambda db: jobs.enqueue(db, **vars(wanted)))
     edge.ring()
     return done
 
 
 def delete_batch(edge: Edge, wanted: Sequence[Delete]) -> list[Enqueued | None]:
     """`delete` of many in one statement that waits for no locked row; None for each that must ask alone."""
-    won = edge.ask(lambda db: jobs.enqueue_all(db, wanted, waits=False))
+    first = {each.request_id: each for each in reversed(wanted)}  # others of the same key are compared with it
+    won = edge.ask(lambda db: jobs.enqueue_all(db, list(first.values()), waits=False))
     if won:
         edge.ring()
-    return [won.get(each.request_id) for each in wanted]
+    return [won.get(each.request_id) if first[each.request_id] is each else None for each in wanted]
 
 
 def delete_alone(edge: Edge, wanted: Delete) -> Enqueued:
-    """`delete` of one that a batch did not settle; waits for a locked row. Raises NotFound, DeletionProtected."""
+    """`delete` of one that a batch did not settle; waits for a locked row. Raises what `delete` raises."""
     done = edge.ask(lambda db: jobs.enqueued_before(db, wanted))
     if done.won:
         edge.ring()

@@ -15,10 +15,10 @@ from outbox.audit.chain import LINKS, Chain
 from outbox.audit.checkpoint import Checkpoint
 from outbox.errors import Conflict
 from outbox.events import ENDS_DELETION, Event, quoted
-from outbox.queries import attempts
+from outbox.queries import Course, attempts
 from outbox.resources import find
 from outbox.rows import Evidence, Json, Resource, columns, read
-from outbox.states import ResourceStatus
+from outbox.states import ResourceStatus, Step
 
 # Resources in one page of an export: a page takes some megabytes, however long the history is.
 PAGE = 200
@@ -26,9 +26,10 @@ PAGE = 200
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at the teardown: what it saw before it acted, what it did, and how it saw the object absent."""
+    """One attempt at a step of the teardown: what it saw before it acted, what it did, how it saw the object absent."""
 
     fence: int
+    step: Step | None
     worker: str
     at: dt.datetime
     started_at: dt.datetime | None
@@ -46,6 +47,7 @@ class Proof:
 
     `ended` is the event `completed`, or `resolved` where an operator resolved the job after an inspection, or two
     operators forced it. `redriven` are the operators' re-drives between attempts: one at fence 2 came after attempt 2.
+    `purged` are the orders of operators to destroy it before its time.
 
     `checkpoint` is the first that covers the end of the teardown, None until there is one.
     """
@@ -55,6 +57,7 @@ class Proof:
     asked: Evidence | None
     attempts: list[Attempt]
     redriven: list[Evidence]
+    purged: list[Evidence]
     ended: Evidence | None
     chain: Chain
     checkpoint: Checkpoint | None
@@ -73,7 +76,7 @@ _CHAINS = text(f"""
 # The job that deleted the resource; the first checkpoint with a head at or after that job's end; and whether for each
 # head of each checkpoint there is still an event with that hash.
 _ENDS = text(f"""
-    SELECT outbox.resource_id, outbox.id AS job, request_id, checkpoint.*,
+    SELECT outbox.resource_id, outbox.id AS job, request_id, step, checkpoint.*,
            NOT EXISTS (SELECT FROM audit_heads AS told
                          LEFT JOIN events AS event ON event.resource_id = told.resource_id AND event.seq = told.seq
                         WHERE told.resource_id = outbox.resource_id
@@ -128,8 +131,9 @@ def _proof(resource: Resource, links: list[Row[Any]], end: Row[Any] | None) -> P
         resource=resource,
         request_id=end.request_id if end else None,
         asked=named.get(Event.ENQUEUED),
-        attempts=[_attempt(*attempt) for attempt in attempts(story)],
+        attempts=[_attempt(course) for course in attempts(story, end and end.step and Step(end.step))],
         redriven=[event for event in story if event.event == Event.REDRIVEN],
+        purged=[event for event in story if event.event == Event.PURGE_ORDERED],
         ended=named.get(Event.COMPLETED) or named.get(Event.RESOLVED),
         chain=Chain(links[-1].seq if links else 0, links[-1].hash if links else None, whole),
         checkpoint=Checkpoint(end.id, end.at, end.heads, end.hash) if end and end.id else None,
@@ -137,11 +141,13 @@ def _proof(resource: Resource, links: list[Row[Any]], end: Row[Any] | None) -> P
     )
 
 
-def _attempt(claimed: Evidence, started: Evidence | None, ended: Evidence | None) -> Attempt:
+def _attempt(course: Course) -> Attempt:
+    claimed, started, ended = course.claimed, course.started, course.ended
     detail = (ended.detail if ended else None) or {}
     gone = ended is not None and ended.event == Event.COMPLETED
     return Attempt(
         fence=claimed.fence,
+        step=course.step,
         worker=claimed.actor,
         at=claimed.at,
         started_at=started.at if started else None,

@@ -2,7 +2,8 @@
 
 In the order of a job's life:
 
-- `enqueue`    () -> pending
+- `enqueue`    () -> pending, by a DELETE
+- `expire`     () -> pending, because `expires_at` has passed
 - `claim`      pending -> running, and the heartbeat
 - `start`      running -> running, with the durable start mark
 - `finish`     running -> succeeded, cancelled, stuck, or pending again
@@ -16,7 +17,8 @@ did not hold; `_sql._confirm_landed` then tells a lost answer from a lost claim.
 """
 
 from outbox.jobs.claim import CROWDED, LANES, claim, claimed_before, heartbeat, lanes_from
-from outbox.jobs.enqueue import Delete, Enqueued, enqueue, enqueue_all, enqueued_before, expire
+from outbox.jobs.enqueue import Delete, Enqueued, enqueue, enqueue_all, enqueue_unheld, enqueued_before
+from outbox.jobs.expire import DUE_ROWS, Due, expire, last_due
 from outbox.jobs.finish import (
     WAKE_BATCH,
     activate,
@@ -33,15 +35,18 @@ from outbox.jobs.finish import (
     wake,
 )
 from outbox.jobs.operators import FRESH, redrive, redrive_all, redrive_forced, resolve, resolve_forced, stuck_or_refuse
-from outbox.jobs.restore import Restored, purge, restore, restore_all
+from outbox.jobs.restore import NOT_STARTED, Restored, purge, restore, restore_all
 from outbox.jobs.start import start, start_all, start_provision
 
 __all__ = [
     "CROWDED",
+    "DUE_ROWS",
     "FRESH",
     "LANES",
+    "NOT_STARTED",
     "WAKE_BATCH",
     "Delete",
+    "Due",
     "Enqueued",
     "Restored",
     "activate",
@@ -53,11 +58,13 @@ __all__ = [
     "defer",
     "enqueue",
     "enqueue_all",
+    "enqueue_unheld",
     "enqueued_before",
     "expire",
     "give_back",
     "heartbeat",
     "lanes_from",
+    "last_due",
     "note_late",
     "purge",
     "redrive",

@@ -1,18 +1,27 @@
-"""() -> pending: a DELETE that wins, or an expiry. Every other DELETE gets the winner's job."""
+"""() -> pending: a DELETE that wins. Every other DELETE gets the winner's job."""
 
 import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Executable, text
 
-from outbox import settings
+from outbox import holds, settings
 from outbox.commits import CONFIRM
 from outbox.db import prepared
-from outbox.errors import Conflict, DeletionProtected, Forbidden, NotFound, Restoring, VersionMismatch
+from outbox.errors import (
+    Conflict,
+    DeletionProtected,
+    IdempotencyKeyReused,
+    NotFound,
+    Restoring,
+    VersionMismatch,
+)
 from outbox.events import Event
 from outbox.jobs._sql import _WAIT, _skip_locked
+from outbox.resources import refuse_less
 from outbox.rows import Job, Json, Resource, columns, read
 from outbox.states import ResourceStatus, SnapshotPolicy
 
@@ -23,8 +32,8 @@ class Delete:
 
     A caller that lost the answer repeats the request with the same `request_id` and learns whether it had won; after a
     restore that request deletes nothing more. `grace` (seconds) and `snapshot`: instead of the resource's or the
-    backend's. Only who `may_purge` may ask for less than the backend's `min_grace`. `version`: the resource
-    must have it.
+    backend's. Only who `may_purge` may ask for less than the backend's `min_grace`, and nobody alone where a purge
+    takes two operators. `version`: the resource must have it.
     """
 
     resource_id: uuid.UUID
@@ -53,18 +62,19 @@ class Enqueued:
 _CONFIG = "CAST(:backends AS jsonb) -> resources.backend"
 _GRACE = f"coalesce(CAST({_CONFIG} ->> 'grace' AS float8), :longest)"
 _LEAST = f"coalesce(CAST({_CONFIG} ->> 'min_grace' AS float8), :longest)"
+_MAY_PURGE = f"(asked.may_purge AND coalesce({_CONFIG} ->> 'purge', :strictest) = '{settings.ONE}')"
 # What never was active has nothing to keep.
 _KEPT_SECONDS = f"""
                CASE WHEN activated_at IS NULL THEN 0
                     WHEN asked.grace IS NOT NULL THEN asked.grace
-                    WHEN asked.may_purge THEN coalesce(grace_seconds, {_GRACE})
+                    WHEN {_MAY_PURGE} THEN coalesce(grace_seconds, {_GRACE})
                     ELSE greatest(coalesce(grace_seconds, {_GRACE}), {_LEAST}) END"""
 _NEEDS_SNAPSHOT = f"""
                activated_at IS NOT NULL
                AND coalesce(asked.snapshot, resources.snapshot, {_CONFIG} ->> 'snapshot', 'off') = 'required'"""
 # Less grace than the backend's least, or no snapshot where it takes one, is for those who may purge.
 _MAY_HAVE_LESS = f"""
-         (asked.may_purge OR activated_at IS NULL
+         ({_MAY_PURGE} OR activated_at IS NULL
           OR (coalesce(asked.grace >= {_LEAST}, true)
               AND NOT (asked.snapshot = 'off'
                        AND coalesce(resources.snapshot, {_CONFIG} ->> 'snapshot', 'off') = 'required')
@@ -101,6 +111,8 @@ def _enqueue(asked: str, which: str) -> str:
       FROM resource JOIN job ON job.resource_id = resource.id"""
 
 
+# For a resource's next teardown.
+_NO_HOLD = f"""NOT EXISTS (SELECT FROM holds WHERE {holds.COVERS.format("resources", "'deprovision'")})"""
 # Rows are locked in order of id, so DELETEs and operations over the same resources cannot deadlock. LATERAL keeps
 # that order, and finds each row by its key even where the plan was made while the table was small.
 _ENQUEUE_TEMPLATE = _enqueue(
@@ -117,13 +129,28 @@ _ENQUEUE_TEMPLATE = _enqueue(
     """(asked.tenant IS NULL OR asked.tenant = resources.tenant) AND status IN ('active', 'provisioning')
            AND coalesce(asked.version = resources.version, true)
            AND NOT EXISTS (SELECT FROM outbox AS before
-                            WHERE before.resource_id = asked.id AND before.request_id = asked.request_id)""",
+                            WHERE before.resource_id = asked.id AND before.request_id = asked.request_id){also}""",
 )
-_ENQUEUE = prepared(_ENQUEUE_TEMPLATE.format(lock=_WAIT))
-_ENQUEUE_SKIPPING = prepared(_ENQUEUE_TEMPLATE.format(lock=_skip_locked("asked.id")))
+_ENQUEUE = prepared(_ENQUEUE_TEMPLATE.format(lock=_WAIT, also=""))
+_ENQUEUE_SKIPPING = prepared(_ENQUEUE_TEMPLATE.format(lock=_skip_locked("asked.id"), also=""))
+# A hold that is answered while this waits for a lock keeps the resource: the second statement reads the holds.
+_ENQUEUE_UNHELD = text(
+    f"""
+    SELECT pg_advisory_xact_lock(hashtextextended(CAST(id AS text), 0))
+      FROM (SELECT asked.id
+              FROM (SELECT * FROM unnest(CAST(:ids AS uuid[])) AS asked (id) ORDER BY id) AS asked
+             CROSS JOIN LATERAL (SELECT FROM resources WHERE resources.id = asked.id {_WAIT}) AS locked) AS locked
+     ORDER BY id;"""
+    + _ENQUEUE_TEMPLATE.format(lock=_WAIT, also=f"\n           AND {_NO_HOLD}")
+)
 
+# What the request asked for that enqueued a job.
+_ASKED = f"""
+               (SELECT jsonb_build_object('reason', reason, 'detail', detail) FROM events
+                 WHERE job_id = {{}} AND event = '{Event.ENQUEUED}' ORDER BY id LIMIT 1)"""
 _ENQUEUED_BEFORE = text(f"""
     SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, job.request_id AS request_id,
+           CASE WHEN job.request_id = CAST(:request_id AS uuid) THEN {_ASKED.format("job.id")} END AS asked,
            {CONFIRM}
       FROM resources AS resource
       LEFT JOIN LATERAL (
@@ -140,8 +167,17 @@ def enqueue_all(db: Connection, asked: Sequence[Delete], *, waits: bool = True) 
     One statement sets the status and inserts the job. Of several requests for one resource, one wins. Unless it
     `waits`, it skips what another transaction has locked.
     """
+    return _enqueued(db, _ENQUEUE if waits else _ENQUEUE_SKIPPING, asked)
+
+
+def enqueue_unheld(db: Connection, asked: Sequence[Delete]) -> dict[uuid.UUID, Enqueued]:
+    """`enqueue_all`, except for resources that a hold covers: these stay as they are. `db` must be a transaction."""
+    return _enqueued(db, _ENQUEUE_UNHELD, asked)
+
+
+def _enqueued(db: Connection, statement: Executable, asked: Sequence[Delete]) -> dict[uuid.UUID, Enqueued]:
     rows = db.execute(
-        _ENQUEUE if waits else _ENQUEUE_SKIPPING,
+        statement,
         {
             "ids": [a.resource_id for a in asked],
             "tenants": [a.tenant for a in asked],
@@ -161,7 +197,7 @@ def enqueue_all(db: Connection, asked: Sequence[Delete], *, waits: bool = True) 
 
 
 def _config() -> Json:
-    configured = settings.backends()
+    configured, unknown = settings.backends(), settings.strictest()
     return {
         "backends": json.dumps(
             {
@@ -169,36 +205,30 @@ def _config() -> Json:
                     "grace": config.grace.total_seconds(),
                     "min_grace": config.min_grace.total_seconds(),
                     "snapshot": config.snapshot,
+                    "purge": config.purge,
                 }
                 for name, config in configured.items()
             }
         ),
-        "longest": max((config.grace.total_seconds() for config in configured.values()), default=0.0),
+        "longest": unknown.grace.total_seconds(),
+        "strictest": unknown.purge,
     }
 
 
-def enqueue(
-    db: Connection,
-    resource_id: uuid.UUID,
-    *,
-    actor: str,
-    tenant: str | None = None,
-    reason: str | None = None,
-    request_id: uuid.UUID | None = None,
-) -> Enqueued:
-    """() -> pending, for one resource; a caller that does not win gets the winner's job.
+def enqueue(db: Connection, resource_id: uuid.UUID, **words: Any) -> Enqueued:
+    """() -> pending, for one resource, with the `words` of a Delete; a caller that does not win gets the winner's job.
 
-    Raises NotFound, DeletionProtected.
+    Raises what `enqueued_before` raises.
     """
-    asked = Delete(resource_id, actor, tenant, reason, request_id=request_id or uuid.uuid4())
+    asked = Delete(resource_id, **words)
     return enqueue_all(db, [asked]).get(asked.request_id) or enqueued_before(db, asked)
 
 
 def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
     """The result of a DELETE that changed no row: the winner's job, which is its own where only the answer was lost.
 
-    A request that had won before a restore gets that job. Raises NotFound, VersionMismatch, Restoring,
-    DeletionProtected, Forbidden.
+    A request that had won before a restore gets that job. Raises NotFound, IdempotencyKeyReused, VersionMismatch,
+    Restoring, DeletionProtected, Forbidden.
     """
     for _ in range(3):  # after a restore between the two statements, this one sees an active resource
         known = {"id": asked.resource_id, "tenant": asked.tenant, "request_id": asked.request_id}
@@ -206,12 +236,10 @@ def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
         if row is None:
             raise NotFound(f"there is no resource {asked.resource_id}")
         if row.job_id is not None and row.request_id == asked.request_id:
+            refuse_other(row.asked, asked.reason, asked.detail)
             return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=True)
         if asked.version not in (None, row.resource_version):
-            raise VersionMismatch(
-                f"resource {asked.resource_id} has changed: its version is {row.resource_version}, not "
-                f"{asked.version}; read it again"
-            )
+            raise VersionMismatch(asked.resource_id, row.resource_version)
         if row.resource_status in (ResourceStatus.DELETING, ResourceStatus.DELETED):
             if row.job_id is not None:
                 return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=False)
@@ -223,38 +251,24 @@ def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
             raise Restoring(f"resource {asked.resource_id} is being restored; delete it again when it is active")
         if row.resource_protected:
             raise DeletionProtected(f"resource {asked.resource_id} is protected; set `protected` to false first")
-        _refuse_less(asked, read(Resource, "resource", row))
+        refuse_less(
+            row.resource_backend,
+            may_purge=asked.may_purge,
+            grace=asked.grace,
+            snapshot=asked.snapshot,
+            own=row.resource_snapshot,
+        )
         if won_now := enqueue_all(db, [asked]):
             return won_now[asked.request_id]
     raise Conflict(f"resource {asked.resource_id} changes faster than it can be read; try again")
 
 
-def _refuse_less(asked: Delete, resource: Resource) -> None:
-    """Raise Forbidden where only who may purge may ask for so little."""
-    config = settings.backends().get(resource.backend)
-    if asked.may_purge or config is None:
-        return
-    if asked.grace is not None and asked.grace < (least := config.min_grace.total_seconds()):
-        raise Forbidden(
-            f"grace: at least {least:g} seconds on backend {config.name!r} (min_grace); less is for operators"
-        )
-    if asked.snapshot is SnapshotPolicy.OFF and SnapshotPolicy.REQUIRED in (resource.snapshot, config.snapshot):
-        raise Forbidden(f"snapshot: backend {config.name!r} requires one; to leave it out is an operator's decision")
-
-
-_EXPIRE = text(
-    _enqueue(
-        """
-        SELECT id, CAST(:actor AS text) AS actor, 'expired' AS reason, CAST(:request_id AS uuid) AS request_id,
-               CAST(NULL AS text) AS detail, CAST(NULL AS float8) AS grace, CAST(NULL AS text) AS snapshot,
-               false AS may_purge
-          FROM resources
-         WHERE status = 'active' AND expires_at <= now() AND NOT protected
-         ORDER BY expires_at LIMIT :batch
-           FOR UPDATE SKIP LOCKED""",
-        "status = 'active'",
-    )
-)
+def refuse_other(before: Json | None, reason: str | None, detail: Json) -> None:
+    """Raise IdempotencyKeyReused where the request of that id was `before` made for another reason or detail."""
+    kept = (before or {}).get("detail") or {}
+    asked = {name: value for name, value in kept.items() if name not in ("request_id", "purge_at")}
+    if before is not None and (before["reason"], asked) != (reason, detail):
+        raise IdempotencyKeyReused("this Idempotency-Key came before with other parameters; take a new key")
 
 
 # The resource goes back to where its restore found it, with a new teardown and a new grace.
@@ -290,9 +304,3 @@ def abandon(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
     asked |= {"max_attempts": settings.get().max_attempts}
     row = db.execute(_ABANDON, asked | _config()).one_or_none()
     return None if row is None else read(Job, "job", row)
-
-
-def expire(db: Connection, *, actor: str, batch: int = 100) -> int:
-    """() -> pending, for at most `batch` active resources past their `expires_at`; returns how many."""
-    asked = {"actor": actor, "max_attempts": settings.get().max_attempts, "request_id": uuid.uuid4(), "batch": batch}
-    return len(db.execute(_EXPIRE, asked | _config()).all())

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 
 from outbox import approvals, settings
 from outbox.approvals import Approval
+from outbox.commits import CONFIRM
 from outbox.errors import (
     Conflict,
     FenceMismatch,
@@ -23,11 +24,12 @@ from outbox.errors import (
     VersionMismatch,
 )
 from outbox.events import Event
+from outbox.jobs.enqueue import _ASKED, refuse_other
 from outbox.rows import Job, Json, Resource, columns, read
 from outbox.states import ForcedAction, JobKind, ResourceStatus
 
-# Before revision 0011 a start did not say its step: it destroyed.
-_NOT_STARTED = "started_step IS DISTINCT FROM 'destroy' AND (step IS NOT NULL OR started_fence IS NULL)"
+# Whether a teardown can still be taken back. Before revision 0011 a start did not say its step: it destroyed.
+NOT_STARTED = "started_step IS DISTINCT FROM 'destroy' AND (step IS NOT NULL OR started_fence IS NULL)"
 # Jobs before resources, each in order of id, as the transitions of workers lock them. `asked` is a CTE of the caller's.
 _LOCK = """
     SELECT pg_advisory_xact_lock(hashtextextended(CAST(id AS text), 0))
@@ -47,7 +49,7 @@ _RESTORE = text(f"""{_LOCK}
                finished_at = now()
           FROM asked JOIN resources ON resources.id = asked.id
          WHERE resource_id = asked.id AND outbox.kind = 'deprovision' AND state IN ('pending', 'running', 'stuck')
-           AND {_NOT_STARTED} AND resources.status = 'deleting' AND activated_at IS NOT NULL
+           AND {NOT_STARTED} AND resources.status = 'deleting' AND activated_at IS NOT NULL
            AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant)
            AND (CAST(:version AS bigint) IS NULL OR version = :version)
            AND NOT EXISTS (SELECT FROM outbox AS before
@@ -86,7 +88,8 @@ _RESTORE_RESOURCES = text(f"""
       FROM resource JOIN job ON job.resource_id = resource.id""")
 _NOW = text(f"""
     SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, resource.activated_at,
-           job.request_id AS request_id, job.kind AS job_kind
+           job.request_id AS request_id, job.kind AS job_kind,
+           CASE WHEN job.request_id = CAST(:request_id AS uuid) THEN {_ASKED.format("job.id")} END AS asked, {CONFIRM}
       FROM resources AS resource
       LEFT JOIN LATERAL (
            SELECT * FROM outbox
@@ -150,7 +153,7 @@ def restore(
 ) -> Restored:
     """`restore_all` of one resource. One that is active, or being restored, stays as it is.
 
-    Raises NotFound, VersionMismatch, TeardownStarted, NothingToRestore.
+    Raises NotFound, IdempotencyKeyReused, VersionMismatch, TeardownStarted, NothingToRestore.
     """
     request_id = request_id or uuid.uuid4()
     for _ in range(3):  # a DELETE or the end of a restore may come between the two statements
@@ -164,11 +167,10 @@ def restore(
         resource = read(Resource, "resource", row)
         job = None if row.job_id is None else read(Job, "job", row)
         if job is not None and row.request_id == request_id:
+            refuse_other(row.asked, reason, {})
             return Restored(resource, job, won=True)
         if version not in (None, resource.version):
-            raise VersionMismatch(
-                f"resource {resource_id} has changed: its version is {resource.version}, not {version}; read it again"
-            )
+            raise VersionMismatch(resource_id, resource.version)
         if resource.status in (ResourceStatus.ACTIVE, ResourceStatus.RESTORING):
             return Restored(resource, job if row.job_kind == JobKind.RESTORE else None, won=False)
         if row.activated_at is None:
@@ -182,12 +184,30 @@ def _has_started(db: Connection, resource_id: uuid.UUID) -> bool:
     asked = f"""
         SELECT EXISTS (SELECT FROM outbox
                         WHERE resource_id = :id AND kind = 'deprovision' AND state <> 'cancelled'
-                          AND NOT ({_NOT_STARTED}))"""
+                          AND NOT ({NOT_STARTED}))"""
     return bool(db.execute(text(asked), {"id": resource_id}).scalar_one())
 
 
+# A purge of this request, with its job as it is now.
+_PURGED_BEFORE = text(f"""
+    SELECT {columns(Resource, "resource")}, {columns(Job, "job")},
+           jsonb_build_object('reason', events.reason) AS asked, {CONFIRM}
+      FROM events JOIN outbox AS job ON job.id = job_id JOIN resources AS resource ON resource.id = events.resource_id
+     WHERE events.resource_id = :id AND event = '{Event.PURGE_ORDERED}' AND detail ->> 'request_id' = :request_id""")
+_LOCK_TEARDOWN = text(_LOCK)
+_DELETING = text(f"""
+    SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, resource.purge_at > now() AS early, {CONFIRM}
+      FROM resources AS resource
+      LEFT JOIN outbox AS job
+             ON job.resource_id = resource.id AND job.kind = 'deprovision' AND job.state <> 'cancelled'
+     WHERE resource.id = :id""")
+_APPROVE = text(f"""
+    UPDATE approvals SET approved_by = :actor, approved_at = now()
+     WHERE action = :action AND job_id = :id AND fence = :fence AND approved_at IS NULL AND proposed_by <> :actor
+       AND proposed_at > now() - :life AND NOT {approvals.REVOKED.format("approvals")}
+ RETURNING jsonb_build_object('proposed_by', proposed_by, 'approved_by', approved_by)""")
 # The event comes first, in a statement of its own: the trigger that lets `purge_at` be lowered looks for it.
-_ORDER = text(f"""{_LOCK}
+_ORDER = text(f"""
     INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
     SELECT outbox.id, resource_id, fence, '{Event.PURGE_ORDERED}', :actor, :reason,
            CAST(:detail AS jsonb) || jsonb_build_object('purge_at', purge_at)
@@ -207,16 +227,6 @@ _PURGE = text(f"""
      RETURNING outbox.*
     )
     SELECT {columns(Resource, "resource")}, {columns(Job, "job")} FROM resource JOIN job ON true""")
-_APPROVE = text(f"""
-    UPDATE approvals SET approved_by = :actor, approved_at = now()
-     WHERE action = :action AND job_id = :id AND fence = :fence AND approved_at IS NULL AND proposed_by <> :actor
-       AND proposed_at > now() - :life AND NOT {approvals.REVOKED.format("approvals")}
- RETURNING jsonb_build_object('proposed_by', proposed_by, 'approved_by', approved_by)""")
-_DELETING = text(f"""
-    SELECT {columns(Resource, "resource")}, {columns(Job, "job")} FROM resources AS resource
-      LEFT JOIN outbox AS job
-             ON job.resource_id = resource.id AND job.kind = 'deprovision' AND job.state <> 'cancelled'
-     WHERE resource.id = :id""")
 
 
 def purge(
@@ -232,20 +242,26 @@ def purge(
     """Let the destruction start now; the earlier steps are still done first. One whose time has come stays as it is.
 
     Where it takes `two` operators, the first one's call returns an Approval. `db` must be a transaction. Raises
-    NotFound, NotDeleting, VersionMismatch, FenceMismatch.
+    NotFound, IdempotencyKeyReused, NotDeleting, VersionMismatch, FenceMismatch.
     """
+    request_id = request_id or uuid.uuid4()
+    db.execute(_LOCK_TEARDOWN, {"ids": [resource_id]})  # what is read below stays so
+    before = db.execute(_PURGED_BEFORE, {"id": resource_id, "request_id": str(request_id)}).one_or_none()
+    if before is not None:
+        refuse_other(before.asked, reason, {})
+        return read(Resource, "resource", before), read(Job, "job", before)
     row = db.execute(_DELETING, {"id": resource_id}).one_or_none()
     if row is None:
         raise NotFound(f"there is no resource {resource_id}")
     resource = read(Resource, "resource", row)
     if version not in (None, resource.version):
-        raise VersionMismatch(
-            f"resource {resource_id} has changed: its version is {resource.version}, not {version}; read it again"
-        )
+        raise VersionMismatch(resource_id, resource.version)
     if resource.status is not ResourceStatus.DELETING or row.job_id is None:
         raise NotDeleting(f"resource {resource_id} is {resource.status}: only what is being deleted can be purged")
     job = read(Job, "job", row)
-    detail: Json = {"request_id": str(request_id or uuid.uuid4())}
+    if not row.early:
+        return resource, job
+    detail: Json = {"request_id": str(request_id)}
     if two:
         proposal = approvals.propose(db, ForcedAction.PURGE, job.id, fence=job.fence, actor=actor, reason=reason)
         if proposal is not None and proposal.proposed_by == actor:
@@ -254,7 +270,7 @@ def purge(
         detail |= db.execute(_APPROVE, by).scalar_one_or_none() or {}
         if "approved_by" not in detail:
             raise FenceMismatch(f"job {job.id} has moved on; read it again")
-    asked = {"ids": [resource_id], "id": resource_id, "actor": actor, "reason": reason, "version": version}
-    if db.execute(_ORDER, asked | {"detail": json.dumps(detail)}).one_or_none() is not None:
-        row = db.execute(_PURGE, asked).one()
+    asked = {"id": resource_id, "actor": actor, "reason": reason, "version": version}
+    db.execute(_ORDER, asked | {"detail": json.dumps(detail)}).one()
+    row = db.execute(_PURGE, asked).one()
     return read(Resource, "resource", row), read(Job, "job", row)

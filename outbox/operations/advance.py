@@ -1,12 +1,14 @@
 """The next step of an operation, and its end."""
 
 from dataclasses import fields
+from typing import assert_never
 
 from sqlalchemy import Connection, text
 
 from outbox.errors import AlreadyFinished, NotFound
 from outbox.operations.offboard import offboard_step
 from outbox.operations.redrive import redrive_step
+from outbox.operations.restore import restore_step
 from outbox.operations.selection import POLL_SECONDS
 from outbox.rows import Operation
 from outbox.states import OperationKind
@@ -53,7 +55,7 @@ _PACE = text("""
                                    SELECT FROM operation_items WHERE operation_id = :id AND outcome IS NULL)
                                AND NOT EXISTS (
                                    SELECT FROM operation_items AS canary JOIN outbox ON outbox.id = canary.job_id
-                                    WHERE operation_id = :id AND canary AND outcome = 'redriven'
+                                    WHERE operation_id = :id AND canary AND outcome IN ('redriven', 'restoring')
                                       AND outbox.state <> 'succeeded')
                          THEN now() END
      WHERE id = :id""")
@@ -74,6 +76,10 @@ def advance(db: Connection, *, worker: str) -> tuple[int, float | None]:
                 moved, pause = redrive_step(db, operation, worker)
             case OperationKind.OFFBOARD:
                 moved, pause = offboard_step(db, operation, worker)
+            case OperationKind.RESTORE:
+                moved, pause = restore_step(db, operation, worker)
+            case never:
+                assert_never(never)
         db.execute(_PACE, {"id": operation.id, "pause": pause})
     wait = db.execute(_NEXT).scalar_one()
     return moved, None if wait is None else min(max(wait, 0.0), POLL_SECONDS)

@@ -8,10 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
-from outbox import tables
-from outbox.errors import AlreadyRunning, DigestMismatch
+from outbox import holds, tables
+from outbox.errors import AlreadyRunning, BadRequest, DigestMismatch
 from outbox.rows import Json, Operation
-from outbox.states import OperationKind
+from outbox.states import HoldScope, OperationKind
 
 # Rows in one step: the step locks them for some tens of milliseconds, and a DELETE of one of them waits no longer.
 BATCH = 100
@@ -71,6 +71,7 @@ def insert(
 _NOUNS = {
     OperationKind.REDRIVE: "jobs (or at other fences)",
     OperationKind.OFFBOARD: "resources (or protected otherwise)",
+    OperationKind.RESTORE: "resources (or deleted again)",
 }
 
 
@@ -93,6 +94,13 @@ def confirm(
     columns = [tables.operations.c[f.name] for f in fields(Operation)]
     total = sa.update(tables.operations).where(tables.operations.c.id == id).values(total=now.count)
     return Operation.read(db.execute(total.returning(*columns)).one())
+
+
+def refuse_unknown_scope(db: Connection, backend: str | None, tenant: str | None) -> None:
+    """Raise BadRequest: with a typing error a filter selects nothing, which would look as if there were nothing."""
+    for scope, subject in ((HoldScope.BACKEND, backend), (HoldScope.TENANT, tenant)):
+        if subject is not None and not holds.known(db, scope, subject):
+            raise BadRequest(f"there is no {scope} {subject!r} here: this filter would find nothing; check the name")
 
 
 def attribution(operation: sa.Row[Any], worker: str) -> Json:

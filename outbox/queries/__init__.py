@@ -10,11 +10,11 @@ from outbox.approvals import Approval
 from outbox.holds import Hold, known
 from outbox.holds import over as holds_over
 from outbox.observations import Observation
-from outbox.queries.attempts import Attempt, Seen, attempts
+from outbox.queries.attempts import Attempt, Course, Seen, attempts
 from outbox.queries.jobs import EVERY_JOB, JobCounts, JobFilter, ListedJob, count_jobs, list_jobs, with_tenants
 from outbox.queries.operations import Canary, Progress, Tally, list_operations, operation
 from outbox.queries.pages import Page
-from outbox.queries.resources import list_resources, resource
+from outbox.queries.resources import ListedResource, list_resources, resource, with_steps
 from outbox.queries.stops import Breaker, list_breakers, list_holds
 from outbox.queries.story import JobStory, Request, job_story
 
@@ -24,11 +24,13 @@ __all__ = [
     "Attempt",
     "Breaker",
     "Canary",
+    "Course",
     "Hold",
     "JobCounts",
     "JobFilter",
     "JobStory",
     "ListedJob",
+    "ListedResource",
     "Observation",
     "Page",
     "Progress",
@@ -47,5 +49,6 @@ __all__ = [
     "list_resources",
     "operation",
     "resource",
+    "with_steps",
     "with_tenants",
 ]

@@ -1,12 +1,12 @@
 """A job's attempts, made from its events: an attempt is the events of one fence."""
 
 import datetime as dt
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
 from outbox.events import ENDS_ATTEMPT, Event
 from outbox.rows import Evidence, Json
+from outbox.states import Step
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One claim of a job and its end. `outcome` is None while the attempt runs."""
+    """One claim of a job and its end. `outcome` is None while the attempt runs; `step` is a teardown's."""
 
     fence: int
+    step: Step | None
     worker: str
     claimed_at: dt.datetime
     started_at: dt.datetime | None
@@ -31,29 +32,52 @@ class Attempt:
     seen: Seen
 
 
-def attempts(events: list[Evidence]) -> Iterator[tuple[Evidence, Evidence | None, Evidence | None]]:
-    """The claim, the start and the end of each attempt, from a job's events in order; None for what did not happen.
+@dataclass(frozen=True)
+class Course:
+    """The events of one attempt; None for what did not happen."""
+
+    claimed: Evidence
+    started: Evidence | None
+    ended: Evidence | None
+    step: Step | None
+
+
+_ENDS_STEP = {Event.QUARANTINED: Step.QUARANTINE, Event.SNAPSHOT_VERIFIED: Step.SNAPSHOT}
+
+
+def attempts(events: list[Evidence], step: Step | None) -> list[Course]:
+    """The attempts of a job, from its events in order and the step that it is at.
 
     Events of operators and late reports are left out.
     """
     course = [event for event in events if event.event in (Event.CLAIMED, Event.STARTED, *ENDS_ATTEMPT)]
-    for _, group in groupby(course, key=lambda event: event.fence):
-        of_attempt = list(group)
-        started = next((event for event in of_attempt if event.event == Event.STARTED), None)
-        ended = next((event for event in of_attempt if event.event in ENDS_ATTEMPT), None)
-        yield of_attempt[0], started, ended
+    found = []
+    # The waiting is nobody's work: who claims what has waited destroys it.
+    at: Step | None = Step.DESTROY if step is Step.WAIT else step
+    for _, group in reversed([(fence, list(group)) for fence, group in groupby(course, key=lambda event: event.fence)]):
+        claimed = next((event for event in group if event.event == Event.CLAIMED), None)
+        if claimed is None:  # cancelled before it was ever claimed
+            continue
+        started = next((event for event in group if event.event == Event.STARTED), None)
+        ended = next((event for event in group if event.event in ENDS_ATTEMPT), None)
+        at = _ENDS_STEP.get(Event(ended.event), at) if ended else at
+        found.append(Course(claimed, started, ended, at))
+    return found[::-1]
 
 
-def attempt_of(claimed: Evidence, started: Evidence | None, ended: Evidence | None) -> Attempt:
-    """The attempt of these three events, of which `attempts` has found those that exist."""
+def attempt_of(course: Course) -> Attempt:
+    """The attempt that had this course."""
+    claimed, started, ended = course.claimed, course.started, course.ended
     return Attempt(
         fence=claimed.fence,
+        step=course.step,
         worker=claimed.actor,
         claimed_at=claimed.at,
         started_at=started.at if started else None,
         finished_at=ended.at if ended else None,
         outcome=ended.event if ended else None,
-        error=ended.reason if ended else None,
+        # Of a cancelled attempt the event has the reason of who took the teardown back.
+        error=ended.reason if ended and ended.event != Event.CANCELLED else None,
         seen=_seen(started, ended),
     )
 

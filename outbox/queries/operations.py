@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from outbox import tables
 from outbox.errors import NotFound
+from outbox.holds import COVERS, Hold
 from outbox.queries.pages import Page, decode_cursor, page_of
 from outbox.rows import Operation
 
@@ -45,7 +46,7 @@ class Canary:
 class Progress:
     """How far an operation is. `jobs` counts, by present state, the jobs that it has re-driven or enqueued.
 
-    `stuck_jobs` are the first ten of these that are stuck.
+    `stuck_jobs` are the first ten of these that are stuck. `holds` are those that its waiting items wait for.
     """
 
     all: Tally
@@ -53,6 +54,7 @@ class Progress:
     canaries: list[Canary]
     jobs: dict[str, int]
     stuck_jobs: list[int]
+    holds: list[Hold]
 
 
 def list_operations(db: Connection, *, cursor: str | None = None, limit: int = 50) -> Page:
@@ -75,12 +77,22 @@ _CANARIES = text("""
      WHERE operation_id = :id AND canary ORDER BY item.backend, n""")
 _JOBS_NOW = text("""
     SELECT outbox.state, count(*) FROM operation_items AS item JOIN outbox ON outbox.id = job_id
-     WHERE operation_id = :id AND outcome IN ('redriven', 'enqueued', 'failed') GROUP BY 1 ORDER BY 1""")
+     WHERE operation_id = :id AND outcome IN ('redriven', 'enqueued', 'restoring', 'failed') GROUP BY 1 ORDER BY 1""")
 # Ten: as many as an operator reads one by one.
 _STUCK_NOW = text("""
     SELECT outbox.id FROM operation_items AS item JOIN outbox ON outbox.id = job_id
-     WHERE operation_id = :id AND outcome IN ('redriven', 'enqueued', 'failed') AND outbox.state = 'stuck'
+     WHERE operation_id = :id AND outcome IN ('redriven', 'enqueued', 'restoring', 'failed') AND outbox.state = 'stuck'
      ORDER BY outbox.id LIMIT 10""")
+
+
+# A restore waits for no hold, and the jobs of a re-drive show by themselves what they wait for.
+_HOLDS = text(f"""
+    SELECT * FROM holds
+     WHERE EXISTS (SELECT FROM operations JOIN operation_items AS item ON operation_id = operations.id
+                     JOIN resources ON resources.id = item.resource_id
+                    WHERE operations.id = :id AND operations.kind = 'offboard' AND outcome IS NULL
+                      AND {COVERS.format("resources", "'deprovision'")})
+     ORDER BY id""")
 
 
 def operation(db: Connection, operation_id: int) -> tuple[Operation, Progress]:
@@ -98,6 +110,7 @@ def operation(db: Connection, operation_id: int) -> tuple[Operation, Progress]:
         canaries=[Canary(**row._mapping) for row in db.execute(_CANARIES, asked)],
         jobs={state: n for state, n in db.execute(_JOBS_NOW, asked)},  # noqa: C416 - rows are no pairs to mypy
         stuck_jobs=list(db.execute(_STUCK_NOW, asked).scalars()),
+        holds=[Hold.read(row) for row in db.execute(_HOLDS, asked)],
     )
 
 
@@ -108,6 +121,6 @@ def _operations() -> "sa.Select[Any]":
 def _tally(counts: "Counter[str]") -> Tally:
     return Tally(
         total=counts.total(),
-        done=counts["redriven"] + counts["enqueued"],
+        done=counts["redriven"] + counts["enqueued"] + counts["restoring"],
         **{name: counts[name] for name in ("waiting", "failed", "stopped", "skipped", "protected")},
     )

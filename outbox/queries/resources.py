@@ -2,6 +2,7 @@
 
 import datetime as dt
 import uuid
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -9,6 +10,7 @@ from sqlalchemy import Connection
 from outbox import resources, tables
 from outbox.queries.pages import Page, decode_cursor, page_of, select_columns
 from outbox.rows import Resource, read
+from outbox.states import FINAL, JobKind, Step
 
 
 def resource(db: Connection, resource_id: uuid.UUID, *, tenant: str | None = None) -> Resource:
@@ -34,6 +36,23 @@ def list_resources(
         query = query.where(sa.tuple_(table.c.created_at, table.c.id) < sa.tuple_(sa.literal(at), sa.literal(last)))
     rows = [read(Resource, "resource", row) for row in db.execute(query)]
     return page_of(rows, limit, lambda r: [r.created_at.isoformat(), str(r.id)])
+
+
+@dataclass(frozen=True)
+class ListedResource(Resource):
+    """A resource and the step of its teardown, None while there is none that goes on."""
+
+    step: Step | None
+
+
+def with_steps(db: Connection, page: Page) -> Page:
+    """The same page of resources, each with the step of its teardown."""
+    job, ids = tables.outbox.c, {each.id for each in page.items}
+    asked = sa.select(job.resource_id, job.step).where(
+        job.resource_id.in_(ids), job.kind == JobKind.DEPROVISION, job.state.not_in(FINAL)
+    )
+    steps = {row.resource_id: row.step and Step(row.step) for row in db.execute(asked)}
+    return replace(page, items=[ListedResource(**vars(each), step=steps.get(each.id)) for each in page.items])
 
 
 def _utc(at: str) -> dt.datetime:

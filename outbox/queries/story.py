@@ -20,11 +20,12 @@ from outbox.states import JobState
 
 @dataclass(frozen=True)
 class Request:
-    """Who asked for a job, when and why, and under which request id."""
+    """Who asked for a job, when, why and for whom, and under which request id."""
 
     actor: str
     at: dt.datetime
     reason: str | None
+    on_behalf_of: str | None
     request_id: uuid.UUID
 
 
@@ -32,6 +33,7 @@ class Request:
 class JobStory:
     """A job with its attempts, its events and what it waits for. `request` is None where its first event is missing.
 
+    `purge_at`: its resource is not destroyed before; None while the resource is not being deleted.
     `holds` are the holds in force that cover the job: while there is one, the job does not start. Only for a running
     job: `lease_expires_at`. Only for a pending
     job: `breaker`, its backend's; `due_seconds`, how long it has been due by the database's clock. Only for a stuck
@@ -43,6 +45,7 @@ class JobStory:
     tenant: str
     resource_name: str
     request: Request | None
+    purge_at: dt.datetime | None
     attempts: list[Attempt]
     events: list[Evidence]
     holds: list[Hold]
@@ -55,7 +58,7 @@ class JobStory:
 
 
 _STORY = text(f"""
-    SELECT {columns(Job, "job")}, job.request_id, resources.tenant, resources.name,
+    SELECT {columns(Job, "job")}, job.request_id, resources.tenant, resources.name, resources.purge_at,
            CASE WHEN job.state = 'pending' AND available_at <= now()
                 THEN CAST(floor(extract(epoch FROM now() - available_at)) AS bigint) END AS due_seconds,
            job.lease_expires_at
@@ -81,8 +84,9 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
         job=job,
         tenant=row.tenant,
         resource_name=row.name,
-        request=None if asked is None else Request(asked.actor, asked.at, asked.reason, row.request_id),
-        attempts=[attempt_of(*attempt) for attempt in attempts(events)],
+        request=None if asked is None else _request(asked, row.request_id),
+        purge_at=row.purge_at,
+        attempts=[attempt_of(course) for course in attempts(events, job.step)],
         events=events,
         holds=over(db, job_id) if job.finished_at is None else [],
         breaker=next(iter(list_breakers(db, job.backend)), None) if job.state is JobState.PENDING else None,
@@ -92,6 +96,10 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
         approvals=approvals.proposals(db, job_id, fence=job.fence) if stuck else [],
         last_look=observations.last(db, job_id, fence=job.fence) if stuck else None,
     )
+
+
+def _request(asked: Evidence, request_id: uuid.UUID) -> Request:
+    return Request(asked.actor, asked.at, asked.reason, (asked.detail or {}).get("on_behalf_of"), request_id)
 
 
 _OWN = text("""

@@ -3,6 +3,7 @@
 import json
 import re
 import uuid
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import Connection, text
@@ -10,7 +11,9 @@ from sqlalchemy import Connection, text
 import migrations
 from outbox import advice, jobs
 from outbox.doctor import CHECKS
-from outbox.states import StuckReason
+from outbox.jobs import Delete
+from outbox.rows import Job
+from outbox.states import SnapshotPolicy, StuckReason
 from tests.support.breaks import BREAKS, World
 from tests.support.factories import a_resource, claims
 from tests.support.processes import System, shell
@@ -18,8 +21,10 @@ from tests.support.runbook import parts, run
 
 CODES = [check.code for check in CHECKS]
 # Parts that are about neither a stuck reason nor a check; the first is what stands before all parts.
-OTHERS = ("", "brake", "offboarding", "proof", "busy", "outcome_unconfirmed")
-# Commands and checks of which the runbook speaks already. They come; then they go from here.
+OTHERS = (
+    *("", "brake", "offboarding", "proof", "busy", "outcome_unconfirmed"),
+    *("wrong_delete", "restore_stuck", "purge"),
+)
 BACKEND, TENANT = "pg-main", "acme"
 
 
@@ -67,6 +72,8 @@ def prepared(db: Connection, env: dict[str, str], name: str, commands: str) -> d
         migrations.downgrade("-1")
     elif name in BREAKS:
         named, _ = BREAKS[name](World(db))
+    elif name in KEPT:
+        job = KEPT[name](db)
     elif name not in ("", "proof"):
         job = a_stuck_job(db, StuckReason(name) if name in list(StuckReason) else StuckReason.REFUSED)
     asked = (
@@ -93,17 +100,46 @@ def prepared(db: Connection, env: dict[str, str], name: str, commands: str) -> d
 
 
 def a_stuck_job(db: Connection, why: StuckReason) -> int:
-    id = jobs.enqueue(db, a_resource(db, tenant=TENANT, backend=BACKEND), actor="token:1:acme").job.id
+    return stuck(db, jobs.enqueue(db, a_resource(db, tenant=TENANT, backend=BACKEND), actor="token:1:acme").job, why)
+
+
+def stuck(db: Connection, job: Job, why: StuckReason) -> int:
     (claim,) = claims(db, backend=BACKEND)
+    assert claim.id == job.id
     jobs.start(db, claim, worker="w1")
     jobs.stick(db, claim, worker="w1", why=why, error="no space left on device")
-    return id
+    return job.id
+
+
+def kept(db: Connection, snapshot: SnapshotPolicy = SnapshotPolicy.OFF) -> Job:
+    """A teardown that can be taken back for ten minutes."""
+    asked = Delete(a_resource(db, tenant=TENANT, backend=BACKEND), "token:1:acme", grace=600, snapshot=snapshot)
+    return jobs.enqueue_all(db, [asked])[asked.request_id].job
+
+
+def a_stuck_restore(db: Connection) -> int:
+    restored = jobs.restore(db, kept(db).resource_id, actor="token:1:acme", reason="a mistake")
+    assert restored.job
+    return stuck(db, restored.job, StuckReason.REFUSED)
+
+
+# The parts about what is kept, and the job that each is about.
+KEPT: dict[str, Callable[[Connection], int]] = {
+    StuckReason.SNAPSHOT_FAILED: lambda db: stuck(db, kept(db, SnapshotPolicy.REQUIRED), StuckReason.SNAPSHOT_FAILED),
+    "wrong_delete": lambda db: kept(db).id,
+    "restore_stuck": a_stuck_restore,
+    "purge": lambda db: kept(db).id,
+}
 
 
 def told(env: dict[str, str], *words: str) -> dict[str, str]:
     answer = shell(env, *words, "--json")
     assert answer.returncode == 0, answer
     return json.loads(answer.stdout)
+
+
+# The commands that move a stuck job on, or let a worker look.
+MOVES = ("jobs observe", "jobs redrive", "jobs resolve", "resources restore")
 
 
 def test_the_runbook_has_one_part_for_each_stuck_reason_and_each_check() -> None:
@@ -116,10 +152,10 @@ def test_the_runbook_has_one_part_for_each_stuck_reason_and_each_check() -> None
 @pytest.mark.parametrize("reason", StuckReason)
 def test_the_runbook_names_the_commands_that_jobs_show_names(reason: StuckReason) -> None:
     def words(command: str) -> tuple[str, ...]:
-        return tuple(re.findall(r"jobs \w+|--force[-\w]*", command))
+        return tuple(re.findall(r"(?:jobs|resources) \w+|--force[-\w]*", command))
 
     (part,) = [part for part in parts() if part.names == [reason]]
     runbook = {words(command) for block in part.blocks for command, _ in block}
     shown = {words(command) for _, command in advice.steps(reason)}
-    moves = {told for told in runbook if told and told[0] in ("jobs observe", "jobs redrive", "jobs resolve")}
+    moves = {told for told in runbook if told and told[0] in MOVES}
     assert moves == shown

@@ -1,5 +1,6 @@
 """`deprovisioner up` as a new user meets it, and the commands beside it."""
 
+import datetime as dt
 import json
 import os
 import pwd
@@ -18,6 +19,7 @@ import psycopg2
 import pytest
 import redis
 
+from deprovisioner.demo.witnesses import Holding, contents, fill
 from deprovisioner.up import servers
 from tests.support.api import create, until
 from tests.support.processes import descendants
@@ -70,7 +72,7 @@ def test_up_serves_and_writes_an_env_that_works(up: Running) -> None:
     with up.api() as api:
         for kind in ("postgres", "redis"):
             resource = until(api, create(api, kind), "active")
-            assert api.delete(f"/v1/resources/{resource['id']}").status_code == 202
+            assert api.delete(f"/v1/resources/{resource['id']}?grace=0s").status_code == 202
             until(api, resource, "deleted")
     pg = PgServer(up.env["PG_MAIN_DSN"], up.home / "log" / "pg-main.log")
     assert sum(pg.drops().values()) == 1, "pg-main logs what is dropped"
@@ -78,7 +80,7 @@ def test_up_serves_and_writes_an_env_that_works(up: Running) -> None:
     assert redis.Redis.from_url(up.env["REDIS_MAIN_URL"]).config_get("appendonly") == {"appendonly": "yes"}
     assert up.env["PG_MAIN_DSN"] != up.env["DEPROVISIONER_DATABASE_URL"]
     said = up.log.read_text()
-    assert said.count("curl -sS") == 3
+    assert said.count("curl -sS") == 4
     assert up.env["DEPROVISIONER_TENANT_TOKEN"] in said
 
 
@@ -92,6 +94,26 @@ def test_the_printed_curl_lines_work(up: Running) -> None:
             ["sh", "-c", line.replace("/ID", f"/{made['resource']['id']}")], capture_output=True, text=True, check=True
         )
         assert "code" not in json.loads(answer.stdout), answer.stdout
+
+
+@pytest.mark.parametrize("kind", ["postgres", "redis"])
+def test_a_delete_cuts_the_customer_off_and_a_restore_gives_everything_back(up: Running, kind: str) -> None:
+    with up.api() as api:
+        resource = until(api, create(api, kind), "active")
+        path = f"/v1/resources/{resource['id']}"
+        login = api.get(f"{path}/credentials").json()
+        holding = Holding(kind, resource["manifest"], login.get("dsn") or login["url"], resource["id"])
+        fill(holding)
+        before = contents(holding)
+        deleted = api.delete(path).json()["resource"]
+        kept = dt.datetime.fromisoformat(deleted["purge_at"]) - dt.datetime.fromisoformat(deleted["deleted_at"])
+        assert kept == dt.timedelta(minutes=10)
+        eventually(lambda: contents(holding) is None)
+        assert api.post(f"{path}/restore", json={"reason": "a mistake"}).status_code == 202
+        until(api, resource, "active")
+        assert api.get(f"{path}/credentials").json() == login
+    assert before
+    assert contents(holding) == before
 
 
 def test_a_second_up_on_the_same_home_is_refused(up: Running) -> None:
@@ -218,7 +240,7 @@ def test_commands_speak_json_and_use_their_exit_codes(up: Running) -> None:
     with up.api() as api:
         resource = until(api, create(api), "active")
     id = resource["id"]
-    deleted = up.cli("resources", "delete", id, "--reason", "ticket 811", "--json")
+    deleted = up.cli("resources", "delete", id, "--grace", "0s", "--reason", "ticket 811", "--json")
     assert json.loads(deleted.stdout)["already_deleted"] is False
     assert json.loads(up.cli("resources", "delete", id, "--json").stdout)["already_deleted"] is True
     job = json.loads(deleted.stdout)["job"]["id"]
@@ -254,7 +276,7 @@ def test_the_doctor_finds_nothing_broken_where_work_was_done(up: Running) -> Non
     with up.api() as api:
         for kind in ("postgres", "redis"):
             resource = until(api, create(api, kind), "active")
-            api.delete(f"/v1/resources/{resource['id']}")
+            api.delete(f"/v1/resources/{resource['id']}?grace=0s")
             until(api, resource, "deleted")
     assert up.cli("backends", "check").stdout == "ok         pg-main\nok         redis-main\n"
     answer = up.cli("doctor")

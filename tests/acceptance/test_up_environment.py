@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from deprovisioner.up import environment, servers
-from deprovisioner.up.home import State
+from deprovisioner.up.home import BACKENDS_TOML, State, backends_file
+from outbox import settings
 from outbox.errors import SettingsError
 from tests.support.api import create, until
 from tests.support.up import Running
@@ -18,6 +19,23 @@ with open(os.path.join(os.path.dirname(__file__), "record"), "a") as file:
     file.write(" ".join([*sys.orig_argv, *sorted(name for name in os.environ if name.endswith("_ADDRESS"))]) + "\\n")
 """
 
+# What `up` wrote before it knew a grace.
+EARLIER = """\
+# Written once by `deprovisioner up`; edit it as you like. The API and the workers read it when they start.
+# adoption: tenants may adopt objects on these throw-away servers; elsewhere leave that to operators.
+[backends.pg-main]
+kind = "postgres"
+dsn = "env:PG_MAIN_SERVICE_DSN"
+concurrency = 4
+adoption = "tenants"
+# brake = "50/10m"    # more teardowns than this within the window wait for an operator
+
+[backends.redis-main]
+kind = "redis"
+dsn = "env:REDIS_MAIN_SERVICE_URL"
+concurrency = 4
+adoption = "tenants"
+"""
 REDIS = {"kind": "redis", "backend": "redis-main", "name": "cache"}
 
 
@@ -140,3 +158,19 @@ def test_a_home_of_an_older_version_that_made_no_servers_forgets_nothing(tmp_pat
     (tmp_path / "state.json").write_text(json.dumps({"operator_token": "o", "tenant_token": "t"}))
     external = {"DEPROVISIONER_DATABASE_URL": "postgresql://external", "DEPROVISIONER_CREDENTIALS_KEY": "k"}
     assert State(tmp_path).without_made(external) == external
+
+
+def test_a_backends_file_of_an_earlier_version_is_brought_up_to_date_unless_it_was_edited(tmp_path: Path) -> None:
+    path, said = tmp_path / "backends.toml", []
+    path.write_text(EARLIER)
+    assert backends_file(tmp_path, said.append).read_text() == BACKENDS_TOML
+    assert str(path) in said[0]
+    edited = EARLIER.replace("concurrency = 4", "concurrency = 8")
+    path.write_text(edited)
+    assert backends_file(tmp_path, said.append).read_text() == edited
+    assert len(said) == 1
+
+
+def test_everybody_may_ask_for_no_grace_on_the_servers_of_up(tmp_path: Path) -> None:
+    for config in settings.read_backends(backends_file(tmp_path, print)).values():
+        assert (config.grace.total_seconds(), config.min_grace.total_seconds()) == (600, 0)

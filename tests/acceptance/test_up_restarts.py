@@ -55,7 +55,7 @@ def test_stopped_it_leaves_no_process_and_started_again_it_has_its_data(folder: 
                 cursor.execute("SELECT n FROM t")
                 assert cursor.fetchone() == (7,)
             connection.close()
-            api.delete(f"/v1/resources/{resource['id']}")
+            api.delete(f"/v1/resources/{resource['id']}?grace=0s")
             until(api, resource, "deleted")
     finally:
         assert second.stop() == 0
@@ -68,7 +68,7 @@ def test_a_home_whose_workers_were_superusers_is_taken_over(folder: Path) -> Non
     state = State(home)
     admin = servers.postgres_dsn(state.port("pg-main"), state.password("pg-main"))
     root = servers.valkey_url(state.port("redis-main"), state.password("redis-main"))
-    text = backends_file(home).read_text()
+    text = backends_file(home, print).read_text()
     old = text.replace("env:PG_MAIN_SERVICE_DSN", admin).replace("env:REDIS_MAIN_SERVICE_URL", root)
     (home / "backends.toml").write_text(old)
     first = Running(home, port).ready()
@@ -105,7 +105,7 @@ def test_a_home_whose_workers_were_superusers_is_taken_over(folder: Path) -> Non
         assert f"//{accounts.NAME}:" in second.env["PG_MAIN_SERVICE_DSN"]
         with second.api() as api:
             for resource in made:
-                assert api.delete(f"/v1/resources/{resource['id']}").status_code == 202
+                assert api.delete(f"/v1/resources/{resource['id']}?grace=0s").status_code == 202
             for resource in made:
                 until(api, resource, "deleted")
         assert pg.databases() == {"postgres", "template0", "template1", "stranger", accounts.NAME}

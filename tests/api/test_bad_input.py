@@ -363,13 +363,17 @@ def test_resources_and_jobs_have_the_documented_fields(api: httpx.Client, db: Co
         "deleted_at",
         "purged_at",
         "expires_at",
+        "purge_at",
+        "grace",
+        "snapshot",
+        "version",
     ]
     assert shown["created_at"].endswith("Z")
     deleted = api.delete(f"/v1/resources/{resource}").json()
     assert list(deleted) == ["ok", "already_deleted", "resource", "job"]
     assert list(deleted["job"]) == ["id", "state", "url"]
     job = api.get(deleted["job"]["url"]).json()
-    fields = "id kind state stuck_reason resource_id backend fence attempts max_attempts available_at created_at"
+    fields = "id kind state step stuck_reason resource_id backend fence attempts max_attempts available_at created_at"
     assert set(f"{fields} finished_at last_error url attempt_history events".split()) <= set(job)
     openapi = api.get("/openapi.json").json()
     assert {"/v1/resources", "/v1/resources/{resource_id}", "/v1/jobs/{job_id}", "/healthz"} <= set(openapi["paths"])

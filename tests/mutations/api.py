@@ -193,8 +193,8 @@ GUARDS_OF_API = (
                 "    resource, sealed =",
                 "resources.find(db, resource_id, tenant=who.tenant)",
             ),
-            "delete": (_ACTIONS, "def wanted_delete(", "Delete(resource_id, who.actor, who.tenant, reason)"),
-            "change": (_ACTIONS, "def change(", "tenant=who.tenant, protected=protected"),
+            "delete": (_ACTIONS, "    return Delete(", "        who.tenant,\n        reason,"),
+            "change": (_ACTIONS, "    if {", "changes=changes, tenant=who.tenant"),
             "list_resources": (_ROUTES, "def list_resources(", "queries.list_resources(session, tenant=who.tenant, "),
         }.items()
         for mutant in cut(
@@ -310,8 +310,8 @@ GUARDS_OF_API = (
         API,
         (
             "api: only operators adopt",
-            "_refuse_adoption(who, new)\n    new =",
-            "new =",
+            "_refuse_adoption(who, new)\n    resources",
+            "resources",
             "test_a_tenant_cannot_adopt",
         ),
         (

@@ -7,6 +7,8 @@ TRANSITIONS = "outbox/jobs"
 GUARD = "tests/outbox/test_guard.py"
 CLAIM = "tests/outbox/test_claim.py"
 MOVES = "tests/outbox/test_transitions.py"
+EXPIRE = "tests/outbox/test_expire.py"
+_BOUNDED = "test_an_expiry_looks_at_a_bounded_number_of_rows_and_the_next_goes_on_behind_them"
 RUNS = "tests/worker/test_run.py"
 HOLDS = "tests/outbox/test_holds.py"
 LANES = "tests/outbox/test_lanes.py"
@@ -93,39 +95,65 @@ CLAIMS = (
     ),
     *cut(
         TRANSITIONS,
-        "_EXPIRE = text(",
-        MOVES,
+        '_DUE = """',
+        EXPIRE,
         (
             "expire: status",
-            "status = 'active' AND expires_at",
-            "expires_at",
-            "test_a_resource_that_cannot_expire_takes_no_place_in_the_batch",
+            '"""status = \'active\' AND',
+            '"""',
+            f"{MOVES}::test_a_resource_that_cannot_expire_takes_no_place_in_the_batch",
         ),
+        ("expire: only what is due", "expires_at <= now()\n", "true\n", _BOUNDED),
         (
             "expire: protected",
-            " AND NOT protected",
+            "NOT protected AND ",
             "",
-            "test_a_resource_that_cannot_expire_takes_no_place_in_the_batch",
+            f"{MOVES}::test_a_resource_that_cannot_expire_takes_no_place_in_the_batch",
         ),
-        ("expire: batch", "LIMIT :batch", "", "test_a_resource_that_cannot_expire_takes_no_place_in_the_batch"),
         (
-            "expire: expires_at",
-            " AND expires_at <= now()",
+            "expire: batch",
+            " LIMIT :batch",
             "",
-            "test_expiry_enqueues_what_has_expired_and_nothing_else",
+            f"{MOVES}::test_a_resource_that_cannot_expire_takes_no_place_in_the_batch",
         ),
-        ("expire: SKIP LOCKED", " SKIP LOCKED", "", "test_expiry_skips_locked_rows_without_waiting"),
         (
-            "expire: FOR UPDATE SKIP LOCKED",
-            "FOR UPDATE SKIP LOCKED",
-            "",
-            "test_expiry_skips_locked_rows_without_waiting",
+            "expire: skips what is locked",
+            '{_skip_locked("due.id")}',
+            "FOR NO KEY UPDATE",
+            f"{MOVES}::test_expiry_skips_locked_rows_without_waiting",
+            "test_an_expiry_never_waits_so_no_hold_comes_between_its_reading_and_its_writing[row]",
         ),
         (
             "expire: status again",
+            "\"status = 'active' AND expires_at <= now()\"",
+            '"expires_at <= now()"',
+            f"{MOVES}::test_a_row_that_changed_after_it_was_picked_is_not_moved_again[_EXPIRE]",
+        ),
+        (
+            "expire: due again",
+            "\"status = 'active' AND expires_at <= now()\"",
             "\"status = 'active'\"",
-            '"true"',
-            "test_a_row_that_changed_after_it_was_picked_is_not_moved_again[_EXPIRE]",
+            "test_a_resource_that_got_more_time_after_it_was_picked_does_not_expire",
+        ),
+        (
+            "expire: holds",
+            " AND {_NO_HOLD}",
+            "",
+            "test_what_a_hold_covers_does_not_expire_before_its_release",
+            "test_a_hold_of_a_brake_keeps_what_has_expired_too",
+        ),
+        ("expire: a bounded look", " LIMIT :rows", "", _BOUNDED),
+        (
+            "expire: from the cursor on",
+            "(expires_at, id) > (CAST(:after AS timestamptz), CAST(:after_id AS uuid))",
+            "true",
+            _BOUNDED,
+        ),
+        (
+            "expire: the cursor tells rows of one moment apart",
+            "(expires_at, id) > (CAST(:after AS timestamptz), CAST(:after_id AS uuid))",
+            "expires_at > CAST(:after AS timestamptz)",
+            "test_resources_that_expire_at_one_moment_are_told_apart",
         ),
     ),
     *cut(

@@ -9,6 +9,16 @@ TRANSITIONS = "outbox/jobs"
 
 OPERATIONS = "outbox/operations"
 BULK = "tests/outbox/test_operations.py"
+RESTORE = "tests/outbox/test_bulk_restore.py"
+_ONE_FIRST = "test_one_of_each_backend_is_restored_first_and_the_others_when_it_was_given_back"
+_WAITS = f"{RESTORE}::test_an_offboarding_waits_for_a_hold_and_goes_on_after_its_release"
+_HELD = f"{RESTORE}::test_a_hold_that_comes_while_a_step_waits_keeps_the_resource[row]"
+_UNBOUNDED = "test_a_filter_without_bounds_is_refused"
+_NOTHING = "test_a_filter_that_can_find_nothing_is_refused"
+_TELLS = "test_a_preview_tells_what_can_be_taken_back_what_can_not_and_what_no_hold_covers"
+_NARROWS = "test_each_field_of_a_filter_narrows_it"
+_CHANGES = "test_deletes_that_have_changed_since_the_preview_are_not_taken_back"
+_SKIPPED = "test_what_has_started_or_changed_since_it_was_listed_is_skipped_and_the_next_goes_first"
 _MOVES = "test_redrive_all_moves_what_redrive_would_and_nothing_else"
 _FIRST = "test_one_of_each_backend_goes_first_and_the_others_when_it_has_succeeded"
 _FAILS = "test_a_canary_that_fails_stops_its_backend_and_no_other[stuck]"
@@ -22,6 +32,10 @@ _OFFBOARD = "test_offboarding_deletes_what_a_delete_would_and_leaves_the_rest"
 
 def _of(block: str, *entries: tuple[str, ...]) -> Iterable[Mutant]:
     return cut(OPERATIONS, block, BULK, *entries)
+
+
+def _restores(block: str, *entries: tuple[str, ...]) -> Iterable[Mutant]:
+    return cut("outbox/operations/restore.py", block, RESTORE, *entries)
 
 
 GUARDS_OF_OPERATIONS = (
@@ -69,8 +83,8 @@ GUARDS_OF_OPERATIONS = (
         ("offboard: status", " AND status IN ('active', 'provisioning')", "", _LEFT),
     ),
     *_of(
-        "def offboard_step(",
-        ("offboard: tenant", '{"tenant": operation.filter["tenant"]}', '{"tenant": None}', _LEFT),
+        "    listed: Sequence[uuid.UUID] = ",
+        ("offboard: tenant", '{"tenant": mine["tenant"]}', '{"tenant": None}', _LEFT),
     ),
     # -- the set
     *_of(
@@ -113,10 +127,10 @@ GUARDS_OF_OPERATIONS = (
         ("operations: protected from the beginning", 'sa.case((living.c.protected, "protected"))', "sa.null()", _LEFT),
     ),
     *_of(
-        "    _refuse_unknown_scope(db, wanted)\n    stuck = _stuck(wanted).subquery()",
+        "    refuse_unknown_scope(db, wanted.backend, wanted.tenant)\n    stuck = _stuck(wanted).subquery()",
         (
             "operations: a filter that is known",
-            "    _refuse_unknown_scope(db, wanted)\n",
+            "    refuse_unknown_scope(db, wanted.backend, wanted.tenant)\n",
             "",
             "test_a_filter_that_nobody_knows_is_a_typing_error_and_no_empty_set[backend]",
         ),
@@ -190,30 +204,33 @@ GUARDS_OF_OPERATIONS = (
         ),
     ),
     *_of(
-        "_REPLACE = text(",
+        "_AS_LISTED = ",
+        (
+            "operations: successor at its fence",
+            "outbox.fence = item.fence AND ",
+            "",
+            "test_where_all_have_moved_on_nothing_is_redriven",
+        ),
+        ("operations: successor is stuck", " AND outbox.state = 'stuck'", "", _SUCCESSOR),
+    ),
+    *_of(
+        '_REPLACE = """',
         (
             "operations: successor only of the lost",
             "HAVING bool_and(outcome IS NOT DISTINCT FROM 'skipped')",
             "",
             _FIRST,
         ),
-        (
-            "operations: successor at its fence",
-            " AND outbox.fence = item.fence",
-            "",
-            "test_where_all_have_moved_on_nothing_is_redriven",
-        ),
-        ("operations: successor is stuck", " AND outbox.state = 'stuck'", "", _SUCCESSOR),
         ("operations: one successor", "AND item.n = coalesce(successor.n, item.n)", "", _SUCCESSOR),
     ),
     *_of(
-        "_REDRIVABLE = text(",
+        "_ELIGIBLE = text(",
         ("operations: canaries first", "AND (canary OR backend IN (", "AND (true OR backend IN (", _FIRST),
         ("operations: a canary succeeded", " AND outbox.state = 'succeeded'", "", _FIRST),
         ("operations: batch", " LIMIT :batch", "", "test_a_step_is_bounded[7-7]"),
     ),
     *_of(
-        '    mine = {"id": operation.id}',
+        "    listed = canaries.eligible(",
         ("operations: rate", "min(BATCH, operation.rate)", "BATCH", "test_a_step_is_bounded[7-7]"),
         (
             "operations: a step's most",
@@ -225,6 +242,173 @@ GUARDS_OF_OPERATIONS = (
     *_of(
         "_TO_DELETE = text(",
         ("operations: a batch to delete", " LIMIT :batch", "", _OFFBOARD),
-        ("operations: only what waits", "outcome IS NULL\n     ORDER", "true\n     ORDER", _OFFBOARD),
+        ("operations: only what waits", " AND outcome IS NULL\n       AND NOT", " AND NOT", _OFFBOARD),
+        (
+            "offboard: what a hold covers is left for later",
+            'AND NOT EXISTS (SELECT FROM holds WHERE {holds.COVERS.format("resources", "\'deprovision\'")})',
+            "",
+            _WAITS,
+        ),
+    ),
+    *_of(
+        "_DELETED = text(",
+        (
+            "offboard: what a hold kept waits",
+            "(done.job_id IS NOT NULL OR protected OR tenant",
+            "(true OR tenant",
+            _HELD,
+        ),
+        ("offboard: a protected one does not wait", " OR protected OR", " OR", _LEFT),
+        ("offboard: another tenant's does not wait", " OR tenant <> :tenant", "", _LEFT),
+        ("offboard: a deleted one does not wait", " OR status NOT IN ('provisioning', 'active')", "", _LEFT),
+    ),
+    *_of(
+        "    listed: Sequence[uuid.UUID] = ",
+        (
+            "offboard: a pause under a hold",
+            "HELD_SECONDS if db.execute(_WAITS, mine).scalar_one() else 0.0",
+            "0.0",
+            _WAITS,
+        ),
+    ),
+    *cut(
+        TRANSITIONS,
+        "_ENQUEUE_UNHELD = text(",
+        RESTORE,
+        ("offboard: holds", 'also=f"\\n           AND {_NO_HOLD}"', 'also=""', _HELD),
+        (
+            "offboard: holds are read after the row's lock",
+            "resources.id = asked.id {_WAIT})",
+            "resources.id = asked.id)",
+            _HELD,
+        ),
+        (
+            "offboard: holds are read after the chain's lock",
+            "SELECT pg_advisory_xact_lock(hashtextextended(CAST(id AS text), 0))",
+            "SELECT id",
+            _HELD.replace("[row]", "[chain]"),
+        ),
+    ),
+    *cut(
+        "outbox/queries/operations.py",
+        "_HOLDS = text(",
+        RESTORE,
+        ("operations: a restore waits for no hold", " AND operations.kind = 'offboard'", "", _ONE_FIRST),
+        ("operations: only waiting items wait", " AND outcome IS NULL", "", _WAITS),
+        (
+            "operations: holds that cover",
+            'AND {COVERS.format("resources", "\'deprovision\'")})',
+            ")",
+            "test_a_hold_elsewhere_keeps_no_offboarding_waiting",
+        ),
+    ),
+    # -- bulk restore
+    *cut(
+        "outbox/actions/operations.py",
+        "def taken_back(",
+        RESTORE,
+        (
+            "bulk restore: whose deletes",
+            "wanted.tenant is None and",
+            "False and",
+            f"{_UNBOUNDED}[words0-say whose deletes are meant]",
+        ),
+        (
+            "bulk restore: since when",
+            "wanted.deleted_since is None and",
+            "False and",
+            f"{_UNBOUNDED}[words1-say since when]",
+        ),
+        (
+            "bulk restore: since before until",
+            "wanted.deleted_since >= wanted",
+            "False and wanted",
+            f"{_UNBOUNDED}[words2-must be before]",
+        ),
+    ),
+    *_restores(
+        "def _refuse_unknown(",
+        (
+            "bulk restore: an operation that deleted",
+            "wanted.operation is not None",
+            "False",
+            f"{_NOTHING}[words2-operation 1 is not an offboarding]",
+        ),
+        (
+            "bulk restore: names that are known",
+            "refuse_unknown_scope(db, wanted.backend, wanted.tenant)",
+            "pass",
+            f"{_NOTHING}[words0-there is no tenant 'acne' here]",
+        ),
+    ),
+    *_restores(
+        "_RESOURCE, _JOB = ",
+        ("bulk restore: once active", "_RESOURCE.activated_at.is_not(None)", "sa.true()", _TELLS),
+        ("bulk restore: not started", ', sa.text(f"({jobs.NOT_STARTED})")', "", _TELLS),
+        ("bulk restore: unheld", """sa.text(f"NOT EXISTS""", """sa.text(f"NOT false OR NOT EXISTS""", _TELLS),
+    ),
+    *_restores(
+        "def _deleting(",
+        ("bulk restore: only what is being deleted", ".where(_RESOURCE.status == ResourceStatus.DELETING)", "", _TELLS),
+    ),
+    *_restores(
+        "def _deletes(",
+        ("bulk restore: teardowns", "_JOB.kind == JobKind.DEPROVISION, ", "", f"{_CHANGES}[deleted again]"),
+        (
+            "bulk restore: not a cancelled teardown",
+            ", _JOB.state != JobState.CANCELLED",
+            "",
+            f"{_CHANGES}[deleted again]",
+        ),
+        ("bulk restore: of the tenant", "found.where(_RESOURCE.tenant == wanted.tenant)", "found", _NARROWS),
+        ("bulk restore: of the backend", "found.where(_RESOURCE.backend == wanted.backend)", "found", _NARROWS),
+        ("bulk restore: since", "found.where(_RESOURCE.deleted_at >= wanted.deleted_since)", "found", _NARROWS),
+        ("bulk restore: until", "found.where(_RESOURCE.deleted_at < wanted.deleted_until)", "found", _NARROWS),
+        ("bulk restore: until is not included", "deleted_at < wanted", "deleted_at <= wanted", _NARROWS),
+        ("bulk restore: by the actor", ", event.actor == wanted.actor", "", _NARROWS),
+        ("bulk restore: by the offboarding", "found.where(_JOB.id.in_(enqueued))", "found", _NARROWS),
+    ),
+    *_restores(
+        "    found, number = _restorable(wanted)",
+        ("bulk restore: one of each backend first", "place_of_backend == 1", "sa.true()", _ONE_FIRST),
+        (
+            "bulk restore: the digest has the teardown",
+            "item.resource_id, item.job_id)",
+            "item.resource_id)",
+            "test_a_double_click_begins_one_restore",
+        ),
+    ),
+    *_restores(
+        "_AS_LISTED = ",
+        ("bulk restore: as listed, its state", "outbox.state IN ('pending', 'running', 'stuck') AND ", "", _SKIPPED),
+        (
+            "bulk restore: as listed, not started",
+            " AND {jobs.NOT_STARTED}",
+            "",
+            "test_where_all_are_being_destroyed_nothing_is_restored",
+        ),
+        (
+            "bulk restore: a listed teardown is locked",
+            " FOR NO KEY UPDATE",
+            "",
+            "test_a_delete_that_comes_while_a_step_waits_is_not_taken_back",
+        ),
+    ),
+    *_restores(
+        "_RESTORED = text(",
+        ("bulk restore: its job", "coalesce(done.job_id, item.job_id)", "item.job_id", _ONE_FIRST),
+        ("bulk restore: skipped", "ELSE 'skipped'", "ELSE 'restoring'", _SKIPPED),
+    ),
+    *cut(
+        "outbox/operations/advance.py",
+        "_PACE = text(",
+        RESTORE,
+        ("bulk restore: the end waits for canaries", "('redriven', 'restoring')", "('redriven')", _ONE_FIRST),
+    ),
+    *cut(
+        "outbox/operations/canaries.py",
+        "_BEGUN = ",
+        RESTORE,
+        ("bulk restore: canaries succeed", "('redriven', 'restoring')", "('redriven')", _ONE_FIRST),
     ),
 )

@@ -384,13 +384,13 @@ OPERATORS = (
         ),
         (
             "actions: a forced redrive asks for the token",
-            "        _refuse_without_token(who)\n    act =",
+            "        named_operator(who)\n    act =",
             "        pass\n    act =",
             "test_only_operators_with_tokens_force_a_stuck_job[redrive]",
         ),
         (
             "actions: a forced resolve asks for the token",
-            "        _refuse_without_token(who)\n        done =",
+            "        named_operator(who)\n        done =",
             "        pass\n        done =",
             "test_only_operators_with_tokens_force_a_stuck_job[resolve]",
         ),
@@ -414,7 +414,7 @@ OPERATORS = (
         ),
     ),
     *cut(
-        "deprovisioner/cli/jobs.py",
+        "deprovisioner/cli/decisions.py",
         "",
         "tests/acceptance/test_resolve.py",
         (

@@ -99,7 +99,7 @@ OUTCOMES = (
         RESTORES,
         (
             "cancel: what has started to destroy",
-            "AND {_NOT_STARTED} ",
+            "AND {NOT_STARTED} ",
             "",
             "test_what_has_started_to_destroy_is_not_restored",
         ),

@@ -16,6 +16,7 @@ UNCONFIRMED = f"{TESTS}/test_unconfirmed.py"
 WAITS = f"{TESTS}/test_waits.py"
 IDENTITY = f"{TESTS}/test_identity.py"
 SESSION = f"{TESTS}/test_session.py"
+QUARANTINE = f"{TESTS}/test_quarantine.py"
 SWAPS = f"{TESTS}/test_swaps.py"
 KINDS = "tests/worker/backends/test_conformance.py"
 
@@ -24,6 +25,8 @@ _REPLACED = "test_identity_is_checked_again_in_each_transaction"
 _HOSTILE = "test_what_a_hostile_customer_left_elsewhere_runs_with_no_rights"
 _ALLOWED = "test_protected_names_are_refused_whatever_the_manifest_says"
 _ASKED = "test_adoption_asks_for_exactly_the_rights_with_which_the_whole_teardown_succeeds"
+_PREPARED = "test_a_prepared_transaction_outlives_a_quarantine_and_can_be_committed_after_a_restore"
+_COMES_BACK = "test_what_was_there_before_a_quarantine_comes_back_exactly"
 _STOPPED = "test_a_stopped_process_of_another_database_is_named_and_not_waited_for_in_vain"
 GUARDS_OF_POSTGRES = (
     *cut(
@@ -43,8 +46,8 @@ GUARDS_OF_POSTGRES = (
         "tests/worker/test_out_of_service.py",
         (
             "postgres: a standby costs no attempt",
-            "raise self._blamed(OutOfService, away, database)",
-            "raise self._blamed(Transient, away, database)",
+            "raise self.blamed(OutOfService, away, database)",
+            "raise self.blamed(Transient, away, database)",
             "test_jobs_of_a_postgres_that_became_a_standby_wait_and_burn_no_attempts[18-after the start]",
         ),
         (
@@ -52,6 +55,17 @@ GUARDS_OF_POSTGRES = (
             " -c default_transaction_read_only=off",
             "",
             "test_jobs_of_a_postgres_that_keeps_new_transactions_read_only_go_on[18]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _create_database(",
+        CREATE,
+        (
+            "postgres: a provision leaves little for a teardown to wait for",
+            " STRATEGY FILE_COPY",
+            "",
+            "test_a_provision_leaves_little_for_the_checkpoint_of_a_teardown[18]",
         ),
     ),
     *cut(
@@ -173,7 +187,7 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _blamed(",
+        "def blamed(",
         ERRORS,
         (
             "postgres: a neighbour's trouble",
@@ -394,7 +408,7 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _quarantine(",
+        "    state = identity.read_state(session, manifest)\n    identity.must_be_a_customers",
         DESTROY,
         (
             "postgres: identity before anything",
@@ -409,12 +423,6 @@ GUARDS_OF_POSTGRES = (
             f"{BLOCKERS}::test_an_open_transaction_of_the_customer_that_changes_its_role_is_ended_first",
         ),
         (
-            "postgres: an operator's lock keeps no door open",
-            "locked.append(error)",
-            "raise",
-            f"{BLOCKERS}::test_an_operator_s_lock_on_the_role_does_not_keep_the_sessions_alive",
-        ),
-        (
             "postgres: a subscription",
             "obstacles.must_not_subscribe(session, ours, ours.name)",
             "pass",
@@ -426,10 +434,67 @@ GUARDS_OF_POSTGRES = (
             "pass",
             f"{CREATE}::TestAdoption::test_a_role_made_superuser_or_a_database_made_template_is_not_torn_down",
         ),
+        (
+            "postgres: the claim is asked for behind the lock of a quarantine",
+            "    still()\n",
+            "",
+            f"{QUARANTINE}::test_a_worker_whose_claim_is_lost_changes_nothing[quarantine]",
+        ),
+        (
+            "postgres: a quarantine keeps prepared transactions",
+            "if prepared and forever:",
+            "if prepared:",
+            f"{QUARANTINE}::{_PREPARED}[18]",
+        ),
+        (
+            "postgres: a database with prepared transactions keeps its name",
+            "if forever or not prepared:",
+            "if True:",
+            f"{QUARANTINE}::{_PREPARED}[18]",
+        ),
+        (
+            "postgres: prepared transactions",
+            "prepared = obstacles.prepared(session, ours.name)",
+            "prepared = []",
+            "test_prepared_transactions_are_rolled_back",
+        ),
     ),
     *cut(
         PG,
-        "def _shut_out(",
+        "def _shut(",
+        DESTROY,
+        (
+            "postgres: an operator's lock keeps no door open",
+            "locked.append(error)",
+            "raise",
+            f"{BLOCKERS}::test_an_operator_s_lock_on_the_role_does_not_keep_the_sessions_alive",
+        ),
+    ),
+    *cut(
+        PG,
+        "    except Unavailable:",
+        QUARANTINE,
+        (
+            "postgres: a session that a release has ended is no outage",
+            "still()",
+            "pass",
+            "test_a_worker_whose_session_a_release_has_ended_is_told_that_its_claim_is_lost",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _insist_on_rename(",
+        QUARANTINE,
+        (
+            "postgres: the claim is asked for before the rename",
+            "still()",
+            "pass",
+            "test_the_claim_is_asked_for_again_behind_each_wait[2]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _shut_role(",
         DESTROY,
         (
             "postgres: no login",
@@ -439,25 +504,55 @@ GUARDS_OF_POSTGRES = (
         ),
         (
             "postgres: the role that lost its login",
-            "_must_be_our_role(session, manifest, role.name)",
-            "pass",
+            "        identity.must_be_our_role(session, manifest, role.name)",
+            "        pass",
             f"{SWAPS}::test_a_stranger_s_role_keeps_its_login",
+        ),
+        (
+            "postgres: a role's first note is kept",
+            "notes.before(now.comment, manifest, notes.LOGIN) is None",
+            "True",
+            f"{QUARANTINE}::{_COMES_BACK}[18-service-as provisioned]",
+        ),
+        (
+            "postgres: whether a role could log in",
+            "notes.LOGIN[now.login]",
+            "notes.LOGIN[True]",
+            f"{QUARANTINE}::{_COMES_BACK}[18-service-NOLOGIN]",
         ),
     ),
     *cut(
         PG,
-        "def _shut(",
+        "def _shut_database(",
         DESTROY,
         (
             "postgres: the door is closed before sessions are ended",
-            "if database is not None:",
-            "if False:",
+            "if database is None:",
+            "if True:",
             "test_no_session_can_come_when_sessions_are_ended_for_the_last_time",
+        ),
+        (
+            "postgres: identity with the door",
+            "        identity.must_be_our_database(session, manifest, name)",
+            "        pass",
+            f"{SWAPS}::test_a_stranger_s_database_is_not_closed_nor_renamed[18-service-1-teardown]",
+        ),
+        (
+            "postgres: a database's first note is kept",
+            "notes.before(now.comment, manifest, notes.CONNECTIONS) is None",
+            "True",
+            f"{QUARANTINE}::{_PREPARED}[18]",
+        ),
+        (
+            "postgres: whether a database was open",
+            "notes.CONNECTIONS[now.open]",
+            "notes.CONNECTIONS[True]",
+            f"{QUARANTINE}::{_COMES_BACK}[18-service-ALLOW_CONNECTIONS false]",
         ),
     ),
     *cut(
         PG,
-        "def _insist(",
+        "def insist(",
         BLOCKERS,
         (
             "postgres: a customer that changes its role all the time",
@@ -602,20 +697,9 @@ GUARDS_OF_POSTGRES = (
         ),
         (
             "postgres: identity with the rename",
-            "if renamed is None or not identity.is_ours(renamed, manifest):",
-            "if False:",
+            "identity.must_be_our_database(session, manifest, dying)",
+            "pass",
             f"{_REPLACED}[2]",
-        ),
-    ),
-    *cut(
-        PG,
-        "def _set_door(",
-        DESTROY,
-        (
-            "postgres: identity with the door",
-            "if touched is None or not identity.is_ours(touched, manifest):",
-            "if False:",
-            f"{_REPLACED}[1]",
         ),
     ),
     *cut(
@@ -633,17 +717,6 @@ GUARDS_OF_POSTGRES = (
             "forbidden.add(client.pid)",
             "return left",
             "test_a_superuser_s_session_is_named_and_saves_no_other_session",
-        ),
-    ),
-    *cut(
-        PG,
-        "def _roll_back_prepared(",
-        DESTROY,
-        (
-            "postgres: prepared transactions",
-            "if not (found := obstacles.prepared(session, database.name)):",
-            "if not (found := []):",
-            "test_prepared_transactions_are_rolled_back",
         ),
     ),
     *cut(
@@ -681,7 +754,7 @@ GUARDS_OF_POSTGRES = (
         ),
         (
             "postgres: the role, after its rename",
-            "_must_be_our_role(session, manifest, dying)",
+            "identity.must_be_our_role(session, manifest, dying)",
             "pass",
             f"{SWAPS}::test_a_stranger_s_role_is_not_renamed_nor_dropped_and_keeps_what_it_owns",
         ),
@@ -854,18 +927,155 @@ GUARDS_OF_POSTGRES = (
     *cut(
         PG,
         "def release(",
-        KINDS,
+        QUARANTINE,
+        (
+            "postgres: what is no longer there cannot be released",
+            "identity.must_be_same(state, manifest)",
+            "pass",
+            "test_a_stranger_s_database_under_the_quarantine_s_name_loses_no_session_to_a_release",
+        ),
+        (
+            "postgres: the claim is asked for before a release takes the lock over",
+            "still()\n        _take_over",
+            "_take_over",
+            "test_a_worker_whose_claim_is_lost_changes_nothing[release]",
+        ),
+        (
+            "postgres: the claim is asked for behind the lock of a release",
+            "still()\n        if",
+            "if",
+            "test_the_claim_is_asked_for_again_behind_each_wait[2]",
+        ),
+        (
+            "postgres: sessions in quarantine are ended before the name is given back",
+            "obstacles.must_be_ended(obstacles.end_sessions(session, away, state.role), away.name)",
+            "pass",
+            "test_a_release_ends_our_own_sessions_inside_and_not_those_of_others_at_the_lock",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _away(",
+        QUARANTINE,
+        (
+            "postgres: a stranger's database under the quarantine's name",
+            "return found if found is not None and identity.is_ours(found, manifest) else None",
+            "return found",
+            "test_a_stranger_s_database_under_the_quarantine_s_name_loses_no_session_to_a_release",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _take_over(",
+        QUARANTINE,
+        (
+            "postgres: a release takes the lock over",
+            "cursor.execute(_HOLDERS, (lock_key(name),))",
+            "pass",
+            "test_a_worker_that_stands_still_in_a_quarantine_ends_nothing_after_a_restore[18-after:COMMIT]",
+        ),
+    ),
+    *cut(
+        PG,
+        "_HOLDERS = ",
+        QUARANTINE,
+        (
+            "postgres: a release ends its own account's sessions only",
+            "usesysid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)",
+            "true",
+            "test_a_release_ends_our_own_sessions_inside_and_not_those_of_others_at_the_lock",
+        ),
+        (
+            "postgres: a release ends who is at the same object only",
+            "(classid::pg_catalog.int8 << 32) | objid::pg_catalog.int8 = %s",
+            "%s IS NOT NULL",
+            "test_a_release_leaves_workers_at_other_objects_alone",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _give_back(",
+        QUARANTINE,
+        (
+            "postgres: the database that got its name back",
+            "identity.must_be_our_database(session, manifest, name)",
+            "pass",
+            f"{SWAPS}::test_a_stranger_s_database_is_not_given_the_customer_s_name[18-service]",
+        ),
         (
             "postgres: the role that was given a login",
-            "_must_be_our_role(session, manifest, state.role.name)",
+            "identity.must_be_our_role(session, manifest, role.name)",
             "pass",
             f"{SWAPS}::test_a_stranger_s_role_is_given_no_login",
         ),
         (
-            "postgres: identity at release",
+            "postgres: a release takes its note off the database",
+            'notes.take_off(session, "DATABASE", name, database.comment, manifest, notes.CONNECTIONS)',
+            "pass",
+            f"{_COMES_BACK}[18-service-as provisioned]",
+        ),
+        (
+            "postgres: a release takes its note off the role",
+            'notes.take_off(session, "ROLE", role.name, role.comment, manifest, notes.LOGIN)',
+            "pass",
+            f"{_COMES_BACK}[18-service-as provisioned]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _found(",
+        QUARANTINE,
+        (
+            "postgres: only what stands before the mark is a note",
+            'r"\\Z"',
+            'r""',
+            "test_words_like_a_note_elsewhere_in_a_comment_are_the_customer_s",
+        ),
+    ),
+    *cut(
+        PG,
+        "with closing(_logged_in(",
+        QUARANTINE,
+        (
+            "postgres: where a login leads",
+            "if seen != (role, database):",
+            "if False:",
+            "TestProof::test_a_server_that_is_away_is_unavailable_and_a_login_elsewhere_is_no_proof",
+        ),
+        (
+            "postgres: who has logged in, whatever role it takes on",
+            "SELECT session_user,",
+            "SELECT current_user,",
+            "TestProof::test_what_a_customer_has_set_on_its_role_does_not_stop_the_proof",
+        ),
+        (
+            "postgres: a login that fails is this object's trouble",
+            "server.blamed(Unavailable, said, database)",
+            "Unavailable(said)",
+            "TestProof::test_a_login_that_fails_is_transient_and_does_not_tell_the_password",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _shown(server",
+        QUARANTINE,
+        (
+            "postgres: a database in quarantine is not unlocked",
+            "if database is None or notes.before(database.comment, manifest, notes.CONNECTIONS):",
+            "if database is None:",
+            "TestProof::test_what_is_still_in_quarantine_is_not_shown_as_unlocked",
+        ),
+        (
+            "postgres: a role in quarantine is not unlocked",
+            "if role is not None and notes.before(role.comment, manifest, notes.LOGIN):",
+            "if False:",
+            "TestProof::test_what_is_still_in_quarantine_is_not_shown_as_unlocked",
+        ),
+        (
+            "postgres: another object is not shown as unlocked",
             "identity.must_be_same(state, manifest)",
             "pass",
-            "test_another_generation_under_the_same_names_is_never_touched[postgres]",
+            "TestProof::test_what_is_still_in_quarantine_is_not_shown_as_unlocked",
         ),
     ),
     *cut(

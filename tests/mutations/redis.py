@@ -6,6 +6,7 @@ REDIS = "worker/backends/redis"  # each mutant is of the one module in it that h
 TESTS = "tests/worker/backends/redis"
 CREATE = f"{TESTS}/test_create.py"
 DESTROY = f"{TESTS}/test_destroy.py"
+QUARANTINE = f"{TESTS}/test_quarantine.py"
 AUTHORITY = f"{TESTS}/test_authority.py"
 ERRORS = f"{TESTS}/test_errors.py"
 IDENTITY = f"{TESTS}/test_identity.py"
@@ -13,6 +14,8 @@ RIGHTS = f"{TESTS}/test_rights.py"
 COMMANDS = f"{TESTS}/test_commands.py"
 HIDDEN = "test_a_customer_neither_sees_nor_stops_its_neighbours"
 BEYOND = "test_a_user_that_reaches_beyond_its_prefix_is_refused_with_the_statement_that_mends_it"
+STILL_SHUT = "test_a_quarantine_that_stood_still_past_a_restore_shuts_nobody_out"
+STILL_OPEN = "test_a_release_that_stood_still_past_the_end_of_its_restore_opens_nothing"
 REPLACED = "test_a_user_that_takes_the_name_between_check_and_act_is_made_again"
 KINDS = "tests/worker/backends/test_conformance.py"
 
@@ -204,19 +207,174 @@ GUARDS_OF_REDIS = (
     ),
     *cut(
         REDIS,
-        "def _quarantine(",
-        DESTROY,
+        "def shut(",
+        QUARANTINE,
         (
             "redis: login off",
-            '_if_still_ours(session, manifest, "ACL", "SETUSER", manifest["user"], "off")',
-            "pass",
+            '"off", *was_on)',
+            "*was_on)",
             f"{KINDS}::test_quarantine_ends_the_customer_s_access_and_release_restores_it[redis]",
         ),
         (
             "redis: open connections are ended",
-            'session.execute_command("CLIENT", "KILL", "USER", manifest["user"])',
+            ', ("CLIENT", "KILL", "USER", name)]',
+            "]",
+            "test_a_quarantine_cuts_off_connections_and_its_repetition_those_that_came_meanwhile[redis]",
+        ),
+        (
+            "redis: what was off is not switched on",
+            '[SHUT] if "on" in user["flags"] else []',
+            "[SHUT]",
+            "test_a_user_that_was_off_before_is_off_again[redis-adopted]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "def _opened(",
+        QUARANTINE,
+        (
+            "redis: a release opens only what a quarantine shut",
+            'if SHUT not in user["channels"]:',
+            "if False:",
+            "test_a_user_that_was_off_before_is_off_again[redis-adopted]",
+        ),
+        (
+            "redis: a release leaves nothing of the quarantine",
+            "if channel != SHUT]",
+            "]",
+            "test_what_was_there_before_comes_back_to_the_letter[redis]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "def release(",
+        QUARANTINE,
+        (
+            "redis: a release takes over",
+            "changes.take_over(session, manifest)",
             "pass",
-            "test_a_quarantine_ends_connections_that_are_open",
+            f"{STILL_SHUT}[redis-there-enough]",
+        ),
+        (
+            "redis: a release is saved",
+            "\n        session.save_acl()",
+            "",
+            "test_what_was_there_before_comes_back_to_the_letter[redis]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "def quarantine(",
+        QUARANTINE,
+        (
+            "redis: a quarantine takes over",
+            "away = _taken_over(session, manifest)",
+            "away = None",
+            f"{STILL_OPEN}[redis-enough]",
+        ),
+        (
+            "redis: a quarantine that could not take over has not ended",
+            "if away is not None:",
+            "if False:",
+            "test_a_server_that_takes_no_writes_shuts_at_once_and_the_step_ends_only_when_it_does[redis]",
+        ),
+        (
+            "redis: a quarantine is saved",
+            "\n        session.save_acl()",
+            "",
+            "test_what_was_there_before_comes_back_to_the_letter[redis]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "    server, lose their connection with their user.",
+        QUARANTINE,
+        (
+            "redis: who cannot watch loses its connection",
+            'session.execute_command("ACL", "DELUSER", helper(manifest))',
+            "pass",
+            f"{STILL_SHUT}[redis-there-full]",
+        ),
+        (
+            "redis: the generation key is written anew",
+            "if not keys.rewrite(session, manifest):",
+            "if keys.generation(session, manifest) is None:",
+            f"{STILL_SHUT}[redis-there-enough]",
+        ),
+        (
+            "redis: a generation key that is gone is written again",
+            "        fence(session, manifest)",
+            "        pass",
+            f"{STILL_SHUT}[redis-flushed-enough]",
+        ),
+    ),
+    *cut(
+        "worker/backends/redis/keys.py",
+        '_REWRITE = """',
+        QUARANTINE,
+        (
+            "redis: a full server takes the generation key anew",
+            " flags=allow-oom",
+            "",
+            "test_a_server_without_memory_shuts_and_opens[redis]",
+        ),
+        (
+            "redis: only our own generation is written anew",
+            "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end",
+            "",
+            "test_who_takes_over_too_late_writes_no_other_owner_s_key[redis]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "    def checked(",
+        QUARANTINE,
+        (
+            "redis: a claim is asked for under the WATCH",
+            "        still()",
+            "        pass",
+            "test_a_claim_that_is_lost_changes_nothing[redis]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "    def alone(",
+        QUARANTINE,
+        (
+            "redis: a message without a transaction ends with its user",
+            "connection.send_packed_command(connection.pack_commands(asked))\n"
+            "            return [connection.read_response() for _ in asked]",
+            "return _in_one_message(session, asked)",
+            f"{STILL_SHUT}[redis-there-full]",
+        ),
+    ),
+    *cut(
+        REDIS,
+        "def prove(",
+        QUARANTINE,
+        (
+            "redis: a login proves a restore",
+            "customer.ping()",
+            "pass",
+            "test_a_login_that_finds_no_server_is_no_failed_login[redis]",
+        ),
+        (
+            "redis: what is in quarantine is not restored",
+            'if SHUT in user["channels"]:',
+            "if False:",
+            "test_no_proof_without_a_login[redis]",
+        ),
+        (
+            "redis: a user that is off is not restored",
+            'if "on" not in user["flags"]:',
+            "if False:",
+            "test_a_user_that_was_off_before_is_off_again[redis-provisioned]",
+        ),
+        (
+            "redis: a failed login quotes no server",
+            "raise _not_let_in(name, error) from None",
+            "raise",
+            "test_a_server_that_quotes_a_password_is_not_quoted[redis]",
         ),
     ),
     *cut(
@@ -255,7 +413,7 @@ GUARDS_OF_REDIS = (
     ),
     *cut(
         REDIS,
-        "    Every teardown removes that key last: a worker that was paused",
+        "def _if_still_ours(",
         DESTROY,
         (
             "redis: WATCH",
@@ -277,7 +435,7 @@ GUARDS_OF_REDIS = (
         ),
         (
             "redis: switching off makes no user",
-            'if before is None and command[:2] == ("ACL", "SETUSER"):',
+            'if before is None and acts[0][:2] == ("ACL", "SETUSER"):',
             "if False:",
             f"{REPLACED}[removed-off-redis]",
         ),
@@ -381,7 +539,7 @@ GUARDS_OF_REDIS = (
     ),
     *cut(
         REDIS,
-        "def release(",
+        "def _must_be_there(",
         KINDS,
         (
             "redis: identity at release",

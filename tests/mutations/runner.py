@@ -455,9 +455,15 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "pool: expire",
-            "expired = self._sweep_step(jobs.expire, actor=self._worker)",
+            "expired = self._expire()",
             "expired = 0",
             "test_a_sweep_resets_lost_jobs_and_deletes_expired_resources",
+        ),
+        (
+            "pool: expiry goes on behind what waits for a hold",
+            "actor=self._worker, after=self._due)",
+            "actor=self._worker)",
+            "tests/outbox/test_expire.py::test_one_sweep_after_the_other_passes_what_waits_for_a_hold",
         ),
     ),
     *cut(
@@ -559,6 +565,17 @@ GUARDS_OF_RUNNER = (
             'kept = int(self.keep(f"{server}.port", servers.free_port))\n'
             '        return kept if servers.port_is_free("127.0.0.1", kept) else servers.free_port()',
             "test_a_taken_port_stays_the_servers",
+        ),
+    ),
+    *cut(
+        "deprovisioner/up/home.py",
+        "",
+        "tests/acceptance/test_up_environment.py",
+        (
+            "up: an edited backends file stays",
+            " and hashlib.sha256(path.read_bytes()).hexdigest() in _EARLIER_TOML",
+            "",
+            "test_a_backends_file_of_an_earlier_version_is_brought_up_to_date_unless_it_was_edited",
         ),
     ),
     *cut(

@@ -42,10 +42,14 @@ class Rung:
     edge: Edge = field(init=False)
 
     def __post_init__(self) -> None:
-        self.edge = Edge(self._ask, self._ring)
+        self.edge = Edge(self._ask, self._transact, self._ring)
 
     def _ask(self, act):
         with database.statement() as session:
+            return act(session)
+
+    def _transact(self, act):
+        with database.transaction() as session:
             return act(session)
 
     def _ring(self) -> None:
@@ -96,7 +100,7 @@ def test_credentials_are_shown_only_while_the_resource_is_active(bell: Rung, db:
 
 def test_one_of_many_deletes_wins_alone_or_in_a_batch(bell: Rung, db: Connection) -> None:
     one, other = a_resource(db), a_resource(db)
-    assert actions.delete(bell.edge, ACME, one, reason="ticket 811").won
+    assert actions.delete(bell.edge, actions.wanted_delete(ACME, one, reason="ticket 811")).won
     first, again = (actions.wanted_delete(ACME, id) for id in (other, one))
     won, lost = actions.delete_batch(bell.edge, [first, again])
     assert (won is not None and won.won, lost) == (True, None)
@@ -104,7 +108,7 @@ def test_one_of_many_deletes_wins_alone_or_in_a_batch(bell: Rung, db: Connection
     assert (settled.won, settled.resource.id) == (False, one)
     assert actions.delete_alone(bell.edge, first).won, "asked again after a lost answer"
     with pytest.raises(NotFound):
-        actions.delete(bell.edge, Caller("token:9:globex", "globex"), a_resource(db))
+        actions.delete(bell.edge, actions.wanted_delete(Caller("token:9:globex", "globex"), a_resource(db)))
 
 
 def test_a_tenant_s_filter_finds_its_own_jobs(db: Connection) -> None:

@@ -158,10 +158,10 @@ def test_an_idempotency_key_makes_one_resource(db: Connection) -> None:
 
 def test_protection_can_be_lifted_until_the_delete(db: Connection) -> None:
     resource = a_resource(db, protected=True)
-    assert not resources.change(db, resource, protected=False).protected
+    assert not resources.change(db, resource, changes={"protected": False}).protected
     gone = a_resource(db, status="deleting")
     with pytest.raises(NotActive):
-        resources.change(db, gone, protected=True)
+        resources.change(db, gone, changes={"protected": True})
 
 
 def test_many_rings_wake_a_worker_once(settled: dict) -> None:

@@ -18,52 +18,11 @@ from outbox import db as database
 from outbox import jobs, operations, queries, tokens
 from outbox.errors import AlreadyFinished, AlreadyRunning, BadRequest, DigestMismatch, NotFound
 from outbox.queries import EVERY_JOB, JobFilter
-from outbox.rows import Claim, Operation
-from outbox.states import JobState, StuckReason
+from outbox.rows import Operation
+from outbox.states import JobState
+from tests.support.bulk import claimed, now, offboard, outcomes, step, stick, succeed
 from tests.support.factories import a_job, a_resource, begun_redrive, events_of, job, status_of, stuck_jobs
 from tests.support.witness import eventually, waits_for_a_lock
-
-
-def offboard(tenant: str = "acme", **words: Any) -> Operation:
-    with database.snapshot() as session:
-        seen = operations.preview_offboard(session, tenant)
-    said = {"reason": "left", "actor": "op", "digest": seen.digest, "expected_count": seen.count}
-    with database.transaction() as session:
-        return operations.begin_offboard(session, tenant, **said | words)
-
-
-def step(worker: str = "w") -> int:
-    """One step now, whatever the pace; how many jobs it made pending."""
-    with database.transaction() as session:
-        session.execute(
-            text("""UPDATE operations SET next_at = now() WHERE id = ANY(ARRAY(
-                    SELECT id FROM operations WHERE finished_at IS NULL FOR UPDATE SKIP LOCKED))""")
-        )
-    with database.transaction() as session:
-        return operations.advance(session, worker=worker)[0]
-
-
-def claimed(db: Connection, id: int) -> Claim:
-    return next(c for c in jobs.claim(db, {job(db, id).backend: 99}, slots=99, worker="w") if c.id == id)
-
-
-def succeed(db: Connection, id: int) -> None:
-    claim = claimed(db, id)
-    jobs.start(db, claim, worker="w")
-    jobs.complete(db, claim, worker="w", seen={"absent": True})
-
-
-def stick(db: Connection, id: int, error: str = "still full") -> None:
-    jobs.stick(db, claimed(db, id), worker="w", why=StuckReason.REFUSED, error=error)
-
-
-def outcomes(db: Connection, operation: Operation) -> list[str | None]:
-    asked = "SELECT outcome FROM operation_items WHERE operation_id = :id ORDER BY n"
-    return list(db.execute(text(asked), {"id": operation.id}).scalars())
-
-
-def now(db: Connection, operation: Operation) -> Operation:
-    return queries.operation(db, operation.id)[0]
 
 
 def at_once(n: int, act: Callable[[int], Any]) -> list[Any]:

@@ -142,7 +142,7 @@ class Soak:
 
     def _on_its_way(self) -> str:
         ask = self.load.operator.listing
-        for status in ("provisioning", "deleting"):
+        for status in ("provisioning", "deleting", "restoring"):
             if found := ask("/v1/resources", status=status):
                 return f"{len(found)} {status}, such as {found[0]['id']}"
         if found := [r for r in ask("/v1/resources", status="active") if r["expires_at"]]:

@@ -93,6 +93,7 @@ class _Judge:
             "unfinished or late births removed": sum(self._destroyed(r) - 1 for r in gone),
             "DELETEs asked": sum(life.asked for life in lives),
             "answers lost and asked again": sum(life.unanswered for life in lives),
+            "DELETEs taken back": sum(life.undone for life in lives),
             "expired": sum(life.fate == "expires" for life in lives),
             "newcomers": len(self.load.newcomers),
             "said deleted while something was there (late births)": len(self.load.early_words),

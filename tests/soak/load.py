@@ -30,6 +30,7 @@ POOL = 6  # alive at once for each thread, beside a batch
 STAY = 2  # of each thread, alive at the end
 STORM = (1, 1, 2, 3, 5)  # DELETEs at once
 EARLY, EXPIRING = 0.12, 0.06  # deleted in the middle of the birth; never deleted, but with an expires_at
+UNDONE = 0.2  # of the DELETEs of what lives: taken back
 REUSED = 0.06  # whose names are taken by somebody else as soon as they are free
 BIRTH_SECONDS = 20  # then the DELETE comes all the same
 _NUMBERS = itertools.count()
@@ -52,6 +53,7 @@ class Life:
     winners: int = 0  # of them answered 202
     unanswered: int = 0
     refused: int = 0
+    undone: int = 0  # DELETEs that were taken back
     filled: bool = False
 
 
@@ -216,7 +218,12 @@ class Customer:
                     self.delete(life, storm)
                 pool.extend(self.use([life for life in batch if life.fate != "early"]))
                 while len(pool) > POOL:
-                    self.delete(pool.popleft(), storm)
+                    life = pool.popleft()
+                    if life.filled and self.dice.random() < UNDONE:
+                        self.take_back(life, storm)
+                        pool.append(life)
+                    else:
+                        self.delete(life, storm)
                 if self.load.protected and self.tenant == TENANTS[0]:
                     self.delete(self.dice.choice(self.load.protected), storm)
             for life in list(pool)[STAY:]:
@@ -265,6 +272,19 @@ class Customer:
         list(storm.map(lambda caller: self._delete(life, caller), self.others[:times]))
         if reused:
             self.load.freed(life, eager=eager)
+
+    def take_back(self, life: Life, storm: ThreadPoolExecutor) -> None:
+        """A DELETE with a grace, and its restore. A DELETE that arrives late has the key of one that was taken back."""
+        life.undone += 1
+        key = {"Idempotency-Key": f"{life.key}-{life.undone}"}
+        path, times = f"/v1/resources/{life.id}", self.dice.choice(STORM)
+        asked = [*storm.map(lambda caller: caller.ask("DELETE", f"{path}?grace=1h", headers=key), self.others[:times])]
+        time.sleep(self.dice.uniform(0, 1))  # the restore comes at any step
+        asked.append(self.caller.ask("POST", f"{path}/restore", json={"reason": "soak"}, headers=key))
+        for answer in asked:
+            # Where its last restore is still on its way, a DELETE is refused.
+            if answer.status_code not in (200, 202) and answer.json()["code"] != "restoring":
+                raise Unanswered(f"{life.id} was not taken back: {answer.status_code} {answer.text}")
 
     def _delete(self, life: Life, caller: Caller) -> None:
         before = caller.unanswered

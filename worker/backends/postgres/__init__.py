@@ -13,7 +13,11 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `endpoint`  the address that customers are given
 - `create`    plan, provision, adopt
 - `rights`    what the account must be allowed to do before it adopts
-- `destroy`   quarantine, release, teardown
+- `quarantine` no login, no connection, no name
+- `notes`     what was there before a quarantine
+- `release`   the end of a quarantine
+- `prove`     a login of the customer's role
+- `destroy`   teardown
 - `heir`      who owns what a dropped role leaves elsewhere
 - `grants`    rights of a dropped role that DROP OWNED leaves
 - `snapshot`  the final snapshot, and its proof
@@ -26,7 +30,7 @@ import uuid
 
 from outbox.rows import Json
 from worker.backends import Finding, Observation, Plan, Read, Still, Write, always
-from worker.backends.postgres import check, create, destroy, identity, snapshot
+from worker.backends.postgres import check, create, destroy, identity, prove, quarantine, release, snapshot
 from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.session import CONNECTION_LIMIT, Server
 
@@ -69,11 +73,15 @@ class Postgres:
 
     def quarantine(self, manifest: Json, still: Still = always) -> None:
         """See the Protocol."""
-        destroy.quarantine(self._server, manifest, still)
+        quarantine.quarantine(self._server, manifest, still)
 
     def release(self, manifest: Json, still: Still = always) -> None:
         """See the Protocol."""
-        destroy.release(self._server, manifest, still)
+        release.release(self._server, manifest, still)
+
+    def prove(self, manifest: Json, credentials: Json | None) -> Json:
+        """See `worker.backends.prove`."""
+        return prove.prove(self._server, manifest, credentials)
 
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - identity fences here, not the number
         """See the Protocol."""

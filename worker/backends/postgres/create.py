@@ -91,8 +91,9 @@ def _create_database(session: Session, state: State, manifest: Json) -> None:
     if state.named(new) is not None:
         # Left by an attempt that died. It may not be whole, and holds nothing yet.
         session.execute("DROP DATABASE {name}", name=new)
-    # template0, because CREATE DATABASE fails while a session is in its template.
-    session.execute("CREATE DATABASE {name} TEMPLATE template0", name=new)
+    # template0, because CREATE DATABASE fails while a session is in its template. FILE_COPY, because WAL_LOG leaves its
+    # pages and files to the next checkpoint, and each DROP DATABASE waits for one.
+    session.execute("CREATE DATABASE {name} TEMPLATE template0 STRATEGY FILE_COPY", name=new)
     created = identity.read_state(session, manifest).named(new)
     with session.transaction():
         session.execute("REVOKE ALL ON DATABASE {name} FROM PUBLIC", name=new)

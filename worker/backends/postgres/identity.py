@@ -17,6 +17,7 @@ class Database:
     name: str
     comment: str | None
     template: bool
+    open: bool  # whether it allows connections
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Role:
     name: str
     comment: str | None
     superuser: bool
+    login: bool
     owns: tuple[str, ...]
 
 
@@ -51,14 +53,15 @@ _STATE = """
            (SELECT system_identifier FROM pg_catalog.pg_control_system()),
            pg_catalog.current_database(), session_user,
            (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(
-                       d.oid::pg_catalog.int8, d.datname, c.description, d.datistemplate) ORDER BY d.datname)
+                       d.oid::pg_catalog.int8, d.datname, c.description, d.datistemplate, d.datallowconn)
+                   ORDER BY d.datname)
               FROM pg_catalog.pg_database AS d
               LEFT JOIN pg_catalog.pg_shdescription AS c
                      ON c.objoid = d.oid AND c.classoid = 'pg_catalog.pg_database'::pg_catalog.regclass
              WHERE d.datname = ANY(%(databases)s) OR d.oid = %(oid)s
                 OR pg_catalog.right(c.description, pg_catalog.length(%(mark)s)) = %(mark)s),
            (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(
-                       r.oid::pg_catalog.int8, r.rolname, c.description, r.rolsuper,
+                       r.oid::pg_catalog.int8, r.rolname, c.description, r.rolsuper, r.rolcanlogin,
                        ARRAY(SELECT datname FROM pg_catalog.pg_database WHERE datdba = r.oid)) ORDER BY r.rolname)
               FROM pg_catalog.pg_roles AS r
               LEFT JOIN pg_catalog.pg_shdescription AS c
@@ -89,7 +92,9 @@ def read_state(session: Session, manifest: Json) -> State:
         standby, identifier, database, user, databases, roles = cursor.fetchone()
     if standby:  # `connect` has asked too; a pooler may have moved the session since
         raise OutOfService(STANDBY)
-    found = tuple(Role(oid, name, said, superuser, tuple(owns)) for oid, name, said, superuser, owns in roles or ())
+    found = tuple(
+        Role(oid, name, said, superuser, login, tuple(owns)) for oid, name, said, superuser, login, owns in roles or ()
+    )
     named = next((r for r in found if r.name == manifest.get("role")), None)
     role = next((r for r in found if is_our_role(r, manifest)), named)
     return State(int(identifier), (database, user), tuple(Database(*row) for row in databases or ()), found, role)
@@ -226,6 +231,22 @@ def must_own_nothing_else(state: State, manifest: Json) -> None:
     """Raises Refused for a role that owns another database: to drop the role would take it from its customer."""
     if state.role is not None and (others := set(state.role.owns) - {manifest["database"]}):
         raise Refused(f"role {manifest['role']!r} owns another database too: {sorted(others)[0]!r}")
+
+
+def must_be_our_role(session: Session, manifest: Json, name: str) -> Role:
+    """The role of that name, asked after it was changed by name. Raises Refused unless it is the manifest's."""
+    for role in read_state(session, manifest).roles:
+        if role.name == name and is_our_role(role, manifest):
+            return role
+    raise Refused(f"role {manifest['role']!r} is no longer the one of this resource")
+
+
+def must_be_our_database(session: Session, manifest: Json, name: str) -> Database:
+    """The database of that name, asked after it was changed by name. Raises Refused unless it is the manifest's."""
+    database = read_state(session, manifest).named(name)
+    if database is None or not is_ours(database, manifest):
+        raise Refused(f"database {manifest['database']!r} is no longer the one of this resource")
+    return database
 
 
 def is_marked(comment: str | None, manifest: Json) -> bool:

@@ -94,7 +94,7 @@ class Server:
             raise self._translated(error, database) from error
         if watched and database is None:
             self.slots.keep(lambda: self._opened(None, extensions.connection, _KEPT))
-        limit = threading.Timer(seconds, _cut, (session.fileno(),))
+        limit = threading.Timer(seconds, cut, (session.fileno(),))
         limit.daemon = True
         limit.start()
         session.server = self
@@ -104,7 +104,7 @@ class Server:
         try:
             session.autocommit = True
             if away := _settle(session):
-                raise self._blamed(OutOfService, away, database)
+                raise self.blamed(OutOfService, away, database)
             yield session
             if watched and database is None and session.standbys:
                 session.confirm()
@@ -156,9 +156,9 @@ class Server:
         )
 
     def _translated(self, error: psycopg2.Error, database: str | None, waited: str = "") -> BackendError:
-        return self._blamed(errors.meaning(error), errors.clean(errors.describe(error) + waited), database)
+        return self.blamed(errors.meaning(error), errors.clean(errors.describe(error) + waited), database)
 
-    def _blamed(self, meaning: type[BackendError], said: str, database: str | None) -> BackendError:
+    def blamed(self, meaning: type[BackendError], said: str, database: str | None) -> BackendError:
         """`meaning`; but what looks like the server's trouble is one database's alone while the server itself works."""
         if database is None:
             return meaning(said)
@@ -300,6 +300,7 @@ def _settle(session: Session) -> str:
     return ""
 
 
-def _cut(descriptor: int) -> None:
+def cut(descriptor: int) -> None:
+    """Break a connection from our own side: a server that is stopped neither answers nor times out."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as line:
         line.shutdown(socket.SHUT_RDWR)

@@ -5,22 +5,24 @@ of UNLINK; and a channel pattern that carries the generation on the ACL user. Th
 An ACL user `deprovisioner:server:<uuid>` that may do nothing names the server: its run id changes at every restart, and
 keys are replicated, evicted and flushed.
 
-- `session`   clients: timeouts, and what each failure means
-- `keys`      the keys under a prefix: scanned and unlinked in batches
-- `identity`  what the server shows under a manifest's names, and whether it is the manifest's namespace
-- `endpoint`  the address that customers are given
-- `commands`  what a customer may run
-- `rights`    what an adopted user may do
-- `create`    plan, provision, adopt
-- `destroy`   quarantine, release, teardown
-- `check`     what is not as it should be on the server
+- `session`    clients: timeouts, and what each failure means
+- `keys`       the keys under a prefix: scanned and unlinked in batches
+- `identity`   what the server shows under a manifest's names, and whether it is the manifest's namespace
+- `endpoint`   the address that customers are given
+- `commands`   what a customer may run
+- `rights`     what an adopted user may do
+- `create`     plan, provision, adopt
+- `changes`    changes of a user, fenced against workers that stood still
+- `quarantine` quarantine, release, prove
+- `destroy`    teardown
+- `check`      what is not as it should be on the server
 """
 
 import uuid
 
 from outbox.rows import Json
 from worker.backends import Finding, Observation, Plan, Still, always
-from worker.backends.redis import check, create, destroy, identity
+from worker.backends.redis import check, create, destroy, identity, quarantine
 from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server
 
@@ -64,11 +66,15 @@ class Redis:
 
     def quarantine(self, manifest: Json, still: Still = always) -> None:
         """See the Protocol."""
-        destroy.quarantine(self._server, manifest, still)
+        quarantine.quarantine(self._server, manifest, still)
 
     def release(self, manifest: Json, still: Still = always) -> None:
         """See the Protocol."""
-        destroy.release(self._server, manifest, still)
+        quarantine.release(self._server, manifest, still)
+
+    def prove(self, manifest: Json, credentials: Json | None) -> Json:
+        """See `worker.backends.prove`."""
+        return quarantine.prove(self._server, manifest, credentials)
 
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - the generation key fences here
         """See the Protocol."""

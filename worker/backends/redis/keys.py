@@ -36,6 +36,13 @@ return redis.call('SET', KEYS[1], ARGV[1], 'NX')
 """
 
 
+# The same value: what it changes is that no EXEC of a session succeeds that watches the key since before.
+_REWRITE = """#!lua flags=allow-oom
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
+return redis.call('SET', KEYS[1], ARGV[1])
+"""
+
+
 class GenerationVanishedError(Exception):
     """The generation key disappeared during a teardown."""
 
@@ -77,6 +84,11 @@ def unlink_generation(session: Session, manifest: Json) -> None:
 def plant(session: Session, manifest: Json) -> bool:
     """Write the generation key where there is none; whether this wrote it. On a full server too."""
     return bool(session.eval(_PLANT, 1, generation_key(manifest), manifest["generation"]))
+
+
+def rewrite(session: Session, manifest: Json) -> bool:
+    """Write the generation key anew where it holds the generation; whether it does. On a full server too."""
+    return bool(session.eval(_REWRITE, 1, generation_key(manifest), manifest["generation"]))
 
 
 def take_over_older(session: Session, manifest: Json) -> bool:

@@ -13,6 +13,8 @@ from outbox.errors import BackendError, OutOfService, Refused, SettingsError, Tr
 
 TIMEOUT_SECONDS = 5
 NEVER = frozenset({"default"})
+# A server's answer to an account that it does not let in; WRONGPASS also where the account is switched off.
+LOGIN_REFUSED = frozenset({"NOAUTH", "WRONGPASS", "DENIED"})
 # What an error means, by the code that the server sends as its first word. A code that is not here is Transient: the
 # work failed and may succeed later. docs/design.md has this table too; a test compares.
 MEANS: dict[str, type[BackendError]] = {
@@ -20,7 +22,7 @@ MEANS: dict[str, type[BackendError]] = {
     **dict.fromkeys(("BUSY", "LOADING", "MISCONF", "OOM"), OutOfService),
     **dict.fromkeys(("READONLY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"), OutOfService),
     # It does not let the service in.
-    **dict.fromkeys(("NOAUTH", "WRONGPASS", "DENIED"), Unavailable),
+    **dict.fromkeys(LOGIN_REFUSED, Unavailable),
     # It will answer the same for ever.
     **dict.fromkeys(("NOPERM", "CROSSSLOT", "MOVED", "ASK"), Refused),
 }
@@ -58,8 +60,13 @@ class Server:
             raise SettingsError("the dsn is not a redis:// URL (it is not shown: it may hold a password)") from None
 
     @contextmanager
-    def connect(self, *, database: int | None = None, decode: bool = True) -> Iterator["Session"]:
-        """A client of the primary; its errors come out as Unavailable, Refused or Transient."""
+    def connect(
+        self, *, database: int | None = None, decode: bool = True, account: tuple[str, str] | None = None
+    ) -> Iterator["Session"]:
+        """A client of the primary; its errors come out as Unavailable, Refused or Transient.
+
+        `account`: another user than the service's, and its password; such a session needs a `database`.
+        """
         pool = redis.ConnectionPool.from_url(
             self._dsn,
             decode_responses=decode,
@@ -72,6 +79,9 @@ class Server:
         )
         if database is not None:  # as an argument it would be overridden by the URL's
             pool.connection_kwargs["db"] = database
+        if account is not None:  # it may not be allowed to name its connection
+            user, password = account
+            pool.connection_kwargs.update(username=user, password=password, client_name=None)
         session = Session(connection_pool=pool)
         session.server = self
         try:
@@ -84,7 +94,7 @@ class Server:
             pool.disconnect()
 
 
-def code_of(error: exceptions.RedisError) -> str | None:
+def code_of(error: BaseException | None) -> str | None:
     """The code that the server sent, None where the server sent none."""
     return getattr(error, "status_code", None)
 

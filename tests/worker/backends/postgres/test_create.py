@@ -26,6 +26,17 @@ def test_names_are_whole_uuids_and_passwords_stay_out_of_the_log(backend: Postgr
     backend.teardown(manifest, 1)
 
 
+def test_a_provision_leaves_little_for_the_checkpoint_of_a_teardown(anywhere: tuple[Postgres, PgServer]) -> None:
+    """A database of 7 MB is no WAL and no dirty pages, for which each DROP DATABASE would wait."""
+    backend, pg = anywhere
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    [(before,)] = pg.query("SELECT pg_current_wal_lsn()::text")
+    manifest = backend.provision(plan.manifest, plan.credentials)
+    [(written,)] = pg.query("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), %s)", before)
+    assert written < 2_000_000
+    backend.teardown(manifest, 1)
+
+
 def test_a_customer_cannot_enter_a_neighbours_database(backend: Postgres, provisioned: dict[str, Any]) -> None:
     other = backend.plan(uuid.uuid4(), uuid.uuid4())
     neighbour = backend.provision(other.manifest, other.credentials)

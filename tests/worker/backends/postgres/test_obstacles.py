@@ -14,7 +14,7 @@ from tests.support.servers import Servers
 from tests.support.sessions import reconnecting
 from tests.support.witness import PgServer
 from worker.backends import Absent, Same
-from worker.backends.postgres import Postgres, destroy
+from worker.backends.postgres import Postgres, quarantine
 
 
 @pytest.fixture(params=["18", "15"])
@@ -56,17 +56,17 @@ def test_a_quarantine_that_died_with_the_door_closed_can_be_released_or_finished
         raise DiedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(destroy, "_rename_away", die)
+        patch.setattr(quarantine, "_rename_away", die)
         with pytest.raises(DiedError):
             backend.quarantine(provisioned)
     shown = "SELECT datallowconn, datconnlimit FROM pg_database WHERE datname = %s"
-    assert pg.query(shown, provisioned["database"]) == [(False, 0)]
+    assert pg.query(shown, provisioned["database"]) == [(False, -1)]
     assert isinstance(backend.inspect(provisioned), Same)
     backend.release(provisioned)
     assert pg.query(shown, provisioned["database"]) == [(True, -1)]
     psycopg2.connect(provisioned["dsn"]).close()
     with monkeypatch.context() as patch:
-        patch.setattr(destroy, "_rename_away", die)
+        patch.setattr(quarantine, "_rename_away", die)
         with pytest.raises(DiedError):
             backend.teardown(provisioned, 1)
     backend.teardown(provisioned, 2)

@@ -46,16 +46,16 @@ def test_a_server_that_stops_answering_is_unavailable_in_bounded_time(
 def test_a_second_worker_at_one_object_waits_for_the_first(
     backend: Postgres, pg: PgServer, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = destroy._quarantine
+    honest = destroy.close
     inside, go_on = threading.Event(), threading.Event()
 
-    def pauses(*words: Any) -> None:
-        monkeypatch.setattr(destroy, "_quarantine", honest)
+    def pauses(*words: Any, **more: Any) -> None:
+        monkeypatch.setattr(destroy, "close", honest)
         inside.set()
         go_on.wait(20)
-        honest(*words)
+        honest(*words, **more)
 
-    monkeypatch.setattr(destroy, "_quarantine", pauses)
+    monkeypatch.setattr(destroy, "close", pauses)
     workers = [threading.Thread(target=backend.teardown, args=(provisioned, fence)) for fence in (1, 2)]
     workers[0].start()
     assert inside.wait(20)

@@ -1,6 +1,8 @@
 """A customer that takes every connection slot keeps no teardown waiting."""
 
 import contextlib
+import socket
+import struct
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from deprovisioner.up import servers as embedded
 from outbox.errors import Unavailable
 from tests.support import accounts
 from tests.support.servers import OLD_POSTGRES_PROGRAMS
-from tests.support.witness import PgServer
+from tests.support.witness import PgServer, eventually
 from worker.backends import Absent
 from worker.backends.postgres import Postgres
 
@@ -85,3 +87,33 @@ def test_a_server_that_many_customers_fill_together_is_away_and_none_of_them_is_
         assert small.query(customers) == [(opened,)]
     limited.teardown(victim, 2)
     assert not small.bears(victim)
+
+
+def test_connections_that_never_log_in_keep_a_teardown_waiting_and_lose_nothing(small: PgServer) -> None:
+    """They need no password, only the port; a superuser cannot log in either."""
+    backend = Postgres(small.service_dsn)
+    manifest, _ = _made(backend)
+    port = int(psycopg2.extensions.parse_dsn(small.dsn)["port"])
+    start = struct.pack("!i", 196608) + b"user\0x\0database\0x\0\0"
+    with contextlib.ExitStack() as life:
+
+        def full() -> bool:
+            taken = life.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            taken.sendall(struct.pack("!i", len(start) + 4) + start)
+            with contextlib.suppress(psycopg2.OperationalError):
+                psycopg2.connect(small.dsn).close()
+                return False
+            return True
+
+        eventually(full, what="no slot is left")
+        with pytest.raises(Unavailable, match="too many clients"):
+            backend.teardown(manifest, 1)
+    eventually(lambda: _gone(backend, manifest), what="the slots are free again")
+    assert not small.bears(manifest)
+
+
+def _gone(backend: Postgres, manifest: dict[str, Any]) -> bool:
+    with contextlib.suppress(Unavailable):
+        backend.teardown(manifest, 2)
+        return True
+    return False

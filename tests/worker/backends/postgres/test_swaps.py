@@ -90,6 +90,17 @@ def test_a_stranger_s_role_is_given_no_login(swapped: Swapped, manifest: Json) -
     assert swapped.pg.query(ROLE, swapped.strangers) == [(False, None)]
 
 
+def test_a_stranger_s_database_is_not_given_the_customer_s_name(swapped: Swapped, manifest: Json) -> None:
+    swapped.backend.quarantine(manifest)
+    dying = f"zz_del_{manifest['generation']}"
+    swapped.refuses(
+        f'ALTER DATABASE "{dying}" RENAME',
+        lambda: swapped.database(dying),
+        lambda: swapped.backend.release(manifest),
+    )
+    assert swapped.pg.query(DATABASE, swapped.strangers) == [(dying, True, -1, None)]
+
+
 def test_a_stranger_s_role_is_not_renamed_nor_dropped_and_keeps_what_it_owns(swapped: Swapped, manifest: Json) -> None:
     name, table = manifest["role"], f"t_{uuid.uuid4().hex}"
 
@@ -109,14 +120,20 @@ def test_a_stranger_s_role_is_not_renamed_nor_dropped_and_keeps_what_it_owns(swa
         swapped.pg.query(f"DROP TABLE IF EXISTS {table}")
 
 
-@pytest.mark.parametrize("words", ["CONNECTION LIMIT", "ALLOW_CONNECTIONS false"])
-def test_a_stranger_s_database_is_not_closed_nor_renamed(swapped: Swapped, manifest: Json, words: str) -> None:
+@pytest.mark.parametrize("verb", ["quarantine", "teardown"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_stranger_s_database_is_not_closed_nor_renamed(
+    swapped: Swapped, manifest: Json, verb: str, times: int
+) -> None:
+    """Before the door is closed, and before the rename: the same statement."""
+    run = {"quarantine": swapped.backend.quarantine, "teardown": lambda manifest: swapped.backend.teardown(manifest, 1)}
     name = manifest["database"]
-    swapped.refuses(
-        f'ALTER DATABASE "{name}" {words}',
-        lambda: swapped.database(name),
-        lambda: swapped.backend.teardown(manifest, 1),
-    )
+    words = f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'
+
+    def again() -> None:
+        swapped.proxy.hold(words, lambda: swapped.database(name))
+
+    swapped.refuses(words, again if times == 2 else lambda: swapped.database(name), lambda: run[verb](manifest))
     assert swapped.pg.query(DATABASE, swapped.strangers) == [(name, True, -1, None)]
 
 

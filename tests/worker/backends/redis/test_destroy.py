@@ -14,7 +14,7 @@ from tests.support import redis_servers
 from tests.support.proxy import Proxy
 from tests.support.witness import RedisServer, an_acl_user
 from worker.backends import Absent, Different, Same
-from worker.backends.redis import Redis, destroy, identity, keys
+from worker.backends.redis import Redis, changes, identity, keys
 from worker.backends.redis.session import Server
 
 
@@ -25,7 +25,7 @@ def test_each_unlink_compares_the_generation_in_its_own_script(
     """The generation key changes after the check of identity and before the first UNLINK."""
     for n in range(50):
         server.client.set(f"{provisioned['prefix']}{n}", n)
-    honest = destroy._fence
+    honest = changes.fence
 
     def then_replace(*words: Any) -> None:
         honest(*words)
@@ -33,7 +33,7 @@ def test_each_unlink_compares_the_generation_in_its_own_script(
         if now:
             server.client.set(f"deprovisioner:gen:{provisioned['prefix']}", now)
 
-    monkeypatch.setattr(destroy, "_fence", then_replace)
+    monkeypatch.setattr(changes, "fence", then_replace)
     with pytest.raises(Refused if now else Transient):
         backend.teardown(provisioned, 1)
     assert len(server.keys(provisioned["prefix"])) == 50

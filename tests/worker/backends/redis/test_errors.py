@@ -13,7 +13,7 @@ from outbox.errors import Refused, Transient, Unavailable
 from tests.support import redis_servers
 from tests.support.witness import RedisServer, eventually
 from worker.backends import Absent
-from worker.backends.redis import Redis, destroy, session
+from worker.backends.redis import Redis, changes, session
 from worker.backends.redis.session import Server
 
 DESIGN = Path(__file__).parents[4] / "docs" / "design.md"
@@ -104,7 +104,7 @@ def test_a_server_without_memory_is_freed_by_a_teardown(own: RedisServer, made: 
 def test_a_user_that_takes_the_name_on_a_server_without_memory_is_made_again(
     own: RedisServer, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = destroy._in_one_message
+    honest = changes._in_one_message
 
     def take(*words: Any) -> Any:
         own.client.acl_deluser(made["user"])
@@ -113,7 +113,7 @@ def test_a_user_that_takes_the_name_on_a_server_without_memory_is_made_again(
         return honest(*words)
 
     stranger: list[Any] = []
-    monkeypatch.setattr(destroy, "_in_one_message", take)
+    monkeypatch.setattr(changes, "_in_one_message", take)
     own.client.config_set("maxmemory", 1)
     if own.client.info("server").get("server_name") == "valkey":
         Redis(own.service_dsn).teardown(made, 1)
