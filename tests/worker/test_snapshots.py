@@ -337,13 +337,13 @@ def test_snapshots_are_listed_fetched_and_restored_into_a_new_resource(
     assert (gone.returncode, "was removed" in gone.stderr) == (1, True)
 
 
-# Where a worker dies, and of which of its databases the statement is.
+# Where a worker dies.
 DEATHS = {
-    "with the door open": ("after:ALTER DATABASE name ALLOW_CONNECTIONS#2", "zz_del_"),
-    "before the door is closed behind the dump": ("before:ALTER DATABASE name ALLOW_CONNECTIONS#5", "zz_del_"),
-    "as the scratch database is made": ("after:CREATE DATABASE name TEMPLATE", "zz_new_"),
-    "as the scratch database is named": ("after:ALTER DATABASE old RENAME", "zz_new_"),
-    "after it was restored": ("before:DROP DATABASE name", "zz_del_"),
+    "with the door open": "after:ALTER DATABASE name ALLOW_CONNECTIONS#2",
+    "before the door is closed behind the dump": "before:ALTER DATABASE name ALLOW_CONNECTIONS#5",
+    "as the scratch database is made": "after:CREATE DATABASE name TEMPLATE",
+    "as the scratch database is named": "after:ALTER DATABASE old RENAME",
+    "after it was restored": "before:DROP DATABASE name",
 }
 
 
@@ -353,7 +353,7 @@ def test_a_worker_that_is_killed_leaves_what_the_next_attempt_removes(
 ) -> None:
     teardown = Teardown(db, backend, *FILLED)
     teardown.delete()
-    at, _ = DEATHS[where]
+    at = DEATHS[where]
     short = {"DEPROVISIONER_LEASE_SECONDS": "2", "DEPROVISIONER_SWEEP_SECONDS": "0.2"}
     dying = system.worker(ready=False, CRASH_AT=at, **short)
     eventually(lambda: dying.container._container.status == "exited", 60, f"it dies {where}")
