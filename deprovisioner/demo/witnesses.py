@@ -2,6 +2,7 @@
 
 import io
 import re
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -36,8 +37,14 @@ class Holding:
         """Every name that any part of it can have on its server."""
         if self.kind == "redis":
             return {self.names["user"], self.names["prefix"], self.last_name}
-        generation = self.names["generation"]
-        return {self.names["database"], self.names["role"], f"zz_new_{generation}", f"zz_del_{generation}"}
+        generation, scratch = self.names["generation"], self.scratch
+        made = {f"zz_{word}_{each}" for word in ("new", "del") for each in (generation, scratch)}
+        return {self.names["database"], self.names["role"], f"zz_scratch_{generation}", *made}
+
+    @property
+    def scratch(self) -> str:
+        """The generation of the copy that a snapshot is restored into."""
+        return str(uuid.uuid5(uuid.UUID(self.names["generation"]), "scratch"))
 
     @property
     def last_name(self) -> str:
@@ -110,8 +117,16 @@ def from_records(servers: Servers, victims: list[Holding], deleted: set[str]) ->
         finding("destroyed once", (v for v in victims if times[v.id] == 1), len(victims) // 2, _RECORDS),
         finding("destroyed twice", (v for v in victims if times[v.id] > 1), 0, _RECORDS),
         Finding("roles dropped once", roles, None, len(victims) // 2, "pg-main.log"),
+        Finding("final snapshots, restored", _proved(servers, victims, ended), None, 1, "snapshots/; pg-main.log"),
         Finding("anything else destroyed", astray["postgres"] + astray["role"], astray["redis"], 0, _RECORDS),
     ]
+
+
+def _proved(servers: Servers, victims: list[Holding], ended: Counter[tuple[str, str]]) -> int:
+    """How many have a snapshot in the store, and had a copy of it on the server, which is gone again."""
+    stored = " ".join(file.name for file in (servers.home / "snapshots").glob("*.snapshot"))
+    copied = [v for v in victims if v.kind == "postgres" and ended["postgres", f"zz_del_{v.scratch}"]]
+    return sum(victim.names["generation"] in stored for victim in copied)
 
 
 def _names_there(servers: Servers) -> set[str]:

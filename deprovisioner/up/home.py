@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 from deprovisioner.up import servers, users
 from deprovisioner.up.environment import (
@@ -35,9 +36,11 @@ from outbox.settings import PREFIX
 
 # The role of API and workers in the control database: it adds events and cannot change them.
 SERVICE_ROLE = "deprovisioner"
-BACKENDS_TOML = """\
+SNAPSHOTS = "snapshots"  # the folder of a home that holds the final snapshots
+_BACKENDS_TOML = """\
 # Written by `deprovisioner up`; edit it as you like. The API and the workers read it when they start.
 # grace: how long a deleted resource can be restored. min_grace: a DELETE may ask for as little (`?grace=0s`).
+# snapshot_store: where the snapshot of a DELETE with `?snapshot=required` goes, before anything is destroyed.
 # adoption: tenants may adopt objects on these throw-away servers; elsewhere leave that to operators.
 [backends.pg-main]
 kind = "postgres"
@@ -45,6 +48,7 @@ dsn = "env:PG_MAIN_SERVICE_DSN"
 concurrency = 4
 grace = "10m"
 min_grace = "0s"
+snapshot_store = "{store}"
 adoption = "tenants"
 # brake = "50/10m"    # more teardowns than this within the window wait for an operator
 
@@ -124,16 +128,19 @@ def locked(home: Path) -> Iterator[None]:
 def backends_file(home: Path, say: Callable[[str], object]) -> Path:
     """The home's own backends file: written for a new home, or in place of an earlier version's; an edited one stays.
 
-    `say` is given a line about a file that was replaced.
+    Makes the folder for snapshots, too. `say` is given a line about a file that was replaced.
     """
     path = home / "backends.toml"
+    snapshots = home / SNAPSHOTS
     is_earlier = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() in _EARLIER_TOML
     if is_earlier:
         say(
             f"{path} is now this version's: a deleted resource can be restored for 10 minutes; `?grace=0s` destroys now"
         )
     if is_earlier or not path.exists():
-        write_private(path, BACKENDS_TOML)  # dsn may become an address with a password
+        text = _BACKENDS_TOML.format(store=f"file:{quote(str(snapshots.resolve()))}")
+        write_private(path, text)  # dsn may become an address with a password
+    snapshots.mkdir(exist_ok=True, mode=0o700)
     return path
 
 

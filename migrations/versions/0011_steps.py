@@ -59,8 +59,22 @@ START_TRIGGER = """
     CREATE TRIGGER outbox_start BEFORE UPDATE ON outbox FOR EACH ROW
       WHEN (NEW.kind = 'deprovision'
             AND (NEW.started_fence IS DISTINCT FROM OLD.started_fence
-                 OR (NEW.started_step IS DISTINCT FROM OLD.started_step AND NEW.fence = OLD.fence)))
+                 OR (NEW.started_step IS DISTINCT FROM OLD.started_step
+                     AND (NEW.started_step IS NOT NULL OR NEW.fence = OLD.fence OR OLD.started_step = 'destroy'))))
       EXECUTE FUNCTION deprovisioner_start()
+"""
+# Before this revision a start did not say its step: it destroyed.
+DESTROYING_TRIGGER = """
+    CREATE TRIGGER outbox_destroying_stays BEFORE UPDATE ON outbox FOR EACH ROW
+      WHEN (NEW.kind = 'deprovision' AND NEW.state = 'cancelled'
+            AND (OLD.started_step = 'destroy' OR (OLD.step IS NULL AND OLD.started_fence IS NOT NULL)))
+      EXECUTE FUNCTION deprovisioner_forbid('a teardown that has started to destroy is never cancelled')
+"""
+# A job that took another's kind or resource for the moment of its start would start by another's rules.
+IDENTITY_TRIGGER = """
+    CREATE TRIGGER outbox_identity_stays BEFORE UPDATE ON outbox FOR EACH ROW
+      WHEN (NEW.kind <> OLD.kind OR NEW.resource_id <> OLD.resource_id)
+      EXECUTE FUNCTION deprovisioner_forbid('a job keeps its kind and its resource')
 """
 NEEDS_TRIGGER = """
     CREATE TRIGGER outbox_needs_snapshot_stays BEFORE UPDATE ON outbox FOR EACH ROW
@@ -224,13 +238,16 @@ def upgrade() -> None:
         for name, now in added:
             _check(table, name, now)
     lane = LANE.format(restores=RESTORES, step=STEP)
-    for statement in (lane, CLAIM, CLAIM_TRIGGER, START, START_TRIGGER, NEEDS_TRIGGER, CHANGE, CHANGE_TRIGGER):
+    starts = (CLAIM, CLAIM_TRIGGER, START, START_TRIGGER, NEEDS_TRIGGER, DESTROYING_TRIGGER, IDENTITY_TRIGGER)
+    for statement in (lane, *starts, CHANGE, CHANGE_TRIGGER):
         op.execute(statement)
 
 
 def downgrade() -> None:
     op.execute("DROP TRIGGER resources_change ON resources")
     op.execute("DROP FUNCTION deprovisioner_change()")
+    op.execute("DROP TRIGGER outbox_identity_stays ON outbox")
+    op.execute("DROP TRIGGER outbox_destroying_stays ON outbox")
     op.execute("DROP TRIGGER outbox_needs_snapshot_stays ON outbox")
     op.execute("DROP TRIGGER outbox_start ON outbox")
     op.execute("DROP FUNCTION deprovisioner_start()")

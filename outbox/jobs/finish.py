@@ -137,6 +137,7 @@ _GIVE_BACK = text(f"""
         UPDATE outbox
            SET state = 'succeeded', claimed_by = NULL, lease_expires_at = NULL, finished_at = now(), last_error = NULL
          WHERE id = :id AND fence = :fence AND state = 'running' AND kind = 'restore' AND started_fence = fence
+           AND EXISTS (SELECT FROM resources WHERE resources.id = resource_id AND status = 'restoring')
      RETURNING *
     ), noted AS ({_EVENT}
     )

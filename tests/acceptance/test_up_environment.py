@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from deprovisioner.up import environment, servers
-from deprovisioner.up.home import BACKENDS_TOML, State, backends_file
+from deprovisioner.up.home import State, backends_file
 from outbox import settings
 from outbox.errors import SettingsError
 from tests.support.api import create, until
 from tests.support.up import Running
+from worker.snapshots import stores
 
 # Imported by every Python process of `up`: it records the command and which addresses that command gets.
 RECORD = """
@@ -163,14 +164,21 @@ def test_a_home_of_an_older_version_that_made_no_servers_forgets_nothing(tmp_pat
 def test_a_backends_file_of_an_earlier_version_is_brought_up_to_date_unless_it_was_edited(tmp_path: Path) -> None:
     path, said = tmp_path / "backends.toml", []
     path.write_text(EARLIER)
-    assert backends_file(tmp_path, said.append).read_text() == BACKENDS_TOML
+    new = backends_file(tmp_path, said.append).read_text()
+    assert "grace" in new
     assert str(path) in said[0]
-    edited = EARLIER.replace("concurrency = 4", "concurrency = 8")
-    path.write_text(edited)
-    assert backends_file(tmp_path, said.append).read_text() == edited
+    for edited in (new.replace("10m", "1h"), EARLIER.replace("concurrency = 4", "concurrency = 8")):
+        path.write_text(edited)
+        assert backends_file(tmp_path, said.append).read_text() == edited
     assert len(said) == 1
 
 
-def test_everybody_may_ask_for_no_grace_on_the_servers_of_up(tmp_path: Path) -> None:
-    for config in settings.read_backends(backends_file(tmp_path, print)).values():
-        assert (config.grace.total_seconds(), config.min_grace.total_seconds()) == (600, 0)
+@pytest.mark.parametrize("name", ["home", "a home, 100%", "what?#"])
+def test_the_servers_of_up_keep_for_ten_minutes_and_let_a_delete_ask_for_less(tmp_path: Path, name: str) -> None:
+    (home := tmp_path / name).mkdir()
+    found = settings.read_backends(backends_file(home, print))
+    assert {(config.grace.total_seconds(), config.min_grace.total_seconds()) for config in found.values()} == {(600, 0)}
+    store = stores.of(str(found["pg-main"].snapshot_store))
+    with store.writing("one") as write:
+        write(b"x")
+    assert (home / "snapshots" / "one").read_bytes() == b"x"

@@ -14,8 +14,10 @@ from tests.mutations.operators import OPERATORS
 from tests.mutations.outcomes import OUTCOMES
 from tests.mutations.postgres import GUARDS_OF_POSTGRES
 from tests.mutations.redis import GUARDS_OF_REDIS
+from tests.mutations.restores import GUARDS_OF_RESTORES
 from tests.mutations.runner import GUARDS_OF_RUNNER
 from tests.mutations.schema import GUARDS_OF_SCHEMA
+from tests.mutations.undo import GUARDS_OF_UNDO
 
 __all__ = ["EQUIVALENT", "MUTANTS", "Mutant", "Stale"]
 TRANSITIONS, MOVES = "outbox/jobs", "tests/outbox/test_transitions.py"
@@ -25,6 +27,7 @@ MUTANTS = (
     *OUTCOMES,
     *OPERATORS,
     *GUARDS_OF_SCHEMA,
+    *GUARDS_OF_RESTORES,
     *GUARDS_OF_RUNNER,
     *GUARDS_OF_POSTGRES,
     *GUARDS_OF_REDIS,
@@ -32,6 +35,7 @@ MUTANTS = (
     *GUARDS_OF_OPERATIONS,
     *GUARDS_OF_AUDIT,
     *GUARDS_OF_EDGES,
+    *GUARDS_OF_UNDO,
 )
 
 # Nobody can see that these are gone, since something else always answers first.

@@ -278,7 +278,8 @@ def test_a_stuck_provision_is_not_resolved_before_its_resource_is_deleted(db: Co
 
 def test_a_job_of_another_kind_is_not_resolved(db: Connection) -> None:
     id = stuck(db, kind="provision", status="deleting")
-    db.execute(text("UPDATE outbox SET kind = 'restore'"))
+    db.execute(text("SET session_replication_role = replica; UPDATE outbox SET kind = 'restore'"))
+    db.execute(text("RESET session_replication_role"))
     a_look(db, id)
     with pytest.raises(Conflict):
         resolved(db, id)
@@ -446,7 +447,8 @@ def test_a_proposal_does_not_count_once_its_job_has_changed(db: Connection, act:
 def test_a_proposal_forces_only_an_unknown_outcome_whatever_has_changed(db: Connection, change: str) -> None:
     id = unknown(db)
     jobs.redrive_forced(db, id, fence=2, actor=ANNA, reason="r")
-    db.execute(text(f"UPDATE outbox SET {change}"))
+    db.execute(text(f"SET session_replication_role = replica; UPDATE outbox SET {change}"))
+    db.execute(text("RESET session_replication_role"))
     with pytest.raises(NothingToForce):
         jobs.redrive_forced(db, id, fence=2, actor=BERT, reason="r")
 

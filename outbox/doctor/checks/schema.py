@@ -15,6 +15,8 @@ TRIGGERS = {
     "outbox_claim": "outbox",
     "outbox_start": "outbox",
     "outbox_needs_snapshot_stays": "outbox",
+    "outbox_destroying_stays": "outbox",
+    "outbox_identity_stays": "outbox",
     "resources_deleted_is_final": "resources",
     "resources_live_stays": "resources",
     "resources_change": "resources",
