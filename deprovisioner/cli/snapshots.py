@@ -92,10 +92,7 @@ def snapshots_restore(snapshot_id: int, name: str, backend: str | None, as_json:
 
     A worker makes the resource, this process fills it. The new resource has new credentials.
     """
-    from outbox import actions, db, settings
-    from outbox import resources as rows
-    from outbox.credentials import unseal
-    from outbox.resources import NewResource
+    from outbox import actions, db, queries, settings
     from worker.backends import always, build
     from worker.intake import Intake
 
@@ -104,16 +101,16 @@ def snapshots_restore(snapshot_id: int, name: str, backend: str | None, as_json:
     if where not in settings.backends():
         raise NotFound(f"there is no backend {where!r} in the backends file; --backend names another")
     built = Intake(build(settings.backends()[where], protected=frozenset()))
-    new = NewResource(tenant=one.tenant, kind=one.kind, backend=where, name=name, manifest=None)
+    new = actions.NewResource(tenant=one.tenant, kind=one.kind, backend=where, name=name, manifest=None)
     resource, _ = actions.create(edge(), me(), new)
     try:
         _wait_until_active(resource.id)
         with db.statement() as session:
-            made, sealed_credentials = rows.find(session, resource.id)
+            made = queries.resource(session, resource.id)
+            opens = actions.show_credentials(session, me(), resource.id)
         assert made.manifest is not None  # noqa: S101 - it is active
-        assert sealed_credentials is not None  # noqa: S101 - it was provisioned
         with _unsealed(one) as sealed:
-            did = built.restore_snapshot(made.manifest, unseal(sealed_credentials), sealed.read, always)
+            did = built.restore_snapshot(made.manifest, opens, sealed.read, always)
     except DeprovisionerError as error:
         raise Conflict(
             f"the new resource {resource.id} is not whole: {error}; when you no longer need it:"

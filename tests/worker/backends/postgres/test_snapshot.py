@@ -13,26 +13,10 @@ import pytest
 from outbox.errors import ClaimLost, Refused, Transient
 from tests.support import accounts
 from tests.support.customers import Customer, a_customer
-from tests.support.snapshots import nothing_of_scratch
+from tests.support.snapshots import Sink, nothing_of_scratch
 from tests.support.witness import PgServer
 from worker.backends import always
 from worker.backends.postgres import Postgres, client, snapshot
-
-
-class Sink:
-    """A snapshot in memory. `then` is called at each piece."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self.place = 0
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def read(self, size: int) -> bytes:
-        found = bytes(self.data[self.place : self.place + size])
-        self.place += len(found)
-        return found
 
 
 def taken(backend: Postgres, manifest: dict[str, Any]) -> tuple[Sink, dict[str, Any]]:
