@@ -143,12 +143,15 @@ def test_an_object_that_is_empty_can_be_read(url: str) -> None:
     assert _read(stores.of(url), "n") == b""
 
 
+def _fail(write: sealed.Write) -> None:
+    write(b"x" * (17 << 20))
+    raise ZeroDivisionError
+
+
 def test_a_writer_that_fails_leaves_nothing(url: str) -> None:
     store = stores.of(url)
-    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is the test
-        with store.writing("n") as write:
-            write(b"x" * (17 << 20))
-            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), store.writing("n") as write:
+        _fail(write)
     with pytest.raises(Transient):
         _read(store, "n")
 
