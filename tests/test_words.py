@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from api.schemas.holds import BreakerOut
 from api.schemas.jobs import ApprovalOut
 from api.schemas.operations import OperationOut
-from deprovisioner.cli import main, progress
+from deprovisioner.cli import main, progress, story
 from outbox import advice, tokens
 from outbox.operations import MAX_RATE, RATE
 from outbox.rows import Operation
@@ -74,6 +74,12 @@ def test_a_member_that_is_added_to_an_enum_is_a_choice_at_once() -> None:
 def test_every_stuck_reason_is_explained_and_has_a_next_step(reason: StuckReason) -> None:
     assert advice.means(reason)
     assert advice.steps(reason)
+
+
+@pytest.mark.parametrize("action", ForcedAction)
+def test_every_action_of_two_operators_has_words_and_a_command_for_the_second(action: ForcedAction) -> None:
+    assert story._WORDS[action]
+    assert advice._forced(action)
 
 
 @pytest.mark.parametrize("kind", OperationKind)

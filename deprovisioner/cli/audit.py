@@ -11,6 +11,7 @@ import click
 
 from deprovisioner.cli.shell import as_json_option, as_text, cell, example, main, me, operate, print_fields, print_json
 from outbox.events import Event
+from outbox.states import Step
 
 # The longest line of evidence that people are shown; `--json` has all of it.
 LINE = 120
@@ -180,7 +181,7 @@ def _course(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The attempts, and after each the re-drives that followed it."""
     for attempt in told["attempts"]:
         ended = f"{attempt['outcome'] or 'no outcome'}{': ' + attempt['error'] if attempt['error'] else ''}"
-        step = f" at {attempt['step']}" if attempt["step"] else ""
+        step = "" if attempt["step"] in (None, Step.DESTROY) else f" at {attempt['step']}"
         yield f"attempt {attempt['fence']}", f"{cell(attempt['at'])}{step} by {attempt['worker']}: {ended}"
         yield "  saw", _line(attempt["saw"])
         yield "  did", _line(attempt["did"])

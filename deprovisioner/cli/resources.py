@@ -23,7 +23,7 @@ from deprovisioner.cli.shell import (
     print_table,
     show_page,
 )
-from outbox.states import JobState, ResourceStatus, SnapshotPolicy
+from outbox.states import JobState, ResourceStatus, SnapshotPolicy, Step
 
 if TYPE_CHECKING:
     from outbox.rows import Resource
@@ -113,7 +113,7 @@ def resources_delete(
     as_json: bool,
 ) -> None:
     """Delete a resource, as the API's DELETE does; harmless when it was deleted before."""
-    from outbox import actions, db, queries
+    from outbox import actions, advice, db, queries
 
     wanted = actions.wanted_delete(
         me(), resource_id, reason=reason, on_behalf_of=on_behalf_of, grace_seconds=grace, snapshot=snapshot
@@ -127,17 +127,12 @@ def resources_delete(
     more = f": `deprovisioner jobs show {done.job.id}`" if done.job.state is JobState.STUCK else ""
     click.echo(f"{'accepted' if done.won else before}; job {done.job.id} is {done.job.state}{more}")
     if done.job.finished_at is None:
-        _tell_undo(done.resource)
+        if done.job.step not in (None, Step.DESTROY):
+            click.echo(f"nothing is destroyed before {cell(done.resource.purge_at)}; to take it back:")
+            click.echo(f"  {advice.to_restore(resource_id)}")
         with db.statement() as session:
             for hold in queries.holds_over(session, done.job.id):
                 click.echo(f"it does not start while there is {hold}")
-
-
-def _tell_undo(resource: "Resource") -> None:
-    from outbox import advice
-
-    click.echo(f"nothing is destroyed before {cell(resource.purge_at)}; to take it back:")
-    click.echo(f"  {advice.to_restore(resource.id)}")
 
 
 @resources.command(

@@ -7,10 +7,15 @@ import click
 from deprovisioner.cli.shell import cell, print_fields, print_table
 from outbox import advice
 from outbox.queries import Approval, Attempt, Hold, JobStory
-from outbox.states import BreakerState, JobState, Step
+from outbox.states import BreakerState, ForcedAction, JobState, Step
 
 # Longer than the longest pause between two sweeps, which are 5 s apart by default.
 OVERDUE_SECONDS = 7
+_WORDS = {
+    ForcedAction.RESOLVE: "a resolve by force",
+    ForcedAction.REDRIVE: "a redrive by force",
+    ForcedAction.PURGE: "a purge",
+}
 
 
 def tell(story: JobStory) -> None:
@@ -99,7 +104,7 @@ def _hold_in_words(hold: Hold) -> str:
 
 def _tell_approval(approval: Approval) -> None:
     click.echo(
-        f"{approval.action} by force was proposed by {approval.proposed_by} at {cell(approval.proposed_at)}: "
+        f"{_WORDS[approval.action]} was proposed by {approval.proposed_by} at {cell(approval.proposed_at)}: "
         f"{approval.reason}"
     )
     click.echo(f"to approve it, another operator runs, with a token of their own, before {cell(approval.expires_at)}:")

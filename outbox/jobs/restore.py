@@ -196,7 +196,7 @@ _PURGED_BEFORE = text(f"""
      WHERE events.resource_id = :id AND event = '{Event.PURGE_ORDERED}' AND detail ->> 'request_id' = :request_id""")
 _LOCK_TEARDOWN = text(_LOCK)
 _DELETING = text(f"""
-    SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, resource.purge_at > now() AS early, {CONFIRM}
+    SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, resource.purge_at > now() AS early
       FROM resources AS resource
       LEFT JOIN outbox AS job
              ON job.resource_id = resource.id AND job.kind = 'deprovision' AND job.state <> 'cancelled'
@@ -214,7 +214,6 @@ _ORDER = text(f"""
       FROM outbox JOIN resources ON resources.id = resource_id
      WHERE resource_id = :id AND outbox.kind = 'deprovision' AND state IN ('pending', 'running', 'stuck')
        AND status = 'deleting' AND purge_at > now()
-       AND (CAST(:version AS bigint) IS NULL OR version = :version)
  RETURNING job_id""")
 _PURGE = text(f"""
     WITH resource AS (
@@ -270,7 +269,7 @@ def purge(
         detail |= db.execute(_APPROVE, by).scalar_one_or_none() or {}
         if "approved_by" not in detail:
             raise FenceMismatch(f"job {job.id} has moved on; read it again")
-    asked = {"id": resource_id, "actor": actor, "reason": reason, "version": version}
+    asked = {"id": resource_id, "actor": actor, "reason": reason}
     db.execute(_ORDER, asked | {"detail": json.dumps(detail)}).one()
     row = db.execute(_PURGE, asked).one()
     return read(Resource, "resource", row), read(Job, "job", row)

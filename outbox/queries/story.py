@@ -34,11 +34,10 @@ class JobStory:
     """A job with its attempts, its events and what it waits for. `request` is None where its first event is missing.
 
     `purge_at`: its resource is not destroyed before; None while the resource is not being deleted.
-    `holds` are the holds in force that cover the job: while there is one, the job does not start. Only for a running
-    job: `lease_expires_at`. Only for a pending
-    job: `breaker`, its backend's; `due_seconds`, how long it has been due by the database's clock. Only for a stuck
-    job: `stuck_since`; `approvals`, the proposals that wait for a second operator; `last_look`, the last inspection at
-    this fence.
+    `holds` are the holds in force that cover the job: while there is one, the job does not start. `approvals` are the
+    proposals that wait for a second operator. Only for a running job: `lease_expires_at`. Only for a pending job:
+    `breaker`, its backend's; `due_seconds`, how long it has been due by the database's clock. Only for a stuck job:
+    `stuck_since`; `last_look`, the last inspection at this fence.
     """
 
     job: Job
@@ -93,7 +92,7 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
         due_seconds=row.due_seconds,
         lease_expires_at=row.lease_expires_at,
         stuck_since=since if stuck else None,
-        approvals=approvals.proposals(db, job_id, fence=job.fence) if stuck else [],
+        approvals=approvals.proposals(db, job_id, fence=job.fence) if job.finished_at is None else [],
         last_look=observations.last(db, job_id, fence=job.fence) if stuck else None,
     )
 

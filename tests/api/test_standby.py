@@ -165,13 +165,24 @@ def test_what_is_asked_again_while_the_standby_is_missing_is_not_answered_from_a
         with database.statement() as session:
             return jobs.enqueued_before(session, asked).job.id
 
-    made, job_id = register(), delete()
+    def restore() -> object:
+        with database.transaction() as session:
+            return jobs.restore(session, deleted, actor="a", reason="r", request_id=request).job
+
+    def purge() -> object:
+        with database.transaction() as session:
+            return jobs.purge(session, deleted, actor="a", reason="r", request_id=request)[1].id
+
+    deleted, request = a_resource(db), uuid.uuid4()
+    jobs.enqueue(db, deleted, actor="a", grace=60)
+    repeats = (register, delete, purge, restore)
+    done = [act() for act in repeats]
     no_standby("*")
-    for repeat in (register, delete):
+    for repeat in repeats:
         with pytest.raises(Unconfirmed):
             repeat()
     no_standby("")
-    assert (register(), delete()) == (made, job_id)
+    assert [repeat() for repeat in repeats] == done
 
 
 def _waiting(server: PgServer, event: str) -> int:

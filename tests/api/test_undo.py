@@ -158,6 +158,7 @@ def test_a_purge_by_two_operators_is_first_proposed(
             assert (proposed.status_code, proposed.json()["new"]) == (202, new)
         assert (proposed.json()["approval"]["action"], proposed.json()["last_look"]) == ("purge", None)
     job = str(proposed.json()["approval"]["job_id"])
+    assert "a purge was proposed by" in system.cli("jobs", "show", job).stdout
     shell = system.cli("resources", "purge", str(resource), "--reason", "r")
     assert (shell.returncode, "has no token" in shell.stderr) == (1, True), shell
     same = system.cli("resources", "purge", "--job", job, "--reason", "r", "--token", operator)
@@ -205,6 +206,8 @@ def test_a_resource_has_its_own_grace_until_it_is_lifted(acme: httpx.Client, db:
     assert acme.patch(path, json={"snapshot": "required"}).json()["snapshot"] == "required"
     changed = acme.patch(path, json={"protected": False}).json()
     assert (changed["grace"], changed["snapshot"]) == ("90m", "required")
+    same = acme.patch(path, json={}).json()
+    assert (same["grace"], same["snapshot"]) == ("90m", "required")
     lifted = acme.patch(path, json={"grace": None, "snapshot": None}).json()
     assert (lifted["grace"], lifted["snapshot"]) == (None, None)
     assert acme.patch(path, json={"grace": "2h"}).json()["grace"] == "2h"
@@ -212,9 +215,9 @@ def test_a_resource_has_its_own_grace_until_it_is_lifted(acme: httpx.Client, db:
 
 
 def test_no_snapshot_where_one_is_required_is_for_operators(
-    env: dict[str, str], system: System, db: Connection, tenant: str, operator: str
+    env: dict[str, str], system: System, db: Connection, tenant: str, operator: str, tmp_path: Path
 ) -> None:
-    keep(env, 'snapshot = "required"')
+    keep(env, 'snapshot = "required"', f'snapshot_store = "file:{tmp_path}"')
     one, other = a_resource(db), a_resource(db)
     url = system.api()
     with client(url, tenant) as acme, client(url, operator) as boss:

@@ -17,6 +17,7 @@ from tests.mutations.redis import GUARDS_OF_REDIS
 from tests.mutations.restores import GUARDS_OF_RESTORES
 from tests.mutations.runner import GUARDS_OF_RUNNER
 from tests.mutations.schema import GUARDS_OF_SCHEMA
+from tests.mutations.undo import GUARDS_OF_UNDO
 
 __all__ = ["EQUIVALENT", "MUTANTS", "Mutant", "Stale"]
 TRANSITIONS, MOVES = "outbox/jobs", "tests/outbox/test_transitions.py"
@@ -34,6 +35,7 @@ MUTANTS = (
     *GUARDS_OF_OPERATIONS,
     *GUARDS_OF_AUDIT,
     *GUARDS_OF_EDGES,
+    *GUARDS_OF_UNDO,
 )
 
 # Nobody can see that these are gone, since something else always answers first.

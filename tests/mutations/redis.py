@@ -322,7 +322,7 @@ GUARDS_OF_REDIS = (
             "redis: only our own generation is written anew",
             "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end",
             "",
-            "test_who_takes_over_too_late_writes_no_other_owner_s_key[redis]",
+            "test_who_takes_over_too_late_writes_no_other_owner_s_key",
         ),
     ),
     *cut(

@@ -5,6 +5,7 @@ from tests.mutations.cut import cut
 RUNNER = "worker/run"
 CLAIMING, LISTENING, POOL = "worker/claiming.py", "worker/listening.py", "worker/pool.py"
 RUNS = "tests/worker/test_run.py"
+STEPS = "tests/worker/test_steps.py"
 PROVISIONS = "tests/worker/test_provision.py"
 CLAIMS, LISTENS, POOLS = (f"tests/worker/test_{part}.py" for part in ("claiming", "listening", "pool"))
 BROKER = "tests/hostile/test_broker.py"
@@ -73,6 +74,123 @@ GUARDS_OF_RUNNER = (
             "format_exc_info, _bound]",
             "format_exc_info]",
             _LINE,
+        ),
+    ),
+    *cut(
+        "worker/run/__init__.py",
+        "",
+        STEPS,
+        (
+            "steps: only a destruction leaves an unknown outcome",
+            "case _ if self.started and self.destroys and not",
+            "case _ if self.started and not",
+            "test_a_quarantine_in_doubt_is_repeated_where_nothing_can_be_observed",
+        ),
+        (
+            "steps: the last attempt of a quarantine leaves no unknown outcome",
+            "acted = self.destroys and (self.started or self.in_doubt)",
+            "acted = self.started or self.in_doubt",
+            "test_the_last_attempt_of_a_quarantine_leaves_no_unknown_outcome",
+        ),
+        (
+            "steps: a quarantine in doubt is no destruction in doubt",
+            "return self.claim.destroying and started",
+            "return started",
+            "test_a_quarantine_in_doubt_is_repeated_where_nothing_can_be_observed",
+        ),
+        (
+            "steps: a claim that is lost",
+            "if not self.transact(lambda session: jobs.heartbeat(session, [self.claim])):",
+            "if False:",
+            "test_a_zombie_s_quarantine_ends_at_its_question_once_a_restore_has_the_job",
+        ),
+        (
+            "restore: shut again",
+            "worse = shut_again(self)",
+            "worse = None",
+            "test_a_login_that_fails_is_tried_again_and_then_the_object_is_shut_again",
+        ),
+        (
+            "restore: not given up while its server is away",
+            "            except Unavailable as away:",
+            "            except ZeroDivisionError as away:",
+            "test_a_restore_is_not_given_up_while_its_server_cannot_be_asked",
+        ),
+        (
+            "steps: early is no failure",
+            "delay = error.seconds if isinstance(error, Early) else jitter",
+            "delay = jitter",
+            "test_nothing_is_destroyed_before_its_time_even_where_its_job_is_due",
+        ),
+    ),
+    *cut(
+        "worker/run/deprovision.py",
+        "def _quarantine(",
+        STEPS,
+        (
+            "steps: a quarantine asks whether its claim is there",
+            "run.backend.quarantine(manifest, run.still)",
+            "run.backend.quarantine(manifest)",
+            "test_a_zombie_s_quarantine_ends_at_its_question_once_a_restore_has_the_job",
+        ),
+    ),
+    *cut(
+        "worker/run/restore.py",
+        "",
+        STEPS,
+        (
+            "restore: attempts are counted",
+            "if claim.attempts > claim.max_attempts:",
+            "if False:",
+            "test_attempts_that_dying_workers_spent_end_in_quarantine_too",
+        ),
+        (
+            "restore: a proof",
+            "seen = prove(backend, manifest, None if sealed is None else credentials.unseal(sealed))",
+            "seen = {}",
+            "test_a_login_that_fails_is_tried_again_and_then_the_object_is_shut_again",
+        ),
+        (
+            "restore: a proof with the stored credentials",
+            "None if sealed is None else credentials.unseal(sealed)",
+            "None",
+            "test_a_restore_opens_proves_and_gives_back",
+        ),
+        (
+            "restore: absent",
+            'raise Refused("the object is no longer there: it cannot be given back")',
+            "before = {}",
+            "test_what_is_not_there_is_not_given_back[absent]",
+        ),
+        (
+            "restore: a release asks whether its claim is there",
+            "backend.release(manifest, run.still)",
+            "backend.release(manifest)",
+            "test_a_restore_that_lost_its_claim_before_its_release_opens_nothing",
+        ),
+        (
+            "restore: who gives up asks whether its claim is there",
+            "(run.backend.quarantine, run.claim.manifest, run.still)",
+            "(run.backend.quarantine, run.claim.manifest)",
+            "test_a_restore_that_lost_its_claim_before_it_gives_up_shuts_nothing",
+        ),
+        (
+            "restore: an earlier attempt may have opened",
+            "not (run.started or run.claim.started_fence)",
+            "not run.started",
+            "test_attempts_that_dying_workers_spent_end_in_quarantine_too",
+        ),
+        (
+            "restore: a moment's trouble does not leave it open",
+            "retrying(retry_if_exception_type(Transient))(run.backend.quarantine, run.claim.manifest, run.still)",
+            "run.backend.quarantine(run.claim.manifest, run.still)",
+            "test_a_moment_s_trouble_does_not_leave_a_restore_open",
+        ),
+        (
+            "restore: the manifest as the start has stored it",
+            'claim.manifest | before.get("completes", {})',
+            "claim.manifest",
+            "test_a_release_gets_the_manifest_as_its_start_has_stored_it",
         ),
     ),
     *cut(

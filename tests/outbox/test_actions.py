@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 from sqlalchemy import Connection
 
-from outbox import actions, observations
+from outbox import actions, jobs, observations
 from outbox import db as database
 from outbox.actions import Caller, Edge, NewResource, Operator, Proposed
 from outbox.errors import (
@@ -15,6 +15,7 @@ from outbox.errors import (
     Forbidden,
     NoCredentials,
     NotActive,
+    NotDeleting,
     NotFound,
     NotObserved,
     UnknownBackend,
@@ -25,7 +26,7 @@ from outbox.rows import Job
 from outbox.states import Found, HoldScope, JobState, StuckReason
 from tests.support.factories import a_job, a_look, a_resource, events_of
 from tests.support.factories import job as row_of
-from tests.support.witness import eventually
+from tests.support.witness import eventually, waits_for_a_lock
 
 ACME = Caller("token:1:acme", "acme")
 ANN = Operator(Caller("token:2:ann", None))
@@ -109,6 +110,45 @@ def test_one_of_many_deletes_wins_alone_or_in_a_batch(bell: Rung, db: Connection
     assert actions.delete_alone(bell.edge, first).won, "asked again after a lost answer"
     with pytest.raises(NotFound):
         actions.delete(bell.edge, actions.wanted_delete(Caller("token:9:globex", "globex"), a_resource(db)))
+
+
+def test_a_restore_rings_and_one_that_changes_nothing_does_not(bell: Rung, db: Connection) -> None:
+    resource = a_resource(db)
+    assert not actions.restore(bell.edge, ACME, resource, reason="r").won
+    assert bell.times == 0
+    actions.delete(bell.edge, actions.wanted_delete(ACME, resource, grace_seconds=60))
+    done = actions.restore(bell.edge, ACME, resource, reason="r")
+    assert (done.won, done.job is not None, bell.times) == (True, True, 2)
+    with pytest.raises(NotFound):
+        actions.restore(bell.edge, Caller("token:9:globex", "globex"), resource, reason="r")
+
+
+def test_a_purge_that_waited_for_a_restore_purges_nothing(bell: Rung, db: Connection) -> None:
+    resource = a_resource(db)
+    id = actions.delete(bell.edge, actions.wanted_delete(ACME, resource, grace_seconds=60)).job.id
+    with ThreadPoolExecutor(1) as other, database.transaction() as session:
+        jobs.restore(session, resource, actor="op", reason="r")
+        purge = other.submit(actions.purge, bell.edge, ANN, resource, reason="r")
+        eventually(lambda: waits_for_a_lock(db), what="it waits for the teardown's row")
+        session.commit()
+        with pytest.raises(NotDeleting, match="is restoring"):
+            purge.result(20)
+    assert events_of(db, id) == ["enqueued", "cancelled"]
+
+
+def test_a_purge_is_said_of_the_teardown_whatever_it_does(bell: Rung, db: Connection) -> None:
+    for state, step in (("pending", "quarantine"), ("pending", "wait"), ("running", "snapshot"), ("stuck", "snapshot")):
+        id = a_job(db, state=state, step=step)
+        of = row_of(db, id).resource_id
+        db.exec_driver_sql(f"UPDATE resources SET purge_at = now() + interval '1 h' WHERE id = '{of}'")
+        db.exec_driver_sql(f"UPDATE outbox SET available_at = now() + interval '1 h' WHERE id = {id}")
+        done = actions.purge(bell.edge, SHELL, of, reason="r")
+        assert isinstance(done, tuple)
+        assert (done[1].state, done[1].step, events_of(db, id)) == (state, step, ["purge_ordered"])
+        due = db.exec_driver_sql(f"SELECT available_at <= now() FROM outbox WHERE id = {id}").scalar_one()
+        assert due is (step == "wait"), "what retries or waits for a hold still does"
+        actions.purge(bell.edge, SHELL, of, reason="again")
+        assert events_of(db, id) == ["purge_ordered"], "its time has come"
 
 
 def test_a_tenant_s_filter_finds_its_own_jobs(db: Connection) -> None:

@@ -172,8 +172,13 @@ class Run:
 
     def _give_up(self, why: StuckReason, error: str) -> None:
         """Undo a provision by the same path as a DELETE; leave any other job stuck, for an operator."""
-        if self.claim.kind is JobKind.RESTORE and (worse := shut_again(self)):
-            error = f"{error}; {worse}"
+        if self.claim.kind is JobKind.RESTORE:
+            try:
+                worse = shut_again(self)
+            except Unavailable as away:
+                self._postpone(f"{error}; and it cannot be put back into quarantine: {away}", away)
+                return
+            error = f"{error}; {worse}" if worse else error
         if self.claim.kind is JobKind.PROVISION:
             try:
                 self.record(jobs.rollback, error=error)
@@ -186,6 +191,15 @@ class Run:
         if self.started and self.claim.step is Step.SNAPSHOT:
             why = StuckReason.SNAPSHOT_FAILED
         self.stick(why, error)
+
+    def _postpone(self, error: str, away: Unavailable) -> None:
+        """Give up later: what was released must not stay open."""
+        self._open_breaker(str(away))
+        if self.started:
+            self.retry(error, free=True)
+        else:
+            self.record(jobs.defer, error=error)
+            emit(Event.DEFERRED, self.log, error=error)
 
     def stick(self, why: StuckReason, error: str, seen: Json | None = None) -> None:
         """Leave the job to an operator."""
