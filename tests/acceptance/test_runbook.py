@@ -23,7 +23,7 @@ CODES = [check.code for check in CHECKS]
 # Parts that are about neither a stuck reason nor a check; the first is what stands before all parts.
 OTHERS = (
     *("", "brake", "offboarding", "proof", "busy", "outcome_unconfirmed"),
-    *("wrong_delete", "restore_stuck", "purge"),
+    *("wrong_delete", "wrong_storm", "restore_stuck", "purge"),
 )
 BACKEND, TENANT = "pg-main", "acme"
 
