@@ -168,7 +168,8 @@ class Install:
         """A DELETE with a grace."""
         assert resource
         asked = jobs.Delete(resource, "test", grace=grace, may_purge=True)
-        assert jobs.enqueue_all(self.db, [asked])
+        with self.engine.connect() as db:
+            assert jobs.enqueue_all(db, [asked])
 
     def quarantine(self, kind: str) -> None:
         """Do the first step of what is due."""

@@ -228,8 +228,8 @@ class Outcome:
 
 
 def _cells() -> Iterable[Cell]:
-    # Each moment of a provision twice: left alone afterwards, and deleted before another worker finishes it. Each moment
-    # of a quarantine too: left alone, and restored.
+    # Each moment of a provision twice: left alone afterwards, and deleted before another worker finishes it. So too
+    # each moment of a quarantine: left alone, and restored.
     again = {"provision": "provision, then DELETE", "quarantine": "quarantine, then restore"}
     overtaken = {(again[story], kind): steps for (story, kind), steps in STEPS.items() if story in again}
     for (story, kind), steps in (_OTHERS | STEPS | overtaken).items():

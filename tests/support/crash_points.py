@@ -40,7 +40,6 @@ _ALSO = {
     "enqueue_all": (jobs, "enqueue"),
     "start_all": (jobs, "start"),
     "complete_all": (jobs, "complete"),
-    "restore_all": (jobs, "cancel"),
     "start_provision": (jobs, "start"),
     "heartbeat": (jobs, "heartbeat"),
     "register": (resources, "register"),
