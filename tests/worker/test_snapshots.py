@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import os
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from outbox import credentials, jobs, resources, settings, snapshots
-from outbox.errors import ClaimLost, SettingsError, Transient
+from outbox.errors import ClaimLost, SettingsError, StartRefused, Transient
 from outbox.events import Event
 from tests.support import snapshots as support
 from tests.support.factories import claims, events_of
@@ -217,6 +218,68 @@ def test_the_snapshot_step_ends_only_with_a_verified_snapshot(db: Connection, st
         jobs.advance(db, claim, worker="w", event=Event.SNAPSHOT_VERIFIED, seen={})
     snapshots.verified(db, claim, id, size=1, detail={}, keep=dt.timedelta(days=1))
     jobs.advance(db, claim, worker="w", event=Event.SNAPSHOT_VERIFIED, seen={})
+
+
+def test_an_unverified_snapshot_lets_no_destruction_start(db: Connection, store: Path, backend: Postgres) -> None:
+    """The trigger refuses it too; here it is off, as for a superuser who repairs something."""
+    teardown = Teardown(db, backend)
+    job = teardown.delete()
+    (claim,) = claims(db)
+    jobs.start(db, claim, worker="w")
+    snapshots.begin(db, claim, "file:/nowhere")
+    db.execute(text("ALTER TABLE outbox DISABLE TRIGGER outbox_start"))
+    again = "state = 'pending', claimed_by = NULL, lease_expires_at = NULL, step = 'wait', started_step = NULL"
+    db.execute(text(f"UPDATE outbox SET {again} WHERE id = :id"), {"id": job})
+    (claim,) = claims(db)
+    with pytest.raises(StartRefused):
+        jobs.start(db, claim, worker="w")
+    db.execute(text("UPDATE snapshots SET verified_at = now()"))
+    jobs.start(db, claim, worker="w")
+
+
+def test_a_claim_that_was_lost_records_no_snapshot_and_verifies_none(
+    db: Connection, store: Path, backend: Postgres
+) -> None:
+    teardown = Teardown(db, backend)
+    teardown.delete()
+    (claim,) = claims(db)
+    jobs.start(db, claim, worker="w")
+    id = snapshots.begin(db, claim, "file:/nowhere")
+    stale = replace(claim, fence=claim.fence - 1)
+    with pytest.raises(ClaimLost):
+        snapshots.begin(db, stale, "file:/nowhere")
+    words: dict[str, Any] = {"size": 1, "detail": {}, "keep": dt.timedelta(days=1)}
+    with pytest.raises(ClaimLost):
+        snapshots.verified(db, stale, id, **words)
+    assert snapshots.removed(db, id, actor="other", reason="another attempt")
+    with pytest.raises(ClaimLost):
+        snapshots.verified(db, claim, id, **words)
+
+
+def test_a_snapshot_that_was_verified_as_its_worker_died_is_not_taken_again(
+    db: Connection, store: Path, backend: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teardown = Teardown(db, backend)
+    job = teardown.delete()
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "advance", _dies)
+        with pytest.raises(SystemExit):
+            teardown.step()
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s' WHERE id = :id"), {"id": job})
+    jobs.sweep(db, actor="w")
+    teardown.step()
+    assert teardown.job().step == "wait"
+    assert len(teardown.rows()) == 1
+
+
+def _dies(*_: Any, **__: Any) -> None:
+    raise SystemExit
+
+
+def test_snapshots_get_at_most_half_of_a_backend_s_slots(db: Connection, store: Path, backend: Postgres) -> None:
+    teardown = Teardown(db, backend)
+    teardown.delete()
+    assert teardown.job().lane >= jobs.CROWDED
 
 
 def test_a_backend_that_requires_snapshots_needs_a_store(settled: dict[str, str]) -> None:
