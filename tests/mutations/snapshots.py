@@ -25,12 +25,6 @@ GUARDS_OF_SNAPSHOTS = (
         ("seal: the last chunk", "bytes([last])", "bytes(1)", _CHUNKS),
     ),
     *cut(
-        "worker/snapshots/sealed.py",
-        "    def _open_next(",
-        STORES,
-        ("seal: chunks are authenticated", "raise Transient(", "Transient(", _CHUNKS),
-    ),
-    *cut(
         "worker/snapshots/stores.py",
         "",
         STORES,
@@ -54,17 +48,6 @@ GUARDS_OF_SNAPSHOTS = (
         "    def remove(",
         STORES,
         ("bucket: what a killed writer left", 'if upload["Key"] == place["Key"]:', "if False:", f"{_LEFT}[bucket]"),
-    ),
-    *cut(
-        "outbox/jobs/start.py",
-        "_MAY_DESTROY = ",
-        TEARDOWNS,
-        (
-            "start: a needed snapshot is verified",
-            "job_id = outbox.id AND verified_at IS NOT NULL",
-            "job_id = outbox.id",
-            "test_an_unverified_snapshot_lets_no_destruction_start",
-        ),
     ),
     *cut(
         "outbox/jobs/finish.py",

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from outbox import credentials, jobs, resources, settings, snapshots
-from outbox.errors import ClaimLost, SettingsError, StartRefused, Transient
+from outbox.errors import ClaimLost, SettingsError, Transient
 from outbox.events import Event
 from tests.support import snapshots as support
 from tests.support.factories import claims, events_of
@@ -218,23 +218,6 @@ def test_the_snapshot_step_ends_only_with_a_verified_snapshot(db: Connection, st
         jobs.advance(db, claim, worker="w", event=Event.SNAPSHOT_VERIFIED, seen={})
     snapshots.verified(db, claim, id, size=1, detail={}, keep=dt.timedelta(days=1))
     jobs.advance(db, claim, worker="w", event=Event.SNAPSHOT_VERIFIED, seen={})
-
-
-def test_an_unverified_snapshot_lets_no_destruction_start(db: Connection, store: Path, backend: Postgres) -> None:
-    """The trigger refuses it too; here it is off, as for a superuser who repairs something."""
-    teardown = Teardown(db, backend)
-    job = teardown.delete()
-    (claim,) = claims(db)
-    jobs.start(db, claim, worker="w")
-    snapshots.begin(db, claim, "file:/nowhere")
-    db.execute(text("ALTER TABLE outbox DISABLE TRIGGER outbox_start"))
-    again = "state = 'pending', claimed_by = NULL, lease_expires_at = NULL, step = 'wait', started_step = NULL"
-    db.execute(text(f"UPDATE outbox SET {again} WHERE id = :id"), {"id": job})
-    (claim,) = claims(db)
-    with pytest.raises(StartRefused):
-        jobs.start(db, claim, worker="w")
-    db.execute(text("UPDATE snapshots SET verified_at = now()"))
-    jobs.start(db, claim, worker="w")
 
 
 def test_a_claim_that_was_lost_records_no_snapshot_and_verifies_none(
