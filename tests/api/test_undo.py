@@ -155,7 +155,7 @@ def test_a_purge_by_two_operators_is_first_proposed(
         assert boss.delete(path).status_code == 202
         for new in (True, False):
             proposed = boss.post(f"{path}/purge", json=MISTAKE)
-            assert (proposed.status_code, proposed.json()["new"]) == (202, new)
+            assert (proposed.status_code, proposed.json().get("new")) == (202, new)
         assert (proposed.json()["approval"]["action"], proposed.json()["last_look"]) == ("purge", None)
     job = str(proposed.json()["approval"]["job_id"])
     assert "a purge was proposed by" in system.cli("jobs", "show", job).stdout

@@ -169,7 +169,13 @@ GUARDS_OF_UNDO = (
         "outbox/queries/attempts.py",
         "",
         UNDO,
-        ("undo: a cancel is no attempt", "if claimed is None:", "if False:", _NAMELESS),
+        (
+            "undo: a cancel is no attempt",
+            "(event for event in group if event.event == Event.CLAIMED)",
+            "(event for event in group)",
+            "tests/outbox/test_attempts.py::test_a_restore_ends_the_attempt_that_ran_and_is_none_itself",
+            _NAMELESS,
+        ),
         (
             "undo: the step of each attempt",
             "at = _ENDS_STEP.get(Event(ended.event), at) if ended else at",
