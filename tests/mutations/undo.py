@@ -95,6 +95,12 @@ GUARDS_OF_UNDO = (
             _TWO,
         ),
         (
+            "undo: a snapshot that can be stored",
+            " AND {_CAN_SNAPSHOT}",
+            "",
+            "test_a_snapshot_that_nothing_could_store_is_refused_at_once",
+        ),
+        (
             "undo: a key with other parameters",
             "refuse_other(row.asked, asked.reason, asked.detail)",
             "pass",
@@ -133,12 +139,6 @@ GUARDS_OF_UNDO = (
         AGAIN,
         ("undo: whose key", "[*whose, verb,", "[verb,", _WHOSE),
         ("undo: the key's verb", "verb, str(resource_id), key", "str(resource_id), key", _WHOSE),
-        (
-            "undo: the key's resource",
-            "verb, str(resource_id), key",
-            "verb, key",
-            "test_one_key_on_many_resources_at_once_deletes_each",
-        ),
     ),
     *cut(
         "outbox/actions",
