@@ -15,14 +15,16 @@ keys are replicated, evicted and flushed.
 - `changes`    changes of a user, fenced against workers that stood still
 - `quarantine` quarantine, release, prove
 - `destroy`    teardown
+- `logins`     who tries to log in to a user in quarantine
 - `check`      what is not as it should be on the server
 """
 
+import datetime as dt
 import uuid
 
 from outbox.rows import Json
-from worker.backends import Finding, Observation, Plan, Still, always
-from worker.backends.redis import check, create, destroy, identity, quarantine
+from worker.backends import Finding, LoginAttempts, Observation, Plan, Still, always
+from worker.backends.redis import check, create, destroy, identity, logins, quarantine
 from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server
 
@@ -79,6 +81,10 @@ class Redis:
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - the generation key fences here
         """See the Protocol."""
         return destroy.teardown(self._server, manifest)
+
+    def login_attempts(self, manifest: Json, since: dt.datetime) -> LoginAttempts | None:
+        """See `worker.backends.login_attempts`."""
+        return logins.login_attempts(self._server, manifest, since)
 
     def check(self) -> list[Finding]:
         """See `worker.backends.check`."""
