@@ -15,14 +15,15 @@ keys are replicated, evicted and flushed.
 - `changes`    changes of a user, fenced against workers that stood still
 - `quarantine` quarantine, release, prove
 - `destroy`    teardown
+- `snapshot`   the final snapshot, and its proof
 - `check`      what is not as it should be on the server
 """
 
 import uuid
 
 from outbox.rows import Json
-from worker.backends import Finding, Observation, Plan, Still, always
-from worker.backends.redis import check, create, destroy, identity, quarantine
+from worker.backends import Finding, Observation, Plan, Read, Still, Write, always
+from worker.backends.redis import check, create, destroy, identity, quarantine, snapshot
 from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server
 
@@ -79,6 +80,18 @@ class Redis:
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - the generation key fences here
         """See the Protocol."""
         return destroy.teardown(self._server, manifest)
+
+    def snapshot(self, manifest: Json, write: Write, still: Still) -> Json:
+        """See `worker.backends.snapshot`."""
+        return snapshot.take(self._server, manifest, write, still)
+
+    def verify_snapshot(self, manifest: Json, read: Read, source: Json, still: Still) -> Json:
+        """See `worker.backends.verify_snapshot`."""
+        return snapshot.verify(self._server, manifest, read, source, still)
+
+    def restore_snapshot(self, manifest: Json, credentials: Json, read: Read, still: Still) -> Json:  # noqa: ARG002
+        """See `worker.backends.restore_snapshot`; a namespace is filled by the service's own user."""
+        return snapshot.restore(self._server, manifest, read, still)
 
     def check(self) -> list[Finding]:
         """See `worker.backends.check`."""

@@ -71,7 +71,7 @@ def test_what_was_there_before_a_quarantine_comes_back_exactly(
         assert f"zz_del_{manifest['generation']}" in pg.databases()
         for _ in range(2):
             backend.release(manifest)
-        assert shown(pg, manifest) == was
+            assert shown(pg, manifest) == was
         assert can_log_in(credentials) == could
     backend.quarantine(manifest)
     backend.teardown(manifest, 1)
@@ -317,7 +317,7 @@ def test_a_worker_whose_claim_is_lost_changes_nothing(backend: Postgres, pg: PgS
             valid.cursor().execute("SELECT pg_advisory_lock(%s)", (session.lock_key(manifest["database"]),))
         with pytest.raises(ClaimLost):
             getattr(backend, verb)(manifest, lost)
-        valid.cursor().execute("SELECT 1")
+        assert pg.query("SELECT 1 FROM pg_stat_activity WHERE pid = %s", valid.info.backend_pid) == [(1,)]
     assert asked == [1]
     assert shown(pg, manifest) == was
     assert can_log_in(credentials) == (verb == "quarantine")
@@ -415,7 +415,8 @@ def test_a_release_leaves_workers_at_other_objects_alone(
         first.cursor().execute("SELECT pg_advisory_lock(%s)", (key,))
         second.cursor().execute("SELECT pg_advisory_lock(%s)", (session.lock_key(others["database"]),))
         backend.release(manifest)
-        second.cursor().execute("SELECT 1")
+        alive = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
+        assert pg.query(alive, second.info.backend_pid) == [(1,)]
         with pytest.raises(psycopg2.OperationalError):
             first.cursor().execute("SELECT 1")
     for one in (manifest, others):
