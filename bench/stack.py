@@ -75,10 +75,13 @@ class Stack:
             yield
 
     @contextmanager
-    def real_backends(self) -> Iterator[None]:
-        """Run the backends of the real teardowns with the settings of `deprovisioner up`: their data is on disk."""
+    def real_backends(self, settings: Mapping[str, str] | None = None) -> Iterator[None]:
+        """Run the backends of the real teardowns with the settings of `deprovisioner up`: their data is on disk.
+
+        `settings` are further ones of PostgreSQL.
+        """
         with (
-            _postgres(self.home, "pg-main", self.pg_main_port, self.password),
+            _postgres(self.home, "pg-main", self.pg_main_port, self.password, settings),
             _valkey(self.home, "redis-main", self.redis_main_port, self.password),
         ):
             self.pg_main_dsn = accounts.postgres(self.pg_main_admin_dsn, self.password)

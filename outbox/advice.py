@@ -120,6 +120,11 @@ def to_restore(resource_id: uuid.UUID) -> str:
     return _RESTORE.format(resource_id=resource_id)
 
 
+def to_purge(resource_id: uuid.UUID) -> str:
+    """The command that lets a destruction begin before its time."""
+    return f"deprovisioner resources purge {resource_id} --reason 'WHY'"
+
+
 def to_release(hold_id: int) -> str:
     """The command that ends a hold."""
     return f"deprovisioner hold release {hold_id} --reason 'WHY'"

@@ -13,8 +13,9 @@ from outbox.errors import BackendError
 from outbox.kinds.postgres import KIND
 from tests.support import accounts, redis_servers
 from tests.support.servers import Servers
+from tests.support.snapshots import Sink
 from tests.support.witness import PgServer, RedisServer, an_acl_user
-from worker.backends import Absent, mark
+from worker.backends import Absent, always, mark
 from worker.backends.postgres import Postgres
 from worker.backends.redis import Redis
 
@@ -100,6 +101,9 @@ def _lives(server: RedisServer, url: str) -> None:
     other.set(f"{made['prefix']}elsewhere", 1)
     other.close()
     backend.quarantine(made)
+    sink = Sink()
+    source = backend.snapshot(made, sink.write, always)
+    backend.verify_snapshot(made, sink.read, source, always)
     backend.release(made)
     existing = {"user": an_acl_user(server), "prefix": f"{uuid.uuid4()}:"}
     adopted = backend.adopt(existing, uuid.uuid4())

@@ -23,6 +23,7 @@ from outbox.errors import DeprovisionerError, SettingsError
 from outbox.logs import log
 from worker import backends, checks, logins
 from worker.pool import Pool, ServedBackend
+from worker.snapshots import expiry
 
 # A started teardown may take this long to end before the process does. After it, the process leaves it to its lease.
 SHUTDOWN_SECONDS = 120
@@ -131,6 +132,7 @@ class _StartPool(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has n
         pool().start()
         checks.keep_checking(pool().backends, worker=_name())
         logins.keep_looking(pool().backends, worker=_name())
+        expiry.keep_removing(worker=_name())
         log.info("worker_ready", actor=_name(), backends=sorted(settings.backends()), slots=settings.get().worker_slots)
 
 

@@ -86,7 +86,7 @@ def jobs_list(counts: bool, cursor: str | None, limit: int, as_json: bool, **fil
         page = queries.with_tenants(session, queries.list_jobs(session, wanted, cursor=cursor, limit=limit))
         if not page.items:
             must_exist(session, backend=wanted.backend, tenant=wanted.tenant)
-    columns = ("id", "kind", "state", "stuck_reason", "tenant", "resource_id", "backend", "fence", "attempts")
+    columns = ("id", "kind", "state", "step", "stuck_reason", "tenant", "resource_id", "backend", "fence", "attempts")
     show_page(page, (*columns, "last_error"), as_json)
 
 

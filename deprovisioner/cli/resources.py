@@ -130,8 +130,10 @@ def resources_delete(
     click.echo(f"{'accepted' if done.won else before}; job {done.job.id} is {done.job.state}{more}")
     if done.job.finished_at is None:
         if done.job.step not in (None, Step.DESTROY):
-            click.echo(f"nothing is destroyed before {cell(done.resource.purge_at)}; to take it back:")
-            click.echo(f"  {advice.to_restore(resource_id)}")
+            click.echo(
+                f"nothing is destroyed before {cell(done.resource.purge_at)}; to take it back, or destroy it now:"
+            )
+            click.echo(f"  {advice.to_restore(resource_id)}\n  {advice.to_purge(resource_id)}")
         with db.statement() as session:
             for hold in queries.holds_over(session, done.job.id):
                 click.echo(f"it does not start while there is {hold}")
@@ -186,4 +188,4 @@ def resources_purge(
     if as_json:
         print_json({"resource": _fields(resource), "job": vars(job)})
     else:
-        click.echo(f"its destruction may begin since {cell(resource.purge_at)}; job {job.id} is {job.state}")
+        click.echo(f"it is not kept any longer (purge_at {cell(resource.purge_at)}); job {job.id} is {job.state}")

@@ -38,6 +38,7 @@ _MODULES = {
     "migrate": ["serve"],
     "operations": ["operations"],
     "resources": ["resources", "restores"],
+    "snapshots": ["snapshots"],
     "tenants": ["operations"],
     "token": ["tokens"],
     "up": ["serve"],

@@ -272,6 +272,20 @@ def test_commands_speak_json_and_use_their_exit_codes(up: Running) -> None:
         assert "Traceback" not in answer.stderr
 
 
+def test_a_delete_at_a_shell_names_the_commands_that_take_it_back_and_destroy_it(up: Running) -> None:
+    with up.api() as api:
+        id = until(api, create(api), "active")["id"]
+    said = up.cli("resources", "delete", id).stdout
+    commands = [line.split()[1:4] for line in said.splitlines() if line.startswith("  deprovisioner ")]
+    assert commands == [["resources", "restore", id], ["resources", "purge", id]]
+    restore, purge = commands
+    assert up.cli(*restore, "--reason", "a mistake").returncode == 0
+    eventually(lambda: json.loads(up.cli("resources", "show", id, "--json").stdout)["status"] == "active")
+    up.cli("resources", "delete", id)
+    assert up.cli(*purge, "--reason", "no mistake").returncode == 0
+    eventually(lambda: json.loads(up.cli("resources", "show", id, "--json").stdout)["status"] == "deleted")
+
+
 def test_the_doctor_finds_nothing_broken_where_work_was_done(up: Running) -> None:
     with up.api() as api:
         for kind in ("postgres", "redis"):

@@ -119,8 +119,7 @@ def test_a_delete_that_is_repeated_with_its_key_after_a_restore_deletes_nothing(
     assert (first.status_code, first.content) == (again.status_code, again.content)
     restored = acme.post(f"{path}/restore", json=MISTAKE)
     assert restored.status_code == 202
-    db.execute(text("UPDATE resources SET status = 'active' WHERE id = :id"), {"id": resource})
-    db.execute(text("UPDATE outbox SET state = 'succeeded', finished_at = now() WHERE kind = 'restore'"))
+    given_back(db, resource)
     late = acme.delete(path, params=asked, headers=key)
     assert (late.status_code, late.json()["already_deleted"]) == (202, False), "as it was answered the first time"
     assert (late.json()["job"]["id"], late.json()["job"]["state"]) == (first.json()["job"]["id"], "cancelled")
@@ -174,7 +173,28 @@ def test_a_key_belongs_to_its_tenant_or_operator_its_verb_and_its_resource(
     twin = tokens.create(db, role="tenant", tenant="acme", name="twin")[1]
     with client(str(acme.base_url), twin) as same:
         assert same.delete(path, headers=key).json()["already_deleted"] is False, "the same tenant"
-    assert acme.post(f"{path}/restore", json=MISTAKE, headers=key).status_code == 202, "another verb"
+    with_key = {"Idempotency-Key": "another verb's"}
+    assert acme.post(f"{path}/restore", json=MISTAKE, headers=with_key).status_code == 202
+    given_back(db, resource)
+    assert acme.delete(path, headers=with_key).status_code == 202
+
+
+def given_back(db: Connection, resource: uuid.UUID) -> None:
+    """As a worker leaves it."""
+    db.execute(text("UPDATE resources SET status = 'active' WHERE id = :id"), {"id": resource})
+    db.execute(text("UPDATE outbox SET state = 'succeeded', finished_at = now() WHERE kind = 'restore'"))
+
+
+def test_one_key_on_many_resources_at_once_deletes_each(acme: httpx.Client, db: Connection, tenant: str) -> None:
+    resources = [str(a_resource(db)) for _ in range(16)]
+
+    def delete(number: int) -> httpx.Response:
+        with client(str(acme.base_url), tenant) as caller:
+            caller.get("/healthz")
+            return caller.delete(f"/v1/resources/{resources[number]}", headers={"Idempotency-Key": "k"})
+
+    answers = at_once(len(resources), delete)
+    assert [(a.status_code, a.json()["resource"]["id"]) for a in answers] == [(202, id) for id in resources]
 
 
 def test_a_restore_and_a_purge_with_their_keys_are_done_once(
@@ -190,8 +210,7 @@ def test_a_restore_and_a_purge_with_their_keys_are_done_once(
     for who, verb in ((acme, "restore"), (boss, "purge")):
         other = who.post(f"{path}/{verb}", json={"reason": "another"}, headers=key)
         problem(other, 409, "idempotency_key_reused")
-    db.execute(text("UPDATE resources SET status = 'active' WHERE id = :id"), {"id": resource})
-    db.execute(text("UPDATE outbox SET state = 'succeeded', finished_at = now() WHERE kind = 'restore'"))
+    given_back(db, resource)
     acme.delete(path)
     assert acme.post(f"{path}/restore", json=MISTAKE, headers=key).json()["job"]["id"] == restored.json()["job"]["id"]
     assert boss.post(f"{path}/purge", json=MISTAKE, headers=key).json()["job"]["id"] == purged.json()["job"]["id"]

@@ -17,7 +17,6 @@ _UNBOUNDED = "test_a_filter_without_bounds_is_refused"
 _NOTHING = "test_a_filter_that_can_find_nothing_is_refused"
 _TELLS = "test_a_preview_tells_what_can_be_taken_back_what_can_not_and_what_no_hold_covers"
 _NARROWS = "test_each_field_of_a_filter_narrows_it"
-_CHANGES = "test_deletes_that_have_changed_since_the_preview_are_not_taken_back"
 _SKIPPED = "test_what_has_started_or_changed_since_it_was_listed_is_skipped_and_the_next_goes_first"
 _MOVES = "test_redrive_all_moves_what_redrive_would_and_nothing_else"
 _FIRST = "test_one_of_each_backend_goes_first_and_the_others_when_it_has_succeeded"
@@ -294,7 +293,12 @@ GUARDS_OF_OPERATIONS = (
         "_HOLDS = text(",
         RESTORE,
         ("operations: a restore waits for no hold", " AND operations.kind = 'offboard'", "", _ONE_FIRST),
-        ("operations: only waiting items wait", " AND outcome IS NULL", "", _WAITS),
+        (
+            "operations: only waiting items wait",
+            " AND outcome IS NULL",
+            "",
+            "test_a_hold_elsewhere_keeps_no_offboarding_waiting",
+        ),
         (
             "operations: holds that cover",
             'AND {COVERS.format("resources", "\'deprovision\'")})',
@@ -353,12 +357,12 @@ GUARDS_OF_OPERATIONS = (
     ),
     *_restores(
         "def _deletes(",
-        ("bulk restore: teardowns", "_JOB.kind == JobKind.DEPROVISION, ", "", f"{_CHANGES}[deleted again]"),
+        ("bulk restore: teardowns", "_JOB.kind == JobKind.DEPROVISION, ", "", _TELLS),
         (
             "bulk restore: not a cancelled teardown",
             ", _JOB.state != JobState.CANCELLED",
             "",
-            f"{_CHANGES}[deleted again]",
+            _TELLS,
         ),
         ("bulk restore: of the tenant", "found.where(_RESOURCE.tenant == wanted.tenant)", "found", _NARROWS),
         ("bulk restore: of the backend", "found.where(_RESOURCE.backend == wanted.backend)", "found", _NARROWS),

@@ -17,6 +17,7 @@ WAITS = f"{TESTS}/test_waits.py"
 IDENTITY = f"{TESTS}/test_identity.py"
 SESSION = f"{TESTS}/test_session.py"
 QUARANTINE = f"{TESTS}/test_quarantine.py"
+ATTEMPTS = f"{TESTS}/test_attempts.py"
 SWAPS = f"{TESTS}/test_swaps.py"
 KINDS = "tests/worker/backends/test_conformance.py"
 
@@ -1038,7 +1039,7 @@ GUARDS_OF_POSTGRES = (
         QUARANTINE,
         (
             "postgres: where a login leads",
-            "if seen != (role, database):",
+            "if seen != (role, database, False):",
             "if False:",
             "TestProof::test_a_server_that_is_away_is_unavailable_and_a_login_elsewhere_is_no_proof",
         ),
@@ -1053,6 +1054,45 @@ GUARDS_OF_POSTGRES = (
             "server.blamed(Unavailable, said, database)",
             "Unavailable(said)",
             "TestProof::test_a_login_that_fails_is_transient_and_does_not_tell_the_password",
+        ),
+    ),
+    *cut(
+        PG,
+        "_FUNCTION = ",
+        ATTEMPTS,
+        (
+            "postgres: only a superuser's function reads the log",
+            " AND rolsuper",
+            "",
+            "test_without_a_superuser_s_function_nothing_is_told[18]",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _refused(",
+        ATTEMPTS,
+        (
+            "postgres: only refusals are attempts",
+            'found.get("state_code") in _REFUSED',
+            "True",
+            "test_the_sessions_that_a_quarantine_ends_are_no_attempts[18]",
+        ),
+        (
+            "postgres: attempts on other objects",
+            "if ours and",
+            "if",
+            "test_attempts_after_a_moment_are_counted_with_where_they_came_from[18]",
+        ),
+    ),
+    *cut(
+        PG,
+        "later = [",
+        ATTEMPTS,
+        (
+            "postgres: attempts that were counted before",
+            " if at > since",
+            "",
+            "test_attempts_after_a_moment_are_counted_with_where_they_came_from[18]",
         ),
     ),
     *cut(

@@ -73,6 +73,7 @@ def told(db: Connection, operation: Operation) -> dict[uuid.UUID, str | None]:
 
 def test_a_preview_tells_what_can_be_taken_back_what_can_not_and_what_no_hold_covers(db: Connection) -> None:
     kept = [deleted(db) for _ in range(3)] + [deleted(db, "redis-main")]
+    _deleted_again(db, kept[0])
     started, gone = deleted(db), a_resource(db, status="deleted")
     destroying(db, started)
     jobs.enqueue_all(db, [jobs.Delete(a_resource(db, status="provisioning"), "acme")])
@@ -364,6 +365,8 @@ def test_a_hold_elsewhere_keeps_no_offboarding_waiting(db: Connection) -> None:
         holds.engage(db, scope, subject, actor="op", reason="r")
     assert queries.operation(db, operation.id)[1].holds == []
     assert step() == 1
+    holds.engage(db, HoldScope.TENANT, "acme", actor="op", reason="r")
+    assert queries.operation(db, operation.id)[1].holds == [], "it waits for nothing any more"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import migrations
 from outbox import audit, breakers, holds, jobs, observations, resources, settings
 from outbox import db as database
 from outbox.doctor import Finding, examine
+from outbox.events import Event
 from outbox.findings import record as record_findings
 from outbox.resources import NewResource
 from outbox.rows import Claim
@@ -34,6 +35,14 @@ class World:
         jobs.start(db, self.running, worker="w1")
         self.deferred = self.enqueue(self.born())
         jobs.defer(db, self.claimed(self.deferred), worker="w1", error="out of reach", delay=3600)
+        self.waiting = self.waits(self.born())
+        self.purged = self.destroyed_sooner()
+        self.restoring = self.given_back(self.waits(self.born()))
+        jobs.defer(db, self.claimed(self.restoring), worker="w1", error="out of reach", delay=3600)
+        self.restored = self.given_back(self.waits(self.born()))
+        again = self.claimed(self.restored)
+        jobs.start(db, again, worker="w1")
+        jobs.give_back(db, again, worker="w1", seen={"login": True})
         self.pending = self.enqueue(self.born())
 
     def set_for_new_sessions(self, setting: str, value: str) -> None:
@@ -110,6 +119,31 @@ class World:
         for who in ("token:1:a", "token:2:b"):
             jobs.resolve_forced(self.db, claim.id, fence=claim.fence, actor=who, reason="the server is scrap")
         return claim
+
+    def waits(self, resource: uuid.UUID) -> int:
+        """The job of a DELETE with a grace, after its quarantine."""
+        asked = jobs.Delete(resource, "me", grace=3600, may_purge=True)
+        job = jobs.enqueue_all(self.db, [asked])[asked.request_id].job.id
+        claim = self.claimed(job)
+        jobs.start(self.db, claim, worker="w1")
+        jobs.advance(self.db, claim, worker="w1", event=Event.QUARANTINED, seen={"database": "d"})
+        return job
+
+    def destroyed_sooner(self) -> int:
+        job = self.waits(self.born())
+        with database.transaction() as session:
+            jobs.purge(session, self.resource_of(job), actor="op", reason="now")
+        claim = self.claimed(job)
+        jobs.start(self.db, claim, worker="w1")
+        jobs.complete(self.db, claim, worker="w1", seen={"database": None})
+        return job
+
+    def given_back(self, job: int) -> int:
+        """The job that gives back what another would destroy."""
+        with database.transaction() as session:
+            done = jobs.restore(session, self.resource_of(job), actor="op", reason="a mistake")
+        assert done.job
+        return done.job.id
 
     def lost(self) -> Claim:
         first = self.claimed(self.enqueue(self.born()))
@@ -205,6 +239,37 @@ def _(w: World) -> Broken:
     return resource, set()
 
 
+@breaks("restoring_without_job")
+def _(w: World) -> Broken:
+    resource = w.resource_of(w.restoring)
+    w.write("DELETE FROM outbox WHERE id = :id", id=w.restoring)
+    return resource, set()
+
+
+@breaks("active_in_quarantine")
+def _(w: World) -> Broken:
+    resource = w.resource_of(w.restored)
+    w.write("DELETE FROM outbox WHERE id = :id", id=w.restored)
+    return resource, set()
+
+
+@breaks("deleting_without_time")
+def _(w: World) -> Broken:
+    resource = w.resource_of(w.waiting)
+    w.write("UPDATE resources SET purge_at = NULL WHERE id = :id", id=resource)
+    return resource, set()
+
+
+@breaks("destroyed_early")
+def _(w: World) -> Broken:
+    w.write("UPDATE outbox SET needs_snapshot = true WHERE id = :id", id=w.running.id)
+    assert findings()["destroyed_early"].sample[0].id == str(w.running.resource_id)
+    w.write("UPDATE outbox SET needs_snapshot = false WHERE id = :id", id=w.running.id)
+    resource = w.resource_of(w.purged)
+    w.write("UPDATE resources SET purge_at = now() + interval '1 h' WHERE id = :id", id=resource)
+    return resource, set()
+
+
 @breaks("provisioning_without_job")
 def _(w: World) -> Broken:
     return a_resource(w.db, status="provisioning"), set()
@@ -228,6 +293,13 @@ def _(w: World) -> Broken:
     undone = "status = 'active', deleted_at = NULL, purged_at = NULL, purge_at = NULL"
     w.write(f"UPDATE resources SET {undone} WHERE id = :id", id=id)
     return id, set()
+
+
+@breaks("restore_of_unrestored")
+def _(w: World) -> Broken:
+    resource = w.resource_of(w.restoring)
+    w.write("UPDATE resources SET status = 'active' WHERE id = :id", id=resource)
+    return resource, {"active_in_quarantine"}
 
 
 @breaks("deleted_with_open_job")

@@ -40,13 +40,15 @@ _ALSO = {
     "enqueue_all": (jobs, "enqueue"),
     "start_all": (jobs, "start"),
     "complete_all": (jobs, "complete"),
+    "restore_all": (jobs, "cancel"),
     "start_provision": (jobs, "start"),
     "heartbeat": (jobs, "heartbeat"),
     "register": (resources, "register"),
     "trip": (breakers, "open breaker"),
     "close": (breakers, "close breaker"),
 }
-CONTROL = {t.name: (jobs, t.name) for t in TRANSITIONS} | _ALSO
+# A teardown is cancelled by the first statement of a restore.
+CONTROL = {t.name: (jobs, t.name) for t in TRANSITIONS if t.name != "cancel"} | _ALSO
 # A brake's count, inside the transaction of a start.
 _COUNTS = "INSERT INTO brake_starts"
 _WRITES = {"SET", "ACL SETUSER", "ACL SAVE", "ACL DELUSER", "CLIENT KILL", "EVAL"}

@@ -122,6 +122,7 @@ class Copy:
         """What the tests before have left on the servers; a test that failed leaves more than others."""
         for server in (self._servers.control, self._servers.pg):
             for gid, name in server.query("SELECT gid, database FROM pg_prepared_xacts"):
+                server.query(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true CONNECTION LIMIT -1')
                 server.query(f"ROLLBACK PREPARED '{gid}'", database=name)
             for (slot,) in server.query("SELECT slot_name FROM pg_replication_slots"):
                 server.query("SELECT pg_drop_replication_slot(%s)", slot)

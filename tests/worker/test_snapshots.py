@@ -1,19 +1,28 @@
 """A teardown's snapshot on real servers: it counts when it was restored, and nothing is destroyed without it."""
 
+import datetime as dt
+import json
+import os
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import jobs, snapshots
-from outbox.errors import SettingsError, Transient
+from outbox import credentials, jobs, resources, settings, snapshots
+from outbox.errors import ClaimLost, SettingsError, Transient
+from outbox.events import Event
+from tests.support import snapshots as support
 from tests.support.factories import claims, events_of
+from tests.support.processes import System
 from tests.support.servers import Servers, clear_caches
 from tests.support.snapshots import Teardown, require
-from tests.support.witness import PgServer
+from tests.support.witness import PgServer, eventually
 from worker.backends.postgres import Postgres, contents
-from worker.snapshots import stores
+from worker.snapshots import expiry, stores
 
 FILLED = (
     "CREATE TABLE t AS SELECT i, md5(i::text) AS m FROM generate_series(1, 2000) AS i",
@@ -148,8 +157,6 @@ def test_a_full_store_takes_no_snapshot(
 
 
 def _full(path: str) -> int:
-    import os
-
     os.symlink("/dev/full", path)
     return os.open(path, os.O_WRONLY)
 
@@ -202,9 +209,6 @@ def test_nothing_starts_to_destroy_before_its_snapshot_is_verified(
 
 
 def test_the_snapshot_step_ends_only_with_a_verified_snapshot(db: Connection, store: Path, backend: Postgres) -> None:
-    from outbox.errors import ClaimLost
-    from outbox.events import Event
-
     teardown = Teardown(db, backend)
     teardown.delete()
     (claim,) = claims(db)
@@ -212,17 +216,203 @@ def test_the_snapshot_step_ends_only_with_a_verified_snapshot(db: Connection, st
     id = snapshots.begin(db, claim, "file:/nowhere")
     with pytest.raises(ClaimLost):
         jobs.advance(db, claim, worker="w", event=Event.SNAPSHOT_VERIFIED, seen={})
-    import datetime as dt
-
     snapshots.verified(db, claim, id, size=1, detail={}, keep=dt.timedelta(days=1))
     jobs.advance(db, claim, worker="w", event=Event.SNAPSHOT_VERIFIED, seen={})
 
 
-def test_a_backend_that_requires_snapshots_needs_a_store(settled: dict[str, str]) -> None:
-    from outbox import settings
+def test_a_claim_that_was_lost_records_no_snapshot_and_verifies_none(
+    db: Connection, store: Path, backend: Postgres
+) -> None:
+    teardown = Teardown(db, backend)
+    teardown.delete()
+    (claim,) = claims(db)
+    jobs.start(db, claim, worker="w")
+    id = snapshots.begin(db, claim, "file:/nowhere")
+    stale = replace(claim, fence=claim.fence - 1)
+    with pytest.raises(ClaimLost):
+        snapshots.begin(db, stale, "file:/nowhere")
+    words: dict[str, Any] = {"size": 1, "detail": {}, "keep": dt.timedelta(days=1)}
+    with pytest.raises(ClaimLost):
+        snapshots.verified(db, stale, id, **words)
+    assert snapshots.removed(db, id, actor="other", reason="another attempt")
+    with pytest.raises(ClaimLost):
+        snapshots.verified(db, claim, id, **words)
 
+
+def test_a_snapshot_that_was_verified_as_its_worker_died_is_not_taken_again(
+    db: Connection, store: Path, backend: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teardown = Teardown(db, backend)
+    job = teardown.delete()
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "advance", _dies)
+        with pytest.raises(SystemExit):
+            teardown.step()
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s' WHERE id = :id"), {"id": job})
+    jobs.sweep(db, actor="w")
+    teardown.step()
+    assert teardown.job().step == "wait"
+    assert len(teardown.rows()) == 1
+
+
+def _dies(*_: Any, **__: Any) -> None:
+    raise SystemExit
+
+
+def test_snapshots_get_at_most_half_of_a_backend_s_slots(db: Connection, store: Path, backend: Postgres) -> None:
+    teardown = Teardown(db, backend)
+    teardown.delete()
+    assert teardown.job().lane >= jobs.CROWDED
+
+
+def test_a_backend_that_requires_snapshots_needs_a_store(settled: dict[str, str]) -> None:
     path = Path(settled["DEPROVISIONER_BACKENDS"])
     text_ = path.read_text().replace("concurrency = 8", 'concurrency = 8\nsnapshot = "required"')
     path.write_text(text_)
     with pytest.raises(SettingsError, match="snapshot_store"):
         settings.read_backends(path)
+
+
+def _expire(db: Connection, teardown: Teardown) -> None:
+    db.execute(
+        text("UPDATE snapshots SET expires_at = now() - interval '1 s' WHERE resource_id = :id"), {"id": teardown.id}
+    )
+
+
+def test_a_snapshot_is_kept_from_its_time_on_as_long_as_its_teardown_may_need_it(
+    db: Connection, store: Path, backend: Postgres
+) -> None:
+    teardown = Teardown(db, backend)
+    job = teardown.delete()
+    teardown.step()
+    (row,) = teardown.rows()
+    assert 29.9 < (row.expires_at - row.verified_at).total_seconds() / 86_400 < 30.1
+    assert expiry.remove_expired(worker="w") == 0
+    _expire(db, teardown)
+    assert expiry.remove_expired(worker="w") == 0, "the destruction is still to come"
+    teardown.step()
+    assert teardown.job().state == "succeeded"
+    assert expiry.remove_expired(worker="w") == 1
+    assert list(store.iterdir()) == []
+    assert teardown.rows()[0].removed_at
+    assert events_of(db, job)[-1] == "snapshot_removed"
+    assert expiry.remove_expired(worker="w") == 0
+
+
+def test_a_store_that_cannot_be_reached_keeps_the_record(
+    db: Connection, store: Path, backend: Postgres, tmp_path: Path
+) -> None:
+    teardown = Teardown(db, backend)
+    teardown.delete()
+    teardown.step()
+    teardown.step()
+    _expire(db, teardown)
+    store.rename(tmp_path / "away")
+    assert expiry.remove_expired(worker="w") == 0
+    assert teardown.rows()[0].removed_at is None
+    (tmp_path / "away").rename(store)
+    assert expiry.remove_expired(worker="w") == 1
+
+
+def test_a_restored_resource_s_snapshot_is_kept_and_its_next_teardown_takes_another(
+    db: Connection, store: Path, backend: Postgres, pg: PgServer
+) -> None:
+    teardown = Teardown(db, backend, *FILLED)
+    teardown.delete()
+    teardown.step()
+    jobs.restore(db, teardown.id, actor="op", reason="by mistake")
+    teardown.step()
+    with closing(psycopg2.connect(teardown.customer.dsn)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO t VALUES (0, 'new')")
+    assert expiry.remove_expired(worker="w") == 0
+    teardown.delete()
+    teardown.step()
+    first, second = teardown.rows()
+    assert (first.removed_at, second.detail["restored"]["rows"]) == (None, 2004)
+    assert first.location != second.location
+    assert len(list(store.iterdir())) == 2
+
+
+def test_what_an_attempt_stored_that_a_restore_called_off_is_removed(
+    db: Connection, store: Path, backend: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teardown = Teardown(db, backend, *FILLED)
+    teardown.delete()
+    honest = stores.Folder.reading
+
+    def restored(self: stores.Folder, name: str) -> Any:
+        jobs.restore(db, teardown.id, actor="op", reason="by mistake")
+        return honest(self, name)
+
+    monkeypatch.setattr(stores.Folder, "reading", restored)
+    teardown.step()
+    (row,) = teardown.rows()
+    assert row.verified_at is None
+    assert expiry.remove_expired(worker="w") == 1
+    assert list(store.iterdir()) == []
+
+
+def test_snapshots_are_listed_fetched_and_restored_into_a_new_resource(
+    db: Connection, store: Path, backend: Postgres, system: System, tmp_path: Path
+) -> None:
+    teardown = Teardown(db, backend, *FILLED)
+    teardown.delete()
+    teardown.step()
+    teardown.step()
+    (row,) = teardown.rows()
+    listed = json.loads(system.cli("snapshots", "list", "--json").stdout)["items"]
+    assert [(one["id"], one["resource_id"]) for one in listed] == [(row.id, str(teardown.id))]
+    file = tmp_path / "fetched.dump"
+    fetched = system.cli("snapshots", "fetch", str(row.id), "--to", str(file))
+    assert fetched.returncode == 0, fetched.stderr
+    assert file.read_bytes().startswith(b"PGDMP")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert system.cli("snapshots", "fetch", str(row.id), "--to", str(file)).returncode == 1
+    system.worker()
+    done = system.cli("snapshots", "restore", str(row.id), "--name", "again", "--json")
+    assert done.returncode == 0, done.stderr
+    new = json.loads(done.stdout)["resource"]
+    _, sealed = resources.find(db, new["id"])
+    assert sealed is not None
+    with closing(psycopg2.connect(credentials.unseal(sealed)["dsn"])) as connection, connection.cursor() as cursor:
+        cursor.execute('SELECT count(*), (SELECT sum(b) FROM "q""uo\'ted ☃"), (SELECT count FROM v) FROM t')
+        assert cursor.fetchone() == (2000, 6, 2000)
+    _expire(db, teardown)
+    assert expiry.remove_expired(worker="w") == 1
+    gone = system.cli("snapshots", "fetch", str(row.id), "--to", str(tmp_path / "other.dump"))
+    assert (gone.returncode, "was removed" in gone.stderr) == (1, True)
+
+
+# Where a worker dies.
+DEATHS = {
+    "with the door open": "after:ALTER DATABASE name ALLOW_CONNECTIONS#2",
+    "before the door is closed behind the dump": "before:ALTER DATABASE name ALLOW_CONNECTIONS#5",
+    "as the scratch database is made": "after:CREATE DATABASE name TEMPLATE",
+    "as the scratch database is named": "after:ALTER DATABASE old RENAME",
+    "after it was restored": "before:DROP DATABASE name",
+}
+
+
+@pytest.mark.parametrize("where", DEATHS)
+def test_a_worker_that_is_killed_leaves_what_the_next_attempt_removes(
+    db: Connection, store: Path, backend: Postgres, pg: PgServer, system: System, where: str
+) -> None:
+    teardown = Teardown(db, backend, *FILLED)
+    teardown.delete()
+    at = DEATHS[where]
+    short = {"DEPROVISIONER_LEASE_SECONDS": "2", "DEPROVISIONER_SWEEP_SECONDS": "0.2"}
+    dying = system.worker(ready=False, CRASH_AT=at, **short)
+    eventually(lambda: dying.container._container.status == "exited", 60, f"it dies {where}")
+    assert teardown.job().step == "snapshot", dying.container._container.logs().decode()
+    assert len(teardown.rows()) == 1, dying.container._container.logs().decode()
+    system.worker(**short)
+    eventually(
+        lambda: teardown.job().state == "succeeded",
+        60,
+        "another worker ends it",
+    )
+    assert [bool(row.verified_at) for row in teardown.rows()] == [False, True]
+    assert teardown.rows()[0].removed_at
+    assert len(list(store.iterdir())) == 1
+    assert not pg.bears(teardown.manifest)
+    support.nothing_of_scratch(pg, teardown.manifest)

@@ -38,7 +38,8 @@ def snapshot(run: "Run", manifest: Json) -> Json:
         where, name = stores.at(earlier.location)
         where.remove(name)
         _removed(run, earlier.id)
-    name = f"{config.kind}-{claim.resource_id}-{claim.generation}-{claim.fence}.snapshot"
+    # A resource that was restored meanwhile has a second teardown, and its fences begin anew.
+    name = f"{config.kind}-{claim.resource_id}-{claim.generation}-{claim.id}.{claim.fence}.snapshot"
     id = run.transact(lambda session: snapshots.begin(session, claim, stores.located(place, name)))
     about = {"resource_id": str(claim.resource_id), "generation": str(claim.generation), "kind": config.kind}
     with store.writing(name) as write:

@@ -2,4 +2,5 @@
 
 - `sealed`   the encryption: one object, written and read in chunks
 - `stores`   the object's place: a folder, or a bucket (`s3`)
+- `expiry`   the end of an object
 """

@@ -9,7 +9,8 @@ JOBS = (
         """
         SELECT resource_id AS id, min(created_at) AS since,
                concat(kind, ' jobs ', string_agg(CAST(id AS text), ', ' ORDER BY id)) AS note
-          FROM outbox WHERE kind IN ('provision', 'deprovision') AND state <> 'cancelled'
+          FROM outbox
+         WHERE state <> 'cancelled' AND (kind IN ('provision', 'deprovision') OR state <> 'succeeded')
          GROUP BY resource_id, kind HAVING count(*) > 1""",
         "two jobs would do the same thing to one resource: the promise `not two` is not kept",
         "stop the workers; cancel the job that never started, then create the unique indexes outbox_one_… again",

@@ -1,6 +1,6 @@
 """Checks of resources: jobs and evidence must agree with their status."""
 
-from outbox.doctor.checks.check import BY_HAND, Check
+from outbox.doctor.checks.check import BY_HAND, REPORT, Check
 from outbox.events import ENDS_DELETION, Event, quoted
 
 RESOURCES = (
@@ -14,6 +14,64 @@ RESOURCES = (
                                                 AND state IN ('pending', 'running', 'stuck'))""",
         "the DELETE was accepted, but no job will ever tear the object down: an orphan with working credentials",
         BY_HAND + "insert its deprovision job and the job's `enqueued` event, in one transaction",
+    ),
+    Check(
+        "restoring_without_job",
+        "resource",
+        """
+        SELECT id, (SELECT max(created_at) FROM outbox WHERE resource_id = resources.id AND kind = 'restore') AS since,
+               concat(name, ' of ', tenant, ' on ', backend) AS note FROM resources
+         WHERE status = 'restoring'
+           AND NOT EXISTS (SELECT FROM outbox WHERE resource_id = resources.id AND kind = 'restore'
+                                                AND state IN ('pending', 'running', 'stuck'))""",
+        "a restore was accepted, but no job will ever give the object back: its customer stays shut out",
+        BY_HAND + "insert its restore job and the job's `enqueued` event, in one transaction",
+    ),
+    Check(
+        "active_in_quarantine",
+        "resource",
+        """
+        SELECT resources.id, finished_at AS since, concat('deprovision job ', cancelled.id, ' was cancelled') AS note
+          FROM (SELECT resource_id, max(id) AS id, max(finished_at) AS finished_at FROM outbox
+                 WHERE kind = 'deprovision' AND state = 'cancelled' GROUP BY resource_id) AS cancelled
+          JOIN resources ON resources.id = resource_id
+         WHERE status = 'active'
+           AND NOT EXISTS (SELECT FROM outbox WHERE outbox.resource_id = resources.id AND kind = 'restore'
+                                                AND state = 'succeeded' AND outbox.id > cancelled.id)""",
+        "its teardown was called off, but no restore gave the object back: it may still be in quarantine, though its "
+        "status says that it serves",
+        BY_HAND + "see whether its customer can log in; if not, delete the resource and restore it",
+    ),
+    Check(
+        "deleting_without_time",
+        "resource",
+        """
+        SELECT resources.id, deleted_at AS since, concat('deprovision job ', outbox.id, ' is at ', step) AS note
+          FROM resources JOIN outbox ON resource_id = resources.id
+         WHERE status = 'deleting' AND purge_at IS NULL AND outbox.kind = 'deprovision'
+           AND state IN ('pending', 'running', 'stuck') AND step IN ('quarantine', 'snapshot', 'wait')""",
+        "the teardown has a grace, but no `purge_at` says until when: it may be destroyed before its time",
+        BY_HAND + "set `purge_at` to the one that its job's `enqueued` event names",
+    ),
+    Check(
+        "destroyed_early",
+        "resource",
+        f"""
+        SELECT resources.id, last.at AS since,
+               concat('job ', outbox.id, ' started to destroy it; purge_at is ', purge_at) AS note
+          FROM resources JOIN outbox ON resource_id = resources.id
+         CROSS JOIN LATERAL (SELECT at FROM events WHERE job_id = outbox.id AND event = '{Event.STARTED}'
+                              ORDER BY id DESC LIMIT 1) AS last
+         WHERE outbox.kind = 'deprovision' AND state <> 'cancelled' AND started_step = 'destroy'
+           AND purge_at > deleted_at AND last.at < purge_at
+         UNION ALL
+        SELECT resource_id, finished_at, concat('job ', id, ' started to destroy it without a verified snapshot')
+          FROM outbox
+         WHERE kind = 'deprovision' AND needs_snapshot AND started_step = 'destroy'
+           AND NOT EXISTS (SELECT FROM snapshots WHERE job_id = outbox.id AND verified_at IS NOT NULL)""",
+        "it was destroyed while it could still be restored, or without the snapshot that it needed: the promise of "
+        "undo is not kept",
+        "tell its tenant, and look for another copy of the data; " + REPORT,
     ),
     Check(
         "provisioning_without_job",
@@ -58,9 +116,21 @@ RESOURCES = (
         SELECT resources.id, outbox.created_at AS since,
                concat('it is ', status, '; deprovision job ', outbox.id, ' is ', state) AS note
           FROM resources JOIN outbox ON resource_id = resources.id
-         WHERE status IN ('provisioning', 'active') AND outbox.kind = 'deprovision' AND state <> 'cancelled'""",
+         WHERE status IN ('provisioning', 'active', 'restoring') AND outbox.kind = 'deprovision'
+           AND state <> 'cancelled'""",
         "the resource has a deprovision job, but its status says that it was never deleted; no DELETE can win any more",
         BY_HAND + "see from the job's events whether it is deleted, and set its status and times accordingly",
+    ),
+    Check(
+        "restore_of_unrestored",
+        "resource",
+        """
+        SELECT resources.id, outbox.created_at AS since,
+               concat('it is ', status, '; restore job ', outbox.id, ' is ', state) AS note
+          FROM resources JOIN outbox ON resource_id = resources.id
+         WHERE outbox.kind = 'restore' AND state IN ('pending', 'running', 'stuck') AND status <> 'restoring'""",
+        "a job would give back what is not being restored; its `start` refuses that, and the job ends stuck",
+        BY_HAND + "see from the events of both jobs what the resource is, and set its status accordingly",
     ),
     Check(
         "deleted_with_open_job",

@@ -17,6 +17,7 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `notes`     what was there before a quarantine
 - `release`   the end of a quarantine
 - `prove`     a login of the customer's role
+- `attempts`  who tries to log in to what is in quarantine
 - `destroy`   teardown
 - `heir`      who owns what a dropped role leaves elsewhere
 - `grants`    rights of a dropped role that DROP OWNED leaves
@@ -26,11 +27,12 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `check`     what is not as it should be on the server
 """
 
+import datetime as dt
 import uuid
 
 from outbox.rows import Json
-from worker.backends import Finding, Observation, Plan, Read, Still, Write, always
-from worker.backends.postgres import check, create, destroy, identity, prove, quarantine, release, snapshot
+from worker.backends import Finding, LoginAttempts, Observation, Plan, Read, Still, Write, always
+from worker.backends.postgres import attempts, check, create, destroy, identity, prove, quarantine, release, snapshot
 from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.session import CONNECTION_LIMIT, Server
 
@@ -82,6 +84,10 @@ class Postgres:
     def prove(self, manifest: Json, credentials: Json | None) -> Json:
         """See `worker.backends.prove`."""
         return prove.prove(self._server, manifest, credentials)
+
+    def login_attempts(self, manifest: Json, since: dt.datetime) -> LoginAttempts | None:
+        """See `worker.backends.login_attempts`."""
+        return attempts.login_attempts(self._server, manifest, since)
 
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - identity fences here, not the number
         """See the Protocol."""

@@ -125,16 +125,13 @@ def _large_object(session: Session, oid: int) -> list[int]:
                 return [size, mixed]
 
 
-def must_be_equal(source: Json, restored: Json) -> None:
-    """Raises Transient that names where what was restored differs from its source."""
+def must_be_equal(source: Json, restored: Json, said: str = "") -> None:
+    """Raises Transient that names where what was restored differs from its source; `said`: by pg_restore."""
     differ = [name for name in source.keys() | restored.keys() if source.get(name, ()) != restored.get(name, ())]
     if differ:
-        raise Transient(
-            clean(
-                f"the restored snapshot differs from its source in {len(differ)} places: "
-                f"{', '.join(_difference(name, source, restored) for name in sorted(differ)[:NAMED])}"
-            )
-        )
+        told = ", ".join(_difference(name, source, restored) for name in sorted(differ)[:NAMED])
+        why = f"; pg_restore said: {said}" if said else ""
+        raise Transient(clean(f"the restored snapshot differs from its source in {len(differ)} places: {told}{why}"))
 
 
 def _difference(name: str, source: Json, restored: Json) -> str:

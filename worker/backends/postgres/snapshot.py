@@ -82,7 +82,7 @@ def verify(server: Server, manifest: Json, read: Read, source: Json, still: Stil
             contents.prepare(inside)
             with inside.cursor() as cursor:
                 cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            contents.must_be_equal(source, contents.read(inside, _now_and_then(still)))
+            contents.must_be_equal(source, contents.read(inside, _now_and_then(still)), said)
     return contents.summary(source) | ({"restore_said": said} if said else {})
 
 

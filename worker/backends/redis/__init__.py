@@ -16,6 +16,7 @@ keys are replicated, evicted and flushed.
 - `quarantine` quarantine, release, prove
 - `destroy`    teardown
 - `logins`     who tries to log in to a user in quarantine
+- `snapshot`   the final snapshot, and its proof
 - `check`      what is not as it should be on the server
 """
 
@@ -23,8 +24,8 @@ import datetime as dt
 import uuid
 
 from outbox.rows import Json
-from worker.backends import Finding, LoginAttempts, Observation, Plan, Still, always
-from worker.backends.redis import check, create, destroy, identity, logins, quarantine
+from worker.backends import Finding, LoginAttempts, Observation, Plan, Read, Still, Write, always
+from worker.backends.redis import check, create, destroy, identity, logins, quarantine, snapshot
 from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server
 
@@ -85,6 +86,18 @@ class Redis:
     def login_attempts(self, manifest: Json, since: dt.datetime) -> LoginAttempts | None:
         """See `worker.backends.login_attempts`."""
         return logins.login_attempts(self._server, manifest, since)
+
+    def snapshot(self, manifest: Json, write: Write, still: Still) -> Json:
+        """See `worker.backends.snapshot`."""
+        return snapshot.take(self._server, manifest, write, still)
+
+    def verify_snapshot(self, manifest: Json, read: Read, source: Json, still: Still) -> Json:
+        """See `worker.backends.verify_snapshot`."""
+        return snapshot.verify(self._server, manifest, read, source, still)
+
+    def restore_snapshot(self, manifest: Json, credentials: Json, read: Read, still: Still) -> Json:  # noqa: ARG002
+        """See `worker.backends.restore_snapshot`; a namespace is filled by the service's own user."""
+        return snapshot.restore(self._server, manifest, read, still)
 
     def check(self) -> list[Finding]:
         """See `worker.backends.check`."""
