@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import os
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,51 @@ def test_the_snapshot_step_ends_only_with_a_verified_snapshot(db: Connection, st
         jobs.advance(db, claim, worker="w", event=Event.SNAPSHOT_VERIFIED, seen={})
     snapshots.verified(db, claim, id, size=1, detail={}, keep=dt.timedelta(days=1))
     jobs.advance(db, claim, worker="w", event=Event.SNAPSHOT_VERIFIED, seen={})
+
+
+def test_a_claim_that_was_lost_records_no_snapshot_and_verifies_none(
+    db: Connection, store: Path, backend: Postgres
+) -> None:
+    teardown = Teardown(db, backend)
+    teardown.delete()
+    (claim,) = claims(db)
+    jobs.start(db, claim, worker="w")
+    id = snapshots.begin(db, claim, "file:/nowhere")
+    stale = replace(claim, fence=claim.fence - 1)
+    with pytest.raises(ClaimLost):
+        snapshots.begin(db, stale, "file:/nowhere")
+    words: dict[str, Any] = {"size": 1, "detail": {}, "keep": dt.timedelta(days=1)}
+    with pytest.raises(ClaimLost):
+        snapshots.verified(db, stale, id, **words)
+    assert snapshots.removed(db, id, actor="other", reason="another attempt")
+    with pytest.raises(ClaimLost):
+        snapshots.verified(db, claim, id, **words)
+
+
+def test_a_snapshot_that_was_verified_as_its_worker_died_is_not_taken_again(
+    db: Connection, store: Path, backend: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teardown = Teardown(db, backend)
+    job = teardown.delete()
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "advance", _dies)
+        with pytest.raises(SystemExit):
+            teardown.step()
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s' WHERE id = :id"), {"id": job})
+    jobs.sweep(db, actor="w")
+    teardown.step()
+    assert teardown.job().step == "wait"
+    assert len(teardown.rows()) == 1
+
+
+def _dies(*_: Any, **__: Any) -> None:
+    raise SystemExit
+
+
+def test_snapshots_get_at_most_half_of_a_backend_s_slots(db: Connection, store: Path, backend: Postgres) -> None:
+    teardown = Teardown(db, backend)
+    teardown.delete()
+    assert teardown.job().lane >= jobs.CROWDED
 
 
 def test_a_backend_that_requires_snapshots_needs_a_store(settled: dict[str, str]) -> None:

@@ -72,6 +72,18 @@ def test_a_dump_that_was_cut_is_not_equal(backend: Postgres, pg: PgServer) -> No
     backend.teardown(customer.manifest, 1)
 
 
+def test_a_value_that_changed_on_its_way_is_no_proof(backend: Postgres, pg: PgServer) -> None:
+    customer, other = a_customer(backend), a_customer(backend)
+    filled(customer, "CREATE TABLE t (a int)", "INSERT INTO t VALUES (1)")
+    filled(other, "CREATE TABLE t (a int)", "INSERT INTO t VALUES (2)")
+    sink, _ = taken(backend, customer.manifest)
+    _, elsewhere = taken(backend, other.manifest)
+    with pytest.raises(Transient, match="has other contents"):
+        backend.verify_snapshot(customer.manifest, sink.read, elsewhere, always)
+    for one in (customer, other):
+        backend.teardown(one.manifest, 1)
+
+
 # What the service may do, and no customer: each is tried by the code of the dump as it is restored.
 _CRIMES = """
     CREATE FUNCTION public.crime() RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS $$
