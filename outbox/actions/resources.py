@@ -37,7 +37,7 @@ def create(
     _refuse_unknown_kind(new)
     _refuse_adoption(who, new)
     _refuse_unstored(new.backend, new.snapshot)
-    resources.refuse_less(new.backend, may_purge=who.tenant is None, grace=new.grace_seconds, snapshot=new.snapshot)
+    resources.check_retention(new.backend, may_purge=who.tenant is None, grace=new.grace_seconds, snapshot=new.snapshot)
     new = replace(new, tenant=tenant, manifest=manifest)
     made = edge.ask(
         lambda db: resources.register(
@@ -84,7 +84,7 @@ def change(
         backend = resources.find(db, resource_id, tenant=who.tenant)[0].backend  # it never changes
         grace, snapshot = changes.get("grace_seconds"), changes.get("snapshot")
         _refuse_unstored(backend, snapshot)
-        resources.refuse_less(backend, may_purge=who.tenant is None, grace=grace, snapshot=snapshot)
+        resources.check_retention(backend, may_purge=who.tenant is None, grace=grace, snapshot=snapshot)
     return resources.change(db, resource_id, changes=changes, tenant=who.tenant, version=version)
 
 
@@ -133,7 +133,7 @@ def wanted_delete(
 def delete(edge: Edge, wanted: Delete) -> Enqueued:
     """Delete a resource; of all calls for one resource exactly one wins.
 
-    Raises NotFound, IdempotencyKeyReused, VersionMismatch, Restoring, DeletionProtected, Forbidden.
+    Raises NotFound, IdempotencyKeyReused, VersionMismatch, Restoring, DeletionProtected, Forbidden, BadRequest.
     """
     done = edge.ask(lambda db: jobs.enqueue(db, **vars(wanted)))
     edge.ring()

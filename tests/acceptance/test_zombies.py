@@ -8,12 +8,14 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, NamedTuple
 
+import psycopg2
 import pytest
 
-from outbox import jobs
-from tests.support import accounts
+from outbox import credentials, jobs, resources
+from tests.support import accounts, quarantines
 from tests.support.crash_cells import LONG_LEASE, SHORT_LEASE, Install
 from tests.support.final_checks import all_is_well
 from tests.support.forked import Fork
@@ -111,9 +113,16 @@ class Scenario:
         user = self.servers.redis.client.acl_getuser(manifest["user"])
         return "on" in user["flags"] and self.servers.redis.client.get(f"{manifest['prefix']}precious") == "42"
 
-    def check(self, *resources: uuid.UUID) -> None:
+    def login(self, resource: uuid.UUID) -> str:
+        """The connection string on record."""
+        _, sealed = resources.find(self.install.db, resource)
+        assert sealed is not None
+        dsn: str = credentials.unseal(sealed)["dsn"]
+        return dsn
+
+    def check(self, *deleted: uuid.UUID) -> None:
         servers, deletions = self.servers, self.install.deletions
-        all_is_well(self.control, map(str, resources), pg=servers.pg, cache=servers.redis, deletions=deletions)
+        all_is_well(self.control, map(str, deleted), pg=servers.pg, cache=servers.redis, deletions=deletions)
 
 
 def the_name_is_reused(scenario: Scenario, kind: str, at: str) -> None:
@@ -176,6 +185,36 @@ def its_provision_is_overtaken_by_a_delete(scenario: Scenario, kind: str, at: st
     scenario.check(resource)
 
 
+def its_resource_was_restored(scenario: Scenario, kind: str, at: str) -> None:
+    """The teardown was taken back while it stood still: the database lives on, under its name, with its login."""
+    resource = scenario.install.born(kind)
+    opens = scenario.login(resource)
+    with closing(psycopg2.connect(opens)) as customer:
+        customer.cursor().execute("CREATE TABLE precious AS SELECT 42 AS n")
+        customer.commit()
+    jobs.enqueue(scenario.install.db, resource, actor="test", grace=600)
+    paused = scenario.paused_worker(at)
+    with scenario.install.engine.connect() as connection:
+        session = connection.execution_options(isolation_level="READ COMMITTED")
+        with session.begin():
+            jobs.restore(session, resource, actor="test", reason="a wrong delete")
+    scenario.rescuer()
+    manifest = scenario.until(resource, "active")
+    was = quarantines.shown(scenario.servers.pg, manifest)
+    paused.wake()
+    scenario.learns_that_its_claim_is_lost(paused)
+    assert quarantines.shown(scenario.servers.pg, manifest) == was
+    assert [row[:2] for row in was] == [(manifest["database"], True), (manifest["role"], True)]
+    with closing(psycopg2.connect(opens)) as customer, customer.cursor() as cursor:
+        cursor.execute("SELECT n FROM precious")
+        assert cursor.fetchall() == [(42,)]
+    assert scenario.servers.pg.drops_of(manifest) == 0
+    assert scenario.control.query("SELECT reason FROM breakers") == []
+    jobs.enqueue(scenario.install.db, resource, actor="test")
+    scenario.until(resource, "deleted")
+    scenario.check(resource)
+
+
 class Case(NamedTuple):
     """A story, the kind of backend, and the boundary at which the worker is paused."""
 
@@ -214,6 +253,19 @@ CASES = [
     Case(its_successor_waits_for_its_lock, "postgres", "after:DROP DATABASE"),
     Case(no_other_worker_took_its_job, "postgres", "before:start"),
     Case(no_other_worker_took_its_job, "redis", "before:start"),
+    *(
+        Case(its_resource_was_restored, "postgres", at)
+        for at in (
+            "before:start",
+            "after:start",
+            "before:end sessions",
+            "after:ALTER ROLE role NOLOGIN",
+            "before:BEGIN#2",
+            "after:ALTER DATABASE old RENAME",
+            "after:COMMIT#3",
+            "before:advance",
+        )
+    ),
     Case(its_provision_is_overtaken_by_a_delete, "postgres", "before:CREATE DATABASE"),
     Case(its_provision_is_overtaken_by_a_delete, "postgres", "before:activate"),
     Case(its_provision_is_overtaken_by_a_delete, "redis", "before:SET generation key"),
@@ -229,6 +281,8 @@ QUICK = {
     Case(the_name_is_reused, "redis", "before:complete"),
     Case(its_successor_waits_for_its_lock, "postgres", "before:DROP DATABASE"),
     Case(no_other_worker_took_its_job, "postgres", "before:start"),
+    Case(its_resource_was_restored, "postgres", "after:ALTER DATABASE old RENAME"),
+    Case(its_resource_was_restored, "postgres", "before:advance"),
     Case(its_provision_is_overtaken_by_a_delete, "postgres", "before:CREATE DATABASE"),
     Case(its_provision_is_overtaken_by_a_delete, "redis", "before:activate"),
 }

@@ -1039,7 +1039,7 @@ GUARDS_OF_POSTGRES = (
         QUARANTINE,
         (
             "postgres: where a login leads",
-            "if seen != (role, database):",
+            "if seen != (role, database, False):",
             "if False:",
             "TestProof::test_a_server_that_is_away_is_unavailable_and_a_login_elsewhere_is_no_proof",
         ),
