@@ -35,8 +35,8 @@ def create(
         raise BadRequest("tenant: an operator must name the tenant that the resource is for")
     manifest = None if new.manifest is None else kinds.check(new.kind, new.manifest)
     _refuse_unknown_kind(new)
-    _refuse_adoption(who, new)
     _refuse_unstored(new.backend, new.snapshot)
+    _refuse_adoption(who, new)
     resources.check_retention(new.backend, may_purge=who.tenant is None, grace=new.grace_seconds, snapshot=new.snapshot)
     new = replace(new, tenant=tenant, manifest=manifest)
     made = edge.ask(
