@@ -14,7 +14,8 @@ _KEPT = "test_a_snapshot_is_kept_from_its_time_on_as_long_as_its_teardown_may_ne
 _LEFT = "test_what_a_writer_that_was_killed_has_left_is_removed_and_a_zombie_s_object_never_appears"
 _BYTE = "test_a_byte_that_changes_in_the_store_is_no_snapshot_and_destroys_nothing[-20]"
 _RECORD = "test_a_record_that_the_server_does_not_take_is_no_proof[valkey9]"
-_CALLED_OFF = "test_what_an_attempt_stored_that_a_restore_called_off_is_removed"
+_AGAIN = "test_a_restored_resource_s_snapshot_is_kept_and_its_next_teardown_takes_another"
+_LOST = "test_a_claim_that_was_lost_records_no_snapshot_and_verifies_none"
 
 GUARDS_OF_SNAPSHOTS = (
     *cut(
@@ -74,19 +75,19 @@ GUARDS_OF_SNAPSHOTS = (
             "snapshot: one is begun under a valid claim",
             "WHERE outbox.id = :job_id AND fence = :fence AND state",
             "WHERE outbox.id = :job_id AND state",
-            "test_a_claim_that_was_lost_records_no_snapshot_and_verifies_none",
+            _LOST,
         ),
         (
             "snapshot: one is verified under a valid claim",
             "AND outbox.fence = :fence AND state = 'running'",
             "AND state = 'running'",
-            "test_a_claim_that_was_lost_records_no_snapshot_and_verifies_none",
+            _LOST,
         ),
         (
             "snapshot: what was removed is not verified",
             "snapshots.id = :id AND removed_at IS NULL AND",
             "snapshots.id = :id AND",
-            "test_a_claim_that_was_lost_records_no_snapshot_and_verifies_none",
+            _LOST,
         ),
         (
             "snapshot: kept while its teardown may need it",
@@ -94,12 +95,12 @@ GUARDS_OF_SNAPSHOTS = (
             "false)",
             _KEPT,
         ),
-        ("snapshot: its time counts", "removed_at IS NULL AND expires_at <= now()", "removed_at IS NULL", _CALLED_OFF),
+        ("snapshot: its time counts", "removed_at IS NULL AND expires_at <= now()", "removed_at IS NULL", _AGAIN),
         (
             "snapshot: it is removed once",
             "WHERE id = :id AND removed_at IS NULL RETURNING",
             "WHERE id = :id RETURNING",
-            _KEPT,
+            _LOST,
         ),
     ),
     *cut(
@@ -112,7 +113,7 @@ GUARDS_OF_SNAPSHOTS = (
             "snapshot: one name a teardown",
             "{claim.id}.{claim.fence}",
             "{claim.fence}",
-            "test_a_restored_resource_s_snapshot_is_kept_and_its_next_teardown_takes_another",
+            _AGAIN,
         ),
         (
             "snapshot: a verified one is not taken again",

@@ -3,16 +3,18 @@
 import datetime as dt
 import json
 import os
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import credentials, jobs, resources, settings, snapshots
+from outbox import credentials, doorbell, jobs, resources, settings, snapshots
 from outbox.errors import ClaimLost, SettingsError, Transient
 from outbox.events import Event
 from tests.support import snapshots as support
@@ -21,7 +23,7 @@ from tests.support.processes import System
 from tests.support.servers import Servers, clear_caches
 from tests.support.snapshots import Teardown, require
 from tests.support.witness import PgServer, eventually
-from worker.backends.postgres import Postgres, contents
+from worker.backends.postgres import Postgres, contents, snapshot
 from worker.snapshots import expiry, stores
 
 FILLED = (
@@ -235,6 +237,7 @@ def test_a_claim_that_was_lost_records_no_snapshot_and_verifies_none(
     with pytest.raises(ClaimLost):
         snapshots.verified(db, stale, id, **words)
     assert snapshots.removed(db, id, actor="other", reason="another attempt")
+    assert not snapshots.removed(db, id, actor="third", reason="it was late")
     with pytest.raises(ClaimLost):
         snapshots.verified(db, claim, id, **words)
 
@@ -416,3 +419,101 @@ def test_a_worker_that_is_killed_leaves_what_the_next_attempt_removes(
     assert len(list(store.iterdir())) == 1
     assert not pg.bears(teardown.manifest)
     support.nothing_of_scratch(pg, teardown.manifest)
+
+
+def test_a_restore_while_a_worker_takes_a_snapshot_logs_in_within_five_seconds(
+    db: Connection, store: Path, backend: Postgres, pg: PgServer, system: System
+) -> None:
+    teardown = Teardown(db, backend, *FILLED)
+    with teardown.customer.inside("LOCK TABLE t", "PREPARE TRANSACTION 'holds the dump up'"):
+        pass
+    teardown.delete()
+    worker = system.worker()
+    waits = "SELECT 1 FROM pg_stat_activity WHERE datname = ANY(%s) AND wait_event_type = 'Lock'"
+    names = [teardown.dying, teardown.manifest["database"]]
+    eventually(lambda: pg.query(waits, names), 30, "its dump waits")
+    began = time.monotonic()
+    jobs.restore(db, teardown.id, actor="op", reason="by mistake")
+    doorbell.ring_now()
+    eventually(lambda: _logs_in(teardown.customer.dsn), 30, "the customer logs in", every=0.02)
+    assert time.monotonic() - began < 5, worker.container._container.logs().decode()
+    eventually(lambda: teardown.job().state == "succeeded", 30, "the restore ends")
+    assert [row.verified_at for row in teardown.rows()] == [None]
+    with closing(psycopg2.connect(teardown.customer.dsn)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute("ROLLBACK PREPARED 'holds the dump up'")
+
+
+def _logs_in(dsn: str) -> bool:
+    try:
+        psycopg2.connect(dsn).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+def test_what_a_prepared_transaction_holds_is_named(
+    db: Connection, store: Path, backend: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "LOCK_TIMEOUT_MS", 300)
+    teardown = Teardown(db, backend, *FILLED)
+    with teardown.customer.inside("LOCK TABLE t", "PREPARE TRANSACTION 'holds the dump up'"):
+        pass
+    teardown.delete()
+    teardown.step()
+    assert "'holds the dump up' of " in teardown.job().last_error
+    assert "ROLLBACK PREPARED" in teardown.job().last_error
+    backend.release(teardown.manifest)
+    with closing(psycopg2.connect(teardown.customer.dsn)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute("ROLLBACK PREPARED 'holds the dump up'")
+
+
+def test_a_snapshot_is_proved_on_the_server_that_the_file_names(
+    db: Connection,
+    settled: dict[str, str],
+    store: Path,
+    backend: Postgres,
+    pg: PgServer,
+    postgres15: PgServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PG_OTHER_DSN", postgres15.service_dsn)
+    path = Path(settled["DEPROVISIONER_BACKENDS"])
+    named = path.read_text().replace('"env:PG_MAIN_DSN"', '"env:PG_MAIN_DSN"\nsnapshot_server = "pg-other"')
+    path.write_text(f'{named}\n[backends.pg-other]\nkind = "postgres"\ndsn = "env:PG_OTHER_DSN"\n')
+    clear_caches()
+    teardown = Teardown(db, backend, *FILLED)
+    teardown.delete()
+    since = len(postgres15.log.read_text())
+    teardown.step()
+    assert teardown.job().step == "wait", teardown.job().last_error
+    assert f"zz_scratch_{teardown.manifest['generation']}" in postgres15.log.read_text()[since:]
+    support.nothing_of_scratch(postgres15, teardown.manifest)
+    path.write_text(path.read_text().replace('snapshot_server = "pg-other"', 'snapshot_server = "redis-main"'))
+    with pytest.raises(SettingsError, match="snapshot_server"):
+        settings.read_backends(path)
+
+
+def test_a_zombie_s_snapshot_is_called_off_and_its_database_stays_the_customer_s(
+    db: Connection, store: Path, backend: Postgres, pg: PgServer, system: System
+) -> None:
+    """It stands still before it opens the door, until the resource is restored and in use."""
+    teardown = Teardown(db, backend, *FILLED)
+    teardown.delete()
+    short = {"DEPROVISIONER_LEASE_SECONDS": "2", "DEPROVISIONER_SWEEP_SECONDS": "0.2"}
+    at = "before:ALTER DATABASE name ALLOW_CONNECTIONS#2"
+    zombie = system.worker(CRASH_AT=at, CRASH_SIGNAL="SIGSTOP", **short)
+    process = zombie.container._container
+    eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED, 60, "it stands still")
+    jobs.restore(db, teardown.id, actor="op", reason="by mistake")
+    other = system.worker(DEPROVISIONER_LEASE_SECONDS="30", DEPROVISIONER_SWEEP_SECONDS="0.2")
+    eventually(lambda: teardown.job().state == "succeeded", 60, "it is restored")
+    with teardown.customer.inside("INSERT INTO t VALUES (0, 'new')") as inside:
+        process.kill("SIGCONT")
+        eventually(lambda: b'"claim_lost"' in process.logs(), 60, "it learns that its claim is lost")
+        inside.commit()
+    name = teardown.manifest["database"]
+    assert pg.query("SELECT datallowconn, datconnlimit FROM pg_database WHERE datname = %s", name) == [(True, -1)]
+    assert [row.verified_at for row in teardown.rows()] == [None]
+    assert other.container._container.status == "running"

@@ -149,6 +149,16 @@ class _Door:
             obstacles.end_sessions(self._session, self._database, None)
             raise Transient(clean(f"a session of {other[0]!r} came into {self.name!r} while its snapshot was begun"))
 
+    def held_by(self) -> str:
+        """Prepared transactions of the database, in words: they keep their locks, and a dump waits for those."""
+        if not (found := obstacles.prepared(self._session, self.name)):
+            return ""
+        told = ", ".join(f"{gid!r} of {owner!r}" for gid, owner in found[: obstacles.NAMED])
+        return clean(
+            f"; {len(found)} prepared transactions there may hold locks that it needs ({told}): an administrator can"
+            " let sessions in, and end each there with ROLLBACK PREPARED"
+        )
+
     def close_behind(self, name: str, program: client.Program, inside: int) -> None:
         """Wait until the session of that application_name is in, close the door, end all others but `inside`."""
         deadline = time.monotonic() + _ENTER_SECONDS
@@ -201,7 +211,7 @@ def _dump(
         while piece := program.read():
             write(piece)
         if program.end() != 0:
-            raise Transient(f"pg_dump failed: {client.words_of(program)}")
+            raise Transient(f"pg_dump failed: {client.words_of(program)}{door.held_by()}")
 
 
 def _restore(server: Server, manifest: Json, password: str, read: Read, still: Still, *sections: str) -> str:
