@@ -43,6 +43,12 @@ must never run with the service's rights.
 log in to the quarantined object after `since`, as far as the server tells; None where it does not tell. Workers call it
 about once a minute, and show the sum on the resource.
 
+**Snapshots.** Where a teardown takes a final snapshot, a backend has three methods: `snapshot(manifest, write, still)`
+streams the quarantined object into `write` and returns what it holds, `verify_snapshot(manifest, read, source, still)`
+restores it into a scratch object, compares it with that, and removes the scratch object, and
+`restore_snapshot(manifest, credentials, read, still)` fills a new object of `provision` with it. Without them, a
+teardown that requires a snapshot is refused.
+
 **Errors.** A verb raises `Unavailable` when the server cannot be reached (before its start the job loses no attempt),
 `OutOfService` when the server answers that it does no work now, since it is read-only or full (the job never loses an
 attempt), `Transient` when the work failed and may succeed later (it is tried again), `Refused` when it must not be done
@@ -57,7 +63,7 @@ what mends it. Workers call it when they start, and `deprovisioner backends chec
 `tests/worker/backends/test_conformance.py` of this project is what a backend must pass.
 """
 
-from outbox.errors import BackendError, OutOfService, Refused, SettingsError, Transient, Unavailable
+from outbox.errors import BackendError, ClaimLost, OutOfService, Refused, SettingsError, Transient, Unavailable
 from outbox.kinds import Check, Field, Kind, text, uuid_text, whole_number
 from outbox.rows import Json
 from worker.backends import (
@@ -68,10 +74,13 @@ from worker.backends import (
     LoginAttempts,
     Observation,
     Plan,
+    Read,
     Same,
     Still,
+    Write,
     always,
     mark,
+    prove,
 )
 
 __all__ = [
@@ -79,6 +88,7 @@ __all__ = [
     "Backend",
     "BackendError",
     "Check",
+    "ClaimLost",
     "Different",
     "Field",
     "Finding",
@@ -88,14 +98,17 @@ __all__ = [
     "Observation",
     "OutOfService",
     "Plan",
+    "Read",
     "Refused",
     "Same",
     "SettingsError",
     "Still",
     "Transient",
     "Unavailable",
+    "Write",
     "always",
     "mark",
+    "prove",
     "text",
     "uuid_text",
     "whole_number",
