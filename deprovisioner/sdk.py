@@ -32,6 +32,13 @@ customer, with the stored credentials (None for an adopted object: then it shows
 returns what it saw; it raises `Transient` where the login fails. The password is in no error. Without the method, an
 `inspect` that answers `Same` is enough.
 
+**Snapshots.** A backend may have three methods, all or none. `snapshot(manifest, write, still) -> dict` writes a
+snapshot of a quarantined object, piece by piece, and returns what it holds. `verify_snapshot(manifest, read, source,
+still) -> dict` restores it beside its source, compares it with what `snapshot` returned, removes it again, and raises
+`Transient` where they differ. `restore_snapshot(manifest, credentials, read, still) -> dict` fills a new object.
+`read(size)` gives at most so many bytes, and none at the end. Each calls `still()` every few seconds. A snapshot is a
+customer's code: it must never run with the service's rights.
+
 **Login attempts.** A backend may have a method `login_attempts(manifest, since) -> LoginAttempts | None`: who tried to
 log in to the quarantined object after `since`, as far as the server tells; None where it does not tell. Workers call it
 about once a minute, and show the sum on the resource.
