@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import psycopg2
 import pytest
+import redis
 
 from outbox import credentials, jobs, resources
 from tests.support import accounts, quarantines
@@ -117,8 +118,26 @@ class Scenario:
         """The connection string on record."""
         _, sealed = resources.find(self.install.db, resource)
         assert sealed is not None
-        dsn: str = credentials.unseal(sealed)["dsn"]
-        return dsn
+        opens = credentials.unseal(sealed)
+        return str(opens["dsn"] if "dsn" in opens else opens["url"])
+
+    def acl_user(self, manifest: dict[str, Any]) -> str:
+        """All that the server has of the user."""
+        lines: list[str] = self.servers.redis.client.acl_list()
+        (line,) = [line for line in lines if line.split()[1] == manifest["user"]]
+        return line
+
+    def restore(self, resource: uuid.UUID) -> None:
+        self._decide(jobs.restore, resource)
+
+    def purge(self, resource: uuid.UUID) -> None:
+        self._decide(jobs.purge, resource)
+
+    def _decide(self, what: Callable[..., object], resource: uuid.UUID) -> None:
+        with self.install.engine.connect() as connection:
+            session = connection.execution_options(isolation_level="READ COMMITTED")
+            with session.begin():
+                what(session, resource, actor="test", reason="a wrong delete")
 
     def check(self, *deleted: uuid.UUID) -> None:
         servers, deletions = self.servers, self.install.deletions
@@ -194,10 +213,7 @@ def its_resource_was_restored(scenario: Scenario, kind: str, at: str) -> None:
         customer.commit()
     jobs.enqueue(scenario.install.db, resource, actor="test", grace=600)
     paused = scenario.paused_worker(at)
-    with scenario.install.engine.connect() as connection:
-        session = connection.execution_options(isolation_level="READ COMMITTED")
-        with session.begin():
-            jobs.restore(session, resource, actor="test", reason="a wrong delete")
+    scenario.restore(resource)
     scenario.rescuer()
     manifest = scenario.until(resource, "active")
     was = quarantines.shown(scenario.servers.pg, manifest)
@@ -211,6 +227,53 @@ def its_resource_was_restored(scenario: Scenario, kind: str, at: str) -> None:
     assert scenario.servers.pg.drops_of(manifest) == 0
     assert scenario.control.query("SELECT reason FROM breakers") == []
     jobs.enqueue(scenario.install.db, resource, actor="test")
+    scenario.until(resource, "deleted")
+    scenario.check(resource)
+
+
+def its_namespace_was_restored(scenario: Scenario, kind: str, at: str) -> None:
+    """The same for Redis: the user stays as it was, and not even a new connection of the customer is ended."""
+    resource = scenario.install.born(kind)
+    opens = scenario.login(resource)
+    jobs.enqueue(scenario.install.db, resource, actor="test", grace=600)
+    paused = scenario.paused_worker(at)
+    scenario.restore(resource)
+    scenario.rescuer()
+    manifest = scenario.until(resource, "active")
+
+    was = scenario.acl_user(manifest)
+    with redis.Redis.from_url(opens, single_connection_client=True, retry=None) as again:
+        again.set(f"{manifest['prefix']}precious", 42)
+        paused.wake()
+        scenario.learns_that_its_claim_is_lost(paused)
+        assert (scenario.acl_user(manifest), again.get(f"{manifest['prefix']}precious")) == (was, b"42")
+    assert " on " in was
+    assert "deprovisioner:shut" not in was
+    assert scenario.control.query("SELECT reason FROM breakers") == []
+    jobs.enqueue(scenario.install.db, resource, actor="test")
+    scenario.until(resource, "deleted")
+    scenario.check(resource)
+
+
+def its_restore_was_followed_by_a_delete(scenario: Scenario, kind: str, at: str) -> None:
+    """It stood still in a restore, which another worker ended; and what was deleted again stays shut."""
+    resource = scenario.install.born(kind)
+    jobs.enqueue(scenario.install.db, resource, actor="test", grace=600)
+    first = scenario.rescuer()
+    eventually(lambda: "quarantined" in scenario.events(resource), what="it is in quarantine")
+    first.kill()
+    scenario.restore(resource)
+    paused = scenario.paused_worker(at)
+    scenario.rescuer()
+    manifest = scenario.until(resource, "active")
+    jobs.enqueue(scenario.install.db, resource, actor="test", grace=600)
+    eventually(lambda: scenario.events(resource).count("quarantined") == 2, what="it is in quarantine again")
+    shut = scenario.acl_user(manifest)
+    paused.wake()
+    scenario.learns_that_its_claim_is_lost(paused)
+    assert scenario.acl_user(manifest) == shut
+    assert " off " in shut
+    scenario.purge(resource)
     scenario.until(resource, "deleted")
     scenario.check(resource)
 
@@ -266,6 +329,30 @@ CASES = [
             "before:advance",
         )
     ),
+    *(
+        Case(its_namespace_was_restored, "redis", at)
+        for at in (
+            "before:start",
+            "after:start",
+            "before:ACL DELUSER",
+            "before:EVAL SET",
+            "before:EXEC ACL SETUSER",
+            "after:EXEC ACL SETUSER",
+            "before:ACL SAVE",
+            "before:advance",
+        )
+    ),
+    *(
+        Case(its_restore_was_followed_by_a_delete, "redis", at)
+        for at in (
+            "before:start",
+            "after:start",
+            "before:EVAL SET",
+            "before:EXEC ACL SETUSER",
+            "after:EXEC ACL SETUSER",
+            "before:give_back",
+        )
+    ),
     Case(its_provision_is_overtaken_by_a_delete, "postgres", "before:CREATE DATABASE"),
     Case(its_provision_is_overtaken_by_a_delete, "postgres", "before:activate"),
     Case(its_provision_is_overtaken_by_a_delete, "redis", "before:SET generation key"),
@@ -283,6 +370,8 @@ QUICK = {
     Case(no_other_worker_took_its_job, "postgres", "before:start"),
     Case(its_resource_was_restored, "postgres", "after:ALTER DATABASE old RENAME"),
     Case(its_resource_was_restored, "postgres", "before:advance"),
+    Case(its_namespace_was_restored, "redis", "before:EXEC ACL SETUSER"),
+    Case(its_restore_was_followed_by_a_delete, "redis", "before:EXEC ACL SETUSER"),
     Case(its_provision_is_overtaken_by_a_delete, "postgres", "before:CREATE DATABASE"),
     Case(its_provision_is_overtaken_by_a_delete, "redis", "before:activate"),
 }

@@ -145,7 +145,7 @@ GUARDS_OF_SNAPSHOTS = (
         ),
         (
             "snapshot on postgres: contents are compared",
-            "self.sum = (self.sum + hash(line)) & 0xFFFFFFFFFFFFFFFF",
+            "self.sum = (self.sum + hash(line)) & _MASK",
             "pass",
             "test_a_value_that_changed_on_its_way_is_no_proof",
         ),
@@ -173,12 +173,17 @@ GUARDS_OF_SNAPSHOTS = (
             _NO_CODE,
         ),
         ("snapshot on postgres: who came in is ended", "        self.must_be_alone(inside, entered)\n", "", _BEGINS),
-        ("snapshot on postgres: who was left inside is ended", "        door.end_others()\n", "", _DOOR),
+        (
+            "snapshot on postgres: who was left inside is ended",
+            "            self.end_others(inside.info.backend_pid)\n",
+            "",
+            _DOOR,
+        ),
         (
             "snapshot on postgres: its door is closed again",
             "with afterwards(door.close), door",
             "with afterwards(lambda: None), door",
-            _BEGINS,
+            "test_a_door_is_closed_again_where_no_dump_came_in",
         ),
         (
             "snapshot on postgres: what is restored is compared",

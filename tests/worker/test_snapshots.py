@@ -283,7 +283,7 @@ def _expire(db: Connection, teardown: Teardown) -> None:
 
 
 def test_a_snapshot_is_kept_from_its_time_on_as_long_as_its_teardown_may_need_it(
-    db: Connection, store: Path, backend: Postgres
+    db: Connection, store: Path, backend: Postgres, system: System
 ) -> None:
     teardown = Teardown(db, backend)
     job = teardown.delete()
@@ -300,6 +300,10 @@ def test_a_snapshot_is_kept_from_its_time_on_as_long_as_its_teardown_may_need_it
     assert teardown.rows()[0].removed_at
     assert events_of(db, job)[-1] == "snapshot_removed"
     assert expiry.remove_expired(worker="w") == 0
+    done = system.cli("doctor", "--json")
+    assert done.returncode == 0, done.stdout
+    (proof,) = json.loads(system.cli("audit", "export", "--resource", str(teardown.id), "--json").stdout)["items"]
+    assert "snapshot_removed" in json.dumps(proof), "an auditor sees when the last copy was gone"
 
 
 def test_a_store_that_cannot_be_reached_keeps_the_record(
@@ -517,3 +521,40 @@ def test_a_zombie_s_snapshot_is_called_off_and_its_database_stays_the_customer_s
     assert pg.query("SELECT datallowconn, datconnlimit FROM pg_database WHERE datname = %s", name) == [(True, -1)]
     assert [row.verified_at for row in teardown.rows()] == [None]
     assert other.container._container.status == "running"
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(3000)
+def test_a_worker_may_die_at_every_boundary_of_a_snapshot(
+    db: Connection, store: Path, backend: Postgres, pg: PgServer, system: System, tmp_path: Path
+) -> None:
+    """Before and after each statement that changes the backend: the next attempt destroys, with its own snapshot."""
+    teardown = Teardown(db, backend, *FILLED)
+    teardown.delete()
+    trace = tmp_path / "trace"
+    traced = system.worker(CRASH_TRACE=str(trace))
+    eventually(lambda: teardown.job().state == "succeeded", 60, "it ends")
+    traced.container._container.stop()
+    reached = trace.read_text().splitlines()
+    steps = reached[: [place for place, name in enumerate(reached) if name == "start"][1]]  # the next one destroys
+    names = [f"{name}#{steps[: place + 1].count(name)}" for place, name in enumerate(steps)]
+    names = [name for name in names if name.partition("#")[0] not in ("heartbeat", "BEGIN", "sweep")]
+    assert len(names) > 20
+    short = {"DEPROVISIONER_LEASE_SECONDS": "2", "DEPROVISIONER_SWEEP_SECONDS": "0.2"}
+    for name in names:
+        for moment in ("before", "after"):
+            teardown = Teardown(db, backend, *FILLED)
+            teardown.delete()
+            dying = system.worker(ready=False, CRASH_AT=f"{moment}:{name}", **short).container._container
+            eventually(lambda at=dying: at.status == "exited", 60, f"it dies {moment} {name}")  # type: ignore[misc]
+            rescuer = system.worker(**short)
+            eventually(
+                lambda of=teardown: of.job().state == "succeeded",  # type: ignore[misc]
+                60,
+                f"another worker goes on {moment} {name}",
+            )
+            rescuer.container._container.stop()
+            assert any(row.verified_at for row in teardown.rows()), (moment, name)
+            assert [row.removed_at is None for row in teardown.rows()].count(True) == 1, (moment, name)
+            assert not pg.bears(teardown.manifest), (moment, name)
+            support.nothing_of_scratch(pg, teardown.manifest)

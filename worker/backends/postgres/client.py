@@ -18,8 +18,8 @@ from psycopg2 import extensions
 from outbox.errors import Refused, Transient
 from worker.backends.postgres.errors import clean
 
-# How often the attempt is asked whether it still may go on: a restore must not wait for longer than a few of these.
-BEAT_SECONDS = 1.0
+# How often the attempt is asked whether it still may go on. A restore does not wait for that: it ends our sessions.
+BEAT_SECONDS = 2.0
 # A program that moves no byte for so long waits for a customer's code, or for a server that does not answer.
 STALL_SECONDS = 900.0
 # How much of what a program says is kept: its beginning.
@@ -159,9 +159,15 @@ def running(argv: Sequence[str | Path], env: Mapping[str, str], beat: Beat) -> I
         program.close()
 
 
-def address(parameters: Mapping[str, str], **more: str) -> tuple[str, dict[str, str]]:
-    """A connection string without its password, which any user of the machine could read, and the environment."""
+def address(parameters: Mapping[str, str], reached: tuple[str, int], **more: str) -> tuple[str, dict[str, str]]:
+    """A connection string without its password, which any user of the machine could read, and the environment.
+
+    `reached` is the host and the port of a session of ours: of several hosts, only one is the primary.
+    """
     words = {**parameters, **more}
+    if "," in words.get("host", "") or "," in words.get("hostaddr", ""):
+        words.pop("hostaddr", None)
+        words["host"], words["port"] = reached[0], str(reached[1])
     password = words.pop("password", None)
     env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
     env |= {name: os.environ[name] for name in ("HOME", "SSL_CERT_FILE", "SSL_CERT_DIR") if name in os.environ}

@@ -50,7 +50,6 @@ def take(server: Server, manifest: Json, write: Write, still: Still) -> Json:
         programs = client.folder(session.server_version)
         door = _Door(session, manifest, database)
         door.close()  # an attempt that died may have left it open
-        door.end_others()
 
         def beat() -> None:
             with session.cursor() as cursor:  # ended by a restore, which takes the lock over
@@ -201,8 +200,11 @@ def _dump(
     write: Write,
     beat: client.Beat,
 ) -> None:
+    reached = inside.info.host, inside.info.port
     name = f"deprovisioner {secrets.token_hex(8)}"
-    where, env = client.address(server.parameters, dbname=door.name, application_name=name, client_encoding="auto")
+    where, env = client.address(
+        server.parameters, reached, dbname=door.name, application_name=name, client_encoding="auto"
+    )
     argv: list[str | Path] = [programs / "pg_dump", "--format=custom", "--compress=1", "--no-password"]
     argv += [f"--snapshot={seen}", f"--lock-wait-timeout={LOCK_TIMEOUT_MS}", f"--dbname={where}"]
     door.open()
@@ -219,9 +221,9 @@ def _restore(server: Server, manifest: Json, password: str, read: Read, still: S
 
     A statement that fails is no failure: what was restored is compared.
     """
-    where, env = client.address(_as_owner(server, manifest, password).parameters, dbname=manifest["database"])
     with server.connect() as session:
-        programs = client.folder(session.server_version)
+        programs, reached = client.folder(session.server_version), (session.info.host, session.info.port)
+    where, env = client.address(_as_owner(server, manifest, password).parameters, reached)
     argv: list[str | Path] = [
         programs / "pg_restore",
         "--no-password",
