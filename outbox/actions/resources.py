@@ -35,7 +35,6 @@ def create(
         raise BadRequest("tenant: an operator must name the tenant that the resource is for")
     manifest = None if new.manifest is None else kinds.check(new.kind, new.manifest)
     _refuse_unknown_kind(new)
-    _refuse_unstored(new.backend, new.snapshot)
     _refuse_adoption(who, new)
     resources.check_retention(new.backend, may_purge=who.tenant is None, grace=new.grace_seconds, snapshot=new.snapshot)
     new = replace(new, tenant=tenant, manifest=manifest)
@@ -66,13 +65,6 @@ def _refuse_adoption(who: Caller, new: NewResource) -> None:
         raise Forbidden(f"on backend {new.backend!r} only operators adopt objects that exist")
 
 
-def _refuse_unstored(backend: str, snapshot: str | None) -> None:
-    """Without a store, the teardown would be stuck behind a snapshot that nobody can take."""
-    config = settings.backends().get(backend)
-    if snapshot == SnapshotPolicy.REQUIRED and config is not None and config.snapshot_store is None:
-        raise BadRequest(f"snapshot: backend {backend!r} has no 'snapshot_store' in the backends file; it takes none")
-
-
 def change(
     db: Connection, who: Caller, resource_id: uuid.UUID, changes: Mapping[str, Any], *, version: int | None = None
 ) -> Resource:
@@ -83,7 +75,6 @@ def change(
     if {"grace_seconds", "snapshot"} & set(changes):
         backend = resources.find(db, resource_id, tenant=who.tenant)[0].backend  # it never changes
         grace, snapshot = changes.get("grace_seconds"), changes.get("snapshot")
-        _refuse_unstored(backend, snapshot)
         resources.check_retention(backend, may_purge=who.tenant is None, grace=grace, snapshot=snapshot)
     return resources.change(db, resource_id, changes=changes, tenant=who.tenant, version=version)
 
