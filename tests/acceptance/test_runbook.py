@@ -78,6 +78,7 @@ def prepared(db: Connection, env: dict[str, str], name: str, commands: str) -> d
     elif name == "snapshots":
         return a_snapshot(db, env)
     elif name in KEPT:
+        require(env, "file:/the/disk/is/not/mounted", snapshot="off")
         job = KEPT[name](db)
     elif name not in ("", "proof"):
         job = a_stuck_job(db, StuckReason(name) if name in list(StuckReason) else StuckReason.REFUSED)
@@ -117,8 +118,10 @@ def stuck(db: Connection, job: Job, why: StuckReason) -> int:
 
 
 def kept(db: Connection, snapshot: SnapshotPolicy = SnapshotPolicy.OFF) -> Job:
-    """A teardown that can be taken back for ten minutes."""
-    asked = Delete(a_resource(db, tenant=TENANT, backend=BACKEND), "token:1:acme", grace=600, snapshot=snapshot)
+    """A teardown that can be taken back for ten minutes; the resource itself says whether a snapshot comes first."""
+    resource = a_resource(db, tenant=TENANT, backend=BACKEND)
+    db.execute(text("UPDATE resources SET snapshot = :says WHERE id = :id"), {"says": snapshot, "id": resource})
+    asked = Delete(resource, "token:1:acme", grace=600)
     return jobs.enqueue_all(db, [asked])[asked.request_id].job
 
 
