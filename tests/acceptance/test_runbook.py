@@ -78,6 +78,7 @@ def prepared(db: Connection, env: dict[str, str], name: str, commands: str) -> d
     elif name == "snapshots":
         return a_snapshot(db, env)
     elif name in KEPT:
+        require(env, "file:/the/disk/is/not/mounted", snapshot="off")
         job = KEPT[name](db)
     elif name not in ("", "proof"):
         job = a_stuck_job(db, StuckReason(name) if name in list(StuckReason) else StuckReason.REFUSED)
