@@ -196,23 +196,7 @@ def parse(time: str) -> dt.datetime:
     return dt.datetime.fromisoformat(time)
 
 
-def test_a_snapshot_that_nobody_could_take_is_not_required(acme: httpx.Client, db: Connection) -> None:
-    """Its teardown would be stuck for ever."""
-    refused = acme.patch(f"/v1/resources/{a_resource(db)}", json={"snapshot": "required"})
-    assert refused.status_code in (400, 422)
-    assert "snapshot_store" in refused.text
-    assert acme.post("/v1/resources", json=GOOD | {"snapshot": "required"}).status_code == refused.status_code
-
-
-def test_a_resource_has_its_own_grace_until_it_is_lifted(
-    env: dict[str, str], system: System, db: Connection, tenant: str, tmp_path: Path
-) -> None:
-    keep(env, f'snapshot_store = "file:{tmp_path}"')
-    with client(system.api(), tenant) as acme:
-        _keeps_its_own_grace(acme, db)
-
-
-def _keeps_its_own_grace(acme: httpx.Client, db: Connection) -> None:
+def test_a_resource_has_its_own_grace_until_it_is_lifted(acme: httpx.Client, db: Connection) -> None:
     made = acme.post("/v1/resources", json=GOOD | {"grace": "7d", "snapshot": "off"}).json()["resource"]
     assert (made["grace"], made["snapshot"], made["version"]) == ("7d", "off", 1)
     resource = a_resource(db)

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, text
 from outbox import credentials, doorbell, jobs, resources, settings, snapshots
 from outbox.errors import ClaimLost, SettingsError, Transient
 from outbox.events import Event
+from outbox.resources import NewResource
 from tests.support import snapshots as support
 from tests.support.factories import claims, events_of
 from tests.support.processes import System
@@ -558,3 +559,28 @@ def test_a_worker_may_die_at_every_boundary_of_a_snapshot(
             assert [row.removed_at is None for row in teardown.rows()].count(True) == 1, (moment, name)
             assert not pg.bears(teardown.manifest), (moment, name)
             support.nothing_of_scratch(pg, teardown.manifest)
+
+
+def test_a_namespace_is_destroyed_after_its_snapshot_was_restored(
+    db: Connection, store: Path, servers: Servers, system: System
+) -> None:
+    new = NewResource(tenant="acme", kind="redis", backend="redis-main", name="n", manifest=None)
+    id = resources.register(db, new, actor="me")[0].id
+    system.worker()
+    eventually(lambda: resources.find(db, id)[0].status == "active", 60, "it is made")
+    manifest = resources.find(db, id)[0].manifest
+    assert manifest is not None
+    for place in range(250):
+        servers.redis.client.set(f"{manifest['prefix']}{place}", "x" * 1000)
+    job = jobs.enqueue(db, id, actor="me").job.id
+    doorbell.ring_now()
+    eventually(lambda: resources.find(db, id)[0].status == "deleted", 60, "it is destroyed")
+    (row,) = snapshots.of_job(db, job)
+    assert row.verified_at
+    assert row.detail is not None
+    assert row.detail["restored"] == {"keys": 250}
+    (file,) = store.iterdir()
+    assert file.name.startswith(f"redis-{id}-")
+    assert not servers.redis.bears(manifest)
+    made = json.loads(system.cli("snapshots", "restore", str(row.id), "--name", "again", "--json").stdout)["resource"]
+    assert len(servers.redis.keys(made["manifest"]["prefix"])) == 250

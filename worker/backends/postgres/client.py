@@ -65,9 +65,11 @@ def _version_of(program: Path) -> int | None:
 class Program:
     """One run of a client program: its pipe, and the first words that it said."""
 
-    def __init__(self, argv: Sequence[str | Path], env: Mapping[str, str], beat: Beat) -> None:
+    def __init__(
+        self, argv: Sequence[str | Path], env: Mapping[str, str], beat: Beat, *, may_stall: bool = False
+    ) -> None:
         self.name = Path(argv[0]).name
-        self._beat = beat
+        self._beat, self._may_stall = beat, may_stall
         self._process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own program, no shell
             [str(word) for word in argv],
             stdin=subprocess.PIPE,
@@ -135,7 +137,7 @@ class Program:
     def _watch(self) -> None:
         while not self._over.wait(BEAT_SECONDS) and self._process.poll() is None:
             try:
-                if time.monotonic() - self._moved > STALL_SECONDS:
+                if time.monotonic() - self._moved > STALL_SECONDS and not self._may_stall:
                     raise Transient(f"{self.name} moved nothing for {STALL_SECONDS:.0f} s")
                 self._beat()
             except BaseException as error:  # noqa: BLE001 - raised by the thread that waits for the program
@@ -145,9 +147,11 @@ class Program:
 
 
 @contextmanager
-def running(argv: Sequence[str | Path], env: Mapping[str, str], beat: Beat) -> Iterator[Program]:
+def running(
+    argv: Sequence[str | Path], env: Mapping[str, str], beat: Beat, *, may_stall: bool = False
+) -> Iterator[Program]:
     """Run a program; it is ended with the block, and as soon as `beat` raises, whose error `Program.end` raises."""
-    program = Program(argv, env, beat)
+    program = Program(argv, env, beat, may_stall=may_stall)
     try:
         yield program
     except BaseException:

@@ -233,7 +233,7 @@ def _restore(server: Server, manifest: Json, password: str, read: Read, still: S
     ]
     argv += ["--no-publications", "--no-subscriptions", "--no-security-labels", "--no-tablespaces"]
     argv += [*sections, f"--dbname={where}"]
-    with client.running(argv, env, still) as program:
+    with client.running(argv, env, still, may_stall=not sections) as program:  # indexes take as long as they take
         while piece := read(client.PIECE):
             if not program.write(piece):
                 break

@@ -162,6 +162,26 @@ def test_a_restore_that_a_customer_s_code_holds_up_is_ended(
     backend.teardown(customer.manifest, 1)
 
 
+def test_indexes_of_a_new_resource_may_take_long(
+    backend: Postgres, pg: PgServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer, plan = a_customer(backend), backend.plan(uuid.uuid4(), uuid.uuid4())
+    filled(
+        customer,
+        "CREATE FUNCTION slow(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS"
+        " $$ BEGIN PERFORM pg_sleep(3); RETURN 1; END $$",
+        "CREATE TABLE t AS SELECT 1 AS a",
+        "CREATE INDEX i ON t (slow(a))",
+    )
+    sink, _ = taken(backend, customer.manifest)
+    new = backend.provision(plan.manifest, plan.credentials)
+    monkeypatch.setattr(client, "STALL_SECONDS", 1.0)
+    assert backend.restore_snapshot(new, plan.credentials, sink.read, always) == {}
+    assert pg.query("SELECT count(*) FROM pg_indexes WHERE indexname = 'i'", database=new["database"]) == [(1,)]
+    for one in (customer.manifest, new):
+        backend.teardown(one, 1)
+
+
 def test_a_right_that_is_missing_is_named_with_its_statement(backend: Postgres, pg: PgServer) -> None:
     customer, other = a_customer(backend), f"other_{uuid.uuid4().hex}"
     pg.query(f"CREATE ROLE {other}")
