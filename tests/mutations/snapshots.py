@@ -108,7 +108,13 @@ GUARDS_OF_SNAPSHOTS = (
         "",
         TEARDOWNS,
         ("snapshot: it counts once it was restored", "restored = _prover", "restored = {} and _prover", _BYTE),
-        ("snapshot: what died is removed", "where.remove(name)", "where", f"{_BYTE}"),
+        ("snapshot: what died is removed", "        store.remove(name)\n", "", _BYTE),
+        (
+            "snapshot: a zombie leaves its successor's alone",
+            "if earlier.fence < claim.fence:",
+            "if True:",
+            "test_a_zombie_removes_nothing_that_its_successor_has_stored",
+        ),
         (
             "snapshot: one name a teardown",
             "{claim.id}.{claim.fence}",

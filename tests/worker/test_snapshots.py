@@ -25,6 +25,8 @@ from tests.support.servers import Servers, clear_caches
 from tests.support.snapshots import Teardown, require
 from tests.support.witness import PgServer, eventually
 from worker.backends.postgres import Postgres, contents, snapshot
+from worker.run import Run
+from worker.run.snapshot import snapshot as take_snapshot
 from worker.snapshots import expiry, stores
 
 FILLED = (
@@ -584,3 +586,50 @@ def test_a_namespace_is_destroyed_after_its_snapshot_was_restored(
     assert not servers.redis.bears(manifest)
     made = json.loads(system.cli("snapshots", "restore", str(row.id), "--name", "again", "--json").stdout)["resource"]
     assert len(servers.redis.keys(made["manifest"]["prefix"])) == 250
+
+
+def test_a_zombie_removes_nothing_that_its_successor_has_stored(
+    db: Connection, store: Path, backend: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still before it looked for what earlier attempts have left."""
+    teardown = Teardown(db, backend)
+    job = teardown.delete()
+    (zombie,) = claims(db)
+    jobs.start(db, zombie, worker="zombie")
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s' WHERE id = :id"), {"id": job})
+    jobs.sweep(db, actor="w")
+    honest = stores.Folder.reading
+
+    def beside(self: stores.Folder, name: str) -> Any:
+        with pytest.raises(ClaimLost):
+            take_snapshot(Run(zombie, backend, worker="zombie"), teardown.manifest)
+        return honest(self, name)
+
+    monkeypatch.setattr(stores.Folder, "reading", beside)
+    teardown.step()
+    assert teardown.job().step == "wait", teardown.job().last_error
+    (row,) = teardown.rows()
+    assert row.verified_at
+    assert row.removed_at is None
+    assert len(list(store.iterdir())) == 1
+
+
+def test_a_store_that_is_gone_does_not_keep_the_next_attempt_from_another_one(
+    db: Connection, store: Path, settled: dict[str, str], backend: Postgres, tmp_path: Path
+) -> None:
+    teardown = Teardown(db, backend)
+    teardown.delete()
+    (claim,) = claims(db)
+    jobs.start(db, claim, worker="w")
+    snapshots.begin(db, claim, stores.located(f"file:{store}", "n"))
+    jobs.retry(db, claim, worker="w", error="the disk died")
+    store.rmdir()
+    (tmp_path / "other").mkdir()
+    require(settled, f"file:{tmp_path / 'other'}")
+    teardown.due()
+    teardown.step()
+    assert teardown.job().step == "wait", teardown.job().last_error
+    assert [row.removed_at for row in teardown.rows()] == [None, None]
+    store.mkdir()
+    teardown.step()
+    assert expiry.remove_expired(worker="w") == 1, "once its job has ended, the first one is removed"
