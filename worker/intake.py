@@ -1,5 +1,6 @@
 """The one door for what a backend returns or raises, of every kind: bounded and storable before it goes further."""
 
+import datetime as dt
 import json
 import uuid
 from collections.abc import Iterator
@@ -19,11 +20,26 @@ from outbox.errors import (
 )
 from outbox.rows import Json
 from worker import backends
-from worker.backends import Absent, Backend, Different, Finding, Observation, Plan, Read, Same, Still, Write
+from worker.backends import (
+    Absent,
+    Backend,
+    Different,
+    Finding,
+    LoginAttempts,
+    Observation,
+    Plan,
+    Read,
+    Same,
+    Still,
+    Write,
+)
 
 # A manifest is identity, so it is never cut. The largest that a kind of ours makes has 500 characters.
 MANIFEST = 16_000
 FINDINGS = 100
+ADDRESS = 100  # characters
+ADDRESSES = 20
+GROUPS = 200
 _KINDS = (OutOfService, Unavailable, Transient, Refused)
 
 
@@ -100,6 +116,19 @@ class Intake:
         with _errors():
             return _evidence(backends.restore_snapshot(self._backend, manifest, credentials, read, still))
 
+    def login_attempts(self, manifest: Json, since: dt.datetime) -> LoginAttempts | None:
+        """See `worker.backends.login_attempts`."""
+        with _errors():
+            found = backends.login_attempts(self._backend, manifest, since)
+            if found is None:
+                return None
+            return LoginAttempts(
+                _count(found.count),
+                found.last_at.astimezone(dt.UTC),
+                [foreign.line(one, ADDRESS) for one in islice(found.addresses, ADDRESSES)],
+                {foreign.line(one, ADDRESS): _count(so_far) for one, so_far in islice(found.groups.items(), GROUPS)},
+            )
+
     def check(self) -> list[Finding]:
         """See `worker.backends.check`; what mends something is a statement, and longer than words."""
         with _errors():
@@ -120,6 +149,10 @@ def _errors() -> Iterator[None]:
     except DeprovisionerError as error:
         kind = next((kind for kind in _KINDS if isinstance(error, kind)), BackendError)
         raise kind(foreign.line(str(error))) from error
+
+
+def _count(number: int) -> int:
+    return min(max(int(number), 0), 2**53)
 
 
 def _evidence(seen: Any) -> Json:

@@ -17,6 +17,7 @@ from outbox.approvals import Approval
 from outbox.observations import Observation
 from outbox.queries import JobFilter, JobStory
 from outbox.rows import Job, Json
+from outbox.snapshots import Snapshot
 from outbox.states import (
     ForcedAction,
     Found,
@@ -196,6 +197,21 @@ class EventOut(BaseModel):
     detail: Json | None
 
 
+class SnapshotOut(BaseModel):
+    """A final snapshot. `bytes`: how many are stored so far. It counts once it is verified; see docs/snapshots.md."""
+
+    id: int
+    bytes: int | None
+    created_at: dt.datetime
+    verified_at: dt.datetime | None
+    expires_at: dt.datetime | None
+
+    @classmethod
+    def of(cls, row: Snapshot) -> "SnapshotOut":
+        """From its row. Where it is stored is for operators, at a shell."""
+        return cls(**{name: getattr(row, name) for name in cls.model_fields})
+
+
 class JobStoryOut(JobOut):
     """A job, and everything that happened to it."""
 
@@ -205,6 +221,7 @@ class JobStoryOut(JobOut):
     purge_at: Annotated[dt.datetime | None, Field(description="its resource is not destroyed before")]
     attempt_history: list[AttemptOut]
     events: list[EventOut]
+    snapshots: Annotated[list[SnapshotOut], Field(description="what its attempts have stored")]
     holds: Annotated[list["HoldOut"], Field(description="the holds that keep it from starting; for operators only")]
     breaker: Annotated[
         "BreakerOut | None",
@@ -232,6 +249,7 @@ class JobStoryOut(JobOut):
             purge_at=story.purge_at,
             attempt_history=[AttemptOut.model_validate(dataclasses.asdict(attempt)) for attempt in story.attempts],
             events=[EventOut.model_validate(dataclasses.asdict(event)) for event in story.events],
+            snapshots=[SnapshotOut.of(one) for one in story.snapshots],
             holds=[HoldOut.of(hold) for hold in story.holds if to_operator],
             breaker=BreakerOut(**vars(story.breaker)) if story.breaker and to_operator else None,
             due_seconds=story.due_seconds,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.schemas.fields import Cursor, Limit, Span, Time, Word, _In
 from api.schemas.jobs import JobOut, JobRef
 from outbox import actions, kinds, settings
+from outbox.logins import LoginAttempts
 from outbox.rows import Job, Json, Resource
 from outbox.states import ResourceStatus, SnapshotPolicy
 
@@ -75,10 +76,22 @@ class ResourceFilter(_In):
     limit: Limit = 50
 
 
+class LoginAttemptsOut(BaseModel):
+    """Who tried to log in since the resource was deleted; `looked_at` is when its server was asked last."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    count: int
+    last_at: dt.datetime | None
+    addresses: list[str]
+    looked_at: dt.datetime
+
+
 class ResourceOut(BaseModel):
     """A resource. Until `purge_at` a deleted one is not destroyed, and can be restored.
 
     `grace` and `snapshot` are null where its backend's count. `version` rises with each change; the ETag says it, too.
+    `login_attempts` is there where one resource is shown, once a worker has asked its server for them.
     """
 
     id: uuid.UUID
@@ -97,13 +110,14 @@ class ResourceOut(BaseModel):
     grace: str | None
     snapshot: SnapshotPolicy | None
     version: int
+    login_attempts: LoginAttemptsOut | None
 
     @classmethod
-    def of(cls, row: Resource) -> "ResourceOut":
+    def of(cls, row: Resource, attempts: LoginAttempts | None = None) -> "ResourceOut":
         """From its row; what is secret in its manifest is not shown."""
         manifest = None if row.manifest is None else kinds.redacted(row.kind, row.manifest)
         grace = None if row.grace_seconds is None else settings.spell(row.grace_seconds)
-        return cls(**vars(row) | {"manifest": manifest, "grace": grace})
+        return cls(**vars(row) | {"manifest": manifest, "grace": grace, "login_attempts": attempts})
 
 
 class Created(BaseModel):

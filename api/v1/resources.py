@@ -4,6 +4,7 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy import Connection
 
 from api import problems
 from api.deps import Anyone, Operator, ask, edge, edge_once
@@ -22,9 +23,10 @@ from api.schemas.resources import (
     Restored,
 )
 from api.turns import in_turn
-from outbox import actions, queries
+from outbox import actions, logins, queries
 from outbox.actions import Delete, Enqueued, NewResource
 from outbox.batching import GroupCommit
+from outbox.logins import LoginAttempts
 from outbox.rows import Resource
 
 router = APIRouter(prefix="/v1/resources", tags=["resources"])
@@ -63,10 +65,15 @@ def list_resources(who: Anyone, wanted: Annotated[ResourceFilter, Query()]) -> R
 
 @router.get("/{resource_id}")
 def show(resource_id: ResourceId, who: Anyone, response: Response) -> ResourceOut:
-    """One resource."""
-    found = ask(lambda session: queries.resource(session, resource_id, tenant=who.tenant))
+    """One resource. While it is in quarantine, `login_attempts` says who still tries to log in, as far as known."""
+
+    def act(session: Connection) -> tuple[Resource, LoginAttempts | None]:
+        found = queries.resource(session, resource_id, tenant=who.tenant)
+        return found, logins.of(session, resource_id) if found.deleted_at else None
+
+    found, attempts = ask(act)
     _tag(response, found)
-    return ResourceOut.of(found)
+    return ResourceOut.of(found, attempts)
 
 
 def _tag(response: Response, resource: Resource) -> None:

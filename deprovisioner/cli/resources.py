@@ -71,16 +71,18 @@ def _fields(resource: "Resource") -> dict[str, Any]:
 @as_json_option
 def resources_show(resource_id: uuid.UUID, as_json: bool) -> None:
     """One resource and its jobs."""
-    from outbox import db, queries
+    from outbox import db, logins, queries
 
     with db.statement() as session:
         found = queries.Page([queries.resource(session, resource_id)], None)
+        attempts = logins.of(session, resource_id)
         fields = _fields(queries.with_steps(session, found).items[0])
         page = queries.list_jobs(session, queries.JobFilter(resource_id=resource_id))
     if as_json:
-        print_json(fields | {"jobs": [vars(job) for job in page.items]})
+        told = {"login_attempts": None if attempts is None else vars(attempts)}
+        print_json(fields | told | {"jobs": [vars(job) for job in page.items]})
         return
-    print_fields(fields)
+    print_fields(fields | ({} if attempts is None else {"login_attempts": str(attempts)}))
     click.echo("\njobs")
     print_table(
         [vars(job) for job in page.items], ("id", "kind", "state", "step", "stuck_reason", "attempts", "last_error")

@@ -7,6 +7,7 @@ import click
 from deprovisioner.cli.shell import cell, print_fields, print_table
 from outbox import advice
 from outbox.queries import Approval, Attempt, Hold, JobStory
+from outbox.snapshots import Snapshot
 from outbox.states import BreakerState, ForcedAction, JobState, Step
 
 # Longer than the longest pause between two sweeps, which are 5 s apart by default.
@@ -26,6 +27,8 @@ def tell(story: JobStory) -> None:
     if job.state is not JobState.PENDING:
         for hold in story.holds:
             click.echo(f"does not start while there is {_hold_in_words(hold)}")
+    for one in story.snapshots:
+        _tell_snapshot(one)
     for approval in story.approvals:
         _tell_approval(approval)
     if story.last_look is not None:
@@ -52,6 +55,14 @@ def tell(story: JobStory) -> None:
         click.echo("(none)")
     click.echo("\nevents")
     print_table([vars(event) for event in story.events], ("at", "event", "fence", "actor", "reason", "detail"))
+
+
+def _tell_snapshot(one: Snapshot) -> None:
+    size = f"{(one.bytes or 0) / 1e6:.1f} MB"
+    if one.verified_at is not None:
+        click.echo(f"snapshot {one.id}: {size}, verified at {cell(one.verified_at)}, kept until {cell(one.expires_at)}")
+    else:
+        click.echo(f"snapshot {one.id}: {size} stored so far, not verified")
 
 
 def _state(story: JobStory) -> str:

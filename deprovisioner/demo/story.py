@@ -110,13 +110,13 @@ class Demo:
         self._say(f"putting {witnesses.ROWS} rows or keys into each, with the customers' own credentials")
         _in_parallel(witnesses.fill, [*victims, *neighbours])
         findings = take_back(self.http, self.servers, victims[: len(KINDS)], self._say)
-        self.snapshot_of = victims[0]
+        self.snapshots_of = victims[: len(KINDS)]
         before = [contents(neighbour) for neighbour in neighbours]
         deluser_before = witnesses.deluser_calls(self.servers)
         logged_in = [psycopg2.connect(v.url) for v in victims if v.kind == "postgres"][:LOGGED_IN]
         self._say(
             f"{self.deletes} concurrent DELETEs of each of {len(victims)}; {len(logged_in)} customers are logged in; "
-            "one database gets a final snapshot"
+            "one of each kind gets a final snapshot"
         )
         with ThreadPoolExecutor(1) as pool:
             try:
@@ -216,7 +216,7 @@ class Demo:
     def _delete(self, victim: Holding, barrier: threading.Barrier) -> Answer:
         barrier.wait()
         try:
-            how = {"grace": "0s", "snapshot": "required" if victim is self.snapshot_of else "off"}
+            how = {"grace": "0s", "snapshot": "required" if victim in self.snapshots_of else "off"}
             answer = self.http.delete(f"/v1/resources/{victim.id}", params=how)
         except httpx.HTTPError as error:
             return Answer(victim, type(error).__name__, None)

@@ -19,6 +19,7 @@ ROWS = 20  # rows in each database, keys in each namespace: a lost one is notice
 _LOGGED = re.compile(r" (LOG:  statement|STATEMENT): +(\w+) (DATABASE|ROLE|USER) (?:IF EXISTS )?\"?([^\"; ]+)")
 _RECORDS = "pg-main.log; append-only file"
 _MARKS = "deprovisioner:gen:"  # what the keys begin with that say whose a prefix is
+_COPIES = "deprovisioner:scratch:"  # what the keys begin with that are restored from a snapshot, for its proof
 
 Json = dict[str, Any]
 
@@ -36,15 +37,18 @@ class Holding:
     def all_names(self) -> set[str]:
         """Every name that any part of it can have on its server."""
         if self.kind == "redis":
-            return {self.names["user"], self.names["prefix"], self.last_name}
-        generation, scratch = self.names["generation"], self.scratch
-        made = {f"zz_{word}_{each}" for word in ("new", "del") for each in (generation, scratch)}
-        return {self.names["database"], self.names["role"], f"zz_scratch_{generation}", *made}
+            return {self.names["user"], self.names["prefix"], self.last_name, self.copy}
+        generation, copy = self.names["generation"], self.copy
+        new = {f"zz_new_{generation}", copy.replace("del", "new", 1)}
+        return {self.names["database"], self.names["role"], self.last_name, f"zz_scratch_{generation}", copy, *new}
 
     @property
-    def scratch(self) -> str:
-        """The generation of the copy that a snapshot is restored into."""
-        return str(uuid.uuid5(uuid.UUID(self.names["generation"]), "scratch"))
+    def copy(self) -> str:
+        """What a copy bears that was made from its snapshot: the last name of a database, the prefix of keys."""
+        generation = self.names["generation"]
+        if self.kind == "redis":
+            return f"{_COPIES}{generation}:"
+        return f"zz_del_{uuid.uuid5(uuid.UUID(generation), 'scratch')}"
 
     @property
     def last_name(self) -> str:
@@ -117,16 +121,16 @@ def from_records(servers: Servers, victims: list[Holding], deleted: set[str]) ->
         finding("destroyed once", (v for v in victims if times[v.id] == 1), len(victims) // 2, _RECORDS),
         finding("destroyed twice", (v for v in victims if times[v.id] > 1), 0, _RECORDS),
         Finding("roles dropped once", roles, None, len(victims) // 2, "pg-main.log"),
-        Finding("final snapshots, restored", _proved(servers, victims, ended), None, 1, "snapshots/; pg-main.log"),
+        finding("snapshot taken and proved", _proved(servers, victims, ended), 1, f"snapshots/; {_RECORDS}"),
         Finding("anything else destroyed", astray["postgres"] + astray["role"], astray["redis"], 0, _RECORDS),
     ]
 
 
-def _proved(servers: Servers, victims: list[Holding], ended: Counter[tuple[str, str]]) -> int:
-    """How many have a snapshot in the store, and had a copy of it on the server, which is gone again."""
+def _proved(servers: Servers, victims: list[Holding], ended: Counter[tuple[str, str]]) -> Iterator[Holding]:
+    """Those that have a snapshot in the store, and had a copy made from it on their server, which is gone again."""
     stored = " ".join(file.name for file in (servers.home / "snapshots").glob("*.snapshot"))
-    copied = [v for v in victims if v.kind == "postgres" and ended["postgres", f"zz_del_{v.scratch}"]]
-    return sum(victim.names["generation"] in stored for victim in copied)
+    copies = {name if kind == "postgres" else _prefix(name) for kind, name in ended}
+    return (v for v in victims if v.names["generation"] in stored and v.copy in copies)
 
 
 def _names_there(servers: Servers) -> set[str]:
@@ -239,6 +243,8 @@ def _commands(file: io.BytesIO) -> Iterator[list[str]]:
 
 
 def _prefix(key: str) -> str:
+    if key.startswith(_COPIES):
+        return key[: key.rfind(":") + 1]
     return key if key.startswith(_MARKS) else key[: key.find(":") + 1]
 
 

@@ -20,7 +20,7 @@ SLOTS = "GRANT pg_use_reserved_connections TO deprovisioner_service WITH INHERIT
 REDIS = (
     "ACL SETUSER deprovisioner_service on >CHANGE-ME ~* resetchannels -@all +ping +select +info +config|get "
     "+get +set +type +unlink +scan +eval +watch +unwatch +multi +exec +client|kill +client|setname "
-    "+acl|whoami +acl|cat +acl|getuser +acl|setuser +acl|deluser +acl|list +acl|users +acl|save "
+    "+acl|whoami +acl|cat +acl|getuser +acl|setuser +acl|deluser +acl|list +acl|log +acl|users +acl|save "
     "+dump +pexpiretime +memory|usage +restore"
 )
 _SECRET = "CHANGE-ME"  # noqa: S105 - where the documents want a password

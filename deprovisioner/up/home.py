@@ -58,6 +58,7 @@ dsn = "env:REDIS_MAIN_SERVICE_URL"
 concurrency = 4
 grace = "10m"
 min_grace = "0s"
+snapshot_store = "{store}"
 adoption = "tenants"
 """
 # SHA-256 of what earlier versions wrote. Such a file was never edited, and is written anew.

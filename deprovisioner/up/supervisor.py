@@ -299,7 +299,7 @@ class Up:
     {curl} {url}/v1/resources/ID/credentials
     {curl} -X DELETE {url}/v1/resources/ID
     {post} -d '{why}' {url}/v1/resources/ID/restore
-  A deleted resource can be restored until its `purge_at`. 'ID?grace=0s' in the DELETE destroys it at once.
+  A deleted resource can be restored until its `purge_at`. To destroy it at once: -X DELETE '…/ID?grace=0s'
 
   Ctrl-C stops everything; the data stays in {self.home}.
 """,

@@ -221,6 +221,7 @@ def upgrade() -> None:
         sa.Column("last_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("looked_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("addresses", postgresql.JSONB(), nullable=False),
+        sa.Column("groups", postgresql.JSONB(), nullable=False),
         sa.PrimaryKeyConstraint("resource_id", name=op.f("login_attempts_pkey")),
     )
     op.add_column("resources", sa.Column("purge_at", sa.DateTime(timezone=True), nullable=True))

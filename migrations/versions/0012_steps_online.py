@@ -1,4 +1,4 @@
-"""What revision 0011 added is validated, and restores get their index, while the service works; each may be done again."""
+"""What revision 0011 added is validated, and restores and quarantines get their indexes, while the service works; each may be done again."""
 
 from alembic import op
 
@@ -41,6 +41,11 @@ def upgrade() -> None:
             "CREATE UNIQUE INDEX CONCURRENTLY outbox_one_restore ON outbox (resource_id)"
             " WHERE kind = 'restore' AND state NOT IN ('succeeded', 'cancelled')"
         )
+        op.execute("DROP INDEX CONCURRENTLY IF EXISTS outbox_quarantined")
+        op.execute(
+            "CREATE INDEX CONCURRENTLY outbox_quarantined ON outbox (backend, id)"
+            " WHERE step IN ('snapshot', 'wait') AND finished_at IS NULL"
+        )
 
 
 def downgrade() -> None:
@@ -48,3 +53,4 @@ def downgrade() -> None:
         op.execute("SET statement_timeout = 0")
         op.execute("SET lock_timeout = 0")
         op.execute("DROP INDEX CONCURRENTLY IF EXISTS outbox_one_restore")
+        op.execute("DROP INDEX CONCURRENTLY IF EXISTS outbox_quarantined")

@@ -36,7 +36,7 @@ def create(
     manifest = None if new.manifest is None else kinds.check(new.kind, new.manifest)
     _refuse_unknown_kind(new)
     _refuse_adoption(who, new)
-    resources.refuse_less(new.backend, may_purge=who.tenant is None, grace=new.grace_seconds, snapshot=new.snapshot)
+    resources.check_retention(new.backend, may_purge=who.tenant is None, grace=new.grace_seconds, snapshot=new.snapshot)
     new = replace(new, tenant=tenant, manifest=manifest)
     made = edge.ask(
         lambda db: resources.register(
@@ -75,7 +75,7 @@ def change(
     if {"grace_seconds", "snapshot"} & set(changes):
         backend = resources.find(db, resource_id, tenant=who.tenant)[0].backend  # it never changes
         grace, snapshot = changes.get("grace_seconds"), changes.get("snapshot")
-        resources.refuse_less(backend, may_purge=who.tenant is None, grace=grace, snapshot=snapshot)
+        resources.check_retention(backend, may_purge=who.tenant is None, grace=grace, snapshot=snapshot)
     return resources.change(db, resource_id, changes=changes, tenant=who.tenant, version=version)
 
 
@@ -124,7 +124,7 @@ def wanted_delete(
 def delete(edge: Edge, wanted: Delete) -> Enqueued:
     """Delete a resource; of all calls for one resource exactly one wins.
 
-    Raises NotFound, IdempotencyKeyReused, VersionMismatch, Restoring, DeletionProtected, Forbidden.
+    Raises NotFound, IdempotencyKeyReused, VersionMismatch, Restoring, DeletionProtected, Forbidden, BadRequest.
     """
     done = edge.ask(lambda db: jobs.enqueue(db, **vars(wanted)))
     edge.ring()

@@ -21,7 +21,7 @@ from outbox.errors import (
 )
 from outbox.events import Event
 from outbox.jobs._sql import _WAIT, _skip_locked
-from outbox.resources import refuse_less
+from outbox.resources import check_retention
 from outbox.rows import Job, Json, Resource, columns, read
 from outbox.states import ResourceStatus, SnapshotPolicy
 
@@ -79,6 +79,8 @@ _MAY_HAVE_LESS = f"""
               AND NOT (asked.snapshot = 'off'
                        AND coalesce(resources.snapshot, {_CONFIG} ->> 'snapshot', 'off') = 'required')
                   IS TRUE))"""
+# A snapshot that cannot be stored would leave the job stuck.
+_CAN_SNAPSHOT = f"coalesce(NOT (asked.snapshot = 'required' AND {_CONFIG} ->> 'stores' = 'false'), true)"
 
 
 def _enqueue(asked: str, which: str) -> str:
@@ -88,7 +90,7 @@ def _enqueue(asked: str, which: str) -> str:
         UPDATE resources
            SET status = 'deleting', deleted_at = now(), purge_at = now() + interval '1 second' * ({_KEPT_SECONDS})
           FROM asked
-         WHERE resources.id = asked.id AND NOT protected AND {_MAY_HAVE_LESS} AND {which}
+         WHERE resources.id = asked.id AND NOT protected AND {_MAY_HAVE_LESS} AND {_CAN_SNAPSHOT} AND {which}
      RETURNING resources.*, asked.request_id, asked.actor, asked.reason, asked.detail,
                {_NEEDS_SNAPSHOT} AS needs_snapshot
     ), job AS (
@@ -206,6 +208,7 @@ def _config() -> Json:
                     "min_grace": config.min_grace.total_seconds(),
                     "snapshot": config.snapshot,
                     "purge": config.purge,
+                    "stores": config.snapshot_store is not None,
                 }
                 for name, config in configured.items()
             }
@@ -228,7 +231,7 @@ def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
     """The result of a DELETE that changed no row: the winner's job, which is its own where only the answer was lost.
 
     A request that had won before a restore gets that job. Raises NotFound, IdempotencyKeyReused, VersionMismatch,
-    Restoring, DeletionProtected, Forbidden.
+    Restoring, DeletionProtected, Forbidden, BadRequest.
     """
     for _ in range(3):  # after a restore between the two statements, this one sees an active resource
         known = {"id": asked.resource_id, "tenant": asked.tenant, "request_id": asked.request_id}
@@ -251,7 +254,7 @@ def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
             raise Restoring(f"resource {asked.resource_id} is being restored; delete it again when it is active")
         if row.resource_protected:
             raise DeletionProtected(f"resource {asked.resource_id} is protected; set `protected` to false first")
-        refuse_less(
+        check_retention(
             row.resource_backend,
             may_purge=asked.may_purge,
             grace=asked.grace,

@@ -30,14 +30,13 @@ from outbox.states import ForcedAction, JobKind, ResourceStatus
 
 # Whether a teardown can still be taken back. Before revision 0011 a start did not say its step: it destroyed.
 NOT_STARTED = "started_step IS DISTINCT FROM 'destroy' AND (step IS NOT NULL OR started_fence IS NULL)"
-# Jobs before resources, each in order of id, as the transitions of workers lock them. `asked` is a CTE of the caller's.
+# Jobs, then resources, then chains, each in the order in which workers and DELETEs lock them.
 _LOCK = """
+    SELECT FROM outbox
+     WHERE resource_id = ANY(CAST(:ids AS uuid[])) AND kind = 'deprovision' AND state <> 'cancelled'
+     ORDER BY id FOR NO KEY UPDATE;
     SELECT pg_advisory_xact_lock(hashtextextended(CAST(id AS text), 0))
-      FROM (SELECT resources.id
-              FROM unnest(CAST(:ids AS uuid[])) AS asked (id)
-              JOIN outbox ON resource_id = asked.id AND kind = 'deprovision' AND state <> 'cancelled'
-              JOIN resources ON resources.id = asked.id
-             ORDER BY outbox.id FOR NO KEY UPDATE OF outbox, resources) AS locked
+      FROM (SELECT id FROM resources WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE) AS locked
      ORDER BY id;"""
 _RESTORE = text(f"""{_LOCK}
     WITH asked AS (

@@ -99,7 +99,7 @@ _TO_DELETE = text(f"""
     SELECT resource_id FROM operation_items AS item JOIN resources ON resources.id = resource_id
      WHERE operation_id = :id AND outcome IS NULL
        AND NOT EXISTS (SELECT FROM holds WHERE {holds.COVERS.format("resources", "'deprovision'")})
-     ORDER BY n LIMIT :batch""")
+     ORDER BY canary DESC, n LIMIT :batch""")
 # Of the resources that the same transaction has locked, those that a hold kept still have nothing of these.
 _DELETED = text("""
     UPDATE operation_items AS item

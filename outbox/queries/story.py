@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, text
 
-from outbox import approvals, observations
+from outbox import approvals, observations, snapshots
 from outbox.approvals import Approval
 from outbox.errors import NotFound
 from outbox.events import Event
@@ -15,6 +15,7 @@ from outbox.observations import Observation
 from outbox.queries.attempts import Attempt, attempt_of, attempts
 from outbox.queries.stops import Breaker, list_breakers
 from outbox.rows import Evidence, Job, columns, read
+from outbox.snapshots import Snapshot
 from outbox.states import JobState
 
 
@@ -34,6 +35,7 @@ class JobStory:
     """A job with its attempts, its events and what it waits for. `request` is None where its first event is missing.
 
     `purge_at`: its resource is not destroyed before; None while the resource is not being deleted.
+    `snapshots` are those of its attempts that are in their store; `bytes` of one grows while it is being taken.
     `holds` are the holds in force that cover the job: while there is one, the job does not start. `approvals` are the
     proposals that wait for a second operator. Only for a running job: `lease_expires_at`. Only for a pending job:
     `breaker`, its backend's; `due_seconds`, how long it has been due by the database's clock. Only for a stuck job:
@@ -47,6 +49,7 @@ class JobStory:
     purge_at: dt.datetime | None
     attempts: list[Attempt]
     events: list[Evidence]
+    snapshots: list[Snapshot]
     holds: list[Hold]
     breaker: "Breaker | None"
     due_seconds: int | None
@@ -87,6 +90,7 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
         purge_at=row.purge_at,
         attempts=[attempt_of(course) for course in attempts(events, job.step)],
         events=events,
+        snapshots=snapshots.of_job(db, job_id),
         holds=over(db, job_id) if job.finished_at is None else [],
         breaker=next(iter(list_breakers(db, job.backend)), None) if job.state is JobState.PENDING else None,
         due_seconds=row.due_seconds,

@@ -101,5 +101,12 @@ outbox = sa.Table(
     sa.Index("outbox_age", "created_at", postgresql_using="brin"),  # the table is nearly in the order of age
     sa.Index("outbox_failed", "id", postgresql_where=sa.text("last_error IS NOT NULL")),
     sa.Index("outbox_cancelled", "id", postgresql_where=sa.text("state = 'cancelled'")),
+    # For who asks whether anybody still logs in to what is in quarantine.
+    sa.Index(
+        "outbox_quarantined",
+        "backend",
+        "id",
+        postgresql_where=sa.text("step IN ('snapshot', 'wait') AND finished_at IS NULL"),
+    ),
     sa.Index("outbox_restores", "id", postgresql_where=sa.text("kind = 'restore'")),
 )

@@ -38,4 +38,6 @@ login_attempts = sa.Table(
     timestamp("last_at", now=True),
     timestamp("looked_at", now=True),
     sa.Column("addresses", JSONB, nullable=False),
+    # The attempts of each group that may still grow on the server, as far as they are counted.
+    sa.Column("groups", JSONB, nullable=False),
 )

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from deprovisioner.cli.shell import cell
 from outbox import db as database
 from outbox import jobs, operations
 from outbox.queries import JobFilter
-from outbox.states import StuckReason
+from outbox.states import JobKind, StuckReason
 from tests.support import accounts
 from tests.support.api import at_once, create, problem, until
 from tests.support.factories import a_job, a_resource, claims, events_of, job, status_of
@@ -429,3 +430,122 @@ def test_offboarding_over_http_is_begun_with_count_and_digest(
     assert until_ended(api, answer.json()["operation"]["id"])["progress"]["done"] == 5
     assert "active" not in {status_of(db, resource) for resource in mine}
     assert status_of(db, neighbour) == "active"
+
+
+# -- bulk restore ---------------------------------------------------------------------------------------------------
+
+
+def deleted(db: Connection, n: int, tenant: str = "acme") -> list[uuid.UUID]:
+    """Resources with an accepted DELETE and an hour of grace."""
+    made = [a_resource(db, tenant=tenant) for _ in range(n)]
+    jobs.enqueue_all(db, [jobs.Delete(resource, "op", grace=3600.0) for resource in made])
+    return made
+
+
+def test_a_bulk_restore_over_http_is_previewed_and_begun_with_the_digest(
+    api: httpx.Client, db: Connection, tenant: str
+) -> None:
+    mine = deleted(db, 25)
+    deleted(db, 1, tenant="globex")
+    body = {"filter": {"tenant": "acme", "deleted_since": "2020-01-01T00:00:00+01:00"}, "reason": "wrong"}
+    seen = api.post("/v1/resources/restore", json=body)
+    assert seen.status_code == 200, "a dry run unless it is said otherwise"
+    told = seen.json()
+    assert (told["count"], told["backends"], told["unheld"]) == (25, {"pg-main": 25}, 25)
+    assert (told["started"], told["destroyed"], told["never_active"], len(told["sample"])) == (0, 0, 0, 20)
+    real = body | {"dry_run": False, "digest": told["digest"]}
+    answer = api.post("/v1/resources/restore", json=real)
+    assert answer.status_code == 202, answer.text
+    begun = answer.json()["operation"]
+    assert (begun["kind"], begun["state"], begun["total"], begun["rate"]) == ("restore", "running", 25, None)
+    assert begun["filter"] == {"tenant": "acme", "deleted_since": "2019-12-31T23:00:00+00:00"}
+    problem(api.post("/v1/resources/restore", json=real), 409, "already_running")
+    with database.transaction() as session:
+        assert operations.advance(session, worker="w")[0] == 1
+    progress = api.get(begun["url"]).json()["progress"]
+    assert (progress["done"], progress["waiting"], progress["jobs"], progress["holds"]) == (1, 24, {"pending": 1}, [])
+    assert sorted(status_of(db, resource) for resource in mine) == ["deleting"] * 24 + ["restoring"]
+    assert api.post(f"{begun['url']}/stop", json={"reason": "seen enough"}).json()["state"] == "stopped"
+    problem(api.post("/v1/resources/restore", json=real), 409, "digest_mismatch")
+
+
+def test_each_wrong_request_for_a_bulk_restore_has_its_code(api: httpx.Client, db: Connection, tenant: str) -> None:
+    deleted(db, 1)
+    acme = {"tenant": "acme", "deleted_since": "2020-01-01T00:00:00Z"}
+    for filter in (
+        {},
+        {"tenant": "acme"},
+        {"deleted_since": "2020-01-01T00:00:00Z"},
+        acme | {"deleted_since": "2020-01-01T00:00:00"},
+        acme | {"deleted_since": 3600},
+        acme | {"deleted_until": "2020-01-01T00:00:00Z"},
+        acme | {"tenant": "acne"},
+        acme | {"backend": "pg-mian"},
+        acme | {"all": True},
+        {"operation": 7},
+        {"operation": 0},
+    ):
+        problem(api.post("/v1/resources/restore", json={"filter": filter, "reason": "r"}), 422, "invalid_request")
+    for wrong in ({"filter": acme}, {"reason": "r"}, {"filter": acme, "reason": "r", "dry_run": False}):
+        problem(api.post("/v1/resources/restore", json=wrong), 422, "invalid_request")
+    with client(str(api.base_url), tenant) as mine:
+        problem(mine.post("/v1/resources/restore", json={"filter": acme, "reason": "r"}), 403, "forbidden")
+
+
+def test_the_command_that_the_dry_run_of_a_restore_prints_does_it(shell: Any, db: Connection) -> None:
+    """No worker runs here: the steps and the restores are this test's."""
+    mine = deleted(db, 2)
+    words = ("resources", "restore-all", "--tenant", "acme", "--deleted-since", "2020-01-01T00:00+01:00")
+    dry = shell(*words, "--actor", "op", "--reason", "it's wrong").stdout
+    assert "deletes that can be taken back: 2; not any more: 0 being destroyed, 0 destroyed, 0 never active" in dry
+    assert "no hold covers 2 of them" in dry
+    (command,) = [line.strip() for line in dry.splitlines() if line.startswith("  deprovisioner ")]
+    shell("hold", "set", "--tenant", "acme", "--reason", "wrong deletes")
+    assert "no hold covers" not in shell(*words, "--reason", "r").stdout
+    begun = json.loads(shell(*shlex.split(command)[1:], "--no-wait", "--json").stdout)
+    assert (begun["kind"], begun["total"], begun["reason"]) == ("restore", 2, "it's wrong")
+    with database.transaction() as session:
+        operations.advance(session, worker="w")
+    shown = shell("operations", "show", str(begun["id"])).stdout
+    assert re.search(r"^backend +total +waiting +restoring ", shown, re.M)
+    assert "restoring first" in shown
+    claim = next(claim for claim in claims(db) if claim.kind == JobKind.RESTORE)
+    jobs.stick(db, claim, worker="w", why=StuckReason.REFUSED, error="a login failed")
+    with database.transaction() as session:
+        session.execute(text("UPDATE operations SET next_at = now()"))
+    with database.transaction() as session:
+        operations.advance(session, worker="w")
+    ended = shell("operations", "show", str(begun["id"]), code=1).stdout
+    assert f"backend pg-main: job {claim.id}, restored first, ended stuck: a login failed" in ended
+    (again,) = [line.strip() for line in ended.splitlines() if "restore-all" in line]
+    since = "--deleted-since 2019-12-31T23:00:00+00:00"
+    assert again == f"deprovisioner resources restore-all --actor op --tenant acme {since} --reason …"
+    assert "deletes that can be taken back: 1;" in shell(*shlex.split(again)[1:]).stdout
+    assert sorted(status_of(db, resource) for resource in mine) == ["deleting", "restoring"]
+
+
+def test_a_restore_at_a_shell_needs_bounds_and_a_time_with_its_offset(shell: Any, db: Connection) -> None:
+    deleted(db, 1)
+    for words, code, said in [
+        (("--deleted-since", "2020-01-01T00:00Z"), 2, "say whose deletes are meant"),
+        (("--tenant", "acme"), 2, "say since when"),
+        (("--tenant", "acme", "--deleted-since", "2020-01-01T00:00"), 2, "write the time with its offset"),
+        (("--tenant", "acme", "--deleted-since", "noon"), 2, "'noon' is not a time"),
+        (("--tenant", "acne", "--deleted-since", "2020-01-01T00:00Z"), 1, "there is no tenant 'acne' here"),
+        (("--operation", "7"), 1, "operation 7 is not an offboarding, or does not exist"),
+    ]:
+        assert said in " ".join(shell("resources", "restore-all", *words, "--reason", "r", code=code).stderr.split())
+
+
+def test_an_offboarding_that_waits_for_a_hold_says_so(shell: Any, db: Connection) -> None:
+    a_resource(db)
+    digest = json.loads(shell("tenants", "offboard", "acme", "--reason", "left", "--json").stdout)["digest"]
+    real = ("tenants", "offboard", "acme", "--reason", "left", "--expect", "1", "--digest", digest)
+    begun = json.loads(shell(*real, "--no-wait", "--json").stdout)
+    shell("hold", "set", "--tenant", "acme", "--reason", "wrong tenant?")
+    with database.transaction() as session:
+        assert operations.advance(session, worker="w")[0] == 0
+    shown = shell("operations", "show", str(begun["id"])).stdout
+    assert "it is running: waits for the release of hold 1 on tenant acme: wrong tenant?; to stop it:" in shown
+    told = json.loads(shell("operations", "show", str(begun["id"]), "--json").stdout)
+    assert [hold["id"] for hold in told["progress"]["holds"]] == [1]

@@ -4,6 +4,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
@@ -18,12 +19,14 @@ from tests.support.breaks import BREAKS, World
 from tests.support.factories import a_resource, claims
 from tests.support.processes import System, shell
 from tests.support.runbook import parts, run
+from tests.support.snapshots import Teardown, require
+from worker.backends.postgres import Postgres
 
 CODES = [check.code for check in CHECKS]
 # Parts that are about neither a stuck reason nor a check; the first is what stands before all parts.
 OTHERS = (
     *("", "brake", "offboarding", "proof", "busy", "outcome_unconfirmed"),
-    *("wrong_delete", "wrong_storm", "restore_stuck", "purge"),
+    *("snapshots", "wrong_delete", "wrong_storm", "restore_stuck", "purge"),
 )
 BACKEND, TENANT = "pg-main", "acme"
 
@@ -56,7 +59,7 @@ def test_every_command_of_the_runbook_exits_as_it_says(
         else at_hand
     )
     filled = prepared(db, words, name, " ".join(command for command, _ in block))
-    if any(re.search("jobs (observe|resolve)", command) for command, _ in block):
+    if any(re.search("jobs (observe|resolve)|snapshots restore", command) for command, _ in block):
         system.worker()
     for command, code in block:
         answer = run(words | filled, command)
@@ -72,7 +75,10 @@ def prepared(db: Connection, env: dict[str, str], name: str, commands: str) -> d
         migrations.downgrade("-1")
     elif name in BREAKS:
         named, _ = BREAKS[name](World(db))
+    elif name == "snapshots":
+        return a_snapshot(db, env)
     elif name in KEPT:
+        require(env, "file:/the/disk/is/not/mounted", snapshot="off")
         job = KEPT[name](db)
     elif name not in ("", "proof"):
         job = a_stuck_job(db, StuckReason(name) if name in list(StuckReason) else StuckReason.REFUSED)
@@ -112,8 +118,10 @@ def stuck(db: Connection, job: Job, why: StuckReason) -> int:
 
 
 def kept(db: Connection, snapshot: SnapshotPolicy = SnapshotPolicy.OFF) -> Job:
-    """A teardown that can be taken back for ten minutes."""
-    asked = Delete(a_resource(db, tenant=TENANT, backend=BACKEND), "token:1:acme", grace=600, snapshot=snapshot)
+    """A teardown that can be taken back for ten minutes; the resource itself says whether a snapshot comes first."""
+    resource = a_resource(db, tenant=TENANT, backend=BACKEND)
+    db.execute(text("UPDATE resources SET snapshot = :says WHERE id = :id"), {"says": snapshot, "id": resource})
+    asked = Delete(resource, "token:1:acme", grace=600)
     return jobs.enqueue_all(db, [asked])[asked.request_id].job
 
 
@@ -121,6 +129,20 @@ def a_stuck_restore(db: Connection) -> int:
     restored = jobs.restore(db, kept(db).resource_id, actor="token:1:acme", reason="a mistake")
     assert restored.job
     return stuck(db, restored.job, StuckReason.REFUSED)
+
+
+def a_snapshot(db: Connection, env: dict[str, str]) -> dict[str, str]:
+    """A destroyed database whose snapshot is there."""
+    folder = Path(env["DEPROVISIONER_BACKENDS"]).parent
+    (folder / "store").mkdir()
+    require(env, f"file:{folder / 'store'}")
+    teardown = Teardown(db, Postgres(env["PG_MAIN_DSN"]), "CREATE TABLE orders AS SELECT 7 AS n")
+    teardown.delete()
+    for _ in ("snapshot", "destroy"):
+        teardown.step()
+    assert teardown.job().state == "succeeded"
+    (row,) = teardown.rows()
+    return {"RESOURCE": str(teardown.id), "SNAPSHOT": str(row.id), "FILE": str(folder / "orders.dump")}
 
 
 # The parts about what is kept, and the job that each is about.

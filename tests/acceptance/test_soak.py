@@ -46,6 +46,7 @@ def test_a_minute_of_storms_and_faults_loses_no_job_and_destroys_nothing_twice_o
     assert min(told["teardowns"]["postgres"], told["teardowns"]["redis"]) > 10
     assert sum(told["faults"].values()) > 5
     assert told["facts"]["DELETEs taken back"] > 5
+    assert told["facts"]["final snapshots"] > 0
     assert not Path(told["home"]).exists(), "what held is tidied up"
 
 

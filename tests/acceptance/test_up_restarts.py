@@ -64,7 +64,7 @@ def test_stopped_it_leaves_no_process_and_started_again_it_has_its_data(folder: 
 def test_a_home_whose_workers_were_superusers_is_taken_over(folder: Path) -> None:
     """What they made and adopted is torn down by the service's account; a stranger's database stays."""
     home, port = folder / "home", servers.free_port()
-    home.mkdir()
+    home.mkdir(mode=0o700)
     state = State(home)
     admin = servers.postgres_dsn(state.port("pg-main"), state.password("pg-main"))
     root = servers.valkey_url(state.port("redis-main"), state.password("redis-main"))

@@ -25,9 +25,9 @@ MISTAKE = {"reason": "a mistake"}
 
 
 @pytest.fixture
-def env(env: dict[str, str]) -> dict[str, str]:
-    """Each backend keeps what is deleted for an hour."""
-    keep(env, 'grace = "1h"\nmin_grace = "10m"')
+def env(env: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """Each backend keeps what is deleted for an hour, and can store snapshots."""
+    keep(env, 'grace = "1h"', 'min_grace = "10m"', f'snapshot_store = "file:{tmp_path}"')
     return env
 
 
@@ -155,7 +155,7 @@ def test_a_purge_by_two_operators_is_first_proposed(
         assert boss.delete(path).status_code == 202
         for new in (True, False):
             proposed = boss.post(f"{path}/purge", json=MISTAKE)
-            assert (proposed.status_code, proposed.json()["new"]) == (202, new)
+            assert (proposed.status_code, proposed.json().get("new")) == (202, new)
         assert (proposed.json()["approval"]["action"], proposed.json()["last_look"]) == ("purge", None)
     job = str(proposed.json()["approval"]["job_id"])
     assert "a purge was proposed by" in system.cli("jobs", "show", job).stdout
@@ -215,9 +215,9 @@ def test_a_resource_has_its_own_grace_until_it_is_lifted(acme: httpx.Client, db:
 
 
 def test_no_snapshot_where_one_is_required_is_for_operators(
-    env: dict[str, str], system: System, db: Connection, tenant: str, operator: str, tmp_path: Path
+    env: dict[str, str], system: System, db: Connection, tenant: str, operator: str
 ) -> None:
-    keep(env, 'snapshot = "required"', f'snapshot_store = "file:{tmp_path}"')
+    keep(env, 'snapshot = "required"')
     one, other = a_resource(db), a_resource(db)
     url = system.api()
     with client(url, tenant) as acme, client(url, operator) as boss:
@@ -340,5 +340,23 @@ def test_the_commands_delete_restore_and_purge(system: System, db: Connection) -
     other = str(a_resource(db))
     system.cli("resources", "delete", other)
     purged = system.cli("resources", "purge", other, "--reason", "they want it gone")
-    assert (purged.returncode, purged.stdout.startswith("its destruction may begin")) == (0, True), purged
+    assert (purged.returncode, purged.stdout.startswith("it is not kept any longer")) == (0, True), purged
     assert row(db, other).purge_at <= db.execute(text("SELECT now()")).scalar_one()
+
+
+def test_a_snapshot_that_nothing_could_store_is_refused_at_once(
+    env: dict[str, str], system: System, db: Connection, tenant: str
+) -> None:
+    file = Path(env["DEPROVISIONER_BACKENDS"])
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if "snapshot_store" not in line))
+    path = f"/v1/resources/{a_resource(db)}"
+    with client(system.api(), tenant) as acme:
+        for refused in (
+            acme.delete(f"{path}?snapshot=required"),
+            acme.patch(path, json={"snapshot": "required"}),
+            acme.post("/v1/resources", json=GOOD | {"snapshot": "required"}),
+        ):
+            assert "snapshot_store" in problem(refused, 422, "invalid_request")["detail"]
+            assert refused.json()["errors"][0]["field"] == "snapshot"
+        assert acme.get(path).json()["status"] == "active"
+        assert acme.delete(f"{path}?snapshot=off").status_code == 202

@@ -17,6 +17,7 @@ from tests.mutations.redis import GUARDS_OF_REDIS
 from tests.mutations.restores import GUARDS_OF_RESTORES
 from tests.mutations.runner import GUARDS_OF_RUNNER
 from tests.mutations.schema import GUARDS_OF_SCHEMA
+from tests.mutations.snapshots import GUARDS_OF_SNAPSHOTS
 from tests.mutations.undo import GUARDS_OF_UNDO
 
 __all__ = ["EQUIVALENT", "MUTANTS", "Mutant", "Stale"]
@@ -36,6 +37,7 @@ MUTANTS = (
     *GUARDS_OF_AUDIT,
     *GUARDS_OF_EDGES,
     *GUARDS_OF_UNDO,
+    *GUARDS_OF_SNAPSHOTS,
 )
 
 # Nobody can see that these are gone, since something else always answers first.

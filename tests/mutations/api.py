@@ -187,7 +187,11 @@ GUARDS_OF_API = (
     *(
         mutant
         for verb, (file, block, old) in {
-            "show": (_ROUTES, "def show(", "queries.resource(session, resource_id, tenant=who.tenant)"),
+            "show": (
+                _ROUTES,
+                "def act(session: Connection) -> tuple[Resource, LoginAttempts | None]:",
+                "queries.resource(session, resource_id, tenant=who.tenant)",
+            ),
             "show_credentials": (
                 _ACTIONS,
                 "    resource, sealed =",

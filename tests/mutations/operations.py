@@ -293,7 +293,12 @@ GUARDS_OF_OPERATIONS = (
         "_HOLDS = text(",
         RESTORE,
         ("operations: a restore waits for no hold", " AND operations.kind = 'offboard'", "", _ONE_FIRST),
-        ("operations: only waiting items wait", " AND outcome IS NULL", "", _WAITS),
+        (
+            "operations: only waiting items wait",
+            " AND outcome IS NULL",
+            "",
+            "test_a_hold_elsewhere_keeps_no_offboarding_waiting",
+        ),
         (
             "operations: holds that cover",
             'AND {COVERS.format("resources", "\'deprovision\'")})',

@@ -439,7 +439,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: the claim is asked for behind the lock of a quarantine",
             "    still()\n",
             "",
-            f"{QUARANTINE}::test_a_worker_whose_claim_is_lost_changes_nothing[quarantine]",
+            f"{QUARANTINE}::test_a_worker_that_loses_its_claim_while_it_waits_for_the_lock_changes_nothing",
         ),
         (
             "postgres: a quarantine keeps prepared transactions",
@@ -449,8 +449,8 @@ GUARDS_OF_POSTGRES = (
         ),
         (
             "postgres: a database with prepared transactions keeps its name",
-            "if forever or not prepared:",
-            "if True:",
+            " and (forever or not prepared):",
+            ":",
             f"{QUARANTINE}::{_PREPARED}[18]",
         ),
         (
@@ -458,6 +458,17 @@ GUARDS_OF_POSTGRES = (
             "prepared = obstacles.prepared(session, ours.name)",
             "prepared = []",
             "test_prepared_transactions_are_rolled_back",
+        ),
+    ),
+    *cut(
+        PG,
+        "def _to_close(",
+        QUARANTINE,
+        (
+            "postgres: a database that was opened in quarantine is closed again",
+            "away if away is not None and away.open and identity.is_ours(away, manifest) else None",
+            "None",
+            "test_a_database_that_was_opened_in_quarantine_is_closed_again_with_what_came_in",
         ),
     ),
     *cut(
@@ -490,7 +501,24 @@ GUARDS_OF_POSTGRES = (
             "postgres: the claim is asked for before the rename",
             "still()",
             "pass",
-            "test_the_claim_is_asked_for_again_behind_each_wait[2]",
+            "test_the_claim_is_asked_for_again_behind_each_wait[3]",
+        ),
+    ),
+    *cut(
+        PG,
+        "    try:\n        with server.connect() as session:\n            still()",
+        QUARANTINE,
+        (
+            "postgres: the claim is asked for before a quarantine takes the lock over",
+            "            still()\n            take_over",
+            "            take_over",
+            "test_a_worker_whose_claim_is_lost_changes_nothing[quarantine]",
+        ),
+        (
+            "postgres: a quarantine takes the lock over",
+            "take_over(session, manifest",
+            "session.lock(manifest",
+            "test_a_quarantine_goes_on_where_a_worker_stands_still_in_it",
         ),
     ),
     *cut(
@@ -937,8 +965,8 @@ GUARDS_OF_POSTGRES = (
         ),
         (
             "postgres: the claim is asked for before a release takes the lock over",
-            "still()\n        _take_over",
-            "_take_over",
+            "still()\n        take_over",
+            "take_over",
             "test_a_worker_whose_claim_is_lost_changes_nothing[release]",
         ),
         (
@@ -967,7 +995,7 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _take_over(",
+        "deadline = time.monotonic() + TAKE_OVER_SECONDS",
         QUARANTINE,
         (
             "postgres: a release takes the lock over",
@@ -1039,7 +1067,7 @@ GUARDS_OF_POSTGRES = (
         QUARANTINE,
         (
             "postgres: where a login leads",
-            "if seen != (role, database):",
+            "if seen != (role, database, False):",
             "if False:",
             "TestProof::test_a_server_that_is_away_is_unavailable_and_a_login_elsewhere_is_no_proof",
         ),

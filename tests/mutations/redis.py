@@ -6,6 +6,7 @@ REDIS = "worker/backends/redis"  # each mutant is of the one module in it that h
 TESTS = "tests/worker/backends/redis"
 CREATE = f"{TESTS}/test_create.py"
 DESTROY = f"{TESTS}/test_destroy.py"
+LOGINS = f"{TESTS}/test_logins.py"
 QUARANTINE = f"{TESTS}/test_quarantine.py"
 AUTHORITY = f"{TESTS}/test_authority.py"
 ERRORS = f"{TESTS}/test_errors.py"
@@ -538,14 +539,55 @@ GUARDS_OF_REDIS = (
         ),
     ),
     *cut(
+        "worker/backends/redis/logins.py",
+        "",
+        LOGINS,
+        (
+            "redis: attempts at this user alone",
+            '(one["reason"], one["username"]) == ("auth", manifest["user"])',
+            'one["reason"] == "auth"',
+            "test_attempts_are_counted_with_where_they_came_from[redis]",
+        ),
+        (
+            "redis: attempts to log in alone",
+            '(one["reason"], one["username"]) == ("auth", manifest["user"])',
+            'one["username"] == manifest["user"]',
+            "test_what_the_customer_may_not_do_is_no_attempt_to_log_in[redis]",
+        ),
+        (
+            "redis: attempts after a moment alone",
+            "> since]",
+            "]",
+            "test_only_attempts_after_a_moment_are_told[redis]",
+        ),
+        (
+            "redis: long texts in the log are not read",
+            "server.connect(longest=LONGEST)",
+            "server.connect()",
+            "test_long_names_in_the_log_are_not_read[redis]",
+        ),
+        (
+            "redis: an account without the right to the log",
+            'if code_of(error) != "NOPERM":',
+            "if True:",
+            "test_an_account_that_may_not_read_the_log_tells_nothing[redis]",
+        ),
+        (
+            "redis: attempts at another server",
+            "identity.must_be_right_server(session, manifest)",
+            "pass",
+            "test_another_server_is_not_asked[redis]",
+        ),
+    ),
+    *cut(
         REDIS,
         "def _must_be_there(",
-        KINDS,
+        QUARANTINE,
         (
             "redis: identity at release",
             "if not isinstance(identity.judge(session, manifest), Same):",
             "if False:",
-            "test_another_generation_under_the_same_names_is_never_touched[redis]",
+            "test_no_proof_of_what_is_not_ours[redis]",
         ),
     ),
     *cut(

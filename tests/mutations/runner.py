@@ -6,6 +6,7 @@ RUNNER = "worker/run"
 CLAIMING, LISTENING, POOL = "worker/claiming.py", "worker/listening.py", "worker/pool.py"
 RUNS = "tests/worker/test_run.py"
 STEPS = "tests/worker/test_steps.py"
+LOGINS = "tests/worker/test_logins.py"
 PROVISIONS = "tests/worker/test_provision.py"
 CLAIMS, LISTENS, POOLS = (f"tests/worker/test_{part}.py" for part in ("claiming", "listening", "pool"))
 BROKER = "tests/hostile/test_broker.py"
@@ -74,6 +75,82 @@ GUARDS_OF_RUNNER = (
             "format_exc_info, _bound]",
             "format_exc_info]",
             _LINE,
+        ),
+    ),
+    *cut(
+        "outbox/logins.py",
+        "",
+        LOGINS,
+        (
+            "logins: one worker at a time",
+            "         WHERE kept.looked_at <= now() - :every\n",
+            "",
+            "test_two_workers_that_ask_at_once_share_the_turns",
+        ),
+        (
+            "logins: once a minute",
+            " AND coalesce(looked_at <= now() - :every, true)",
+            "",
+            "test_a_look_reads_no_row_that_was_just_looked_at",
+        ),
+        (
+            "logins: a second DELETE begins anew",
+            "count = CASE WHEN kept.last_at < EXCLUDED.last_at THEN 0 ELSE kept.count END",
+            "count = kept.count",
+            "test_a_second_delete_counts_anew",
+        ),
+        (
+            "logins: of this DELETE",
+            " AND deleted_at <= last_at",
+            "",
+            "test_a_second_delete_counts_anew",
+        ),
+        (
+            "logins: a turn that is over",
+            " AND looked_at = :looked_at",
+            "",
+            "test_a_worker_whose_turn_is_over_adds_nothing",
+        ),
+        (
+            "logins: growth alone",
+            "max(0, count - known)",
+            "count",
+            "test_of_a_group_that_has_grown_only_its_growth_is_counted",
+        ),
+        (
+            "logins: a group that is smaller is another one",
+            " if before <= groups.get(name, 0)",
+            "",
+            "test_of_a_group_that_has_grown_only_its_growth_is_counted",
+        ),
+        (
+            "logins: in quarantine alone",
+            "AND step IN ('snapshot', 'wait') AND finished_at IS NULL",
+            "AND finished_at IS NULL",
+            "test_only_what_is_in_quarantine_and_served_here_is_asked_about",
+        ),
+        (
+            "logins: who waited longest comes first",
+            "looked_at NULLS FIRST, ",
+            "",
+            "test_those_that_waited_longest_come_first",
+        ),
+    ),
+    *cut(
+        "worker/logins.py",
+        "",
+        LOGINS,
+        (
+            "logins: a server that is away",
+            "return not isinstance(error, Unavailable)",
+            "return True",
+            "test_a_server_that_is_away_is_not_asked_again_in_this_round",
+        ),
+        (
+            "intake: of attempts to log in",
+            "Intake(backend).login_attempts",
+            "backend.login_attempts",
+            "test_what_a_server_tells_is_bounded",
         ),
     ),
     *cut(

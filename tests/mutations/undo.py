@@ -95,6 +95,12 @@ GUARDS_OF_UNDO = (
             _TWO,
         ),
         (
+            "undo: a snapshot that can be stored",
+            " AND {_CAN_SNAPSHOT}",
+            "",
+            "test_a_snapshot_that_nothing_could_store_is_refused_at_once",
+        ),
+        (
             "undo: a key with other parameters",
             "refuse_other(row.asked, asked.reason, asked.detail)",
             "pass",
@@ -133,12 +139,6 @@ GUARDS_OF_UNDO = (
         AGAIN,
         ("undo: whose key", "[*whose, verb,", "[verb,", _WHOSE),
         ("undo: the key's verb", "verb, str(resource_id), key", "str(resource_id), key", _WHOSE),
-        (
-            "undo: the key's resource",
-            "verb, str(resource_id), key",
-            "verb, key",
-            "test_one_key_on_many_resources_at_once_deletes_each",
-        ),
     ),
     *cut(
         "outbox/actions",
@@ -169,7 +169,13 @@ GUARDS_OF_UNDO = (
         "outbox/queries/attempts.py",
         "",
         UNDO,
-        ("undo: a cancel is no attempt", "if claimed is None:", "if False:", _NAMELESS),
+        (
+            "undo: a cancel is no attempt",
+            "(event for event in group if event.event == Event.CLAIMED)",
+            "(event for event in group)",
+            "tests/outbox/test_attempts.py::test_a_restore_ends_the_attempt_that_ran_and_is_none_itself",
+            _NAMELESS,
+        ),
         (
             "undo: the step of each attempt",
             "at = _ENDS_STEP.get(Event(ended.event), at) if ended else at",

@@ -365,6 +365,8 @@ def test_a_hold_elsewhere_keeps_no_offboarding_waiting(db: Connection) -> None:
         holds.engage(db, scope, subject, actor="op", reason="r")
     assert queries.operation(db, operation.id)[1].holds == []
     assert step() == 1
+    holds.engage(db, HoldScope.TENANT, "acme", actor="op", reason="r")
+    assert queries.operation(db, operation.id)[1].holds == [], "it waits for nothing any more"
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,10 @@ RACES = 1000
 def deleted(
     db: Connection, *, grace: float = GRACE, snapshot: SnapshotPolicy | None = None, resource: uuid.UUID | None = None
 ) -> int:
-    """The job of a DELETE with a grace."""
-    asked = jobs.Delete(resource or a_resource(db), "me", grace=grace, snapshot=snapshot, may_purge=True)
+    """The job of a DELETE with a grace; the resource itself says whether a snapshot comes first."""
+    resource = resource or a_resource(db)
+    db.execute(text("UPDATE resources SET snapshot = :says WHERE id = :id"), {"says": snapshot, "id": resource})
+    asked = jobs.Delete(resource, "me", grace=grace, may_purge=True)
     return jobs.enqueue_all(db, [asked])[asked.request_id].job.id
 
 

@@ -75,6 +75,7 @@ class _Judge:
             "active without object": list(self._births()),
             "DELETEs with two winners": [life.id for life in self.load.lives.values() if life.winners > 1],
             "customers who gave up": self.load.failures,
+            "destroyed without their snapshot": sorted(self._wanted_kept() - self._kept()),
             "died by themselves": self.stage.died,
         }
         gone = [r for r in self.listed if r["status"] == "deleted" and r["manifest"] and self._destroyed(r)]
@@ -93,6 +94,7 @@ class _Judge:
             "unfinished or late births removed": sum(self._destroyed(r) - 1 for r in gone),
             "DELETEs asked": sum(life.asked for life in lives),
             "answers lost and asked again": sum(life.unanswered for life in lives),
+            "final snapshots": len(self._kept()),
             "DELETEs taken back": sum(life.undone for life in lives),
             "expired": sum(life.fate == "expires" for life in lives),
             "newcomers": len(self.load.newcomers),
@@ -123,6 +125,16 @@ class _Judge:
                 signs.append("its login still works")
             if signs:
                 yield f"{resource['id']}: {'; '.join(signs)}"
+
+    # -- what must be kept -------------------------------------------------------------------------------------
+
+    def _wanted_kept(self) -> set[str]:
+        deleted = {resource["id"] for resource in self.listed if resource["status"] == "deleted"}
+        return {life.id for life in self.load.lives.values() if life.kept} & deleted
+
+    def _kept(self) -> set[str]:
+        """Of which resources the store has a snapshot, by the names of its files: KIND-RESOURCE-GENERATION-FENCE."""
+        return {"-".join(file.name.split("-")[1:6]) for file in self.stage.store.glob("*.snapshot")}
 
     # -- what was done more than once, or to somebody else -----------------------------------------------------
 

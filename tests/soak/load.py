@@ -31,6 +31,7 @@ STAY = 2  # of each thread, alive at the end
 STORM = (1, 1, 2, 3, 5)  # DELETEs at once
 EARLY, EXPIRING = 0.12, 0.06  # deleted in the middle of the birth; never deleted, but with an expires_at
 UNDONE = 0.2  # of the DELETEs of what lives: taken back
+KEPT = 0.1  # of the others: with a final snapshot
 REUSED = 0.06  # whose names are taken by somebody else as soon as they are free
 BIRTH_SECONDS = 20  # then the DELETE comes all the same
 _NUMBERS = itertools.count()
@@ -54,6 +55,7 @@ class Life:
     unanswered: int = 0
     refused: int = 0
     undone: int = 0  # DELETEs that were taken back
+    kept: bool = False  # its DELETE asked for a snapshot
     filled: bool = False
 
 
@@ -268,6 +270,7 @@ class Customer:
         """Several at once; each is repeated until it is answered."""
         reused = life.holding is not None and life.fate == "deleted" and self.dice.random() < REUSED
         eager = reused and life.kind == "postgres" and self.dice.random() < 0.3
+        life.kept = life.filled and self.dice.random() < KEPT
         times = self.dice.choice(STORM)
         list(storm.map(lambda caller: self._delete(life, caller), self.others[:times]))
         if reused:
@@ -289,7 +292,8 @@ class Customer:
     def _delete(self, life: Life, caller: Caller) -> None:
         before = caller.unanswered
         life.asked += 1
-        answer = caller.ask("DELETE", f"/v1/resources/{life.id}")
+        how = {"snapshot": "required" if life.kept else "off"}
+        answer = caller.ask("DELETE", f"/v1/resources/{life.id}", params=how)
         life.winners += answer.status_code == 202
         life.refused += answer.status_code not in (200, 202)
         life.unanswered += caller.unanswered - before

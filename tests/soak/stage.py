@@ -39,6 +39,7 @@ class Stage:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self.store = home / "snapshots"
         self.children: dict[str, Child] = {}
         self.urls: list[str] = []
         self.pg: dict[str, PgServer] = {}
@@ -72,6 +73,7 @@ class Stage:
 
     def _settle(self, control: str) -> None:
         """This process gets the product's settings; the children inherit them."""
+        self.store.mkdir()
         backends = self.home / "backends.toml"
         backends.write_text("".join(self._backend(name) for name in (*POSTGRES, *REDIS)))
         for name in [name for name in os.environ if name.startswith(PREFIX)]:
@@ -101,7 +103,8 @@ class Stage:
 
     def _backend(self, name: str) -> str:
         kind, server = ("postgres", self.pg[name]) if name in self.pg else ("redis", self.redis[name])
-        return f'[backends.{name}]\nkind = "{kind}"\ndsn = "{server.service_dsn}"\nconcurrency = 3\n'
+        keys = f'kind = "{kind}"\ndsn = "{server.service_dsn}"\nconcurrency = 3\nsnapshot_store = "file:{self.store}"\n'
+        return f"[backends.{name}]\n{keys}"
 
     def _product(self) -> None:
         for number in range(APIS):

@@ -311,8 +311,8 @@ class Story:
                 asked = "SELECT rolcanlogin FROM pg_roles WHERE rolname = %s"
                 return not self.install.pg.query(asked, manifest["role"])[0][0]
             case "COMMIT#2" if self.cell.story == "deprovision":
-                asked = "SELECT datconnlimit FROM pg_database WHERE datname = %s"
-                return self.install.pg.query(asked, manifest["database"])[0][0] == 0
+                asked = "SELECT datallowconn FROM pg_database WHERE datname = %s"
+                return not self.install.pg.query(asked, manifest["database"])[0][0]
             case "COMMIT#3" if self.cell.story == "deprovision":
                 return dying in self.install.pg.databases()
             case "COMMIT#4":

@@ -55,7 +55,10 @@ class Teardown:
         Run(claim, backend or self.backend, worker="w")()
 
     def due(self) -> None:
-        self.db.execute(text("UPDATE outbox SET available_at = now() WHERE resource_id = :id"), {"id": self.id})
+        self.db.execute(
+            text("UPDATE outbox SET available_at = now() WHERE resource_id = :id AND state = 'pending'"),
+            {"id": self.id},
+        )
 
     def job(self) -> Any:
         asked = "SELECT * FROM outbox WHERE resource_id = :id ORDER BY id DESC LIMIT 1"

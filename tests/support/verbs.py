@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from worker.backends import Backend
+from worker.backends import Backend, prove
 
 
 def every_verb(backend: Backend, manifest: dict[str, Any], credentials: dict[str, Any]) -> list[Callable[[], Any]]:
@@ -16,5 +16,7 @@ def every_verb(backend: Backend, manifest: dict[str, Any], credentials: dict[str
         lambda: backend.inspect(manifest),
         lambda: backend.quarantine(manifest),
         lambda: backend.release(manifest),
+        lambda: prove(backend, manifest, credentials),
+        lambda: prove(backend, manifest, None),
         lambda: backend.teardown(manifest, 1),
     ]

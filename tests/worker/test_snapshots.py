@@ -3,24 +3,30 @@
 import datetime as dt
 import json
 import os
+import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import credentials, jobs, resources, settings, snapshots
+from outbox import credentials, doorbell, jobs, resources, settings, snapshots
 from outbox.errors import ClaimLost, SettingsError, Transient
 from outbox.events import Event
+from outbox.resources import NewResource
 from tests.support import snapshots as support
 from tests.support.factories import claims, events_of
 from tests.support.processes import System
 from tests.support.servers import Servers, clear_caches
 from tests.support.snapshots import Teardown, require
 from tests.support.witness import PgServer, eventually
-from worker.backends.postgres import Postgres, contents
+from worker.backends.postgres import Postgres, contents, snapshot
+from worker.run import Run
+from worker.run.snapshot import snapshot as take_snapshot
 from worker.snapshots import expiry, stores
 
 FILLED = (
@@ -219,6 +225,52 @@ def test_the_snapshot_step_ends_only_with_a_verified_snapshot(db: Connection, st
     jobs.advance(db, claim, worker="w", event=Event.SNAPSHOT_VERIFIED, seen={})
 
 
+def test_a_claim_that_was_lost_records_no_snapshot_and_verifies_none(
+    db: Connection, store: Path, backend: Postgres
+) -> None:
+    teardown = Teardown(db, backend)
+    teardown.delete()
+    (claim,) = claims(db)
+    jobs.start(db, claim, worker="w")
+    id = snapshots.begin(db, claim, "file:/nowhere")
+    stale = replace(claim, fence=claim.fence - 1)
+    with pytest.raises(ClaimLost):
+        snapshots.begin(db, stale, "file:/nowhere")
+    words: dict[str, Any] = {"size": 1, "detail": {}, "keep": dt.timedelta(days=1)}
+    with pytest.raises(ClaimLost):
+        snapshots.verified(db, stale, id, **words)
+    assert snapshots.removed(db, id, actor="other", reason="another attempt")
+    assert not snapshots.removed(db, id, actor="third", reason="it was late")
+    with pytest.raises(ClaimLost):
+        snapshots.verified(db, claim, id, **words)
+
+
+def test_a_snapshot_that_was_verified_as_its_worker_died_is_not_taken_again(
+    db: Connection, store: Path, backend: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teardown = Teardown(db, backend)
+    job = teardown.delete()
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "advance", _dies)
+        with pytest.raises(SystemExit):
+            teardown.step()
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s' WHERE id = :id"), {"id": job})
+    jobs.sweep(db, actor="w")
+    teardown.step()
+    assert teardown.job().step == "wait"
+    assert len(teardown.rows()) == 1
+
+
+def _dies(*_: Any, **__: Any) -> None:
+    raise SystemExit
+
+
+def test_snapshots_get_at_most_half_of_a_backend_s_slots(db: Connection, store: Path, backend: Postgres) -> None:
+    teardown = Teardown(db, backend)
+    teardown.delete()
+    assert teardown.job().lane >= jobs.CROWDED
+
+
 def test_a_backend_that_requires_snapshots_needs_a_store(settled: dict[str, str]) -> None:
     path = Path(settled["DEPROVISIONER_BACKENDS"])
     text_ = path.read_text().replace("concurrency = 8", 'concurrency = 8\nsnapshot = "required"')
@@ -234,7 +286,7 @@ def _expire(db: Connection, teardown: Teardown) -> None:
 
 
 def test_a_snapshot_is_kept_from_its_time_on_as_long_as_its_teardown_may_need_it(
-    db: Connection, store: Path, backend: Postgres
+    db: Connection, store: Path, backend: Postgres, system: System
 ) -> None:
     teardown = Teardown(db, backend)
     job = teardown.delete()
@@ -251,6 +303,10 @@ def test_a_snapshot_is_kept_from_its_time_on_as_long_as_its_teardown_may_need_it
     assert teardown.rows()[0].removed_at
     assert events_of(db, job)[-1] == "snapshot_removed"
     assert expiry.remove_expired(worker="w") == 0
+    done = system.cli("doctor", "--json")
+    assert done.returncode == 0, done.stdout
+    (proof,) = json.loads(system.cli("audit", "export", "--resource", str(teardown.id), "--json").stdout)["items"]
+    assert "snapshot_removed" in json.dumps(proof), "an auditor sees when the last copy was gone"
 
 
 def test_a_store_that_cannot_be_reached_keeps_the_record(
@@ -370,3 +426,210 @@ def test_a_worker_that_is_killed_leaves_what_the_next_attempt_removes(
     assert len(list(store.iterdir())) == 1
     assert not pg.bears(teardown.manifest)
     support.nothing_of_scratch(pg, teardown.manifest)
+
+
+def test_a_restore_while_a_worker_takes_a_snapshot_logs_in_within_five_seconds(
+    db: Connection, store: Path, backend: Postgres, pg: PgServer, system: System
+) -> None:
+    teardown = Teardown(db, backend, *FILLED)
+    with teardown.customer.inside("LOCK TABLE t", "PREPARE TRANSACTION 'holds the dump up'"):
+        pass
+    teardown.delete()
+    worker = system.worker()
+    waits = "SELECT 1 FROM pg_stat_activity WHERE datname = ANY(%s) AND wait_event_type = 'Lock'"
+    names = [teardown.dying, teardown.manifest["database"]]
+    eventually(lambda: pg.query(waits, names), 30, "its dump waits")
+    began = time.monotonic()
+    jobs.restore(db, teardown.id, actor="op", reason="by mistake")
+    doorbell.ring_now()
+    eventually(lambda: _logs_in(teardown.customer.dsn), 30, "the customer logs in", every=0.02)
+    assert time.monotonic() - began < 5, worker.container._container.logs().decode()
+    eventually(lambda: teardown.job().state == "succeeded", 30, "the restore ends")
+    assert [row.verified_at for row in teardown.rows()] == [None]
+    with closing(psycopg2.connect(teardown.customer.dsn)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute("ROLLBACK PREPARED 'holds the dump up'")
+
+
+def _logs_in(dsn: str) -> bool:
+    try:
+        psycopg2.connect(dsn).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+def test_what_a_prepared_transaction_holds_is_named(
+    db: Connection, store: Path, backend: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "LOCK_TIMEOUT_MS", 300)
+    teardown = Teardown(db, backend, *FILLED)
+    with teardown.customer.inside("LOCK TABLE t", "PREPARE TRANSACTION 'holds the dump up'"):
+        pass
+    teardown.delete()
+    teardown.step()
+    assert "'holds the dump up' of " in teardown.job().last_error
+    assert "ROLLBACK PREPARED" in teardown.job().last_error
+    backend.release(teardown.manifest)
+    with closing(psycopg2.connect(teardown.customer.dsn)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute("ROLLBACK PREPARED 'holds the dump up'")
+
+
+def test_a_snapshot_is_proved_on_the_server_that_the_file_names(
+    db: Connection,
+    settled: dict[str, str],
+    store: Path,
+    backend: Postgres,
+    pg: PgServer,
+    postgres15: PgServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PG_OTHER_DSN", postgres15.service_dsn)
+    path = Path(settled["DEPROVISIONER_BACKENDS"])
+    named = path.read_text().replace('"env:PG_MAIN_DSN"', '"env:PG_MAIN_DSN"\nsnapshot_server = "pg-other"')
+    path.write_text(f'{named}\n[backends.pg-other]\nkind = "postgres"\ndsn = "env:PG_OTHER_DSN"\n')
+    clear_caches()
+    teardown = Teardown(db, backend, *FILLED)
+    teardown.delete()
+    since = len(postgres15.log.read_text())
+    teardown.step()
+    assert teardown.job().step == "wait", teardown.job().last_error
+    assert f"zz_scratch_{teardown.manifest['generation']}" in postgres15.log.read_text()[since:]
+    support.nothing_of_scratch(postgres15, teardown.manifest)
+    path.write_text(path.read_text().replace('snapshot_server = "pg-other"', 'snapshot_server = "redis-main"'))
+    with pytest.raises(SettingsError, match="snapshot_server"):
+        settings.read_backends(path)
+
+
+def test_a_zombie_s_snapshot_is_called_off_and_its_database_stays_the_customer_s(
+    db: Connection, store: Path, backend: Postgres, pg: PgServer, system: System
+) -> None:
+    """It stands still before it opens the door, until the resource is restored and in use."""
+    teardown = Teardown(db, backend, *FILLED)
+    teardown.delete()
+    short = {"DEPROVISIONER_LEASE_SECONDS": "2", "DEPROVISIONER_SWEEP_SECONDS": "0.2"}
+    at = "before:ALTER DATABASE name ALLOW_CONNECTIONS#2"
+    zombie = system.worker(CRASH_AT=at, CRASH_SIGNAL="SIGSTOP", **short)
+    process = zombie.container._container
+    eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED, 60, "it stands still")
+    jobs.restore(db, teardown.id, actor="op", reason="by mistake")
+    other = system.worker(DEPROVISIONER_LEASE_SECONDS="30", DEPROVISIONER_SWEEP_SECONDS="0.2")
+    eventually(lambda: teardown.job().state == "succeeded", 60, "it is restored")
+    with teardown.customer.inside("INSERT INTO t VALUES (0, 'new')") as inside:
+        process.kill("SIGCONT")
+        eventually(lambda: b'"claim_lost"' in process.logs(), 60, "it learns that its claim is lost")
+        inside.commit()
+    name = teardown.manifest["database"]
+    assert pg.query("SELECT datallowconn, datconnlimit FROM pg_database WHERE datname = %s", name) == [(True, -1)]
+    assert [row.verified_at for row in teardown.rows()] == [None]
+    assert other.container._container.status == "running"
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(3000)
+def test_a_worker_may_die_at_every_boundary_of_a_snapshot(
+    db: Connection, store: Path, backend: Postgres, pg: PgServer, system: System, tmp_path: Path
+) -> None:
+    """Before and after each statement that changes the backend: the next attempt destroys, with its own snapshot."""
+    teardown = Teardown(db, backend, *FILLED)
+    teardown.delete()
+    trace = tmp_path / "trace"
+    traced = system.worker(CRASH_TRACE=str(trace))
+    eventually(lambda: teardown.job().state == "succeeded", 60, "it ends")
+    traced.container._container.stop()
+    reached = trace.read_text().splitlines()
+    steps = reached[: [place for place, name in enumerate(reached) if name == "start"][1]]  # the next one destroys
+    names = [f"{name}#{steps[: place + 1].count(name)}" for place, name in enumerate(steps)]
+    names = [name for name in names if name.partition("#")[0] not in ("heartbeat", "BEGIN", "sweep")]
+    assert len(names) > 20
+    short = {"DEPROVISIONER_LEASE_SECONDS": "2", "DEPROVISIONER_SWEEP_SECONDS": "0.2"}
+    for name in names:
+        for moment in ("before", "after"):
+            teardown = Teardown(db, backend, *FILLED)
+            teardown.delete()
+            dying = system.worker(ready=False, CRASH_AT=f"{moment}:{name}", **short).container._container
+            eventually(lambda at=dying: at.status == "exited", 60, f"it dies {moment} {name}")  # type: ignore[misc]
+            rescuer = system.worker(**short)
+            eventually(
+                lambda of=teardown: of.job().state == "succeeded",  # type: ignore[misc]
+                60,
+                f"another worker goes on {moment} {name}",
+            )
+            rescuer.container._container.stop()
+            assert any(row.verified_at for row in teardown.rows()), (moment, name)
+            assert [row.removed_at is None for row in teardown.rows()].count(True) == 1, (moment, name)
+            assert not pg.bears(teardown.manifest), (moment, name)
+            support.nothing_of_scratch(pg, teardown.manifest)
+
+
+def test_a_namespace_is_destroyed_after_its_snapshot_was_restored(
+    db: Connection, store: Path, servers: Servers, system: System
+) -> None:
+    new = NewResource(tenant="acme", kind="redis", backend="redis-main", name="n", manifest=None)
+    id = resources.register(db, new, actor="me")[0].id
+    system.worker()
+    eventually(lambda: resources.find(db, id)[0].status == "active", 60, "it is made")
+    manifest = resources.find(db, id)[0].manifest
+    assert manifest is not None
+    for place in range(250):
+        servers.redis.client.set(f"{manifest['prefix']}{place}", "x" * 1000)
+    job = jobs.enqueue(db, id, actor="me").job.id
+    doorbell.ring_now()
+    eventually(lambda: resources.find(db, id)[0].status == "deleted", 60, "it is destroyed")
+    (row,) = snapshots.of_job(db, job)
+    assert row.verified_at
+    assert row.detail is not None
+    assert row.detail["restored"] == {"keys": 250}
+    (file,) = store.iterdir()
+    assert file.name.startswith(f"redis-{id}-")
+    assert not servers.redis.bears(manifest)
+    made = json.loads(system.cli("snapshots", "restore", str(row.id), "--name", "again", "--json").stdout)["resource"]
+    assert len(servers.redis.keys(made["manifest"]["prefix"])) == 250
+
+
+def test_a_zombie_removes_nothing_that_its_successor_has_stored(
+    db: Connection, store: Path, backend: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still before it looked for what earlier attempts have left."""
+    teardown = Teardown(db, backend)
+    job = teardown.delete()
+    (zombie,) = claims(db)
+    jobs.start(db, zombie, worker="zombie")
+    db.execute(text("UPDATE outbox SET lease_expires_at = now() - interval '1 s' WHERE id = :id"), {"id": job})
+    jobs.sweep(db, actor="w")
+    honest = stores.Folder.reading
+
+    def beside(self: stores.Folder, name: str) -> Any:
+        with pytest.raises(ClaimLost):
+            take_snapshot(Run(zombie, backend, worker="zombie"), teardown.manifest)
+        return honest(self, name)
+
+    monkeypatch.setattr(stores.Folder, "reading", beside)
+    teardown.step()
+    assert teardown.job().step == "wait", teardown.job().last_error
+    (row,) = teardown.rows()
+    assert row.verified_at
+    assert row.removed_at is None
+    assert len(list(store.iterdir())) == 1
+
+
+def test_a_store_that_is_gone_does_not_keep_the_next_attempt_from_another_one(
+    db: Connection, store: Path, settled: dict[str, str], backend: Postgres, tmp_path: Path
+) -> None:
+    teardown = Teardown(db, backend)
+    teardown.delete()
+    (claim,) = claims(db)
+    jobs.start(db, claim, worker="w")
+    snapshots.begin(db, claim, stores.located(f"file:{store}", "n"))
+    jobs.retry(db, claim, worker="w", error="the disk died")
+    store.rmdir()
+    (tmp_path / "other").mkdir()
+    require(settled, f"file:{tmp_path / 'other'}")
+    teardown.due()
+    teardown.step()
+    assert teardown.job().step == "wait", teardown.job().last_error
+    assert [row.removed_at for row in teardown.rows()] == [None, None]
+    store.mkdir()
+    teardown.step()
+    assert expiry.remove_expired(worker="w") == 1, "once its job has ended, the first one is removed"

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from outbox import db, settings, snapshots
-from outbox.errors import Refused
+from outbox.errors import BackendError, Refused
 from outbox.rows import Json
 from outbox.settings import BackendConfig
+from outbox.snapshots import Snapshot
 from worker import backends
 from worker.backends import Still
 from worker.intake import Intake
@@ -35,9 +36,8 @@ def snapshot(run: "Run", manifest: Json) -> Json:
     for earlier in run.transact(lambda session: snapshots.of_job(session, claim.id)):
         if earlier.verified_at is not None:  # the attempt died before it could say so
             return (earlier.detail or {}) | {"snapshot": earlier.id}
-        where, name = stores.at(earlier.location)
-        where.remove(name)
-        _removed(run, earlier.id)
+        if earlier.fence < claim.fence:  # a zombie leaves alone what its successor has begun
+            _remove(run, earlier)
     # A resource that was restored meanwhile has a second teardown, and its fences begin anew.
     name = f"{config.kind}-{claim.resource_id}-{claim.generation}-{claim.id}.{claim.fence}.snapshot"
     id = run.transact(lambda session: snapshots.begin(session, claim, stores.located(place, name)))
@@ -60,9 +60,16 @@ def snapshot(run: "Run", manifest: Json) -> Json:
     return detail | {"snapshot": id}
 
 
-def _removed(run: "Run", id: int) -> None:
+def _remove(run: "Run", earlier: Snapshot) -> None:
+    """Where its store fails, the attempt goes on, since the file may name another one by now."""
     reason = "it was never verified, and another attempt takes a new one"
-    run.transact(lambda session: snapshots.removed(session, id, actor=run.worker, reason=reason), db.statement)
+    try:
+        store, name = stores.at(earlier.location)
+        store.remove(name)
+    except BackendError as error:  # it is tried again once the job has ended
+        run.log.warning("snapshot_removal_failed", snapshot_id=earlier.id, error=str(error))
+    else:
+        run.transact(lambda session: snapshots.removed(session, earlier.id, actor=run.worker, reason=reason))
 
 
 def _progress(run: "Run", id: int, size: int) -> None:

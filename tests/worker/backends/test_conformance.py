@@ -17,13 +17,13 @@ import pytest
 import redis
 
 from deprovisioner.up import servers as embedded
-from outbox.errors import OutOfService, Refused, Transient, Unavailable
+from outbox.errors import ClaimLost, OutOfService, Refused, Transient, Unavailable
 from tests.support import accounts, redis_servers
 from tests.support.servers import OLD_POSTGRES_PROGRAMS, Servers, server_folder
 from tests.support.standby import lagging
 from tests.support.verbs import every_verb
 from tests.support.witness import PgServer, RedisServer
-from worker.backends import Absent, Backend, Different, Same
+from worker.backends import Absent, Backend, Different, Same, prove
 from worker.backends.postgres import Postgres
 from worker.backends.redis import Redis
 
@@ -245,6 +245,40 @@ def test_quarantine_ends_the_customer_s_access_and_release_restores_it(subject: 
     assert isinstance(subject.backend.inspect(manifest), Same), "it is still there"
     subject.backend.release(manifest)
     assert subject.can_log_in(credentials)
+    subject.backend.teardown(manifest, 1)
+
+
+def test_a_login_proves_a_release_and_nothing_else_does(subject: Subject) -> None:
+    manifest, credentials = subject.provisioned()
+    for _ in range(2):
+        subject.backend.quarantine(manifest)
+    for proven in (credentials, None):
+        with pytest.raises(Transient):
+            prove(subject.backend, manifest, proven)
+    for _ in range(2):
+        subject.backend.release(manifest)
+    assert prove(subject.backend, manifest, credentials)
+    assert prove(subject.backend, manifest, None)
+    with pytest.raises(Transient) as failed:
+        prove(subject.backend, manifest, credentials | {"password": "a-wrong-one"})
+    assert "a-wrong-one" not in str(failed.value)
+    subject.backend.teardown(manifest, 1)
+
+
+@pytest.mark.parametrize("verb", ["quarantine", "release"])
+def test_a_worker_whose_claim_is_lost_neither_closes_nor_opens(subject: Subject, verb: str) -> None:
+    manifest, credentials = subject.provisioned()
+    if verb == "release":
+        subject.backend.quarantine(manifest)
+    before = subject.backend.inspect(manifest)
+
+    def lost() -> None:
+        raise ClaimLost("another worker has it")
+
+    with pytest.raises(ClaimLost):
+        getattr(subject.backend, verb)(manifest, lost)
+    assert subject.backend.inspect(manifest) == before
+    assert subject.can_log_in(credentials) == (verb == "quarantine")
     subject.backend.teardown(manifest, 1)
 
 

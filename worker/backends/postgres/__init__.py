@@ -14,6 +14,7 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `create`    plan, provision, adopt
 - `rights`    what the account must be allowed to do before it adopts
 - `quarantine` no login, no connection, no name
+- `lock`      the lock on an object, taken over from a worker whose claim is lost
 - `notes`     what was there before a quarantine
 - `release`   the end of a quarantine
 - `prove`     a login of the customer's role

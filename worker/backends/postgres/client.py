@@ -18,8 +18,8 @@ from psycopg2 import extensions
 from outbox.errors import Refused, Transient
 from worker.backends.postgres.errors import clean
 
-# How often the attempt is asked whether it still may go on: a restore must not wait for longer than a few of these.
-BEAT_SECONDS = 1.0
+# How often the attempt is asked whether it still may go on. A restore does not wait for that: it ends our sessions.
+BEAT_SECONDS = 2.0
 # A program that moves no byte for so long waits for a customer's code, or for a server that does not answer.
 STALL_SECONDS = 900.0
 # How much of what a program says is kept: its beginning.
@@ -65,9 +65,11 @@ def _version_of(program: Path) -> int | None:
 class Program:
     """One run of a client program: its pipe, and the first words that it said."""
 
-    def __init__(self, argv: Sequence[str | Path], env: Mapping[str, str], beat: Beat) -> None:
+    def __init__(
+        self, argv: Sequence[str | Path], env: Mapping[str, str], beat: Beat, *, may_stall: bool = False
+    ) -> None:
         self.name = Path(argv[0]).name
-        self._beat = beat
+        self._beat, self._may_stall = beat, may_stall
         self._process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own program, no shell
             [str(word) for word in argv],
             stdin=subprocess.PIPE,
@@ -135,7 +137,7 @@ class Program:
     def _watch(self) -> None:
         while not self._over.wait(BEAT_SECONDS) and self._process.poll() is None:
             try:
-                if time.monotonic() - self._moved > STALL_SECONDS:
+                if time.monotonic() - self._moved > STALL_SECONDS and not self._may_stall:
                     raise Transient(f"{self.name} moved nothing for {STALL_SECONDS:.0f} s")
                 self._beat()
             except BaseException as error:  # noqa: BLE001 - raised by the thread that waits for the program
@@ -145,9 +147,11 @@ class Program:
 
 
 @contextmanager
-def running(argv: Sequence[str | Path], env: Mapping[str, str], beat: Beat) -> Iterator[Program]:
+def running(
+    argv: Sequence[str | Path], env: Mapping[str, str], beat: Beat, *, may_stall: bool = False
+) -> Iterator[Program]:
     """Run a program; it is ended with the block, and as soon as `beat` raises, whose error `Program.end` raises."""
-    program = Program(argv, env, beat)
+    program = Program(argv, env, beat, may_stall=may_stall)
     try:
         yield program
     except BaseException:
@@ -159,9 +163,15 @@ def running(argv: Sequence[str | Path], env: Mapping[str, str], beat: Beat) -> I
         program.close()
 
 
-def address(parameters: Mapping[str, str], **more: str) -> tuple[str, dict[str, str]]:
-    """A connection string without its password, which any user of the machine could read, and the environment."""
+def address(parameters: Mapping[str, str], reached: tuple[str, int], **more: str) -> tuple[str, dict[str, str]]:
+    """A connection string without its password, which any user of the machine could read, and the environment.
+
+    `reached` is the host and the port of a session of ours: of several hosts, only one is the primary.
+    """
     words = {**parameters, **more}
+    if "," in words.get("host", "") or "," in words.get("hostaddr", ""):
+        words.pop("hostaddr", None)
+        words["host"], words["port"] = reached[0], str(reached[1])
     password = words.pop("password", None)
     env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
     env |= {name: os.environ[name] for name in ("HOME", "SSL_CERT_FILE", "SSL_CERT_DIR") if name in os.environ}

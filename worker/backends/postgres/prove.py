@@ -21,10 +21,11 @@ def prove(server: Server, manifest: Json, credentials: Json | None) -> Json:
     """Log in with these credentials, and see where that leads; see `worker.backends.prove`.
 
     It goes to the address that the service itself uses: the one of the backends file for customers may not lead there
-    from here. An adopted object has no credentials: then what the catalog shows of it.
+    from here. An adopted object has no credentials: then what the catalog shows of it is enough.
     """
+    shown = _shown(server, manifest)
     if credentials is None:
-        return _shown(server, manifest)
+        return shown
     database, role = manifest["database"], manifest["role"]
     try:
         with closing(_logged_in(server, database, role, credentials["password"])) as session:
@@ -33,16 +34,16 @@ def prove(server: Server, manifest: Json, credentials: Json | None) -> Json:
             limit.start()
             try:
                 with session.cursor() as cursor:
-                    cursor.execute("SELECT session_user, pg_catalog.current_database()")
+                    cursor.execute("SELECT session_user, pg_catalog.current_database(), pg_catalog.pg_is_in_recovery()")
                     seen = cursor.fetchone()
             finally:
                 limit.cancel()
     except psycopg2.Error as error:
         said = f"a login with the credentials on record failed: {describe(error)}"
         raise server.blamed(Unavailable, said, database) from error
-    if seen != (role, database):
+    if seen != (role, database, False):  # of several hosts, another one may have answered than before
         raise Transient(f"a login as {role!r} to {database!r} led to {seen}")
-    return {"logged_in_as": role, "database": database}
+    return shown | {"logged_in_as": role}
 
 
 def _logged_in(server: Server, database: str, role: str, password: str) -> extensions.connection:

@@ -11,7 +11,8 @@ from outbox.rows import Json
 from worker.backends import Absent, Different, Same, Still, always
 from worker.backends.postgres import identity, notes, obstacles
 from worker.backends.postgres.errors import describe
-from worker.backends.postgres.identity import Database, Role
+from worker.backends.postgres.identity import Database, Role, State
+from worker.backends.postgres.lock import take_over
 from worker.backends.postgres.session import Server, Session, afterwards
 
 # A client may connect between "terminate" and "rename": try again, a few times.
@@ -29,10 +30,11 @@ def quarantine(server: Server, manifest: Json, still: Still) -> None:
     identity.must_not_be_protected(server, manifest)
     try:
         with server.connect() as session:
-            session.lock(manifest["database"])
+            still()
+            take_over(session, manifest["database"])
             close(session, manifest, still)
     except Unavailable:
-        still()  # a release has ended our session: then the claim is lost, and the server is not away
+        still()  # another worker has ended our session: then the claim is lost, and the server is not away
         raise
 
 
@@ -51,8 +53,7 @@ def close(session: Session, manifest: Json, still: Still = always, *, forever: b
             return
         case Same():
             pass
-    named = state.named(manifest["database"])
-    ours = named if named is not None and identity.is_ours(named, manifest) else None
+    ours = _to_close(state, manifest)
     still()
     # Before anything that waits for a lock: a transaction of the customer may hold its role's row.
     obstacles.end_sessions(session, ours, state.role, seconds=FIRST_SECONDS)
@@ -68,8 +69,16 @@ def close(session: Session, manifest: Json, still: Still = always, *, forever: b
         _roll_back(session, manifest, ours, state.role, prepared)
     obstacles.must_not_subscribe(session, ours, ours.name)
     obstacles.must_be_ended(left, ours.name)
-    if forever or not prepared:
+    if ours.name == manifest["database"] and (forever or not prepared):
         _insist_on_rename(session, manifest, ours, state.role, still)
+
+
+def _to_close(state: State, manifest: Json) -> Database | None:
+    """The resource's database, unless it is closed under its quarantine's name already."""
+    named, away = (state.named(name) for name in (manifest["database"], identity.dying_name(manifest)))
+    if named is not None and identity.is_ours(named, manifest):
+        return named
+    return away if away is not None and away.open and identity.is_ours(away, manifest) else None
 
 
 def _shut(

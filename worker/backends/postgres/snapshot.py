@@ -50,7 +50,6 @@ def take(server: Server, manifest: Json, write: Write, still: Still) -> Json:
         programs = client.folder(session.server_version)
         door = _Door(session, manifest, database)
         door.close()  # an attempt that died may have left it open
-        door.end_others()
 
         def beat() -> None:
             with session.cursor() as cursor:  # ended by a restore, which takes the lock over
@@ -149,6 +148,16 @@ class _Door:
             obstacles.end_sessions(self._session, self._database, None)
             raise Transient(clean(f"a session of {other[0]!r} came into {self.name!r} while its snapshot was begun"))
 
+    def held_by(self) -> str:
+        """Prepared transactions of the database, in words: they keep their locks, and a dump waits for those."""
+        if not (found := obstacles.prepared(self._session, self.name)):
+            return ""
+        told = ", ".join(f"{gid!r} of {owner!r}" for gid, owner in found[: obstacles.NAMED])
+        return clean(
+            f"; {len(found)} prepared transactions there may hold locks that it needs ({told}): an administrator can"
+            " let sessions in, and end each there with ROLLBACK PREPARED"
+        )
+
     def close_behind(self, name: str, program: client.Program, inside: int) -> None:
         """Wait until the session of that application_name is in, close the door, end all others but `inside`."""
         deadline = time.monotonic() + _ENTER_SECONDS
@@ -191,8 +200,11 @@ def _dump(
     write: Write,
     beat: client.Beat,
 ) -> None:
+    reached = inside.info.host, inside.info.port
     name = f"deprovisioner {secrets.token_hex(8)}"
-    where, env = client.address(server.parameters, dbname=door.name, application_name=name, client_encoding="auto")
+    where, env = client.address(
+        server.parameters, reached, dbname=door.name, application_name=name, client_encoding="auto"
+    )
     argv: list[str | Path] = [programs / "pg_dump", "--format=custom", "--compress=1", "--no-password"]
     argv += [f"--snapshot={seen}", f"--lock-wait-timeout={LOCK_TIMEOUT_MS}", f"--dbname={where}"]
     door.open()
@@ -201,7 +213,7 @@ def _dump(
         while piece := program.read():
             write(piece)
         if program.end() != 0:
-            raise Transient(f"pg_dump failed: {client.words_of(program)}")
+            raise Transient(f"pg_dump failed: {client.words_of(program)}{door.held_by()}")
 
 
 def _restore(server: Server, manifest: Json, password: str, read: Read, still: Still, *sections: str) -> str:
@@ -209,9 +221,9 @@ def _restore(server: Server, manifest: Json, password: str, read: Read, still: S
 
     A statement that fails is no failure: what was restored is compared.
     """
-    where, env = client.address(_as_owner(server, manifest, password).parameters, dbname=manifest["database"])
     with server.connect() as session:
-        programs = client.folder(session.server_version)
+        programs, reached = client.folder(session.server_version), (session.info.host, session.info.port)
+    where, env = client.address(_as_owner(server, manifest, password).parameters, reached)
     argv: list[str | Path] = [
         programs / "pg_restore",
         "--no-password",
@@ -221,7 +233,7 @@ def _restore(server: Server, manifest: Json, password: str, read: Read, still: S
     ]
     argv += ["--no-publications", "--no-subscriptions", "--no-security-labels", "--no-tablespaces"]
     argv += [*sections, f"--dbname={where}"]
-    with client.running(argv, env, still) as program:
+    with client.running(argv, env, still, may_stall=not sections) as program:  # indexes take as long as they take
         while piece := read(client.PIECE):
             if not program.write(piece):
                 break

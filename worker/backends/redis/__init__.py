@@ -15,15 +15,17 @@ keys are replicated, evicted and flushed.
 - `changes`    changes of a user, fenced against workers that stood still
 - `quarantine` quarantine, release, prove
 - `destroy`    teardown
+- `logins`     who tries to log in to a user in quarantine
 - `snapshot`   the final snapshot, and its proof
 - `check`      what is not as it should be on the server
 """
 
+import datetime as dt
 import uuid
 
 from outbox.rows import Json
-from worker.backends import Finding, Observation, Plan, Read, Still, Write, always
-from worker.backends.redis import check, create, destroy, identity, quarantine, snapshot
+from worker.backends import Finding, LoginAttempts, Observation, Plan, Read, Still, Write, always
+from worker.backends.redis import check, create, destroy, identity, logins, quarantine, snapshot
 from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server
 
@@ -80,6 +82,10 @@ class Redis:
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - the generation key fences here
         """See the Protocol."""
         return destroy.teardown(self._server, manifest)
+
+    def login_attempts(self, manifest: Json, since: dt.datetime) -> LoginAttempts | None:
+        """See `worker.backends.login_attempts`."""
+        return logins.login_attempts(self._server, manifest, since)
 
     def snapshot(self, manifest: Json, write: Write, still: Still) -> Json:
         """See `worker.backends.snapshot`."""

@@ -14,7 +14,7 @@ OLDEST = (7, 0)  # the oldest version that tests run on
 NEEDED = (
     *("ping", "select", "info", "config|get", "get", "set", "type", "unlink", "scan", "eval"),
     *("watch", "unwatch", "multi", "exec", "client|kill", "client|setname", "acl|whoami", "acl|cat", "acl|getuser"),
-    *("acl|setuser", "acl|deluser", "acl|list", "acl|users", "acl|save"),
+    *("acl|setuser", "acl|deluser", "acl|list", "acl|log", "acl|users", "acl|save"),
     *("dump", "pexpiretime", "memory|usage", "restore"),
 )
 # Settings that give more to whoever may run commands.

@@ -8,6 +8,7 @@ from typing import Any
 import redis
 from redis import exceptions
 from redis._parsers.resp3 import _RESP3Parser
+from redis._parsers.socket import SocketBuffer
 
 from outbox.errors import BackendError, OutOfService, Refused, SettingsError, Transient, Unavailable
 
@@ -40,6 +41,29 @@ class _Parser(_RESP3Parser):
         return error
 
 
+class _Cut(SocketBuffer):
+    """Reads no text that is longer than a limit: what others wrote may be."""
+
+    longest: int
+
+    def read(self, length: int, *more: Any, **words: Any) -> bytes:
+        if length > self.longest:
+            raise exceptions.InvalidResponse(f"the answer has a text of {length} bytes, and {self.longest} are read")
+        return super().read(length, *more, **words)
+
+
+def _limited(limit: int) -> type[_Parser]:
+    class Cut(_Cut):
+        longest = limit
+
+    class Limited(_Parser):
+        def on_connect(self, connection: Any) -> None:
+            super().on_connect(connection)  # type: ignore[no-untyped-call]
+            self._buffer.__class__ = Cut
+
+    return Limited
+
+
 class Server:
     """One server, reached by a redis:// URL; `protected`: users that are never adopted or torn down.
 
@@ -61,11 +85,17 @@ class Server:
 
     @contextmanager
     def connect(
-        self, *, database: int | None = None, decode: bool = True, account: tuple[str, str] | None = None
+        self,
+        *,
+        database: int | None = None,
+        decode: bool = True,
+        account: tuple[str, str] | None = None,
+        longest: int | None = None,
     ) -> Iterator["Session"]:
         """A client of the primary; its errors come out as Unavailable, Refused or Transient.
 
         `account`: another user than the service's, and its password; such a session needs a `database`.
+        `longest`: bytes; a longer text in an answer ends the session, and is Transient.
         """
         pool = redis.ConnectionPool.from_url(
             self._dsn,
@@ -74,7 +104,7 @@ class Server:
             socket_timeout=TIMEOUT_SECONDS,
             socket_connect_timeout=TIMEOUT_SECONDS,
             client_name="deprovisioner",
-            parser_class=_Parser,
+            parser_class=_Parser if longest is None else _limited(longest),
             protocol=3,
         )
         if database is not None:  # as an argument it would be overridden by the URL's

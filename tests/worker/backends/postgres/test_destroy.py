@@ -156,7 +156,7 @@ def test_the_runbook_lets_a_person_inside_what_is_quarantined_and_the_drop_waits
     pg.query(statement.replace("zz_del_…", dying))
     with closing(psycopg2.connect(extensions.make_dsn(pg.dsn, dbname=dying))) as inside:
         inside.cursor().execute("SELECT 1")
-        with pytest.raises(Transient, match="being accessed by other users"):
+        with pytest.raises(Transient, match=f"pid {inside.info.backend_pid} of 'postgres'"):
             backend.teardown(provisioned, 1)
     backend.teardown(provisioned, 2)
     assert isinstance(backend.inspect(provisioned), Absent)

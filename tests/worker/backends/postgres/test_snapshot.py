@@ -11,6 +11,7 @@ import psycopg2
 import pytest
 
 from outbox.errors import ClaimLost, Refused, Transient
+from outbox.kinds.postgres import KIND
 from tests.support import accounts
 from tests.support.customers import Customer, a_customer
 from tests.support.snapshots import Sink, nothing_of_scratch
@@ -70,6 +71,18 @@ def test_a_dump_that_was_cut_is_not_equal(backend: Postgres, pg: PgServer) -> No
         backend.verify_snapshot(customer.manifest, sink.read, source, always)
     nothing_of_scratch(pg, customer.manifest)
     backend.teardown(customer.manifest, 1)
+
+
+def test_a_value_that_changed_on_its_way_is_no_proof(backend: Postgres, pg: PgServer) -> None:
+    customer, other = a_customer(backend), a_customer(backend)
+    filled(customer, "CREATE TABLE t (a int)", "INSERT INTO t VALUES (1)")
+    filled(other, "CREATE TABLE t (a int)", "INSERT INTO t VALUES (2)")
+    sink, _ = taken(backend, customer.manifest)
+    _, elsewhere = taken(backend, other.manifest)
+    with pytest.raises(Transient, match="has other contents"):
+        backend.verify_snapshot(customer.manifest, sink.read, elsewhere, always)
+    for one in (customer, other):
+        backend.teardown(one.manifest, 1)
 
 
 # What the service may do, and no customer: each is tried by the code of the dump as it is restored.
@@ -138,7 +151,7 @@ def test_a_restore_that_a_customer_s_code_holds_up_is_ended(
     filled(
         customer,
         "CREATE FUNCTION slow() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN"
-        " IF current_database() LIKE 'zz_scratch%' THEN PERFORM pg_sleep(600); END IF; RETURN true; END $$",
+        " IF current_database() LIKE 'zz_scratch%' THEN PERFORM pg_sleep(20); END IF; RETURN true; END $$",
         "CREATE TABLE t (a int CHECK (slow()))",
         "INSERT INTO t VALUES (1)",
     )
@@ -147,6 +160,26 @@ def test_a_restore_that_a_customer_s_code_holds_up_is_ended(
         backend.verify_snapshot(customer.manifest, sink.read, source, always)
     nothing_of_scratch(pg, customer.manifest)
     backend.teardown(customer.manifest, 1)
+
+
+def test_indexes_of_a_new_resource_may_take_long(
+    backend: Postgres, pg: PgServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer, plan = a_customer(backend), backend.plan(uuid.uuid4(), uuid.uuid4())
+    filled(
+        customer,
+        "CREATE FUNCTION slow(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS"
+        " $$ BEGIN PERFORM pg_sleep(3); RETURN 1; END $$",
+        "CREATE TABLE t AS SELECT 1 AS a",
+        "CREATE INDEX i ON t (slow(a))",
+    )
+    sink, _ = taken(backend, customer.manifest)
+    new = backend.provision(plan.manifest, plan.credentials)
+    monkeypatch.setattr(client, "STALL_SECONDS", 1.0)
+    assert backend.restore_snapshot(new, plan.credentials, sink.read, always) == {}
+    assert pg.query("SELECT count(*) FROM pg_indexes WHERE indexname = 'i'", database=new["database"]) == [(1,)]
+    for one in (customer.manifest, new):
+        backend.teardown(one, 1)
 
 
 def test_a_right_that_is_missing_is_named_with_its_statement(backend: Postgres, pg: PgServer) -> None:
@@ -192,6 +225,21 @@ def test_a_client_older_than_the_server_is_refused(
     with pytest.raises(Refused, match=r"no pg_dump of version 18 or later .*is of version 14"):
         client.folder(180006)
     assert client.folder(140000) == tmp_path
+
+
+def test_a_door_is_closed_again_where_no_dump_came_in(
+    backend: Postgres, pg: PgServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "pg_dump").write_text("#!/bin/sh\necho 'no such library' >&2\nexit 127\n")
+    (tmp_path / "pg_dump").chmod(0o755)
+    monkeypatch.setattr(client, "folder", lambda _: tmp_path)
+    customer = a_customer(backend)
+    backend.quarantine(customer.manifest)
+    with pytest.raises(Transient, match="pg_dump did not come into the database: no such library"):
+        backend.snapshot(customer.manifest, Sink().write, always)
+    dying = f"zz_del_{customer.manifest['generation']}"
+    assert pg.query("SELECT datallowconn FROM pg_database WHERE datname = %s", dying) == [(False,)]
+    backend.teardown(customer.manifest, 1)
 
 
 def test_a_restore_ends_a_dump_at_once(backend: Postgres, pg: PgServer) -> None:
@@ -279,3 +327,35 @@ def test_a_session_that_comes_in_as_the_dump_begins_is_ended_and_the_dump_with_i
     assert pg.query("SELECT datallowconn FROM pg_database WHERE datname = %s", dying) == [(False,)]
     pg.query(f"DROP ROLE {guest}")
     backend.teardown(customer.manifest, 1)
+
+
+def test_a_database_that_was_adopted_is_taken_with_the_rights_of_its_adoption(
+    anywhere: tuple[Postgres, PgServer],
+) -> None:
+    backend, pg = anywhere
+    app, name, generation = f"app_{uuid.uuid4().hex}", f"adopted_{uuid.uuid4().hex}", uuid.uuid4()
+    pg.query(f"CREATE ROLE {app} LOGIN")
+    accounts.adoptable(pg, name, app)
+    pg.query(f"SET ROLE {app}; CREATE TABLE theirs AS SELECT 1 AS a; SELECT lo_from_bytea(0, 'x')", database=name)
+    for role in (None, app):
+        manifest = KIND.manifest(database=name, role=role, generation=str(generation))
+        adopted = backend.adopt(manifest, generation)
+        sink, source = taken(backend, adopted)
+        seen = backend.verify_snapshot(adopted, sink.read, source, always)
+        assert (seen["rows"], seen["large_objects"]) == (1, 1)
+        nothing_of_scratch(pg, adopted)
+        backend.release(adopted)
+    backend.teardown(adopted, 1)
+    assert not pg.bears({"database": name, "role": app, "generation": str(generation)})
+
+
+def test_a_large_object_that_changed_is_no_proof(backend: Postgres) -> None:
+    one, other = a_customer(backend), a_customer(backend)
+    for customer, words in ((one, "x"), (other, "y")):
+        filled(customer, f"SELECT lo_from_bytea(4711, '{words}')")
+    sink, _ = taken(backend, one.manifest)
+    _, elsewhere = taken(backend, other.manifest)
+    with pytest.raises(Transient, match="the large objects has other contents"):
+        backend.verify_snapshot(one.manifest, sink.read, elsewhere, always)
+    for customer in (one, other):
+        backend.teardown(customer.manifest, 1)

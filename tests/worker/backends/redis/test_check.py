@@ -44,7 +44,9 @@ def test_rights_too_few_or_too_many_are_found_and_the_statement_mends_them(own: 
     assert _found(backend) == []
     rules, code, words = WRONG[wrong]
     own.client.execute_command("ACL", "SETUSER", name, *rules.split())
-    (finding,) = _found(backend)
+    found = _found(backend)
+    assert len(found) == 1
+    finding = found[0]
     assert (finding.code, words in finding.what) == (code, True), finding
     own.client.execute_command(*finding.mend.split())
     assert _found(backend) == []
@@ -57,7 +59,9 @@ def _found(backend: Redis) -> list[Finding]:
 
 def test_a_default_user_without_a_password_is_found(own: RedisServer) -> None:
     backend = Redis(own.service_dsn)
-    (finding,) = backends.check(backend)
+    found = backends.check(backend)
+    assert len(found) == 1
+    finding = found[0]
     assert (finding.code, finding.mend) == ("public_connect", "ACL SETUSER default resetpass >…; ACL SAVE")
     own.client.execute_command("ACL", "SETUSER", "default", "resetpass", ">p")
     try:
@@ -67,7 +71,9 @@ def test_a_default_user_without_a_password_is_found(own: RedisServer) -> None:
 
 
 def test_the_default_user_as_the_service_s_has_too_many_rights(own: RedisServer) -> None:
-    (finding,) = _found(Redis(own.url))
+    found = _found(Redis(own.url))
+    assert len(found) == 1
+    finding = found[0]
     assert finding.code == "rights_too_many"
     assert "docs/production.md" in finding.mend, "not an ACL SETUSER that shuts the administrator out"
 

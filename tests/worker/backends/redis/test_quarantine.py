@@ -330,6 +330,12 @@ def test_no_proof_without_a_login(own: RedisServer, ours: Redis, made: dict[str,
             ours.prove(made, credentials)
 
 
+def test_no_proof_of_what_is_not_ours(ours: Redis, made: dict[str, Any]) -> None:
+    for other in ({"generation": str(uuid.uuid4())}, {"server": "another"}):
+        with pytest.raises(Refused):
+            ours.prove(made | other, made)
+
+
 def test_a_server_that_quotes_a_password_is_not_quoted(
     own: RedisServer, ours: Redis, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
