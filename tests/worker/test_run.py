@@ -104,11 +104,13 @@ def test_a_locked_resource_delays_no_other_job(db: Connection, connect: Any) -> 
     holder.cursor().execute("SELECT FROM resources WHERE id = %s FOR UPDATE", (str(held.resource_id),))
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(Run(held, Shelf(), worker="w1", batches=batches))
-        eventually(lambda: waits_for_a_lock(db), what="its job waits for the row alone")
-        going = pool.submit(Run(free, Shelf(), worker="w1", batches=batches))
-        assert wait([going], database.LOCK_TIMEOUT_MS / 2000).done, "the other job ends before that wait times out"
-        assert (job(db, free.id).state, waiting.done()) == ("succeeded", False)
-        holder.commit()
+        try:
+            eventually(lambda: waits_for_a_lock(db), what="its job waits for the row alone")
+            going = pool.submit(Run(free, Shelf(), worker="w1", batches=batches))
+            assert wait([going], database.LOCK_TIMEOUT_MS / 2000).done, "the other job ends before that wait times out"
+            assert (job(db, free.id).state, waiting.done()) == ("succeeded", False)
+        finally:  # or the pool would wait for that wait's timeout
+            holder.commit()
         waiting.result(20)
     assert job(db, held.id).state == "succeeded"
 
