@@ -125,7 +125,7 @@ def snapshots_restore(snapshot_id: int, name: str, backend: str | None, as_json:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    return os.open(path, flags, 0o600)
 
 
 def _kept(snapshot_id: int) -> "Snapshot":

@@ -37,7 +37,7 @@ GUARDS_OF_SNAPSHOTS = (
         ),
         (
             "store: a link is not followed",
-            " | os.O_NOFOLLOW",
+            " | os.O_EXCL",
             "",
             "test_a_link_in_the_place_of_a_new_object_is_not_followed",
         ),

@@ -107,4 +107,4 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _new(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    return os.open(path, flags | os.O_EXCL, 0o600)
