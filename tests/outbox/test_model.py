@@ -102,6 +102,12 @@ MUTANTS = {
     "fence of a rollback": ("_ROLLBACK", " AND fence = :fence", ""),
     "growing fence": ("_CLAIM", "fence = fence + 1, attempts", "fence = greatest(fence, 1), attempts"),
     "fence of a heartbeat": ("_HEARTBEAT", " AND outbox.fence = asked.fence", ""),
+    "time of a start": ("_START_DEPROVISION", "coalesce(purge_at <= clock_timestamp(), true)", "true"),
+    "mark before a restore": (
+        "_RESTORE",
+        "started_step IS DISTINCT FROM 'destroy' AND (step IS NOT NULL OR started_fence IS NULL)",
+        "true",
+    ),
 }
 
 
