@@ -107,7 +107,7 @@ def worker() -> None:
 )
 @as_json_option
 def demo(resources: int, deletes: int, as_json: bool) -> None:
-    """Watch the main job on real servers: many DELETEs at once, a killed worker, and the servers' own records."""
+    """Watch the main job on real servers: DELETEs taken back, storms of them, a killed worker."""
     from deprovisioner.demo.story import Demo
 
     if not Demo(resources, deletes, as_json=as_json).run():

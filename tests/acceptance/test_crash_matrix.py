@@ -70,6 +70,10 @@ QUICK = {
         "deprovision": ("start", "DROP DATABASE name", "EVAL UNLINK", "complete"),
         "provision": ("start", "CREATE DATABASE name TEMPLATE", "SET generation key", "activate"),
         "delete (API)": ("enqueue",),
+        "restore (API)": ("restore",),
+        "quarantine, then restore": ("ALTER DATABASE old RENAME", "EXEC ACL SETUSER"),
+        "grace over, then restore": ("start",),
+        "restore": ("COMMIT", "give_back"),
         "worker lost": ("sweep",),
     }.items()
     for kind in ("postgres", "redis")

@@ -15,12 +15,15 @@ from typing import Any
 
 import httpx
 import psycopg2
+import pytest
 import redis
 import sqlalchemy as sa
 from sqlalchemy import text
 
 from deprovisioner.up import servers as embedded
 from outbox import credentials, jobs, resources, tokens
+from outbox.errors import TeardownStarted
+from outbox.events import Event
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
 from outbox.states import JobState, StuckReason
@@ -55,15 +58,21 @@ EVENTS = {
     "defer": "deferred",
     "stick": "stuck",
     "rollback": "rolled_back",
+    "advance": "quarantined",
+    "cancel": "cancelled",
+    "restore": "enqueued",
+    "give_back": "restored",
     "sweep": "swept",
     "redrive": "redriven",
     "resolve": "resolved",
 }
 # Every fence is a claim, perhaps a start, and exactly one end.
 _STORY = re.compile(
-    r"enqueued( claimed( started)?( completed| activated| retried| deferred| rolled_back| (stuck|swept)"
-    r"( observed)*( redriven| resolved)?))*"
+    r"enqueued( claimed( started)?( completed| activated| quarantined| restored| retried| deferred| rolled_back"
+    r"| cancelled| (stuck|swept)( observed)*( redriven| resolved)?)| purge_ordered)*( cancelled)?"
 )
+_ENDS = ("completed", "activated", "restored", "rolled_back", "resolved", "cancelled")
+GRACE = 3600
 
 
 class Deletions(threading.Thread):
@@ -154,6 +163,31 @@ class Install:
         manifest = self.backends[kind].provision(planned, login)
         jobs.activate(self.db, claim, worker="test", manifest=manifest)
         return claim.resource_id
+
+    def deleted(self, resource: uuid.UUID | None, grace: float) -> None:
+        """A DELETE with a grace."""
+        assert resource
+        asked = jobs.Delete(resource, "test", grace=grace, may_purge=True)
+        with self.engine.connect() as db:
+            assert jobs.enqueue_all(db, [asked])
+
+    def quarantine(self, kind: str) -> None:
+        """Do the first step of what is due."""
+        claim = self.claim(kind)
+        assert claim.manifest
+        jobs.start(self.db, claim, worker="test")
+        self.backends[kind].quarantine(claim.manifest)
+        jobs.advance(self.db, claim, worker="test", event=Event.QUARANTINED, seen={"there": True})
+
+    def purge(self, resource: uuid.UUID | None) -> None:
+        assert resource
+        with self.engine.execution_options(isolation_level="READ COMMITTED").begin() as db:
+            jobs.purge(db, resource, actor="test", reason="no use for it")
+
+    def restore(self, resource: uuid.UUID | None) -> None:
+        assert resource
+        with self.engine.execution_options(isolation_level="READ COMMITTED").begin() as db:
+            assert jobs.restore(db, resource, actor="test", reason="a mistake").won
 
     def lapse(self) -> None:
         """The leases of all running jobs pass."""
@@ -302,7 +336,7 @@ class Story:
 
     def job(self, kind: str | None = None) -> Any:
         return self.install.ask(
-            "SELECT * FROM outbox WHERE resource_id = :id AND kind = :kind",
+            "SELECT * FROM outbox WHERE resource_id = :id AND kind = :kind ORDER BY id",
             id=self.resource,
             kind=kind or self.job_kind,
         )[0]
@@ -352,7 +386,8 @@ class Story:
         held = self.install.ask("SELECT id, state FROM outbox WHERE state = 'running' OR lease_expires_at IS NOT NULL")
         assert held == []
         told = self.install.ask("SELECT * FROM outbox WHERE resource_id = :id", id=self.resource)
-        assert Counter(job.kind for job in told) <= Counter(["provision", "deprovision"])
+        done = [job.kind for job in told if job.state != "cancelled" or job.kind == "provision"]
+        assert Counter(done) <= Counter(["provision", "deprovision", "restore"])
         for job in told:
             events = self.install.ask("SELECT * FROM events WHERE job_id = :id ORDER BY id", id=job.id)
             words = [e.event for e in events]
@@ -363,10 +398,11 @@ class Story:
             for e in events:
                 fence += e.event == "claimed"
                 assert e.fence == fence, (words, e)
-            fresh = words[len(words) - words[::-1].index("redriven") :] if "redriven" in words else words
+            begun = [n for n, word in enumerate(words) if word in ("redriven", "quarantined")]
+            fresh = words[begun[-1] :] if begun else words
             assert job.attempts == fresh.count("claimed") - fresh.count("deferred"), words
-            assert sum(word in ("completed", "activated", "rolled_back", "resolved") for word in words) == 1, words
-            if job.kind == "deprovision":
+            assert sum(word in _ENDS for word in words) == 1, words
+            if job.kind == "deprovision" and job.state == "succeeded":
                 (seen,) = [e.detail["seen"] for e in events if e.event in ("completed", "resolved")]
                 assert seen, "deleted without evidence"
                 assert seen.get("never_made") or not (seen.get("databases") or seen.get("role") or seen.get("user"))
@@ -419,6 +455,18 @@ class Story:
         tenant.close()
         assert f"user {login['user']} " in self.install.acl_file.read_text(), "a restart would lose it"
 
+    def serves(self) -> None:
+        """What `use` left is there for the customer's own login, the one on record."""
+        login = self.login()
+        if self.kind == "postgres":
+            with _connected(login["dsn"]) as session, session.cursor() as cursor:
+                cursor.execute("SELECT n FROM t")
+                assert cursor.fetchall() == [(1,)]
+            return
+        tenant = redis.Redis.from_url(login["url"])
+        assert tenant.exists(*[f"{login['prefix']}{n}" for n in range(KEYS)]) == KEYS
+        tenant.close()
+
     def clean_up(self) -> None:
         """A resource that is active at the end can be deleted: it is destroyed once, and nothing is left."""
         if self.ends != "active":
@@ -461,6 +509,116 @@ class Deprovision(Story):
             removed = [self.install.deletions.count[f"{prefix}{n}"] for n in range(KEYS)]
             assert removed == [1] * KEYS, "each key was removed once"
         return outcome
+
+
+class Quarantine(Deprovision):
+    """A resource in use is deleted with a grace: it is cut off, and kept."""
+
+    def delete(self) -> None:
+        self.install.deleted(self.resource, GRACE)
+
+    def effect(self, at: str) -> bool | None:
+        manifest = self.manifest()
+        if self.kind == "redis":
+            off = "off" in self.install.cache.client.acl_getuser(manifest["user"])["flags"]
+            return off if at == "EXEC ACL SETUSER" else None
+        match at:
+            case "COMMIT":
+                asked = "SELECT NOT rolcanlogin FROM pg_roles WHERE rolname = %s"
+                return bool(self.install.pg.query(asked, manifest["role"])[0][0])
+            case "COMMIT#2":
+                asked = "SELECT NOT datallowconn FROM pg_database WHERE datname = %s"
+                return bool(self.install.pg.query(asked, manifest["database"])[0][0])
+            case "COMMIT#3":
+                return manifest["database"] not in self.install.pg.databases()
+        return None
+
+    def recovered(self) -> None:
+        self.eventually(lambda: (self.job().step, self.job().state) == ("wait", "pending"), f"{self.cell}: it waits")
+
+    def judged(self, arrow: str | None) -> Outcome:
+        login = self.login()
+        with pytest.raises((psycopg2.OperationalError, redis.AuthenticationError)):
+            psycopg2.connect(login["dsn"]) if self.kind == "postgres" else redis.Redis.from_url(login["url"]).ping()
+        assert (self.status(), self.destroyed()) == ("deleting", 0)
+        claims = self.job().fence
+        self.install.purge(self.resource)
+        self.until("deleted")
+        self.check_history()
+        self.nothing_left()
+        assert self.destroyed() == 1
+        return Outcome("deleting", 0, claims, arrow=arrow)
+
+
+class QuarantineThenRestore(Quarantine):
+    """The worker crashes in the quarantine, and the resource is restored before another worker goes on."""
+
+    ends = "active"
+
+    def meanwhile(self) -> None:
+        self.install.restore(self.resource)
+
+    def recovered(self) -> None:
+        self.until("active")
+
+    def judged(self, arrow: str | None) -> Outcome:
+        self.check_history()
+        self.serves()
+        assert self.destroyed() == 0
+        return Outcome("active", 0, self.job().fence, arrow=arrow)
+
+    def clean_up(self) -> None:
+        Deprovision.delete(self)
+        self.until("deleted")
+        self.nothing_left()
+        assert self.destroyed() == 1
+
+
+class GraceOver(Deprovision):
+    """The grace of a resource in quarantine is over."""
+
+    def delete(self) -> None:
+        self.install.deleted(self.resource, GRACE)
+        self.install.quarantine(self.kind)
+        self.install.purge(self.resource)
+
+
+class GraceOverThenRestore(GraceOver):
+    """The same, and it is restored before another worker goes on: until the destruction has started that works."""
+
+    def meanwhile(self) -> None:
+        if (self.cell.at, self.cell.moment) == ("start", "after"):
+            with pytest.raises(TeardownStarted):
+                self.install.restore(self.resource)
+        else:
+            self.install.restore(self.resource)
+            self.ends = "active"
+
+    def judged(self, arrow: str | None) -> Outcome:
+        if self.ends == "deleted":
+            return super().judged(arrow)
+        return QuarantineThenRestore.judged(self, arrow)  # type: ignore[arg-type]
+
+    def clean_up(self) -> None:
+        if self.ends == "active":
+            QuarantineThenRestore.clean_up(self)  # type: ignore[arg-type]
+
+
+class Restore(QuarantineThenRestore):
+    """A resource in quarantine is given back."""
+
+    job_kind = "restore"
+
+    def effect(self, at: str) -> bool | None:
+        shut = super().effect({"COMMIT": "COMMIT#3"}.get(at, at))
+        return None if shut is None else not shut
+
+    def delete(self) -> None:
+        self.install.deleted(self.resource, GRACE)
+        self.install.quarantine(self.kind)
+        self.install.restore(self.resource)
+
+    def meanwhile(self) -> None: ...
 
 
 class Provision(Story):
@@ -760,6 +918,22 @@ class Delete(_Api, Deprovision):
         assert answer.json()["job"]["id"] == self.job().id
 
 
+class RestoreApi(_Api, Restore):
+    def delete(self) -> None:
+        self.install.deleted(self.resource, GRACE)
+        self.install.quarantine(self.kind)
+
+    def request(self, caller: httpx.Client) -> httpx.Response:
+        return caller.post(f"/v1/resources/{self.resource}/restore", json={"reason": "a mistake"})
+
+    def answered(self, answer: httpx.Response) -> None:
+        landed = self.cell.moment == "after"
+        assert (answer.status_code, answer.json()["job"]["id"]) == (200 if landed else 202, self.job().id)
+
+    def meanwhile(self) -> None:
+        _Api.meanwhile(self)
+
+
 class Redrive(_Api, Deprovision):
     role = "operator"
 
@@ -831,6 +1005,12 @@ STORIES: dict[str, type[Story]] = {
     "adoption": Adoption,
     "register (API)": Register,
     "delete (API)": Delete,
+    "restore (API)": RestoreApi,
+    "quarantine": Quarantine,
+    "quarantine, then restore": QuarantineThenRestore,
+    "grace over": GraceOver,
+    "grace over, then restore": GraceOverThenRestore,
+    "restore": Restore,
     "redrive (API)": Redrive,
     "resolve (API)": Resolve,
     "resolve of a birth (API)": ResolveProvision,

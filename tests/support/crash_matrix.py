@@ -51,7 +51,6 @@ STEPS: dict[tuple[str, str], tuple[str, ...]] = {
         "claim",
         "start",
         "EXEC ACL SETUSER",
-        "CLIENT KILL",
         "ACL SAVE",
         "EVAL UNLINK",
         "EVAL UNLINK#2",
@@ -59,6 +58,62 @@ STEPS: dict[tuple[str, str], tuple[str, ...]] = {
         "ACL SAVE#2",
         "EVAL UNLINK#3",
         "complete",
+    ),
+    ("quarantine", "postgres"): (
+        "claim",
+        "start",
+        "heartbeat",
+        "end sessions",
+        "BEGIN",
+        "ALTER ROLE role NOLOGIN",
+        "COMMENT ON ROLE name",
+        "COMMIT",
+        "BEGIN#2",
+        "ALTER DATABASE name ALLOW_CONNECTIONS",
+        "COMMENT ON DATABASE name",
+        "COMMIT#2",
+        "end sessions#2",
+        "heartbeat#2",
+        "BEGIN#3",
+        "ALTER DATABASE name ALLOW_CONNECTIONS#2",
+        "ALTER DATABASE old RENAME",
+        "COMMIT#3",
+        "advance",
+    ),
+    ("quarantine", "redis"): (
+        "claim",
+        "start",
+        "ACL DELUSER",
+        "EVAL SET",
+        "heartbeat",
+        "EXEC ACL SETUSER",
+        "ACL SAVE",
+        "advance",
+    ),
+    ("restore", "postgres"): (
+        "claim",
+        "start",
+        "heartbeat",
+        "heartbeat#2",
+        "end sessions",
+        "BEGIN",
+        "ALTER DATABASE old RENAME",
+        "ALTER DATABASE name ALLOW_CONNECTIONS",
+        "COMMENT ON DATABASE name",
+        "ALTER ROLE role LOGIN",
+        "COMMENT ON ROLE name",
+        "COMMIT",
+        "give_back",
+    ),
+    ("restore", "redis"): (
+        "claim",
+        "start",
+        "ACL DELUSER",
+        "EVAL SET",
+        "heartbeat",
+        "EXEC ACL SETUSER",
+        "ACL SAVE",
+        "give_back",
     ),
     ("provision", "postgres"): (
         "claim",
@@ -111,6 +166,12 @@ _OTHERS: dict[tuple[str, str], tuple[str, ...]] = {
     ("register (API)", "redis"): ("register",),
     ("delete (API)", "postgres"): ("enqueue",),
     ("delete (API)", "redis"): ("enqueue",),
+    ("restore (API)", "postgres"): ("cancel", "restore"),
+    ("restore (API)", "redis"): ("cancel", "restore"),
+    ("grace over", "postgres"): ("claim", "start", "complete"),
+    ("grace over", "redis"): ("claim", "start", "complete"),
+    ("grace over, then restore", "postgres"): ("claim", "start"),
+    ("grace over, then restore", "redis"): ("claim", "start"),
     ("redrive (API)", "postgres"): ("redrive",),
     ("resolve (API)", "postgres"): ("resolve",),
     ("resolve (API)", "redis"): ("resolve",),
@@ -167,9 +228,11 @@ class Outcome:
 
 
 def _cells() -> Iterable[Cell]:
-    # Each moment of a provision twice: left alone afterwards, and deleted before another worker finishes it.
-    deleted = {("provision, then DELETE", kind): steps for (s, kind), steps in STEPS.items() if s == "provision"}
-    for (story, kind), steps in (_OTHERS | STEPS | deleted).items():
+    # Each moment of a provision twice: left alone afterwards, and deleted before another worker finishes it. So too
+    # each moment of a quarantine: left alone, and restored.
+    again = {"provision": "provision, then DELETE", "quarantine": "quarantine, then restore"}
+    overtaken = {(again[story], kind): steps for (story, kind), steps in STEPS.items() if story in again}
+    for (story, kind), steps in (_OTHERS | STEPS | overtaken).items():
         for at in steps:
             for moment in ("before", "after"):
                 yield Cell(story, kind, at, moment)

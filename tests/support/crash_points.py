@@ -40,15 +40,15 @@ _ALSO = {
     "enqueue_all": (jobs, "enqueue"),
     "start_all": (jobs, "start"),
     "complete_all": (jobs, "complete"),
-    "restore_all": (jobs, "cancel"),
     "start_provision": (jobs, "start"),
     "heartbeat": (jobs, "heartbeat"),
     "register": (resources, "register"),
     "trip": (breakers, "open breaker"),
     "close": (breakers, "close breaker"),
 }
-# A teardown is cancelled by the first statement of a restore.
-CONTROL = {t.name: (jobs, t.name) for t in TRANSITIONS if t.name != "cancel"} | _ALSO
+# Two statements of one function, and of one transaction.
+_TOGETHER = ("cancel", "restore")
+CONTROL = {t.name: (jobs, t.name) for t in TRANSITIONS if t.name not in _TOGETHER} | _ALSO
 # A brake's count, inside the transaction of a start.
 _COUNTS = "INSERT INTO brake_starts"
 _WRITES = {"SET", "ACL SETUSER", "ACL SAVE", "ACL DELUSER", "CLIENT KILL", "EVAL"}
@@ -101,13 +101,16 @@ class _Reach:
 
 
 def _around_transitions(reach: _Reach) -> None:
-    """The first statement of a transition's function is its boundary; one that changed no row has no `after`."""
+    """The first statement of a transition's function is its boundary; one that changed no row has no `after`.
+
+    What comes after a statement of a restore is after its transaction's commit.
+    """
     inside: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("inside", default=None)
 
-    def named(name: str, honest: Callable[..., Any]) -> Callable[..., Any]:
+    def named(honest: Callable[..., Any], *names: str) -> Callable[..., Any]:
         @functools.wraps(honest)
         def wrapped(*args: Any, **words: Any) -> Any:
-            token = inside.set([name])
+            token = inside.set([*reversed(names)])
             try:
                 return honest(*args, **words)
             finally:
@@ -118,27 +121,37 @@ def _around_transitions(reach: _Reach) -> None:
     for function, (module, name) in CONTROL.items():
         honest = getattr(module, function)
         for place in (module, sys.modules[honest.__module__]):  # a package's own modules call each other's
-            setattr(place, function, named(name, honest))
+            setattr(place, function, named(honest, name))
+    together = named(jobs.restore_all, *_TOGETHER)
+    for place in (jobs, sys.modules[jobs.restore_all.__module__]):
+        place.restore_all = together  # type: ignore[attr-defined]
 
     @event.listens_for(sqlalchemy.Engine, "before_cursor_execute")
     def before(_: Any, __: Any, statement: str, *___: Any) -> None:
         if statement.startswith("PREPARE "):
             return
         if waiting := inside.get():
-            reach("before", waiting[0])
+            reach("before", waiting[-1])
         elif _COUNTS in statement:
             reach("before", "count")
 
     @event.listens_for(sqlalchemy.Engine, "after_cursor_execute")
-    def after(_: Any, cursor: Any, statement: str, *__: Any) -> None:
+    def after(session: Any, cursor: Any, statement: str, *__: Any) -> None:
         if statement.startswith("PREPARE "):
             return
         if waiting := inside.get():
             name = waiting.pop()
-            if cursor.rowcount > 0:
+            if cursor.rowcount > 0 and name in _TOGETHER:
+                session.info.setdefault("together", []).append(name)
+            elif cursor.rowcount > 0:
                 reach("after", name)
         elif _COUNTS in statement:
             reach("after", "count")
+
+    @event.listens_for(sqlalchemy.Pool, "checkin")
+    def committed(_: Any, record: Any) -> None:
+        for name in record.info.pop("together", []):
+            reach("after", name)
 
 
 def _around_postgres(reach: _Reach) -> None:

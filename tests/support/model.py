@@ -7,6 +7,7 @@ from outbox.errors import (
     Busy,
     ClaimLost,
     Conflict,
+    Early,
     FenceMismatch,
     Held,
     JobNotStuck,
@@ -23,9 +24,13 @@ Verdict = str | type[StartRefused]
 # The event that each verb of a worker writes, and the state it leaves its job in.
 EVENT = {"start": "started", "start_provision": "started", "complete": "completed", "activate": "activated"}
 EVENT |= {"retry": "retried", "defer": "deferred", "stick": "stuck", "rollback": "rolled_back", "note_late": "late"}
+EVENT |= {"advance": "quarantined", "give_back": "restored"}
 LEAVES = {"complete": "succeeded", "activate": "succeeded", "retry": "pending", "defer": "pending"}
-LEAVES |= {"stick": "stuck", "rollback": "cancelled"}
+LEAVES |= {"stick": "stuck", "rollback": "cancelled", "advance": "pending", "give_back": "succeeded"}
+# The status of a resource for which a job of a kind starts.
+WANTED = {"provision": "provisioning", "deprovision": "deleting", "restore": "restoring"}
 FINAL = ("succeeded", "cancelled")
+GIVEN_UP = "it cannot be given back"  # what an operator says who gives a restore up
 
 
 @dataclass
@@ -43,11 +48,21 @@ class Job:
     started_fence: int | None = None
     alive: bool = False
     held_by: int | None = None
+    step: str | None = None
+    started_step: str | None = None
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is the one job of its kind that its resource may have."""
+        return self.state not in {"deprovision": ("cancelled",), "restore": FINAL}.get(self.kind, ())
 
 
 @dataclass
 class Resource:
-    """What a row of resources must look like. `label` is the name that its object has on the server."""
+    """What a row of resources must look like. `label` is the name that its object has on the server.
+
+    `early`: its `purge_at` is still to come.
+    """
 
     id: str
     generation: str
@@ -57,6 +72,7 @@ class Resource:
     status: str = "provisioning"
     activated: bool = False
     expired: bool = False
+    early: bool = False
 
 
 class Model:
@@ -71,8 +87,15 @@ class Model:
         self.looks: dict[tuple[int, int], str] = {}  # job, fence: what was found a moment ago
 
     def of(self, resource_id: object, kind: str) -> Job | None:
-        """The resource's job of a kind; there is never a second."""
-        return next((j for j in self.jobs.values() if (j.resource, j.kind) == (str(resource_id), kind)), None)
+        """The resource's job of a kind; there is never a second that lasts."""
+        among = (j for j in self.jobs.values() if j.lasts)
+        return next((j for j in among if (j.resource, j.kind) == (str(resource_id), kind)), None)
+
+    def restorable(self, resource: Resource) -> bool:
+        """Whether a restore takes its teardown back now."""
+        job = self.of(resource.id, "deprovision")
+        open_ = job is not None and job.state not in FINAL and job.started_step != "destroy"
+        return open_ and resource.status == "deleting" and resource.activated
 
     def lives(self, claim: Claim) -> bool:
         """Whether the claim is valid: its fence stands, and its lease has not passed."""
@@ -90,13 +113,17 @@ class Model:
                 return ClaimLost
             if job.started_fence == job.fence:
                 return LANDED
-            if resource.status != ("deleting" if verb == "start" else "provisioning"):
+            if resource.status != WANTED[job.kind]:
                 return Unwanted
-            if self.holds:
+            if self.holds and job.kind != "restore":
                 return Held
             others = [j for j in self.jobs.values() if j.resource == job.resource and j is not job]
-            return Busy if any(other.state == "running" for other in others) else MOVES
+            if any(other.state == "running" for other in others):
+                return Busy
+            return Early if job.step in ("wait", "destroy") and resource.early else MOVES
         may = {
+            "advance": job.step == "quarantine" and job.started_fence == job.fence,
+            "give_back": job.kind == "restore" and job.started_fence == job.fence and resource.status == "restoring",
             "complete": job.kind == "deprovision" and resource.status == "deleting",
             "activate": job.kind == "provision" and resource.status in ("provisioning", "deleting"),
             "retry": job.attempts < job.max_attempts,
@@ -114,6 +141,8 @@ class Model:
             return FenceMismatch if job.state == "stuck" else JobNotStuck
         if job.kind == "provision":
             return MOVES if self.resources[job.resource].status in ("deleting", "deleted") else StillWanted
+        if job.kind == "restore":
+            return MOVES
         found = self.looks.get((job.id, job.fence))
         return MOVES if found == "absent" else NotObserved if found is None else StillThere
 
@@ -132,10 +161,11 @@ class Model:
             case "claimed":
                 assert job.state == "pending", f"claimed: {job}"
                 job.state, job.fence, job.attempts, job.alive = "running", job.fence + 1, job.attempts + 1, True
+                job.started_step = None if job.started_step == "quarantine" else job.started_step
             case "swept":
                 assert job.state == "running", f"swept: {job}"
                 assert not job.alive, f"swept with a living lease: {job}"
-                spent = job.kind != "provision" and job.attempts >= job.max_attempts
+                spent = job.kind == "deprovision" and job.attempts >= job.max_attempts
                 self._put(job, "stuck" if spent else "pending", "attempts_exhausted" if spent else None)
                 assert detail["state"] == job.state
             case "redriven":
@@ -151,35 +181,59 @@ class Model:
                 assert detail["state"] == job.state
                 if job.kind == "deprovision":
                     resource.status = "deleted"
+            case "cancelled":
+                assert self.restorable(resource), f"restored: {job}, {resource}"
+                assert job is self.of(resource.id, "deprovision")
+                self._put(job, "cancelled")
+                job.held_by = None
+                resource.status, resource.early, resource.expired = "restoring", False, False
+            case "purge_ordered":
+                assert resource.status == "deleting", f"purged: {resource}"
+                assert resource.early, f"purged: {resource}"
+                assert job is self.of(resource.id, "deprovision")
+                resource.early = False
             case "late":
                 assert detail["fence"] <= job.fence
             case _:
                 self._moved(what, job, resource, detail)
 
     def _enqueued(self, event: Json, resource: Resource) -> None:
-        kind = "provision" if self.of(resource.id, "provision") is None else "deprovision"
+        kind = event["kind"]
         assert self.of(resource.id, kind) is None, f"a second {kind} job of {resource}"
         assert event["fence"] == 0
+        step = None
+        if kind == "deprovision":
+            resource.early = "purge_at" in (event["detail"] or {})
+            step = "quarantine" if resource.early else "destroy"
+            assert resource.activated or not resource.early, f"nothing is kept of {resource}"
         if kind == "deprovision" and event["reason"] != "the provision failed":
-            assert resource.status in ("active", "provisioning"), f"a DELETE of {resource}"
+            among = ("restoring",) if event["reason"] == GIVEN_UP else ("active", "provisioning")
+            assert resource.status in among, f"a DELETE of {resource}"
             assert not resource.protected, f"a DELETE of {resource}"
             resource.status = "deleting"
-        assert resource.status == ("provisioning" if kind == "provision" else "deleting")
-        self.jobs[event["job_id"]] = Job(event["job_id"], kind, resource.id, self.max_attempts)
+        assert resource.status == WANTED[kind]
+        self.jobs[event["job_id"]] = Job(event["job_id"], kind, resource.id, self.max_attempts, step=step)
 
     def _moved(self, what: str, job: Job, resource: Resource, detail: Json) -> None:
-        verb = {"started": "start" if job.kind == "deprovision" else "start_provision"}.get(what) or next(
+        verb = {"started": "start_provision" if job.kind == "provision" else "start"}.get(what) or next(
             verb for verb, event in EVENT.items() if event == what
         )
         now = self.verdict(verb, _claim(job))
         assert now == MOVES, f"{what} was allowed, where {verb} should be {now}: {job}, {resource}"
         if what == "started":
             job.started_fence = job.fence
+            if job.kind == "deprovision":
+                job.step = "destroy" if job.step == "wait" else job.step
+                job.started_step = job.step
             return
         self._put(job, LEAVES[verb], detail.get("stuck_reason"))
         if what == "deferred":
             job.attempts -= 1
             job.held_by = detail["hold"] if detail.get("hold") in self.holds else None
+        elif what == "quarantined":
+            job.step, job.attempts = "wait", 0
+        elif what == "restored":
+            resource.status = "active"
         elif what == "completed":
             resource.status = "deleted"
         elif what == "activated" and resource.status == "provisioning":

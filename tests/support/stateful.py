@@ -13,7 +13,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from outbox import credentials, holds, jobs, observations, resources
 from outbox import db as database
@@ -24,12 +24,17 @@ from outbox.errors import (
     JobNotStuck,
     NotActive,
     NotATeardown,
+    NotDeleting,
+    NothingToRestore,
+    Restoring,
     StartRefused,
+    TeardownStarted,
 )
+from outbox.events import Event
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
 from outbox.states import HoldScope, StuckReason
-from tests.support.model import EVENT, FINAL, LANDED, MOVES, Model, Resource, Verdict
+from tests.support.model import EVENT, FINAL, GIVEN_UP, LANDED, MOVES, Model, Resource, Verdict
 from tests.support.stepper import Server, Stepper, Thing
 from worker import observer
 
@@ -41,12 +46,16 @@ _N = st.integers(0, 7)  # which of those that fit; a small number shrinks to the
 _HOW = st.sampled_from(["well", "well", "well", "lost", "unavailable", "transient", "refused", "killed"])
 _RARELY = st.sampled_from([False, False, False, True])
 _SLOTS = st.integers(1, 3)
+_GRACE = st.sampled_from([3600, 3600, 0])
 _SCOPES = {"global": None, "backend": BACKEND, "tenant": "acme", "kind": "postgres"}
 # What may happen next, each with its weight: a method of the machine, and what it is called with.
 _NEXT: list[tuple[int, str, list[st.SearchStrategy[Any]]]] = [
     (6, "work", [_N, st.integers(0, 2), _HOW]),
     (4, "serve", [_SLOTS, st.integers(0, 4)]),
-    (3, "delete", [_N, st.integers(0, 1)]),
+    (3, "delete", [_N, st.integers(0, 1), _GRACE]),
+    (3, "restore", [_N, st.integers(0, 1)]),
+    (1, "purge", [_N]),
+    (1, "a_grace_passes", [_N]),
     (5, "a_successor_comes", [_N, st.integers(0, 3)]),
     (4, "meddle", [_N, st.sampled_from(["start", "start", "start", "end", "retry", "defer", "stick", "rollback"])]),
     (1, "a_lease_passes", [_N]),
@@ -72,7 +81,8 @@ _ROWS = text("""
     SELECT 'job', to_jsonb(outbox) || jsonb_build_object('alive', COALESCE(lease_expires_at > now(), false),
                                                          'due', available_at <= now()) FROM outbox
      UNION ALL
-    SELECT 'resource', to_jsonb(resources) || jsonb_build_object('expired', COALESCE(expires_at <= now(), false))
+    SELECT 'resource', to_jsonb(resources) || jsonb_build_object('expired', COALESCE(expires_at <= now(), false),
+                                                                 'early', COALESCE(purge_at > now(), false))
       FROM resources
      UNION ALL
     SELECT 'breaker', jsonb_build_object('id', backend, 'open', retry_at > now()) FROM breakers
@@ -80,6 +90,10 @@ _ROWS = text("""
     SELECT 'event', to_jsonb(events) FROM events WHERE id > :last""")
 
 Rows = dict[Any, Json]
+
+
+def _delete(db: Connection, asked: jobs.Delete) -> jobs.Enqueued:
+    return jobs.enqueue_all(db, [asked]).get(asked.request_id) or jobs.enqueued_before(db, asked)
 
 
 class _InspectionBackend:
@@ -130,7 +144,7 @@ class Outbox(RuleBasedStateMachine):
                 self.claim(1)
                 self._finish()
             if far == "deleting":
-                self.delete(n, 0)
+                self.delete(n, 0, 3600 * (n % 2))
 
     def register(self, reused: bool, protected: bool, adopted: bool) -> None:
         if sum(resource.status != "deleted" for resource in self.model.resources.values()) >= MOST_RESOURCES:
@@ -155,11 +169,11 @@ class Outbox(RuleBasedStateMachine):
         words: Json = {"protected": do == "protect"}
         if do in ("expire", "never"):
             soon = dt.datetime(2999, 1, 1, tzinfo=dt.UTC) + dt.timedelta(list(self.model.resources).index(resource.id))
-            words = {"sets_expiry": True, "expires_at": soon if do == "expire" else None}
+            words = {"expires_at": soon if do == "expire" else None}
         try:
-            self._ask(resources.change, uuid.UUID(resource.id), **words)
+            self._ask(resources.change, uuid.UUID(resource.id), changes=words)
         except NotActive:
-            assert resource.status in ("deleting", "deleted")
+            assert resource.status in ("deleting", "deleted", "restoring")
         else:
             assert resource.status in ("provisioning", "active")
             resource.protected = words.get("protected", resource.protected)
@@ -167,23 +181,80 @@ class Outbox(RuleBasedStateMachine):
         self._sql("UPDATE resources SET expires_at = expires_at - interval '1000 years' WHERE expires_at > now()")
         self.check()
 
-    def delete(self, which: int, request: int) -> None:
-        """Send the same DELETE twice, with one request id, as after a lost answer."""
+    def delete(self, which: int, request: int, grace: int) -> None:
+        """Send the same DELETE twice, with one request id, as after a lost answer; perhaps as before a restore."""
         resource = self._pick(sorted(self.model.resources.values(), key=lambda r: r.status == "deleted"), which)
         request_id = uuid.uuid5(uuid.NAMESPACE_OID, f"{resource.id}{request}")
+        asked = jobs.Delete(uuid.UUID(resource.id), "api", request_id=request_id, grace=grace, may_purge=True)
         for _ in range(2):
             job = self.model.of(resource.id, "deprovision")
-            wins = resource.status in ("active", "provisioning") and not resource.protected
+            before = [id for id, row in self.rows["job"].items() if row["request_id"] == str(request_id)]
+            free = resource.status in ("active", "provisioning") and not resource.protected
+            wins = free and not before
             try:
-                done = self._ask(jobs.enqueue, uuid.UUID(resource.id), actor="api", request_id=request_id)
-            except DeletionProtected:
-                assert resource.protected
+                done = self._ask(_delete, asked)
+            except (DeletionProtected, Restoring):
+                assert not before
                 assert job is None
+                assert resource.protected or resource.status == "restoring"
                 self.check()
                 return
             self.check(*["enqueued"] * wins)
-            mine = wins or self.rows["job"][done.job.id]["request_id"] == str(request_id)
-            assert (done.won, done.job.id) == (mine, done.job.id if job is None else job.id)
+            mine = wins or bool(before)
+            assert done.won == mine
+            if before:
+                assert [done.job.id] == before
+            elif job is not None:
+                assert done.job.id == job.id
+
+    def restore(self, which: int, request: int) -> None:
+        """Send the same restore twice, as after a lost answer."""
+        resource = self._pick(sorted(self.model.resources.values(), key=lambda r: r.status != "deleting"), which)
+        request_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{resource.id}{request}")
+        for _ in range(2):
+            before = [id for id, row in self.rows["job"].items() if row["request_id"] == str(request_id)]
+            wins = self.model.restorable(resource) and not before
+            wanted: type[Conflict] | None = None
+            if not wins and not before and resource.status not in ("active", "restoring"):
+                wanted = TeardownStarted if resource.activated else NothingToRestore
+            try:
+                with database.transaction() as db:
+                    done = jobs.restore(
+                        db, uuid.UUID(resource.id), actor="api", reason="a mistake", request_id=request_id
+                    )
+                said = None
+            except Conflict as refused:
+                said = type(refused)
+            assert said is wanted, f"a restore of {resource} said {said}, and should have been {wanted}"
+            self.check(*["cancelled", "enqueued"] * wins)
+            assert said or done.won == (wins or bool(before))
+
+    def purge(self, which: int) -> None:
+        """An operator brings the destruction forward."""
+        resource = self._pick(sorted(self.model.resources.values(), key=lambda r: not r.early), which)
+        orders = resource.early
+        try:
+            with database.transaction() as db:
+                jobs.purge(db, uuid.UUID(resource.id), actor="op", reason="now")
+        except NotDeleting:
+            assert resource.status != "deleting"
+            self.check()
+            return
+        assert resource.status == "deleting"
+        self.check(*["purge_ordered"] * orders)
+
+    def a_grace_passes(self, which: int) -> None:
+        """As the clock would do it, and no writer could."""
+        if early := [resource for resource in self.model.resources.values() if resource.early]:
+            self._grace_passes(self._pick(early, which))
+            self.check()
+
+    def _grace_passes(self, resource: Resource) -> None:
+        with database.transaction() as db:
+            db.exec_driver_sql("SET LOCAL session_replication_role = replica")
+            passed = "UPDATE resources SET purge_at = now() - interval '1 s' WHERE id = :id AND purge_at > now()"
+            db.execute(text(passed), {"id": resource.id})
+        resource.early = False
 
     def redrive(self, which: int, any_job: bool, behind: bool) -> None:
         among = [job for job in self.model.jobs.values() if any_job or job.state == "stuck"]
@@ -211,12 +282,14 @@ class Outbox(RuleBasedStateMachine):
             self._look_at(job.id)
         wanted = self.model.resolvable(job, behind)
         try:
-            self._ask(jobs.resolve, job.id, fence=job.fence - behind, actor="op", reason="it is gone")
+            why = GIVEN_UP if job.kind == "restore" else "it is gone"
+            self._ask(jobs.resolve, job.id, fence=job.fence - behind, actor="op", reason=why)
             said: object = MOVES
         except Conflict as error:
             said = type(error)
         assert said == wanted, f"resolve of {job} said {said}, and should have been {wanted}"
-        self.check(*["resolved"] * (said == MOVES))
+        moved = ["resolved", "enqueued"] if job.kind == "restore" else ["resolved"]
+        self.check(*moved * (said == MOVES))
 
     def _look_at(self, id: int) -> None:
         """A worker inspects the object of the job on the server that the steppers use."""
@@ -240,10 +313,11 @@ class Outbox(RuleBasedStateMachine):
         """One worker claims what is due; a stepper for each claim then stops before its first call."""
         self.check()  # a breaker may have been tripped
         pending = {id: job for id, job in self.rows["job"].items() if job["state"] == "pending"}
+        held = bool(set(self.model.holds.values()) - {"tenant"})
         due = [id for id, job in pending.items() if job["due"] and job["held_by"] is None]
+        due = [id for id in due if not held or pending[id]["kind"] == "restore"]
         breaker = self.rows["breaker"].get(BACKEND)
         most = slots if breaker is None else 0 if breaker["open"] else 1
-        most = 0 if set(self.model.holds.values()) - {"tenant"} else most
         running = {job.resource for job in self.model.jobs.values() if job.state == "running"}
         worker = f"w{len(self.claims)}"
         taken = self._ask(jobs.claim, {BACKEND: slots}, slots=slots, worker=worker)
@@ -313,11 +387,12 @@ class Outbox(RuleBasedStateMachine):
             return
         wanted = self._started if verb == "defer" else self._harmful
         claim = self._pick([c for c in self.claims if wanted(c)] or self.claims, which)
-        dies = claim.kind == "deprovision"
-        verb = {"start": "start" if dies else "start_provision", "end": "complete" if dies else "activate"}.get(
-            verb, verb
-        )
-        if verb in ("complete", "activate") and self.model.verdict(verb, claim) == MOVES:
+        if verb == "start" and claim.kind == "provision":
+            verb = "start_provision"
+        if verb == "end":
+            end = {"deprovision": "complete", "provision": "activate", "restore": "give_back"}[claim.kind]
+            verb = "advance" if claim.step == "quarantine" else end
+        if verb in ("complete", "activate", "advance", "give_back") and self.model.verdict(verb, claim) == MOVES:
             return
         resource = self.model.resources[str(claim.resource_id)]
         manifest = {"name": resource.label, "generation": resource.generation}
@@ -325,6 +400,8 @@ class Outbox(RuleBasedStateMachine):
             "start_provision": {"manifest": manifest, "credentials": credentials.seal({"password": "p"})},
             "complete": {"seen": {}},
             "activate": {"manifest": manifest},
+            "advance": {"event": Event.QUARANTINED, "seen": {}},
+            "give_back": {"seen": {}},
             "stick": {"why": StuckReason.REFUSED, "error": "e"},
         }
         said = words.get(verb, {} if verb == "start" else {"error": "e"})
@@ -434,6 +511,8 @@ class Outbox(RuleBasedStateMachine):
         before, events = self.rows, self._look()
         assert sorted(e["event"] for e in events) == sorted(expected)
         for event in sorted(events, key=lambda e: e["event"] == "enqueued"):  # a rollback comes before what it enqueues
+            if event["event"] == "enqueued":
+                event["kind"] = self.rows["job"][event["job_id"]]["kind"]
             if event["event"] == "claimed":
                 assert before["job"][event["job_id"]]["due"], "claimed before its time"
             self.model.replay(event)
@@ -455,6 +534,11 @@ class Outbox(RuleBasedStateMachine):
             assert len(deaths) <= 1, f"two teardowns of one resource: {deaths}"
             if thing["status"] == "deleting":
                 assert [d for d in deaths if d["state"] not in FINAL], f"no open teardown of {thing}"
+            if thing["status"] == "restoring":
+                back = [row for row in own if row["kind"] == "restore" and row["state"] not in FINAL]
+                assert len(back) == 1, f"no open restore of {thing}"
+            shut = [t for t in self.server.buried if t.generation == thing["generation"]]
+            assert thing["status"] != "active" or not shut, f"{thing} is active and in quarantine"
             if thing["status"] == "deleted":
                 told = [e for e in self.history if (e["detail"] or {}).get("seen") and e["resource_id"] == id]
                 told = [e for e in told if e["event"] in ("completed", "resolved")]
@@ -463,11 +547,12 @@ class Outbox(RuleBasedStateMachine):
             was = before["job"].get(row["id"], {"fence": 0, "state": "pending"})
             assert was["fence"] <= row["fence"]
             assert was["state"] not in FINAL or {**was, "alive": 0, "due": 0} == {**row, "alive": 0, "due": 0}
-            assert row["kind"] == "provision" or row["attempts"] <= row["max_attempts"]
+            assert row["kind"] != "deprovision" or row["attempts"] <= row["max_attempts"]
         for thing, generation in self.server.destroyed:
             assert thing.generation == generation, f"{thing} was another's"
             owner = next(r for r in things.values() if r["generation"] == generation)
             assert owner["status"] in ("deleting", "deleted"), f"{thing} of a living resource was destroyed: {owner}"
+            assert not owner["early"], f"{thing} was destroyed before its time: {owner}"
         dead = [thing for thing, _ in self.server.destroyed]
         assert not any(thing is other for n, thing in enumerate(dead) for other in dead[:n]), "destroyed twice"
 
@@ -487,11 +572,13 @@ class Outbox(RuleBasedStateMachine):
             self._finish()
         if self.delete_last:
             for n in range(len(self.model.resources)):
-                self.delete(n, 0)
+                self.delete(n, 0, 3600 * (n % 2))
         while self.model.holds:
             self.release(0)
         paused, self.steppers = self.steppers, []
-        for _ in range(len(self.model.jobs) * (MAX_ATTEMPTS + 2) + 2):
+        for _ in range(len(self.model.jobs) * (2 * MAX_ATTEMPTS + 3) + 2):
+            for resource in self.model.resources.values():
+                self._grace_passes(resource)
             for job in self.model.jobs.values():
                 if job.alive:
                     self._pass(job.id)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from outbox.errors import BackendError, Refused, StartRefused, Transient, Unavailable
+from outbox.errors import BackendError, ClaimLost, Refused, StartRefused, Transient, Unavailable
 from outbox.rows import Claim, Json
 from tests.support.model import Model
 from worker.backends import Absent, Different, Observation, Plan, Same, Still, always
@@ -64,6 +64,19 @@ class Server:
             raise Refused("it has another generation")
         if there is not None and there.generation == manifest["generation"]:
             self.buried.append(self.standing.pop(there.name))
+
+    def release(self, manifest: Json) -> None:
+        for thing in [t for t in self.buried if t.generation == manifest["generation"]]:
+            if thing.name in self.standing:
+                raise Refused("its name is another's now")
+            self.buried.remove(thing)
+            self.standing[thing.name] = thing
+
+    def log_in(self, manifest: Json) -> Json:
+        there = self.standing.get(manifest["name"])
+        if there is None or there.generation != manifest["generation"]:
+            raise Transient("nobody logs in here")
+        return {"login": True}
 
     def destroy(self, manifest: Json) -> Json:
         for thing in [t for t in self.buried if t.generation == manifest["generation"]]:
@@ -162,9 +175,24 @@ class Stepper(threading.Thread):
         self.saw_absence = isinstance(seen, Absent)
         return seen
 
-    def quarantine(self, manifest: Json, still: Still = always) -> None: ...
+    def quarantine(self, manifest: Json, still: Still = always) -> None:
+        """`still` and the change are one step: each keeps a `release` out."""
 
-    def release(self, manifest: Json, still: Still = always) -> None: ...
+        def shut() -> None:
+            still()
+            self.server.bury(manifest)
+
+        self._call("bury", shut)
+
+    def release(self, manifest: Json, still: Still = always) -> None:
+        def open_() -> None:
+            still()
+            self.server.release(manifest)
+
+        self._call("release", open_)
+
+    def prove(self, manifest: Json, credentials: Json | None) -> Json:
+        return self._call("prove", lambda: self.server.log_in(manifest))
 
     def teardown(self, manifest: Json, fence: int) -> Json:
         self._call("bury", lambda: self.server.bury(manifest))
@@ -190,3 +218,14 @@ class _SteppedRun(Run):
 
     def record(self, transition: Callable[..., Any], *, within: Any = None, **words: Any) -> Any:
         return self._stepper.record(transition, **words)
+
+    def still(self) -> None:
+        job = self._stepper.model.jobs[self.claim.id]
+        ours = (job.state, job.fence) == ("running", self.claim.fence)
+        try:
+            super().still()
+        except ClaimLost:
+            assert not ours, f"{self.claim} should be valid: {job}"
+            raise
+        assert ours, f"{self.claim} should be lost: {job}"
+        job.alive = True
