@@ -248,7 +248,7 @@ def test_the_plans_use_their_indexes_with_a_million_finished_rows(db: Connection
         "max_attempts": 1,
         "request_id": claim.generation,
     }
-    words |= {"tenant": None, "free": False, "backends": "{}", "longest": 0, "strictest": 0}
+    words |= {"tenant": None, "free": False, "backends": "{}", "longest": 0, "strictest": "operators"}
     words |= {"after": "-infinity", "after_id": claim.resource_id, "rows": jobs.DUE_ROWS}
     for name in ("_START_DEPROVISION", "_COMPLETE", "_RETRY", "_DEFER", "_STICK", "_SWEEP", "_HEARTBEAT", "_EXPIRE"):
         # EXPLAIN would explain the first statement of a message, which takes locks, and execute the second.
