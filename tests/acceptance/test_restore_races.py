@@ -134,17 +134,18 @@ def its_teardown_is_taken_back(scenario: Served, kind: str, at: str) -> None:
     resource = scenario.install.born(kind)
     scenario.fill(kind, resource)
     scenario.install.deleted(resource, GRACE)
+    fence = 1
     if at == "before:start of the destruction":
         scenario.install.quarantine(kind)
         scenario.install.purge(resource)
-        at = "before:start"
+        at, fence = "before:start", 2
     paused = scenario.paused_worker(at)
     scenario.install.restore(resource)
     scenario.rescuer()
     manifest = scenario.until(resource, "active")
     with scenario.in_use(kind, resource) as still_serves:
         paused.wake()
-        scenario.learns_that_its_claim_is_lost(paused)
+        scenario.learns_that_its_claim_is_lost(paused, fence=fence)
         still_serves()
     scenario.serves(kind, resource)
     assert not scenario.servers.pg.drops_of(manifest) if kind == "postgres" else True

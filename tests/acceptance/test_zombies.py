@@ -75,12 +75,12 @@ class Scenario:
         asked = "SELECT event FROM events WHERE resource_id = %s ORDER BY id"
         return [event for (event,) in self.control.query(asked, str(resource))]
 
-    def learns_that_its_claim_is_lost(self, paused: Fork) -> None:
+    def learns_that_its_claim_is_lost(self, paused: Fork, *, fence: int = 1) -> None:
         """Wait until the worker's own log says that its claim is lost."""
 
         def told() -> bool:
             lines = [json.loads(line) for line in paused.log.read_text().splitlines() if line.startswith("{")]
-            return any(line["event"] == "claim_lost" and line["fence"] == 1 for line in lines)
+            return any(line["event"] == "claim_lost" and line["fence"] == fence for line in lines)
 
         eventually(told, what=f"the paused worker logs claim_lost; see {paused.log}", every=0.1)
 
