@@ -16,6 +16,8 @@ from tests.support.witness import eventually
 
 MANY = 20_000
 EACH = 5
+# What other tests of this machine may add. In the order of arrival it would be minutes.
+BUSY_SECONDS = 0.5
 # As API calls leave them; the trigger gives each job its lane.
 _CROWD = """
     WITH made AS (
@@ -47,7 +49,7 @@ def test_a_delete_beside_twenty_thousand_jobs_of_another_tenant_does_not_wait_fo
 ) -> None:
     """Each DELETE is of a real database.
 
-    It takes at most three times as long as alone.
+    On a machine that does nothing else it takes at most three times as long as alone.
     """
     backends = Path(system.env["DEPROVISIONER_BACKENDS"])
     backends.write_text(backends.read_text().replace("concurrency = 8\n", ""))  # the default, which fits a small server
@@ -73,5 +75,5 @@ def test_a_delete_beside_twenty_thousand_jobs_of_another_tenant_does_not_wait_fo
         assert db.execute(left).scalar_one() > MANY / 10, "the crowd waits all the while"
     figures = f"alone {idle:.2f} s; beside {MANY} {status}: {beside}, until the claim {waits}"
     assert statistics.median(waits) <= idle, figures
-    assert statistics.median(beside) <= 3 * idle, figures
+    assert statistics.median(beside) <= 3 * idle + BUSY_SECONDS, figures
     print(figures)
