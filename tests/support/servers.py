@@ -168,37 +168,52 @@ def _end(started: dict[str, Child], home: Path) -> None:
 
 
 class Copies:
-    """Copies of a database, one for each test: while a test runs, the next is made and the one before is dropped."""
+    """Copies of a database, one for each test: while a test runs, the next is made and the one before is dropped.
+
+    The thread that does it has one connection, and makes none: libpq reads the environment as it connects, and crashes
+    where the next test's fixtures are setting it.
+    """
 
     def __init__(self, server: PgServer, template: str) -> None:
         self._server, self._template = server, template
         self._numbers = itertools.count()
+        self._connect()
         self._thread = ThreadPoolExecutor(1)
         self._next = self._thread.submit(self._make)
+
+    def _connect(self) -> None:
+        self._connection = psycopg2.connect(self._server.dsn)
+        self._connection.autocommit = True
+
+    def _execute(self, statement: str) -> None:
+        with self._connection.cursor() as cursor:
+            cursor.execute(statement)
 
     def take(self) -> str:
         """The name of a fresh copy."""
         try:
             name = self._next.result()
         except psycopg2.Error:  # a test had stopped the server
+            self._connect()
             name = self._make()
         self._next = self._thread.submit(self._make)
         return name
 
     def drop(self, name: str) -> None:
-        self._thread.submit(self._server.query, f"DROP DATABASE {name} WITH (FORCE)")
+        """Drop it, unless the server was stopped: then it goes with the server."""
+        self._thread.submit(self._execute, f"DROP DATABASE {name} WITH (FORCE)")
 
     def _make(self) -> str:
         name = f"t{os.getpid()}_{next(self._numbers)}"
-        self._server.query(f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY file_copy")
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY file_copy")
         return name
 
     def __enter__(self) -> "Copies":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.drop(self._next.result())
         self._thread.shutdown()
+        self._connection.close()
 
 
 def database_dsn(dsn: str, name: str) -> str:
