@@ -66,7 +66,7 @@ def snapshots_list(as_json: bool, **filters: Any) -> None:
 def snapshots_fetch(snapshot_id: int, path: Path) -> None:
     """Decrypt a snapshot into a file: for kind `postgres` one that pg_restore reads.
 
-    The file is not encrypted. Whoever restores it runs the customer's code: do that with a role without rights.
+    The file is not encrypted. Restore it as a role without rights: the restore runs the customer's code.
     """
     one = _kept(snapshot_id)
     try:

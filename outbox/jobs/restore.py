@@ -38,11 +38,13 @@ _LOCK = """
     SELECT pg_advisory_xact_lock(hashtextextended(CAST(id AS text), 0))
       FROM (SELECT id FROM resources WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE) AS locked
      ORDER BY id;"""
-_RESTORE = text(f"""{_LOCK}
-    WITH asked AS (
+# Each request of a restore.
+_ASKED_FOR = """WITH asked AS (
         SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:request_ids AS uuid[]), CAST(:details AS text[]))
                AS asked (id, request_id, detail)
-    ), job AS (
+    )"""
+_RESTORE = text(f"""{_LOCK}
+    {_ASKED_FOR}, job AS (
         UPDATE outbox
            SET state = 'cancelled', stuck_reason = NULL, claimed_by = NULL, lease_expires_at = NULL, held_by = NULL,
                finished_at = now()
@@ -54,7 +56,7 @@ _RESTORE = text(f"""{_LOCK}
            AND NOT EXISTS (SELECT FROM outbox AS before
                             WHERE before.resource_id = asked.id AND before.request_id = asked.request_id
                               AND before.kind = 'restore')
-     RETURNING outbox.*, asked.request_id AS asked_by, detail
+     RETURNING outbox.*
     ), noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, reason, detail)
         SELECT id, resource_id, fence, '{Event.CANCELLED}', :actor, :reason, jsonb_build_object('step', step)
@@ -63,10 +65,7 @@ _RESTORE = text(f"""{_LOCK}
     SELECT id FROM job""")
 # A statement of its own: the trigger that lets the status leave `deleting` must find the teardown cancelled.
 _RESTORE_RESOURCES = text(f"""
-    WITH asked AS (
-        SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:request_ids AS uuid[]), CAST(:details AS text[]))
-               AS asked (id, request_id, detail)
-    ), resource AS (
+    {_ASKED_FOR}, resource AS (
         UPDATE resources
            SET status = 'restoring', deleted_at = NULL, purge_at = NULL,
                expires_at = CASE WHEN expires_at > now() THEN expires_at END

@@ -75,14 +75,15 @@ def test_a_claim_whose_answer_was_lost_is_read_back_by_the_next_claim(
     assert (job(db, id).state, job(db, id).fence) == ("succeeded", 1)
 
 
-def test_a_sweep_resets_the_claim_cursor(db: Connection) -> None:
+@pytest.mark.parametrize("lane", [0, 3], ids=["a lane that was left behind", "a lane that was found empty"])
+def test_a_sweep_resets_the_claim_cursor(db: Connection, lane: int) -> None:
     one_more = threading.Semaphore(0)
     shelf = Shelf(does=lambda: _acquire(one_more), sees=[Same({}), Absent({})] * 4)
     served = {"pg-main": ServedBackend(shelf, 1)}
     made = Pool(served, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
-    _, second, third = (a_job(db) for _ in range(3))
+    _, second, third = (a_job(db, lane=lane) for _ in range(3))
     made.drain()
-    front = a_job(db)
+    front = a_job(db, lane=0)
     db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": front})
     one_more.release()
     eventually(lambda: job(db, second).state == "running", what="the next claim begins behind the first")
@@ -112,26 +113,6 @@ def test_a_claim_tells_which_lanes_it_found_empty(
     found: dict[int, int], first: int, crowd: int, empty: set[int]
 ) -> None:
     assert claiming.passed_by(found, first, crowd) == empty
-
-
-def test_a_lane_that_was_found_empty_is_read_again_after_a_sweep(db: Connection) -> None:
-    one_more = threading.Semaphore(0)
-    shelf = Shelf(does=lambda: _acquire(one_more), sees=[Same({}), Absent({})] * 4)
-    made = Pool({"pg-main": ServedBackend(shelf, 1)}, worker="w1", slots=1, lease_seconds=30, sweep_seconds=60)
-    _, second, third = (a_job(db, lane=3) for _ in range(3))
-    made.drain()
-    front = a_job(db, lane=0)
-    db.execute(text("UPDATE outbox SET available_at = '2020-01-01' WHERE id = :id"), {"id": front})
-    one_more.release()
-    eventually(lambda: job(db, second).state == "running", what="the front of lane 0 is not read again")
-    made.sweep()
-    one_more.release()
-    eventually(lambda: job(db, front).state == "running", what="the first claim after the sweep begins at the front")
-    assert job(db, third).state == "pending"
-    one_more.release(2)
-    eventually(lambda: job(db, third).state == "succeeded", what="all are done")
-    made.stop()
-    assert made.join(20)
 
 
 def test_a_claim_that_runs_out_resets_the_claim_cursor(db: Connection) -> None:
