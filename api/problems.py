@@ -20,6 +20,7 @@ from outbox.logs import log
 TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
     (errors.NotFound, 404, "not_found"),
     (errors.Forbidden, 403, "forbidden"),
+    (errors.Rewound, 503, "rewound"),
     (errors.QuotaExceeded, 429, "quota_exceeded"),
     (errors.UnknownBackend, 422, "unknown_backend"),
     (errors.UnknownKind, 422, "unknown_kind"),

@@ -15,6 +15,8 @@ RIGHTS = {
     "events": "SELECT, INSERT",
     "audit_checkpoints": "SELECT, INSERT",
     "audit_heads": "SELECT, INSERT",
+    "installation": "SELECT, INSERT, UPDATE",
+    "memories": "SELECT, INSERT, UPDATE, DELETE",
     "tokens": "SELECT, INSERT, UPDATE",
     "breakers": "SELECT, INSERT, UPDATE, DELETE",
     "backend_checks": "SELECT, INSERT, UPDATE",

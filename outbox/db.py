@@ -21,7 +21,7 @@ from outbox.commits import (
     WatchedCursor,
     doubted,
 )
-from outbox.errors import SettingsError, Unconfirmed
+from outbox.errors import Rewound, SettingsError, Unconfirmed
 from outbox.opening import Opener
 
 # No statement runs long: one that does is waiting for a lock or for a lost server.
@@ -65,6 +65,8 @@ _UNREACHABLE = ("57P01", "57P02", "57P03", "25P03", READ_ONLY)
 _UNREACHABLE_CLASSES = ("08", "53")
 # SQLSTATEs of a wait that was too long: lock timeout, statement timeout, deadlock, serialization.
 _IN_THE_WAY = ("55P03", "57014", "40P01", "40001")
+# What the triggers of revision 0013 say.
+REWOUND = "DP015"
 # No prepared statement has that name, or one has it already.
 _NOT_PREPARED = ("26000", "42P05")
 
@@ -250,6 +252,8 @@ def _session(isolation: Any) -> Iterator[Connection]:
                 "the control database has committed, but no synchronous standby confirmed it: a failover may take it "
                 "back. Repair the standby, or take it out of synchronous_standby_names; then ask again"
             ) from error
+        if getattr(error.orig, "pgcode", None) == REWOUND:
+            raise Rewound from error
         raise
 
 

@@ -38,6 +38,7 @@ DeprovisionerError
 │   ├── Early                the resource must not be destroyed yet
 │   ├── BrakeHit             too many teardowns have started; an operator must decide
 │   └── Unwanted             the resource's status no longer asks for this job
+├── Rewound                  the control database went back in time: only reads are answered
 ├── Unconfirmed              a commit that no synchronous standby confirmed: it may be taken back
 └── BackendError             raised by backends, handled by the runner
     ├── Unavailable          the server cannot be reached: wait, and use up no attempt
@@ -224,6 +225,16 @@ class BrakeHit(StartRefused):
 
 class Unwanted(StartRefused):
     """The resource's status no longer asks for this job."""
+
+
+class Rewound(DeprovisionerError):
+    """The control database went back in time: nothing is written until a person has recovered it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the control database went back in time, so nothing is changed until an operator has run "
+            "`deprovisioner recover`; reads are answered. Ask again after that"
+        )
 
 
 class Unconfirmed(DeprovisionerError):

@@ -102,11 +102,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One event of a job's evidence; the table is append-only."""
+    """One event of the evidence; the table is append-only. `job_id` is None for an act that is no job's."""
 
     id: int
     at: dt.datetime
-    job_id: int
+    job_id: int | None
     resource_id: uuid.UUID
     fence: int
     event: str

@@ -92,10 +92,15 @@ class HoldScope(StrEnum):
 
 
 class HoldCause(StrEnum):
-    """Who engaged a hold. An operator's hold stops all jobs in its scope but restores, a brake's only teardowns."""
+    """Who engaged a hold. An operator's hold stops all jobs in its scope but restores, a brake's only teardowns.
+
+    `rewound`: a worker found that the control database went back in time. It stops everything, and only a recovery
+    ends it.
+    """
 
     OPERATOR = "operator"
     BRAKE = "brake"
+    REWOUND = "rewound"
 
 
 class OperationKind(StrEnum):

@@ -3,12 +3,14 @@
 - `resources`, `jobs`   the customers' resources, and the outbox
 - `evidence`            events, checkpoints
 - `control`             tokens, breakers, holds, brakes, observations, approvals
+- `installation`        its identity, and what places outside remember of it
 - `operations`          bulk work
 - `snapshots`           final snapshots, and attempts to log in
 """
 
 from outbox.tables.control import approvals, brake_starts, breakers, holds, observations, tokens
 from outbox.tables.evidence import audit_checkpoints, audit_heads, events
+from outbox.tables.installation import installation, memories
 from outbox.tables.jobs import outbox
 from outbox.tables.metadata import metadata
 from outbox.tables.operations import operation_items, operations
@@ -23,7 +25,9 @@ __all__ = [
     "breakers",
     "events",
     "holds",
+    "installation",
     "login_attempts",
+    "memories",
     "metadata",
     "observations",
     "operation_items",

@@ -71,6 +71,13 @@ holds = sa.Table(
         unique=True,
         postgresql_where=sa.text("cause = 'brake' AND released_at IS NULL"),
     ),
+    # Likewise for workers that notice a rewind.
+    sa.Index(
+        "holds_one_rewound",
+        "cause",
+        unique=True,
+        postgresql_where=sa.text("cause = 'rewound' AND released_at IS NULL"),
+    ),
     sa.Index("holds_brakes_released", "scope", "subject", "released_at", postgresql_where=sa.text("cause = 'brake'")),
 )
 

@@ -11,7 +11,9 @@ events = sa.Table(
     sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
     sa.Column("at", sa.DateTime(timezone=True), nullable=False, server_default=sa.text("clock_timestamp()")),
     # No foreign keys: the evidence must never slow down or block a change of the rows that it is about.
-    sa.Column("job_id", sa.BigInteger, nullable=False),
+    # NULL for an act that is no job's.
+    sa.Column("job_id", sa.BigInteger),
+    # The installation's id for an act that is no resource's.
     sa.Column("resource_id", sa.Uuid, nullable=False),
     sa.Column("fence", sa.BigInteger, nullable=False),
     sa.Column("event", sa.Text, nullable=False),
