@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from worker.backends import Backend, prove
+from worker.backends import Backend, objects, prove
 
 
 def every_verb(backend: Backend, manifest: dict[str, Any], credentials: dict[str, Any]) -> list[Callable[[], Any]]:
@@ -18,5 +18,6 @@ def every_verb(backend: Backend, manifest: dict[str, Any], credentials: dict[str
         lambda: backend.release(manifest),
         lambda: prove(backend, manifest, credentials),
         lambda: prove(backend, manifest, None),
+        lambda: list(objects(backend)),
         lambda: backend.teardown(manifest, 1),
     ]

@@ -23,7 +23,7 @@ from tests.support.servers import OLD_POSTGRES_PROGRAMS, Servers, server_folder
 from tests.support.standby import lagging
 from tests.support.verbs import every_verb
 from tests.support.witness import PgServer, RedisServer
-from worker.backends import Absent, Backend, Different, Same, prove
+from worker.backends import IN_QUARANTINE, Absent, Backend, Different, MarkedObject, Same, objects, prove
 from worker.backends.postgres import Postgres
 from worker.backends.redis import Redis
 
@@ -280,6 +280,33 @@ def test_a_worker_whose_claim_is_lost_neither_closes_nor_opens(subject: Subject,
     assert subject.backend.inspect(manifest) == before
     assert subject.can_log_in(credentials) == (verb == "quarantine")
     subject.backend.teardown(manifest, 1)
+
+
+def test_what_is_told_of_an_object_is_what_its_adoption_takes(subject: Subject) -> None:
+    manifest, credentials = subject.provisioned()
+    bystanders, _ = subject.provisioned()
+
+    def told() -> MarkedObject:
+        (one,) = [one for one in objects(subject.backend) if one.generation == manifest["generation"]]
+        return one
+
+    one = told()
+    assert (one.names, one.quarantined, one.contradictory, one.why) == (manifest, False, False, "")
+    assert one.resource_id is not None
+    assert one.resource_id.hex in str(manifest)
+    assert subject.backend.adopt(one.names, uuid.UUID(one.generation)) == manifest
+    assert subject.can_log_in(credentials), "an adoption changes nothing of what it marks"
+    subject.backend.quarantine(manifest)
+    one = told()
+    assert (one.names, one.quarantined, one.contradictory, one.why) == (manifest, True, False, IN_QUARANTINE)
+    with pytest.raises(Refused, match="in quarantine"):
+        subject.backend.adopt(one.names, uuid.UUID(one.generation))
+    assert not subject.can_log_in(credentials)
+    subject.backend.release(one.names)
+    assert subject.backend.adopt(told().names, uuid.UUID(one.generation)) == manifest
+    subject.backend.teardown(manifest, 1)
+    left = {one.generation for one in objects(subject.backend)}
+    assert left & {manifest["generation"], bystanders["generation"]} == {bystanders["generation"]}
 
 
 def test_an_open_session_does_not_stop_the_teardown(subject: Subject) -> None:

@@ -26,14 +26,27 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `contents`  what a database holds, in numbers that are compared
 - `client`    pg_dump and pg_restore
 - `check`     what is not as it should be on the server
+- `objects`   all that bears a mark of ours
 """
 
 import datetime as dt
 import uuid
+from collections.abc import Iterator
 
 from outbox.rows import Json
-from worker.backends import Finding, LoginAttempts, Observation, Plan, Read, Still, Write, always
-from worker.backends.postgres import attempts, check, create, destroy, identity, prove, quarantine, release, snapshot
+from worker.backends import Finding, LoginAttempts, MarkedObject, Observation, Plan, Read, Still, Write, always
+from worker.backends.postgres import (
+    attempts,
+    check,
+    create,
+    destroy,
+    identity,
+    objects,
+    prove,
+    quarantine,
+    release,
+    snapshot,
+)
 from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.session import CONNECTION_LIMIT, Server
 
@@ -109,3 +122,7 @@ class Postgres:
     def check(self) -> list[Finding]:
         """See `worker.backends.check`."""
         return check.check(self._server)
+
+    def objects(self) -> Iterator[MarkedObject]:
+        """See `worker.backends.objects`."""
+        return objects.objects(self._server)

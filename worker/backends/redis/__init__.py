@@ -18,14 +18,16 @@ keys are replicated, evicted and flushed.
 - `logins`     who tries to log in to a user in quarantine
 - `snapshot`   the final snapshot, and its proof
 - `check`      what is not as it should be on the server
+- `objects`    all that bears a mark of ours
 """
 
 import datetime as dt
 import uuid
+from collections.abc import Iterator
 
 from outbox.rows import Json
-from worker.backends import Finding, LoginAttempts, Observation, Plan, Read, Still, Write, always
-from worker.backends.redis import check, create, destroy, identity, logins, quarantine, snapshot
+from worker.backends import Finding, LoginAttempts, MarkedObject, Observation, Plan, Read, Still, Write, always
+from worker.backends.redis import check, create, destroy, identity, logins, objects, quarantine, snapshot
 from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server
 
@@ -102,3 +104,7 @@ class Redis:
     def check(self) -> list[Finding]:
         """See `worker.backends.check`."""
         return check.check(self._server)
+
+    def objects(self) -> Iterator[MarkedObject]:
+        """See `worker.backends.objects`."""
+        return objects.objects(self._server)
