@@ -546,7 +546,7 @@ CLAIMS = (
         ),
         (
             "start: event",
-            "{_START}, noted AS ({_EVENT_EACH}\n    ), completed",
+            "{_START}, noted AS ({_EVENT_EACH}\n     RETURNING id, job_id, hash\n    ), completed",
             "{_START}, completed",
             _along("start"),
         ),

@@ -217,7 +217,7 @@ def test_nothing_is_destroyed_before_its_time(db: Connection) -> None:
     with pytest.raises(Early) as early:
         jobs.start(db, claim, worker="w")
     assert GRACE - 60 < early.value.seconds <= GRACE
-    assert jobs.start_all(db, [(claim, None)], worker="w", waits=False) == set()
+    assert jobs.start_all(db, [(claim, None)], worker="w", waits=False) == {}
     assert job(db, id).started_step is None
 
 
@@ -440,7 +440,7 @@ def test_a_thousand_races_of_restore_against_start_at_destroy_have_one_winner_ea
         now = job(db, id)
         if now.state == "cancelled":
             told["restored"] += 1
-            assert (started in (ClaimLost, set()), given) == (True, True), (started, given)
+            assert (started in (ClaimLost, {}), given) == (True, True), (started, given)
             assert (now.started_step, now.started_fence) == (None, None)
             assert events_of(db, id) == ["claimed", "cancelled"]
             assert status_of(db, claim.resource_id) == "restoring"
