@@ -14,7 +14,7 @@ LONGEST_PAUSE_SECONDS = 15
 # A backend that went back in time stays shut until a recovery: whatever still ends there says nothing else.
 _PASSES = "NOT EXISTS (SELECT FROM memories WHERE place = backend AND behind_since IS NOT NULL)"
 
-_TRIP = text(f"""
+_TRIP = text("""
     INSERT INTO breakers (backend, failures, retry_at, reason)
     VALUES (:backend, 1, now() + :pause * interval '1 second', :reason)
         ON CONFLICT (backend) DO UPDATE

@@ -139,7 +139,10 @@ _FIND = text(f"SELECT {_COLUMNS} FROM holds WHERE id = :id")
 
 
 def release(db: Connection, hold_id: int, *, actor: str, reason: str) -> Hold:
-    """End a hold; `jobs.wake` then wakes the jobs that are parked under it. Raises NotFound, AlreadyReleased, Rewound."""
+    """End a hold; `jobs.wake` then wakes the jobs that are parked under it.
+
+    Raises NotFound, AlreadyReleased; and Rewound for the hold of a rewind, which only a recovery ends.
+    """
     row = db.execute(_RELEASE, {"id": hold_id, "actor": actor, "reason": reason}).one_or_none()
     if row is not None:
         return Hold.read(row)

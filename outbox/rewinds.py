@@ -132,9 +132,8 @@ _EVENTS = text("SELECT id, encode(hash, 'hex') AS hash FROM events WHERE id = AN
 
 def judge(db: Connection, before: Here, found: Mapping[str, Memory | None]) -> Verdict:
     """Compare. `before` was read before the places were asked, which `found` has the answers of."""
-    known: dict[int, str] = dict(
-        db.execute(_EVENTS, {"ids": [memory.event for memory in found.values() if memory]}).tuples()
-    )
+    rows = db.execute(_EVENTS, {"ids": [memory.event for memory in found.values() if memory]})
+    known: dict[int, str] = {row.id: row.hash for row in rows}
     why = [before.moved] if before.moved else []
     behind: dict[str, str] = {}
     for place, memory in found.items():

@@ -74,7 +74,7 @@ _UNCHECKED = (
 )
 
 
-CHECKS = (*SERVER, *SCHEMA, *REWINDS, *RESOURCES, *JOBS, *EVIDENCE, *LOAD)
+CHECKS = (*SERVER, *SCHEMA, *RESOURCES, *JOBS, *EVIDENCE, *LOAD, *REWINDS)
 
 
 def examine(db: Connection, *, head: str | None) -> list[Finding]:

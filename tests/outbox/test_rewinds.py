@@ -50,15 +50,15 @@ def rewind(db: Connection) -> int:
 
 
 def test_what_a_place_remembers_and_the_database_has_is_no_rewind(db: Connection) -> None:
-    a_job(db)
+    a_claim(db)
     here = compared(db)
-    a_job(db)
+    a_claim(db)
     assert verdict(db, here.memory()).rewound is None
     assert verdict(db, None).rewound is None
 
 
 def test_an_event_that_is_missing_here_is_a_rewind(db: Connection) -> None:
-    a_job(db)
+    a_claim(db)
     memory = replace(compared(db).memory(), event=rewinds.here(db, PLACES).event + 1)
     why = verdict(db, memory).rewound
     assert why
@@ -66,15 +66,15 @@ def test_an_event_that_is_missing_here_is_a_rewind(db: Connection) -> None:
 
 
 def test_an_event_that_is_another_one_here_is_a_rewind_although_the_database_is_ahead(db: Connection) -> None:
-    a_job(db)
+    a_claim(db)
     memory = replace(compared(db).memory(), hash="ab" * 32)
     for _ in range(3):
-        a_job(db)
+        a_claim(db)
     assert "is another one here" in str(verdict(db, memory).rewound)
 
 
 def test_a_later_epoch_is_a_rewind_and_an_earlier_one_tells_nothing(db: Connection) -> None:
-    a_job(db)
+    a_claim(db)
     memory = replace(compared(db).memory(), event=10**6)
     assert "epoch 2" in str(verdict(db, replace(memory, epoch=2)).rewound)
     db.execute(text("UPDATE installation SET epoch = 2"))
@@ -82,7 +82,7 @@ def test_a_later_epoch_is_a_rewind_and_an_earlier_one_tells_nothing(db: Connecti
 
 
 def test_a_place_that_was_told_to_keep_still_is_a_rewind(db: Connection) -> None:
-    a_job(db)
+    a_claim(db)
     assert "keep still" in str(verdict(db, replace(compared(db).memory(), still=True)).rewound)
 
 
@@ -102,9 +102,9 @@ def test_another_timeline_alone_is_a_promotion(db: Connection) -> None:
 
 @pytest.mark.parametrize("lost", ["forgotten", "older"])
 def test_a_backend_that_remembers_less_than_was_written_there_went_back_itself(db: Connection, lost: str) -> None:
-    a_job(db)
+    a_claim(db)
     older = compared(db).memory()
-    a_job(db)
+    a_claim(db)
     rewinds.wrote(db, "pg-main", rewinds.here(db, PLACES).memory())
     found = verdict(db, None if lost == "forgotten" else older)
     assert (found.rewound, list(found.behind)) == (None, ["pg-main"])
@@ -112,7 +112,7 @@ def test_a_backend_that_remembers_less_than_was_written_there_went_back_itself(d
 
 def test_a_broker_that_forgot_everything_says_nothing(db: Connection) -> None:
     here = compared(db)
-    a_job(db)
+    a_claim(db)
     rewinds.wrote(db, BROKER, rewinds.here(db, PLACES).memory())
     found = verdict(db, None, BROKER)
     assert (found.rewound, found.behind) == (None, {})
@@ -204,7 +204,7 @@ def test_nothing_starts_at_a_backend_that_went_back_and_its_breaker_stays_open(d
     assert not rewinds.went_back(db, "pg-main", "it remembers nothing"), "that was known"
     assert claims(db, 5) == []
     assert len(claims(db, 5, "redis-main")) == 1, "another backend goes on"
-    from outbox import breakers  # noqa: PLC0415
+    from outbox import breakers
 
     breakers.close(db, "pg-main")
     breakers.give_back(db, "pg-main")

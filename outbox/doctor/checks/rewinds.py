@@ -21,7 +21,7 @@ REWINDS = (
         """
         SELECT place AS id, behind_since AS since, note FROM memories WHERE behind_since IS NOT NULL""",
         "the backend was restored to an earlier state, or lost what it had: objects may be there again, gone or older",
-        "nothing starts there until `deprovisioner recover --backend NAME`, which compares its objects with the resources",
+        "`deprovisioner recover --backend NAME` compares its objects with the resources; nothing starts there before",
     ),
     Check(
         "backend_not_compared",
