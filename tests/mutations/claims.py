@@ -586,8 +586,8 @@ CLAIMS = (
         ),
         (
             "hold: a brake stops teardowns only",
-            "AND ({1} = 'deprovision' OR (holds.cause = 'operator' AND {1} <> 'restore'))",
-            "AND {1} <> 'restore'",
+            "({1} = 'deprovision' OR (holds.cause = 'operator' AND {1} <> 'restore')",
+            "({1} <> 'restore'",
             f"{BRAKES}::test_a_brake_s_hold_stops_teardowns_but_not_provisions",
         ),
         *(
