@@ -757,8 +757,8 @@ CLAIMS = (
             for name, old, new in (
                 (
                     "failures of one pause count once",
-                    "WHERE breakers.retry_at <= now() OR :probing",
-                    "WHERE true OR :probing",
+                    "WHERE (breakers.retry_at <= now() OR :probing)",
+                    "WHERE true",
                 ),
                 ("the longest pause", "least(:longest, ", "greatest(0, "),
             )
