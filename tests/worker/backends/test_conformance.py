@@ -4,12 +4,14 @@ To try a kind of your own, add a Subject of it to the fixture `subject`.
 """
 
 import functools
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import psycopg2
@@ -307,6 +309,31 @@ def test_what_is_told_of_an_object_is_what_its_adoption_takes(subject: Subject) 
     subject.backend.teardown(manifest, 1)
     left = {one.generation for one in objects(subject.backend)}
     assert left & {manifest["generation"], bystanders["generation"]} == {bystanders["generation"]}
+
+
+def test_what_is_in_quarantine_is_adopted_once_a_person_has_opened_it_as_the_runbook_says(subject: Subject) -> None:
+    manifest, credentials = subject.provisioned()
+    subject.backend.quarantine(manifest)
+    for statement in documented_opening(subject.backend, manifest):
+        if isinstance(subject.witness, PgServer):
+            PgServer(subject.witness.service_dsn, subject.witness.log).query(statement)
+        else:
+            redis.Redis.from_url(subject.witness.service_dsn).execute_command(*statement.split())
+    (one,) = [one for one in objects(subject.backend) if one.generation == manifest["generation"]]
+    assert (one.names, one.quarantined, one.why) == (manifest, False, "")
+    assert subject.backend.adopt(one.names, uuid.UUID(one.generation)) == manifest
+    assert subject.can_log_in(credentials)
+    subject.backend.teardown(manifest, 1)
+
+
+def documented_opening(backend: Backend, manifest: dict[str, Any]) -> list[str]:
+    """The runbook's statements for an object in quarantine, with its names filled in."""
+    kind = type(backend).__name__.lower()
+    page = (Path(__file__).parents[3] / "docs/runbook.md").read_text()
+    found = re.search(rf"<!-- open: {kind} -->\n```\w*\n(.*?)```", page, re.DOTALL)
+    assert found
+    filled = Template(found[1]).substitute({name.upper(): value for name, value in manifest.items()})
+    return filled.splitlines()
 
 
 def test_an_open_session_does_not_stop_the_teardown(subject: Subject) -> None:
