@@ -238,10 +238,10 @@ def test_an_act_that_was_done_before_writes_no_second_event(db: Connection) -> N
 
 
 def test_an_event_is_undone_with_its_act(db: Connection) -> None:
-    with pytest.raises(ZeroDivisionError), database.transaction() as session:
+    with database.transaction() as session:
         hold(session)
         tokens.create(session, actor="op", role="operator", tenant=None, name="x")
-        raise ZeroDivisionError
+        session.rollback()
     assert (told(db), installation(db)) == ([], None)
     assert db.execute(text("SELECT count(*) FROM holds")).scalar_one() == 0
 
