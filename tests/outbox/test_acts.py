@@ -267,6 +267,20 @@ def test_an_act_that_is_not_committed_delays_other_acts_and_nothing_else(db: Con
     assert whole(db)
 
 
+def test_a_stop_of_many_items_delays_no_hold(db: Connection, connect: Callable[[], Any]) -> None:
+    stuck_jobs(db)
+    begun = begun_redrive()
+    item = connect()
+    item.cursor().execute("SELECT FROM operation_items FOR UPDATE")
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(_alone, lambda session: operations.stop(session, begun.id, actor="op", reason="r"))
+        eventually(lambda: waits_for_a_lock(db), what="it is stopping the items")
+        hold(db)
+        item.rollback()
+        stopping.result(20)
+    assert words(db) == ["operation_begun", "hold_engaged", "operation_stopped"]
+
+
 ROUNDS = 15
 
 
