@@ -79,6 +79,7 @@ def test_a_brake_s_hold_is_one_event_however_many_workers_hit_the_brake(db: Conn
     for worker in ("w1", "w2", "w3"):
         engaged = holds.engage_brake(db, hit, actor=worker)
     assert engaged is not None
+    assert words(db) == ["hold_engaged"]
     (only,) = told(db)
     assert (only.event, only.actor, only.reason) == ("hold_engaged", "w1", str(hit))
     assert only.detail == {"hold": engaged[0].id, "scope": "backend", "subject": "pg-main", "cause": "brake"}
