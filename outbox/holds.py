@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, text
 
 from outbox import settings
 from outbox.brakes import TURN
-from outbox.errors import AlreadyReleased, BadRequest, BrakeHit, NotFound
+from outbox.errors import AlreadyReleased, BadRequest, BrakeHit, NotFound, Rewound
 from outbox.states import HoldCause, HoldScope
 
 
@@ -50,9 +50,10 @@ class Hold:
 _COLUMNS = ", ".join(field.name for field in fields(Hold))
 
 # Whether a hold in force covers a job: `{0}` is a row with its resource's backend, tenant and kind, `{1}` the job's
-# kind. None covers a restore: what was deleted by mistake is given back while everything else stands still.
+# kind. What was deleted by mistake is given back while everything else stands still: only a rewind stops restores.
 COVERS = """holds.released_at IS NULL
-               AND ({1} = 'deprovision' OR (holds.cause = 'operator' AND {1} <> 'restore'))
+               AND ({1} = 'deprovision' OR (holds.cause = 'operator' AND {1} <> 'restore')
+                    OR holds.cause = 'rewound')
                AND (holds.scope = 'global' OR (holds.scope = 'backend' AND holds.subject = {0}.backend)
                     OR (holds.scope = 'tenant' AND holds.subject = {0}.tenant)
                     OR (holds.scope = 'kind' AND holds.subject = {0}.kind))"""
@@ -127,23 +128,29 @@ def engage_brake(db: Connection, hit: BrakeHit, *, actor: str) -> tuple[Hold, bo
     return None if row is None else (Hold.read(row), row.new)
 
 
-# By the turn and the clock, each verdict of a brake has seen the release, or is from before `released_at`.
+# By the turn and the clock, each verdict of a brake has seen the release, or is from before `released_at`. Only a
+# recovery ends the hold of a rewind; a trigger says the same.
 _RELEASE = text(f"""
     SELECT {TURN} FROM holds WHERE id = :id AND cause = 'brake';
     UPDATE holds SET released_at = clock_timestamp(), released_by = :actor, release_reason = :reason
-     WHERE id = :id AND released_at IS NULL
+     WHERE id = :id AND released_at IS NULL AND cause <> 'rewound'
  RETURNING {_COLUMNS}""")
 _FIND = text(f"SELECT {_COLUMNS} FROM holds WHERE id = :id")
 
 
 def release(db: Connection, hold_id: int, *, actor: str, reason: str) -> Hold:
-    """End a hold; `jobs.wake` then wakes the jobs that are parked under it. Raises NotFound, AlreadyReleased."""
+    """End a hold; `jobs.wake` then wakes the jobs that are parked under it.
+
+    Raises NotFound, AlreadyReleased; and Rewound for the hold of a rewind, which only a recovery ends.
+    """
     row = db.execute(_RELEASE, {"id": hold_id, "actor": actor, "reason": reason}).one_or_none()
     if row is not None:
         return Hold.read(row)
     before = db.execute(_FIND, {"id": hold_id}).one_or_none()
     if before is None:
         raise NotFound(f"there is no hold {hold_id}")
+    if before.released_at is None:
+        raise Rewound
     raise AlreadyReleased(f"hold {hold_id} was released by {before.released_by}: {before.release_reason}")
 
 

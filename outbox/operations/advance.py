@@ -5,6 +5,7 @@ from typing import assert_never
 
 from sqlalchemy import Connection, text
 
+from outbox import rewinds
 from outbox.errors import AlreadyFinished, NotFound
 from outbox.operations.offboard import offboard_step
 from outbox.operations.redrive import redrive_step
@@ -42,9 +43,10 @@ def stop(db: Connection, operation_id: int, *, actor: str, reason: str) -> Opera
 
 
 # ORDER BY random(): an operation whose step fails each time must not block the others for ever.
-_TAKE = text("""
+_TAKE = text(f"""
     SELECT id, kind, filter, reason, actor, rate FROM operations
      WHERE finished_at IS NULL AND next_at <= now()
+       AND {rewinds.GOES_ON}
      ORDER BY random() LIMIT 1
        FOR UPDATE SKIP LOCKED""")
 # An operation ends only when its canaries have succeeded too, even when no item waits any more.

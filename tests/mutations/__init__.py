@@ -15,6 +15,7 @@ from tests.mutations.outcomes import OUTCOMES
 from tests.mutations.postgres import GUARDS_OF_POSTGRES
 from tests.mutations.redis import GUARDS_OF_REDIS
 from tests.mutations.restores import GUARDS_OF_RESTORES
+from tests.mutations.rewinds import GUARDS_OF_REWINDS
 from tests.mutations.runner import GUARDS_OF_RUNNER
 from tests.mutations.schema import GUARDS_OF_SCHEMA
 from tests.mutations.snapshots import GUARDS_OF_SNAPSHOTS
@@ -38,6 +39,7 @@ MUTANTS = (
     *GUARDS_OF_EDGES,
     *GUARDS_OF_UNDO,
     *GUARDS_OF_SNAPSHOTS,
+    *GUARDS_OF_REWINDS,
 )
 
 # Nobody can see that these are gone, since something else always answers first.
