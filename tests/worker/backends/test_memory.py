@@ -1,4 +1,4 @@
-"""What a backend keeps of the control database: the same tests for each kind that keeps it, with documented accounts."""
+"""What a backend keeps of the control database: the same tests for each kind that keeps it, documented accounts."""
 
 import datetime as dt
 import json
