@@ -112,7 +112,7 @@ def _memory(installation: uuid.UUID, execute: Callable[..., Any]) -> Memory | No
         wrong = foreign.line(str(error))
     raise OutOfService(
         f"what the broker keeps of the control database, the key {key!r}, is no memory: {wrong}; find out who wrote "
-        f"it, then remove it: UNLINK {key}"
+        "it, then remove the key"
     )
 
 
