@@ -5,7 +5,7 @@ from tests.mutations.cut import cut
 TESTS = "tests/outbox/test_acts.py"
 
 _HOLD = "test_a_hold_and_its_release_are_two_events_of_the_installation"
-_TOKEN = "test_a_token_s_events_have_its_name_and_never_its_secret"  # noqa: S105 - no password
+_TOKEN = "test_a_token_s_events_have_its_name_and_never_its_secret"
 _CHANGE = "test_a_change_is_an_event_of_its_resource_with_what_was_and_what_is"
 _OPERATION = "test_an_operation_s_begin_and_stop_are_two_events_of_the_installation"
 _REFUSED = "test_an_act_that_is_refused_writes_no_event_and_no_identity"
