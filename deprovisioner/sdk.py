@@ -67,11 +67,21 @@ one whole. `adopt(names, generation)` takes an object that bears the mark of thi
 whose row was lost comes back. It refuses what is in quarantine: an adoption does not give back what was deleted.
 Without the method, what a lost row has left on the server is found by hand.
 
+**Memory.** A backend may have three methods, all or none: `remember(memory, least) -> Memory | None`,
+`recall(installation) -> Memory | None` and `installations() -> list[UUID]`. With them its server keeps a record of the
+control database, an installation each: one that was restored from a backup lacks what the record says, and is noticed
+before it destroys anything. `offered(there, new, least)` says what is kept. Reading, deciding and writing are one step
+for all workers, and a write that is answered with None must survive a restart. No customer may read or change the
+record. `Memory.as_json()` and `Memory.read(json)` have it as JSON, 64 kB at most. A record that cannot be read raises
+`OutOfService`: None says that nothing was ever kept. `remember` comes before each destruction, so it must be cheap.
+Without the methods the backend keeps nothing, and `backends check` says so (`no_memory`).
+
 `tests/worker/backends/test_conformance.py` of this project is what a backend must pass.
 """
 
 from outbox.errors import BackendError, ClaimLost, OutOfService, Refused, SettingsError, Transient, Unavailable
 from outbox.kinds import Check, Field, Kind, text, uuid_text, whole_number
+from outbox.memory import Memory, Note, nothing, offered
 from outbox.rows import Json
 from worker.backends import (
     Absent,
@@ -104,6 +114,8 @@ __all__ = [
     "Kind",
     "LoginAttempts",
     "MarkedObject",
+    "Memory",
+    "Note",
     "Observation",
     "OutOfService",
     "Plan",
@@ -117,6 +129,8 @@ __all__ = [
     "Write",
     "always",
     "mark",
+    "nothing",
+    "offered",
     "prove",
     "text",
     "uuid_text",
