@@ -19,10 +19,11 @@ def test_an_operator_at_a_shell_reads_who_did_what(db: Connection, env: dict[str
     made = json.loads(shell(env, "token", "create", "--role", "operator", "--name", "ann", "--json").stdout)
     shell(env, "token", "revoke", str(made["id"]), "--reason", "it was in a log")
     a_resource(db, tenant="globex")
-    seen = json.loads(shell(env, "tenants", "offboard", "globex", "--dry-run", "--json").stdout)
-    words = ("--expected-count", "1", "--digest", seen["digest"], "--reason", "left", "--json")
-    begun = json.loads(shell(env, "tenants", "offboard", "globex", *words).stdout)
-    shell(env, "operations", "stop", str(begun["id"]), "--reason", "the wrong tenant")
+    offboard = ("tenants", "offboard", "globex", "--reason", "left")
+    digest = json.loads(shell(env, *offboard, "--json").stdout)["digest"]
+    shell(env, *offboard, "--expect", "1", "--digest", digest, "--no-wait")
+    begun = db.execute(text("SELECT id FROM operations")).scalar_one()
+    shell(env, "operations", "stop", str(begun), "--reason", "the wrong tenant")
 
     told = json.loads(shell(env, "audit", "acts", "--json").stdout)
     assert [(act["event"], act["actor"], act["reason"]) for act in told["items"]] == [
@@ -33,10 +34,10 @@ def test_an_operator_at_a_shell_reads_who_did_what(db: Connection, env: dict[str
         ("hold_released", me, "disk was made larger"),
         ("hold_engaged", me, "kill switch"),
     ]
-    assert told["items"][0]["detail"] == {"operation": begun["id"], "kind": "offboard", "total": 1, "left_alone": 1}
+    assert told["items"][0]["detail"] == {"operation": begun, "kind": "offboard", "total": 1, "left_alone": 1}
     assert made["token"] not in str(told)
     table = shell(env, "audit", "acts").stdout.splitlines()
-    assert table[1].endswith(f"operation {begun['id']}, kind offboard, total 1, left_alone 1"), table
+    assert table[1].endswith(f"operation {begun}, kind offboard, total 1, left_alone 1"), table
     assert f"hold {held['id']}, scope global, cause operator" in table[-1]
 
 
