@@ -10,6 +10,7 @@ from tests.mutations.audit import GUARDS_OF_AUDIT
 from tests.mutations.claims import CLAIMS
 from tests.mutations.cut import Mutant, Stale, cut
 from tests.mutations.edges import GUARDS_OF_EDGES
+from tests.mutations.objects import GUARDS_OF_OBJECTS
 from tests.mutations.operations import GUARDS_OF_OPERATIONS
 from tests.mutations.operators import OPERATORS
 from tests.mutations.outcomes import OUTCOMES
@@ -41,6 +42,7 @@ MUTANTS = (
     *GUARDS_OF_EDGES,
     *GUARDS_OF_UNDO,
     *GUARDS_OF_SNAPSHOTS,
+    *GUARDS_OF_OBJECTS,
     *GUARDS_OF_REWINDS,
 )
 
