@@ -187,11 +187,12 @@ def _memory(there: Memory | None, installation: uuid.UUID) -> Memory | None:
         return None
     try:
         read = replace(Memory.read(there.as_json()), lagging=there.lagging)
-        right = read.installation == installation and isinstance(read.lagging, int | None)
-    except (AttributeError, TypeError, ValueError, RecursionError):
-        right = False
-    if not right:
-        raise OutOfService(f"what the backend remembers of {installation} is no memory: {foreign.line(repr(there))}")
+        wrong = "" if isinstance(read.lagging, int | None) else "its `lagging` is no number"
+        wrong = wrong if read.installation == installation else f"it is that of installation {read.installation}"
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        wrong = foreign.line(str(error))  # not what it is: a `repr` may have no end
+    if wrong:
+        raise OutOfService(f"what the backend keeps of installation {installation} is no memory: {wrong}")
     return read
 
 
