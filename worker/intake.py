@@ -190,7 +190,7 @@ def _memory(there: Memory | None, installation: uuid.UUID) -> Memory | None:
         wrong = "" if isinstance(read.lagging, int | None) else "its `lagging` is no number"
         wrong = wrong if read.installation == installation else f"it is that of installation {read.installation}"
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        wrong = foreign.line(str(error))  # not what it is: a `repr` may have no end
+        wrong = foreign.line(str(error) or "no reason")  # no `repr` of what it is: that may have no end
     if wrong:
         raise OutOfService(f"what the backend keeps of installation {installation} is no memory: {wrong}")
     return read
