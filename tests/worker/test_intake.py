@@ -4,6 +4,7 @@ import datetime as dt
 import io
 import json
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.support.factories import a_claim, a_job, claims, events_of, job
 from tests.support.servers import Servers
 from tests.support.shelf import Shelf, fail
 from worker import checks, observer
-from worker.backends import Absent, Different, Finding, Plan, Same
+from worker.backends import Absent, Different, Finding, MarkedObject, Plan, Same
 from worker.backends.postgres import Postgres
 from worker.intake import Intake
 from worker.run import Run
@@ -144,6 +145,36 @@ def test_what_a_check_finds_is_bounded(db: Connection) -> None:
     found = checks.check("b", Checking()).findings
     assert len(found) == 100
     assert all((one.what + one.mend).isprintable() and len(one.what + one.mend) < 6_000 for one in found)
+
+
+def test_what_is_told_of_an_object_is_bounded_and_its_manifest_is_whole_or_none(db: Connection) -> None:
+    whole = {"name": "n" * 5_000, "prefix": "mañana\x1b[2J"}
+    wrong = ({"name": LONG}, {"name": "a\0b"}, {"name": "\ud800"}, {"name": object()})
+
+    class Telling(Shelf):
+        def objects(self) -> Iterator[MarkedObject]:
+            for names in (whole, *wrong):
+                yield MarkedObject(NASTY + LONG, names, (NASTY + LONG,) * 1_000, why=LONG)
+            raise Unavailable(LONG)
+
+    told = Intake(Telling()).objects()
+    found = [next(told) for _ in range(5)]
+    assert found[0].names == whole
+    assert not found[0].contradictory
+    assert [(one.names, one.contradictory) for one in found[1:]] == [({}, True)] * 4
+    assert all("manifest cannot be stored" in one.why for one in found[1:])
+    for one in found:
+        words = (one.generation, one.why, *one.parts)
+        assert all(word.isprintable() for word in words)
+        assert sum(map(len, words)) < 7_000
+    with pytest.raises(Unavailable) as caught:
+        next(told)
+    assert len(str(caught.value)) < 1_100, "an end is the end only without an error"
+
+
+def test_a_kind_that_does_not_tell_its_objects_has_not_told_that_there_are_none() -> None:
+    with pytest.raises(Refused, match="does not tell"):
+        list(Intake(Shelf()).objects())
 
 
 def test_a_comment_of_a_megabyte_is_bounded(db: Connection, servers: Servers) -> None:
