@@ -16,7 +16,7 @@ from outbox.findings import record as record_findings
 from outbox.resources import NewResource
 from outbox.rows import Claim
 from outbox.states import Found, HoldScope, StuckReason
-from tests.support.factories import a_resource
+from tests.support.factories import a_resource, unguarded
 
 
 class World:
@@ -155,11 +155,7 @@ class World:
 
     def write(self, sql: str, **words: object) -> int:
         """A write that no trigger sees; how many rows it touched."""
-        self.db.execute(text("SET session_replication_role = replica"))
-        try:
-            return self.db.execute(text(sql), words).rowcount
-        finally:
-            self.db.execute(text("RESET session_replication_role"))
+        return unguarded(self.db, sql, **words)
 
     def forget(self, job: int, event: str, fence: int) -> None:
         gone = "DELETE FROM events WHERE job_id = :job AND event = :event AND fence = :fence"
