@@ -12,15 +12,18 @@ from sqlalchemy import Connection
 from tenacity import retry, retry_if_exception, stop_after_attempt
 
 from api.problems import Problem, invalid, shortened
-from outbox import actions, db
+from outbox import actions, db, rewinds
 from outbox.actions import Caller, Edge
 from outbox.doorbell import bell
+from outbox.errors import Rewound
 
 T = TypeVar("T")
 # A revoked token opens nothing after this. Within it, no request costs a round trip to find out who calls.
 TOKEN_CACHE_SECONDS = 2
 # Only the event loop reads and writes it, so it needs no lock.
-_CACHE: TTLCache[str, Caller] = TTLCache(maxsize=10_000, ttl=TOKEN_CACHE_SECONDS)
+# With the caller: whether nothing may be written, since the control database went back in time.
+_CACHE: TTLCache[str, tuple[Caller, bool]] = TTLCache(maxsize=10_000, ttl=TOKEN_CACHE_SECONDS)
+_READS = ("GET", "HEAD")
 bearer = HTTPBearer(auto_error=False, description="a token that `deprovisioner token create` has made")
 
 
@@ -57,16 +60,23 @@ async def caller(request: Request, given: Annotated[HTTPAuthorizationCredentials
     secret = given.credentials
     known = _CACHE.get(secret)
     if known is None:
-        found = await run_in_threadpool(ask, partial(actions.caller, secret=secret))
+        found, still = await run_in_threadpool(ask, partial(_find, secret=secret))
         if found is None:
             raise _unauthenticated("this token is unknown or was revoked; `deprovisioner token create` makes a new one")
-        known = _CACHE[secret] = found
+        known = _CACHE[secret] = found, still
+    who, still = known
+    if still and request.method not in _READS:
+        raise Rewound
     names = [name for name, _ in request.query_params.multi_items()]
     for header in ("Idempotency-Key", "If-Match"):
         names += [header] * len(request.headers.getlist(header))
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise invalid(f"{shortened(twice)}: is given more than once; give it once")
-    return known
+    return who
+
+
+def _find(db: Connection, secret: str) -> tuple[Caller | None, bool]:
+    return actions.caller(db, secret), rewinds.rewound(db)
 
 
 async def operator(who: Annotated[Caller, Depends(caller)]) -> actions.Operator:

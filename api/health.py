@@ -9,10 +9,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
-from outbox import db, doorbell
+from outbox import db, doorbell, rewinds
 from outbox.batching import GroupCommit
 from outbox.doctor.checks.server import SETTINGS
-from outbox.errors import Unconfirmed
+from outbox.errors import Rewound, Unconfirmed
 from outbox.logs import log
 
 router = APIRouter(tags=["health"])
@@ -64,6 +64,7 @@ def _check() -> Readiness:
             standby_missing = session.execute(_STANDBY_MISSING).scalar_one()
             wrong = session.execute(text(SETTINGS)).all()
             ok = at == migrations.head()
+            rewound = ok and rewinds.rewound(session)
             flawed = ok and session.execute(_FLAWED).scalar_one()
         if not standby_missing:
             db.must_confirm(always=True)
@@ -83,6 +84,8 @@ def _check() -> Readiness:
     if not ok:
         database = f"at revision {at}, not {migrations.head()}: run `deprovisioner migrate`"
         return {"ok": False, "database": database, "broker": broker}, 503
+    if rewound:
+        return {"ok": False, "database": f"rewound: {Rewound()}", "broker": broker}, 503
     warnings = {"warnings": "a backend is not as it should be (`deprovisioner doctor`)"} if flawed else {}
     return {"ok": True, "database": "ok", "broker": broker} | warnings, 200
 

@@ -11,6 +11,9 @@ from sqlalchemy import Connection, text
 PAUSE_SECONDS = 1
 LONGEST_PAUSE_SECONDS = 15
 
+# A backend that went back in time stays shut until a recovery: whatever still ends there says nothing else.
+_PASSES = "NOT EXISTS (SELECT FROM memories WHERE place = backend AND behind_since IS NOT NULL)"
+
 _TRIP = text("""
     INSERT INTO breakers (backend, failures, retry_at, reason)
     VALUES (:backend, 1, now() + :pause * interval '1 second', :reason)
@@ -18,7 +21,8 @@ _TRIP = text("""
        SET failures = breakers.failures + 1,
            retry_at = now() + least(:longest, :pause * 2 ^ least(breakers.failures, 30)) * interval '1 second',
            reason = :reason
-     WHERE breakers.retry_at <= now() OR :probing""")
+     WHERE (breakers.retry_at <= now() OR :probing)
+       AND NOT EXISTS (SELECT FROM memories WHERE place = breakers.backend AND behind_since IS NOT NULL)""")
 
 
 def trip(db: Connection, backend: str, *, reason: str, probing: bool = False) -> None:
@@ -29,9 +33,11 @@ def trip(db: Connection, backend: str, *, reason: str, probing: bool = False) ->
 
 def give_back(db: Connection, backend: str) -> None:
     """The probe ended without work on the backend: the next claim may take another probe."""
-    db.execute(text("UPDATE breakers SET retry_at = now() WHERE backend = :backend"), {"backend": backend})
+    db.execute(
+        text(f"UPDATE breakers SET retry_at = now() WHERE backend = :backend AND {_PASSES}"), {"backend": backend}
+    )
 
 
 def close(db: Connection, backend: str) -> None:
     """The backend has done work: claim its jobs again."""
-    db.execute(text("DELETE FROM breakers WHERE backend = :backend"), {"backend": backend})
+    db.execute(text(f"DELETE FROM breakers WHERE backend = :backend AND {_PASSES}"), {"backend": backend})

@@ -1,4 +1,7 @@
-"""What can happen to a job, as one list: the words of the evidence and the names of the log lines come from it."""
+"""What can happen to a job, and what people do beside jobs, as one list.
+
+The words of the evidence and the names of the log lines come from it.
+"""
 
 from enum import StrEnum
 from typing import Any
@@ -7,11 +10,12 @@ from outbox.states import JobState
 
 
 class Event(StrEnum):
-    """One event of a job's evidence. A transition writes its event in its own transaction.
+    """One event of the evidence. A transition, or an act, writes its event in its own transaction.
 
-    Five events move nothing: `late`, a worker's report after it had lost its claim; `observed`, an inspection that an
-    operator asked for; `proposed`, the proposal of the first of two operators; `purge_ordered`, an earlier `purge_at`;
-    `snapshot_removed`, the end of a snapshot in its store.
+    Five events of a job move nothing: `late`, a worker's report after it had lost its claim; `observed`, an inspection
+    that an operator asked for; `proposed`, the proposal of the first of two operators; `purge_ordered`, an earlier
+    `purge_at`; `snapshot_removed`, the end of a snapshot in its store. From `changed` on, they are acts, which are no
+    job's.
     """
 
     ENQUEUED = "enqueued"
@@ -35,6 +39,16 @@ class Event(StrEnum):
     LATE = "late"
     OBSERVED = "observed"
     PROPOSED = "proposed"
+    CHANGED = "changed"
+    HOLD_ENGAGED = "hold_engaged"
+    HOLD_RELEASED = "hold_released"
+    TOKEN_CREATED = "token_created"  # noqa: S105 - no password
+    TOKEN_REVOKED = "token_revoked"  # noqa: S105 - no password
+    OPERATION_BEGUN = "operation_begun"
+    OPERATION_STOPPED = "operation_stopped"
+    ANNOUNCED = "announced"
+    REWOUND = "rewound"
+    RECOVERED = "recovered"
 
 
 # The job's state after an event. None: the event's detail has the state. Events that move nothing are not listed.
@@ -56,6 +70,19 @@ STATE_AFTER: dict[Event, JobState | None] = {
     Event.REDRIVEN: JobState.PENDING,
     Event.RESOLVED: None,
 }
+# Events of acts, which have no job. All but `changed` stand in the installation's own chain.
+ACTS = (
+    Event.CHANGED,
+    Event.HOLD_ENGAGED,
+    Event.HOLD_RELEASED,
+    Event.TOKEN_CREATED,
+    Event.TOKEN_REVOKED,
+    Event.OPERATION_BEGUN,
+    Event.OPERATION_STOPPED,
+    Event.ANNOUNCED,
+    Event.REWOUND,
+    Event.RECOVERED,
+)
 MOVES_NOTHING = tuple(event for event in Event if event not in STATE_AFTER)
 # How a worker's attempt ends, in the order of the enum.
 ENDS_ATTEMPT = tuple(

@@ -11,9 +11,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from outbox import settings
+from outbox import acts, settings
 from outbox.brakes import TURN
-from outbox.errors import AlreadyReleased, BadRequest, BrakeHit, NotFound
+from outbox.errors import AlreadyReleased, BadRequest, BrakeHit, NotFound, Rewound
+from outbox.events import Event
 from outbox.states import HoldCause, HoldScope
 
 
@@ -50,16 +51,27 @@ class Hold:
 _COLUMNS = ", ".join(field.name for field in fields(Hold))
 
 # Whether a hold in force covers a job: `{0}` is a row with its resource's backend, tenant and kind, `{1}` the job's
-# kind. None covers a restore: what was deleted by mistake is given back while everything else stands still.
+# kind. What was deleted by mistake is given back while everything else stands still: only a rewind stops restores.
 COVERS = """holds.released_at IS NULL
-               AND ({1} = 'deprovision' OR (holds.cause = 'operator' AND {1} <> 'restore'))
+               AND ({1} = 'deprovision' OR (holds.cause = 'operator' AND {1} <> 'restore')
+                    OR holds.cause = 'rewound')
                AND (holds.scope = 'global' OR (holds.scope = 'backend' AND holds.subject = {0}.backend)
                     OR (holds.scope = 'tenant' AND holds.subject = {0}.tenant)
                     OR (holds.scope = 'kind' AND holds.subject = {0}.kind))"""
 
+_WHICH = "jsonb_build_object('hold', id, 'scope', scope, 'subject', subject, 'cause', cause)"
+_ENGAGED = acts.noted("engaged", f"'{Event.HOLD_ENGAGED}'", actor="actor", reason="reason", detail=_WHICH)
+_RELEASED = acts.noted(
+    "released", f"'{Event.HOLD_RELEASED}'", actor="released_by", reason="release_reason", detail=_WHICH
+)
+
 _ENGAGE = text(f"""
-    INSERT INTO holds (scope, subject, cause, reason, actor) VALUES (:scope, :subject, 'operator', :reason, :actor)
- RETURNING {_COLUMNS}""")
+    WITH engaged AS (
+        INSERT INTO holds (scope, subject, cause, reason, actor)
+        VALUES (:scope, :subject, 'operator', :reason, :actor)
+     RETURNING {_COLUMNS}
+    ), {_ENGAGED}
+    SELECT {_COLUMNS} FROM engaged""")
 
 _KNOWN = {
     HoldScope.BACKEND: "SELECT EXISTS (SELECT FROM resources WHERE backend = :subject)",
@@ -112,7 +124,7 @@ _ENGAGE_BRAKE = text(f"""
                               AND released_at > :judged_at)
             ON CONFLICT (scope, subject) WHERE cause = 'brake' AND released_at IS NULL DO NOTHING
      RETURNING {_COLUMNS}
-    )
+    ), {_ENGAGED}
     SELECT {_COLUMNS}, true AS new FROM engaged
      UNION ALL
     SELECT {_COLUMNS}, false FROM holds
@@ -127,23 +139,32 @@ def engage_brake(db: Connection, hit: BrakeHit, *, actor: str) -> tuple[Hold, bo
     return None if row is None else (Hold.read(row), row.new)
 
 
-# By the turn and the clock, each verdict of a brake has seen the release, or is from before `released_at`.
+# By the turn and the clock, each verdict of a brake has seen the release, or is from before `released_at`. Only a
+# recovery ends the hold of a rewind; a trigger says the same.
 _RELEASE = text(f"""
     SELECT {TURN} FROM holds WHERE id = :id AND cause = 'brake';
-    UPDATE holds SET released_at = clock_timestamp(), released_by = :actor, release_reason = :reason
-     WHERE id = :id AND released_at IS NULL
- RETURNING {_COLUMNS}""")
+    WITH released AS (
+        UPDATE holds SET released_at = clock_timestamp(), released_by = :actor, release_reason = :reason
+         WHERE id = :id AND released_at IS NULL AND cause <> 'rewound'
+     RETURNING {_COLUMNS}
+    ), {_RELEASED}
+    SELECT {_COLUMNS} FROM released""")
 _FIND = text(f"SELECT {_COLUMNS} FROM holds WHERE id = :id")
 
 
 def release(db: Connection, hold_id: int, *, actor: str, reason: str) -> Hold:
-    """End a hold; `jobs.wake` then wakes the jobs that are parked under it. Raises NotFound, AlreadyReleased."""
+    """End a hold; `jobs.wake` then wakes the jobs that are parked under it.
+
+    Raises NotFound, AlreadyReleased; and Rewound for the hold of a rewind, which only a recovery ends.
+    """
     row = db.execute(_RELEASE, {"id": hold_id, "actor": actor, "reason": reason}).one_or_none()
     if row is not None:
         return Hold.read(row)
     before = db.execute(_FIND, {"id": hold_id}).one_or_none()
     if before is None:
         raise NotFound(f"there is no hold {hold_id}")
+    if before.released_at is None:
+        raise Rewound
     raise AlreadyReleased(f"hold {hold_id} was released by {before.released_by}: {before.release_reason}")
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
+from outbox import rewinds
 from outbox.rows import Json
 
 # A server is asked no more often. Redis adds an attempt to an older one's group for as long.
@@ -52,7 +53,7 @@ class Turn:
 
 # The guard of the UPDATE gives each turn to one worker: the others wait for the row, and find it looked at. `last_at`
 # is never before the DELETE: a row from before a restore begins anew.
-_TAKE = text("""
+_TAKE = text(f"""
     WITH due AS (
         SELECT outbox.resource_id, deleted_at
           FROM outbox
@@ -60,11 +61,12 @@ _TAKE = text("""
           LEFT JOIN login_attempts AS kept ON kept.resource_id = outbox.resource_id
          WHERE outbox.backend = ANY(CAST(:backends AS text[])) AND step IN ('snapshot', 'wait') AND finished_at IS NULL
            AND status = 'deleting' AND manifest IS NOT NULL AND coalesce(looked_at <= now() - :every, true)
+           AND {rewinds.GOES_ON}
          ORDER BY looked_at NULLS FIRST, outbox.id
          LIMIT :batch
     ), taken AS (
         INSERT INTO login_attempts AS kept (resource_id, count, last_at, addresses, groups)
-        SELECT resource_id, 0, deleted_at, '[]', '{}' FROM due ORDER BY resource_id
+        SELECT resource_id, 0, deleted_at, '[]', '{{}}' FROM due ORDER BY resource_id
             ON CONFLICT (resource_id) DO UPDATE
            SET looked_at = now(),
                count = CASE WHEN kept.last_at < EXCLUDED.last_at THEN 0 ELSE kept.count END,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from outbox import advice, jobs
+from outbox import advice, jobs, rewinds
 from outbox.errors import NotATeardown
 from outbox.events import Event
 from outbox.rows import Json, columns, read
@@ -78,7 +78,7 @@ def ask(db: Connection, job_id: int, *, actor: str, fence: int | None = None) ->
 
 # By backend, as in a claim. Not while another job of the resource runs: a provision that is under way may make the
 # object that is absent now. Open observations whose job has moved on are deleted.
-_TAKE = text("""
+_TAKE = text(f"""
     WITH gone AS (
         DELETE FROM observations WHERE id = ANY(ARRAY(
                SELECT look.id FROM observations AS look JOIN outbox ON outbox.id = look.job_id
@@ -101,6 +101,7 @@ _TAKE = text("""
                        ORDER BY look.id
                        LIMIT served.room
                          FOR UPDATE OF look SKIP LOCKED) AS asked
+                WHERE {rewinds.GOES_ON_AT.format("served.backend")}
                 LIMIT :slots))
      RETURNING *
     )

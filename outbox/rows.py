@@ -101,6 +101,19 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class StartMark:
+    """The event of a durable start, as places outside the control database remember it; `hash` is in hex.
+
+    `installation` is None before the first comparison with any place.
+    """
+
+    event: int
+    hash: str
+    installation: uuid.UUID | None
+    epoch: int | None
+
+
+@dataclass(frozen=True)
 class Evidence:
     """One event of the evidence; the table is append-only. `job_id` is None for an act that is no job's."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from outbox import rewinds
 from outbox.errors import ClaimLost, NotFound
 from outbox.events import Event
 from outbox.rows import Claim, Json
@@ -121,6 +122,7 @@ _EXPIRED = text(f"""
     SELECT {_COLUMNS} FROM snapshots
      WHERE removed_at IS NULL AND expires_at <= now()
        AND NOT EXISTS (SELECT FROM outbox WHERE outbox.id = job_id AND state IN ('pending', 'running', 'stuck'))
+       AND {rewinds.GOES_ON}
      ORDER BY expires_at LIMIT :limit""")
 
 

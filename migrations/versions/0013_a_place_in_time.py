@@ -22,23 +22,23 @@ REFUSE = """
             RAISE EXCEPTION 'the control database went back in time: nothing is written to % until `deprovisioner recover`',
                   TG_TABLE_NAME USING ERRCODE = 'DP015';
         END IF;
-        RETURN {returns};
+        RETURN NEW;
     END $$
 """
-# By statement, but for the start, which is one of many updates of its table.
+# By row: a sweep whose statement inserts nothing is refused nothing.
 TRIGGERS = (
     """
-    CREATE TRIGGER outbox_enqueue_rewound BEFORE INSERT ON outbox FOR EACH STATEMENT
+    CREATE TRIGGER outbox_enqueue_rewound BEFORE INSERT ON outbox FOR EACH ROW
       EXECUTE FUNCTION deprovisioner_refuse_rewound()
     """,
     """
     CREATE TRIGGER resources_change_rewound BEFORE INSERT OR UPDATE OF protected, expires_at, grace_seconds ON resources
-      FOR EACH STATEMENT EXECUTE FUNCTION deprovisioner_refuse_rewound()
+      FOR EACH ROW EXECUTE FUNCTION deprovisioner_refuse_rewound()
     """,
     """
     CREATE TRIGGER outbox_start_rewound BEFORE UPDATE ON outbox FOR EACH ROW
       WHEN (NEW.started_fence IS DISTINCT FROM OLD.started_fence)
-      EXECUTE FUNCTION deprovisioner_refuse_rewound_row()
+      EXECUTE FUNCTION deprovisioner_refuse_rewound()
     """,
     """
     CREATE TRIGGER holds_rewound_stays BEFORE UPDATE ON holds FOR EACH ROW
@@ -46,7 +46,6 @@ TRIGGERS = (
       EXECUTE FUNCTION deprovisioner_rewound_stays()
     """,
 )
-ROW = REFUSE.replace("deprovisioner_refuse_rewound()", "deprovisioner_refuse_rewound_row()")
 # Of this transaction, as for `purge_at` in revision 0011.
 STAYS = """
     CREATE FUNCTION deprovisioner_rewound_stays() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -108,7 +107,7 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("cause = 'rewound' AND released_at IS NULL"),
     )
-    for statement in (STILL, REFUSE.format(returns="NULL"), ROW.format(returns="NEW"), STAYS, *TRIGGERS):
+    for statement in (STILL, REFUSE, STAYS, *TRIGGERS):
         op.execute(statement)
 
 
@@ -120,7 +119,7 @@ def downgrade() -> None:
     }.items():
         for name in names:
             op.execute(f"DROP TRIGGER {name} ON {table}")
-    for function in ("rewound_stays", "refuse_rewound_row", "refuse_rewound", "still"):
+    for function in ("rewound_stays", "refuse_rewound", "still"):
         op.execute(f"DROP FUNCTION deprovisioner_{function}()")
     op.drop_index("holds_one_rewound", table_name="holds")
     op.drop_constraint("holds_cause_known", "holds")

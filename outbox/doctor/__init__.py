@@ -24,6 +24,7 @@ from outbox.doctor.checks.evidence import CHECKPOINT_OVERDUE, EVIDENCE, LATE_DAY
 from outbox.doctor.checks.jobs import JOBS
 from outbox.doctor.checks.load import LOAD, OVERDUE_MINUTES
 from outbox.doctor.checks.resources import RESOURCES
+from outbox.doctor.checks.rewinds import REWINDS
 from outbox.doctor.checks.schema import SCHEMA, guards, indexes, wanted
 from outbox.doctor.checks.server import SERVER
 from outbox.rows import Json
@@ -73,7 +74,7 @@ _UNCHECKED = (
 )
 
 
-CHECKS = (*SERVER, *SCHEMA, *RESOURCES, *JOBS, *EVIDENCE, *LOAD)
+CHECKS = (*SERVER, *SCHEMA, *RESOURCES, *JOBS, *EVIDENCE, *LOAD, *REWINDS)
 
 
 def examine(db: Connection, *, head: str | None) -> list[Finding]:

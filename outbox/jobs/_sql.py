@@ -17,6 +17,8 @@ _EVENT_OF = """
      ORDER BY resource_id"""
 _EVENT = _EVENT_OF.format(reason="CAST(:reason AS text)", detail=":detail")
 _EVENT_EACH = _EVENT_OF.format(reason="NULL", detail="detail")  # each row of `job` has its own detail
+# Of the events of `noted`, as a StartMark has them.
+_MARK = """noted.id AS event, encode(noted.hash, 'hex') AS hash, installation.id AS installation, installation.epoch"""
 
 
 # For a template's `{lock}`: the statement waits for a row that another transaction has locked.

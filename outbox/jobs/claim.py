@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from outbox import settings
+from outbox import rewinds, settings
 from outbox.db import prepared
 from outbox.events import Event
 from outbox.jobs._sql import _EVENT, _OURS, _event, _still_ours
@@ -52,6 +52,7 @@ _CLAIM = prepared(f"""
                       CAST(:crowd_rooms AS int[]), CAST(:since AS text[]), CAST(:after AS text[]),
                       CAST(:drained AS text[]))
                WITH ORDINALITY AS asked (backend, kind, room, crowd_room, since, after, drained, place)
+         WHERE {rewinds.GOES_ON_AT.format("asked.backend")}
     ), probe AS (
         UPDATE breakers SET retry_at = now() + :lease
          WHERE backend = ANY(ARRAY(

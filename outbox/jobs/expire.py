@@ -5,7 +5,7 @@ import uuid
 
 from sqlalchemy import Connection, text
 
-from outbox import settings
+from outbox import rewinds, settings
 from outbox.jobs._sql import _skip_locked
 from outbox.jobs.enqueue import _NO_HOLD, _config, _enqueue
 from outbox.rows import Json
@@ -29,7 +29,8 @@ _EXPIRE = text(
           FROM (SELECT id
                   FROM (SELECT * FROM resources
                          WHERE {_DUE} LIMIT :rows) AS resources
-                 WHERE NOT protected AND {_NO_HOLD}) AS due
+                 WHERE NOT protected AND {_NO_HOLD}
+                   AND {rewinds.GOES_ON}) AS due
          CROSS JOIN LATERAL (SELECT FROM resources WHERE resources.id = due.id {_skip_locked("due.id")}) AS locked
          LIMIT :batch""",
         "status = 'active' AND expires_at <= now()",

@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
-from outbox import brakes, holds
+from outbox import brakes, holds, rewinds
 from outbox.db import prepared
 from outbox.errors import Busy, ClaimLost, Early, Held, Unwanted
 from outbox.events import Event
 from outbox.jobs._sql import (
     _CHAIN_LOCK,
     _EVENT_EACH,
+    _MARK,
     _OURS,
     _OURS_TEMPLATE,
     _WAIT,
@@ -19,7 +21,7 @@ from outbox.jobs._sql import (
     _skip_locked,
     _still_ours,
 )
-from outbox.rows import Claim, Json
+from outbox.rows import Claim, Json, StartMark
 from outbox.settings import Brake
 from outbox.states import JobKind, JobState, ResourceStatus, Step
 
@@ -44,6 +46,7 @@ _START = f"""
                                                   ELSE 'provisioning' END
            AND ({_MAY_DESTROY} IS TRUE OR step IN ('quarantine', 'snapshot'))
            AND NOT EXISTS (SELECT FROM holds WHERE {holds.COVERS.format("resource", "outbox.kind")})
+           AND {rewinds.GOES_ON_AT.format("outbox.backend")}
            AND NOT EXISTS (SELECT FROM outbox AS other
                             WHERE other.resource_id = outbox.resource_id AND other.id <> outbox.id
                               AND other.claimed_by IS NOT NULL)
@@ -55,12 +58,14 @@ _START_TEMPLATE = f"""
     WITH {_OURS_TEMPLATE}, resource AS (
         SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
     ), {_START}, noted AS ({_EVENT_EACH}
+     RETURNING id, job_id, hash
     ), completed AS (
         UPDATE resources
            SET manifest = manifest || ({_COMPLETES})
           FROM job WHERE resources.id = job.resource_id AND {_COMPLETES} IS NOT NULL
     )
-    SELECT id, fence FROM job"""
+    SELECT job.id, job.fence, {_MARK}
+      FROM job JOIN noted ON noted.job_id = job.id LEFT JOIN installation ON installation.compared_under IS NOT NULL"""
 # A hold that is answered while this waits for a lock stops the start: the second statement reads the holds. So the
 # first takes every lock that the second needs: job, chain, and the row of a resource whose manifest is completed.
 _LOCK_OURS = f"""
@@ -93,8 +98,8 @@ _START_PROVISION = text(f"""
 
 def start_all(
     db: Connection, seen: Sequence[tuple[Claim, Json | None]], *, worker: str, waits: bool = True
-) -> set[tuple[int, int]]:
-    """running -> running, for each of these teardowns that `start` would let start; returns these by job and fence.
+) -> dict[tuple[int, int], StartMark]:
+    """running -> running, for each of these teardowns that `start` would let start; their marks, by job and fence.
 
     `seen` has each claim with what the worker saw when it inspected the backend; fields under `completes` are added to
     the resource's manifest, which an older version wrote without them. Unless it `waits`, it skips what
@@ -103,10 +108,13 @@ def start_all(
     asked = [(claim, before) for claim, before in seen if waits or "completes" not in (before or {})]
     noted = [(claim, None if before is None else {"seen": before}) for claim, before in asked]
     statement = _START_DEPROVISION if waits else _START_SKIPPING
-    return {(row.id, row.fence) for row in db.execute(statement, _still_ours(noted) | _event(Event.STARTED, worker))}
+    rows = db.execute(statement, _still_ours(noted) | _event(Event.STARTED, worker))
+    return {(row.id, row.fence): _mark(row) for row in rows}
 
 
-def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None, under: Sequence[Brake] = ()) -> None:
+def start(
+    db: Connection, claim: Claim, *, worker: str, seen: Json | None = None, under: Sequence[Brake] = ()
+) -> StartMark:
     """running -> running, with the durable start mark: from then on the worker may have acted on the backend.
 
     `seen` is what the worker saw when it inspected the backend. With brakes (`under`), `db` must be a transaction: it
@@ -116,8 +124,20 @@ def start(db: Connection, claim: Claim, *, worker: str, seen: Json | None = None
     wanted = ResourceStatus.RESTORING if claim.kind is JobKind.RESTORE else ResourceStatus.DELETING
     if under and not _has_started(db, claim, wanted):
         brakes.take(db, claim, under)  # only a job that may start is counted, so only such a job can hit a brake
-    if not start_all(db, [(claim, seen)], worker=worker):
-        _start_refused(db, claim, wanted)
+    if started := start_all(db, [(claim, seen)], worker=worker):
+        return started[claim.id, claim.fence]
+    _start_refused(db, claim, wanted)
+    return _mark(db.execute(_MARKED, {"id": claim.id, "fence": claim.fence}).one())
+
+
+# Of a start whose answer was lost.
+_MARKED = text(f"""
+    SELECT {_MARK} FROM events AS noted LEFT JOIN installation ON installation.compared_under IS NOT NULL
+     WHERE job_id = :id AND fence = :fence AND event = '{Event.STARTED}'""")
+
+
+def _mark(row: Row[Any]) -> StartMark:
+    return StartMark(row.event, row.hash, row.installation, row.epoch)
 
 
 def start_provision(
@@ -150,12 +170,13 @@ def _start_refused(db: Connection, claim: Claim, wanted: ResourceStatus) -> None
         raise Busy(f"job {claim.id}: it could not start, and what prevented it has just ended; try again")
 
 
-_HAS_STARTED = text("""
+_HAS_STARTED = text(f"""
     SELECT outbox.fence, outbox.state, outbox.started_fence, lease_expires_at > now() AS alive, resources.status,
            EXISTS (SELECT FROM outbox AS other
                     WHERE other.resource_id = outbox.resource_id AND other.id <> outbox.id
                       AND other.claimed_by IS NOT NULL) AS contended,
-           extract(epoch FROM resources.purge_at - clock_timestamp()) AS early
+           extract(epoch FROM resources.purge_at - clock_timestamp()) AS early,
+           {rewinds.GOES_ON_AT.format("outbox.backend")} AS goes_on
       FROM outbox JOIN resources ON resources.id = outbox.resource_id
      WHERE outbox.id = :id""")
 
@@ -171,6 +192,10 @@ def _has_started(db: Connection, claim: Claim, wanted: ResourceStatus) -> bool:
         raise Unwanted(f"job {claim.id}: its resource is {row.status}, not {wanted}")
     if over := holds.over(db, claim.id):
         raise Held(f"{over[0].name} is in force", over[0].id)
+    if not row.goes_on:
+        raise Busy(
+            f"job {claim.id}: backend {claim.backend!r} is not compared yet with what it remembers of this database"
+        )
     if row.contended:
         raise Busy(f"job {claim.id}: another job of its resource is running")
     if claim.step in (None, Step.WAIT, Step.DESTROY) and (row.early or 0) > 0:

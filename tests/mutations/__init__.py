@@ -4,6 +4,7 @@ A name begins with what is guarded: a transition's name, a constraint's, a part 
 named is the quickest that should notice.
 """
 
+from tests.mutations.acts import GUARDS_OF_ACTS
 from tests.mutations.api import GUARDS_OF_API
 from tests.mutations.audit import GUARDS_OF_AUDIT
 from tests.mutations.claims import CLAIMS
@@ -15,6 +16,7 @@ from tests.mutations.outcomes import OUTCOMES
 from tests.mutations.postgres import GUARDS_OF_POSTGRES
 from tests.mutations.redis import GUARDS_OF_REDIS
 from tests.mutations.restores import GUARDS_OF_RESTORES
+from tests.mutations.rewinds import GUARDS_OF_REWINDS
 from tests.mutations.runner import GUARDS_OF_RUNNER
 from tests.mutations.schema import GUARDS_OF_MANIFESTS, GUARDS_OF_SCHEMA
 from tests.mutations.snapshots import GUARDS_OF_SNAPSHOTS
@@ -36,9 +38,11 @@ MUTANTS = (
     *GUARDS_OF_API,
     *GUARDS_OF_OPERATIONS,
     *GUARDS_OF_AUDIT,
+    *GUARDS_OF_ACTS,
     *GUARDS_OF_EDGES,
     *GUARDS_OF_UNDO,
     *GUARDS_OF_SNAPSHOTS,
+    *GUARDS_OF_REWINDS,
 )
 
 # Nobody can see that these are gone, since something else always answers first.

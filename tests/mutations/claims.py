@@ -546,7 +546,7 @@ CLAIMS = (
         ),
         (
             "start: event",
-            "{_START}, noted AS ({_EVENT_EACH}\n    ), completed",
+            "{_START}, noted AS ({_EVENT_EACH}\n     RETURNING id, job_id, hash\n    ), completed",
             "{_START}, completed",
             _along("start"),
         ),
@@ -586,8 +586,8 @@ CLAIMS = (
         ),
         (
             "hold: a brake stops teardowns only",
-            "AND ({1} = 'deprovision' OR (holds.cause = 'operator' AND {1} <> 'restore'))",
-            "AND {1} <> 'restore'",
+            "({1} = 'deprovision' OR (holds.cause = 'operator' AND {1} <> 'restore')",
+            "({1} <> 'restore'",
             f"{BRAKES}::test_a_brake_s_hold_stops_teardowns_but_not_provisions",
         ),
         *(
@@ -757,8 +757,8 @@ CLAIMS = (
             for name, old, new in (
                 (
                     "failures of one pause count once",
-                    "WHERE breakers.retry_at <= now() OR :probing",
-                    "WHERE true OR :probing",
+                    "WHERE (breakers.retry_at <= now() OR :probing)",
+                    "WHERE true",
                 ),
                 ("the longest pause", "least(:longest, ", "greatest(0, "),
             )

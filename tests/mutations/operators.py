@@ -249,8 +249,8 @@ OPERATORS = (
         ),
         (
             "looks: slots",
-            "AS asked\n                LIMIT :slots",
-            "AS asked",
+            'served.backend")}\n                LIMIT :slots',
+            'served.backend")}',
             "test_inspections_are_taken_up_to_the_capacity_and_skip_locked_rows",
         ),
         (

@@ -294,8 +294,8 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: a shared statement waits for no row",
-            "waits=False",
-            "waits=True",
+            "jobs.start_all(session, requests, worker=worker, waits=False)",
+            "jobs.start_all(session, requests, worker=worker)",
             "test_a_locked_resource_delays_no_other_job",
         ),
         (
@@ -312,8 +312,8 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "run: started is remembered",
-            "    run.started = True\n\n\ndef _advance",
-            "\n\ndef _advance",
+            "    run.started = True\n    return mark",
+            "    return mark",
             "test_a_backend_that_dies_inside_the_teardown_costs_an_attempt",
         ),
         (

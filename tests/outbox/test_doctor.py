@@ -20,7 +20,7 @@ from outbox.doctor import CHECKS, examine
 from outbox.doctor.checks.schema import TRIGGERS
 from outbox.doctor.checks.server import SETTINGS
 from outbox.errors import Conflict
-from outbox.events import MOVES_NOTHING, STATE_AFTER, Event
+from outbox.events import ACTS, MOVES_NOTHING, STATE_AFTER, Event
 from outbox.states import HoldScope, StuckReason
 from tests.support.breaks import BREAKS, World, backend_away, findings
 from tests.support.factories import a_job, a_resource
@@ -120,6 +120,29 @@ def test_the_doctor_finds_rewritten_events(world: World, tampered: str, codes: s
     assert set(findings()) - {"late"} == codes
 
 
+ACTS_CHAIN = "WHERE resource_id = (SELECT id FROM installation)"
+
+
+@pytest.mark.parametrize(
+    ("tampered", "code"),
+    [
+        (f"UPDATE events SET actor = 'somebody' {ACTS_CHAIN} AND event = 'hold_engaged'", "chain_broken"),
+        (f"UPDATE events SET job_id = 1 {ACTS_CHAIN} AND event = 'token_created'", "chain_broken"),
+        (f'UPDATE events SET detail = detail || \'{{"name": "bob"}}\' {ACTS_CHAIN} AND seq = 4', "chain_broken"),
+        (f"DELETE FROM events {ACTS_CHAIN} AND event = 'hold_released'", "chain_broken"),
+        (f"DELETE FROM events {ACTS_CHAIN}", "checkpoint_broken"),
+        (f"DELETE FROM events {ACTS_CHAIN} AND event = 'token_revoked'", "checkpoint_broken"),
+        ("DELETE FROM events WHERE event = 'changed' AND seq = 5", "chain_broken"),
+    ],
+)
+def test_the_doctor_finds_rewritten_acts(world: World, tampered: str, code: str) -> None:
+    world.checkpoint()
+    assert world.write(tampered) > 0
+    found = findings()
+    assert set(found) == {code}
+    assert (ACTS_CHAIN in tampered) == ("audit acts" in str(found[code].sample[0].note))
+
+
 def test_a_chain_that_was_made_anew_after_a_checkpoint_is_found(world: World) -> None:
     id = world.deleted.resource_id
     kept = "id, at, job_id, resource_id, fence, event, actor, reason, detail"
@@ -183,7 +206,7 @@ def test_every_event_is_written_and_no_other() -> None:
     assert set(re.findall(r"fence, '(\w+)', ", sql)) == words
     code = "".join(path.read_text() for part in ("outbox/jobs", "worker/run") for path in (ROOT / part).glob("*.py"))
     named = {Event[name] for name in re.findall(r"Event\.([A-Z_]+)", code)}
-    assert named | words == set(Event)
+    assert named | words | {*ACTS} == set(Event)
     assert {*STATE_AFTER} | {*MOVES_NOTHING} == set(Event)
 
 

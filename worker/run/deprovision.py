@@ -5,7 +5,7 @@ With a grace or a snapshot it has steps, each with its own start and its own end
 The jobs of one worker share the statements of their starts and of their completions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -13,14 +13,13 @@ from outbox import db, foreign, jobs, settings
 from outbox.batching import Gate, GroupCommit
 from outbox.errors import Busy, ClaimLost
 from outbox.events import Event, emit
-from outbox.rows import Json
+from outbox.rows import Json, StartMark
 from outbox.states import Step, StuckReason
 from worker.backends import Absent, Different, Same
 from worker.run.snapshot import snapshot
 
 if TYPE_CHECKING:
     from worker.run import Run
-
 
 _MARK_LEFT = (
     "the adoption never ended, and left its mark there: find its owner, take the mark back, then re-drive this job"
@@ -35,16 +34,20 @@ class Batches:
 
     def __init__(self, *, worker: str) -> None:
         self.gate = Gate()
-        self.starts = GroupCommit("starts", partial(_in_one, jobs.start_all, worker), gate=self.gate)
-        self.completions = GroupCommit("completions", partial(_in_one, jobs.complete_all, worker), gate=self.gate)
+        self.starts = GroupCommit("starts", partial(_start_all, worker), gate=self.gate)
+        self.completions = GroupCommit("completions", partial(_complete_all, worker), gate=self.gate)
 
 
-def _in_one(
-    transition: Callable[..., set[tuple[int, int]]], worker: str, requests: Sequence[tuple[Any, ...]]
-) -> list[bool | None]:
+# By fence too: two claims of one job, the lost one and its successor, may share a statement.
+def _start_all(worker: str, requests: Sequence[tuple[Any, ...]]) -> list[StartMark | None]:
     with db.statement() as session:
-        done = transition(session, requests, worker=worker, waits=False)
-    # By fence too: two claims of one job, the lost one and its successor, may share a statement.
+        marks = jobs.start_all(session, requests, worker=worker, waits=False)
+    return [marks.get((claim.id, claim.fence)) for claim, *_ in requests]
+
+
+def _complete_all(worker: str, requests: Sequence[tuple[Any, ...]]) -> list[bool | None]:
+    with db.statement() as session:
+        done = jobs.complete_all(session, requests, worker=worker, waits=False)
     return [(claim.id, claim.fence) in done or None for claim, *_ in requests]
 
 
@@ -115,15 +118,17 @@ def _already_gone(run: "Run", seen: Json) -> Json:
     return seen | {"done_by_fence": run.claim.started_fence}
 
 
-def _start(run: "Run", before: Json) -> None:
+def _start(run: "Run", before: Json) -> StartMark:
     alone = partial(run.record, jobs.start, seen=before)
+    mark: StartMark
     if brakes := settings.brakes(run.claim.backend, run.claim.tenant):
-        run.record(jobs.start, within=db.transaction, seen=before, under=brakes)
+        mark = run.record(jobs.start, within=db.transaction, seen=before, under=brakes)
     elif run.batches is None:
-        alone()
+        mark = alone()
     else:
-        run.batches.starts.do((run.claim, before), alone=alone)
+        mark = run.batches.starts.do((run.claim, before), alone=alone)
     run.started = True
+    return mark
 
 
 def _advance(run: "Run", event: Event, seen: Json, did: Json | None = None) -> None:

@@ -1,0 +1,42 @@
+"""Checks of the control database's place in time, and of the backends'."""
+
+from outbox import rewinds
+from outbox.doctor.checks.check import Check
+
+REWINDS = (
+    Check(
+        "rewound",
+        "hold",
+        """
+        SELECT id, created_at AS since, concat(actor, ': ', left(reason, 500)) AS note FROM holds
+         WHERE cause = 'rewound' AND released_at IS NULL""",
+        "the control database went back in time, or a restore was announced: it does not know what was done since, so "
+        "nothing starts, and nothing is written",
+        "`deprovisioner recover` shows what the backends know and this database does not, and what each decision does; "
+        "docs/operations.md has the order",
+    ),
+    Check(
+        "backend_went_back",
+        "backend",
+        """
+        SELECT place AS id, behind_since AS since, note FROM memories WHERE behind_since IS NOT NULL""",
+        "the backend was restored to an earlier state, or lost what it had: objects may be there again, gone or older",
+        "`deprovisioner recover --backend NAME` compares its objects with the resources; nothing starts there before",
+    ),
+    Check(
+        "backend_not_compared",
+        "backend",
+        f"""
+        SELECT waiting.backend AS id, waiting.since, 'jobs wait for it' AS note
+          FROM (SELECT backend, min(available_at) AS since FROM outbox
+                 WHERE state = 'pending' AND held_by IS NULL AND available_at < now() - CAST(:overdue AS interval)
+                 GROUP BY backend) AS waiting
+         WHERE NOT EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL)
+           AND NOT EXISTS (SELECT FROM memories WHERE place = waiting.backend AND behind_since IS NOT NULL)
+           AND NOT ({rewinds.GOES_ON_AT.format("waiting.backend")})""",
+        "since the control database was started, no worker could read what the backend remembers of it: nothing starts "
+        "there, since the database might be older than the backend",
+        "are workers running that serve this backend, and can they reach it? their log says `memory_unreachable`",
+        "warning",
+    ),
+)

@@ -1,0 +1,199 @@
+"""A control database that went back in time: what notices it, and what keeps still then."""
+
+from tests.mutations.cut import cut
+
+REWINDS = "tests/outbox/test_rewinds.py"
+_FILE = "outbox/rewinds.py"
+_ANEW = "test_nothing_is_claimed_or_started_on_a_database_that_was_not_compared_anew"
+_NEITHER = "test_nothing_expires_no_operation_goes_on_and_no_snapshot_is_removed"
+_WENT_BACK = "test_a_backend_that_remembers_less_than_was_written_there_went_back_itself"
+_HELD = "test_under_the_hold_of_a_rewind_no_job_is_claimed_whatever_its_kind"
+
+GUARDS_OF_REWINDS = (
+    *cut(
+        _FILE,
+        "def judge(",
+        REWINDS,
+        (
+            "rewind: an event is missing",
+            "known.get(memory.event) != memory.hash",
+            "memory.event not in known",
+            "test_an_event_that_is_another_one_here_is_a_rewind_although_the_database_is_ahead",
+        ),
+        (
+            "rewind: no comparison",
+            "elif memory.event and known.get(memory.event) != memory.hash:",
+            "elif False:",
+            "test_an_event_that_is_missing_here_is_a_rewind",
+        ),
+        (
+            "rewind: a later epoch",
+            "if memory.epoch > before.epoch:",
+            "if False:",
+            "test_a_later_epoch_is_a_rewind_and_an_earlier_one_tells_nothing",
+        ),
+        (
+            "rewind: an earlier epoch",
+            "memory.epoch < before.epoch",
+            "False",
+            "test_a_later_epoch_is_a_rewind_and_an_earlier_one_tells_nothing",
+        ),
+        ("rewind: still", "elif memory.still:", "elif False:", "test_a_place_that_was_told_to_keep_still_is_a_rewind"),
+        (
+            "rewind: moved",
+            "[before.moved] if before.moved else []",
+            "[]",
+            "test_another_server_or_database_is_a_rewind_although_nothing_is_missing",
+        ),
+        ("rewind: a backend behind", "and has < written", "and False", _WENT_BACK),
+        (
+            "rewind: a broker is never behind",
+            "place != BROKER and ",
+            "",
+            "test_a_broker_that_forgot_everything_says_nothing",
+        ),
+    ),
+    *cut(
+        _FILE,
+        "def here(",
+        REWINDS,
+        (
+            "rewind: the server's identity",
+            "row.system_identifier != row.server_is",
+            "False",
+            "test_another_server_or_database_is_a_rewind_although_nothing_is_missing",
+        ),
+        (
+            "rewind: the database's identity",
+            "row.database_oid != row.oid_is",
+            "False",
+            "test_another_server_or_database_is_a_rewind_although_nothing_is_missing",
+        ),
+        (
+            "rewind: settled",
+            "row.compared_under == row.incarnation",
+            "True",
+            "test_a_place_is_due_when_it_was_not_compared_under_this_incarnation_or_a_minute_ago",
+        ),
+    ),
+    *cut(
+        _FILE,
+        "_COMPARED = text(",
+        REWINDS,
+        (
+            "rewind: the compared incarnation",
+            "server.incarnation = :incarnation AND ",
+            "",
+            "test_a_database_that_was_replaced_meanwhile_is_not_called_compared",
+        ),
+        (
+            "rewind: the compared epoch",
+            " AND epoch = :epoch",
+            "",
+            "test_a_database_that_was_replaced_meanwhile_is_not_called_compared",
+        ),
+    ),
+    *cut(
+        _FILE,
+        "_WRITTEN = text(",
+        REWINDS,
+        (
+            "rewind: what was written rises",
+            " AND (epoch IS NULL OR (epoch, event) < (:epoch, :event))",
+            "",
+            "test_what_was_written_is_never_lowered",
+        ),
+    ),
+    *cut(
+        "outbox/jobs/claim.py",
+        "_CLAIM = prepared(",
+        REWINDS,
+        ("rewind: no claim", '         WHERE {rewinds.GOES_ON_AT.format("asked.backend")}\n', "", _HELD, _ANEW),
+    ),
+    *cut(
+        "outbox/jobs/start.py",
+        '_START = f"""',
+        REWINDS,
+        ("rewind: no start", '           AND {rewinds.GOES_ON_AT.format("outbox.backend")}\n', "", _ANEW),
+    ),
+    *cut(
+        "outbox/jobs/expire.py",
+        "_EXPIRE = text(",
+        REWINDS,
+        ("rewind: no expiry", "\n                   AND {rewinds.GOES_ON}", "", f"{_NEITHER}[not compared]"),
+    ),
+    *cut(
+        "outbox/operations/advance.py",
+        "_TAKE = text(",
+        REWINDS,
+        ("rewind: no operation", "\n       AND {rewinds.GOES_ON}", "", _NEITHER),
+    ),
+    *cut(
+        "outbox/observations.py",
+        "_TAKE = text(",
+        REWINDS,
+        (
+            "rewind: no inspection",
+            '                WHERE {rewinds.GOES_ON_AT.format("served.backend")}\n',
+            "",
+            "test_no_inspection_is_taken",
+        ),
+    ),
+    *cut(
+        "outbox/holds.py",
+        'COVERS = """',
+        REWINDS,
+        (
+            "rewind: the hold covers all kinds",
+            "\n                    OR holds.cause = 'rewound')",
+            ")",
+            "test_what_was_claimed_before_a_rewind_was_noticed_does_not_start",
+        ),
+    ),
+    *cut(
+        "outbox/holds.py",
+        "_RELEASE = text(",
+        REWINDS,
+        ("rewind: no ordinary release", " AND cause <> 'rewound'", "", "test_an_ordinary_release_does_not_end_it"),
+    ),
+    *cut(
+        "outbox/breakers.py",
+        "",
+        REWINDS,
+        (
+            "rewind: the breaker stays open",
+            'behind_since IS NOT NULL)"\n',
+            'false)"\n',
+            "test_nothing_starts_at_a_backend_that_went_back_and_its_breaker_stays_open",
+        ),
+    ),
+    *cut(
+        "migrations/versions/0013_a_place_in_time.py",
+        "TRIGGERS = (",
+        REWINDS,
+        (
+            "rewind: a trigger of starts",
+            "(NEW.started_fence IS DISTINCT FROM OLD.started_fence)",
+            "(false)",
+            "test_the_database_itself_refuses_a_start_that_does_not_look_at_holds",
+        ),
+        (
+            "rewind: a trigger of the release",
+            "(OLD.cause = 'rewound' OR NEW.cause = 'rewound')",
+            "(false)",
+            "test_an_ordinary_release_does_not_end_it",
+        ),
+        (
+            "rewind: a trigger of changes",
+            "UPDATE OF protected, expires_at, grace_seconds ON",
+            "UPDATE OF name ON",
+            "test_after_a_rewind_no_delete_and_no_change_is_written",
+        ),
+        (
+            "rewind: a trigger of jobs",
+            "outbox_enqueue_rewound BEFORE INSERT ON outbox FOR EACH ROW",
+            "outbox_enqueue_rewound BEFORE INSERT ON outbox FOR EACH ROW WHEN (false)",
+            "test_after_a_rewind_no_delete_and_no_change_is_written",
+        ),
+    ),
+)
