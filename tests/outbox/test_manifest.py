@@ -4,6 +4,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from tests.support.breaks import World, findings
 from tests.support.factories import a_job, a_resource, claims, events_of, last_event, status_of, unguarded
 from tests.support.statements import statements
 
+ROOT = Path(__file__).parents[2]
 ROWS = 34
 REFUSED = "its manifest changes only by the start or the end of a job that records it"
 REWRITE = """UPDATE resources SET manifest = manifest || '{"database": "somebody_elses"}'"""
@@ -381,3 +383,23 @@ def test_the_doctor_compares_what_is_planned_completed_or_deleted_too(world: Wor
     found = findings()
     assert set(found) == {"manifest_altered"}
     assert [offender.id for offender in found["manifest_altered"].sample] == [str(id)]
+
+
+@pytest.mark.parametrize("which", ["active", "running", "rolled_back"])
+def test_the_runbook_s_statement_puts_back_what_the_events_say(world: World, which: str) -> None:
+    broken = getattr(world, which)
+    id = broken if isinstance(broken, uuid.UUID) else broken.resource_id
+    before = manifest_of(world.db, id)
+    change = """manifest || '{"database": "e", "extra": 1}'"""
+    unguarded(world.db, f"UPDATE resources SET manifest = {change} WHERE id = :id", id=id)
+    part = (ROOT / "docs/runbook.md").read_text().partition("### `manifest_altered`")[2].partition("\n### ")[0]
+    statement = part.partition("```sql\n")[2].partition("```")[0].replace("$RESOURCE", str(id))
+    if status_of(world.db, id) == "deleted":
+        with pytest.raises(sa.exc.IntegrityError, match="a deleted resource is final"):
+            world.db.exec_driver_sql(statement)
+        world.db.exec_driver_sql("ROLLBACK")
+        assert set(findings()) == {"manifest_altered"}
+    else:
+        world.db.exec_driver_sql(statement)
+        assert manifest_of(world.db, id) == before
+        assert findings() == {}
