@@ -15,6 +15,7 @@ _ITS_EVENT = "test_a_manifest_is_what_its_event_says_and_nothing_else"
 _EARLIER = "test_an_event_or_a_start_of_an_earlier_transaction_allows_nothing"
 _ADDS = "test_an_inspection_adds_to_a_manifest_and_changes_nothing_in_it"
 _OTHERS = "test_an_event_of_another_resource_or_job_allows_nothing"
+_ONCE = "test_a_plan_is_stored_once_and_a_provision_that_runs_has_not_ended"
 _FOUND = "test_the_doctor_compares_what_is_planned_completed_or_deleted_too"
 _NAMED = "test_the_checks_hold_whoever_writes"
 GUARDS_OF_SCHEMA = (
@@ -172,7 +173,7 @@ GUARDS_OF_MANIFESTS = (
         ),
         ("manifest: event of this transaction", "events.xmin = pg_current_xact_id()::xid AND ", "", _EARLIER),
         ("manifest: step of this transaction", " AND job.xmin = pg_current_xact_id()::xid", "", _EARLIER),
-        ("manifest: end of a provision", "job.state = 'succeeded' AND ", "", _UNRECORDED),
+        ("manifest: end of a provision", "job.state = 'succeeded' AND ", "", _ONCE),
         (
             "manifest: as its end says",
             "job.state = 'succeeded' AND detail -> 'manifest' = NEW.manifest",
@@ -185,7 +186,7 @@ GUARDS_OF_MANIFESTS = (
             "",
             "test_a_job_that_only_runs_has_not_started",
         ),
-        ("manifest: planned once", "OLD.manifest IS NULL AND coalesce", "coalesce", _ITS_EVENT),
+        ("manifest: planned once", "OLD.manifest IS NULL AND coalesce", "coalesce", _ONCE),
         (
             "manifest: as the plan says",
             "coalesce(detail -> 'manifest' = NEW.manifest, true)",

@@ -172,6 +172,10 @@ def test_credentials_are_set_once_and_end_with_the_resource(db: Connection, serv
     with pytest.raises(sa.exc.IntegrityError, match="credentials are set by a provision"):
         service.execute(text("UPDATE resources SET credentials = 'x' WHERE credentials IS NULL"))
     assert status_of(db, claim.resource_id) == "active"
+    under_way = registered(service)
+    jobs.start_provision(service, under_way, worker="w1", manifest=planned(under_way), credentials=b"sealed")
+    with pytest.raises(sa.exc.IntegrityError, match="credentials are set by a provision"):
+        service.execute(text(f"UPDATE resources SET credentials = {change} WHERE status = 'provisioning'"))
 
 
 def test_no_row_has_another_resource_s_generation_in_its_manifest(db: Connection, service: Connection) -> None:
@@ -325,15 +329,24 @@ def test_an_event_or_a_start_of_an_earlier_transaction_allows_nothing(db: Connec
 
 
 def test_an_event_of_another_resource_or_job_allows_nothing(db: Connection, service: Connection) -> None:
-    claim, other = provisioned(service), registered(service)
+    one, other = registered(service), registered(service)
     start = "UPDATE outbox SET started_fence = fence WHERE id = :id"
     told = """INSERT INTO events (job_id, resource_id, fence, event, actor)
               VALUES (:id, :resource, :fence, 'started', 'w')"""
-    words = {"id": other.id, "fence": other.fence}
-    unguarded(db, "UPDATE resources SET manifest = NULL, status = 'provisioning' WHERE id = :id", id=claim.resource_id)
     change = """UPDATE resources SET manifest = '{"database": "e"}' WHERE id = :changed"""
-    for resource in (claim.resource_id, other.resource_id):
-        refused(start, told, change, resource=resource, changed=claim.resource_id, **words)
+    words = {"fence": 1, "changed": one.resource_id}
+    refused(start, told, change, id=one.id, resource=other.resource_id, **words)
+    refused(start, told, change, id=other.id, resource=one.resource_id, **words)
+    in_one_transaction(start, told, change, id=one.id, resource=one.resource_id, **words)
+
+
+def test_a_plan_is_stored_once_and_a_provision_that_runs_has_not_ended(db: Connection, service: Connection) -> None:
+    claim = registered(service)
+    jobs.start_provision(service, claim, worker="w1", manifest=planned(claim), credentials=b"sealed")
+    touch = "UPDATE outbox SET lease_expires_at = lease_expires_at"
+    refused(touch, FORGE.format(event="started", detail="NULL", which="true"), REWRITE)
+    refused(touch, FORGE.format(event="activated", detail=WHOLE, which="true"), REWRITE)
+    assert manifest_of(db, claim.resource_id) == planned(claim)
 
 
 def test_the_fence_of_the_event_is_its_job_s(db: Connection, service: Connection) -> None:
