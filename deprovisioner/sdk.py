@@ -60,11 +60,21 @@ manifest is never cut: one of more than 16,000 bytes, or that PostgreSQL cannot 
 **Check.** A backend may have a method `check() -> list[Finding]`: what is not as it should be on the server, each with
 what mends it. Workers call it when they start, and `deprovisioner backends check` for a person. It changes nothing.
 
+**Memory.** A backend may have three methods, all or none: `remember(memory, least) -> Memory | None`,
+`recall(installation) -> Memory | None` and `installations() -> list[UUID]`. With them its server keeps a record of the
+control database, an installation each: one that was restored from a backup lacks what the record says, and is noticed
+before it destroys anything. `offered(there, new, least)` says what is kept. Reading, deciding and writing are one step
+for all workers, and a write that is answered with None must survive a restart. No customer may read or change the
+record. `Memory.as_json()` and `Memory.read(json)` have it as JSON, 64 kB at most. A record that cannot be read raises
+`OutOfService`: None says that nothing was ever kept. `remember` comes before each destruction, so it must be cheap.
+Without the methods the backend keeps nothing, and `backends check` says so (`no_memory`).
+
 `tests/worker/backends/test_conformance.py` of this project is what a backend must pass.
 """
 
 from outbox.errors import BackendError, ClaimLost, OutOfService, Refused, SettingsError, Transient, Unavailable
 from outbox.kinds import Check, Field, Kind, text, uuid_text, whole_number
+from outbox.memory import Memory, Note, nothing, offered
 from outbox.rows import Json
 from worker.backends import (
     Absent,
@@ -95,6 +105,8 @@ __all__ = [
     "Json",
     "Kind",
     "LoginAttempts",
+    "Memory",
+    "Note",
     "Observation",
     "OutOfService",
     "Plan",
@@ -108,6 +120,8 @@ __all__ = [
     "Write",
     "always",
     "mark",
+    "nothing",
+    "offered",
     "prove",
     "text",
     "uuid_text",

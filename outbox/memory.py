@@ -24,6 +24,9 @@ _HEX = re.compile(r"[0-9a-f]{0,64}")
 _WORD = re.compile(r"[a-z_]{1,40}")
 
 
+Moment = tuple[int, int]  # an epoch and an event
+
+
 @dataclass(frozen=True)
 class Note:
     """An event that a recovery must know of. `hash`: the first 16 digits of the event's; `what`: the event's word."""
@@ -68,6 +71,7 @@ class Memory:
 
     `epoch` is raised by each recovery. `still`: a rewind was noticed or a restore announced, so that nothing may be
     destroyed on the word of this epoch. `notes`: oldest first; None, in what is offered, keeps those that are there.
+    `lagging`, never written: an earlier event that a part of the place has, which went back in time without the rest.
     """
 
     installation: uuid.UUID
@@ -76,6 +80,12 @@ class Memory:
     hash: str
     still: bool = False
     notes: tuple[Note, ...] | None = None
+    lagging: int | None = None
+
+    @property
+    def least(self) -> "Moment":
+        """What every part of the place has."""
+        return self.epoch, self.event if self.lagging is None else self.lagging
 
     @property
     def noted(self) -> int:
@@ -108,13 +118,17 @@ class Memory:
         )
 
 
-def offered(there: Memory | None, new: Memory) -> tuple[Memory, bool]:
+def offered(there: Memory | None, new: Memory, least: Moment | None = None) -> tuple[Memory | None, bool]:
     """What a place has after a memory was offered to it, and whether that one was kept.
 
     Not kept: one of an earlier epoch; in the same epoch, one of an earlier event, or of the same event with another
     hash, or one that is not `still` where the place is. `still` of the same epoch stays, and is put on what stays.
     Newer notes are kept even where a later event stays: another worker's event must not keep them out for ever.
+
+    `least`: what the place had before. One that has less went back in time: it is left as it is, for all to see.
     """
+    if least is not None and not new.still and (there.least if there else (0, 0)) < least:
+        return there, False
     if there is None:
         return replace(new, notes=new.notes or ()), True
     if new.epoch < there.epoch:
@@ -127,6 +141,11 @@ def offered(there: Memory | None, new: Memory) -> tuple[Memory, bool]:
         return replace(new, notes=there.notes if new.notes is None else new.notes), True
     late_notes = earlier and not (there.still or new.still) and new.notes is not None and new.noted >= there.noted
     return replace(there, still=there.still or new.still, notes=new.notes if late_notes else there.notes), False
+
+
+def nothing(installation: uuid.UUID) -> Memory:
+    """What `remember` answers for a place that has nothing where it had something."""
+    return Memory(installation, 0, 0, "", notes=())
 
 
 def _newest(notes: tuple[Note, ...], room: int) -> list[Json]:

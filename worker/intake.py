@@ -5,6 +5,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -18,6 +19,7 @@ from outbox.errors import (
     Transient,
     Unavailable,
 )
+from outbox.memory import Memory, Moment
 from outbox.rows import Json
 from worker import backends
 from worker.backends import (
@@ -40,6 +42,7 @@ FINDINGS = 100
 ADDRESS = 100  # characters
 ADDRESSES = 20
 GROUPS = 200
+INSTALLATIONS = 1_000
 _KINDS = (OutOfService, Unavailable, Transient, Refused)
 
 
@@ -138,6 +141,29 @@ class Intake:
                 for one in found
             ]
 
+    @property
+    def keeps_memory(self) -> bool:
+        """See `worker.backends.keeps_memory`."""
+        return backends.keeps_memory(self._backend)
+
+    def remember(self, memory: Memory, least: Moment | None = None) -> Memory | None:
+        """See `worker.backends.remember`."""
+        with _errors():
+            return _memory(backends.remember(self._backend, memory, least), memory.installation)
+
+    def recall(self, installation: uuid.UUID) -> Memory | None:
+        """See `worker.backends.recall`."""
+        with _errors():
+            return _memory(backends.recall(self._backend, installation), installation)
+
+    def installations(self) -> list[uuid.UUID]:
+        """See `worker.backends.installations`."""
+        with _errors():
+            found = list(islice(backends.installations(self._backend), INSTALLATIONS))
+            if not all(isinstance(one, uuid.UUID) for one in found):
+                raise OutOfService(f"the backend names installations that are no UUIDs: {foreign.line(repr(found))}")
+            return found
+
 
 @contextmanager
 def _errors() -> Iterator[None]:
@@ -153,6 +179,20 @@ def _errors() -> Iterator[None]:
 
 def _count(number: int) -> int:
     return min(max(int(number), 0), 2**53)
+
+
+def _memory(there: Memory | None, installation: uuid.UUID) -> Memory | None:
+    """Read once more, as foreign text is. What is no memory is an error: it must not count as nothing remembered."""
+    if there is None:
+        return None
+    try:
+        read = replace(Memory.read(there.as_json()), lagging=there.lagging)
+        right = read.installation == installation and isinstance(read.lagging, int | None)
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        right = False
+    if not right:
+        raise OutOfService(f"what the backend remembers of {installation} is no memory: {foreign.line(repr(there))}")
+    return read
 
 
 def _evidence(seen: Any) -> Json:

@@ -9,12 +9,15 @@ ask for, the doorbell is a Celery message.
 
 import threading
 import time
+import uuid
 from collections.abc import Iterable
 
 from outbox import settings
+from outbox.doorbell import redis
 from outbox.doorbell.celery import CONFIG, DRAIN, OBSERVE, QUEUE, SWEEP, sender
 from outbox.doorbell.redis import BELL, TIMEOUT_SECONDS, ask, key_of, on_redis, put, take
 from outbox.logs import log
+from outbox.memory import Memory
 
 __all__ = [
     "BELL",
@@ -29,6 +32,8 @@ __all__ = [
     "broker_alive",
     "describe",
     "on_redis",
+    "recall",
+    "remember",
     "ring_now",
     "ring_to_observe",
     "wait",
@@ -101,6 +106,19 @@ def ring_to_observe() -> bool:
 def wait(backends: Iterable[str], seconds: float) -> bool:
     """Wait on Redis for the doorbell or those of these backends; whether one rang. A ring wakes one waiting worker."""
     return take([BELL, *map(key_of, backends)], seconds)
+
+
+def remember(memory: Memory) -> Memory | None:
+    """Keep a memory in the broker's Redis; None when it was kept, or the broker is another one, else what is there.
+
+    Raises BackendError. As a client's error it names no address.
+    """
+    return redis.remember(memory) if on_redis() else None
+
+
+def recall(installation: uuid.UUID) -> Memory | None:
+    """What the broker keeps of an installation: None where that is nothing, and always on a broker other than Redis."""
+    return redis.recall(installation) if on_redis() else None
 
 
 def describe(error: Exception) -> str:

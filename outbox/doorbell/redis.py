@@ -1,7 +1,13 @@
-"""The doorbell on Redis: a sorted set with at most one member, which one of the waiting workers takes."""
+"""The doorbell on Redis: a sorted set with at most one member, which one of the waiting workers takes.
 
+Beside it, what the broker keeps of the control database. A flushed broker keeps nothing, and nothing is all that says.
+"""
+
+import json
 import re
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -9,10 +15,14 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from outbox import settings
+from outbox import foreign, settings
+from outbox.errors import OutOfService, Unavailable
+from outbox.memory import LONGEST, Memory, offered
 
 BELL = "deprovisioner:bell"
 MEMBER = "deprovisioner.drain"
+MEMORY = "deprovisioner:memory:"  # of the keys that keep what the control database had, one an installation
+_TRIES = 100  # each is lost to a write of another worker
 # How long a ring waits for a broker that does not answer.
 TIMEOUT_SECONDS = 1.0
 
@@ -61,6 +71,57 @@ def _on_sorted_sets(keys: Sequence[str], *command: Any, takes: float = 0) -> Any
             raise
     ask("DEL", *keys)
     return ask(*command, takes=takes)
+
+
+def remember(memory: Memory) -> Memory | None:
+    """Keep a memory, by the rule of `outbox.memory.offered`; None when it was kept, else what is there.
+
+    Raises OutOfService where what is there is no memory, Unavailable where the broker does not take it.
+    """
+    key = f"{MEMORY}{memory.installation}"
+    for _ in range(_TRIES):
+        with _answered(), client_for(TIMEOUT_SECONDS).pipeline() as pipe, suppress(redis.WatchError):
+            pipe.watch(key)
+            there = _memory(memory.installation, pipe.execute_command)
+            left, kept = offered(there, memory)
+            if left is not None and left != there:
+                pipe.multi()
+                pipe.execute_command("SET", key, json.dumps(left.as_json()))
+                pipe.execute()
+            return None if kept else left
+    raise Unavailable("the broker: other workers write at this moment what the control database has; trying again")
+
+
+def recall(installation: uuid.UUID) -> Memory | None:
+    """What the broker keeps of an installation, None where that is nothing; raises as `remember`."""
+    with _answered():
+        return _memory(installation, ask)
+
+
+def _memory(installation: uuid.UUID, execute: Callable[..., Any]) -> Memory | None:
+    key = f"{MEMORY}{installation}"
+    try:
+        if not (text := execute("GETRANGE", key, 0, LONGEST)):
+            return None
+        if (memory := Memory.read(text)).installation == installation:
+            return memory
+        wrong = f"it is that of installation {memory.installation}"
+    except (ValueError, redis.ResponseError) as error:
+        if isinstance(error, redis.ResponseError) and not str(error).startswith("WRONGTYPE"):
+            raise
+        wrong = foreign.line(str(error))
+    raise OutOfService(
+        f"what the broker keeps of the control database, the key {key!r}, is no memory: {wrong}; find out who wrote "
+        "it, then remove the key"
+    )
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except redis.RedisError as error:
+        raise Unavailable(f"the broker does not answer: {foreign.line(str(error))}") from error
 
 
 @lru_cache(maxsize=2)

@@ -110,3 +110,12 @@ def test_notes_are_kept_until_newer_ones_come() -> None:
     # A database that went back in time must not replace what a recovery needs.
     assert offered(replace(noted, still=True), replace(EARLIER, notes=(note(99),)))[0].notes == noted.notes
     assert offered(noted, replace(EARLIER, still=True, notes=(note(99),)))[0].notes == noted.notes
+
+
+def test_a_place_that_has_less_than_it_had_is_left_as_it_is() -> None:
+    assert offered(None, LATER, (2, 50)) == (None, False)
+    assert offered(KEPT, LATER, (2, 101)) == (KEPT, False)
+    assert offered(replace(KEPT, lagging=90), LATER, (2, 100)) == (replace(KEPT, lagging=90), False)
+    assert offered(replace(KEPT, lagging=90), LATER, (2, 90)) == (LATER, True)
+    assert offered(KEPT, LATER, (2, 100)) == (LATER, True)
+    assert offered(None, replace(LATER, still=True), (2, 50))[1], "whatever it has lost, it is to keep still"

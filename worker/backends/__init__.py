@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from outbox.errors import Refused, SettingsError, Transient
+from outbox.memory import Memory, Moment
 from outbox.rows import Json
 from outbox.settings import BackendConfig
 from worker.backends.addresses import address_of
@@ -153,10 +154,55 @@ def build(config: BackendConfig, *, protected: frozenset[str]) -> Backend:
 def check(backend: Backend) -> list[Finding]:
     """What is not as it should be on the server, seen as the service's account; changes nothing.
 
-    A kind gives it by a method `check() -> list[Finding]`; nothing is found on one without that method.
-    Raises BackendError when the server cannot be asked.
+    A kind gives it by a method `check() -> list[Finding]`. Without it nothing of the server is found, but whether the
+    kind keeps a memory always is. Raises BackendError when the server cannot be asked.
     """
     found: list[Finding] = getattr(backend, "check", list)()
+    return found if keeps_memory(backend) else [*found, _NO_MEMORY]
+
+
+_NO_MEMORY = Finding(
+    "no_memory",
+    "this kind of backend remembers nothing of the control database: one that went back in time is not noticed by it",
+    "ask the kind's author for `remember`, `recall` and `installations` (deprovisioner/sdk.py)",
+)
+
+
+def keeps_memory(backend: Backend) -> bool:
+    """Whether the kind has `remember`, `recall` and `installations`: all three, or it keeps nothing."""
+    return all(hasattr(backend, name) for name in ("remember", "recall", "installations"))
+
+
+def remember(backend: Backend, memory: Memory, least: Moment | None = None) -> Memory | None:
+    """Keep a memory on the server, by the rule of `outbox.memory.offered`; None when it was kept, else what is there.
+
+    `least`: what was kept there before. A server that has less went back in time and is left as it is: the answer is
+    what it has, `nothing` where that is nothing. A kind gives this by a method `remember(memory, least)`, atomic for
+    all workers; its parts may not be changed by customers. A kind without it keeps nothing, and answers None.
+    """
+    if not keeps_memory(backend):
+        return None
+    there: Memory | None = backend.remember(memory, least)  # type: ignore[attr-defined]
+    return there
+
+
+def recall(backend: Backend, installation: uuid.UUID) -> Memory | None:
+    """What the server keeps of an installation; None where that is nothing, or the kind keeps nothing.
+
+    A kind gives it by a method `recall(installation)`. Raises OutOfService where what is kept cannot be read: that is
+    no answer, as that of a standby is none.
+    """
+    if not keeps_memory(backend):
+        return None
+    there: Memory | None = backend.recall(installation)  # type: ignore[attr-defined]
+    return there
+
+
+def installations(backend: Backend) -> list[uuid.UUID]:
+    """All installations of which the server keeps a memory; a kind gives it by a method `installations()`."""
+    if not keeps_memory(backend):
+        return []
+    found: list[uuid.UUID] = backend.installations()  # type: ignore[attr-defined]
     return found
 
 

@@ -25,15 +25,28 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `snapshot`  the final snapshot, and its proof
 - `contents`  what a database holds, in numbers that are compared
 - `client`    pg_dump and pg_restore
+- `memory`    what the server keeps of the control database
 - `check`     what is not as it should be on the server
 """
 
 import datetime as dt
 import uuid
 
+from outbox.memory import Memory, Moment
 from outbox.rows import Json
 from worker.backends import Finding, LoginAttempts, Observation, Plan, Read, Still, Write, always
-from worker.backends.postgres import attempts, check, create, destroy, identity, prove, quarantine, release, snapshot
+from worker.backends.postgres import (
+    attempts,
+    check,
+    create,
+    destroy,
+    identity,
+    memory,
+    prove,
+    quarantine,
+    release,
+    snapshot,
+)
 from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.session import CONNECTION_LIMIT, Server
 
@@ -105,6 +118,18 @@ class Postgres:
     def restore_snapshot(self, manifest: Json, credentials: Json, read: Read, still: Still) -> Json:
         """See `worker.backends.restore_snapshot`."""
         return snapshot.restore(self._server, manifest, credentials, read, still)
+
+    def remember(self, new: Memory, least: Moment | None = None) -> Memory | None:
+        """See `worker.backends.remember`."""
+        return memory.remember(self._server, new, least)
+
+    def recall(self, installation: uuid.UUID) -> Memory | None:
+        """See `worker.backends.recall`."""
+        return memory.recall(self._server, installation)
+
+    def installations(self) -> list[uuid.UUID]:
+        """See `worker.backends.installations`."""
+        return memory.installations(self._server)
 
     def check(self) -> list[Finding]:
         """See `worker.backends.check`."""

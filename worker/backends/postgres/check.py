@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from worker.backends import Finding
+from worker.backends.postgres import memory
 from worker.backends.postgres.rights import quoted
 from worker.backends.postgres.session import INSPECT_SECONDS, Server, Session
 
@@ -78,6 +79,8 @@ def _rights(session: Session) -> Iterator[Finding]:
     if 0 <= limit < SESSIONS:
         what = f"the service's role may have {limit} sessions; its workers need {SESSIONS} or more"
         yield Finding("slots_too_few", what, f"ALTER ROLE {me} CONNECTION LIMIT -1")
+    if missing := memory.missing_right(session):
+        yield Finding("rights_too_few", *missing)
 
 
 def _doors(session: Session) -> Iterator[Finding]:

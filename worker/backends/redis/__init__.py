@@ -17,15 +17,17 @@ keys are replicated, evicted and flushed.
 - `destroy`    teardown
 - `logins`     who tries to log in to a user in quarantine
 - `snapshot`   the final snapshot, and its proof
+- `memory`     what the server keeps of the control database
 - `check`      what is not as it should be on the server
 """
 
 import datetime as dt
 import uuid
 
+from outbox.memory import Memory, Moment
 from outbox.rows import Json
 from worker.backends import Finding, LoginAttempts, Observation, Plan, Read, Still, Write, always
-from worker.backends.redis import check, create, destroy, identity, logins, quarantine, snapshot
+from worker.backends.redis import check, create, destroy, identity, logins, memory, quarantine, snapshot
 from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server
 
@@ -98,6 +100,18 @@ class Redis:
     def restore_snapshot(self, manifest: Json, credentials: Json, read: Read, still: Still) -> Json:  # noqa: ARG002
         """See `worker.backends.restore_snapshot`; a namespace is filled by the service's own user."""
         return snapshot.restore(self._server, manifest, read, still)
+
+    def remember(self, new: Memory, least: Moment | None = None) -> Memory | None:
+        """See `worker.backends.remember`."""
+        return memory.remember(self._server, new, least)
+
+    def recall(self, installation: uuid.UUID) -> Memory | None:
+        """See `worker.backends.recall`."""
+        return memory.recall(self._server, installation)
+
+    def installations(self) -> list[uuid.UUID]:
+        """See `worker.backends.installations`."""
+        return memory.installations(self._server)
 
     def check(self) -> list[Finding]:
         """See `worker.backends.check`."""

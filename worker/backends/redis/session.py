@@ -78,6 +78,7 @@ class Server:
         self.protected = NEVER | protected
         self.volatile_users = volatile_users
         self.scripting = scripting
+        self.users_saved = float("-inf")  # when `memory` last had this server write its users, by the monotonic clock
         try:
             redis.ConnectionPool.from_url(dsn)
         except ValueError:
