@@ -60,8 +60,10 @@ class Remembering(Shelf):
         super().__init__(**words)
         self.keeps: dict[uuid.UUID, Memory] = {}
         self.away: Exception | None = None
+        self.writes = 0
 
     def remember(self, new: Memory, least: Moment | None = None) -> Memory | None:
+        self.writes += 1
         there = self.recall(new.installation)
         left, kept = offered(there, new, least)
         if left is not None:
