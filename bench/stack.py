@@ -156,7 +156,7 @@ def _prepare() -> str:
 
     migrations.upgrade("head")
     with db.statement() as session:
-        _, secret = tokens.create(session, role="tenant", tenant=TENANT, name="bench")
+        _, secret = tokens.create(session, actor="op", role="tenant", tenant=TENANT, name="bench")
     return secret
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from outbox import settings
+from outbox import acts, settings
 from outbox.brakes import TURN
 from outbox.errors import AlreadyReleased, BadRequest, BrakeHit, NotFound, Rewound
+from outbox.events import Event
 from outbox.states import HoldCause, HoldScope
 
 
@@ -58,9 +59,19 @@ COVERS = """holds.released_at IS NULL
                     OR (holds.scope = 'tenant' AND holds.subject = {0}.tenant)
                     OR (holds.scope = 'kind' AND holds.subject = {0}.kind))"""
 
+_WHICH = "jsonb_build_object('hold', id, 'scope', scope, 'subject', subject, 'cause', cause)"
+_ENGAGED = acts.noted("engaged", f"'{Event.HOLD_ENGAGED}'", actor="actor", reason="reason", detail=_WHICH)
+_RELEASED = acts.noted(
+    "released", f"'{Event.HOLD_RELEASED}'", actor="released_by", reason="release_reason", detail=_WHICH
+)
+
 _ENGAGE = text(f"""
-    INSERT INTO holds (scope, subject, cause, reason, actor) VALUES (:scope, :subject, 'operator', :reason, :actor)
- RETURNING {_COLUMNS}""")
+    WITH engaged AS (
+        INSERT INTO holds (scope, subject, cause, reason, actor)
+        VALUES (:scope, :subject, 'operator', :reason, :actor)
+     RETURNING {_COLUMNS}
+    ), {_ENGAGED}
+    SELECT {_COLUMNS} FROM engaged""")
 
 _KNOWN = {
     HoldScope.BACKEND: "SELECT EXISTS (SELECT FROM resources WHERE backend = :subject)",
@@ -113,7 +124,7 @@ _ENGAGE_BRAKE = text(f"""
                               AND released_at > :judged_at)
             ON CONFLICT (scope, subject) WHERE cause = 'brake' AND released_at IS NULL DO NOTHING
      RETURNING {_COLUMNS}
-    )
+    ), {_ENGAGED}
     SELECT {_COLUMNS}, true AS new FROM engaged
      UNION ALL
     SELECT {_COLUMNS}, false FROM holds
@@ -132,9 +143,12 @@ def engage_brake(db: Connection, hit: BrakeHit, *, actor: str) -> tuple[Hold, bo
 # recovery ends the hold of a rewind; a trigger says the same.
 _RELEASE = text(f"""
     SELECT {TURN} FROM holds WHERE id = :id AND cause = 'brake';
-    UPDATE holds SET released_at = clock_timestamp(), released_by = :actor, release_reason = :reason
-     WHERE id = :id AND released_at IS NULL AND cause <> 'rewound'
- RETURNING {_COLUMNS}""")
+    WITH released AS (
+        UPDATE holds SET released_at = clock_timestamp(), released_by = :actor, release_reason = :reason
+         WHERE id = :id AND released_at IS NULL AND cause <> 'rewound'
+     RETURNING {_COLUMNS}
+    ), {_RELEASED}
+    SELECT {_COLUMNS} FROM released""")
 _FIND = text(f"SELECT {_COLUMNS} FROM holds WHERE id = :id")
 
 

@@ -198,18 +198,37 @@ def check_retention(
         raise Forbidden(f"snapshot: one is required; to leave it out is for {kept.purge}, as a purge is")
 
 
-_CHANGE = text(f"""
-    UPDATE resources AS resource
-       SET protected = COALESCE(CAST(:protected AS boolean), protected),
-           expires_at = CASE WHEN 'expires_at' = ANY(:sets) THEN :expires_at ELSE expires_at END,
-           grace_seconds = CASE WHEN 'grace_seconds' = ANY(:sets) THEN :grace_seconds ELSE grace_seconds END,
-           snapshot = CASE WHEN 'snapshot' = ANY(:sets) THEN :snapshot ELSE snapshot END
-     WHERE id = :id AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant) AND status IN ('provisioning', 'active')
-       AND (CAST(:expires_at AS timestamptz) IS NULL OR CAST(:expires_at AS timestamptz) > now())
-       AND (CAST(:version AS bigint) IS NULL OR version = :version)
- RETURNING {columns(Resource, "resource")}""")
 # What may be changed. None of the first is no change; of the others it is "never", or "as the backend has it".
 CHANGEABLE = ("protected", "expires_at", "grace_seconds", "snapshot")
+
+# Its event has the values before and after of what differs; where nothing differs, there is none.
+_CHANGE = text(f"""
+    WITH before AS (
+        SELECT id, {", ".join(CHANGEABLE)} FROM resources
+         WHERE id = :id AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant) AND status IN ('provisioning', 'active')
+           AND (CAST(:expires_at AS timestamptz) IS NULL OR CAST(:expires_at AS timestamptz) > now())
+           AND (CAST(:version AS bigint) IS NULL OR version = :version)
+           FOR NO KEY UPDATE
+    ), resource AS (
+        UPDATE resources
+           SET protected = COALESCE(CAST(:protected AS boolean), before.protected),
+               expires_at = CASE WHEN 'expires_at' = ANY(:sets) THEN :expires_at ELSE before.expires_at END,
+               grace_seconds = CASE WHEN 'grace_seconds' = ANY(:sets) THEN :grace_seconds
+                                    ELSE before.grace_seconds END,
+               snapshot = CASE WHEN 'snapshot' = ANY(:sets) THEN :snapshot ELSE before.snapshot END
+          FROM before WHERE resources.id = before.id
+     RETURNING resources.*
+    ), noted AS (
+        INSERT INTO events (resource_id, fence, event, actor, detail)
+        SELECT resource.id, 0, '{Event.CHANGED}', :actor,
+               jsonb_build_object('old', jsonb_object_agg(key, old.value), 'new', jsonb_object_agg(key, new.value))
+          FROM resource JOIN before ON before.id = resource.id
+         CROSS JOIN LATERAL jsonb_each(to_jsonb(before)) AS old
+          JOIN LATERAL jsonb_each(to_jsonb(resource)) AS new USING (key)
+         WHERE old.value <> new.value
+         GROUP BY resource.id
+    )
+    SELECT {columns(Resource, "resource")} FROM resource""")
 
 _FIND = text(f"""
     SELECT {columns(Resource, "resource")}, credentials FROM resources AS resource
@@ -221,6 +240,7 @@ def change(
     resource_id: uuid.UUID,
     *,
     changes: Mapping[str, Any],
+    actor: str,
     tenant: str | None = None,
     version: int | None = None,
 ) -> Resource:
@@ -228,7 +248,7 @@ def change(
 
     Raises NotFound, VersionMismatch, NotActive once it is being deleted, or BadRequest when `expires_at` has passed.
     """
-    asked = {"id": resource_id, "tenant": tenant, "version": version, "sets": list(changes)}
+    asked = {"id": resource_id, "tenant": tenant, "version": version, "sets": list(changes), "actor": actor}
     row = db.execute(_CHANGE, asked | dict.fromkeys(CHANGEABLE) | dict(changes)).one_or_none()
     if row is None:
         resource, _ = find(db, resource_id, tenant=tenant)

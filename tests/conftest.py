@@ -169,13 +169,13 @@ def system(env: dict[str, str], tmp_path: Path) -> Iterator[System]:
 @pytest.fixture
 def operator(db: Connection) -> str:
     """An operator's token."""
-    return tokens.create(db, role="operator", tenant=None, name="op")[1]
+    return tokens.create(db, actor="op", role="operator", tenant=None, name="op")[1]
 
 
 @pytest.fixture
 def tenant(db: Connection) -> str:
     """A token of tenant `acme`."""
-    return tokens.create(db, role="tenant", tenant="acme", name="acme")[1]
+    return tokens.create(db, actor="op", role="tenant", tenant="acme", name="acme")[1]
 
 
 @pytest.fixture

@@ -74,7 +74,9 @@ def populate() -> dict[str, str]:
         for status in ("active", "provisioning"):
             a_resource(db, status=status)
         made = {"operator": None, "tenant": "acme"}
-        return {role: tokens.create(db, role=role, tenant=tenant, name=role)[1] for role, tenant in made.items()}
+        return {
+            role: tokens.create(db, actor="op", role=role, tenant=tenant, name=role)[1] for role, tenant in made.items()
+        }
 
 
 def main() -> None:

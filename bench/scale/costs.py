@@ -44,7 +44,7 @@ def measure_costs(stack: Stack, base: Bulk, size: Size) -> Figures:
     base.settle()
     ids = [id for (id,) in base.run("SELECT id FROM resources ORDER BY random()")]
     with db.statement() as session:
-        _, token = tokens.create(session, role="tenant", tenant=f"{TENANT}-0", name="scale")
+        _, token = tokens.create(session, actor="op", role="tenant", tenant=f"{TENANT}-0", name="scale")
     with stack.api(), stack.workers(1, WORKER_SLOTS):
         _delete(stack, token, ids[size.deletes :])
         until(lambda: count(base, "succeeded") == len(ids) - size.deletes)

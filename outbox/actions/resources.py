@@ -76,7 +76,7 @@ def change(
         backend = resources.find(db, resource_id, tenant=who.tenant)[0].backend  # it never changes
         grace, snapshot = changes.get("grace_seconds"), changes.get("snapshot")
         resources.check_retention(backend, may_purge=who.tenant is None, grace=grace, snapshot=snapshot)
-    return resources.change(db, resource_id, changes=changes, tenant=who.tenant, version=version)
+    return resources.change(db, resource_id, changes=changes, actor=who.actor, tenant=who.tenant, version=version)
 
 
 def show_credentials(db: Connection, who: Caller, resource_id: uuid.UUID) -> Json:

@@ -7,15 +7,24 @@ from sqlalchemy import Connection, text
 
 from outbox import rewinds
 from outbox.errors import AlreadyFinished, NotFound
+from outbox.events import Event
 from outbox.operations.offboard import offboard_step
 from outbox.operations.redrive import redrive_step
 from outbox.operations.restore import restore_step
-from outbox.operations.selection import POLL_SECONDS
+from outbox.operations.selection import POLL_SECONDS, noted
 from outbox.rows import Operation
 from outbox.states import OperationKind
 
 _COLUMNS = ", ".join(f"operations.{f.name}" for f in fields(Operation))
-# This waits for a step that is under way, which has locked the row; what that step has done stays done.
+_STOPPED = noted(
+    "done",
+    Event.OPERATION_STOPPED,
+    actor="CAST(:actor AS text)",
+    reason="CAST(:reason AS text)",
+    more="jsonb_build_object('left_alone', left_alone)",
+)
+# This waits for a step that is under way, which has locked the row; what that step has done stays done. The event comes
+# last: stopping many items takes seconds, and until the event is committed other acts wait.
 _STOP = text(f"""
     WITH ended AS (
         UPDATE operations SET finished_at = now(), error = concat_ws('; ', error, CAST(:why AS text))
@@ -24,7 +33,10 @@ _STOP = text(f"""
     ), others AS (
         UPDATE operation_items AS item SET outcome = 'stopped'
           FROM ended WHERE item.operation_id = ended.id AND item.outcome IS NULL
-    )
+     RETURNING item.n
+    ), done AS (
+        SELECT ended.*, (SELECT count(*) FROM others) AS left_alone FROM ended
+    ), {_STOPPED}
     SELECT * FROM ended""")
 
 
@@ -33,7 +45,9 @@ def stop(db: Connection, operation_id: int, *, actor: str, reason: str) -> Opera
 
     Jobs that it has already made pending go on: only a hold stops jobs. Raises NotFound, AlreadyFinished.
     """
-    row = db.execute(_STOP, {"id": operation_id, "why": f"stopped by {actor}: {reason}"}).one_or_none()
+    row = db.execute(
+        _STOP, {"id": operation_id, "why": f"stopped by {actor}: {reason}", "actor": actor, "reason": reason}
+    ).one_or_none()
     if row is not None:
         return Operation.read(row)
     state = db.execute(text("SELECT state FROM operations WHERE id = :id"), {"id": operation_id}).scalar_one_or_none()

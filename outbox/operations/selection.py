@@ -8,8 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
-from outbox import holds, tables
+from outbox import acts, holds, tables
 from outbox.errors import AlreadyRunning, BadRequest, DigestMismatch
+from outbox.events import Event
 from outbox.rows import Json, Operation
 from outbox.states import HoldScope, OperationKind
 
@@ -74,11 +75,31 @@ _NOUNS = {
     OperationKind.RESTORE: "resources (or deleted again)",
 }
 
+_OPERATION = ", ".join(field.name for field in fields(Operation))
+# What tells of an operation in its events; its detail goes on with `more`.
+_WHICH = "jsonb_build_object('operation', id, 'kind', kind, 'total', total)"
+
+
+def noted(act: str, event: Event, *, actor: str, reason: str, more: str = "'{}'") -> str:
+    """The CTEs that write the event of the operation in the CTE `act`; `more` is added to its detail."""
+    return acts.noted(act, f"'{event}'", actor=actor, reason=reason, detail=f"{_WHICH} || {more}")
+
+
+_BEGIN = text(f"""
+    WITH begun AS (
+        UPDATE operations SET total = :total WHERE id = :id
+     RETURNING {_OPERATION}
+    ), {noted("begun", Event.OPERATION_BEGUN, actor="actor", reason="reason")}
+    SELECT {_OPERATION} FROM begun""")
+
 
 def confirm(
     db: Connection, id: int, kind: OperationKind, filter: Json, digest: str, *key: "sa.ColumnElement[Any]"
 ) -> Operation:
-    """The operation, when its items are the rows that the digest was made of. Raises DigestMismatch."""
+    """The operation, begun, when its items are the rows that the digest was made of. Raises DigestMismatch.
+
+    Its event comes last: until this transaction has committed, other acts wait.
+    """
     items = tables.operation_items
     listed = sa.select(items.c.backend, *(k.label(f"key_{n}") for n, k in enumerate(key))).where(
         items.c.operation_id == id
@@ -91,9 +112,7 @@ def confirm(
         if then == str(now.count):
             change = f"there are {now.count}, as before, but other {_NOUNS[kind]}, or the digest is mistyped"
         raise DigestMismatch(f"this is not what was previewed: {change}; preview again")
-    columns = [tables.operations.c[f.name] for f in fields(Operation)]
-    total = sa.update(tables.operations).where(tables.operations.c.id == id).values(total=now.count)
-    return Operation.read(db.execute(total.returning(*columns)).one())
+    return Operation.read(db.execute(_BEGIN, {"id": id, "total": now.count}).one())
 
 
 def refuse_unknown_scope(db: Connection, backend: str | None, tenant: str | None) -> None:

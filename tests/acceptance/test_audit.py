@@ -49,7 +49,7 @@ def installation(db: Connection, system: System) -> Iterator[Installation]:
 def test_the_service_s_role_does_all_the_work_and_cannot_rewrite_what_happened(
     db: Connection, installation: Installation
 ) -> None:
-    secret = tokens.create(db, role="tenant", tenant="acme", name="acme")[1]
+    secret = tokens.create(db, actor="op", role="tenant", tenant="acme", name="acme")[1]
     system = installation.system
     url = system.api()
     worker = system.worker()
@@ -102,7 +102,7 @@ def test_the_service_s_role_does_all_the_work_and_cannot_rewrite_what_happened(
 
 
 def test_an_export_for_people_and_what_it_refuses(db: Connection, installation: Installation) -> None:
-    secret = tokens.create(db, role="tenant", tenant="acme", name="acme")[1]
+    secret = tokens.create(db, actor="op", role="tenant", tenant="acme", name="acme")[1]
     url = installation.system.api()
     installation.system.worker()
     with client(url, secret) as api:

@@ -70,7 +70,7 @@ def _rebuilding() -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def _operator(db: Connection) -> str:
-    return tokens.create(db, role="operator", tenant=None, name="op")[1]
+    return tokens.create(db, actor="op", role="operator", tenant=None, name="op")[1]
 
 
 def _refused(acme: httpx.Client, boss: httpx.Client, resource: Json) -> Json:

@@ -33,7 +33,7 @@ def boss(acme: httpx.Client, operator: str) -> Iterator[httpx.Client]:
 @pytest.fixture
 def other(acme: httpx.Client, db: Connection) -> Iterator[httpx.Client]:
     """A second operator."""
-    with client(str(acme.base_url), tokens.create(db, role="operator", tenant=None, name="op")[1]) as made:
+    with client(str(acme.base_url), tokens.create(db, actor="op", role="operator", tenant=None, name="op")[1]) as made:
         yield made
 
 
@@ -228,12 +228,12 @@ def test_two_operators_force_over_http_and_at_the_shell(
     assert (look["found"], look["means"]) == ("unobservable", "backends of this kind cannot be inspected")
     assert json.loads(cli(env, *words, "--token", operator, "--json").stdout)["approval"]["action"] == verb
     assert cli(env, *words).returncode == 2, "who forces says who they are"
-    revoked, gone = tokens.create(db, role="operator", tenant=None, name="gone")
-    tokens.revoke(db, revoked.id)
+    revoked, gone = tokens.create(db, actor="op", role="operator", tenant=None, name="gone")
+    tokens.revoke(db, revoked.id, actor="op")
     for refused in (tenant, gone, "dpr_none"):
         assert cli(env, *words, "--token", refused).returncode == 1
     assert boss.get(url).json()["state"] == "stuck"
-    second = tokens.create(db, role="operator", tenant=None, name="op")[1]
+    second = tokens.create(db, actor="op", role="operator", tenant=None, name="op")[1]
     done = cli(env, *words, "--json", DEPROVISIONER_OPERATOR_TOKEN=second)
     assert (done.returncode, json.loads(done.stdout).get("state")) == (0, state), done
     story = boss.get(url).json()

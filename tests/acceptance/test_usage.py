@@ -101,7 +101,7 @@ def test_bytes_that_are_not_utf_8_are_refused_in_one_line(db: Connection, env: d
 @pytest.mark.parametrize("name", ["a/b", "/a//b/", "x/offboard", "ü & ?"])
 def test_a_tenant_with_any_name_is_offboarded(db: Connection, system: System, operator: str, name: str) -> None:
     a_resource(db, tenant=name)
-    tokens.create(db, role="tenant", tenant=name, name="t")
+    tokens.create(db, actor="op", role="tenant", tenant=name, name="t")
     path = "".join(f"%{byte:02X}" for byte in name.encode())
     with client(system.api(), operator) as api:
         answer = api.post(f"/v1/tenants/{path}/offboard", json={"reason": "left"})

@@ -325,10 +325,10 @@ def test_an_idempotency_key_is_honoured_after_the_expiry_it_asked_for(api: httpx
 
 
 def test_a_revoked_token_opens_nothing_after_the_cache_has_forgotten_it(api: httpx.Client, db: Connection) -> None:
-    made, secret = tokens.create(db, role="tenant", tenant="acme", name="short")
+    made, secret = tokens.create(db, actor="op", role="tenant", tenant="acme", name="short")
     headers = {"Authorization": f"Bearer {secret}"}
     assert api.get("/v1/resources", headers=headers).status_code == 200
-    tokens.revoke(db, made.id)
+    tokens.revoke(db, made.id, actor="op")
     eventually(lambda: api.get("/v1/resources", headers=headers).status_code == 401, within=4)
 
 

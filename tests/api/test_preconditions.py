@@ -170,7 +170,7 @@ def test_a_key_belongs_to_its_tenant_or_operator_its_verb_and_its_resource(
     assert acme.delete(path, headers=key).status_code == 202
     assert acme.delete(f"/v1/resources/{other}", headers=key).json()["already_deleted"] is False
     assert boss.delete(path, headers=key).json()["already_deleted"] is True, "another caller"
-    twin = tokens.create(db, role="tenant", tenant="acme", name="twin")[1]
+    twin = tokens.create(db, actor="op", role="tenant", tenant="acme", name="twin")[1]
     with client(str(acme.base_url), twin) as same:
         assert same.delete(path, headers=key).json()["already_deleted"] is False, "the same tenant"
     with_key = {"Idempotency-Key": "another verb's"}

@@ -146,7 +146,7 @@ def test_a_purge_by_two_operators_is_first_proposed(
     env: dict[str, str], db: Connection, system: System, operator: str
 ) -> None:
     keep(env, 'purge = "two operators"')
-    resource, second = a_resource(db), tokens.create(db, role="operator", tenant=None, name="second")[1]
+    resource, second = a_resource(db), tokens.create(db, actor="op", role="operator", tenant=None, name="second")[1]
     path = f"/v1/resources/{resource}"
     with client(system.api(), operator) as boss:
         for less in ({"grace": "0s"}, {"grace": "9m"}):

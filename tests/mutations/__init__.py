@@ -4,6 +4,7 @@ A name begins with what is guarded: a transition's name, a constraint's, a part 
 named is the quickest that should notice.
 """
 
+from tests.mutations.acts import GUARDS_OF_ACTS
 from tests.mutations.api import GUARDS_OF_API
 from tests.mutations.audit import GUARDS_OF_AUDIT
 from tests.mutations.claims import CLAIMS
@@ -36,6 +37,7 @@ MUTANTS = (
     *GUARDS_OF_API,
     *GUARDS_OF_OPERATIONS,
     *GUARDS_OF_AUDIT,
+    *GUARDS_OF_ACTS,
     *GUARDS_OF_EDGES,
     *GUARDS_OF_UNDO,
     *GUARDS_OF_SNAPSHOTS,

@@ -198,7 +198,7 @@ GUARDS_OF_API = (
                 "resources.find(db, resource_id, tenant=who.tenant)",
             ),
             "delete": (_ACTIONS, "    return Delete(", "        who.tenant,\n        reason,"),
-            "change": (_ACTIONS, "    if {", "changes=changes, tenant=who.tenant"),
+            "change": (_ACTIONS, "    if {", "actor=who.actor, tenant=who.tenant"),
             "list_resources": (_ROUTES, "def list_resources(", "queries.list_resources(session, tenant=who.tenant, "),
         }.items()
         for mutant in cut(
@@ -346,7 +346,12 @@ GUARDS_OF_API = (
         "outbox/tokens.py",
         "",
         GROUND,
-        ("tokens: revoked", " AND revoked_at IS NULL", "", "test_a_token_is_kept_only_as_a_hash_and_ends_when_revoked"),
+        (
+            "tokens: revoked",
+            "digest AND revoked_at IS NULL",
+            "digest",
+            "test_a_token_is_kept_only_as_a_hash_and_ends_when_revoked",
+        ),
     ),
     *cut(
         "outbox/resources.py",

@@ -66,7 +66,7 @@ GUARDS_OF_UNDO = (
         AGAIN,
         (
             "undo: the version at change",
-            "\n       AND (CAST(:version AS bigint) IS NULL OR version = :version)",
+            "\n           AND (CAST(:version AS bigint) IS NULL OR version = :version)",
             "",
             "test_of_many_changes_of_one_version_one_is_made",
         ),

@@ -112,6 +112,14 @@ def test_one_of_many_deletes_wins_alone_or_in_a_batch(bell: Rung, db: Connection
         actions.delete(bell.edge, actions.wanted_delete(Caller("token:9:globex", "globex"), a_resource(db)))
 
 
+def test_a_change_has_its_caller_in_its_event(db: Connection) -> None:
+    resource = a_resource(db)
+    actions.change(db, ACME, resource, {"protected": True})
+    actions.change(db, ANN, resource, {"grace_seconds": 60})
+    told = db.exec_driver_sql("SELECT actor FROM events WHERE event = 'changed' ORDER BY id").scalars().all()
+    assert told == [ACME.actor, ANN.actor]
+
+
 def test_a_restore_rings_and_one_that_changes_nothing_does_not(bell: Rung, db: Connection) -> None:
     resource = a_resource(db)
     assert not actions.restore(bell.edge, ACME, resource, reason="r").won

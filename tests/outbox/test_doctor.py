@@ -120,6 +120,29 @@ def test_the_doctor_finds_rewritten_events(world: World, tampered: str, codes: s
     assert set(findings()) - {"late"} == codes
 
 
+ACTS_CHAIN = "WHERE resource_id = (SELECT id FROM installation)"
+
+
+@pytest.mark.parametrize(
+    ("tampered", "code"),
+    [
+        (f"UPDATE events SET actor = 'somebody' {ACTS_CHAIN} AND event = 'hold_engaged'", "chain_broken"),
+        (f"UPDATE events SET job_id = 1 {ACTS_CHAIN} AND event = 'token_created'", "chain_broken"),
+        (f'UPDATE events SET detail = detail || \'{{"name": "bob"}}\' {ACTS_CHAIN} AND seq = 4', "chain_broken"),
+        (f"DELETE FROM events {ACTS_CHAIN} AND event = 'hold_released'", "chain_broken"),
+        (f"DELETE FROM events {ACTS_CHAIN}", "checkpoint_broken"),
+        (f"DELETE FROM events {ACTS_CHAIN} AND event = 'token_revoked'", "checkpoint_broken"),
+        ("DELETE FROM events WHERE event = 'changed' AND seq = 5", "chain_broken"),
+    ],
+)
+def test_the_doctor_finds_rewritten_acts(world: World, tampered: str, code: str) -> None:
+    world.checkpoint()
+    assert world.write(tampered) > 0
+    found = findings()
+    assert set(found) == {code}
+    assert (ACTS_CHAIN in tampered) == ("audit acts" in str(found[code].sample[0].note))
+
+
 def test_a_chain_that_was_made_anew_after_a_checkpoint_is_found(world: World) -> None:
     id = world.deleted.resource_id
     kept = "id, at, job_id, resource_id, fence, event, actor, reason, detail"

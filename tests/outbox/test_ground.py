@@ -118,16 +118,16 @@ def test_the_example_of_the_contract_is_read(tmp_path: Path) -> None:
 
 
 def test_a_token_is_kept_only_as_a_hash_and_ends_when_revoked(db: Connection) -> None:
-    made, secret = tokens.create(db, role="tenant", tenant="acme", name="ci")
+    made, secret = tokens.create(db, actor="op", role="tenant", tenant="acme", name="ci")
     assert tokens.find(db, secret) == made
     stored = db.execute(text("SELECT * FROM tokens")).one()
     assert secret.encode() not in bytes(stored.digest)
     assert secret not in str(stored)
-    tokens.revoke(db, made.id)
+    tokens.revoke(db, made.id, actor="op")
     assert tokens.find(db, secret) is None
     assert tokens.find(db, secret + "x") is None
     with pytest.raises(BadRequest):
-        tokens.create(db, role="operator", tenant="acme", name="x")
+        tokens.create(db, actor="op", role="operator", tenant="acme", name="x")
 
 
 def test_credentials_are_sealed_and_an_old_key_still_opens_them(settled: dict, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,10 +158,10 @@ def test_an_idempotency_key_makes_one_resource(db: Connection) -> None:
 
 def test_protection_can_be_lifted_until_the_delete(db: Connection) -> None:
     resource = a_resource(db, protected=True)
-    assert not resources.change(db, resource, changes={"protected": False}).protected
+    assert not resources.change(db, resource, actor="op", changes={"protected": False}).protected
     gone = a_resource(db, status="deleting")
     with pytest.raises(NotActive):
-        resources.change(db, gone, changes={"protected": True})
+        resources.change(db, gone, actor="op", changes={"protected": True})
 
 
 def test_many_rings_wake_a_worker_once(settled: dict) -> None:

@@ -115,7 +115,7 @@ def test_an_unknown_tenant_is_not_offboarded(db: Connection) -> None:
         operations.preview_offboard(db, "zzz")
     with pytest.raises(NotFound, match="there is no tenant 'zzz'"):
         offboard_unseen("zzz")
-    tokens.create(db, role="tenant", tenant="zzz", name="z")
+    tokens.create(db, actor="op", role="tenant", tenant="zzz", name="z")
     assert operations.preview_offboard(db, "zzz").count == 0
     with pytest.raises(DigestMismatch):
         offboard_unseen("zzz")

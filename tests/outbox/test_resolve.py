@@ -376,11 +376,13 @@ def test_a_proposal_expires_after_an_hour(db: Connection, act: Any, event: str, 
 
 @pytest.mark.parametrize(("act", "event", "state"), FORCED)
 def test_the_proposal_of_a_revoked_operator_counts_no_more(db: Connection, act: Any, event: str, state: str) -> None:
-    gone, anna, bert = (tokens.create(db, role="operator", tenant=None, name=who)[0] for who in ("gone", "a", "b"))
+    gone, anna, bert = (
+        tokens.create(db, actor="op", role="operator", tenant=None, name=who)[0] for who in ("gone", "a", "b")
+    )
     id = unknown(db)
     assert isinstance(act(db, id, fence=2, actor=gone.actor, reason="r"), Approval)
     assert len(approvals.proposals(db, id, fence=2)) == 1
-    tokens.revoke(db, gone.id)
+    tokens.revoke(db, gone.id, actor="op")
     assert approvals.proposals(db, id, fence=2) == []
     second = act(db, id, fence=2, actor=anna.actor, reason="r")
     assert isinstance(second, Approval)
@@ -464,7 +466,7 @@ def test_a_token_revoked_while_the_second_operator_waits_for_a_lock_approves_not
     db: Connection, connect: Callable[[], Any], act: Callable[..., Job | Approval], table: str
 ) -> None:
     id = unknown(db)
-    token, _ = tokens.create(db, name="anna", role="operator", tenant=None)
+    token, _ = tokens.create(db, actor="op", name="anna", role="operator", tenant=None)
     anna = token.actor
     assert isinstance(act(db, id, fence=2, actor=anna, reason="r"), Approval)
     row = id if table == "outbox" else job(db, id).resource_id
@@ -481,7 +483,7 @@ def test_a_token_revoked_while_a_proposal_waits_for_a_lock_makes_way_for_it(
     db: Connection, connect: Callable[[], Any]
 ) -> None:
     id = unknown(db)
-    token, _ = tokens.create(db, name="anna", role="operator", tenant=None)
+    token, _ = tokens.create(db, actor="op", name="anna", role="operator", tenant=None)
     assert isinstance(jobs.redrive_forced(db, id, fence=2, actor=token.actor, reason="r"), Approval)
 
     def propose(session: Connection) -> object:

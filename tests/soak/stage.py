@@ -97,9 +97,9 @@ class Stage:
 
         migrations.upgrade()
         with db.statement() as session:
-            self.operator = tokens.create(session, role="operator", tenant=None, name="op")[1]
+            self.operator = tokens.create(session, actor="op", role="operator", tenant=None, name="op")[1]
             for tenant in TENANTS:
-                self.tokens[tenant] = tokens.create(session, role="tenant", tenant=tenant, name=tenant)[1]
+                self.tokens[tenant] = tokens.create(session, actor="op", role="tenant", tenant=tenant, name=tenant)[1]
 
     def _backend(self, name: str) -> str:
         kind, server = ("postgres", self.pg[name]) if name in self.pg else ("redis", self.redis[name])

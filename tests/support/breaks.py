@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection, text
 
 import migrations
-from outbox import audit, breakers, holds, jobs, observations, resources, rewinds, settings
+from outbox import audit, breakers, holds, jobs, observations, resources, rewinds, settings, tokens
 from outbox import db as database
 from outbox.doctor import Finding, examine
 from outbox.events import Event
@@ -25,6 +25,7 @@ class World:
     def __init__(self, db: Connection) -> None:
         self.db = db
         self.active = self.born()
+        self.act()
         self.deleted = self.torn_down()
         self.rolled_back = self.failed_birth()
         self.cured = self.redriven()
@@ -44,6 +45,15 @@ class World:
         jobs.start(db, again, worker="w1")
         jobs.give_back(db, again, worker="w1", seen={"login": True})
         self.pending = self.enqueue(self.born())
+
+    def act(self) -> None:
+        """What people do beside jobs."""
+        night = holds.engage(self.db, HoldScope.GLOBAL, None, actor="op", reason="night")
+        holds.release(self.db, night.id, actor="op", reason="day")
+        token, _ = tokens.create(self.db, actor="op", role="operator", tenant=None, name="ann")
+        tokens.revoke(self.db, token.id, actor="op")
+        for grace in (60, None):
+            resources.change(self.db, self.active, changes={"grace_seconds": grace}, actor="op")
 
     def set_for_new_sessions(self, setting: str, value: str) -> None:
         """ALTER DATABASE ... SET, past what the product pins."""

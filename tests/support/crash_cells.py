@@ -128,8 +128,8 @@ class Install:
         self.db = self.engine.connect()
         self.backends = {"postgres": Postgres(pg.service_dsn), "redis": Redis(cache.service_dsn)}
         self.tokens = {
-            "tenant": tokens.create(self.db, role="tenant", tenant="acme", name="t")[1],
-            "operator": tokens.create(self.db, role="operator", tenant=None, name="o")[1],
+            "tenant": tokens.create(self.db, actor="op", role="tenant", tenant="acme", name="t")[1],
+            "operator": tokens.create(self.db, actor="op", role="operator", tenant=None, name="o")[1],
         }
 
     def close(self) -> None:

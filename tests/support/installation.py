@@ -87,7 +87,7 @@ class OwnServers:
 
         migrations.upgrade()
         with database.statement() as session:
-            self.token = tokens.create(session, role="tenant", tenant="acme", name="acme")[1]
+            self.token = tokens.create(session, actor="op", role="tenant", tenant="acme", name="acme")[1]
         self.api, url = forked.api(self.env, self.folder / "api.log")
         self.callers = [self._stack.enter_context(client(url, self.token)) for _ in range(CALLERS + 1)]
         self.acme = self.callers.pop()

@@ -171,7 +171,7 @@ class Outbox(RuleBasedStateMachine):
             soon = dt.datetime(2999, 1, 1, tzinfo=dt.UTC) + dt.timedelta(list(self.model.resources).index(resource.id))
             words = {"expires_at": soon if do == "expire" else None}
         try:
-            self._ask(resources.change, uuid.UUID(resource.id), changes=words)
+            self._ask(resources.change, uuid.UUID(resource.id), changes=words, actor="api")
         except NotActive:
             assert resource.status in ("deleting", "deleted", "restoring")
         else:

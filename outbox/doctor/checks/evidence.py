@@ -18,7 +18,9 @@ _CASES = " ".join(
     f"WHEN '{event}' THEN " + (f"'{state}'" if state else "detail ->> 'state'") for event, state in STATE_AFTER.items()
 )
 _LEFT_IN = f"CASE event {_CASES} END"
-
+# The chain of the acts has the installation's id, and no resource has it.
+_WHOSE = """CASE WHEN {0} = (SELECT id FROM installation)
+                           THEN '; it is no resource''s chain, but `deprovisioner audit acts`' END"""
 
 EVIDENCE = (
     Check(
@@ -99,7 +101,8 @@ EVIDENCE = (
         "resource",
         f"""
         SELECT resource_id AS id, min(at) AS since,
-               concat('at event ', min(seq), ' of its chain: a row was altered, lost or put in') AS note
+               concat('at event ', min(seq), ' of its chain: a row was altered, lost or put in',
+                      {_WHOSE.format("resource_id")}) AS note
           FROM ({LINKS.format(which="")}) AS link
          WHERE NOT holds GROUP BY resource_id
          UNION ALL
@@ -116,7 +119,7 @@ EVIDENCE = (
         f"""
         SELECT CAST(told.resource_id AS text) AS id, min(audit_checkpoints.at) AS since,
                concat('checkpoint ', min(audit_checkpoints.id), ' has its event ', min(told.seq),
-                      ', and it is not that event any more') AS note
+                      ', and it is not that event any more', {_WHOSE.format("told.resource_id")}) AS note
           FROM audit_heads AS told
           JOIN audit_checkpoints ON audit_checkpoints.id = checkpoint_id
           LEFT JOIN events AS event ON event.resource_id = told.resource_id AND event.seq = told.seq
