@@ -39,7 +39,7 @@ GUARDS_OF_REWINDS = (
     ),
     *cut(
         "worker/memory.py",
-        "    def compare(",
+        "        Raises what the control database raises.",
         _MEMORY,
         (
             "rewind: this process is a place",
