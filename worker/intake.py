@@ -82,7 +82,7 @@ class Intake:
                 case Absent(seen=seen):
                     return Absent(_evidence(seen))
                 case Same(seen=seen):
-                    completes = {"completes": _manifest(seen["completes"])} if "completes" in seen else {}
+                    completes = {"completes": _lacking(manifest, seen["completes"])} if "completes" in seen else {}
                     return Same(_evidence(seen) | completes)
                 case Different(seen=seen, why=why, marked=marked):
                     return Different(_evidence(seen), foreign.line(why), marked)
@@ -196,17 +196,25 @@ def _memory(there: Memory | None, installation: uuid.UUID) -> Memory | None:
         return None
     try:
         read = replace(Memory.read(there.as_json()), lagging=there.lagging)
-        right = read.installation == installation and isinstance(read.lagging, int | None)
-    except (AttributeError, TypeError, ValueError, RecursionError):
-        right = False
-    if not right:
-        raise OutOfService(f"what the backend remembers of {installation} is no memory: {foreign.line(repr(there))}")
+        wrong = "" if isinstance(read.lagging, int | None) else "its `lagging` is no number"
+        wrong = wrong if read.installation == installation else f"it is that of installation {read.installation}"
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        wrong = foreign.line(str(error) or "no reason")  # no `repr` of what it is: that may have no end
+    if wrong:
+        raise OutOfService(f"what the backend keeps of installation {installation} is no memory: {wrong}")
     return read
 
 
 def _evidence(seen: Any) -> Json:
     bounded = foreign.evidence(seen)
     return bounded if isinstance(bounded, dict) else {"seen": bounded}
+
+
+def _lacking(manifest: Json, completes: Json) -> Json:
+    """What an inspection adds to a manifest. Raises Refused where the manifest has another value already."""
+    if changed := [name for name, value in _manifest(completes).items() if manifest.get(name) not in (None, value)]:
+        raise Refused(f"the backend would change {foreign.line(', '.join(changed))} of the manifest; it may only add")
+    return completes
 
 
 def _manifest(manifest: Json) -> Json:

@@ -19,7 +19,7 @@ from tests.mutations.redis import GUARDS_OF_REDIS
 from tests.mutations.restores import GUARDS_OF_RESTORES
 from tests.mutations.rewinds import GUARDS_OF_REWINDS
 from tests.mutations.runner import GUARDS_OF_RUNNER
-from tests.mutations.schema import GUARDS_OF_SCHEMA
+from tests.mutations.schema import GUARDS_OF_MANIFESTS, GUARDS_OF_SCHEMA
 from tests.mutations.snapshots import GUARDS_OF_SNAPSHOTS
 from tests.mutations.undo import GUARDS_OF_UNDO
 
@@ -31,6 +31,7 @@ MUTANTS = (
     *OUTCOMES,
     *OPERATORS,
     *GUARDS_OF_SCHEMA,
+    *GUARDS_OF_MANIFESTS,
     *GUARDS_OF_RESTORES,
     *GUARDS_OF_RUNNER,
     *GUARDS_OF_POSTGRES,

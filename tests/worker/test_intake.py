@@ -1,5 +1,6 @@
 """Whatever a backend returns or raises, of any kind: what is stored and logged of it is short and printable."""
 
+import datetime as dt
 import io
 import json
 import uuid
@@ -14,6 +15,7 @@ from structlog.testing import capture_logs
 
 from outbox import foreign, logs, observations
 from outbox.errors import BackendError, DeprovisionerError, OutOfService, Refused, Transient, Unavailable
+from outbox.memory import BYTES, Memory, Note
 from tests.support.factories import a_claim, a_job, claims, events_of, job
 from tests.support.servers import Servers
 from tests.support.shelf import Shelf, fail
@@ -135,6 +137,15 @@ def test_a_manifest_is_never_cut_but_refused(db: Connection) -> None:
     assert seen.seen["completes"] == completes
 
 
+def test_an_inspection_that_would_change_a_manifest_is_refused(db: Connection) -> None:
+    has = {"oid": 7, "role_oid": None}
+    for completes in ({"oid": 7}, {"role_oid": 9}, {"note": "new"}):
+        assert Intake(Shelf(sees=[Same({"completes": completes})])).inspect(has) == Same({"completes": completes})
+    for completes in ({"oid": 8}, {"role_oid": 9, "oid": None}):
+        with pytest.raises(Refused, match="would change oid of the manifest; it may only add"):
+            Intake(Shelf(sees=[Same({"completes": completes})])).inspect(has)
+
+
 def test_what_a_check_finds_is_bounded(db: Connection) -> None:
     class Checking(Shelf):
         def check(self) -> list[Finding]:
@@ -218,3 +229,70 @@ def test_of_many_values_the_first_are_shown() -> None:
     assert seen.get("k0") == {f"k{n}": n for n in range(60)}
     assert seen.get("k59") == "…"
     assert len(json.dumps(seen)) <= foreign.EVIDENCE
+
+
+KEPT = Memory(uuid.uuid4(), 1, 100, "aa", notes=())
+NO_MEMORY: dict[str, Any] = {
+    "a text": LONG,
+    "a dict": KEPT.as_json(),
+    "another installation's": replace(KEPT, installation=uuid.uuid4()),
+    "a text for a number": replace(KEPT, event="100"),  # type: ignore[arg-type]
+    "a long hash": replace(KEPT, hash=LONG),
+    "nasty words": replace(KEPT, hash=NASTY),
+    "no notes": replace(KEPT, notes=LONG),  # type: ignore[arg-type]
+    "deep notes": replace(KEPT, notes=(_deep(100_000),)),  # type: ignore[arg-type]
+    "a text that lags": replace(KEPT, lagging=LONG),  # type: ignore[arg-type]
+}
+
+
+class Remembers(Shelf):
+    """A kind of a third party whose server answers with whatever it is given."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def remember(self, memory: Memory, least: Any) -> Any:
+        return self.answer
+
+    def recall(self, installation: uuid.UUID) -> Any:
+        return self.answer
+
+    def installations(self) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize("what", NO_MEMORY)
+def test_what_is_no_memory_never_counts_as_nothing_remembered(what: str) -> None:
+    intake = Intake(Remembers(NO_MEMORY[what]))
+    for verb in (lambda: intake.recall(KEPT.installation), lambda: intake.remember(KEPT)):
+        with pytest.raises(OutOfService, match="is no memory") as caught:
+            verb()
+        assert len(str(caught.value)) < 2000
+        assert str(caught.value).isprintable()
+
+
+def test_a_memory_of_a_third_party_comes_through_and_is_bounded() -> None:
+    note = Note(99, "aa", dt.datetime(2026, 11, 30, tzinfo=dt.UTC), "hold_engaged", None, {"why": LONG})
+    for there in (KEPT, replace(KEPT, still=True, lagging=7)):
+        assert Intake(Remembers(there)).recall(KEPT.installation) == there
+        assert Intake(Remembers(there)).remember(KEPT) == there
+    found = Intake(Remembers(replace(KEPT, notes=(note,) * 5000))).recall(KEPT.installation)
+    assert found is not None
+    assert len(json.dumps(found.as_json())) <= BYTES
+    assert Intake(Remembers(None)).recall(KEPT.installation) is None
+    assert Intake(Remembers(None)).remember(KEPT) is None
+    assert Intake(Remembers([KEPT.installation])).installations() == [KEPT.installation]
+    with pytest.raises(OutOfService, match="no UUIDs"):
+        Intake(Remembers([LONG] * 5)).installations()
+
+
+def test_a_kind_without_a_memory_keeps_nothing_and_its_check_says_so() -> None:
+    intake = Intake(Shelf())
+    assert not intake.keeps_memory
+    assert intake.remember(KEPT) is None
+    assert intake.recall(KEPT.installation) is None
+    assert intake.installations() == []
+    assert [one.code for one in intake.check()] == ["no_memory"]
+    assert Intake(Remembers(None)).keeps_memory
+    assert Intake(Remembers(None)).check() == []
