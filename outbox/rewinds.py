@@ -138,10 +138,8 @@ def judge(db: Connection, before: Here, found: Mapping[str, Memory | None]) -> V
     behind: dict[str, str] = {}
     for place, memory in found.items():
         written = before.written.get(place)
-        if memory is None or memory.epoch < before.epoch:
-            has = (memory.epoch, memory.event) if memory else (0, 0)
-        else:
-            has = (memory.epoch, memory.event)
+        has = memory.least if memory else (0, 0)
+        if memory is not None and memory.epoch >= before.epoch:
             if memory.epoch > before.epoch:
                 why.append(f"{place} remembers epoch {memory.epoch}, and here it is {before.epoch}")
             elif memory.event and known.get(memory.event) != memory.hash:
