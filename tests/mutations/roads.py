@@ -55,7 +55,7 @@ GUARDS_OF_ROADS = (
     ),
     *cut(
         "worker/run/provision.py",
-        "def undo_late(",
+        "    if run.made is None:",
         ROADS,
         (
             "undo: told to keep still",
@@ -66,7 +66,7 @@ GUARDS_OF_ROADS = (
     ),
     *cut(
         "outbox/jobs/claim.py",
-        "def still(",
+        "    row = db.execute(_STILL,",
         ROADS,
         (
             "still: a rewind",
