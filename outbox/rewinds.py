@@ -153,6 +153,14 @@ def judge(db: Connection, before: Here, found: Mapping[str, Memory | None]) -> V
     return Verdict("; ".join(why) or None, behind)
 
 
+_KNOWS = text("SELECT EXISTS (SELECT FROM events WHERE id = :event AND encode(hash, 'hex') = :hash)")
+
+
+def knows(db: Connection, memory: Memory) -> bool:
+    """Whether this database has the event that a place remembers."""
+    return bool(db.execute(_KNOWS, {"event": memory.event, "hash": memory.hash}).scalar_one())
+
+
 _ENGAGE = text(f"""
     WITH engaged AS (
         INSERT INTO holds (scope, subject, cause, reason, actor) VALUES ('global', NULL, 'rewound', :reason, :actor)

@@ -103,16 +103,21 @@ class Memories:
         (there,) = self._batches[backend].do(memory, alone=lambda: alone()[0])
         if there is None:
             return
-        least, forked = self._kept.get(backend), there.event == memory.event and there.hash != memory.hash
+        least = self._kept.get(backend)
         if least is not None and there.least < least:
             self._note_behind(backend, f"it remembers event {there.least[1]}, and {least[1]} was written there")
             raise ClaimLost(f"backend {backend!r} went back in time; nothing was destroyed")
-        if there.still or there.epoch > memory.epoch or forked:
+        if there.still or there.epoch > memory.epoch or not self._knows(there):
             self._soon.set()
             raise ClaimLost(
-                f"backend {backend!r} was told to keep still, or remembers another event {there.event} (epoch "
-                f"{there.epoch}): the control database went back in time, or was recovered; nothing was destroyed"
+                f"backend {backend!r} was told to keep still, or remembers event {there.event} (epoch {there.epoch}), "
+                "which is not here: the control database went back in time, or was recovered; nothing was destroyed"
             )
+
+    def _knows(self, there: Memory) -> bool:
+        """Whether what is there is another worker's event; else the database was restored since it was compared."""
+        with db.statement() as session:
+            return rewinds.knows(session, there)
 
     def _keep_last(self, backend: str, memories: Sequence[Memory]) -> list[tuple[Memory | None]]:
         """Keep the last of these, which vouches for all; for each what is there instead, if anything is."""
@@ -145,6 +150,8 @@ class Memories:
             self._keep(place, replace(there or here.memory(), still=True, notes=None))
 
     def _remember(self, place: str, memory: Memory) -> None:
+        if place != BROKER and not self._backends[place].keeps_memory:
+            return  # it would seem to have lost what it never kept
         if self._keep(place, memory) is None:
             self._kept[place] = memory.least
             with db.statement() as session:

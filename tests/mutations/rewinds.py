@@ -18,6 +18,12 @@ GUARDS_OF_REWINDS = (
         "    def before_destroy(",
         _MEMORY,
         ("rewind: still before a destruction", "there.still or ", "", _SLEPT),
+        (
+            "rewind: an event that is not here before a destruction",
+            " or not self._knows(there)",
+            "",
+            "test_an_event_that_is_not_here_is_noticed_before_a_destruction",
+        ),
         ("rewind: the epoch before a destruction", "there.epoch > memory.epoch or ", "", _SLEPT),
         (
             "rewind: the backend before a destruction",
@@ -46,6 +52,17 @@ GUARDS_OF_REWINDS = (
             "found[ITSELF] = self._seen",
             "pass",
             "test_what_this_process_has_seen_counts_although_no_place_has_it_yet",
+        ),
+    ),
+    *cut(
+        "worker/memory.py",
+        "    def _remember(",
+        _MEMORY,
+        (
+            "rewind: a kind that keeps nothing",
+            "if place != BROKER and not self._backends[place].keeps_memory:",
+            "if False:",
+            "test_a_kind_that_keeps_nothing_has_lost_nothing",
         ),
     ),
     *cut(

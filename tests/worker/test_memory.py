@@ -12,6 +12,7 @@ from outbox import doorbell, rewinds
 from outbox.errors import OutOfService, Unavailable
 from outbox.memory import Memory
 from outbox.rewinds import BROKER
+from outbox.rows import StartMark
 from tests.support.factories import a_claim, claims, events_of, job
 from tests.support.shelf import Remembering, Shelf
 from worker.memory import Memories
@@ -67,6 +68,19 @@ def test_a_worker_that_starts_has_its_backends_and_the_broker_remember(db: Conne
         "pg-main": (1, place.kept.event),
         BROKER: (1, place.kept.event),
     }
+
+
+def test_a_kind_that_keeps_nothing_has_lost_nothing(db: Connection, place: Place) -> None:
+    """Else its backend would be stopped a minute after its worker started, as one that went back in time."""
+    claim = a_claim(db)
+    memories = Memories({"pg-main": Shelf()}, worker="w1")
+    for _ in range(2):
+        memories.compare()
+        place.due()
+    assert "pg-main" not in rewinds.here(db, ["pg-main"]).written
+    assert db.execute(text("SELECT count(*) FROM breakers")).scalar_one() == 0
+    Run(claim, Shelf(), worker="w1", memories=memories)()
+    assert events_of(db, claim.id)[-1] == "completed"
 
 
 def test_within_a_minute_a_place_is_neither_asked_nor_written(db: Connection, place: Place) -> None:
@@ -193,6 +207,27 @@ def test_a_worker_that_slept_since_its_start_destroys_nothing_at_a_backend_that_
     assert place.backend.torn == []
     assert "claim_lost" in [line["event"] for line in logged]
     assert events_of(db, claim.id) == ["claimed", "started"], "its lease passes, and the next attempt inspects"
+
+
+def test_an_event_that_is_not_here_is_noticed_before_a_destruction(db: Connection, place: Place) -> None:
+    """A restore into the same database, on a server that goes on, leaves the comparison of a moment ago standing."""
+    place.memories.compare()
+    claim = a_claim(db)
+    place.change(event=10**6, hash="ff")
+    with capture_logs() as logged:
+        place.run(claim)
+    assert place.backend.torn == []
+    (lost,) = [line for line in logged if line["event"] == "claim_lost"]
+    assert "remembers event 1000000 (epoch 1), which is not here" in str(lost)
+
+
+def test_another_worker_s_later_event_stops_no_destruction(db: Connection, place: Place) -> None:
+    a_claim(db)
+    event, digest = last_event(db)
+    a_claim(db)
+    place.memories.compare()
+    assert place.kept.event > event
+    place.memories.before_destroy("pg-main", StartMark(event, digest, place.kept.installation, 1))
 
 
 def test_a_backend_that_went_back_since_the_last_comparison_is_noticed_before_a_destruction(
