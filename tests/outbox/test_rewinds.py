@@ -137,6 +137,25 @@ def test_a_place_is_due_when_it_was_not_compared_under_this_incarnation_or_a_min
     assert (here.due, here.settled) == ({*PLACES}, False)
 
 
+@pytest.mark.parametrize(
+    "loaded_again",
+    [
+        "TRUNCATE installation",
+        "DROP TABLE installation; CREATE TABLE installation (LIKE saved INCLUDING ALL)",
+    ],
+)
+def test_a_dump_that_is_restored_into_its_own_database_is_not_compared(db: Connection, loaded_again: str) -> None:
+    a_job(db)
+    compared(db)
+    db.execute(text("CREATE TABLE saved (LIKE installation INCLUDING ALL)"))
+    db.execute(text("INSERT INTO saved TABLE installation"))
+    db.execute(text(loaded_again))
+    db.execute(text("INSERT INTO installation TABLE saved"))
+    here = rewinds.here(db, PLACES)
+    assert (here.due, here.settled, here.moved) == ({*PLACES}, False, None)
+    assert claims(db, 5) == []
+
+
 def test_a_database_that_was_replaced_meanwhile_is_not_called_compared(db: Connection) -> None:
     here = compared(db)
     assert not rewinds.settle(db, replace(here, incarnation="another"), PLACES)

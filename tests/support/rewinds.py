@@ -87,9 +87,7 @@ class Control:
 
 
 class Way:
-    """How the database goes back. `moves`: it is another server or another database then."""
-
-    moves = False
+    """How the database goes back."""
 
     def prepare(self, control: Control) -> None:
         """Before anything happens."""
@@ -104,8 +102,6 @@ class Way:
 class DumpIntoNew(Way):
     """pg_dump, restored into a new database, which then takes the name."""
 
-    moves = True
-
     def keep(self, control: Control) -> None:
         self.file = control.folder / "dump"
         control.program("pg_dump", "-Fc", "-f", self.file, control.server.dsn)
@@ -119,9 +115,7 @@ class DumpIntoNew(Way):
 
 
 class DumpIntoSame(DumpIntoNew):
-    """pg_dump, restored into the same database: neither the server nor its OID tells."""
-
-    moves = False
+    """pg_dump, restored into the same database: neither the server's identity nor the OID tells."""
 
     def go_back(self, control: Control) -> None:
         control.as_root(f"ALTER DATABASE {NAME} CONNECTION LIMIT 0")
@@ -224,7 +218,7 @@ def _is_primary(control: Control) -> None:
     eventually(lambda: server.query("SELECT NOT pg_is_in_recovery()") == [(True,)], what="it is promoted")
 
 
-def template(folder: Path) -> Path:
+def migrated(folder: Path) -> Path:
     """The files of a cluster with a migrated control database, to be copied."""
     control = Control(folder)
     control.migrate()

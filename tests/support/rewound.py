@@ -1,9 +1,12 @@
-"""An installation whose control database goes back in time, what happened meanwhile, and what the backends' logs say."""
+"""An installation whose control database goes back in time, what happened meanwhile, and what the backends say."""
 
 import datetime as dt
 import json
 import re
+import shutil
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,9 @@ from tests.support import forked
 from tests.support.api import KINDS, until
 from tests.support.forked import Fork
 from tests.support.processes import client, shell
-from tests.support.rewinds import Control, Way
-from tests.support.servers import BACKENDS, Servers
-from tests.support.witness import eventually
+from tests.support.rewinds import NAME, Control, Way, migrated
+from tests.support.servers import BACKENDS, Servers, server_folder
+from tests.support.witness import PgServer, eventually
 
 Json = dict[str, Any]
 
@@ -157,12 +160,11 @@ class Installation:
         self.workers.clear()
 
     def sweeps(self, times: int) -> None:
-        """Until the control database has served so many sweeps of each living worker, or more."""
-        asked = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
-        for _ in range(times):
-            ((before,),) = self.control.server.query(asked)
-            wanted = before + 3 * len(self.workers)
-            eventually(lambda: self.control.server.query(asked)[0][0] > wanted, what="a sweep")  # noqa: B023
+        """Until each worker has swept so often, or more: a sweep commits six times, and its server counts late."""
+        asked = f"SELECT xact_commit FROM pg_stat_database WHERE datname = '{NAME}'"
+        server = PgServer(self.control.root, self.control.child.log)  # its own commits are another database's
+        wanted = server.query(asked)[0][0] + 6 * times * len(self.workers)
+        eventually(lambda: server.query(asked)[0][0] > wanted, what="the workers sweep", every=0.1)
 
     # -- holds -------------------------------------------------------------------------------------------------
 
@@ -234,19 +236,50 @@ class Story:
 
     def lost(self) -> list[str]:
         """Customers whose resource nobody deleted in the end, and who cannot log in, or miss something."""
-        wrong = [
-            one for one, had in zip(self.living, self.contents, strict=True) if contents(one) != had
-        ]
+        wrong = [one for one, had in zip(self.living, self.contents, strict=True) if contents(one) != had]
         names = {one["id"]: name for name, one in vars(self).items() if isinstance(one, dict) and "id" in one}
         return [f"{names.get(one.id, 'made since, or left alone')}: {one.kind} {one.id}" for one in wrong]
 
+    def until(self, way: Way) -> "Story":
+        """All of it, up to the moment before the database goes back."""
+        self.begin()
+        way.keep(self.its.control)
+        self.go_on()
+        return self
 
-def rewind(its: Installation, way: Way, story: Story) -> None:
-    """The story up to the moment after which the database is about to go back."""
-    story.begin()
-    way.keep(its.control)
-    story.go_on()
+
+Install = Callable[..., Installation]
 
 
-def log_of(path: Path) -> str:
-    return path.read_text(errors="replace")[-4000:]
+@contextmanager
+def template() -> Iterator[Path]:
+    """The files of a migrated control cluster, from which each installation's are copied."""
+    folder = server_folder("rewinds")
+    try:
+        yield migrated(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def installing(servers: Servers, template: Path) -> Iterator[Install]:
+    """Makes installations whose control database will go back by a way; all are ended with the block."""
+    made: list[Installation] = []
+    controls: list[Control] = []
+
+    def install(way: Way, workers: int = 2) -> Installation:
+        controls.append(Control(server_folder("rewind"), template))
+        way.prepare(controls[-1])
+        made.append(Installation(servers, controls[-1], broker=len(made)))
+        for _ in range(workers):
+            made[-1].start_worker()
+        return made[-1]
+
+    try:
+        yield install
+    finally:
+        for one in made:
+            one.stop()
+        for control in controls:
+            control.stop()
+            shutil.rmtree(control.folder, ignore_errors=True)
