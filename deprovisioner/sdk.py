@@ -60,6 +60,13 @@ manifest is never cut: one of more than 16,000 bytes, or that PostgreSQL cannot 
 **Check.** A backend may have a method `check() -> list[Finding]`: what is not as it should be on the server, each with
 what mends it. Workers call it when they start, and `deprovisioner backends check` for a person. It changes nothing.
 
+**Objects.** A backend may have a method `objects() -> Iterator[MarkedObject]`: all on its server that bears a mark of
+ours, whichever installation made it, the parts of one generation as one object. Whatever stops the reading raises, so
+that an end without an error is the end of what there is. Parts that contradict each other are told as such, never as
+one whole. `adopt(names, generation)` takes an object that bears the mark of this generation already, so that a resource
+whose row was lost comes back. It refuses what is in quarantine: an adoption does not give back what was deleted.
+Without the method, what a lost row has left on the server is found by hand.
+
 **Memory.** A backend may have three methods, all or none: `remember(memory, least) -> Memory | None`,
 `recall(installation) -> Memory | None` and `installations() -> list[UUID]`. With them its server keeps a record of the
 control database, an installation each: one that was restored from a backup lacks what the record says, and is noticed
@@ -82,6 +89,7 @@ from worker.backends import (
     Different,
     Finding,
     LoginAttempts,
+    MarkedObject,
     Observation,
     Plan,
     Read,
@@ -105,6 +113,7 @@ __all__ = [
     "Json",
     "Kind",
     "LoginAttempts",
+    "MarkedObject",
     "Memory",
     "Note",
     "Observation",

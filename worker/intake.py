@@ -28,6 +28,7 @@ from worker.backends import (
     Different,
     Finding,
     LoginAttempts,
+    MarkedObject,
     Observation,
     Plan,
     Read,
@@ -42,6 +43,8 @@ FINDINGS = 100
 ADDRESS = 100  # characters
 ADDRESSES = 20
 GROUPS = 200
+PART = 200  # characters of what names one part of an object
+PARTS = 20
 INSTALLATIONS = 1_000
 _KINDS = (OutOfService, Unavailable, Transient, Refused)
 
@@ -141,6 +144,12 @@ class Intake:
                 for one in found
             ]
 
+    def objects(self) -> Iterator[MarkedObject]:
+        """See `worker.backends.objects`; words are cut, and a manifest is not: `why` says that it cannot be stored."""
+        with _errors():
+            for one in backends.objects(self._backend):
+                yield _object(one)
+
     @property
     def keeps_memory(self) -> bool:
         """See `worker.backends.keeps_memory`."""
@@ -187,11 +196,12 @@ def _memory(there: Memory | None, installation: uuid.UUID) -> Memory | None:
         return None
     try:
         read = replace(Memory.read(there.as_json()), lagging=there.lagging)
-        right = read.installation == installation and isinstance(read.lagging, int | None)
-    except (AttributeError, TypeError, ValueError, RecursionError):
-        right = False
-    if not right:
-        raise OutOfService(f"what the backend remembers of {installation} is no memory: {foreign.line(repr(there))}")
+        wrong = "" if isinstance(read.lagging, int | None) else "its `lagging` is no number"
+        wrong = wrong if read.installation == installation else f"it is that of installation {read.installation}"
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        wrong = foreign.line(str(error) or "no reason")  # no `repr` of what it is: that may have no end
+    if wrong:
+        raise OutOfService(f"what the backend keeps of installation {installation} is no memory: {wrong}")
     return read
 
 
@@ -209,3 +219,19 @@ def _manifest(manifest: Json) -> Json:
     if unstorable:
         raise Refused(f"the backend's manifest cannot be stored: {foreign.line(repr(manifest))}")
     return manifest
+
+
+def _object(one: MarkedObject) -> MarkedObject:
+    try:
+        names, why = _manifest(one.names), foreign.line(one.why)
+    except Refused as error:
+        names, why = {}, str(error)
+    parts = tuple(foreign.line(part, PART) for part in islice(one.parts, PARTS))
+    return replace(
+        one,
+        generation=foreign.line(one.generation, PART),
+        names=names,
+        parts=parts,
+        contradictory=one.contradictory or names != one.names,
+        why=why,
+    )

@@ -1,4 +1,4 @@
-"""`deprovisioner audit`: checkpoints of the evidence, and proofs of deletion."""
+"""`deprovisioner audit`: checkpoints of the evidence, proofs of deletion, and what people did beside jobs."""
 
 import datetime as dt
 import re
@@ -9,7 +9,19 @@ from typing import Any
 
 import click
 
-from deprovisioner.cli.shell import as_json_option, as_text, cell, example, main, me, operate, print_fields, print_json
+from deprovisioner.cli.shell import (
+    WORDS,
+    as_json_option,
+    as_text,
+    cell,
+    example,
+    main,
+    me,
+    operate,
+    print_fields,
+    print_json,
+    show_page,
+)
 from outbox.events import Event
 from outbox.states import Step
 
@@ -33,7 +45,7 @@ def _since(_: click.Context, __: click.Parameter, value: str | None) -> dt.datet
 
 @main.group()
 def audit() -> None:
-    """Make checkpoints of the evidence, and export proofs of deletion."""
+    """Make checkpoints of the evidence, export proofs of deletion, and list what people did beside jobs."""
     operate()
 
 
@@ -58,6 +70,30 @@ def audit_checkpoint(as_json: bool) -> None:
         print_fields({"id": last.id, "at": last.at, "covers": grown, "hash": last.hash})
         if not made:
             click.echo("no new events: this is the last checkpoint")
+
+
+@audit.command(
+    "acts", epilog=example("deprovisioner audit acts --since 7d", "deprovisioner audit acts --json --limit 1000")
+)
+@click.option("--since", metavar="TIME|DURATION", callback=_since, help="Acts since then.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--cursor", type=WORDS, help="`next_cursor` of the page before.")
+@as_json_option
+def audit_acts(since: dt.datetime | dt.timedelta | None, limit: int, cursor: str | None, as_json: bool) -> None:
+    """Who set and released holds, made and revoked tokens, began and stopped operations; newest first.
+
+    An older version of the service writes no such events. `deprovisioner doctor` verifies their chain.
+    """
+    from outbox import db, queries
+
+    with db.statement() as session:
+        page = queries.list_acts(session, since=since, cursor=cursor, limit=limit)
+    show_page(page, ("at", "event", "actor", "reason", "detail"), as_json, describe=_act)
+
+
+def _act(act: Any) -> dict[str, Any]:
+    said = (f"{name} {cell(value)}" for name, value in (act.detail or {}).items() if value is not None)
+    return {**vars(act), "detail": ", ".join(said)}
 
 
 @audit.command(

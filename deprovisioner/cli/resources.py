@@ -70,7 +70,7 @@ def _fields(resource: "Resource") -> dict[str, Any]:
 @click.argument("resource_id", type=click.UUID)
 @as_json_option
 def resources_show(resource_id: uuid.UUID, as_json: bool) -> None:
-    """One resource and its jobs."""
+    """One resource, its jobs, and who changed what of it."""
     from outbox import db, logins, queries
 
     with db.statement() as session:
@@ -78,15 +78,27 @@ def resources_show(resource_id: uuid.UUID, as_json: bool) -> None:
         attempts = logins.of(session, resource_id)
         fields = _fields(queries.with_steps(session, found).items[0])
         page = queries.list_jobs(session, queries.JobFilter(resource_id=resource_id))
+        changes = [vars(change) for change in queries.changes_of(session, resource_id)]
     if as_json:
         told = {"login_attempts": None if attempts is None else vars(attempts)}
-        print_json(fields | told | {"jobs": [vars(job) for job in page.items]})
+        print_json(fields | told | {"jobs": [vars(job) for job in page.items], "changes": changes})
         return
     print_fields(fields | ({} if attempts is None else {"login_attempts": str(attempts)}))
     click.echo("\njobs")
     print_table(
         [vars(job) for job in page.items], ("id", "kind", "state", "step", "stuck_reason", "attempts", "last_error")
     )
+    if changes:
+        click.echo("\nchanges")
+        print_table(
+            ({**change, "changed": _changed(change["detail"])} for change in changes), ("at", "actor", "changed")
+        )
+
+
+def _changed(detail: dict[str, Any]) -> str:
+    """What was and what is: `protected: True to False`."""
+    old, new = detail["old"], detail["new"]
+    return ", ".join(f"{name}: {cell(old[name])} to {cell(new[name])}" for name in new)
 
 
 _id = click.argument("resource_id", type=click.UUID)

@@ -4,12 +4,14 @@
 - `resources`, `jobs`, `stops`, `operations`   listings and counts
 - `story`                   one job with its attempts, its events and what it waits for
 - `attempts`                a job's attempts, made from its events
+- `acts`                    what people did beside jobs
 """
 
 from outbox.approvals import Approval
 from outbox.holds import Hold, known
 from outbox.holds import over as holds_over
 from outbox.observations import Observation
+from outbox.queries.acts import Act, changes_of, list_acts
 from outbox.queries.attempts import Attempt, Course, Seen, attempts
 from outbox.queries.jobs import EVERY_JOB, JobCounts, JobFilter, ListedJob, count_jobs, list_jobs, with_tenants
 from outbox.queries.operations import Canary, Progress, Tally, list_operations, operation
@@ -20,6 +22,7 @@ from outbox.queries.story import JobStory, Request, job_story
 
 __all__ = [
     "EVERY_JOB",
+    "Act",
     "Approval",
     "Attempt",
     "Breaker",
@@ -38,10 +41,12 @@ __all__ = [
     "Seen",
     "Tally",
     "attempts",
+    "changes_of",
     "count_jobs",
     "holds_over",
     "job_story",
     "known",
+    "list_acts",
     "list_breakers",
     "list_holds",
     "list_jobs",

@@ -36,6 +36,7 @@ def test_a_database_that_does_not_run_is_named_with_what_to_do() -> None:
         ["token", "create"],
         ["demo"],
         ["doctor"],
+        ["audit", "acts"],
         ["audit", "checkpoint"],
         ["audit", "export"],
     ],

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from outbox.memory import Memory
-from worker.backends import Backend, installations, keeps_memory, prove, recall, remember
+from worker.backends import Backend, installations, keeps_memory, objects, prove, recall, remember
 
 
 def every_verb(backend: Backend, manifest: dict[str, Any], credentials: dict[str, Any]) -> list[Callable[[], Any]]:
@@ -25,6 +25,7 @@ def every_verb(backend: Backend, manifest: dict[str, Any], credentials: dict[str
         lambda: backend.release(manifest),
         lambda: prove(backend, manifest, credentials),
         lambda: prove(backend, manifest, None),
+        lambda: list(objects(backend)),
         *(memory if keeps_memory(backend) else ()),
         lambda: backend.teardown(manifest, 1),
     ]

@@ -1,8 +1,10 @@
 """Whatever a backend returns or raises, of any kind: what is stored and logged of it is short and printable."""
 
+import datetime as dt
 import io
 import json
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +15,12 @@ from structlog.testing import capture_logs
 
 from outbox import foreign, logs, observations
 from outbox.errors import BackendError, DeprovisionerError, OutOfService, Refused, Transient, Unavailable
+from outbox.memory import BYTES, Memory, Note
 from tests.support.factories import a_claim, a_job, claims, events_of, job
 from tests.support.servers import Servers
 from tests.support.shelf import Shelf, fail
 from worker import checks, observer
-from worker.backends import Absent, Different, Finding, Plan, Same
+from worker.backends import Absent, Different, Finding, MarkedObject, Plan, Same
 from worker.backends.postgres import Postgres
 from worker.intake import Intake
 from worker.run import Run
@@ -144,6 +147,36 @@ def test_what_a_check_finds_is_bounded(db: Connection) -> None:
     assert all((one.what + one.mend).isprintable() and len(one.what + one.mend) < 6_000 for one in found)
 
 
+def test_what_is_told_of_an_object_is_bounded_and_its_manifest_is_whole_or_none(db: Connection) -> None:
+    whole = {"name": "n" * 5_000, "prefix": "mañana\x1b[2J"}
+    wrong = ({"name": LONG}, {"name": "a\0b"}, {"name": "\ud800"}, {"name": object()})
+
+    class Telling(Shelf):
+        def objects(self) -> Iterator[MarkedObject]:
+            for names in (whole, *wrong):
+                yield MarkedObject(NASTY + LONG, names, (NASTY + LONG,) * 1_000, why=LONG)
+            raise Unavailable(LONG)
+
+    told = Intake(Telling()).objects()
+    found = [next(told) for _ in range(5)]
+    assert found[0].names == whole
+    assert not found[0].contradictory
+    assert [(one.names, one.contradictory) for one in found[1:]] == [({}, True)] * 4
+    assert all("manifest cannot be stored" in one.why for one in found[1:])
+    for one in found:
+        words = (one.generation, one.why, *one.parts)
+        assert all(word.isprintable() for word in words)
+        assert sum(map(len, words)) < 7_000
+    with pytest.raises(Unavailable) as caught:
+        next(told)
+    assert len(str(caught.value)) < 1_100, "an end is the end only without an error"
+
+
+def test_a_kind_that_does_not_tell_its_objects_has_not_told_that_there_are_none() -> None:
+    with pytest.raises(Refused, match="does not tell"):
+        list(Intake(Shelf()).objects())
+
+
 def test_a_comment_of_a_megabyte_is_bounded(db: Connection, servers: Servers) -> None:
     backend = Postgres(servers.pg.service_dsn)
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
@@ -187,3 +220,70 @@ def test_of_many_values_the_first_are_shown() -> None:
     assert seen.get("k0") == {f"k{n}": n for n in range(60)}
     assert seen.get("k59") == "…"
     assert len(json.dumps(seen)) <= foreign.EVIDENCE
+
+
+KEPT = Memory(uuid.uuid4(), 1, 100, "aa", notes=())
+NO_MEMORY: dict[str, Any] = {
+    "a text": LONG,
+    "a dict": KEPT.as_json(),
+    "another installation's": replace(KEPT, installation=uuid.uuid4()),
+    "a text for a number": replace(KEPT, event="100"),  # type: ignore[arg-type]
+    "a long hash": replace(KEPT, hash=LONG),
+    "nasty words": replace(KEPT, hash=NASTY),
+    "no notes": replace(KEPT, notes=LONG),  # type: ignore[arg-type]
+    "deep notes": replace(KEPT, notes=(_deep(100_000),)),  # type: ignore[arg-type]
+    "a text that lags": replace(KEPT, lagging=LONG),  # type: ignore[arg-type]
+}
+
+
+class Remembers(Shelf):
+    """A kind of a third party whose server answers with whatever it is given."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def remember(self, memory: Memory, least: Any) -> Any:
+        return self.answer
+
+    def recall(self, installation: uuid.UUID) -> Any:
+        return self.answer
+
+    def installations(self) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize("what", NO_MEMORY)
+def test_what_is_no_memory_never_counts_as_nothing_remembered(what: str) -> None:
+    intake = Intake(Remembers(NO_MEMORY[what]))
+    for verb in (lambda: intake.recall(KEPT.installation), lambda: intake.remember(KEPT)):
+        with pytest.raises(OutOfService, match="is no memory") as caught:
+            verb()
+        assert len(str(caught.value)) < 2000
+        assert str(caught.value).isprintable()
+
+
+def test_a_memory_of_a_third_party_comes_through_and_is_bounded() -> None:
+    note = Note(99, "aa", dt.datetime(2026, 11, 30, tzinfo=dt.UTC), "hold_engaged", None, {"why": LONG})
+    for there in (KEPT, replace(KEPT, still=True, lagging=7)):
+        assert Intake(Remembers(there)).recall(KEPT.installation) == there
+        assert Intake(Remembers(there)).remember(KEPT) == there
+    found = Intake(Remembers(replace(KEPT, notes=(note,) * 5000))).recall(KEPT.installation)
+    assert found is not None
+    assert len(json.dumps(found.as_json())) <= BYTES
+    assert Intake(Remembers(None)).recall(KEPT.installation) is None
+    assert Intake(Remembers(None)).remember(KEPT) is None
+    assert Intake(Remembers([KEPT.installation])).installations() == [KEPT.installation]
+    with pytest.raises(OutOfService, match="no UUIDs"):
+        Intake(Remembers([LONG] * 5)).installations()
+
+
+def test_a_kind_without_a_memory_keeps_nothing_and_its_check_says_so() -> None:
+    intake = Intake(Shelf())
+    assert not intake.keeps_memory
+    assert intake.remember(KEPT) is None
+    assert intake.recall(KEPT.installation) is None
+    assert intake.installations() == []
+    assert [one.code for one in intake.check()] == ["no_memory"]
+    assert Intake(Remembers(None)).keeps_memory
+    assert Intake(Remembers(None)).check() == []

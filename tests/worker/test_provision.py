@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import credentials, jobs, resources
+from outbox import credentials, jobs, kinds, resources
 from outbox.errors import Refused, Transient, Unavailable
 from outbox.resources import NewResource
 from outbox.rows import Claim, Json
@@ -21,6 +21,10 @@ from worker.backends.postgres import Postgres
 from worker.backends.redis import Redis
 from worker.intake import Intake
 from worker.run import Run
+
+# What a database does not have that was restored from a dump of before.
+_LOST = "SET session_replication_role = replica; DELETE FROM events; DELETE FROM outbox; DELETE FROM resources; "
+_LOST += "SET session_replication_role = origin"
 
 
 def a_provision(
@@ -209,6 +213,30 @@ def test_a_mark_of_an_adoption_that_was_killed_is_not_left_in_silence_on_redis(
     Run(claims(db, backend="redis-main")[0], backend, worker="w")()
     assert status_of(db, claim.resource_id) == "deleted"
     assert user in server.client.acl_users()
+
+
+@pytest.mark.parametrize("kind", ["postgres", "redis"])
+def test_an_object_whose_row_is_lost_is_adopted_again_by_its_mark_and_torn_down(
+    db: Connection, servers: Servers, kind: str
+) -> None:
+    server = servers.pg if kind == "postgres" else servers.redis
+    name = "pg-main" if kind == "postgres" else "redis-main"
+    backend = Intake(Postgres(server.service_dsn) if kind == "postgres" else Redis(server.service_dsn))
+    lost = a_provision(db, kind=kind, backend=name)
+    Run(lost, backend, worker="w")()
+    manifest = resources.find(db, lost.resource_id)[0].manifest
+    assert manifest is not None
+    db.execute(text(_LOST))
+    (one,) = [one for one in backend.objects() if one.generation == str(lost.generation)]
+    assert (one.names, one.resource_id, one.why) == (manifest, lost.resource_id, "")
+    again = a_provision(db, adopt=kinds.check(kind, one.names), kind=kind, backend=name)
+    Run(again, backend, worker="w")()
+    resource, _ = resources.find(db, again.resource_id)
+    assert (resource.status, resource.manifest) == ("active", manifest)
+    jobs.enqueue(db, again.resource_id, actor="me")
+    Run(claims(db, backend=name)[0], backend, worker="w")()
+    assert status_of(db, again.resource_id) == "deleted"
+    assert not server.bears(manifest)
 
 
 def test_a_different_object_of_an_activated_adoption_makes_the_job_stuck(db: Connection) -> None:

@@ -6,7 +6,7 @@ the names from the resource's UUID, and the manifest stores them; a teardown nev
 
 import datetime as dt
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -272,3 +272,39 @@ def _of(backend: Backend, name: str, *words: Any) -> Json:
 def mark(generation: str) -> str:
     """The words that an object carries on its server, and that say which resource's it is."""
     return f"deprovisioner gen={generation}"
+
+
+# Why `adopt` refuses what `quarantine` has closed: it would be active, and nobody could log in.
+IN_QUARANTINE = (
+    "it is in quarantine: a teardown has cut it off, and an adoption does not give back what was deleted; when its "
+    'owner wants it back, open it by hand first (docs/runbook.md, "Objects that no row knows")'
+)
+
+
+@dataclass(frozen=True)
+class MarkedObject:
+    """What bears one mark on a server, all its parts as one. `adopt(names, generation)` takes it where `why` is empty.
+
+    A mark does not say which installation made it: the objects of others on this server are told too.
+    """
+
+    generation: str  # as the mark says it; no UUID where the mark is not one of ours
+    names: Json  # a manifest of the kind; None for what the server does not show, or shows twice
+    parts: tuple[str, ...]  # what bears the mark, in words
+    resource_id: uuid.UUID | None = None  # where the names hold it: an adopted object's do not
+    quarantined: bool = False  # a teardown has cut it off; `release(names)` gives it back
+    contradictory: bool = False  # its parts contradict each other, or its mark is not one of ours
+    why: str = ""  # why it is not to be adopted as it stands; empty where its names and marks show nothing against it
+
+
+def objects(backend: Backend) -> Iterator[MarkedObject]:
+    """All on the server that bears a mark of ours, an object at a time, in no certain order; changes nothing.
+
+    What bears its mark all the while is told exactly once. Whatever stops the reading raises, as every verb does: an
+    end without an error is the end of what there is. The caller takes each soon, since the server's answer is waiting.
+    A kind gives it by a method `objects() -> Iterator[MarkedObject]`. Raises Refused for a kind without it.
+    """
+    if not hasattr(backend, "objects"):
+        raise Refused("this kind of backend does not tell which objects bear our mark: compare by hand")
+    found: Iterator[MarkedObject] = backend.objects()
+    return found

@@ -4,12 +4,14 @@ To try a kind of your own, add a Subject of it to the fixture `subject`.
 """
 
 import functools
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import psycopg2
@@ -23,7 +25,7 @@ from tests.support.servers import OLD_POSTGRES_PROGRAMS, Servers, server_folder
 from tests.support.standby import lagging
 from tests.support.verbs import every_verb
 from tests.support.witness import PgServer, RedisServer
-from worker.backends import Absent, Backend, Different, Same, prove
+from worker.backends import IN_QUARANTINE, Absent, Backend, Different, MarkedObject, Same, objects, prove
 from worker.backends.postgres import Postgres
 from worker.backends.redis import Redis
 
@@ -280,6 +282,58 @@ def test_a_worker_whose_claim_is_lost_neither_closes_nor_opens(subject: Subject,
     assert subject.backend.inspect(manifest) == before
     assert subject.can_log_in(credentials) == (verb == "quarantine")
     subject.backend.teardown(manifest, 1)
+
+
+def test_what_is_told_of_an_object_is_what_its_adoption_takes(subject: Subject) -> None:
+    manifest, credentials = subject.provisioned()
+    bystanders, _ = subject.provisioned()
+
+    def told() -> MarkedObject:
+        (one,) = [one for one in objects(subject.backend) if one.generation == manifest["generation"]]
+        return one
+
+    one = told()
+    assert (one.names, one.quarantined, one.contradictory, one.why) == (manifest, False, False, "")
+    assert one.resource_id is not None
+    assert one.resource_id.hex in str(manifest)
+    assert subject.backend.adopt(one.names, uuid.UUID(one.generation)) == manifest
+    assert subject.can_log_in(credentials), "an adoption changes nothing of what it marks"
+    subject.backend.quarantine(manifest)
+    one = told()
+    assert (one.names, one.quarantined, one.contradictory, one.why) == (manifest, True, False, IN_QUARANTINE)
+    with pytest.raises(Refused, match="in quarantine"):
+        subject.backend.adopt(one.names, uuid.UUID(one.generation))
+    assert not subject.can_log_in(credentials)
+    subject.backend.release(one.names)
+    assert subject.backend.adopt(told().names, uuid.UUID(one.generation)) == manifest
+    subject.backend.teardown(manifest, 1)
+    left = {one.generation for one in objects(subject.backend)}
+    assert left & {manifest["generation"], bystanders["generation"]} == {bystanders["generation"]}
+
+
+def test_what_is_in_quarantine_is_adopted_once_a_person_has_opened_it_as_the_runbook_says(subject: Subject) -> None:
+    manifest, credentials = subject.provisioned()
+    subject.backend.quarantine(manifest)
+    for statement in documented_opening(subject.backend, manifest):
+        if isinstance(subject.witness, PgServer):
+            PgServer(subject.witness.service_dsn, subject.witness.log).query(statement)
+        else:
+            redis.Redis.from_url(subject.witness.service_dsn).execute_command(*statement.split())
+    (one,) = [one for one in objects(subject.backend) if one.generation == manifest["generation"]]
+    assert (one.names, one.quarantined, one.why) == (manifest, False, "")
+    assert subject.backend.adopt(one.names, uuid.UUID(one.generation)) == manifest
+    assert subject.can_log_in(credentials)
+    subject.backend.teardown(manifest, 1)
+
+
+def documented_opening(backend: Backend, manifest: dict[str, Any]) -> list[str]:
+    """The runbook's statements for an object in quarantine, with its names filled in."""
+    kind = type(backend).__name__.lower()
+    page = (Path(__file__).parents[3] / "docs/runbook.md").read_text()
+    found = re.search(rf"<!-- open: {kind} -->\n```\w*\n(.*?)```", page, re.DOTALL)
+    assert found
+    filled = Template(found[1]).substitute({name.upper(): value for name, value in manifest.items()})
+    return filled.splitlines()
 
 
 def test_an_open_session_does_not_stop_the_teardown(subject: Subject) -> None:

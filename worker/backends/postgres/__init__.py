@@ -27,14 +27,16 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `client`    pg_dump and pg_restore
 - `memory`    what the server keeps of the control database
 - `check`     what is not as it should be on the server
+- `objects`   all that bears a mark of ours
 """
 
 import datetime as dt
 import uuid
+from collections.abc import Iterator
 
 from outbox.memory import Memory, Moment
 from outbox.rows import Json
-from worker.backends import Finding, LoginAttempts, Observation, Plan, Read, Still, Write, always
+from worker.backends import Finding, LoginAttempts, MarkedObject, Observation, Plan, Read, Still, Write, always
 from worker.backends.postgres import (
     attempts,
     check,
@@ -42,6 +44,7 @@ from worker.backends.postgres import (
     destroy,
     identity,
     memory,
+    objects,
     prove,
     quarantine,
     release,
@@ -134,3 +137,7 @@ class Postgres:
     def check(self) -> list[Finding]:
         """See `worker.backends.check`."""
         return check.check(self._server)
+
+    def objects(self) -> Iterator[MarkedObject]:
+        """See `worker.backends.objects`."""
+        return objects.objects(self._server)

@@ -8,8 +8,8 @@ from psycopg2 import extensions, sql
 from outbox.errors import Refused, Transient
 from outbox.kinds.postgres import KIND
 from outbox.rows import Json
-from worker.backends import Plan, mark
-from worker.backends.postgres import endpoint, identity, rights
+from worker.backends import IN_QUARANTINE, Plan, mark
+from worker.backends.postgres import endpoint, identity, notes, rights
 from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.identity import State
 from worker.backends.postgres.session import INSPECT_SECONDS, Server, Session
@@ -122,6 +122,7 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
         identity.must_be_right_server(state, manifest)
         identity.must_be_a_customers(state, manifest)
         identity.must_own_nothing_else(state, manifest)
+        _must_not_be_in_quarantine(state, manifest)
         database = state.named(manifest["database"])
         if database is None:
             raise Refused(f"there is no database {manifest['database']!r} to adopt")
@@ -147,6 +148,16 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
             # The comments were made by name: they must stand on what was looked at.
             identity.must_be_same(identity.read_state(session, adopted), adopted)
     return adopted
+
+
+def _must_not_be_in_quarantine(state: State, manifest: Json) -> None:
+    away, database = state.named(identity.dying_name(manifest)), state.named(manifest["database"])
+    if (
+        (away is not None and identity.is_marked(away.comment, manifest))
+        or (database is not None and notes.before(database.comment, manifest, notes.CONNECTIONS))
+        or (state.role is not None and notes.before(state.role.comment, manifest, notes.LOGIN))
+    ):
+        raise Refused(f"database {manifest['database']!r} cannot be adopted: {IN_QUARANTINE}")
 
 
 def _mark(session: Session, what: str, name: str, comment: str | None, generation: uuid.UUID) -> None:

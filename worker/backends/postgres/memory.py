@@ -21,15 +21,12 @@ from worker.backends.postgres.session import INSPECT_SECONDS, Server, Session
 
 SCHEMA = "deprovisioner_memory"
 TABLE = f"{SCHEMA}.memories"
-_MAKE = (
-    f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}",
-    # A row is written again and again; none of its indexed columns changes, so its versions stay within their page.
-    f"""
-    CREATE TABLE IF NOT EXISTS {TABLE} (
+# A row is written again and again. None of its indexed columns changes, so its versions stay within their page.
+_MAKE = f"""
+    CREATE TABLE {TABLE} (
         installation uuid PRIMARY KEY, epoch bigint NOT NULL, event bigint NOT NULL, hash text NOT NULL,
         still boolean NOT NULL, notes text NOT NULL, at timestamptz NOT NULL
-    ) WITH (fillfactor = 50)""",
-)
+    ) WITH (fillfactor = 50)"""
 # What most often is true, in one statement; whatever it does not write is decided by `offered`, behind a lock.
 _KEEP = f"""
     UPDATE {TABLE}
@@ -146,8 +143,10 @@ def _lock(session: Session) -> None:
     if missing := missing_right(session):
         raise OutOfService(f"the server cannot keep what the control database had: {missing[0]}; {missing[1]}")
     with session.cursor() as cursor:
-        for statement in _MAKE:
-            cursor.execute(statement)
+        cursor.execute("SELECT pg_catalog.to_regnamespace(%s) IS NULL", (SCHEMA,))
+        if cursor.fetchone() == (True,):  # else an administrator has made it for the account, which may make none
+            cursor.execute(f"CREATE SCHEMA {SCHEMA}")
+        cursor.execute(_MAKE)
 
 
 def _is_there(session: Session) -> bool:

@@ -19,15 +19,17 @@ keys are replicated, evicted and flushed.
 - `snapshot`   the final snapshot, and its proof
 - `memory`     what the server keeps of the control database
 - `check`      what is not as it should be on the server
+- `objects`    all that bears a mark of ours
 """
 
 import datetime as dt
 import uuid
+from collections.abc import Iterator
 
 from outbox.memory import Memory, Moment
 from outbox.rows import Json
-from worker.backends import Finding, LoginAttempts, Observation, Plan, Read, Still, Write, always
-from worker.backends.redis import check, create, destroy, identity, logins, memory, quarantine, snapshot
+from worker.backends import Finding, LoginAttempts, MarkedObject, Observation, Plan, Read, Still, Write, always
+from worker.backends.redis import check, create, destroy, identity, logins, memory, objects, quarantine, snapshot
 from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server
 
@@ -116,3 +118,7 @@ class Redis:
     def check(self) -> list[Finding]:
         """See `worker.backends.check`."""
         return check.check(self._server)
+
+    def objects(self) -> Iterator[MarkedObject]:
+        """See `worker.backends.objects`."""
+        return objects.objects(self._server)

@@ -9,9 +9,10 @@ from redis import SSLConnection
 from outbox.errors import Refused
 from outbox.kinds.redis import KIND
 from outbox.rows import Json
-from worker.backends import Different, Plan
+from worker.backends import IN_QUARANTINE, Different, Plan
 from worker.backends.redis import commands, endpoint, identity, keys, rights
 from worker.backends.redis.endpoint import Public
+from worker.backends.redis.quarantine import SHUT
 from worker.backends.redis.session import Server, Session
 
 
@@ -75,6 +76,8 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
         taken = Refused(f"user {full['user']!r} or prefix {full['prefix']!r} belongs to another resource already")
         if any(c.startswith(identity.CHANNEL) and c != identity.channel(full) for c in user["channels"]):
             raise taken
+        if SHUT in user["channels"]:
+            raise Refused(f"ACL user {full['user']!r} cannot be adopted: {IN_QUARANTINE}")
         rights.must_stay_inside(session, full, user)
         if _is_uuid(older := keys.older_generation(session, full)) and older != full["generation"]:
             raise taken

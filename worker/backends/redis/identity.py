@@ -1,6 +1,7 @@
 """What the server shows under a manifest's names, and whether it is the manifest's namespace."""
 
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from redis import exceptions
@@ -154,11 +155,17 @@ def users_with(session: Session, beginning: str) -> list[str]:
 
 
 def marked_users(session: Session, beginning: str) -> list[tuple[str, list[str]]]:
-    """All users with a channel pattern that begins so, each with its rules but its passwords."""
+    """All users with a channel pattern that begins so, each with its patterns of keys and channels."""
     lines: Any = session.acl_list()
-    words = (line.replace("(", " ").replace(")", " ").split() for line in lines)
-    users = ((name, [rule for rule in rules if rule[:1] != "#"]) for _, name, *rules in words)
+    users = ((name, list(_patterns(rules))) for _, name, *rules in map(str.split, lines))
     return [(name, rules) for name, rules in users if any(rule.startswith(beginning) for rule in rules)]
+
+
+def _patterns(rules: list[str]) -> Iterator[str]:
+    for rule in rules:
+        word = rule.removeprefix("(").removesuffix(")")  # those of a selector stand in parentheses
+        if word[:1] in ("~", "%", "&"):
+            yield word
 
 
 def acl_user(session: Session, name: str) -> Json | None:

@@ -93,7 +93,7 @@ def _remember(session: Session, memory: Memory, least: Moment | None) -> Memory 
         found = _find(pipe, session.home, memory.installation)
         left, kept = offered(found.memory, memory, least)
         answer = None if kept else left or nothing(memory.installation)
-        if left is None or (left == found.memory and found.key and found.mark):
+        if left is None or (left == found.memory and (not kept or (found.key and found.mark))):
             return answer
         # A key that lags stays as it is, for all to see; `still` is on the mark.
         text = json.dumps(left.as_json()) if left.lagging is None else found.text

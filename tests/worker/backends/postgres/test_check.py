@@ -66,6 +66,8 @@ WRONG = {
     "a member of a superuser": ("GRANT postgres TO ME", "rights_too_many", "'postgres'"),
     "few sessions": ("ALTER ROLE ME CONNECTION LIMIT 5", "slots_too_few", "may have 5 sessions"),
     "an open door": ("GRANT CONNECT ON DATABASE ME TO PUBLIC", "public_connect", "'ME'"),
+    "no schema for the memory": ("REVOKE CREATE ON DATABASE ME FROM ME", "rights_too_few", "deprovisioner_memory"),
+    "another's schema": ("CREATE SCHEMA deprovisioner_memory", "rights_too_few", "belongs to 'postgres'"),
     "an open schema": ("GRANT CREATE ON SCHEMA public TO PUBLIC", "public_create", "'ME'"),
 }
 
