@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import batched
+from itertools import islice
 from uuid import UUID
 
 from outbox import doorbell
@@ -97,8 +97,9 @@ def _look(config: BackendConfig, installation: UUID, keep: Keep) -> Looked:
             backend = _built(config)
             memory = backend.recall(installation)
             shared = any(other != installation for other in backend.installations())
-            for page in batched(_marked(config.name, backend), PAGE, strict=False):
-                keep(config.name, [_seen(one) for one in page])
+            objects = _marked(config.name, backend)
+            while page := [_seen(one) for one in islice(objects, PAGE)]:
+                keep(config.name, page)
     except _Unread as error:
         return Looked(error=str(error))
     return Looked(memory, shared)

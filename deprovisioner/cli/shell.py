@@ -37,6 +37,7 @@ _MODULES = {
     "jobs": ["jobs", "operations"],
     "migrate": ["serve"],
     "operations": ["operations"],
+    "recover": ["recover"],
     "resources": ["resources", "restores"],
     "snapshots": ["snapshots"],
     "tenants": ["operations"],

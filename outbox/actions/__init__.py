@@ -45,7 +45,7 @@ from outbox.actions.resources import (
 from outbox.actions.undo import purge, restore
 from outbox.jobs import Delete, Enqueued, Restored
 from outbox.operations import DIGEST, DeleteFilter, words
-from outbox.recovery import CLASSES, Look, Looked, Seen
+from outbox.recovery import CLASSES, Look, Looked, Seen, Survey
 from outbox.resources import NewResource
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "Restored",
     "Rewind",
     "Seen",
+    "Survey",
     "announce",
     "begin_offboard",
     "begin_redrive",

@@ -109,7 +109,7 @@ def begin(db: Connection, wanted: Wanted, *, actor: str) -> Row[Any]:
 
 def _refuse_other_decisions(last: Row[Any], wanted: Wanted, chosen: dict[str, str]) -> None:
     """A recovery that has begun is gone on with as it was begun."""
-    before = (last.decisions, set(last.without), last.tenant, last.revoke_before)
+    before = (last.decisions, frozenset(last.without), last.tenant, last.revoke_before)
     if before != (chosen, wanted.without, wanted.tenant, wanted.revoke_before):
         said = " ".join(f"--decide {name}={decision}" for name, decision in last.decisions.items())
         raise Conflict(
@@ -215,30 +215,28 @@ def step(db: Connection, id: int, name: str, looks: Mapping[int, Look] | None = 
     return len(items)
 
 
+# Sorted by chain, as all statements that lock several chains.
 _NOTED = text(f"""
     INSERT INTO events (resource_id, fence, event, actor, reason, detail)
-    SELECT resource_id, 0, '{Event.DECIDED}', :actor, :reason, CAST(detail AS jsonb)
-      FROM unnest(CAST(:resources AS uuid[]), CAST(:details AS text[])) AS item (resource_id, detail)
-     ORDER BY resource_id""")
+    SELECT chain, 0, '{Event.DECIDED}', :actor, :reason, CAST(detail AS jsonb)
+      FROM (SELECT coalesce(resource_id, installation.id) AS chain, detail, nth
+              FROM unnest(CAST(:resources AS uuid[]), CAST(:details AS text[]))
+                   WITH ORDINALITY AS item (resource_id, detail, nth) CROSS JOIN installation) AS item
+     ORDER BY chain, nth""")
 
 
 def _note(
     db: Connection, by: By, name: str, decision: Decision, items: Sequence[Item], refused: Mapping[int, str]
 ) -> None:
-    """An event for each item: in its resource's chain, or in the installation's where it has none."""
-    resources, details = [], []
+    """An event for each item: in its resource's chain, or in the installation's, with what it was, where it has none."""
+    details = []
     for item in items:
         said: Json = {"recovery": by.recovery, "class": name, "decision": decision, "key": item.key}
         if item.n in refused:
             said["refused"] = refused[item.n]
-        if item.resource_id is None:
-            noted_acts.note(db, Event.DECIDED, actor=by.actor, reason=by.reason, detail=said | {"item": item.detail})
-        else:
-            resources.append(item.resource_id)
-            details.append(json.dumps(said))
-    if resources:
-        words = {"actor": by.actor, "reason": by.reason, "resources": resources, "details": details}
-        db.execute(_NOTED, words)
+        details.append(json.dumps(said | ({} if item.resource_id else {"item": item.detail})))
+    chains = [item.resource_id for item in items]
+    db.execute(_NOTED, {"actor": by.actor, "reason": by.reason, "resources": chains, "details": details})
 
 
 _TOKENS = text("""

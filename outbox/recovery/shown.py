@@ -65,9 +65,13 @@ def last(db: Connection) -> Survey | None:
     )
 
 
+# What acts need; a manifest of a third party's kind may hold secrets, and `parts` says what is there.
+_NOT_SHOWN = ("manifest", "names")
+
+
 def _as_json(item: Row[Any]) -> Json:
     named = {name: item._mapping[name] for name in ("key", "backend", "job_id", "resource_id", "decision", "said")}
-    return named | {"detail": item.detail}
+    return named | {"detail": {name: value for name, value in item.detail.items() if name not in _NOT_SHOWN}}
 
 
 _REFUSED = text("""

@@ -5,6 +5,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
@@ -144,7 +145,7 @@ def end_survey(db: Connection, id: int, looked: Mapping[str, Looked]) -> None:
     db.execute(_STORED, {"id": id, "counts": json.dumps(counts), "digest": digest})
 
 
-def _refuse_other_run(here: rewinds.Here, survey: Row) -> None:  # type: ignore[type-arg]
+def _refuse_other_run(here: rewinds.Here, survey: Row[Any]) -> None:
     if here.incarnation != survey.incarnation:
         raise Conflict(
             "the control database was started again, or replaced, since the survey began: survey again "
@@ -152,7 +153,7 @@ def _refuse_other_run(here: rewinds.Here, survey: Row) -> None:  # type: ignore[
         )
 
 
-def classes_of(survey: Row) -> list[ItemClass]:  # type: ignore[type-arg]
+def classes_of(survey: Row[Any]) -> list[ItemClass]:
     """The classes that a survey has: all of them, or those of a backend that went back in time."""
     return [one for one in CLASSES if one.of_backend or survey.backend is None]
 
@@ -178,18 +179,19 @@ def _store(one: ItemClass) -> str:
     SELECT :id, :class, row_number() OVER (ORDER BY key), item.* FROM ({one.rows}) AS item"""
 
 
-_SUMS = """count(*) AS count, coalesce(sum(CAST(hashtextextended(key, 0) AS numeric)), 0) AS first,
+_SUMS = """count(*) AS items, coalesce(sum(CAST(hashtextextended(key, 0) AS numeric)), 0) AS first,
            coalesce(sum(CAST(hashtextextended(key, 1) AS numeric)), 0) AS second"""
 _OF_ITEMS = f"SELECT {_SUMS} FROM recovery_items WHERE recovery_id = :id AND class = :class"
 
 
-def summary(db: Connection, survey: Row, *, stored: bool) -> tuple[dict[str, int], str]:  # type: ignore[type-arg]
+def summary(db: Connection, survey: Row[Any], *, stored: bool) -> tuple[dict[str, int], str]:
     """The counts by class and the digest: of the stored items, or of what their queries find now."""
-    counts, sums = {}, []
+    counts: dict[str, int] = {}
+    sums = []
     for one in classes_of(survey):
         query = _OF_ITEMS if stored else f"{WITH} SELECT {_SUMS} FROM ({one.rows}) AS item"
         row = db.execute(text(query), {"id": survey.id, "class": one.name}).one()
-        counts[one.name] = row.count
-        sums.append([one.name, row.count, str(row.first), str(row.second)])
+        counts[one.name] = row.items
+        sums.append([one.name, row.items, str(row.first), str(row.second)])
     content = json.dumps([survey.backend, sorted(survey.surveyed), sorted(survey.errors), sums])
     return counts, f"{sum(counts.values())}-{hashlib.sha256(content.encode()).hexdigest()}"
