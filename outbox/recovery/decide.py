@@ -228,7 +228,7 @@ _NOTED = text(f"""
 def _note(
     db: Connection, by: By, name: str, decision: Decision, items: Sequence[Item], refused: Mapping[int, str]
 ) -> None:
-    """An event for each item: in its resource's chain, or in the installation's, with what it was, where it has none."""
+    """An event for each item, in its resource's chain; where it has none in the installation's, with what it was."""
     details = []
     for item in items:
         said: Json = {"recovery": by.recovery, "class": name, "decision": decision, "key": item.key}

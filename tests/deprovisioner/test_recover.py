@@ -1,4 +1,4 @@
-"""`deprovisioner recover` as a person runs it, on real servers: what it prints, its exit codes, and what a kill leaves."""
+"""`deprovisioner recover` as a person runs it, on real servers: what it prints, how it exits, and what a kill leaves."""
 
 import json
 import re
@@ -240,8 +240,10 @@ def test_a_database_role_without_the_right_gets_a_clear_error(env: dict[str, str
     rewind(db)
     role = f"reader_{uuid.uuid4().hex[:8]}"
     with psycopg2.connect(env["DEPROVISIONER_DATABASE_URL"]) as owner:
-        owner.cursor().execute(f"CREATE ROLE {role} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
-    url = re.sub(r"//[^@/]*@", f"//{role}@", env["DEPROVISIONER_DATABASE_URL"])
+        owner.cursor().execute(
+            f"CREATE ROLE {role} LOGIN PASSWORD 's3cret'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
+        )
+    url = re.sub(r"//[^@/]*@", f"//{role}:s3cret@", env["DEPROVISIONER_DATABASE_URL"])
     answer = shell(env | {"DEPROVISIONER_DATABASE_URL": url}, "recover")
     assert answer.returncode == 1
     assert "permission denied" in answer.stderr
