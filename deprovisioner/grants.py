@@ -8,10 +8,17 @@ from sqlalchemy import Connection, text
 
 from outbox.errors import BadRequest, NotFound
 
+# The columns that transitions change; the others say what is destroyed, where, and whose it is, and stay as they are.
+_MOVES = {
+    "resources": "status, protected, manifest, credentials, activated_at, deleted_at, purged_at, expires_at, purge_at, "
+    "grace_seconds, snapshot",
+    "outbox": "state, stuck_reason, fence, attempts, available_at, lane, claimed_by, lease_expires_at, started_fence, "
+    "forced_fence, last_error, finished_at, held_by, step, started_step",
+}
 # Rows of evidence are added, and never changed or removed. The role has no right on a table that is missing here.
 RIGHTS = {
-    "resources": "SELECT, INSERT, UPDATE",
-    "outbox": "SELECT, INSERT, UPDATE",
+    "resources": f"SELECT, INSERT, UPDATE ({_MOVES['resources']})",
+    "outbox": f"SELECT, INSERT, UPDATE ({_MOVES['outbox']})",
     "events": "SELECT, INSERT",
     "audit_checkpoints": "SELECT, INSERT",
     "audit_heads": "SELECT, INSERT",

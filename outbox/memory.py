@@ -107,7 +107,7 @@ class Memory:
     def read(cls, written: Any) -> "Memory":
         """From foreign JSON, text or not. Raises ValueError, in words that can be shown, where it is no memory."""
         if isinstance(written, str | bytes):
-            written = _parsed(written)
+            written = parsed(written)
         return cls(
             installation=_field(written, "installation", uuid.UUID),
             epoch=_field(written, "epoch", _number),
@@ -148,6 +148,16 @@ def nothing(installation: uuid.UUID) -> Memory:
     return Memory(installation, 0, 0, "", notes=())
 
 
+def parsed(text: str | bytes) -> Any:
+    """What a place's record says as JSON. Raises ValueError where it is none."""
+    if len(text) > LONGEST:
+        raise ValueError(f"it is {len(text)} characters long, and a memory has {BYTES} at most")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"it is no JSON: {foreign.line(repr(text[:100]), 100)}") from None
+
+
 def _newest(notes: tuple[Note, ...], room: int) -> list[Json]:
     """The newest notes that fit, oldest first."""
     kept: list[Json] = []
@@ -159,15 +169,6 @@ def _newest(notes: tuple[Note, ...], room: int) -> list[Json]:
             break
         kept.append(made)
     return kept[::-1]
-
-
-def _parsed(text: str | bytes) -> Any:
-    if len(text) > LONGEST:
-        raise ValueError(f"it is {len(text)} characters long, and a memory has {BYTES} at most")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"it is no JSON: {foreign.line(repr(text[:100]), 100)}") from None
 
 
 def _field(written: Any, name: str, read: Callable[[Any], Any]) -> Any:

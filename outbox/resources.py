@@ -60,7 +60,10 @@ _REGISTER = text(f"""
      RETURNING *
     ), noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, detail)
-        SELECT id, resource_id, fence, '{Event.ENQUEUED}', :actor, jsonb_build_object('request_id', request_id) FROM job
+        SELECT job.id, resource_id, fence, '{Event.ENQUEUED}', :actor,
+               jsonb_build_object('request_id', request_id)
+               || CASE WHEN manifest IS NULL THEN '{{}}' ELSE jsonb_build_object('manifest', manifest) END
+          FROM job JOIN resource ON resource.id = resource_id
     )
     SELECT used.resources AS used_resources, used.pending AS used_pending,
            {columns(Resource, "resource")}, {columns(Job, "job")}

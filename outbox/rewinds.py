@@ -138,10 +138,8 @@ def judge(db: Connection, before: Here, found: Mapping[str, Memory | None]) -> V
     behind: dict[str, str] = {}
     for place, memory in found.items():
         written = before.written.get(place)
-        if memory is None or memory.epoch < before.epoch:
-            has = (memory.epoch, memory.event) if memory else (0, 0)
-        else:
-            has = (memory.epoch, memory.event)
+        has = memory.least if memory else (0, 0)
+        if memory is not None and memory.epoch >= before.epoch:
             if memory.epoch > before.epoch:
                 why.append(f"{place} remembers epoch {memory.epoch}, and here it is {before.epoch}")
             elif memory.event and known.get(memory.event) != memory.hash:
@@ -153,6 +151,14 @@ def judge(db: Connection, before: Here, found: Mapping[str, Memory | None]) -> V
             what = f"epoch {has[0]}, event {has[1]}" if memory else "nothing"
             behind[place] = f"it remembers {what}, and epoch {written[0]}, event {written[1]} was written there"
     return Verdict("; ".join(why) or None, behind)
+
+
+_KNOWS = text("SELECT EXISTS (SELECT FROM events WHERE id = :event AND encode(hash, 'hex') = :hash)")
+
+
+def knows(db: Connection, memory: Memory) -> bool:
+    """Whether this database has the event that a place remembers."""
+    return bool(db.execute(_KNOWS, {"event": memory.event, "hash": memory.hash}).scalar_one())
 
 
 _ENGAGE = text(f"""

@@ -1,14 +1,17 @@
 """The fixtures: servers for the whole run, a migrated database for each test, and the product's processes."""
 
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg2
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
+from deprovisioner import grants
 from outbox import db as database
 from outbox import tokens
 from tests.support.processes import System, client
@@ -134,6 +137,22 @@ def db(settled: dict[str, str]) -> Iterator[Connection]:
     """A connection to the test's control database; each statement is its own transaction."""
     with database.statement() as session:
         yield session
+
+
+@pytest.fixture
+def service(db: Connection, settled: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
+    """A connection as the service's role, which is no superuser; the product in this process has it too."""
+    role = f"service_{uuid.uuid4().hex}"
+    grants.make_role(db, role, "secret")
+    grants.grant(db, role)
+    url = re.sub(r"//[^@]+@", f"//{role}:secret@", settled["DEPROVISIONER_DATABASE_URL"])
+    use_environment(monkeypatch, settled | {"DEPROVISIONER_DATABASE_URL": url})
+    with database.statement() as session:
+        assert session.execute(text("SELECT current_user")).scalar_one() == role
+        yield session
+    database.engine().dispose()
+    use_environment(monkeypatch, settled)
+    db.execute(text(f"DROP OWNED BY {role}; DROP ROLE {role}"))
 
 
 @pytest.fixture

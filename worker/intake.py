@@ -82,7 +82,7 @@ class Intake:
                 case Absent(seen=seen):
                     return Absent(_evidence(seen))
                 case Same(seen=seen):
-                    completes = {"completes": _manifest(seen["completes"])} if "completes" in seen else {}
+                    completes = {"completes": _lacking(manifest, seen["completes"])} if "completes" in seen else {}
                     return Same(_evidence(seen) | completes)
                 case Different(seen=seen, why=why, marked=marked):
                     return Different(_evidence(seen), foreign.line(why), marked)
@@ -208,6 +208,13 @@ def _memory(there: Memory | None, installation: uuid.UUID) -> Memory | None:
 def _evidence(seen: Any) -> Json:
     bounded = foreign.evidence(seen)
     return bounded if isinstance(bounded, dict) else {"seen": bounded}
+
+
+def _lacking(manifest: Json, completes: Json) -> Json:
+    """What an inspection adds to a manifest. Raises Refused where the manifest has another value already."""
+    if changed := [name for name, value in _manifest(completes).items() if manifest.get(name) not in (None, value)]:
+        raise Refused(f"the backend would change {foreign.line(', '.join(changed))} of the manifest; it may only add")
+    return completes
 
 
 def _manifest(manifest: Json) -> Json:

@@ -23,6 +23,7 @@ from worker import observer
 from worker.backends import Backend
 from worker.claiming import Claimer
 from worker.listening import Listener
+from worker.memory import Memories
 from worker.run import Batches, Run
 from worker.state import PoolState
 
@@ -59,6 +60,7 @@ class Pool:
         self._sweep_seconds = sweep_seconds
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="slot")
         self._batches = Batches(worker=worker)
+        self._memories = Memories(self.backends, worker=worker)
         self._state = PoolState(slots)
         self._claimer = Claimer(
             self._state,
@@ -79,6 +81,7 @@ class Pool:
 
     def start(self) -> None:
         """Begin to extend leases, to sweep, to advance operations, and to wait at the doorbell."""
+        self._memories.keep_comparing(self._sweep_seconds)
         loops = {"heartbeat": self._keep_leases, "sweep": self._keep_sweeping, "operations": self._keep_advancing}
         if doorbell.on_redis():
             loops["doorbell"] = self._keep_listening
@@ -162,7 +165,13 @@ class Pool:
 
     def _run_job(self, claim: Claim) -> None:
         try:
-            Run(claim, self._served[claim.backend].backend, worker=self._worker, batches=self._batches)()
+            Run(
+                claim,
+                self._served[claim.backend].backend,
+                worker=self._worker,
+                batches=self._batches,
+                memories=self._memories,
+            )()
         except Exception:  # noqa: BLE001 - a bug, or no database for long: the lease passes, and a sweep takes over
             log.exception("run_failed", job_id=claim.id, fence=claim.fence, actor=self._worker)
         finally:

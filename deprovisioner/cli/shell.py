@@ -223,6 +223,7 @@ def _ask(act: "Callable[[Connection], T]") -> "T":
     from outbox import db
 
     with db.statement() as session:
+        _refuse_rewound(session)
         return act(session)
 
 
@@ -230,7 +231,17 @@ def _transact(act: "Callable[[Connection], T]") -> "T":
     from outbox import db
 
     with db.transaction() as session:
+        _refuse_rewound(session)
         return act(session)
+
+
+def _refuse_rewound(session: "Connection") -> None:
+    """A shell changes nothing after a rewind, as the API does not."""
+    from outbox import rewinds
+    from outbox.errors import Rewound
+
+    if rewinds.rewound(session):
+        raise Rewound
 
 
 def _ring() -> None:

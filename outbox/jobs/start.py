@@ -77,17 +77,20 @@ _LOCK_OURS = f"""
 _START_DEPROVISION = prepared(_LOCK_OURS + _START_TEMPLATE.format(lock=_WAIT))
 _START_SKIPPING = prepared(_START_TEMPLATE.format(lock=_skip_locked("resource_id")))
 # The row lock: a concurrent DELETE comes before and is seen here, or comes after and sees the manifest.
-# The first attempt stores the plan of the object before it is made; a second attempt makes the very same object.
+# The first attempt stores the plan of the object before it is made; a second attempt makes the very same object. Each
+# start records the stored plan: a trigger compares the two.
+_PLAN = "COALESCE(resources.manifest, CAST(:manifest AS jsonb))"
 _START_PROVISION = text(f"""
     WITH {_OURS} {_CHAIN_LOCK} FROM (
          SELECT resource_id FROM ours JOIN resources ON resources.id = resource_id FOR NO KEY UPDATE OF resources
          ) AS locked;
     WITH {_OURS}, resource AS (
-        SELECT resources.*, ours.id AS job_id, detail FROM ours JOIN resources ON resources.id = resource_id
+        SELECT resources.*, ours.id AS job_id, jsonb_build_object('manifest', {_PLAN}) AS detail
+          FROM ours JOIN resources ON resources.id = resource_id
     ), {_START}, noted AS ({_EVENT_EACH}
     )
     UPDATE resources
-       SET manifest = CASE WHEN adopted OR manifest IS NULL THEN CAST(:manifest AS jsonb) ELSE manifest END,
+       SET manifest = {_PLAN},
            credentials = COALESCE(credentials, CAST(:credentials AS bytea))
       FROM job WHERE resources.id = job.resource_id
  RETURNING resources.manifest, resources.credentials""")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, text
 
-from outbox import approvals, observations, snapshots
+from outbox import approvals, kinds, observations, snapshots
 from outbox.approvals import Approval
 from outbox.errors import NotFound
 from outbox.events import Event
@@ -14,7 +14,7 @@ from outbox.holds import Hold, over
 from outbox.observations import Observation
 from outbox.queries.attempts import Attempt, attempt_of, attempts
 from outbox.queries.stops import Breaker, list_breakers
-from outbox.rows import Evidence, Job, columns, read
+from outbox.rows import Evidence, Job, Json, columns, read
 from outbox.snapshots import Snapshot
 from outbox.states import JobState
 
@@ -60,7 +60,8 @@ class JobStory:
 
 
 _STORY = text(f"""
-    SELECT {columns(Job, "job")}, job.request_id, resources.tenant, resources.name, resources.purge_at,
+    SELECT {columns(Job, "job")}, job.request_id, resources.tenant, resources.name, resources.kind AS resource_kind,
+           resources.purge_at,
            CASE WHEN job.state = 'pending' AND available_at <= now()
                 THEN CAST(floor(extract(epoch FROM now() - available_at)) AS bigint) END AS due_seconds,
            job.lease_expires_at
@@ -75,7 +76,10 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
     if row is None:
         raise NotFound(f"there is no job {job_id}")
     job = read(Job, "job", row)
-    events = [read(Evidence, "event", event) for event in db.execute(_EVENTS, {"id": job_id})]
+    events = [
+        _without_secrets(row.resource_kind, read(Evidence, "event", event))
+        for event in db.execute(_EVENTS, {"id": job_id})
+    ]
     if tenant is not None:
         events = _visible_to(db, tenant, events)
     asked = next((e for e in events if e.event == Event.ENQUEUED), None)
@@ -99,6 +103,22 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
         approvals=approvals.proposals(db, job_id, fence=job.fence) if job.finished_at is None else [],
         last_look=observations.last(db, job_id, fence=job.fence) if stuck else None,
     )
+
+
+# Where the detail of an event has a manifest, or a part of one.
+_MANIFESTS = ("manifest", "provisioned", "undone", "completes")
+
+
+def _without_secrets(kind: str, event: Evidence) -> Evidence:
+    """The event without the values of its manifests' secret fields."""
+
+    def shown(name: str, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return kinds.redacted(kind, value) if name in _MANIFESTS else {key: shown(key, value[key]) for key in value}
+
+    detail: Json | None = event.detail and {name: shown(name, value) for name, value in event.detail.items()}
+    return replace(event, detail=detail)
 
 
 def _request(asked: Evidence, request_id: uuid.UUID) -> Request:

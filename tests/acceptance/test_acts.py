@@ -37,8 +37,8 @@ def test_an_operator_at_a_shell_reads_who_did_what(db: Connection, env: dict[str
     assert told["items"][0]["detail"] == {"operation": begun, "kind": "offboard", "total": 1, "left_alone": 1}
     assert made["token"] not in str(told)
     table = shell(env, "audit", "acts").stdout.splitlines()
-    assert table[1].endswith(f"operation {begun}, kind offboard, total 1, left_alone 1"), table
-    assert f"hold {held['id']}, scope global, cause operator" in table[-1]
+    assert table[1].endswith(f"the wrong tenant      kind offboard, total 1, operation {begun}, left_alone 1"), table
+    assert table[-1].endswith(f"kill switch           hold {held['id']}, cause operator, scope global"), table
 
 
 def test_acts_are_read_page_by_page_and_since_a_time(db: Connection, env: dict[str, str]) -> None:

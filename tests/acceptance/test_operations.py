@@ -23,7 +23,7 @@ from outbox.queries import JobFilter
 from outbox.states import JobKind, StuckReason
 from tests.support import accounts
 from tests.support.api import at_once, create, problem, until
-from tests.support.factories import a_job, a_resource, claims, events_of, job, status_of
+from tests.support.factories import a_job, a_resource, claims, events_of, job, status_of, unguarded
 from tests.support.processes import System, client, interruptible
 from tests.support.servers import Servers
 from tests.support.witness import eventually
@@ -204,7 +204,7 @@ def test_a_canary_that_is_refused_stops_its_backend_and_the_other_goes_on(
     shell: Any, db: Connection, system: System, servers: Servers
 ) -> None:
     bad = stuck(db, 6)
-    db.execute(text("UPDATE outbox SET backend = 'pg-copy' WHERE id = ANY(:ids)"), {"ids": bad[:3]})
+    unguarded(db, "UPDATE outbox SET backend = 'pg-copy' WHERE id = ANY(:ids)", ids=bad[:3])
     with Path(system.env["DEPROVISIONER_BACKENDS"]).open("a") as file:  # the same server under another name
         file.write('\n[backends.pg-copy]\nkind = "postgres"\ndsn = "env:PG_MAIN_DSN"\n')
     name = taken_name(db, servers, bad[0])

@@ -1,16 +1,19 @@
 """A third party's kind needs `deprovisioner.sdk` and nothing else of ours."""
 
 import ast
+import json
 import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from deprovisioner import sdk
-from outbox import kinds, settings
+from outbox import jobs, kinds, queries, resources, settings
 from outbox.errors import BadRequest, Refused, SettingsError
+from outbox.resources import NewResource
 from tests.support import third_party
 from tests.support.servers import use_environment
 from worker import backends
@@ -70,6 +73,20 @@ def test_a_third_party_s_manifest_is_checked_and_its_secret_is_not_shown(folders
     with pytest.raises(BadRequest, match=r"manifest\.folder: is required"):
         kinds.check("folder", {})
     assert kinds.redacted("folder", {"folder": "a", "token": "s3cret"}) == {"folder": "a", "token": "(secret)"}
+
+
+def test_no_event_that_is_shown_has_a_manifest_s_secret(folders: Path, db: Connection) -> None:
+    given = {"folder": "a", "token": "s3cret"}
+    _, job = resources.register(db, NewResource("acme", "folder", "folders", "orders", manifest=given), actor="me")
+    (claim,) = jobs.claim(db, {"folders": 1}, slots=1, worker="w")
+    jobs.start_provision(db, claim, worker="w", manifest=claim.manifest or {}, credentials=None)
+    jobs.activate(db, claim, worker="w", manifest=claim.manifest or {})
+    jobs.note_late(db, claim, worker="w", news={"undone": claim.manifest, "seen": {"completes": given}})
+    for tenant in (None, "acme"):
+        events = queries.job_story(db, job.id, tenant=tenant).events
+        assert [event.event for event in events] == ["enqueued", "claimed", "started", "activated", "late"]
+        shown = json.dumps([event.detail for event in events])
+        assert (shown.count("(secret)"), "s3cret" in shown) == (5, False)
 
 
 def test_an_entry_point_that_is_not_a_kind_is_an_error_that_names_it(folders: Path) -> None:

@@ -10,6 +10,8 @@ from tests.mutations.audit import GUARDS_OF_AUDIT
 from tests.mutations.claims import CLAIMS
 from tests.mutations.cut import Mutant, Stale, cut
 from tests.mutations.edges import GUARDS_OF_EDGES
+from tests.mutations.memory import GUARDS_OF_MEMORY
+from tests.mutations.objects import GUARDS_OF_OBJECTS
 from tests.mutations.operations import GUARDS_OF_OPERATIONS
 from tests.mutations.operators import OPERATORS
 from tests.mutations.outcomes import OUTCOMES
@@ -18,7 +20,7 @@ from tests.mutations.redis import GUARDS_OF_REDIS
 from tests.mutations.restores import GUARDS_OF_RESTORES
 from tests.mutations.rewinds import GUARDS_OF_REWINDS
 from tests.mutations.runner import GUARDS_OF_RUNNER
-from tests.mutations.schema import GUARDS_OF_SCHEMA
+from tests.mutations.schema import GUARDS_OF_MANIFESTS, GUARDS_OF_SCHEMA
 from tests.mutations.snapshots import GUARDS_OF_SNAPSHOTS
 from tests.mutations.undo import GUARDS_OF_UNDO
 
@@ -30,10 +32,12 @@ MUTANTS = (
     *OUTCOMES,
     *OPERATORS,
     *GUARDS_OF_SCHEMA,
+    *GUARDS_OF_MANIFESTS,
     *GUARDS_OF_RESTORES,
     *GUARDS_OF_RUNNER,
     *GUARDS_OF_POSTGRES,
     *GUARDS_OF_REDIS,
+    *GUARDS_OF_MEMORY,
     *GUARDS_OF_API,
     *GUARDS_OF_OPERATIONS,
     *GUARDS_OF_AUDIT,
@@ -41,6 +45,7 @@ MUTANTS = (
     *GUARDS_OF_EDGES,
     *GUARDS_OF_UNDO,
     *GUARDS_OF_SNAPSHOTS,
+    *GUARDS_OF_OBJECTS,
     *GUARDS_OF_REWINDS,
 )
 

@@ -347,7 +347,7 @@ CLAIMS = (
         ),
     ),
     *cut(
-        "migrations/versions/0008_lanes.py",
+        "migrations/versions/0014_the_manifest_is_guarded.py",
         'LANE = """',
         LANES,
         *(
@@ -534,8 +534,8 @@ CLAIMS = (
         ),
         (
             "start: the first plan stays",
-            "CASE WHEN adopted OR manifest IS NULL THEN CAST(:manifest AS jsonb) ELSE manifest END",
-            "CAST(:manifest AS jsonb)",
+            "       SET manifest = {_PLAN},",
+            "       SET manifest = CAST(:manifest AS jsonb),",
             "test_the_manifest_of_a_provision_is_stored_once",
         ),
         (

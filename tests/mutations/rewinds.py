@@ -9,7 +9,62 @@ _NEITHER = "test_nothing_expires_no_operation_goes_on_and_no_snapshot_is_removed
 _WENT_BACK = "test_a_backend_that_remembers_less_than_was_written_there_went_back_itself"
 _HELD = "test_under_the_hold_of_a_rewind_no_job_is_claimed_whatever_its_kind"
 
+_MEMORY = "tests/worker/test_memory.py"
+_SLEPT = "test_a_worker_that_slept_since_its_start_destroys_nothing_at_a_backend_that_was_told"
+
 GUARDS_OF_REWINDS = (
+    *cut(
+        "worker/memory.py",
+        "    def before_destroy(",
+        _MEMORY,
+        ("rewind: still before a destruction", "there.still or ", "", _SLEPT),
+        (
+            "rewind: an event that is not here before a destruction",
+            " or not self._knows(there)",
+            "",
+            "test_an_event_that_is_not_here_is_noticed_before_a_destruction",
+        ),
+        ("rewind: the epoch before a destruction", "there.epoch > memory.epoch or ", "", _SLEPT),
+        (
+            "rewind: the backend before a destruction",
+            "if least is not None and there.least < least:",
+            "if False:",
+            "test_a_backend_that_went_back_since_the_last_comparison_is_noticed_before_a_destruction",
+        ),
+    ),
+    *cut(
+        "worker/run/deprovision.py",
+        "",
+        _MEMORY,
+        (
+            "rewind: no write before destroy",
+            "            if run.destroys:\n                run.keep(mark)\n",
+            "",
+            "test_the_start_of_a_destruction_is_remembered_before_it_begins",
+        ),
+    ),
+    *cut(
+        "worker/memory.py",
+        "        Raises what the control database raises.",
+        _MEMORY,
+        (
+            "rewind: this process is a place",
+            "found[ITSELF] = self._seen",
+            "pass",
+            "test_what_this_process_has_seen_counts_although_no_place_has_it_yet",
+        ),
+    ),
+    *cut(
+        "worker/memory.py",
+        "    def _remember(",
+        _MEMORY,
+        (
+            "rewind: a kind that keeps nothing",
+            "if place != BROKER and not self._backends[place].keeps_memory:",
+            "if False:",
+            "test_a_kind_that_keeps_nothing_has_lost_nothing",
+        ),
+    ),
     *cut(
         _FILE,
         "def judge(",
@@ -34,8 +89,8 @@ GUARDS_OF_REWINDS = (
         ),
         (
             "rewind: an earlier epoch",
-            "memory.epoch < before.epoch",
-            "False",
+            "memory.epoch >= before.epoch",
+            "True",
             "test_a_later_epoch_is_a_rewind_and_an_earlier_one_tells_nothing",
         ),
         ("rewind: still", "elif memory.still:", "elif False:", "test_a_place_that_was_told_to_keep_still_is_a_rewind"),

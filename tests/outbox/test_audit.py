@@ -20,7 +20,7 @@ from outbox import db as database
 from outbox.audit import LINKS, SEAL, Checkpoint
 from outbox.doctor import examine
 from outbox.errors import BadRequest, Conflict, NotFound
-from tests.support.factories import a_claim, a_resource, claims
+from tests.support.factories import a_claim, a_resource, claims, unguarded
 from tests.support.witness import eventually, waits_for_a_lock
 
 TOLD = "INSERT INTO events (job_id, resource_id, fence, event, actor) VALUES (%s, %s, 0, 'late', 'w')"
@@ -127,20 +127,19 @@ def test_statements_that_cross_each_other_s_chains_do_not_lock_each_other_out(
             (first, "provision", "b"),
         ]
     ):
-        db.execute(
-            text("""
+        unguarded(
+            db,
+            """
             INSERT INTO outbox (kind, resource_id, backend, max_attempts, request_id, state, fence, attempts,
                                 claimed_by, lease_expires_at)
             VALUES (:kind, :resource, :backend, 9, gen_random_uuid(), :state, 1, 1,
                     CASE :state WHEN 'running' THEN 'w' END,
-                    CASE :state WHEN 'running' THEN now() - :left * interval '1 minute' END)"""),
-            {
-                "kind": kind,
-                "resource": resource,
-                "backend": backend,
-                "state": "running" if move == "sweep" else "pending",
-                "left": 9 - minutes,
-            },
+                    CASE :state WHEN 'running' THEN now() - :left * interval '1 minute' END)""",
+            kind=kind,
+            resource=resource,
+            backend=backend,
+            state="running" if move == "sweep" else "pending",
+            left=9 - minutes,
         )
     acts: dict[str, Callable[[Connection, str], Any]] = {
         "claim": lambda session, backend: claims(session, 2, backend),

@@ -16,7 +16,7 @@ from outbox.operations import DeleteFilter
 from outbox.rows import Claim, Operation
 from outbox.states import HoldScope
 from tests.support.bulk import begun_restore, claimed, now, offboard, outcomes, step, stick
-from tests.support.factories import a_resource, begun_redrive, claim_of, events_of, job, status_of
+from tests.support.factories import a_resource, begun_redrive, claim_of, events_of, job, status_of, unguarded
 from tests.support.witness import eventually, waits_for_a_lock
 
 LONG_AGO = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
@@ -340,7 +340,7 @@ def test_an_offboarding_waits_for_a_hold_and_goes_on_after_its_release(
 ) -> None:
     resources = [a_resource(db) for _ in range(3)]
     free = a_resource(db, backend="redis-main")
-    db.execute(text("UPDATE resources SET kind = 'redis' WHERE id = :id"), {"id": free})
+    unguarded(db, "UPDATE resources SET kind = 'redis' WHERE id = :id", id=free)
     operation = offboard()
     made = holds.engage(db, scope, subject, actor="op", reason="wrong tenant?")
     partly = scope in (HoldScope.BACKEND, HoldScope.KIND)

@@ -17,8 +17,9 @@ from outbox.rows import Claim
 from tests.support.factories import a_job, a_resource, status_of
 from tests.support.processes import System, client
 from tests.support.servers import Servers
-from tests.support.shelf import Shelf
+from tests.support.shelf import Remembering, Shelf
 from tests.support.witness import Said, commits
+from worker.memory import Memories
 from worker.run import Run
 
 Heard = Callable[[Callable[[], object]], list[Said]]
@@ -98,3 +99,24 @@ def test_a_delete_that_wins_is_one_round_trip_and_one_that_loses_two(
             # Who calls is asked once in two seconds, not once a request; on a slow machine that is more than once.
             assert len(lookups) <= 1 + (time.monotonic() - began) / 2
     assert {status_of(db, id) for id in made} == {"deleting"}
+
+
+def test_a_comparison_that_finds_nothing_due_is_one_round_trip(heard: Heard, db: Connection) -> None:
+    a_warm_connection()
+    memories = Memories({"pg-main": Remembering()}, worker="w")
+    memories.compare()
+    memories.compare()
+    assert costs(heard(memories.compare)) == (1, 1)
+
+
+def test_a_memory_adds_no_statement_to_a_job_at_the_control_database(heard: Heard, db: Connection) -> None:
+    a_warm_connection()
+    backend = Remembering()
+    memories = Memories({"pg-main": backend}, worker="w")
+    memories.compare()
+    a_job(db)
+    alone = costs(heard(Run(claim(), Shelf(), worker="w")))
+    a_job(db)
+    writes = backend.writes
+    assert costs(heard(Run(claim(), backend, worker="w", memories=memories))) == alone
+    assert backend.writes == writes + 1, "the one write before the destruction"

@@ -21,7 +21,7 @@ from outbox.queries import EVERY_JOB, JobFilter
 from outbox.rows import Operation
 from outbox.states import JobState
 from tests.support.bulk import claimed, now, offboard, outcomes, step, stick, succeed
-from tests.support.factories import a_job, a_resource, begun_redrive, events_of, job, status_of, stuck_jobs
+from tests.support.factories import a_job, a_resource, begun_redrive, events_of, job, status_of, stuck_jobs, unguarded
 from tests.support.witness import eventually, waits_for_a_lock
 
 
@@ -508,7 +508,7 @@ def test_a_tenant_that_has_changed_since_the_preview_is_not_offboarded(db: Conne
     a_resource(db)
     a_resource(db, protected=True)
     seen = operations.preview_offboard(db, "acme")
-    db.execute(text(change))
+    unguarded(db, change)
     with pytest.raises(DigestMismatch, match=r"the preview found 2|there are 2, as before, but other resources"):
         offboard(digest=seen.digest)
 
@@ -525,7 +525,7 @@ def test_offboarding_skips_resources_that_changed_after_it_began(db: Connection)
     was_protected = a_resource(db, protected=True)
     operation = offboard()
     db.execute(text("UPDATE resources SET protected = id = :id"), {"id": shielded})
-    db.execute(text("UPDATE resources SET tenant = 'globex' WHERE id = :id"), {"id": moved})
+    unguarded(db, "UPDATE resources SET tenant = 'globex' WHERE id = :id", id=moved)
     jobs.enqueue(db, gone, actor="acme")
     assert step() == 1
     asked = text("SELECT resource_id, outcome FROM operation_items WHERE operation_id = :id")

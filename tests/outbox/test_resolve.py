@@ -26,7 +26,7 @@ from outbox.errors import (
 )
 from outbox.rows import Job
 from outbox.states import ForcedAction, Found, StuckReason
-from tests.support.factories import a_job, a_look, claim_of, claims, events_of, job, resolved, status_of
+from tests.support.factories import a_job, a_look, claim_of, claims, events_of, job, resolved, status_of, unguarded
 from tests.support.witness import eventually, waits_for_a_lock
 
 ANNA, BERT = "token:1:anna", "token:2:bert"
@@ -179,7 +179,7 @@ def test_an_inspection_records_an_event_and_leaves_the_job_unchanged(db: Connect
 
 def test_a_job_whose_object_was_seen_absent_is_resolved_with_its_evidence(db: Connection) -> None:
     id = stuck(db)
-    db.execute(text("UPDATE resources SET credentials = 'x'"))
+    unguarded(db, "UPDATE resources SET credentials = 'x'")
     db.execute(text("ALTER TABLE resources DROP CONSTRAINT resources_deleted_has_no_credentials"))
     a_look(db, id)
     done = resolved(db, id)

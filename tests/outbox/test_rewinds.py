@@ -15,6 +15,7 @@ from outbox.memory import Memory
 from outbox.rewinds import BROKER, Here
 from outbox.states import HoldCause, HoldScope
 from tests.support.factories import a_claim, a_job, a_resource, a_stuck_job, claims, job, status_of
+from tests.support.processes import System
 
 PAST = "now() - interval '1 s'"
 PLACES = ["pg-main", BROKER]
@@ -255,8 +256,9 @@ def test_the_hold_of_a_rewind_is_engaged_once_with_an_event_in_the_installation_
 
 def test_an_ordinary_release_does_not_end_it(db: Connection) -> None:
     id = rewind(db)
-    with pytest.raises(Rewound):
+    with pytest.raises(Exception, match=r".") as refused:
         holds.release(db, id, actor="op", reason="it is night")
+    assert refused.type is Rewound, "in words of its own, and not the trigger's"
     with pytest.raises(Exception, match="only a recovery ends it"):
         db.execute(text("UPDATE holds SET released_at = now(), released_by = 'x', release_reason = 'y'"))
     with pytest.raises(Exception, match="only a recovery ends it"):
@@ -288,3 +290,18 @@ def test_a_teardown_that_had_started_ends_and_its_end_is_recorded(db: Connection
     rewind(db)
     jobs.complete(db, claim, worker="w", seen={"database": None})
     assert job(db, claim.id).state == "succeeded"
+
+
+def test_a_shell_changes_nothing_after_a_rewind_and_says_what_to_do(system: System, db: Connection) -> None:
+    stuck, resource = a_stuck_job(db), a_resource(db)
+    hold = holds.engage(db, HoldScope.BACKEND, "redis-main", actor="op", reason="r")
+    rewind(db)
+    for words in (
+        ["jobs", "redrive", str(stuck), "--fence", "1", "--reason", "r"],
+        ["hold", "release", str(hold.id), "--reason", "r"],
+        ["resources", "delete", str(resource), "--reason", "r"],
+    ):
+        ended = system.cli(*words)
+        assert (ended.returncode, "deprovisioner recover" in ended.stderr) == (1, True), ended
+    assert (job(db, stuck).state, status_of(db, resource)) == ("stuck", "active")
+    assert system.cli("jobs", "list").returncode == 0, "reads are answered"

@@ -29,6 +29,7 @@ from tests.support.factories import (
     last_event,
     resolved,
     status_of,
+    unguarded,
 )
 from tests.support.transitions import module_of
 from tests.support.witness import eventually, waits_for_a_lock
@@ -170,7 +171,7 @@ def test_every_claim_has_a_fence_of_its_own(db: Connection) -> None:
 
 def test_complete_deletes_the_resource_in_the_same_statement(db: Connection) -> None:
     claim = a_claim(db)
-    db.execute(text("UPDATE resources SET credentials = 'x'"))
+    unguarded(db, "UPDATE resources SET credentials = 'x'")
     db.execute(text("ALTER TABLE resources DROP CONSTRAINT resources_deleted_has_no_credentials"))
     jobs.start(db, claim, worker="w")
     jobs.complete(db, claim, worker="w", seen={"databases": []})
@@ -250,7 +251,7 @@ def test_start_refuses_a_provision_whose_resource_is_being_deleted(db: Connectio
 
 def test_the_manifest_of_a_provision_is_stored_once(db: Connection) -> None:
     claim = a_claim(db, kind="provision")
-    db.execute(text("UPDATE resources SET manifest = NULL"))
+    unguarded(db, "UPDATE resources SET manifest = NULL")
     assert jobs.start_provision(db, claim, worker="w", manifest={"n": 1}, credentials=b"1") == ({"n": 1}, b"1")
     jobs.retry(db, claim, worker="w", error="e")
     db.execute(text("UPDATE outbox SET available_at = now()"))
@@ -273,7 +274,7 @@ def test_rollback_of_a_failed_provision_enqueues_a_teardown(db: Connection) -> N
 
 def test_rollback_never_touches_an_adopted_resource_that_is_still_wanted(db: Connection) -> None:
     claim = a_claim(db, kind="provision")
-    db.execute(text("UPDATE resources SET adopted = true"))
+    unguarded(db, "UPDATE resources SET adopted = true")
     with pytest.raises(ClaimLost):
         jobs.rollback(db, claim, worker="w", error="e")
     assert status_of(db, claim.resource_id) == "provisioning"
@@ -460,7 +461,9 @@ def test_a_fence_never_falls_whoever_writes(db: Connection) -> None:
 def test_the_checks_hold_whoever_writes(db: Connection, tenant: str, name: str, change: str) -> None:
     a_job(db)
     a_resource(db)
-    db.execute(text("ALTER TABLE outbox DISABLE TRIGGER outbox_identity_stays"))  # it would answer for the checks
+    # They would answer for the checks.
+    db.execute(text("ALTER TABLE outbox DISABLE TRIGGER outbox_identity_stays"))
+    db.execute(text("ALTER TABLE resources DISABLE TRIGGER resources_credentials_stay"))
     observations.ask(db, a_job(db, state="stuck"), actor="op")
     approvals.propose(db, "resolve", a_job(db, state="stuck"), fence=1, actor="op", reason="r")
     with pytest.raises(sa.exc.IntegrityError, match=f'violates check constraint "{name}"'):
@@ -488,7 +491,7 @@ def test_a_delete_at_the_moment_of_a_birth_s_start_comes_before_it_or_sees_its_m
 ) -> None:
     """The DELETE holds the resource's row while the start asks for it: the start must see the flip."""
     claim = a_claim(db, kind="provision")
-    db.execute(text("UPDATE resources SET manifest = NULL"))
+    unguarded(db, "UPDATE resources SET manifest = NULL")
     delete = connect()
     delete.cursor().execute(
         "UPDATE resources SET status = 'deleting', deleted_at = now() WHERE id = %s", (str(claim.resource_id),)

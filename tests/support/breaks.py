@@ -16,7 +16,7 @@ from outbox.findings import record as record_findings
 from outbox.resources import NewResource
 from outbox.rows import Claim
 from outbox.states import Found, HoldScope, StuckReason
-from tests.support.factories import a_resource
+from tests.support.factories import a_resource, unguarded
 
 
 class World:
@@ -33,7 +33,7 @@ class World:
         self.forced = self.forced_by_two()
         self.swept = self.lost()
         self.running = self.claimed(self.enqueue(self.born()))
-        jobs.start(db, self.running, worker="w1")
+        jobs.start(db, self.running, worker="w1", seen={"completes": {"role_oid": 9}})
         self.deferred = self.enqueue(self.born())
         jobs.defer(db, self.claimed(self.deferred), worker="w1", error="out of reach", delay=3600)
         self.waiting = self.waits(self.born())
@@ -165,11 +165,7 @@ class World:
 
     def write(self, sql: str, **words: object) -> int:
         """A write that no trigger sees; how many rows it touched."""
-        self.db.execute(text("SET session_replication_role = replica"))
-        try:
-            return self.db.execute(text(sql), words).rowcount
-        finally:
-            self.db.execute(text("RESET session_replication_role"))
+        return unguarded(self.db, sql, **words)
 
     def forget(self, job: int, event: str, fence: int) -> None:
         gone = "DELETE FROM events WHERE job_id = :job AND event = :event AND fence = :fence"
@@ -288,7 +284,28 @@ def _(w: World) -> Broken:
 @breaks("active_without_identity")
 def _(w: World) -> Broken:
     w.write("UPDATE resources SET manifest = manifest - 'generation' WHERE id = :id", id=w.active)
+    return w.active, {"manifest_altered"}
+
+
+@breaks("manifest_altered")
+def _(w: World) -> Broken:
+    w.write("UPDATE outbox SET backend = 'pg-copy' WHERE id = :id", id=w.deferred)
+    found = findings()
+    assert [found[code].sample[0].id for code in found] == [str(w.resource_of(w.deferred))]
+    w.write("UPDATE outbox SET backend = 'pg-main' WHERE id = :id", id=w.deferred)
+    w.write("""UPDATE resources SET manifest = manifest || '{"oid": 8}' WHERE id = :id""", id=w.active)
     return w.active, set()
+
+
+@breaks("manifest_unvouched")
+def _(w: World) -> Broken:
+    """As an older worker starts a provision."""
+    w.write("UPDATE outbox SET available_at = now() + interval '1 h' WHERE id = :id", id=w.pending)
+    claim = w.claimed(w.register())
+    w.write("UPDATE outbox SET started_fence = fence WHERE id = :id", id=claim.id)
+    w.write("""UPDATE resources SET manifest = '{"database": "d"}' WHERE id = :id""", id=claim.resource_id)
+    w.tell(claim.id, claim.resource_id, "started", claim.fence)
+    return claim.resource_id, set()
 
 
 @breaks("deleted_without_evidence")

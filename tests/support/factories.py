@@ -13,6 +13,15 @@ from outbox.rows import Claim, Job, Operation
 from outbox.states import JobKind, Step
 
 
+def unguarded(db: Connection, sql: str, **words: object) -> int:
+    """A write that no trigger sees; how many rows it touched."""
+    db.execute(text("SET session_replication_role = replica"))
+    try:
+        return db.execute(text(sql), words).rowcount
+    finally:
+        db.execute(text("RESET session_replication_role"))
+
+
 def a_resource(
     db: Connection,
     *,
@@ -52,6 +61,7 @@ def a_job(
     state: str = "pending",
     kind: str = "deprovision",
     status: str | None = None,
+    tenant: str = "acme",
     backend: str = "pg-main",
     attempts: int = 0,
     max_attempts: int = 10,
@@ -65,9 +75,9 @@ def a_job(
     `started`: the attempt with fence 1 has started, at `step` where there is one.
     """
     status = status or {"deprovision": "deleting", "restore": "restoring"}.get(kind, "provisioning")
-    resource = a_resource(
-        db, status="deleted" if state == "succeeded" and kind == "deprovision" else status, backend=backend
-    )
+    if state == "succeeded" and kind == "deprovision":
+        status = "deleted"
+    resource = a_resource(db, status=status, tenant=tenant, backend=backend)
     id = db.execute(
         text("""
         INSERT INTO outbox (kind, state, stuck_reason, resource_id, backend, fence, attempts, max_attempts,
@@ -158,14 +168,12 @@ def resolved(db: Connection, id: int) -> Job:
 def a_stuck_job(db: Connection, *, tenant: str = "acme", error: str = "boom", hours: int = 0, **words: str) -> int:
     """A stuck job of a tenant, with its error and age."""
     reason = words.pop("reason", "refused")
-    id = a_job(db, state="stuck", **words)  # type: ignore[arg-type]
+    id = a_job(db, state="stuck", tenant=tenant, **words)  # type: ignore[arg-type]
     db.execute(
         text("""UPDATE outbox SET stuck_reason = :reason, last_error = :error,
                 created_at = now() - :hours * interval '1 hour' WHERE id = :id"""),
         {"id": id, "reason": reason, "error": error, "hours": hours},
     )
-    whose = "UPDATE resources SET tenant = :tenant FROM outbox WHERE outbox.id = :id AND resources.id = resource_id"
-    db.execute(text(whose), {"id": id, "tenant": tenant})
     return id
 
 

@@ -147,8 +147,11 @@ class Model:
         return MOVES if found == "absent" else NotObserved if found is None else StillThere
 
     def replay(self, event: Json) -> None:
-        """One event, of a transition that must have been allowed."""
+        """One event, of a transition or an act that must have been allowed."""
         what, detail = event["event"], event["detail"] or {}
+        if event["job_id"] is None:
+            self._act(what, event["resource_id"], detail)
+            return
         resource = self.resources[event["resource_id"]]
         if what == "enqueued":
             self._enqueued(event, resource)
@@ -196,6 +199,21 @@ class Model:
                 assert detail["fence"] <= job.fence
             case _:
                 self._moved(what, job, resource, detail)
+
+    def _act(self, what: str, id: str, detail: Json) -> None:
+        match what:
+            case "hold_engaged":
+                self.holds[detail["hold"]] = detail["scope"]
+            case "hold_released":
+                del self.holds[detail["hold"]]
+            case "changed":
+                resource = self.resources[id]
+                assert resource.status in ("provisioning", "active"), f"changed: {resource}"
+                if "protected" in detail["new"]:
+                    assert resource.protected == detail["old"]["protected"]
+                    resource.protected = detail["new"]["protected"]
+            case _:
+                raise AssertionError(f"an act that the model does not know: {what}")
 
     def _enqueued(self, event: Json, resource: Resource) -> None:
         kind = event["kind"]

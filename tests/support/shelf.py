@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from outbox.memory import Memory, Moment, nothing, offered
 from outbox.rows import Json
 from worker.backends import Absent, Observation, Plan, Same, Still, always
 
@@ -50,6 +51,32 @@ class Shelf:
         self.does()
         self.torn.append(fence)
         return {"removed": 1}
+
+
+class Remembering(Shelf):
+    """A shelf that remembers, by the rule that all places have."""
+
+    def __init__(self, **words: Any) -> None:
+        super().__init__(**words)
+        self.keeps: dict[uuid.UUID, Memory] = {}
+        self.away: Exception | None = None
+        self.writes = 0
+
+    def remember(self, new: Memory, least: Moment | None = None) -> Memory | None:
+        self.writes += 1
+        there = self.recall(new.installation)
+        left, kept = offered(there, new, least)
+        if left is not None:
+            self.keeps[new.installation] = left
+        return None if kept else left or nothing(new.installation)
+
+    def recall(self, installation: uuid.UUID) -> Memory | None:
+        if self.away:
+            raise self.away
+        return self.keeps.get(installation)
+
+    def installations(self) -> list[uuid.UUID]:
+        return [*self.keeps]
 
 
 def fail(error: Exception) -> Callable[[], None]:

@@ -174,12 +174,13 @@ class Outbox(RuleBasedStateMachine):
             self._ask(resources.change, uuid.UUID(resource.id), changes=words, actor="api")
         except NotActive:
             assert resource.status in ("deleting", "deleted", "restoring")
+            told = False
         else:
             assert resource.status in ("provisioning", "active")
-            resource.protected = words.get("protected", resource.protected)
+            told = do == "expire" or (resource.expired if do == "never" else resource.protected != words["protected"])
             resource.expired = do == "expire" if "expires_at" in words else resource.expired
         self._sql("UPDATE resources SET expires_at = expires_at - interval '1000 years' WHERE expires_at > now()")
-        self.check()
+        self.check(*["changed"] * told)
 
     def delete(self, which: int, request: int, grace: int) -> None:
         """Send the same DELETE twice, with one request id, as after a lost answer; perhaps as before a restore."""
@@ -452,17 +453,15 @@ class Outbox(RuleBasedStateMachine):
         """An operator sets a hold that covers all jobs here; seldom, for no job starts under it."""
         if not really:
             return
-        made = self._ask(holds.engage, HoldScope(scope), _SCOPES[scope], actor="op", reason="night")
-        self.model.holds[made.id] = scope
-        self.check()
+        self._ask(holds.engage, HoldScope(scope), _SCOPES[scope], actor="op", reason="night")
+        self.check("hold_engaged")
 
     def release(self, which: int) -> None:
         """An operator releases a hold; the jobs parked under it wait for the next sweep."""
         if self.model.holds:
             id = self._pick(self.model.holds, which)
             self._ask(holds.release, id, actor="op", reason="day")
-            del self.model.holds[id]
-            self.check()
+            self.check("hold_released")
 
     # -- the clock, and a person with psql ---------------------------------------------------------------------
 

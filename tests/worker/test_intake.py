@@ -137,6 +137,15 @@ def test_a_manifest_is_never_cut_but_refused(db: Connection) -> None:
     assert seen.seen["completes"] == completes
 
 
+def test_an_inspection_that_would_change_a_manifest_is_refused(db: Connection) -> None:
+    has = {"oid": 7, "role_oid": None}
+    for completes in ({"oid": 7}, {"role_oid": 9}, {"note": "new"}):
+        assert Intake(Shelf(sees=[Same({"completes": completes})])).inspect(has) == Same({"completes": completes})
+    for completes in ({"oid": 8}, {"role_oid": 9, "oid": None}):
+        with pytest.raises(Refused, match="would change oid of the manifest; it may only add"):
+            Intake(Shelf(sees=[Same({"completes": completes})])).inspect(has)
+
+
 def test_what_a_check_finds_is_bounded(db: Connection) -> None:
     class Checking(Shelf):
         def check(self) -> list[Finding]:

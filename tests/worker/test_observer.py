@@ -5,13 +5,13 @@ import uuid
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 from structlog.testing import capture_logs
 
 from outbox import advice, jobs, observations
 from outbox.errors import Refused, StillThere, Transient, Unavailable
 from outbox.states import Found
-from tests.support.factories import a_job, events_of, job, status_of
+from tests.support.factories import a_job, events_of, job, status_of, unguarded
 from tests.support.servers import Servers
 from tests.support.shelf import Shelf
 from worker import observer
@@ -55,7 +55,7 @@ def test_an_inspection_records_the_backends_answer_and_no_secret(
 
 def test_a_part_that_the_manifest_never_named_is_not_missing(db: Connection) -> None:
     asked = observations.ask(db, a_job(db, state="stuck"), actor="op")
-    db.execute(text("""UPDATE resources SET manifest = manifest || '{"role": null}'"""))
+    unguarded(db, """UPDATE resources SET manifest = manifest || '{"role": null}'""")
     (look,) = observations.take(db, {"pg-main": 9}, slots=9)
     observer.observe(look, Shelf(sees=[Same({"databases": ["d"], "role": None})]), worker="w")
     recorded = observations.find(db, asked.id)
@@ -89,7 +89,7 @@ def test_an_unobservable_backend_is_not_inspected(db: Connection) -> None:
 
 def test_a_resource_without_a_manifest_was_never_made(db: Connection) -> None:
     id = a_job(db, state="stuck")
-    db.execute(text("UPDATE resources SET manifest = NULL"))
+    unguarded(db, "UPDATE resources SET manifest = NULL")
     asked = observations.ask(db, id, actor="op")
     (look,) = observations.take(db, {"pg-main": 9}, slots=9)
     observer.observe(look, Shelf(sees=[]), worker="w")
@@ -115,7 +115,7 @@ def test_what_matches_in_part_is_never_told_as_gone_and_resolve_is_refused(
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
     manifest = backend.provision(plan.manifest, plan.credentials)
     id = a_job(db, state="stuck")
-    db.execute(text("UPDATE resources SET manifest = :manifest"), {"manifest": json.dumps(manifest)})
+    unguarded(db, "UPDATE resources SET manifest = :manifest", manifest=json.dumps(manifest))
     for statement in by_hand:
         pg.query(statement.format(**manifest))
     asked = observations.ask(db, id, actor="op")

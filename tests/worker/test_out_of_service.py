@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from tests.support import redis_servers, standby
-from tests.support.factories import a_job, claims, job
+from tests.support.factories import a_job, claims, job, unguarded
 from tests.support.servers import OLD_POSTGRES_PROGRAMS
 from tests.support.standby import lagging
 from tests.support.witness import PgServer, RedisServer
@@ -72,10 +72,8 @@ def _deprovisions(db: Connection, backend: Backend) -> tuple[list[int], list[dic
         ).one()
         plan = backend.plan(resource.id, resource.generation)
         made.append(backend.provision(plan.manifest, plan.credentials))
-        db.execute(
-            text("UPDATE resources SET manifest = CAST(:manifest AS jsonb) WHERE id = :id"),
-            {"manifest": json.dumps(made[-1]), "id": resource.id},
-        )
+        stored_as = "UPDATE resources SET manifest = CAST(:manifest AS jsonb) WHERE id = :id"
+        unguarded(db, stored_as, manifest=json.dumps(made[-1]), id=resource.id)
     return ids, made
 
 
@@ -102,10 +100,8 @@ def test_a_server_that_answers_reads_and_refuses_writes_burns_no_attempts(
         if kind == "deprovision":
             backend.provision(plan.manifest, plan.credentials)
             stored = json.dumps(plan.manifest)
-        db.execute(
-            text("UPDATE resources SET manifest = CAST(:manifest AS jsonb) WHERE id = :id"),
-            {"manifest": stored, "id": resource.id},
-        )
+        stored_as = "UPDATE resources SET manifest = CAST(:manifest AS jsonb) WHERE id = :id"
+        unguarded(db, stored_as, manifest=stored, id=resource.id)
     operator.config_set("min-replicas-to-write", 1)  # NOREPLICAS to every write, and answers to every read
     let_through = [_round(db, backend) for _ in range(6)]
     assert let_through == [JOBS, 1, 1, 1, 1, 1]

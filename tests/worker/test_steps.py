@@ -14,7 +14,7 @@ from outbox import db as database
 from outbox.errors import ClaimLost, OutOfService, Refused, TeardownStarted, Transient, Unavailable
 from outbox.rows import Json
 from outbox.states import Step
-from tests.support.factories import a_job, claim_of, claims, events_of, job, status_of
+from tests.support.factories import a_job, claim_of, claims, events_of, job, status_of, unguarded
 from tests.support.witness import eventually
 from worker.backends import Absent, Different, Observation, Plan, Same, Still, always
 from worker.run import Run, retries
@@ -321,7 +321,7 @@ def test_a_restore_opens_proves_and_gives_back(db: Connection) -> None:
     id = restoring(db, backend)
     resource = job(db, id).resource_id
     sealed = credentials.seal({"password": "p"})
-    db.execute(text("UPDATE resources SET credentials = :c WHERE id = :id"), {"c": sealed, "id": resource})
+    unguarded(db, "UPDATE resources SET credentials = :c WHERE id = :id", c=sealed, id=resource)
     done = runs(db, backend)
     assert (done.state, backend.asked, backend.open) == ("succeeded", ["release", "prove"], True)
     assert backend.proved_with == {"password": "p"}

@@ -34,10 +34,11 @@ from outbox.errors import (
 )
 from outbox.events import Event, emit
 from outbox.logs import log
-from outbox.rows import Claim, Json
+from outbox.rows import Claim, Json, StartMark
 from outbox.states import JobKind, Step, StuckReason
 from worker.backends import Backend
 from worker.intake import Intake
+from worker.memory import Memories
 from worker.run.deprovision import Batches, deprovision
 from worker.run.provision import AttemptsSpent, provision, undo_late
 from worker.run.restore import restore, shut_again
@@ -53,13 +54,25 @@ _Within = Callable[[], AbstractContextManager[Connection]]
 
 
 class Run:
-    """One claim, carried to its outcome. With `batches`, it shares statements with its worker's other jobs."""
+    """One claim, carried to its outcome. With `batches`, it shares statements with its worker's other jobs.
 
-    def __init__(self, claim: Claim, backend: Backend, *, worker: str, batches: Batches | None = None) -> None:
+    With `memories`, a backend remembers each destruction before it begins.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        backend: Backend,
+        *,
+        worker: str,
+        batches: Batches | None = None,
+        memories: Memories | None = None,
+    ) -> None:
         self.claim = claim
         self.backend = Intake(backend)
         self.worker = worker
         self.batches = batches
+        self.memories = memories
         self.started = False  # this attempt's start is recorded: from here on the backend may have been changed
         self.probed = not claim.probing  # False while this job is its backend's probe, and nothing is known of its work
         self.made: Json | None = None  # what a provision may have made, from the moment the backend is asked
@@ -169,6 +182,11 @@ class Run:
         """Raises ClaimLost where the claim is lost, as by a restore."""
         if not self.transact(lambda session: jobs.heartbeat(session, [self.claim])):
             raise ClaimLost(f"job {self.claim.id}: the claim with fence {self.claim.fence} is lost")
+
+    def keep(self, mark: StartMark) -> None:
+        """Have the backend remember this start before it destroys. Raises ClaimLost where it was told to keep still."""
+        if self.memories is not None and mark.installation is not None:
+            self.memories.before_destroy(self.claim.backend, mark)
 
     def _give_up(self, why: StuckReason, error: str) -> None:
         """Undo a provision by the same path as a DELETE; leave any other job stuck, for an operator."""

@@ -70,7 +70,9 @@ def deprovision(run: "Run") -> None:
         case Different(seen=seen, why=why):
             return run.stick(StuckReason.REFUSED, why, seen)
         case Same(seen=before):
-            _start(run, before)
+            mark = _start(run, before)
+            if run.destroys:
+                run.keep(mark)
             # The manifest as the start has stored it.
             return _DO[claim.step or Step.DESTROY](run, claim.manifest | before.get("completes", {}), before)
         case never:

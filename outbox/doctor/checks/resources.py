@@ -3,6 +3,23 @@
 from outbox.doctor.checks.check import BY_HAND, REPORT, Check
 from outbox.events import ENDS_DELETION, Event, quoted
 
+# What the chain says a manifest is: the last event that carries it whole, and what later starts added to it.
+_CARRIES = f"""event IN ({quoted(Event.ENQUEUED, Event.STARTED, Event.ACTIVATED)})
+                            AND detail -> 'manifest' IS NOT NULL"""
+_ADDED = "detail #> '{seen,completes}'"
+_RECORDED = f"""
+    SELECT resources.*, told.id AS event_id, told.event, told.at,
+           (told.detail -> 'manifest') || coalesce(added.fields, '{{}}') AS recorded
+      FROM resources
+     CROSS JOIN LATERAL (SELECT * FROM events
+                          WHERE resource_id = resources.id AND {_CARRIES} ORDER BY seq DESC LIMIT 1) AS told
+     CROSS JOIN LATERAL (
+           SELECT jsonb_object_agg(key, value ORDER BY seq) AS fields
+             FROM events AS later
+            CROSS JOIN LATERAL jsonb_each(CASE jsonb_typeof({_ADDED}) WHEN 'object' THEN {_ADDED} END)
+            WHERE later.resource_id = resources.id AND later.seq > told.seq
+              AND later.event = '{Event.STARTED}') AS added"""
+
 RESOURCES = (
     Check(
         "deleting_without_job",
@@ -94,6 +111,39 @@ RESOURCES = (
         "the resource serves, but its identity is not recorded: a DELETE could not tell it from another object that "
         "bears its name",
         "take the manifest from the job's `activated` event; do not delete the resource before that",
+    ),
+    Check(
+        "manifest_altered",
+        "resource",
+        f"""
+        SELECT id, at AS since,
+               concat((SELECT string_agg(key, ', ' ORDER BY key)
+                         FROM jsonb_each(manifest) AS stored FULL JOIN jsonb_each(recorded) AS told USING (key)
+                        WHERE stored.value IS DISTINCT FROM told.value),
+                      ': not as event ', event_id, ' (', event, ') and later ones record it') AS note
+          FROM ({_RECORDED}) AS vouched
+         WHERE manifest IS DISTINCT FROM recorded
+         UNION ALL
+        SELECT resources.id, outbox.created_at,
+               concat('job ', outbox.id, ' goes to ', outbox.backend, '; the resource is on ', resources.backend)
+          FROM resources JOIN outbox ON resource_id = resources.id
+         WHERE outbox.backend <> resources.backend""",
+        "the row no longer names what the chain of events says: a DELETE would destroy another object, or would look "
+        "for it on another backend and call it gone",
+        "hold the backend at once; " + BY_HAND + "put back what the events record, as docs/runbook.md says",
+    ),
+    Check(
+        "manifest_unvouched",
+        "resource",
+        f"""
+        SELECT resources.id, outbox.created_at AS since, concat('provision job ', outbox.id, ' is ', state) AS note
+          FROM resources JOIN outbox ON resource_id = resources.id AND outbox.kind = 'provision'
+         WHERE status <> 'deleted' AND manifest IS NOT NULL
+           AND NOT EXISTS (SELECT FROM events WHERE resource_id = resources.id AND {_CARRIES})""",
+        "a process of a version before revision 0014 stored the manifest, and no event records it yet",
+        "nothing while the provision works: its end records the manifest. In a resource that stays here, compare the "
+        "manifest with the object on its backend before you delete it",
+        "warning",
     ),
     Check(
         "deleted_without_evidence",

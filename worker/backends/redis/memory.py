@@ -17,7 +17,8 @@ from redis import exceptions
 
 from outbox import foreign
 from outbox.errors import OutOfService, Transient
-from outbox.memory import LONGEST, Memory, Moment, nothing, offered
+from outbox.memory import LONGEST, Memory, Moment, nothing, offered, parsed
+from outbox.rows import Json
 from worker.backends.redis import identity
 from worker.backends.redis.session import Server, Session, code_of
 
@@ -42,9 +43,10 @@ return redis.call('SET', KEYS[1], ARGV[2])
 
 @dataclass(frozen=True)
 class _Found:
-    """What the server has of an installation: the key, as text too, and the mark."""
+    """What the server has of an installation: the key's text, what that says as JSON and as a memory, and the mark."""
 
     text: str
+    written: Any
     key: Memory | None
     mark: Memory | None
 
@@ -64,7 +66,7 @@ def remember(server: Server, memory: Memory, least: Moment | None = None) -> Mem
     with server.connect() as session:
         for _ in range(TRIES):
             with suppress(exceptions.WatchError):
-                return _remember(session, memory, least)
+                return _remember(session, memory, least, whole=memory.notes is not None)
     raise Transient("other workers write at this moment what the control database has; trying again")
 
 
@@ -86,17 +88,21 @@ def installations(server: Server) -> list[uuid.UUID]:
     return sorted(one for one in found if one)
 
 
-def _remember(session: Session, memory: Memory, least: Moment | None) -> Memory | None:
+def _remember(session: Session, memory: Memory, least: Moment | None, *, whole: bool) -> Memory | None:
+    """Without `whole`, the key's notes are neither read nor made again: that takes longer than all the rest."""
     name = f"{OURS}{memory.installation}"
     with session.pipeline() as pipe:
         pipe.watch(name)
-        found = _find(pipe, session.home, memory.installation)
+        found = _find(pipe, session.home, memory.installation, whole=whole)
         left, kept = offered(found.memory, memory, least)
+        if not (kept or whole):
+            return _remember(session, memory, least, whole=True)
         answer = None if kept else left or nothing(memory.installation)
         if left is None or (left == found.memory and (not kept or (found.key and found.mark))):
             return answer
-        # A key that lags stays as it is, for all to see; `still` is on the mark.
-        text = json.dumps(left.as_json()) if left.lagging is None else found.text
+        text = json.dumps(left.as_json() | ({} if whole else _notes(found.written)))
+        if left.lagging is not None:  # the key stays as it is, for all to see; `still` is on the mark
+            text = found.text
         pipe.multi()
         pipe.execute_command("SET", name, text)
         pipe.execute_command("ACL", "SETUSER", name, *_rules(left))
@@ -129,32 +135,41 @@ def _without_room(session: Session, name: str, found: _Found, text: str, left: M
     raise Transient("other workers write at this moment what the control database has; trying again")
 
 
-def _find(ask: Any, home: int, installation: uuid.UUID) -> _Found:
+def _find(ask: Any, home: int, installation: uuid.UUID, *, whole: bool = True) -> _Found:
     """Key and mark, by this session or its pipeline. Raises OutOfService where either is no memory."""
     name = f"{OURS}{installation}"
     answer = ask.execute_command("EVAL", _READ, 1, name, LONGEST)
     try:
-        key, text = _key(installation, answer)
+        if (text := _text(answer)) is None:
+            written = key = None
+        else:
+            written = parsed(text)
+            key = Memory.read(written if whole or not _notes(written) else written | {"notes": None})
+        if key is not None and key.installation != installation:
+            raise ValueError(f"it is that of installation {key.installation}")
     except ValueError as error:
         raise OutOfService(
             f"what the server keeps of the control database, the key {name!r} of database {home}, is no memory: "
             f"{error}; find out who wrote it, then remove it: UNLINK {name}"
         ) from error
-    return _Found(text, key, _mark(installation, ask.execute_command("ACL", "GETUSER", name)))
+    return _Found(text or "", written, key, _mark(installation, ask.execute_command("ACL", "GETUSER", name)))
 
 
-def _key(installation: uuid.UUID, answer: list[Any] | None) -> tuple[Memory | None, str]:
+def _text(answer: list[Any] | None) -> str | None:
+    """The key's text. Raises ValueError where it is no memory's."""
     if answer is None:
-        return None, ""
+        return None
     kind, length, *texts = answer
     if kind != "string":
         raise ValueError(f"it is a {kind}")
     if length > LONGEST:
         raise ValueError(f"it has {length} bytes")
-    memory = Memory.read(texts[0])
-    if memory.installation != installation:
-        raise ValueError(f"it is that of installation {memory.installation}")
-    return memory, texts[0]
+    return str(texts[0])
+
+
+def _notes(written: Any) -> Json:
+    """The part of a record that a write without notes leaves as it is."""
+    return {"notes": written["notes"]} if isinstance(written, dict) and "notes" in written else {}
 
 
 def _mark(installation: uuid.UUID, user: Any) -> Memory | None:

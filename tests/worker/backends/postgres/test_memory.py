@@ -5,17 +5,18 @@ import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn
 
 from outbox.errors import OutOfService
-from outbox.memory import Memory
+from outbox.memory import Memory, offered
 from tests.support import accounts
 from tests.support.servers import Servers
-from tests.support.witness import PgServer
-from worker.backends.postgres import Postgres
+from tests.support.witness import PgServer, eventually
+from worker.backends.postgres import Postgres, memory
 from worker.backends.postgres.memory import SCHEMA, TABLE
 
 
@@ -71,6 +72,27 @@ def test_the_first_write_makes_the_table_however_many_workers_come_at_once(own: 
     assert raised == []
     assert own.backend.recall(kept.installation) == replace(kept, event=5)
     assert own.query(f"SELECT event FROM {TABLE}") == [(5,)]
+
+
+def test_a_write_that_is_put_on_what_stays_lowers_no_write_that_comes_meanwhile(
+    own: Own, kept: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`still` of an earlier event is decided in this process, and another's event comes before it is written."""
+    own.backend.remember(kept)
+    later = replace(kept, event=900, hash="99", still=True, notes=None)
+    other = threading.Thread(target=own.backend.remember, args=(later,))
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
+
+    def meanwhile(*words: Any) -> Any:
+        other.start()
+        eventually(lambda: not other.is_alive() or own.query(waiting, own.name))
+        return offered(*words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "offered", meanwhile)
+        own.backend.remember(replace(kept, event=50, still=True, notes=None))
+    other.join(60)
+    assert own.backend.recall(kept.installation) == replace(later, notes=())
 
 
 def test_a_later_write_is_one_statement_in_a_session_of_its_own(own: Own, kept: Memory) -> None:

@@ -82,6 +82,7 @@ def test_a_restart_with_an_aclfile_keeps_it(program: str, tmp_path: Path, kept: 
     """The server is killed and keeps no keys. What is a first mark or a new `still` is saved at once."""
     with redis_servers.running(program, tmp_path / "own") as server:
         backend = Redis(server.service_dsn)
+        backend.remember(replace(kept, installation=uuid.uuid4()))
         backend.remember(kept)
         later = replace(kept, still=what == "still", event=101, hash="bb", notes=None)
         backend.remember(later)
@@ -137,6 +138,7 @@ def test_a_key_from_an_older_dump_is_told_until_it_is_written_again(own: RedisSe
     offered = replace(later, event=501)
     assert backend.remember(offered, (2, 500)) == there
     assert backend.remember(replace(kept, event=3, still=True), (2, 500)) == replace(there, still=True)
+    assert backend.recall(kept.installation) == replace(there, still=True)
     assert own.client.get(_name(kept)) == dump, "for all to see"
     recovered = replace(later, epoch=3, notes=None)
     assert backend.remember(recovered) is None

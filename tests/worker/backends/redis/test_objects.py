@@ -1,5 +1,6 @@
 """What bears a mark on a Redis or Valkey: told once, whole or with what contradicts it, and never cut short."""
 
+import threading
 import tracemalloc
 import uuid
 from collections.abc import Iterator
@@ -10,11 +11,12 @@ import pytest
 
 from outbox.errors import OutOfService, Refused, Transient
 from outbox.kinds.redis import KIND
+from outbox.memory import Memory
 from tests.support import redis_servers
 from tests.support.proxy import Proxy
 from tests.support.witness import RedisServer, an_acl_user
-from worker.backends import IN_QUARANTINE, MarkedObject
-from worker.backends.redis import Redis, objects
+from worker.backends import IN_QUARANTINE, MarkedObject, remember
+from worker.backends.redis import Redis, objects, session
 
 MARKS = "deprovisioner:gen:"
 
@@ -67,10 +69,10 @@ def test_a_user_and_its_key_are_one_object_for_every_account(own: RedisServer) -
 def test_what_bears_no_mark_is_not_told(own: RedisServer) -> None:
     """Neither what the service keeps of itself, under names that begin as the marks do."""
     own.client.execute_command("ACL", "SETUSER", "plain", "on", ">p", "~*", "&*", "+@all")
-    own.client.execute_command("ACL", "SETUSER", "deprovisioner:memory:x", "reset", "&deprovisioner:epoch:1")
-    own.client.mset({"deprovisioner:memory:x": "{}", "deprovisioner:gen": "x", f"plain:{MARKS}x:": str(uuid.uuid4())})
+    own.client.mset({"deprovisioner:gen": "x", f"plain:{MARKS}x:": str(uuid.uuid4())})
     backend = Redis(own.service_dsn)
     backend.plan(uuid.uuid4(), uuid.uuid4())
+    remember(backend, Memory(uuid.uuid4(), 1, 1, "aa"))
     assert list(backend.objects()) == []
 
 
@@ -149,7 +151,11 @@ def test_parts_that_contradict_each_other_are_told_as_such(own: RedisServer, sta
     assert one.names["prefix"] == (None if state == "a copied key" else manifest["prefix"])
 
 
-@pytest.mark.parametrize("value", ["7", "", "{upper}", "{generation} and more", "x" * 200_000, None])
+@pytest.mark.parametrize(
+    "value",
+    ["7", "", "{upper}", "{generation} and more", "x" * 200_000, None],
+    ids=["no UUID", "nothing", "upper case", "words behind it", "a long one", "a list"],
+)
 def test_a_mark_of_another_form_is_told_alone_and_joins_no_object(own: RedisServer, value: str | None) -> None:
     backend = Redis(own.service_dsn)
     manifest = made(backend)
@@ -159,13 +165,15 @@ def test_a_mark_of_another_form_is_told_alone_and_joins_no_object(own: RedisServ
         own.client.rpush(key, manifest["generation"])
     else:
         own.client.set(key, value.format(generation=manifest["generation"], upper=manifest["generation"].upper()))
-    own.client.execute_command("ACL", "SETUSER", "odd", "reset", f"&{MARKS}7")
+    for user in ("odd", "odder"):
+        own.client.execute_command("ACL", "SETUSER", user, "reset", f"&{MARKS}7")
     found = list(backend.objects())
     assert sorted(one.parts for one in found if one.generation != manifest["generation"]) == [
         ("ACL user 'odd'",),
+        ("ACL user 'odder'",),
         (f"key {key!r}",),
     ]
-    assert all(one.contradictory for one in found)
+    assert all(one.contradictory and len(one.generation) <= 100 for one in found)
 
 
 def test_a_prefix_of_any_bytes_is_told(own: RedisServer) -> None:
@@ -228,6 +236,31 @@ def test_a_server_that_changes_while_it_is_read_gives_no_complete_answer(
         with pytest.raises(OutOfService if becomes == "a replica" else Transient):
             list(backend.objects())
         proxy.close()
+
+
+def test_the_list_of_users_may_take_longer_than_other_answers(
+    own: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one after a start of the server writes out the rules of each user."""
+    made(Redis(own.service_dsn))
+    port = own.client.connection_pool.connection_kwargs["port"]
+    proxy = Proxy(port)
+    monkeypatch.setattr(session, "TIMEOUT_SECONDS", 0.5)
+    proxy.hold("LIST", lambda: threading.Event().wait(1))
+    assert len(list(Redis(own.service_dsn.replace(f":{port}", f":{proxy.port}")).objects())) == 1
+    assert proxy.cuts == 1
+    proxy.close()
+
+
+def test_a_user_s_prefix_is_not_guessed_once_its_key_is_gone(own: RedisServer) -> None:
+    """Also of names that we might have made: only the patterns say what the user reaches."""
+    backend = Redis(own.service_dsn)
+    manifest = made(backend)
+    own.client.execute_command("ACL", "SETUSER", manifest["user"], "resetkeys", "~other:*")
+    own.client.flushall()
+    one = the_one(backend, manifest["generation"])
+    assert one.names == manifest | {"prefix": None}
+    assert "has no generation key any more" in one.why
 
 
 def test_a_cluster_s_node_is_refused(program: str, tmp_path: Path) -> None:

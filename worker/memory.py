@@ -1,0 +1,176 @@
+"""What the places outside remember, on the worker's side: compared as it starts and sweeps, and written.
+
+No transaction of the control database is open while a place is asked.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from outbox import db, doorbell, rewinds
+from outbox.batching import GroupCommit
+from outbox.errors import ClaimLost
+from outbox.logs import log
+from outbox.memory import Memory, Moment
+from outbox.rewinds import BROKER, Here
+from outbox.rows import StartMark
+from worker.backends import Backend
+from worker.intake import Intake
+
+# This process is a place too: it remembers what it saw a moment ago.
+ITSELF = "(this worker)"
+# While the control database is away, a worker asks so often: until it has compared, it starts nothing.
+AWAY_SECONDS = 0.5
+
+
+class Memories:
+    """The places of one worker: its backends, the broker, and itself."""
+
+    def __init__(self, served: Mapping[str, Backend], *, worker: str) -> None:
+        self._backends = {name: Intake(backend) for name, backend in served.items()}
+        self._places = [*self._backends, BROKER]
+        self._worker = worker
+        self._threads = ThreadPoolExecutor(len(self._places), thread_name_prefix="memory")
+        # Jobs that start together share a write.
+        self._batches = {name: GroupCommit("memories", partial(self._keep_last, name)) for name in self._backends}
+        # What this process has kept last at each backend: one that has less before the next destruction went back.
+        self._kept: dict[str, Moment] = {}
+        self._seen: Memory | None = None
+        self._soon = threading.Event()
+        self._told_still: Here | None = None
+
+    def keep_comparing(self, seconds: float) -> None:
+        """Compare now and every so many seconds, in a thread that ends with the process."""
+        threading.Thread(target=self._keep_comparing, args=(seconds,), name="memories", daemon=True).start()
+
+    def _keep_comparing(self, seconds: float) -> None:
+        while True:
+            wait = seconds
+            try:
+                self.compare()
+            except Exception as error:  # noqa: BLE001 - no error may end the loop: without it nothing starts
+                expected = isinstance(error, SQLAlchemyError) and db.passing(error)
+                log.error("comparison_failed", actor=self._worker, error=repr(error), exc_info=not expected)
+                wait = min(seconds, AWAY_SECONDS)
+            self._soon.wait(wait)
+            self._soon.clear()
+
+    def compare(self) -> None:
+        """Compare the places that are due, and write what they are to keep. Most often none is: one statement.
+
+        Raises what the control database raises.
+        """
+        with db.statement() as session:
+            here = rewinds.here(session, self._places)
+        if here.rewound:
+            return self._keep_still(here)
+        due = sorted(here.due) if here.settled else self._places
+        if not due and not self._has_lost(here):
+            self._seen = here.memory()
+            return None
+        found = self._each(due, lambda place: self._recall(place, here))
+        if self._seen is not None and self._seen.installation == here.installation:
+            found[ITSELF] = self._seen
+        with db.statement() as session:
+            verdict = rewinds.judge(session, here, found)
+        for place, why in verdict.behind.items():
+            self._note_behind(place, why)
+        with db.statement() as session:
+            if verdict.rewound:
+                if rewinds.engage(session, actor=self._worker, reason=verdict.rewound):
+                    log.error("control_database_rewound", why=verdict.rewound, actor=self._worker)
+                return self._keep_still(here)
+            fine = [place for place in found if place != ITSELF and place not in verdict.behind]
+            if not rewinds.settle(session, here, fine):
+                return None  # it was replaced meanwhile, or a recovery has ended: the next comparison tells
+            notes = rewinds.notes(session)
+        if here.promoted:
+            log.warning("control_database_promoted", actor=self._worker)
+        self._seen = here.memory()
+        self._each(fine, lambda place: self._remember(place, replace(here.memory(), notes=notes)))
+        return None
+
+    def before_destroy(self, backend: str, mark: StartMark) -> None:
+        """Keep the start at its own backend, before it destroys. Raises ClaimLost where that was told to keep still."""
+        assert mark.installation is not None  # noqa: S101 - else nothing was compared
+        assert mark.epoch is not None  # noqa: S101
+        memory = Memory(mark.installation, mark.epoch, mark.event, mark.hash, still=False, notes=None)
+        alone = partial(self._keep_last, backend, [memory])
+        (there,) = self._batches[backend].do(memory, alone=lambda: alone()[0])
+        if there is None:
+            return
+        least = self._kept.get(backend)
+        if least is not None and there.least < least:
+            self._note_behind(backend, f"it remembers event {there.least[1]}, and {least[1]} was written there")
+            raise ClaimLost(f"backend {backend!r} went back in time; nothing was destroyed")
+        if there.still or there.epoch > memory.epoch or not self._knows(there):
+            self._soon.set()
+            raise ClaimLost(
+                f"backend {backend!r} was told to keep still, or remembers event {there.event} (epoch {there.epoch}), "
+                "which is not here: the control database went back in time, or was recovered; nothing was destroyed"
+            )
+
+    def _knows(self, there: Memory) -> bool:
+        """Whether what is there is another worker's event; else the database was restored since it was compared."""
+        with db.statement() as session:
+            return rewinds.knows(session, there)
+
+    def _keep_last(self, backend: str, memories: Sequence[Memory]) -> list[tuple[Memory | None]]:
+        """Keep the last of these, which vouches for all; for each what is there instead, if anything is."""
+        last = max(memories, key=lambda memory: memory.least)
+        there = self._backends[backend].remember(last, self._kept.get(backend))
+        if there is None:
+            self._kept[backend] = last.least
+        return [(there,)] * len(memories)
+
+    def _note_behind(self, backend: str, why: str) -> None:
+        with db.statement() as session:
+            if rewinds.went_back(session, backend, why):
+                log.error("backend_went_back", backend=backend, why=why, actor=self._worker)
+
+    def _has_lost(self, here: Here) -> bool:
+        """Whether this database lacks what this process has seen in it."""
+        return self._seen is not None and (self._seen.epoch, self._seen.event) > (here.epoch, here.event)
+
+    def _keep_still(self, here: Here) -> None:
+        """Tell each place, once, so that a worker which stands between its start and its destruction hears of it."""
+        if self._told_still is not None and self._told_still.epoch == here.epoch:
+            return
+        told = self._each(self._places, lambda place: self._tell_still(place, here))
+        if len(told) == len(self._places):
+            self._told_still = here
+
+    def _tell_still(self, place: str, here: Here) -> None:
+        there = self._recall(place, here)
+        if there is None or there.epoch <= here.epoch:
+            self._keep(place, replace(there or here.memory(), still=True, notes=None))
+
+    def _remember(self, place: str, memory: Memory) -> None:
+        if place != BROKER and not self._backends[place].keeps_memory:
+            return  # it would seem to have lost what it never kept
+        if self._keep(place, memory) is None:
+            self._kept[place] = memory.least
+            with db.statement() as session:
+                rewinds.wrote(session, place, memory)
+
+    def _recall(self, place: str, here: Here) -> Memory | None:
+        if place == BROKER:
+            return doorbell.recall(here.installation)
+        return self._backends[place].recall(here.installation)
+
+    def _keep(self, place: str, memory: Memory) -> Memory | None:
+        return doorbell.remember(memory) if place == BROKER else self._backends[place].remember(memory)
+
+    def _each(self, places: list[str], ask: Callable[[str], Memory | None]) -> dict[str, Memory | None]:
+        """What each place answers, all asked at once; one that fails is left out, and the log says why."""
+        answers: dict[str, Memory | None] = {}
+        for place, answer in [(place, self._threads.submit(ask, place)) for place in places]:
+            try:
+                answers[place] = answer.result()
+            except Exception as error:  # noqa: BLE001 - one place's trouble; its words may hold secrets
+                log.warning("memory_unreachable", place=place, actor=self._worker, error=type(error).__name__)
+        return answers
