@@ -57,17 +57,26 @@ class Places:
             return Look(Found.UNAVAILABLE, {"error": str(error)})
 
     def remember(self, memory: Memory) -> dict[str, str | None]:
-        """Write a memory to every place; by place, why it was not kept there, None where it was."""
-        return {name: self._remember(name, memory) for name in [*sorted(self.configured), BROKER]}
+        """Write a memory to every place that keeps one; by place, why it was not kept there, None where it was."""
+        written = {}
+        for name in [*sorted(self.configured), BROKER]:
+            try:
+                with _errors(name):
+                    keeper = None if name == BROKER else _built(self.configured[name])
+                    if keeper is not None and not keeper.keeps_memory:
+                        continue  # it would seem to have lost what it never kept
+                    there = (keeper or doorbell).remember(memory)
+                    written[name] = None if there is None else _refusal(memory, there)
+            except _Unread as error:
+                written[name] = str(error)
+        return written
 
-    def _remember(self, name: str, memory: Memory) -> str | None:
-        try:
-            with _errors(name):
-                keeper = doorbell if name == BROKER else _built(self.configured[name])
-                there = keeper.remember(memory)
-        except _Unread as error:
-            return str(error)
-        return None if there is None else f"it has epoch {there.epoch}, event {there.event}, which is later"
+
+def _refusal(memory: Memory, there: Memory) -> str | None:
+    """Why a place did not take a memory; to keep still is put on whatever stays there."""
+    if memory.still and there.still:
+        return None
+    return f"it has epoch {there.epoch}, event {there.event}, which is later"
 
 
 class _Unread(Exception):

@@ -35,7 +35,7 @@ class Places(Protocol):
         """What a backend shows of one object now."""
 
     def remember(self, memory: Memory) -> Mapping[str, str | None]:
-        """Write a memory to each place; by place, why it was not kept."""
+        """Write a memory to each place that keeps one; by place, why it was not kept."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def recover(edge: Edge, who: Operator, places: Places, tell: Tell, wanted: Wante
             tell(f"revoked {revoked} tokens")
         edge.transact(lambda db: recovery.finish(db, begun.id))
         unwritten = _remember(edge, places, tell, still=False)
-        edge.ask(jobs.wake)
+        edge.transact(jobs.wake)
         edge.ring()
         return Recovered(_last(edge), edge.ask(lambda db: recovery.refusals(db, begun.id)), unwritten)
 

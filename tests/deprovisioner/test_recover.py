@@ -1,4 +1,4 @@
-"""`deprovisioner recover` as a person runs it, on real servers: what it prints, how it exits, and what a kill leaves."""
+"""`deprovisioner recover` as a person runs it, on real servers: what it prints, its exit, and what a kill leaves."""
 
 import json
 import re

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import actions, doctor, jobs, rewinds, tokens
+from outbox import actions, doctor, jobs, recovery, rewinds, tokens
 from outbox import db as database
 from outbox.errors import BadRequest, Conflict, DeprovisionerError, DigestMismatch, Rewound
 from outbox.events import Event
@@ -324,6 +324,18 @@ def test_a_recovery_that_was_stopped_goes_on_with_the_same_decisions_and_no_othe
     assert not still_held(db)
     assert one(db, "SELECT count(*) FROM events WHERE event = 'decided'") == 151, "each item is decided once"
     assert one(db, "SELECT count(*) FROM events WHERE event = 'changed'") == 150
+
+
+def test_a_recovery_does_not_end_while_items_wait(db: Connection) -> None:
+    a_job(db)
+    rewind(db)
+    survey = surveyed(Places())
+    wanted = actions.wanted_recovery(survey.digest, [("teardowns", "confirm")], reason="r")
+    with database.transaction() as session:
+        begun = recovery.begin(session, wanted, actor="op")
+    with pytest.raises(Conflict, match="is not done: 1 of teardowns"), database.transaction() as session:
+        recovery.finish(session, begun.id)
+    assert still_held(db)
 
 
 # -- expiries -------------------------------------------------------------------------------------------------------
