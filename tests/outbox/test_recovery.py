@@ -1,5 +1,6 @@
 """Recoveries: what a survey finds, what each decision does, and that nothing starts before the end."""
 
+import datetime as dt
 import tracemalloc
 import uuid
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import actions, doctor, jobs, recovery, rewinds, tokens
+from outbox import actions, audit, doctor, jobs, recovery, rewinds, tokens
 from outbox import db as database
 from outbox.errors import BadRequest, Conflict, DeprovisionerError, DigestMismatch, Rewound
 from outbox.events import Event
@@ -49,6 +50,11 @@ def decisions_about(db: Connection, chain: uuid.UUID) -> list[Any]:
     """The events by which a recovery decided about a resource; or, in the installation's chain, about the rest."""
     asked = "SELECT actor, reason, detail FROM events WHERE resource_id = :id AND event = 'decided' ORDER BY seq"
     return list(db.execute(text(asked), {"id": chain}).all())
+
+
+def ill(db: Connection) -> set[str]:
+    """The doctor's checks that found something."""
+    return {finding.check.code for finding in doctor.examine(db, head=None) if finding.count}
 
 
 # -- the end --------------------------------------------------------------------------------------------------------
@@ -650,6 +656,7 @@ def test_where_other_installations_use_the_backend_only_objects_that_notes_name_
 
 def test_active_resources_that_are_gone_are_closed_with_the_evidence_of_an_inspection(db: Connection) -> None:
     gone, kept = a_resource(db), a_resource(db)
+    before = ill(db)
     rewind(db)
     places = places_of(db, kept)
     done = recovered(places, active_gone="confirm")
@@ -660,8 +667,10 @@ def test_active_resources_that_are_gone_are_closed_with_the_evidence_of_an_inspe
     ended = db.execute(text(asked), {"id": id}).one()
     assert (ended.actor, ended.reason) == ("cli:op", f"recovery {done.survey.id}: restored")
     assert ended.detail["seen"] == {"looked": "pg-main"}
-    found = {finding.check for finding in doctor.examine(db, head=None)}
-    assert not found & {"deleted_without_evidence", "deleted_with_open_job", "state_without_event"}
+    assert ill(db) <= before
+    (proof,) = audit.proofs(dt.timedelta(hours=1), gone)
+    assert (proof.asked and proof.asked.actor, proof.ended and proof.ended.event) == ("cli:op", "resolved")
+    assert proof.chain.verified
 
 
 @pytest.mark.parametrize("found", [Found.SAME, Found.DIFFERENT, Found.UNAVAILABLE])
