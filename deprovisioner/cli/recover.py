@@ -11,7 +11,7 @@ from deprovisioner.cli.shell import (
     WORDS,
     as_json_option,
     cell,
-    edge,
+    edge_of_a_recovery,
     example,
     main,
     me,
@@ -114,7 +114,7 @@ def recover(
     if announce:
         if digest or decided or backend:
             raise click.UsageError("--announce takes --reason alone")
-        untold = actions.announce(edge(), me(), Places(configured), _tell, reason=_reason(reason))
+        untold = actions.announce(edge_of_a_recovery(), me(), Places(configured), _tell, reason=_reason(reason))
         _announced(untold, as_json)
         return
     if backend is not None:
@@ -122,7 +122,7 @@ def recover(
     if digest is None:
         if decided or without or revoke_before:
             raise click.UsageError("decisions need the --digest of the survey that they are about")
-        seen = actions.survey(edge(), me(), Places(configured), _tell, backend=backend)
+        seen = actions.survey(edge_of_a_recovery(), me(), Places(configured), _tell, backend=backend)
         _show_survey(seen, as_json)
         return
     try:
@@ -135,7 +135,7 @@ def recover(
             tenant=tenant,
             revoke_before=revoke_before,
         )
-        done = actions.recover(edge(), me(), Places(configured), _tell, wanted)
+        done = actions.recover(edge_of_a_recovery(), me(), Places(configured), _tell, wanted)
     except BadRequest as error:
         raise click.UsageError(str(error)) from error
     _show_end(done, as_json)

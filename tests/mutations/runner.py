@@ -293,6 +293,12 @@ GUARDS_OF_RUNNER = (
             "test_a_shared_statement_tells_two_claims_of_one_job_apart",
         ),
         (
+            "run: a shared start tells two claims apart",
+            "marks.get((claim.id, claim.fence))",
+            "{id: mark for (id, _), mark in marks.items()}.get(claim.id)",
+            "test_a_shared_statement_tells_two_claims_of_one_job_apart",
+        ),
+        (
             "run: a shared statement waits for no row",
             "jobs.start_all(session, requests, worker=worker, waits=False)",
             "jobs.start_all(session, requests, worker=worker)",

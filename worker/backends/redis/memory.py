@@ -15,7 +15,6 @@ from typing import Any
 
 from redis import exceptions
 
-from outbox import foreign
 from outbox.errors import OutOfService, Transient
 from outbox.memory import LONGEST, Memory, Moment, nothing, offered, parsed
 from outbox.rows import Json
@@ -181,7 +180,7 @@ def _mark(installation: uuid.UUID, user: Any) -> Memory | None:
         name = f"{OURS}{installation}"
         raise OutOfService(
             f"what the server keeps of the control database, the ACL user {name}, has no mark of ours, but "
-            f"{foreign.line(str(user['channels']), 100)!r}; find out who changed it, then remove it: ACL DELUSER {name}"
+            f"{str(user['channels'])[:100]!r}; find out who changed it, then remove it: ACL DELUSER {name}"
         )
     epoch, event, digest, still = rules[0].groups()
     return Memory(installation, int(epoch), int(event), digest, still == "1", notes=())
