@@ -17,7 +17,7 @@ Each transition is one statement: its guard is in WHERE, and it writes its event
 did not hold; `_sql._confirm_landed` then tells a lost answer from a lost claim.
 """
 
-from outbox.jobs.claim import CROWDED, LANES, claim, claimed_before, heartbeat, lanes_from
+from outbox.jobs.claim import CROWDED, LANES, claim, claimed_before, heartbeat, lanes_from, still
 from outbox.jobs.enqueue import Delete, Enqueued, enqueue, enqueue_all, enqueue_unheld, enqueued_before
 from outbox.jobs.expire import DUE_ROWS, Due, expire, last_due
 from outbox.jobs.finish import (
@@ -38,7 +38,7 @@ from outbox.jobs.finish import (
 from outbox.jobs.operators import FRESH, redrive, redrive_all, redrive_forced, resolve, resolve_forced, stuck_or_refuse
 from outbox.jobs.recovery import close, set_aside
 from outbox.jobs.restore import NOT_STARTED, Restored, purge, restore, restore_all
-from outbox.jobs.start import start, start_all, start_provision
+from outbox.jobs.start import may_undo, start, start_all, start_provision
 
 __all__ = [
     "CROWDED",
@@ -68,6 +68,7 @@ __all__ = [
     "heartbeat",
     "lanes_from",
     "last_due",
+    "may_undo",
     "note_late",
     "purge",
     "redrive",
@@ -84,6 +85,7 @@ __all__ = [
     "start_all",
     "start_provision",
     "stick",
+    "still",
     "stuck_or_refuse",
     "sweep",
     "wake",
