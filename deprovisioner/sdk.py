@@ -72,18 +72,20 @@ Without the method, what a lost row has left on the server is found by hand.
 control database, an installation each: one that was restored from a backup lacks what the record says, and is noticed
 before it destroys anything. `offered(there, new, least)` says what is kept. Reading, deciding and writing are one step
 for all workers, and a write that is answered with None must survive a restart. No customer may read or change the
-record. `Memory.as_json()` and `Memory.read(json)` have it as JSON, 64 kB at most. A record that cannot be read raises
-`OutOfService`: None says that nothing was ever kept. `remember` comes before each destruction, so it must be cheap.
-Without the methods the backend keeps nothing, and `backends check` says so (`no_memory`).
+record. `Memory.as_json()` and `Memory.read(json)` have it as JSON, 64 kB at most; a record of more than `LONGEST`
+characters is not read at all. A record that cannot be read raises `OutOfService`: None says that nothing was ever kept.
+`remember` comes before each destruction, so it must be cheap. Without the methods the backend keeps nothing, and
+`backends check` says so (`no_memory`).
 
 `tests/worker/backends/test_conformance.py` of this project is what a backend must pass.
 """
 
 from outbox.errors import BackendError, ClaimLost, OutOfService, Refused, SettingsError, Transient, Unavailable
 from outbox.kinds import Check, Field, Kind, text, uuid_text, whole_number
-from outbox.memory import Memory, Note, nothing, offered
+from outbox.memory import LONGEST, Memory, Moment, Note, nothing, offered, parsed
 from outbox.rows import Json
 from worker.backends import (
+    IN_QUARANTINE,
     Absent,
     Backend,
     Different,
@@ -98,10 +100,13 @@ from worker.backends import (
     Write,
     always,
     mark,
+    objects,
     prove,
 )
 
 __all__ = [
+    "IN_QUARANTINE",
+    "LONGEST",
     "Absent",
     "Backend",
     "BackendError",
@@ -115,6 +120,7 @@ __all__ = [
     "LoginAttempts",
     "MarkedObject",
     "Memory",
+    "Moment",
     "Note",
     "Observation",
     "OutOfService",
@@ -130,7 +136,9 @@ __all__ = [
     "always",
     "mark",
     "nothing",
+    "objects",
     "offered",
+    "parsed",
     "prove",
     "text",
     "uuid_text",

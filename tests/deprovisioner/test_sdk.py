@@ -56,7 +56,7 @@ def built() -> Backend:
 def test_a_third_party_s_backend_is_built_by_its_entry_point_and_lives_a_life(folders: Path) -> None:
     backend = built()
     assert type(backend).__module__ == "acme_folders"
-    assert backends.check(backend) == [], "it has no method `check`"
+    assert [one.code for one in backends.check(backend)] == ["no_memory"], "it has no method `check`"
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
     assert isinstance(backend.inspect(plan.manifest), Absent)
     manifest = backend.provision(plan.manifest, plan.credentials)

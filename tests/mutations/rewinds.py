@@ -262,7 +262,7 @@ GUARDS_OF_REWINDS = (
         ),
         (
             "rewind: a trigger of changes",
-            "UPDATE OF protected, expires_at, grace_seconds ON",
+            "UPDATE OF protected, expires_at, grace_seconds, purge_at ON",
             "UPDATE OF name ON",
             "test_after_a_rewind_no_delete_and_no_change_is_written",
         ),

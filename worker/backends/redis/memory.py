@@ -15,7 +15,6 @@ from typing import Any
 
 from redis import exceptions
 
-from outbox import foreign
 from outbox.errors import OutOfService, Transient
 from outbox.memory import LONGEST, Memory, Moment, nothing, offered, parsed
 from outbox.rows import Json
@@ -57,7 +56,9 @@ class _Found:
             return self.key or self.mark
         later = max(self.key, self.mark, key=lambda one: one.least)
         still = any(one.still for one in (self.key, self.mark) if one.epoch == later.epoch)
-        lagging = self.key.event if self.key.least < self.mark.least else None
+        lagging = None
+        if self.key.least < self.mark.least:
+            lagging = self.key.event if self.key.epoch == later.epoch else 0
         return replace(later, still=still, notes=self.key.notes, lagging=lagging)
 
 
@@ -181,7 +182,7 @@ def _mark(installation: uuid.UUID, user: Any) -> Memory | None:
         name = f"{OURS}{installation}"
         raise OutOfService(
             f"what the server keeps of the control database, the ACL user {name}, has no mark of ours, but "
-            f"{foreign.line(str(user['channels']), 100)!r}; find out who changed it, then remove it: ACL DELUSER {name}"
+            f"{str(user['channels'])[:100]!r}; find out who changed it, then remove it: ACL DELUSER {name}"
         )
     epoch, event, digest, still = rules[0].groups()
     return Memory(installation, int(epoch), int(event), digest, still == "1", notes=())
