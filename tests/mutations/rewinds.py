@@ -121,7 +121,7 @@ GUARDS_OF_REWINDS = (
     ),
     *cut(
         "worker/memory.py",
-        "    def compare(",
+        "            here = rewinds.here(session, self._places)",
         _MEMORY,
         (
             "rewind: a new worker asks",
