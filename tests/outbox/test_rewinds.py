@@ -241,14 +241,14 @@ def test_nothing_starts_at_a_backend_that_went_back_and_its_breaker_stays_open(d
 def test_nothing_expires_no_operation_goes_on_and_no_snapshot_is_removed(db: Connection, why: str) -> None:
     compared(db)
     resource = a_resource(db, expires=PAST)
-    rewind(db) if why == "rewound" else replaced(db)
-    assert jobs.expire(db, actor="w") == 0
-    assert status_of(db, resource) == "active"
-    assert snapshots.expired(db, limit=9) == []
     db.execute(
         text("""INSERT INTO operations (kind, filter, reason, actor, digest, total, next_at)
                 VALUES ('offboard', '{}', 'r', 'op', 'd', 0, now() - interval '1 s')""")
     )
+    rewind(db) if why == "rewound" else replaced(db)
+    assert jobs.expire(db, actor="w") == 0
+    assert status_of(db, resource) == "active"
+    assert snapshots.expired(db, limit=9) == []
     with database.transaction() as session:
         operations.advance(session, worker="w")
     assert db.execute(text("SELECT finished_at FROM operations")).scalar_one() is None
