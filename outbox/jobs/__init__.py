@@ -9,6 +9,7 @@ In the order of a job's life:
 - `finish`     running -> succeeded, cancelled, stuck, or pending again
 - `restore`    any -> cancelled while nothing was destroyed, and () -> pending for what gives it back; an earlier purge
 - `operators`  stuck -> pending, succeeded, cancelled
+- `recovery`   pending -> stuck, and () -> succeeded, after the control database went back in time
 - `_sql`       what the statements share
 
 Each transition is one statement: its guard is in WHERE, and it writes its event in the same transaction. On
@@ -35,6 +36,7 @@ from outbox.jobs.finish import (
     wake,
 )
 from outbox.jobs.operators import FRESH, redrive, redrive_all, redrive_forced, resolve, resolve_forced, stuck_or_refuse
+from outbox.jobs.recovery import close, set_aside
 from outbox.jobs.restore import NOT_STARTED, Restored, purge, restore, restore_all
 from outbox.jobs.start import may_undo, start, start_all, start_provision
 
@@ -53,6 +55,7 @@ __all__ = [
     "advance",
     "claim",
     "claimed_before",
+    "close",
     "complete",
     "complete_all",
     "defer",
@@ -77,6 +80,7 @@ __all__ = [
     "restore_all",
     "retry",
     "rollback",
+    "set_aside",
     "start",
     "start_all",
     "start_provision",

@@ -36,15 +36,20 @@ GUARDS_OF_SCHEMA = (
         )
     ),
     *cut(
+        "migrations/versions/0015_recoveries.py",
+        "",
+        API,
+        (
+            "resources_generation_live",
+            '"resources_generation_live", "UNIQUE INDEX"',
+            '"resources_generation_live", "INDEX"',
+            "test_an_object_is_adopted_by_one_resource_only",
+        ),
+    ),
+    *cut(
         SCHEMA,
         "",
         MOVES,
-        (
-            "resources_generation",
-            '"resources_generation", "resources", ["generation"], unique=True',
-            '"resources_generation", "resources", ["generation"], unique=False',
-            f"{API}::test_an_object_is_adopted_by_one_resource_only",
-        ),
         (
             "outbox_final_is_final",
             "WHEN (OLD.state IN ('succeeded', 'cancelled'))",
