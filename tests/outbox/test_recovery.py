@@ -273,6 +273,7 @@ def test_a_survey_of_another_run_of_the_server_is_refused(db: Connection) -> Non
     db.execute(text("UPDATE recoveries SET incarnation = 'another'"))
     with pytest.raises(Conflict, match="started again, or replaced"):
         decided(Places(), survey)
+    assert one(db, "SELECT begun_at FROM recoveries") is None
 
 
 def test_a_job_that_still_runs_is_waited_for(db: Connection) -> None:
@@ -606,6 +607,17 @@ def test_a_note_of_an_event_that_this_database_has_is_no_finding(db: Connection)
         db, id, memories={"pg-main": rewinds.Memory(kept.installation, 1, kept.event, kept.hash, False, notes)}
     )
     assert surveyed(places).counts["lost_protections"] == 0
+
+
+def test_what_a_recovery_decides_crowds_no_act_out_of_the_memories(db: Connection) -> None:
+    tokens.create(db, role="operator", tenant=None, name="n", actor="op")
+    ids = [a_resource(db, status="provisioning", expires=PAST) for _ in range(rewinds.ACTS + 10)]
+    rewind(db)
+    recovered(Places(), expiries_due="confirm")
+    noted = [note.what for note in rewinds.notes(db)]
+    assert len(decisions_about(db, ids[0])) == 1
+    assert "decided" not in noted
+    assert {"token_created", "rewound", "recovered"} <= set(noted)
 
 
 # -- objects --------------------------------------------------------------------------------------------------------
