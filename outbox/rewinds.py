@@ -239,7 +239,7 @@ def went_back(db: Connection, place: str, why: str) -> bool:
 # The acts are few, and have an index; what a recovery decided is one for each item, and would crowd out the others. Of
 # resources the newest, whose objects nothing else could explain.
 _NOTES = text(f"""
-    SELECT id, encode(hash, 'hex') AS hash, at, event, resource_id, detail
+    SELECT id, left(encode(hash, 'hex'), 16) AS hash, at, event, resource_id, detail
       FROM (SELECT id, hash, at, event, resource_id, detail
               FROM (SELECT * FROM events WHERE job_id IS NULL AND event <> '{Event.DECIDED}'
                      ORDER BY id DESC LIMIT :acts) AS acts

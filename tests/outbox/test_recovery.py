@@ -3,6 +3,7 @@
 import datetime as dt
 import tracemalloc
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -607,6 +608,9 @@ def test_a_note_of_an_event_that_this_database_has_is_no_finding(db: Connection)
         db, id, memories={"pg-main": rewinds.Memory(kept.installation, 1, kept.event, kept.hash, False, notes)}
     )
     assert surveyed(places).counts["lost_protections"] == 0
+    lost = replace(notes[0], event=10**6)
+    places.memories["pg-main"] = replace(places.memories["pg-main"], notes=(*notes, lost))
+    assert surveyed(places).counts["lost_protections"] == 1, "the same note, of an event that is not here"
 
 
 def test_what_a_recovery_decides_crowds_no_act_out_of_the_memories(db: Connection) -> None:
