@@ -237,11 +237,13 @@ def went_back(db: Connection, place: str, why: str) -> bool:
     return bool(db.execute(_BEHIND, {"place": place, "note": why, "reason": reason}).scalar_one())
 
 
-# The acts are few, and have an index; of resources the newest, whose objects nothing else could explain.
+# The acts are few, and have an index; what a recovery decided is one for each item, and would crowd out the others. Of
+# resources the newest, whose objects nothing else could explain.
 _NOTES = text(f"""
-    SELECT id, encode(hash, 'hex') AS hash, at, event, resource_id, detail
+    SELECT id, left(encode(hash, 'hex'), 16) AS hash, at, event, resource_id, detail
       FROM (SELECT id, hash, at, event, resource_id, detail
-              FROM (SELECT * FROM events WHERE job_id IS NULL ORDER BY id DESC LIMIT :acts) AS acts
+              FROM (SELECT * FROM events WHERE job_id IS NULL AND event <> '{Event.DECIDED}'
+                     ORDER BY id DESC LIMIT :acts) AS acts
              UNION ALL
             SELECT event.id, event.hash, event.at, '{REGISTERED}', event.resource_id,
                    jsonb_build_object('tenant', tenant, 'kind', made.kind, 'backend', backend, 'name', name)
