@@ -68,18 +68,20 @@ byte held[2] = 0;     /* the fence that each worker believes it holds; 0 is none
 byte top_epoch = 1, top_event = 0, top_line = 0; /* the latest that the backend ever kept */
 bool rewound = false;    /* no person has confirmed yet */
 bool lacking = false;    /* the copy lacked what the backend had kept */
+bool missed = false;     /* it lacked nothing of that, but that the expiry had been lifted */
 bool kept = false;       /* a person decided that the object stays */
 bool wanted = false;     /* or that its teardown goes on */
 bool about[2] = false;   /* whether each worker is between its memory write and its destruction */
 byte destroyed = 0;
 bool acted = false;      /* on the word of a rewound database that lacks what the backend remembers */
-bool acted_unnoticed = false; /* of a rewound one that lacks nothing of it */
+bool cut_in_spite = false; /* of a person's lifting of the expiry */
 bool expired = false;
 bool unremembered = false;
 bool fell = false;
 bool released = false;
 bool lost = false;
-bool false_alarm = false; /* nothing went back since a person confirmed */
+bool news = false;       /* a worker that was asleep told a place of an event that had been lost */
+bool false_alarm = false; /* nothing of these since a person confirmed */
 
 #define line(e) ((lines >> (2 * (e))) & 3)
 #define has(e, l) (e <= event && line(e) == l)
@@ -129,7 +131,7 @@ ltl safe { [] (!acted && !expired && !unremembered && !fell && !released && dest
 /* What is lost is noticed, and what was confirmed is done. Each run is finite but for these. */
 ltl live { [] ((rewound && lacking -> <> (hold || !rewound)) && (wanted -> <> (step == GONE || !wanted))) }
 /* These two fail: docs/model/README.md, "Known limits of the memories". */
-ltl nothing_is_missed { [] (!acted_unnoticed) }
+ltl nothing_is_missed { [] (!cut_in_spite) }
 ltl kept_is_kept { [] (!lost) }
 
 inline write() {
@@ -158,6 +160,7 @@ inline offer(E, V, L, ok) {
     if
     :: ok ->
         fell = fell || (E == x_epoch && V < x_event);
+        news = news || E > epoch || (E == epoch && !has(V, L));
         if
         :: E > x_epoch -> x_still = false
         :: else
@@ -180,15 +183,13 @@ inline may_die() {
     fi
 }
 
-/* Ghosts of an act. */
 inline act() {
-    acted = acted || old == 2;
-    acted_unnoticed = acted_unnoticed || old == 1
+    acted = acted || old == 2
 }
 
 proctype Worker(byte me) {
     byte e, l, p;  /* the event of its start, and the epoch */
-    byte old;      /* ghost: its start stands in a database that was rewound: 1, and lacks what is remembered: 2 */
+    byte old;      /* ghost: its start stands in a rewound database, `missed`: 1, `lacking`: 2 */
     bool may;
     bool said;     /* ghost: the backend remembered its start before it was told to keep still */
 end_idle: idle:
@@ -201,7 +202,7 @@ end_idle: idle:
         running = true; lease = true; fence++;
         held[me] = fence;
         write();
-        old = (rewound -> (lacking -> 2 : 1) : 0);
+        old = (rewound -> (lacking -> 2 : missed) : 0);
         if
         :: step == BIRTH -> goto birth
         :: step == CUT -> goto cut
@@ -267,6 +268,7 @@ cut:
     atomic { /* then advance */
         may_die();
         act();
+        cut_in_spite = cut_in_spite || old == 1;
         if
         :: object == OPEN -> object = SHUT
         :: else
@@ -302,10 +304,10 @@ end_resting: resting:
     atomic { /* engage, or settle */
 #ifdef LATE_ALARM
         if
-        :: bad && !hold -> false_alarm = false_alarm || !rewound; hold = true; write()
+        :: bad && !hold -> false_alarm = false_alarm || !(rewound || news); hold = true; write()
 #else
         if
-        :: bad && !hold && epoch == p -> false_alarm = false_alarm || !rewound; hold = true; write()
+        :: bad && !hold && epoch == p -> false_alarm = false_alarm || !(rewound || news); hold = true; write()
 #endif
         :: !bad && !hold && epoch == p && incarnation == i -> compared = i; goto remember
         :: else
@@ -356,6 +358,7 @@ end_waiting:
             lines_then = lines }
     :: atomic { copied && restores > 0 ->
             restores--;
+            missed = lifted && !lifted_then;
             step = step_then; lifted = lifted_then; running = running_then; lease = lease_then; hold = hold_then;
             fence = fence_then; epoch = epoch_then; event = event_then; compared = compared_then;
             lines = lines_then;
@@ -365,6 +368,7 @@ end_waiting:
 #endif
             rewound = true; kept = false; wanted = false;
             lacking = !has(top_event, top_line) || top_epoch > epoch;
+            missed = missed && !lacking;
             if
             :: restores == 0 -> /* fewer states */
                 step_then = 0; lifted_then = 0; running_then = 0; lease_then = 0; hold_then = 0; fence_then = 0;
@@ -387,7 +391,7 @@ end_waiting:
 
 /* `deprovisioner recover`: it keeps all places still, reads them, decides, and ends with a new epoch. */
 active proctype Recovery() {
-    byte i, top;
+    byte i, top, v, l; /* the incarnation, the latest epoch, and what the places are to keep */
     bool ok;
 end_waiting:
     do
@@ -407,13 +411,14 @@ end_waiting:
                 running = false; kept = false; wanted = false;
                 if
                 :: object == DESTROYED -> step = GONE
-                :: object != DESTROYED && (step == CUT || step == END) -> wanted = true                 /* confirm */
-                :: object != DESTROYED && (step == CUT || step == END) -> step = LIVE; lifted = true; kept = true  /* cancel */
-                :: object != DESTROYED && step == BIRTH                                                 /* it goes on */
-                :: object != DESTROYED && step == BIRTH -> step = END; wanted = true                    /* rolled back */
-                :: object != DESTROYED && step == LIVE && !lifted -> step = CUT; wanted = true          /* it expires */
+                :: object != DESTROYED && (step == CUT || step == END) -> wanted = true /* confirm */
+                :: object != DESTROYED && (step == CUT || step == END) -> /* cancel */
+                    step = LIVE; lifted = true; kept = true
+                :: object != DESTROYED && step == BIRTH /* it goes on */
+                :: object != DESTROYED && step == BIRTH -> step = END; wanted = true /* rolled back */
+                :: object != DESTROYED && step == LIVE && !lifted -> step = CUT; wanted = true /* it expires */
                 :: object != DESTROYED && step == LIVE -> lifted = true; kept = true
-                :: object != DESTROYED && step == GONE -> step = LIVE; lifted = true; kept = true       /* adopted again */
+                :: object != DESTROYED && step == GONE -> step = LIVE; lifted = true; kept = true /* adopted again */
                 fi;
                 if
                 :: kept && object == SHUT -> object = OPEN
@@ -421,15 +426,16 @@ end_waiting:
                 fi;
                 epoch = (top > epoch -> top : epoch) + 1;
                 write();
-                hold = false; compared = incarnation; rewound = false; lacking = false
+                hold = false; compared = incarnation; rewound = false; lacking = false; missed = false;
+                top = epoch; v = event; l = now
             :: else -> i = 0; top = 0; goto end_waiting
             fi
         };
         atomic {
             ok = false;
-            offer(epoch, event, line(event), ok);
-            b_epoch = epoch; b_event = event; b_line = line(event);
-            i = 0; top = 0; ok = false
+            offer(top, v, l, ok);
+            b_epoch = top; b_event = v; b_line = l;
+            i = 0; top = 0; v = 0; l = 0; ok = false
         }
     od
 }
