@@ -24,9 +24,10 @@ ACTS, RESOURCES, RESTORES = 250, 200, 50
 # What a note of a resource says: its event is that of its first job.
 REGISTERED = "registered"
 
-# One run of one server, and one database of it: whatever puts an older state in its place begins another.
+# One run of one server, one database of it, one file of a table: what puts an older state in its place begins another.
 INCARNATION = """concat(extract(epoch FROM pg_postmaster_start_time()), '/',
-                          (SELECT oid FROM pg_database WHERE datname = current_database()))"""
+                          (SELECT oid FROM pg_database WHERE datname = current_database()), '/',
+                          pg_relation_filenode('installation'))"""
 # Whether anything may be decided on this database's word; before the first comparison there is nothing to compare with.
 GOES_ON = f"""NOT EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL)
            AND NOT EXISTS (SELECT FROM installation
@@ -236,11 +237,13 @@ def went_back(db: Connection, place: str, why: str) -> bool:
     return bool(db.execute(_BEHIND, {"place": place, "note": why, "reason": reason}).scalar_one())
 
 
-# The acts are few, and have an index; of resources the newest, whose objects nothing else could explain.
+# The acts are few, and have an index; what a recovery decided is one for each item, and would crowd out the others. Of
+# resources the newest, whose objects nothing else could explain.
 _NOTES = text(f"""
-    SELECT id, encode(hash, 'hex') AS hash, at, event, resource_id, detail
+    SELECT id, left(encode(hash, 'hex'), 16) AS hash, at, event, resource_id, detail
       FROM (SELECT id, hash, at, event, resource_id, detail
-              FROM (SELECT * FROM events WHERE job_id IS NULL ORDER BY id DESC LIMIT :acts) AS acts
+              FROM (SELECT * FROM events WHERE job_id IS NULL AND event <> '{Event.DECIDED}'
+                     ORDER BY id DESC LIMIT :acts) AS acts
              UNION ALL
             SELECT event.id, event.hash, event.at, '{REGISTERED}', event.resource_id,
                    jsonb_build_object('tenant', tenant, 'kind', made.kind, 'backend', backend, 'name', name)

@@ -3,11 +3,12 @@
 import datetime as dt
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import acts as noted_acts
 from outbox import breakers, holds, rewinds, tokens
@@ -53,7 +54,8 @@ def one_at_a_time(db: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        db.execute(text("SELECT pg_advisory_unlock(:turn)"), {"turn": _TURN})
+        with suppress(SQLAlchemyError):  # a connection that was lost has left the lock already
+            db.execute(text("SELECT pg_advisory_unlock(:turn)"), {"turn": _TURN})
 
 
 _LAST = text("SELECT * FROM recoveries WHERE digest IS NOT NULL ORDER BY id DESC LIMIT 1 FOR UPDATE")

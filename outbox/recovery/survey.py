@@ -158,18 +158,19 @@ def classes_of(survey: Row[Any]) -> list[ItemClass]:
     return [one for one in CLASSES if one.of_backend or survey.backend is None]
 
 
-_HASHES = text("SELECT id, left(encode(hash, 'hex'), 16) AS hash FROM events WHERE id = ANY(:ids)")
+HASH = 16  # digits of an event's hash that a note has
+_HASHES = text(f"SELECT id, left(encode(hash, 'hex'), {HASH}) AS hash FROM events WHERE id = ANY(:ids)")
 
 
 def _lost(db: Connection, epoch: int, memories: Mapping[str, Memory | None]) -> list[Json]:
     """What places have noted in this epoch, and this database does not have."""
-    noted: dict[tuple[int, str], Note] = {}
+    noted: dict[tuple[int, str, str], Note] = {}  # an event may have two notes: of a create, and of itself
     for memory in memories.values():
         if memory is not None and memory.epoch >= epoch:
-            noted |= {(note.event, note.hash): note for note in memory.notes or ()}
-    rows = db.execute(_HASHES, {"ids": [event for event, _ in noted]})
+            noted |= {(note.event, note.hash[:HASH], note.what): note for note in memory.notes or ()}
+    rows = db.execute(_HASHES, {"ids": [event for event, _, _ in noted]})
     known = {(row.id, row.hash) for row in rows}
-    return [noted[key].as_json() for key in sorted(noted) if key not in known]
+    return [noted[key].as_json() for key in sorted(noted) if key[:2] not in known]
 
 
 def _store(one: ItemClass) -> str:

@@ -3,6 +3,7 @@
 import datetime as dt
 import tracemalloc
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -273,6 +274,7 @@ def test_a_survey_of_another_run_of_the_server_is_refused(db: Connection) -> Non
     db.execute(text("UPDATE recoveries SET incarnation = 'another'"))
     with pytest.raises(Conflict, match="started again, or replaced"):
         decided(Places(), survey)
+    assert one(db, "SELECT begun_at FROM recoveries") is None
 
 
 def test_a_job_that_still_runs_is_waited_for(db: Connection) -> None:
@@ -606,6 +608,20 @@ def test_a_note_of_an_event_that_this_database_has_is_no_finding(db: Connection)
         db, id, memories={"pg-main": rewinds.Memory(kept.installation, 1, kept.event, kept.hash, False, notes)}
     )
     assert surveyed(places).counts["lost_protections"] == 0
+    lost = replace(notes[0], event=10**6)
+    places.memories["pg-main"] = replace(places.memories["pg-main"], notes=(*notes, lost))
+    assert surveyed(places).counts["lost_protections"] == 1, "the same note, of an event that is not here"
+
+
+def test_what_a_recovery_decides_crowds_no_act_out_of_the_memories(db: Connection) -> None:
+    tokens.create(db, role="operator", tenant=None, name="n", actor="op")
+    ids = [a_resource(db, status="provisioning", expires=PAST) for _ in range(rewinds.ACTS + 10)]
+    rewind(db)
+    recovered(Places(), expiries_due="confirm")
+    noted = [note.what for note in rewinds.notes(db)]
+    assert len(decisions_about(db, ids[0])) == 1
+    assert "decided" not in noted
+    assert {"token_created", "rewound", "recovered"} <= set(noted)
 
 
 # -- objects --------------------------------------------------------------------------------------------------------
