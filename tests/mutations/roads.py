@@ -17,7 +17,7 @@ GUARDS_OF_ROADS = (
             "undo: only of a deleted resource",
             " AND status IN ('deleting', 'deleted')",
             "",
-            f"{PROVISIONS}::test_a_late_provision_leaves_the_object_of_an_attempt_that_activated",
+            "test_a_late_worker_leaves_what_its_successor_is_still_to_make",
         ),
         (
             "undo: of a resource being deleted too",
