@@ -246,7 +246,9 @@ _NOTES = text(f"""
                      ORDER BY id DESC LIMIT :acts) AS acts
              UNION ALL
             SELECT event.id, event.hash, event.at, '{REGISTERED}', event.resource_id,
-                   jsonb_build_object('tenant', tenant, 'kind', made.kind, 'backend', backend, 'name', name)
+                   jsonb_strip_nulls(jsonb_build_object(
+                       'tenant', tenant, 'kind', made.kind, 'backend', backend, 'name', name,
+                       'generation', CASE WHEN adopted THEN generation END))
               FROM (SELECT * FROM resources ORDER BY created_at DESC, id DESC LIMIT :resources) AS made
               JOIN events AS event ON event.resource_id = made.id AND event.seq = 1
              UNION ALL

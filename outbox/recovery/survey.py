@@ -104,7 +104,7 @@ _SEEN = text("SELECT backend, count(*) AS objects FROM recovery_objects WHERE re
 _LOOKED = text("""
     UPDATE recoveries
        SET surveyed = CAST(:surveyed AS text[]), shared = CAST(:shared AS text[]), errors = CAST(:errors AS jsonb),
-           notes = CAST(:notes AS jsonb), verdict = :verdict
+           notes = CAST(:notes AS jsonb), verdict = :verdict, epoch_seen = :epoch_seen
      WHERE id = :id
  RETURNING *""")
 _STORED = text("UPDATE recoveries SET counts = CAST(:counts AS jsonb), digest = :digest WHERE id = :id")
@@ -137,6 +137,7 @@ def end_survey(db: Connection, id: int, looked: Mapping[str, Looked]) -> None:
         "errors": json.dumps(errors),
         "notes": json.dumps([] if survey.backend else _lost(db, here.epoch, memories)),
         "verdict": rewinds.judge(db, here, memories).rewound,
+        "epoch_seen": max((memory.epoch for memory in memories.values() if memory), default=0),
     }
     survey = db.execute(_LOOKED, told).one()
     for one in classes_of(survey):
