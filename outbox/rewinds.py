@@ -237,14 +237,18 @@ def went_back(db: Connection, place: str, why: str) -> bool:
     return bool(db.execute(_BEHIND, {"place": place, "note": why, "reason": reason}).scalar_one())
 
 
-# The acts are few, and have an index; of resources the newest, whose objects nothing else could explain.
+# The acts are few, and have an index; what a recovery decided is one for each item, and would crowd out the others. Of
+# resources the newest, whose objects nothing else could explain.
 _NOTES = text(f"""
-    SELECT id, encode(hash, 'hex') AS hash, at, event, resource_id, detail
+    SELECT id, left(encode(hash, 'hex'), 16) AS hash, at, event, resource_id, detail
       FROM (SELECT id, hash, at, event, resource_id, detail
-              FROM (SELECT * FROM events WHERE job_id IS NULL ORDER BY id DESC LIMIT :acts) AS acts
+              FROM (SELECT * FROM events WHERE job_id IS NULL AND event <> '{Event.DECIDED}'
+                     ORDER BY id DESC LIMIT :acts) AS acts
              UNION ALL
             SELECT event.id, event.hash, event.at, '{REGISTERED}', event.resource_id,
-                   jsonb_build_object('tenant', tenant, 'kind', made.kind, 'backend', backend, 'name', name)
+                   jsonb_strip_nulls(jsonb_build_object(
+                       'tenant', tenant, 'kind', made.kind, 'backend', backend, 'name', name,
+                       'generation', CASE WHEN adopted THEN generation END))
               FROM (SELECT * FROM resources ORDER BY created_at DESC, id DESC LIMIT :resources) AS made
               JOIN events AS event ON event.resource_id = made.id AND event.seq = 1
              UNION ALL

@@ -50,12 +50,12 @@ def pg(settled: dict[str, str]) -> Postgres:
 
 def row_of(db: Connection, customer: Customer, **words: Any) -> uuid.UUID:
     """An active resource whose object is the customer's."""
+    kind = words.pop("kind", "postgres")
     id = a_resource(db, **words)
     db.execute(text("ALTER TABLE resources DISABLE TRIGGER USER"))
-    db.execute(
-        text("UPDATE resources SET manifest = CAST(:manifest AS jsonb), generation = :generation WHERE id = :id"),
-        {"id": id, "manifest": json.dumps(customer.manifest), "generation": customer.manifest["generation"]},
-    )
+    told = {"manifest": json.dumps(customer.manifest), "generation": customer.manifest["generation"], "kind": kind}
+    sets = "manifest = CAST(:manifest AS jsonb), generation = :generation, kind = :kind"
+    db.execute(text(f"UPDATE resources SET {sets} WHERE id = :id"), told | {"id": id})
     db.execute(text("ALTER TABLE resources ENABLE TRIGGER USER"))
     return id
 
@@ -138,6 +138,54 @@ def test_an_object_that_was_made_since_is_adopted_again_by_its_mark_and_its_cust
     kept = served.recall(here.installation)
     assert kept is not None
     assert (kept.epoch, kept.still) == (2, False)
+
+
+def test_a_backend_that_was_restored_is_compared_alone_and_what_is_there_again_can_be_deleted_again(
+    env: dict[str, str], db: Connection, pg: Postgres
+) -> None:
+    customer, kept = a_customer(pg), a_customer(pg)
+    old = row_of(db, customer, status="deleted")
+    row_of(db, kept)
+    places = ["pg-main", "redis-main"]
+    rewinds.settle(db, rewinds.here(db, places), places)
+    rewinds.went_back(db, "pg-main", "it remembers nothing")
+    found = survey(env, "--backend", "pg-main")
+    assert (found["counts"], found["backend"]) == ({"active_gone": 0, "deleted_there": 1}, "pg-main")
+    said = ("--decide", "deleted_there=confirm", "--backend", "pg-main", "--reason", "its disk was restored")
+    answer = shell(env, "recover", "--digest", found["digest"], *said)
+    assert answer.returncode == 0, answer.stderr
+    (claim,) = claims(db)
+    Run(claim, Intake(pg), worker="w")()
+    assert (status_of(db, claim.resource_id), status_of(db, old)) == ("active", "deleted")
+    jobs.enqueue(db, claim.resource_id, actor="a")
+    (teardown,) = claims(db)
+    Run(teardown, Intake(pg), worker="w")()
+    assert status_of(db, claim.resource_id) == "deleted"
+    with pytest.raises(psycopg2.OperationalError), customer.inside():
+        pass
+    with kept.inside("SELECT 1"):
+        pass
+
+
+def test_a_redis_namespace_that_is_there_is_not_gone_and_one_that_no_row_knows_is_adopted_again(
+    env: dict[str, str], db: Connection, pg: Postgres
+) -> None:
+    row_of(db, a_customer(pg))
+    redis = backends.build(settings.backends()["redis-main"], protected=frozenset())
+    plans = [redis.plan(uuid.uuid4(), uuid.uuid4()) for _ in range(2)]
+    there, made = [Customer(redis.provision(plan.manifest, plan.credentials), "") for plan in plans]
+    row_of(db, there, backend="redis-main", kind="redis")
+    rewind(db)
+    found = survey(env)
+    assert found["counts"]["active_gone"] == 0
+    answer = run(env, found, "unknown_objects=confirm", "--tenant", "acme")
+    assert answer.returncode in (0, 1), answer.stderr  # other tests leave objects that cannot be adopted
+    asked = text("SELECT id, kind, manifest FROM resources WHERE generation = :generation")
+    row = db.execute(asked, {"generation": made.manifest["generation"]}).one()
+    assert (row.kind, row.manifest["prefix"]) == ("redis", made.manifest["prefix"])
+    claim = next(one for one in claims(db, 200, backend="redis-main") if one.resource_id == row.id)
+    Run(claim, Intake(redis), worker="w")()
+    assert status_of(db, row.id) == "active"
 
 
 def test_a_kill_between_batches_leaves_a_recovery_that_the_same_command_ends(
