@@ -306,8 +306,8 @@ def finish(db: Connection, id: int) -> None:
     if recovery.backend is not None:
         db.execute(_COMPARED_THERE, {"place": recovery.backend, "incarnation": here.incarnation})
     else:
+        db.execute(_NEXT_EPOCH, {"epoch": epoch})  # first, as a worker that engages the hold locks them
         holds.end_rewind(db, actor=recovery.decided_by, reason=f"recovery {id}: {recovery.reason}")
-        db.execute(_NEXT_EPOCH, {"epoch": epoch})
         db.execute(_UNCOMPARED, {"places": recovery.without})
         rewinds.settle(db, replace(here, epoch=epoch), places)
     db.execute(_FINISHED, {"id": id})
