@@ -112,7 +112,8 @@ class Memories:
             self._soon.set()
             raise ClaimLost(
                 f"backend {backend!r} was told to keep still, or remembers event {there.event} (epoch {there.epoch}), "
-                "which is not here, or this start is not: the control database went back in time, or was recovered; nothing was destroyed"
+                "which is not here, or this start is not: the control database went back in time, or was recovered; "
+                "nothing was destroyed"
             )
 
     def _knows(self, there: Memory) -> bool:
