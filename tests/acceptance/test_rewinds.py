@@ -89,7 +89,7 @@ def _all_say_so(its: Installation, story: Story) -> None:
         assert its.boss.get(path).status_code == 200
     assert its.acme.get(f"{resource}/credentials").status_code == 200
     doctor = its.cli("doctor")
-    assert (doctor.returncode, "rewound" in doctor.stdout) == (1, True), doctor.stdout
+    assert (doctor.returncode, "rewound:" in doctor.stdout) == (1, True), doctor.stdout
 
 
 def _refuses_writes(caller: httpx.Client, resource: str) -> None:

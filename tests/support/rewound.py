@@ -166,6 +166,10 @@ class Installation:
         wanted = server.query(asked)[0][0] + 6 * times * len(self.workers)
         eventually(lambda: server.query(asked)[0][0] > wanted, what="the workers sweep", every=0.1)
 
+    def api_reads(self) -> bool:
+        """Whether the API answers reads: the control database is back."""
+        return self.boss.get("/v1/holds").status_code == 200
+
     # -- holds -------------------------------------------------------------------------------------------------
 
     def rewound(self) -> Json | None:
@@ -239,6 +243,13 @@ class Story:
         wrong = [one for one, had in zip(self.living, self.contents, strict=True) if contents(one) != had]
         names = {one["id"]: name for name, one in vars(self).items() if isinstance(one, dict) and "id" in one}
         return [f"{names.get(one.id, 'made since, or left alone')}: {one.kind} {one.id}" for one in wrong]
+
+    def remembered(self) -> None:
+        """A worker starts, and has all places remember it all, its notes too: else that takes a minute."""
+        asked = "SELECT every(memories.event >= (SELECT max(id) FROM events WHERE id <= %s)) FROM memories"
+        ((last,),) = self.its.control.server.query("SELECT max(id) FROM events")
+        self.its.start_worker()
+        eventually(lambda: self.its.control.server.query(asked, last) == [(True,)], what="all places remember")
 
     def until(self, way: Way) -> "Story":
         """All of it, up to the moment before the database goes back."""
