@@ -127,6 +127,17 @@ GUARDS_OF_REWINDS = (
     ),
     *cut(
         _FILE,
+        "_ENGAGE = text(",
+        "tests/outbox/test_recovery.py",
+        (
+            "rewind: the epoch is locked",
+            " FOR SHARE) AS same",
+            ") AS same",
+            "test_a_worker_that_engages_the_hold_while_a_recovery_ends_waits_for_it_and_engages_nothing",
+        ),
+    ),
+    *cut(
+        _FILE,
         "INCARNATION = ",
         REWINDS,
         (
