@@ -162,9 +162,12 @@ def knows(db: Connection, memory: Memory) -> bool:
     return bool(db.execute(_KNOWS, {"event": memory.event, "hash": memory.hash}).scalar_one())
 
 
+# The lock: a recovery that ends meanwhile is waited for, and its epoch is then another.
 _ENGAGE = text(f"""
     WITH engaged AS (
-        INSERT INTO holds (scope, subject, cause, reason, actor) VALUES ('global', NULL, 'rewound', :reason, :actor)
+        INSERT INTO holds (scope, subject, cause, reason, actor)
+        SELECT 'global', NULL, 'rewound', :reason, :actor
+          FROM (SELECT FROM installation WHERE epoch = coalesce(CAST(:epoch AS bigint), epoch) FOR SHARE) AS same
             ON CONFLICT (cause) WHERE cause = 'rewound' AND released_at IS NULL DO NOTHING
      RETURNING id
     )
@@ -174,9 +177,13 @@ _ENGAGE = text(f"""
  RETURNING id""")
 
 
-def engage(db: Connection, *, actor: str, reason: str) -> bool:
-    """Hold everything, restores and provisions too, until a recovery; False when that hold is in force already."""
-    return db.execute(_ENGAGE, {"actor": actor, "reason": reason}).one_or_none() is not None
+def engage(db: Connection, *, actor: str, reason: str, epoch: int | None = None) -> bool:
+    """Hold everything, restores and provisions too, until a recovery; False when that hold is in force already.
+
+    `epoch`: of the comparison. Once a recovery has ended, what was found before it engages nothing: False as well.
+    """
+    asked = {"actor": actor, "reason": reason, "epoch": epoch}
+    return db.execute(_ENGAGE, asked).one_or_none() is not None
 
 
 # Guarded by the incarnation: a database that was replaced meanwhile was not compared.

@@ -384,7 +384,7 @@ end_waiting:
 active proctype Operator() {
 end_waiting:
     do
-    :: atomic { hold -> released = true; hold = false }
+    :: atomic { hold && !released -> released = true; hold = false } /* once, or the events would have no end */
     od
 }
 #endif

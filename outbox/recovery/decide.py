@@ -306,8 +306,9 @@ def finish(db: Connection, id: int) -> None:
     if recovery.backend is not None:
         db.execute(_COMPARED_THERE, {"place": recovery.backend, "incarnation": here.incarnation})
     else:
-        holds.end_rewind(db, actor=recovery.decided_by, reason=f"recovery {id}: {recovery.reason}")
+        # The epoch before the hold, as a worker that engages the hold locks them.
         db.execute(_NEXT_EPOCH, {"epoch": epoch})
+        holds.end_rewind(db, actor=recovery.decided_by, reason=f"recovery {id}: {recovery.reason}")
         db.execute(_UNCOMPARED, {"places": recovery.without})
         rewinds.settle(db, replace(here, epoch=epoch), places)
     db.execute(_FINISHED, {"id": id})

@@ -3,6 +3,8 @@
 import datetime as dt
 import tracemalloc
 import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +30,7 @@ from tests.support.recoveries import (
     still_held,
     surveyed,
 )
+from tests.support.witness import eventually, waits_for_a_lock
 
 PAST, SOON, LATER = (f"now() + interval '{minutes} minutes'" for minutes in (-1, 30, 90))
 
@@ -74,6 +77,30 @@ def test_a_recovery_ends_the_rewind_raises_the_epoch_and_writes_it_to_every_plac
     assert (released.event, released.detail["hold"]) == ("hold_released", hold)
     assert (ended.event, ended.actor, ended.reason) == ("recovered", "cli:op", "a dump was restored")
     assert (ended.detail["recovery"], ended.detail["epoch"]) == (done.survey.id, 2)
+
+
+def test_a_worker_that_engages_the_hold_while_a_recovery_ends_waits_for_it_and_engages_nothing(db: Connection) -> None:
+    rewind(db)
+    engaged: list[Future[bool]] = []
+
+    def engage() -> bool:
+        with database.statement() as session:
+            return rewinds.engage(session, actor="w", reason="pg-main remembers event 9", epoch=1)
+
+    def transact(act: Callable[[Connection], Any]) -> Any:
+        with database.transaction() as session:
+            answer = act(session)
+            if not rewinds.rewound(session):
+                engaged.append(worker.submit(engage))
+                eventually(lambda: engaged[0].done() or waits_for_a_lock(db))
+            return answer
+
+    with ThreadPoolExecutor(1) as worker:
+        places, survey = Places(), surveyed(Places())
+        wanted = actions.wanted_recovery(survey.digest, [], reason="a dump was restored")
+        actions.recover(replace(EDGE, transact=transact), ME, places, lambda _: None, wanted)
+        assert [one.result() for one in engaged[:1]] == [False]
+    assert not still_held(db)
 
 
 def test_what_an_older_epoch_has_left_is_no_rewind_after_a_recovery(db: Connection) -> None:
