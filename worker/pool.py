@@ -60,7 +60,7 @@ class Pool:
         self._sweep_seconds = sweep_seconds
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="slot")
         self._batches = Batches(worker=worker)
-        self._memories = Memories(self.backends, worker=worker)
+        self._memories = Memories(self.backends, worker=worker, go_on=self._go_on)
         self._state = PoolState(slots)
         self._claimer = Claimer(
             self._state,
@@ -156,6 +156,12 @@ class Pool:
             doorbell.bell.ring()
             self._claimer.fill(may_have_more=True)
         return wait
+
+    def _go_on(self) -> None:
+        """Claims found nothing for a while, since the control database was not compared: claim from the front."""
+        self._state.reset_cursors()
+        with self._failure_logged("claim_failed"):
+            self._claimer.fill(may_have_more=True)
 
     # -- what a slot runs --------------------------------------------------------------------------------------
 
