@@ -48,6 +48,7 @@ class Event(StrEnum):
     OPERATION_STOPPED = "operation_stopped"
     ANNOUNCED = "announced"
     REWOUND = "rewound"
+    DECIDED = "decided"
     RECOVERED = "recovered"
 
 
@@ -70,7 +71,8 @@ STATE_AFTER: dict[Event, JobState | None] = {
     Event.REDRIVEN: JobState.PENDING,
     Event.RESOLVED: None,
 }
-# Events of acts, which have no job. All but `changed` stand in the installation's own chain.
+# Events of acts, which have no job. They stand in the installation's own chain; `changed`, and `decided` where it is
+# about a resource, in that resource's.
 ACTS = (
     Event.CHANGED,
     Event.HOLD_ENGAGED,
@@ -81,6 +83,7 @@ ACTS = (
     Event.OPERATION_STOPPED,
     Event.ANNOUNCED,
     Event.REWOUND,
+    Event.DECIDED,
     Event.RECOVERED,
 )
 MOVES_NOTHING = tuple(event for event in Event if event not in STATE_AFTER)

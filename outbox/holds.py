@@ -168,6 +168,21 @@ def release(db: Connection, hold_id: int, *, actor: str, reason: str) -> Hold:
     raise AlreadyReleased(f"hold {hold_id} was released by {before.released_by}: {before.release_reason}")
 
 
+_END_REWIND = text(f"""
+    WITH released AS (
+        UPDATE holds SET released_at = clock_timestamp(), released_by = :actor, release_reason = :reason
+         WHERE cause = 'rewound' AND released_at IS NULL
+     RETURNING {_COLUMNS}
+    ), {_RELEASED}
+    SELECT {_COLUMNS} FROM released""")
+
+
+def end_rewind(db: Connection, *, actor: str, reason: str) -> Hold | None:
+    """End the hold of a rewind, None where there is none; a trigger demands this transaction's event `recovered`."""
+    row = db.execute(_END_REWIND, {"actor": actor, "reason": reason}).one_or_none()
+    return None if row is None else Hold.read(row)
+
+
 _OVER = text(f"""
     SELECT {_COLUMNS} FROM holds
      WHERE EXISTS (SELECT FROM outbox JOIN resources ON resources.id = outbox.resource_id

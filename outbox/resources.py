@@ -49,6 +49,7 @@ _REGISTER = text(f"""
                :expires_at, :grace_seconds, :snapshot, :idempotency_key, :request_digest
           FROM used
          WHERE (CAST(:expires_at AS timestamptz) IS NULL OR CAST(:expires_at AS timestamptz) > now())
+           AND (:again OR NOT EXISTS (SELECT FROM resources WHERE generation = :generation AND status = 'deleted'))
            AND (CAST(:max_resources AS int) IS NULL OR used.resources < :max_resources)
            AND (CAST(:max_pending AS int) IS NULL OR used.pending < :max_pending)
             ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
@@ -68,6 +69,8 @@ _REGISTER = text(f"""
            {columns(Resource, "resource")}, {columns(Job, "job")}
       FROM used LEFT JOIN resource ON true LEFT JOIN job ON true""")
 
+_ANOTHERS = "this generation is another resource's: one object belongs to one resource"
+_WAS_ANOTHERS = text("SELECT EXISTS (SELECT FROM resources WHERE generation = :generation AND status = 'deleted')")
 _REGISTERED_BEFORE = text(f"""
     SELECT {columns(Resource, "resource")}, {columns(Job, "job")}, resource.request_digest AS request_digest,
            {CONFIRM}
@@ -103,8 +106,12 @@ def register(
     actor: str,
     idempotency_key: str | None = None,
     request_digest: str | None = None,
+    resource_id: uuid.UUID | None = None,
+    again: bool = False,
 ) -> tuple[Resource, Job]:
     """() -> provisioning, with its provision job, in one statement.
+
+    A recovery gives the `resource_id` that the object's resource had, and adopts `again` what a deleted one had.
 
     The same `idempotency_key` of a tenant returns what it made the first time; with another
     `request_digest` it raises IdempotencyKeyReused. A manifest with another resource's generation
@@ -118,7 +125,7 @@ def register(
     generation = uuid.UUID(str((new.manifest or {}).get("generation") or uuid.uuid4()))
     manifest = None if new.manifest is None else new.manifest | {"generation": str(generation)}
     asked = {
-        "id": uuid.uuid4(),
+        "id": resource_id or uuid.uuid4(),
         "tenant": new.tenant,
         "kind": new.kind,
         "backend": new.backend,
@@ -135,6 +142,7 @@ def register(
         "max_attempts": settings.get().max_attempts,
         "request_id": uuid.uuid4(),
         "actor": actor,
+        "again": again,
         "max_resources": quota.max_resources,
         "max_pending": quota.max_pending,
     }
@@ -143,11 +151,13 @@ def register(
     except IntegrityError as error:
         if "resources_generation" not in str(error):
             raise
-        raise AlreadyManaged("this generation is another resource's: one object belongs to one resource") from error
+        raise AlreadyManaged(_ANOTHERS) from error
     if row.resource_id is None:
         before = {"tenant": new.tenant, "idempotency_key": idempotency_key}
         used, found = row, db.execute(_REGISTERED_BEFORE, before).one_or_none()
         if found is None:
+            if not again and db.execute(_WAS_ANOTHERS, {"generation": generation}).scalar_one():
+                raise AlreadyManaged(_ANOTHERS)
             _refuse_above_quota(new.tenant, quota, used)
             raise BadRequest(_PAST)
         row = found

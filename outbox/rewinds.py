@@ -24,9 +24,10 @@ ACTS, RESOURCES, RESTORES = 250, 200, 50
 # What a note of a resource says: its event is that of its first job.
 REGISTERED = "registered"
 
-# One run of one server, and one database of it: whatever puts an older state in its place begins another.
+# One run of one server, one database of it, one file of a table: what puts an older state in its place begins another.
 INCARNATION = """concat(extract(epoch FROM pg_postmaster_start_time()), '/',
-                          (SELECT oid FROM pg_database WHERE datname = current_database()))"""
+                          (SELECT oid FROM pg_database WHERE datname = current_database()), '/',
+                          pg_relation_filenode('installation'))"""
 # Whether anything may be decided on this database's word; before the first comparison there is nothing to compare with.
 GOES_ON = f"""NOT EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL)
            AND NOT EXISTS (SELECT FROM installation

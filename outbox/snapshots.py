@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from outbox import rewinds
+from outbox import holds, rewinds
 from outbox.errors import ClaimLost, NotFound
 from outbox.events import Event
 from outbox.rows import Claim, Json
@@ -117,18 +117,22 @@ def found(
     return [Snapshot.read(row) for row in db.execute(_LIST, asked)]
 
 
-# A teardown that has not ended may need its snapshot, however long it waits.
+# A teardown that has not ended may need its snapshot, however long it waits. Under a hold the last copy is kept too.
 _EXPIRED = text(f"""
     SELECT {_COLUMNS} FROM snapshots
-     WHERE removed_at IS NULL AND expires_at <= now()
+     WHERE removed_at IS NULL AND expires_at <= now() AND (CAST(:id AS bigint) IS NULL OR snapshots.id = :id)
        AND NOT EXISTS (SELECT FROM outbox WHERE outbox.id = job_id AND state IN ('pending', 'running', 'stuck'))
+       AND NOT EXISTS (SELECT FROM holds WHERE {holds.COVERS.format("snapshots", "'deprovision'")})
        AND {rewinds.GOES_ON}
      ORDER BY expires_at LIMIT :limit""")
 
 
-def expired(db: Connection, *, limit: int) -> list[Snapshot]:
-    """What is to be removed from its store: past its time, or never verified, and its job has ended."""
-    return [Snapshot.read(row) for row in db.execute(_EXPIRED, {"limit": limit})]
+def expired(db: Connection, *, limit: int, id: int | None = None) -> list[Snapshot]:
+    """What is to be removed from its store: past its time, or never verified, its job has ended, and no hold covers it.
+
+    `id`: only this one.
+    """
+    return [Snapshot.read(row) for row in db.execute(_EXPIRED, {"limit": limit, "id": id})]
 
 
 _REMOVED = text(f"""

@@ -154,6 +154,18 @@ class TokenRole(StrEnum):
     OPERATOR = "operator"
 
 
+class Decision(StrEnum):
+    """What a person decides about one class of what a recovery found.
+
+    `confirm`: what this database says, or the other memory of it, is carried out. `cancel`: it is taken back, or
+    forgotten. `leave`: nothing happens, and whatever would happen by itself is set aside.
+    """
+
+    CONFIRM = "confirm"
+    CANCEL = "cancel"
+    LEAVE = "leave"
+
+
 class Found(StrEnum):
     """What a worker found when it inspected a stuck job's backend.
 
@@ -211,6 +223,20 @@ TRANSITIONS = (
     *(
         Transition("cancel", state, JobState.CANCELLED, "deprovision; never started at destroy", "API, CLI")
         for state in (JobState.PENDING, JobState.RUNNING, JobState.STUCK)
+    ),
+    *(
+        Transition("set_aside", state, JobState.STUCK, guard, "operator, in a recovery")
+        for state, guard in (
+            (JobState.PENDING, "fence as the survey saw it"),
+            (JobState.RUNNING, "fence as the survey saw it; lease passed"),
+        )
+    ),
+    Transition(
+        "close",
+        None,
+        JobState.SUCCEEDED,
+        "resource is active; its object was just seen absent",
+        "operator, in a recovery",
     ),
     Transition("redrive", JobState.STUCK, JobState.PENDING, "fence as the operator saw it; actor, reason", "operator"),
     Transition(

@@ -8,7 +8,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # What these can do, an edge may ask for only by an action. `approvals` and `observations` are written by actions too.
-BEHIND_THE_DOOR = {"jobs", "holds", "operations", "resources", "observations", "approvals", "brakes", "breakers"}
+BEHIND_THE_DOOR = {
+    "jobs",
+    "holds",
+    "operations",
+    "resources",
+    "observations",
+    "approvals",
+    "brakes",
+    "breakers",
+    "recovery",
+}
 EDGES = sorted(
     str(path.relative_to(ROOT)) for folder in ("api/v1", "deprovisioner/cli") for path in (ROOT / folder).glob("*.py")
 )

@@ -50,6 +50,7 @@ def test_states_are_written_in_one_place() -> None:
         "outbox/jobs/claim.py",
         "outbox/jobs/finish.py",
         "outbox/jobs/operators.py",
+        "outbox/jobs/recovery.py",
         "outbox/jobs/restore.py",
     }
 

@@ -83,7 +83,8 @@ class Memories:
             here = rewinds.here(session, self._places)
         if here.rewound:
             return self._keep_still(here)
-        due = sorted(here.due) if here.settled else self._places
+        # A new process has seen nothing yet: it asks, however lately another one did.
+        due = sorted(here.due) if here.settled and self._seen else self._places
         if not due and not self._has_lost(here):
             self._seen = here.memory()
             if here.incarnation != self._incarnation:  # another worker has compared it

@@ -11,6 +11,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -37,6 +38,7 @@ _MODULES = {
     "jobs": ["jobs", "operations"],
     "migrate": ["serve"],
     "operations": ["operations"],
+    "recover": ["recover"],
     "resources": ["resources", "restores"],
     "snapshots": ["snapshots"],
     "tenants": ["operations"],
@@ -218,19 +220,28 @@ def edge() -> "Edge":
     return Edge(_ask, _transact, _ring)
 
 
-def _ask(act: "Callable[[Connection], T]") -> "T":
+def edge_of_a_recovery() -> "Edge":
+    """The same for a recovery, which alone changes something after a rewind."""
+    from outbox.actions import Edge
+
+    return Edge(partial(_ask, recovering=True), partial(_transact, recovering=True), _ring)
+
+
+def _ask(act: "Callable[[Connection], T]", *, recovering: bool = False) -> "T":
     from outbox import db
 
     with db.statement() as session:
-        _refuse_rewound(session)
+        if not recovering:
+            _refuse_rewound(session)
         return act(session)
 
 
-def _transact(act: "Callable[[Connection], T]") -> "T":
+def _transact(act: "Callable[[Connection], T]", *, recovering: bool = False) -> "T":
     from outbox import db
 
     with db.transaction() as session:
-        _refuse_rewound(session)
+        if not recovering:
+            _refuse_rewound(session)
         return act(session)
 
 

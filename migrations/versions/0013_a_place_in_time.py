@@ -32,7 +32,7 @@ TRIGGERS = (
       EXECUTE FUNCTION deprovisioner_refuse_rewound()
     """,
     """
-    CREATE TRIGGER resources_change_rewound BEFORE INSERT OR UPDATE OF protected, expires_at, grace_seconds ON resources
+    CREATE TRIGGER resources_change_rewound BEFORE INSERT OR UPDATE OF protected, expires_at, grace_seconds, purge_at ON resources
       FOR EACH ROW EXECUTE FUNCTION deprovisioner_refuse_rewound()
     """,
     """

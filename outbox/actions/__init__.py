@@ -9,6 +9,7 @@ no function here: an edge calls `queries` with the tenant of its caller.
 - `jobs`         observe, redrive, resolve; alone or by two operators
 - `holds`        hold, release
 - `operations`   preview, begin and stop bulk work
+- `recovery`     survey and recover after a rewind, announce a restore
 
 Transactions are the edges'. An action that needs one session takes it as `db`. An action that needs several, one after
 the other, or that wakes the workers after a commit, takes an `Edge`, which lends it both.
@@ -30,6 +31,8 @@ from outbox.actions.operations import (
     stop,
     taken_back,
 )
+from outbox.actions.recovery import Places, Recovered, Rewind, announce, recover, rewind, survey
+from outbox.actions.recovery import wanted as wanted_recovery
 from outbox.actions.resources import (
     change,
     create,
@@ -42,9 +45,11 @@ from outbox.actions.resources import (
 from outbox.actions.undo import purge, restore
 from outbox.jobs import Delete, Enqueued, Restored
 from outbox.operations import DIGEST, DeleteFilter, words
+from outbox.recovery import CLASSES, Look, Looked, Seen, Survey
 from outbox.resources import NewResource
 
 __all__ = [
+    "CLASSES",
     "DIGEST",
     "Ask",
     "BulkFilter",
@@ -53,11 +58,19 @@ __all__ = [
     "DeleteFilter",
     "Edge",
     "Enqueued",
+    "Look",
+    "Looked",
     "NewResource",
     "Operator",
+    "Places",
     "Proposed",
+    "Recovered",
     "RestoreFilter",
     "Restored",
+    "Rewind",
+    "Seen",
+    "Survey",
+    "announce",
     "begin_offboard",
     "begin_redrive",
     "begin_restore",
@@ -76,14 +89,18 @@ __all__ = [
     "preview_redrive",
     "preview_restore",
     "purge",
+    "recover",
     "redrive",
     "release",
     "resolve",
     "restore",
+    "rewind",
     "show_credentials",
     "stop",
+    "survey",
     "taken_back",
     "wanted_delete",
+    "wanted_recovery",
     "within",
     "words",
 ]

@@ -121,6 +121,7 @@ def _answered() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
+        client_for(TIMEOUT_SECONDS).connection_pool.disconnect(inuse_connections=False)  # as in `ask`
         raise Unavailable(f"the broker does not answer: {foreign.line(str(error))}") from error
 
 

@@ -9,6 +9,7 @@ In the order of a job's life:
 - `finish`     running -> succeeded, cancelled, stuck, or pending again
 - `restore`    any -> cancelled while nothing was destroyed, and () -> pending for what gives it back; an earlier purge
 - `operators`  stuck -> pending, succeeded, cancelled
+- `recovery`   pending -> stuck, and () -> succeeded, after the control database went back in time
 - `_sql`       what the statements share
 
 Each transition is one statement: its guard is in WHERE, and it writes its event in the same transaction. On
@@ -16,7 +17,7 @@ Each transition is one statement: its guard is in WHERE, and it writes its event
 did not hold; `_sql._confirm_landed` then tells a lost answer from a lost claim.
 """
 
-from outbox.jobs.claim import CROWDED, LANES, claim, claimed_before, heartbeat, lanes_from
+from outbox.jobs.claim import CROWDED, LANES, claim, claimed_before, heartbeat, lanes_from, still
 from outbox.jobs.enqueue import Delete, Enqueued, enqueue, enqueue_all, enqueue_unheld, enqueued_before
 from outbox.jobs.expire import DUE_ROWS, Due, expire, last_due
 from outbox.jobs.finish import (
@@ -35,8 +36,9 @@ from outbox.jobs.finish import (
     wake,
 )
 from outbox.jobs.operators import FRESH, redrive, redrive_all, redrive_forced, resolve, resolve_forced, stuck_or_refuse
+from outbox.jobs.recovery import close, set_aside
 from outbox.jobs.restore import NOT_STARTED, Restored, purge, restore, restore_all
-from outbox.jobs.start import start, start_all, start_provision
+from outbox.jobs.start import may_undo, start, start_all, start_provision
 
 __all__ = [
     "CROWDED",
@@ -53,6 +55,7 @@ __all__ = [
     "advance",
     "claim",
     "claimed_before",
+    "close",
     "complete",
     "complete_all",
     "defer",
@@ -65,6 +68,7 @@ __all__ = [
     "heartbeat",
     "lanes_from",
     "last_due",
+    "may_undo",
     "note_late",
     "purge",
     "redrive",
@@ -76,10 +80,12 @@ __all__ = [
     "restore_all",
     "retry",
     "rollback",
+    "set_aside",
     "start",
     "start_all",
     "start_provision",
     "stick",
+    "still",
     "stuck_or_refuse",
     "sweep",
     "wake",

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Row, text
 
 from outbox import rewinds, settings
 from outbox.db import prepared
+from outbox.errors import Busy, ClaimLost
 from outbox.events import Event
 from outbox.jobs._sql import _EVENT, _OURS, _event, _still_ours
 from outbox.rows import Claim
@@ -202,3 +203,26 @@ def heartbeat(db: Connection, claims: Sequence[Claim]) -> set[int]:
     """Extend the leases of these claims in one statement; returns the ids of the jobs that are still ours."""
     rows = db.execute(_HEARTBEAT, _still_ours([(claim, None) for claim in claims]) | {"lease": settings.get().lease})
     return set(rows.scalars())
+
+
+_STILL = text(f"""
+    WITH {_OURS}
+    UPDATE outbox
+       SET lease_expires_at = now() + :lease
+      FROM ours WHERE outbox.id = ours.id
+ RETURNING EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL) AS rewound,
+           {rewinds.GOES_ON_AT.format("outbox.backend")} AS goes_on""")
+
+
+def still(db: Connection, claim: Claim) -> None:
+    """Extend the lease of a claim that is about to change something on its backend, in the middle of a step.
+
+    Raises ClaimLost where the claim is lost, or the database went back in time; and Busy until its backend is compared.
+    """
+    row = db.execute(_STILL, _still_ours([(claim, None)]) | {"lease": settings.get().lease}).one_or_none()
+    if row is None:
+        raise ClaimLost(f"job {claim.id}: the claim with fence {claim.fence} is lost")
+    if row.rewound:
+        raise ClaimLost(f"job {claim.id}: the control database went back in time; see `deprovisioner recover`")
+    if not row.goes_on:
+        raise Busy(f"job {claim.id}: backend {claim.backend!r} is not compared yet with what it remembers")

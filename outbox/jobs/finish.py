@@ -12,6 +12,7 @@ from outbox.jobs._sql import (
     _EVENT,
     _EVENT_EACH,
     _LOCK_JOB,
+    _MARK,
     _OURS_TEMPLATE,
     _WAIT,
     _confirm_landed,
@@ -21,7 +22,7 @@ from outbox.jobs._sql import (
     _still_ours,
 )
 from outbox.jobs.claim import LANES
-from outbox.rows import Claim, Json
+from outbox.rows import Claim, Json, StartMark
 from outbox.states import StuckReason
 
 _COMPLETE_TEMPLATE = f"""
@@ -323,12 +324,19 @@ def sweep(db: Connection, *, actor: str, batch: int = 100) -> int:
     return len(db.execute(_SWEEP, {"actor": actor, "batch": batch} | _backoff()).all())
 
 
-_LATE = text(f"WITH job AS (SELECT * FROM outbox WHERE id = :id), noted AS ({_EVENT}) SELECT id FROM job")
+_LATE = text(f"""
+    WITH job AS (SELECT * FROM outbox WHERE id = :id), noted AS ({_EVENT} RETURNING id, hash)
+    SELECT {_MARK} FROM noted LEFT JOIN installation ON installation.compared_under IS NOT NULL""")
 
 
-def note_late(db: Connection, claim: Claim, *, worker: str, news: Json) -> None:
-    """No arrow: keep as evidence what a worker reports after it lost its claim; nothing else changes."""
-    db.execute(_LATE, {"id": claim.id} | _event(Event.LATE, worker, detail=news | {"fence": claim.fence}))
+def note_late(db: Connection, claim: Claim, *, worker: str, news: Json) -> StartMark | None:
+    """No arrow: keep as evidence what a worker reports after it lost its claim; nothing else changes.
+
+    The event is the mark of what the worker may then undo; None where there is no such job any more.
+    """
+    asked = {"id": claim.id} | _event(Event.LATE, worker, detail=news | {"fence": claim.fence})
+    row = db.execute(_LATE, asked).one_or_none()
+    return None if row is None else StartMark(row.event, row.hash, row.installation, row.epoch)
 
 
 def _backoff() -> Json:

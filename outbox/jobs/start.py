@@ -21,6 +21,7 @@ from outbox.jobs._sql import (
     _skip_locked,
     _still_ours,
 )
+from outbox.jobs.restore import NOT_STARTED
 from outbox.rows import Claim, Json, StartMark
 from outbox.settings import Brake
 from outbox.states import JobKind, JobState, ResourceStatus, Step
@@ -138,6 +139,27 @@ _MARKED = text(f"""
 
 def _mark(row: Row[Any]) -> StartMark:
     return StartMark(row.event, row.hash, row.installation, row.epoch)
+
+
+# What was active has its data, which only a destruction that has started may take.
+_MAY_UNDO = text(f"""
+    SELECT EXISTS (
+           SELECT FROM resources
+            WHERE id = :id AND NOT adopted AND status IN ('deleting', 'deleted')
+              AND (status = 'deleted' OR activated_at IS NULL
+                   OR EXISTS (SELECT FROM outbox
+                               WHERE resource_id = resources.id AND kind = 'deprovision' AND state <> 'cancelled'
+                                 AND NOT ({NOT_STARTED})))
+              AND NOT EXISTS (SELECT FROM holds WHERE {holds.COVERS.format("resources", "'deprovision'")})
+              AND {rewinds.GOES_ON_AT.format("backend")})""")
+
+
+def may_undo(db: Connection, claim: Claim) -> bool:
+    """Whether a provision that lost its claim may remove what it made: not under a hold, nor what can be restored.
+
+    Where it may not, the resource's teardown removes it, if it is still to come.
+    """
+    return bool(db.execute(_MAY_UNDO, {"id": claim.resource_id}).scalar_one())
 
 
 def start_provision(

@@ -5,6 +5,7 @@
 - `control`             tokens, breakers, holds, brakes, observations, approvals
 - `installation`        its identity, and what places outside remember of it
 - `operations`          bulk work
+- `recovery`            recoveries after a rewind: what was found, and what was decided
 - `snapshots`           final snapshots, and attempts to log in
 """
 
@@ -14,6 +15,7 @@ from outbox.tables.installation import installation, memories
 from outbox.tables.jobs import outbox
 from outbox.tables.metadata import metadata
 from outbox.tables.operations import operation_items, operations
+from outbox.tables.recovery import recoveries, recovery_items, recovery_objects
 from outbox.tables.resources import resources
 from outbox.tables.snapshots import login_attempts, snapshots
 
@@ -33,6 +35,9 @@ __all__ = [
     "operation_items",
     "operations",
     "outbox",
+    "recoveries",
+    "recovery_items",
+    "recovery_objects",
     "resources",
     "snapshots",
     "tokens",

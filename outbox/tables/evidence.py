@@ -24,6 +24,8 @@ events = sa.Table(
     sa.Column("seq", sa.BigInteger, nullable=False),
     sa.Column("hash", sa.LargeBinary, nullable=False),
     sa.Index("events_of_job", "job_id", "id"),
+    # For the acts, which are few: what a recovery must know of, and `audit acts`.
+    sa.Index("events_acts", "id", postgresql_where=sa.text("job_id IS NULL")),
     sa.Index("events_chain", "resource_id", "seq", unique=True),
 )
 

@@ -16,9 +16,11 @@ from tests.mutations.operations import GUARDS_OF_OPERATIONS
 from tests.mutations.operators import OPERATORS
 from tests.mutations.outcomes import OUTCOMES
 from tests.mutations.postgres import GUARDS_OF_POSTGRES
+from tests.mutations.recoveries import GUARDS_OF_RECOVERIES
 from tests.mutations.redis import GUARDS_OF_REDIS
 from tests.mutations.restores import GUARDS_OF_RESTORES
 from tests.mutations.rewinds import GUARDS_OF_REWINDS
+from tests.mutations.roads import GUARDS_OF_ROADS
 from tests.mutations.runner import GUARDS_OF_RUNNER
 from tests.mutations.schema import GUARDS_OF_MANIFESTS, GUARDS_OF_SCHEMA
 from tests.mutations.snapshots import GUARDS_OF_SNAPSHOTS
@@ -47,6 +49,8 @@ MUTANTS = (
     *GUARDS_OF_SNAPSHOTS,
     *GUARDS_OF_OBJECTS,
     *GUARDS_OF_REWINDS,
+    *GUARDS_OF_RECOVERIES,
+    *GUARDS_OF_ROADS,
 )
 
 # Nobody can see that these are gone, since something else always answers first.

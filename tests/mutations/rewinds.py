@@ -110,6 +110,28 @@ GUARDS_OF_REWINDS = (
     ),
     *cut(
         _FILE,
+        "INCARNATION = ",
+        REWINDS,
+        (
+            "rewind: the file of the table",
+            ", '/',\n                          pg_relation_filenode('installation'))",
+            ")",
+            "test_a_dump_that_is_restored_into_its_own_database_is_not_compared[TRUNCATE installation]",
+        ),
+    ),
+    *cut(
+        "worker/memory.py",
+        "            here = rewinds.here(session, self._places)",
+        _MEMORY,
+        (
+            "rewind: a new worker asks",
+            "here.settled and self._seen else",
+            "here.settled else",
+            "test_a_new_worker_asks_each_place_however_lately_another_one_did",
+        ),
+    ),
+    *cut(
+        _FILE,
         "def here(",
         REWINDS,
         (
@@ -240,7 +262,7 @@ GUARDS_OF_REWINDS = (
         ),
         (
             "rewind: a trigger of changes",
-            "UPDATE OF protected, expires_at, grace_seconds ON",
+            "UPDATE OF protected, expires_at, grace_seconds, purge_at ON",
             "UPDATE OF name ON",
             "test_after_a_rewind_no_delete_and_no_change_is_written",
         ),

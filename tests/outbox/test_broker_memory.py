@@ -89,3 +89,15 @@ def test_a_dead_broker_is_no_answer(settled: dict[str, str], monkeypatch: pytest
         with pytest.raises(Unavailable, match="the broker does not answer") as caught:
             verb()
         assert "hunter2" not in str(caught.value)
+
+
+def test_a_broker_that_takes_no_writes_keeps_nothing(broker: redis.Redis, kept: Memory) -> None:
+    doorbell.remember(kept)
+    broker.config_set("min-replicas-to-write", 1)
+    try:
+        with pytest.raises(Unavailable, match=r"(?i)not enough good replicas"):
+            doorbell.remember(replace(kept, event=101))
+    finally:
+        broker.config_set("min-replicas-to-write", 0)
+    assert doorbell.recall(kept.installation) == kept
+    assert doorbell.remember(replace(kept, event=101)) is None

@@ -398,6 +398,40 @@ def test_the_doctor_compares_what_is_planned_completed_or_deleted_too(world: Wor
     assert [offender.id for offender in found["manifest_altered"].sample] == [str(id)]
 
 
+FORGED = {
+    "a plan": ("started", {"manifest": {"database": "somebody_elses"}}, False),
+    "an addition": ("started", {"seen": {"completes": {"database": "somebody_elses"}}}, False),
+    "a second end": ("activated", {"manifest": {"database": "somebody_elses"}}, True),
+    "something else": ("started", {"seen": {"completes": "all"}}, False),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_forged_event_teaches_doctor_and_runbook_no_other_manifest(world: World, what: str) -> None:
+    event, detail, named = FORGED[what]
+    id = world.running.resource_id
+    before = manifest_of(world.db, id)
+    job = world.db.execute(
+        text("SELECT id FROM outbox WHERE resource_id = :id AND kind = 'provision'"), {"id": id}
+    ).scalar_one()
+    world.tell(job, id, event, 1, **detail)
+    found = findings().get("manifest_altered")
+    assert (found is not None) is named
+    assert found is None or found.error is None
+    if found is not None:
+        assert [(o.id, o.note) for o in found.sample] == [
+            (str(id), "2 events end its one provision (activated): which is forged?")
+        ]
+    world.db.exec_driver_sql(repair(id))
+    assert manifest_of(world.db, id) == before
+
+
+def repair(resource: uuid.UUID) -> str:
+    """The runbook's statement that puts back what the events say."""
+    part = (ROOT / "docs/runbook.md").read_text().partition("### `manifest_altered`")[2].partition("\n### ")[0]
+    return part.partition("```sql\n")[2].partition("```")[0].replace("$RESOURCE", str(resource))
+
+
 @pytest.mark.parametrize("which", ["active", "running", "rolled_back"])
 def test_the_runbook_s_statement_puts_back_what_the_events_say(world: World, which: str) -> None:
     broken = getattr(world, which)
@@ -405,8 +439,7 @@ def test_the_runbook_s_statement_puts_back_what_the_events_say(world: World, whi
     before = manifest_of(world.db, id)
     change = """manifest || '{"database": "e", "extra": 1}'"""
     unguarded(world.db, f"UPDATE resources SET manifest = {change} WHERE id = :id", id=id)
-    part = (ROOT / "docs/runbook.md").read_text().partition("### `manifest_altered`")[2].partition("\n### ")[0]
-    statement = part.partition("```sql\n")[2].partition("```")[0].replace("$RESOURCE", str(id))
+    statement = repair(id)
     if status_of(world.db, id) == "deleted":
         with pytest.raises(sa.exc.IntegrityError, match="a deleted resource is final"):
             world.db.exec_driver_sql(statement)

@@ -137,6 +137,25 @@ def test_a_place_is_due_when_it_was_not_compared_under_this_incarnation_or_a_min
     assert (here.due, here.settled) == ({*PLACES}, False)
 
 
+@pytest.mark.parametrize(
+    "loaded_again",
+    [
+        "TRUNCATE installation",
+        "DROP TABLE installation; CREATE TABLE installation (LIKE saved INCLUDING ALL)",
+    ],
+)
+def test_a_dump_that_is_restored_into_its_own_database_is_not_compared(db: Connection, loaded_again: str) -> None:
+    a_job(db)
+    compared(db)
+    db.execute(text("CREATE TABLE saved (LIKE installation INCLUDING ALL)"))
+    db.execute(text("INSERT INTO saved TABLE installation"))
+    db.execute(text(loaded_again))
+    db.execute(text("INSERT INTO installation TABLE saved"))
+    here = rewinds.here(db, PLACES)
+    assert (here.due, here.settled, here.moved) == ({*PLACES}, False, None)
+    assert claims(db, 5) == []
+
+
 def test_a_database_that_was_replaced_meanwhile_is_not_called_compared(db: Connection) -> None:
     here = compared(db)
     assert not rewinds.settle(db, replace(here, incarnation="another"), PLACES)
@@ -222,14 +241,14 @@ def test_nothing_starts_at_a_backend_that_went_back_and_its_breaker_stays_open(d
 def test_nothing_expires_no_operation_goes_on_and_no_snapshot_is_removed(db: Connection, why: str) -> None:
     compared(db)
     resource = a_resource(db, expires=PAST)
-    rewind(db) if why == "rewound" else replaced(db)
-    assert jobs.expire(db, actor="w") == 0
-    assert status_of(db, resource) == "active"
-    assert snapshots.expired(db, limit=9) == []
     db.execute(
         text("""INSERT INTO operations (kind, filter, reason, actor, digest, total, next_at)
                 VALUES ('offboard', '{}', 'r', 'op', 'd', 0, now() - interval '1 s')""")
     )
+    rewind(db) if why == "rewound" else replaced(db)
+    assert jobs.expire(db, actor="w") == 0
+    assert status_of(db, resource) == "active"
+    assert snapshots.expired(db, limit=9) == []
     with database.transaction() as session:
         operations.advance(session, worker="w")
     assert db.execute(text("SELECT finished_at FROM operations")).scalar_one() is None

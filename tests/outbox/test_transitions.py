@@ -73,12 +73,16 @@ ACTS: dict[str, tuple[str, Act]] = {
     "stick": ("deprovision", lambda db, c: jobs.stick(db, c, worker="w", why=StuckReason.REFUSED, error="e")),
     "rollback": ("provision", lambda db, c: jobs.rollback(db, c, worker="w", error="e")),
     "sweep": ("deprovision", lambda db, c: jobs.sweep(db, actor="w") or _nothing()),
+    "set_aside": (
+        "deprovision",
+        lambda db, c: jobs.set_aside(db, [(c.id, c.fence)], actor="op", reason="r") or _nothing(),
+    ),
     "redrive": ("deprovision", lambda db, c: jobs.redrive(db, c.id, fence=c.fence, actor="op", reason="r")),
     "resolve": ("deprovision", lambda db, c: a_look(db, c.id) and resolved(db, c.id)),
 }
-BIRTHS = {"enqueue", "expire", "restore"}
+BIRTHS = {"enqueue", "expire", "restore", "close"}
 ENDS = ("advance", "give_back", "complete", "activate", "retry", "defer", "stick", "rollback")
-WORKER_S = sorted(set(ACTS) - {"claim", "sweep", "redrive", "resolve", "cancel"})  # each with a claim
+WORKER_S = sorted(set(ACTS) - {"claim", "sweep", "set_aside", "redrive", "resolve", "cancel"})  # each with a claim
 
 
 def _start(db: Connection, name: str, claim: Claim) -> int:
@@ -106,7 +110,7 @@ def test_every_transition_is_tried() -> None:
 @pytest.mark.parametrize("name", ACTS)
 def test_a_transition_moves_a_job_only_along_its_arrow(db: Connection, name: str, state: JobState) -> None:
     kind, act = ACTS[name]
-    lease = "-1 s" if name == "sweep" else "30 s"
+    lease = "-1 s" if name in ("sweep", "set_aside") else "30 s"
     started = name in ("advance", "give_back")
     id = a_job(db, state=state, kind=kind, attempts=1, lease=lease, step=STEP.get(name), started=started)
     before = job(db, id)
@@ -700,3 +704,30 @@ def test_a_transition_that_waited_for_a_lock_does_nothing_when_its_claim_is_lost
     thread.join()
     assert (done, events_of(db, claim.id)) == ([set()], ["claimed"])
     assert status_of(db, claim.resource_id) == "deleting"
+
+
+def test_a_running_job_with_a_live_lease_is_not_set_aside(db: Connection) -> None:
+    id = a_job(db, state="running", attempts=1)
+    before = job(db, id)
+    assert jobs.set_aside(db, [(id, before.fence)], actor="op", reason="r") == set()
+    assert job(db, id) == before
+
+
+def test_a_job_at_another_fence_is_not_set_aside(db: Connection) -> None:
+    id = a_job(db)
+    assert jobs.set_aside(db, [(id, 7)], actor="op", reason="r") == set()
+    assert job(db, id).state == "pending"
+
+
+@pytest.mark.parametrize("status", ["provisioning", "active", "deleting", "deleted", "restoring"])
+def test_only_an_active_resource_is_closed(db: Connection, status: str) -> None:
+    resource = a_resource(db, status=status)
+    closed = jobs.close(db, resource, actor="op", reason="r", seen={"absent": True})
+    assert (closed is not None) == (status == "active")
+    assert status_of(db, resource) == ("deleted" if status == "active" else status)
+
+
+def test_an_active_resource_with_a_job_that_is_not_done_is_not_closed(db: Connection) -> None:
+    id = a_job(db, kind="restore", status="active")
+    assert jobs.close(db, job(db, id).resource_id, actor="op", reason="r", seen={}) is None
+    assert status_of(db, job(db, id).resource_id) == "active"

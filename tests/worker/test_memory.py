@@ -97,6 +97,13 @@ def test_within_a_minute_a_place_is_neither_asked_nor_written(db: Connection, pl
     assert place.kept.event > before.event
 
 
+def test_a_new_worker_asks_each_place_however_lately_another_one_did(db: Connection, place: Place) -> None:
+    place.memories.compare()
+    place.change(event=10**6)
+    Memories({"pg-main": place.backend}, worker="w2").compare()
+    assert is_held(db)
+
+
 def test_a_database_that_lacks_what_a_backend_remembers_is_held_and_the_places_are_told(
     db: Connection, place: Place
 ) -> None:

@@ -12,10 +12,11 @@ This module has what both kinds need, and the one table from what went wrong to 
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, assert_never
 
 from sqlalchemy import Connection
-from tenacity import RetryCallState, retry_if_exception
+from tenacity import RetryCallState, retry_if_exception, retry_if_exception_type
 
 from outbox import breakers, db, holds, jobs
 from outbox.errors import (
@@ -28,6 +29,7 @@ from outbox.errors import (
     Held,
     OutOfService,
     Refused,
+    Rewound,
     Unavailable,
     Unconfirmed,
     Unwanted,
@@ -146,8 +148,8 @@ class Run:
         except ClaimLost as lost:
             self._end_lost(lost)
         except Exception as worse:
-            if not (isinstance(worse, Unconfirmed) or db.passing(worse)):
-                raise
+            if not (isinstance(worse, Unconfirmed | Rewound) or db.passing(worse)):
+                raise  # after a rewind the job stays as it is, for the recovery
             self.log.error("outcome_not_recorded", error=repr(worse))
 
     def _end_lost(self, error: ClaimLost) -> None:
@@ -180,9 +182,9 @@ class Run:
         return self.claim.kind is JobKind.DEPROVISION and self.claim.step not in (Step.QUARANTINE, Step.SNAPSHOT)
 
     def still(self) -> None:
-        """Raises ClaimLost where the claim is lost, as by a restore."""
-        if not self.transact(lambda session: jobs.heartbeat(session, [self.claim])):
-            raise ClaimLost(f"job {self.claim.id}: the claim with fence {self.claim.fence} is lost")
+        """Raises ClaimLost where the claim is lost, as by a restore; waits where the control database was restarted."""
+        ask = partial(self.transact, lambda session: jobs.still(session, self.claim))
+        retrying(retry_if_exception_type(Busy))(ask)
 
     def keep(self, mark: StartMark) -> None:
         """Have the backend remember this start before it destroys. Raises ClaimLost where it was told to keep still."""

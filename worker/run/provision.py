@@ -4,11 +4,10 @@ from typing import TYPE_CHECKING
 
 from tenacity import retry_if_exception_type
 
-from outbox import credentials, db, jobs, resources
-from outbox.errors import BackendError, Transient, Unavailable
+from outbox import credentials, db, jobs
+from outbox.errors import BackendError, ClaimLost, Transient, Unavailable
 from outbox.events import Event, emit
 from outbox.rows import Json
-from outbox.states import ResourceStatus
 from worker.run.retries import retrying
 
 if TYPE_CHECKING:
@@ -50,14 +49,22 @@ def _plan(run: "Run") -> tuple[Json, bytes]:
 def undo_late(run: "Run") -> None:
     """After the claim is lost: record what this attempt made, and remove it if its resource is being deleted.
 
-    The resource's teardown may have seen it absent, so no other job would remove it.
+    The resource's teardown may have seen it absent, so no other job would remove it. What a hold covers, and what could
+    still be restored, is left; so is everything where the control database went back in time.
     """
     if run.made is None:
         return
-    run.record(jobs.note_late, news={"provisioned": run.made})
+    mark = run.record(jobs.note_late, news={"provisioned": run.made})
     with db.statement() as session:
-        resource, _ = resources.find(session, run.claim.resource_id)
-    if resource.status in (ResourceStatus.DELETING, ResourceStatus.DELETED) and not run.claim.adopted:
+        may = jobs.may_undo(session, run.claim)
+    if mark is None or not may:
+        run.log.info("late_birth_kept", manifest=run.made)
+        return
+    try:
+        run.keep(mark)
+    except ClaimLost as error:
+        run.log.warning("late_birth_kept", error=str(error), manifest=run.made)
+    else:
         _undo(run, run.made)
 
 

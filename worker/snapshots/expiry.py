@@ -41,6 +41,9 @@ def remove_expired(*, worker: str) -> int:
 
 
 def _remove(one: Snapshot, worker: str) -> bool:
+    with db.statement() as session:
+        if not snapshots.expired(session, limit=1, id=one.id):
+            return False  # another worker has removed it, or a hold covers it now: those before it may have taken long
     try:
         store, name = stores.at(one.location)
         store.remove(name)

@@ -3,22 +3,25 @@
 from outbox.doctor.checks.check import BY_HAND, REPORT, Check
 from outbox.events import ENDS_DELETION, Event, quoted
 
-# What the chain says a manifest is: the last event that carries it whole, and what later starts added to it.
+# What the chain says a manifest is: the provision's end, or before it the last event that carries the manifest; and the
+# fields that later starts added to it. An event that does more than a transition can is forged, and does not count.
 _CARRIES = f"""event IN ({quoted(Event.ENQUEUED, Event.STARTED, Event.ACTIVATED)})
                             AND detail -> 'manifest' IS NOT NULL"""
 _ADDED = "detail #> '{seen,completes}'"
 _RECORDED = f"""
-    SELECT resources.*, told.id AS event_id, told.event, told.at,
+    SELECT resources.*, told.id AS event_id, told.event, told.at, ends,
            (told.detail -> 'manifest') || coalesce(added.fields, '{{}}') AS recorded
       FROM resources
-     CROSS JOIN LATERAL (SELECT * FROM events
-                          WHERE resource_id = resources.id AND {_CARRIES} ORDER BY seq DESC LIMIT 1) AS told
      CROSS JOIN LATERAL (
-           SELECT jsonb_object_agg(key, value ORDER BY seq) AS fields
+           SELECT *, count(*) FILTER (WHERE event = '{Event.ACTIVATED}') OVER () AS ends
+             FROM events WHERE resource_id = resources.id AND {_CARRIES}
+            ORDER BY event = '{Event.ACTIVATED}' DESC, seq DESC LIMIT 1) AS told
+     CROSS JOIN LATERAL (
+           SELECT jsonb_object_agg(key, value ORDER BY seq DESC) AS fields
              FROM events AS later
             CROSS JOIN LATERAL jsonb_each(CASE jsonb_typeof({_ADDED}) WHEN 'object' THEN {_ADDED} END)
-            WHERE later.resource_id = resources.id AND later.seq > told.seq
-              AND later.event = '{Event.STARTED}') AS added"""
+            WHERE later.resource_id = resources.id AND later.seq > told.seq AND later.event = '{Event.STARTED}'
+              AND coalesce(told.detail -> 'manifest' -> key, 'null') = 'null') AS added"""
 
 RESOURCES = (
     Check(
@@ -117,12 +120,14 @@ RESOURCES = (
         "resource",
         f"""
         SELECT id, at AS since,
-               concat((SELECT string_agg(key, ', ' ORDER BY key)
-                         FROM jsonb_each(manifest) AS stored FULL JOIN jsonb_each(recorded) AS told USING (key)
-                        WHERE stored.value IS DISTINCT FROM told.value),
-                      ': not as event ', event_id, ' (', event, ') and later ones record it') AS note
+               CASE WHEN ends > 1 THEN concat(ends, ' events end its one provision (activated): which is forged?')
+                    ELSE concat((SELECT string_agg(key, ', ' ORDER BY key)
+                                   FROM jsonb_each(manifest) AS stored
+                                   FULL JOIN jsonb_each(recorded) AS told USING (key)
+                                  WHERE stored.value IS DISTINCT FROM told.value),
+                                ': not as event ', event_id, ' (', event, ') and later ones record it') END AS note
           FROM ({_RECORDED}) AS vouched
-         WHERE manifest IS DISTINCT FROM recorded
+         WHERE manifest IS DISTINCT FROM recorded OR ends > 1
          UNION ALL
         SELECT resources.id, outbox.created_at,
                concat('job ', outbox.id, ' goes to ', outbox.backend, '; the resource is on ', resources.backend)

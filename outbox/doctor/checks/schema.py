@@ -33,6 +33,7 @@ TRIGGERS = {
     "holds_are_kept": "holds",
     "holds_rewound_stays": "holds",
     "operations_finished_is_final": "operations",
+    "operations_begin_rewound": "operations",
     "events_chained": "events",
     "audit_checkpoints_append_only": "audit_checkpoints",
     "audit_heads_append_only": "audit_heads",

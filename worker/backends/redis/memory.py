@@ -56,7 +56,9 @@ class _Found:
             return self.key or self.mark
         later = max(self.key, self.mark, key=lambda one: one.least)
         still = any(one.still for one in (self.key, self.mark) if one.epoch == later.epoch)
-        lagging = self.key.event if self.key.least < self.mark.least else None
+        lagging = None
+        if self.key.least < self.mark.least:
+            lagging = self.key.event if self.key.epoch == later.epoch else 0
         return replace(later, still=still, notes=self.key.notes, lagging=lagging)
 
 

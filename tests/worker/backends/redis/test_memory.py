@@ -109,6 +109,16 @@ def test_mere_progress_is_saved_once_a_minute(
     assert ":2:105:aa:0" in saved()
 
 
+def test_a_server_that_takes_no_writes_is_no_place(own: RedisServer, kept: Memory) -> None:
+    backend = Redis(own.service_dsn)
+    backend.remember(kept)
+    own.client.config_set("min-replicas-to-write", 1)
+    with pytest.raises(OutOfService, match="NOREPLICAS"):
+        backend.remember(replace(kept, event=101))
+    assert backend.recall(kept.installation) == kept, "neither half of it"
+    assert ":2:100:aa:0" in own.client.acl_getuser(_name(kept))["channels"][0]
+
+
 def test_a_promoted_replica_has_the_key_without_the_mark(
     program: str, own: RedisServer, tmp_path: Path, kept: Memory
 ) -> None:
@@ -140,9 +150,13 @@ def test_a_key_from_an_older_dump_is_told_until_it_is_written_again(own: RedisSe
     assert backend.remember(replace(kept, event=3, still=True), (2, 500)) == replace(there, still=True)
     assert backend.recall(kept.installation) == replace(there, still=True)
     assert own.client.get(_name(kept)) == dump, "for all to see"
-    recovered = replace(later, epoch=3, notes=None)
+    recovered = replace(later, epoch=3, event=50, notes=None)
     assert backend.remember(recovered) is None
     assert backend.recall(kept.installation) == replace(recovered, notes=kept.notes)
+    own.client.set(_name(kept), dump)
+    found = backend.recall(kept.installation)
+    assert found == replace(recovered, notes=kept.notes, lagging=0)
+    assert found.least < (3, 50), "although the number of its event is higher"
 
 
 GARBAGE = {

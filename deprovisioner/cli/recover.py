@@ -1,0 +1,247 @@
+"""`deprovisioner recover`: what a person does after the control database, or a backend, went back in time."""
+
+import datetime as dt
+import re
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deprovisioner.cli.shell import (
+    WORDS,
+    as_json_option,
+    cell,
+    edge_of_a_recovery,
+    example,
+    main,
+    me,
+    operate,
+    print_fields,
+    print_json,
+    print_table,
+)
+from outbox.errors import BadRequest, NotFound
+
+if TYPE_CHECKING:
+    from outbox.actions import Recovered, Survey
+
+_DECISION = re.compile(r"([a-z_]+)=([a-z]+)")
+
+
+def _decisions(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Each `CLASS=DECISION`, apart."""
+    parts = [(one, _DECISION.fullmatch(one)) for one in value]
+    if wrong := [one for one, match in parts if match is None]:
+        raise click.BadParameter(f"{wrong[0]!r} is not CLASS=DECISION, such as teardowns=leave")
+    return [(match[1], match[2]) for _, match in parts if match is not None]
+
+
+def _digest(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    from outbox.actions import DIGEST
+
+    if value is not None and not re.fullmatch(DIGEST, value):
+        raise click.BadParameter(f"{value!r} is not a digest: copy all of the digest that the survey printed")
+    return value
+
+
+def _moment(_: click.Context, __: click.Parameter, value: str | None) -> dt.datetime | None:
+    """An RFC 3339 time."""
+    if value is None:
+        return None
+    try:
+        moment = dt.datetime.fromisoformat(value)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise click.BadParameter(f"{value!r} is not a time with its zone, such as 2026-11-30T08:00:00Z")
+    return moment
+
+
+@main.command(
+    "recover",
+    epilog=example(
+        "deprovisioner recover",
+        "deprovisioner recover --digest 7-3f0c… --decide expiries_due=cancel --reason 'the dump of 08:00 is restored'",
+        "deprovisioner recover --announce --reason 'restoring the dump of 08:00'",
+    ),
+)
+@click.option("--digest", callback=_digest, help="The digest that the survey printed; without it nothing is decided.")
+@click.option(
+    "--decide",
+    "decided",
+    callback=_decisions,
+    multiple=True,
+    metavar="CLASS=DECISION",
+    help="What becomes of a class: confirm, cancel or leave. Every class that has items needs one.",
+)
+@click.option("--reason", type=WORDS, help="Why; stored with each item. Needed with --digest and --announce.")
+@click.option("--without", type=WORDS, multiple=True, metavar="BACKEND", help="Leave out a backend that was not read.")
+@click.option("--tenant", type=WORDS, help="Whose the unknown objects are that no note names a tenant of.")
+@click.option(
+    "--revoke-tokens-before",
+    "revoke_before",
+    callback=_moment,
+    metavar="TIME",
+    help="Revoke every token that was made before then: 2026-11-30T08:00:00Z.",
+)
+@click.option("--backend", type=WORDS, metavar="NAME", help="Only this backend, which went back in time itself.")
+@click.option("--announce", is_flag=True, help="Before a planned restore: let nothing start, whichever copy is seen.")
+@as_json_option
+def recover(
+    digest: str | None,
+    decided: list[tuple[str, str]],
+    reason: str | None,
+    without: tuple[str, ...],
+    tenant: str | None,
+    revoke_before: dt.datetime | None,
+    backend: str | None,
+    announce: bool,
+    as_json: bool,
+) -> None:
+    """Compare with the backends after a restore, show by class what may be wrong, and carry out what you decide.
+
+    Without --digest it is a dry run: it stores what it found, changes nothing else, and prints the command for the
+    real run. That one may be killed and run again: it goes on. It needs the backends file and the addresses in it, as
+    a worker does. Exit code 1 when it was refused, or when a decision could not be carried out for an item.
+    """
+    from outbox import actions, settings
+    from worker.survey import Places
+
+    operate()
+    configured = settings.backends()
+    if backend is not None and backend not in configured:
+        raise NotFound(f"there is no backend {backend!r} in the backends file; it has: {', '.join(sorted(configured))}")
+    if announce:
+        if digest or decided or backend:
+            raise click.UsageError("--announce takes --reason alone")
+        untold = actions.announce(edge_of_a_recovery(), me(), Places(configured), _tell, reason=_reason(reason))
+        _announced(untold, as_json)
+        return
+    if backend is not None:
+        configured = {backend: configured[backend]}
+    if digest is None:
+        if decided or without or revoke_before:
+            raise click.UsageError("decisions need the --digest of the survey that they are about")
+        seen = actions.survey(edge_of_a_recovery(), me(), Places(configured), _tell, backend=backend)
+        _show_survey(seen, as_json)
+        return
+    try:
+        wanted = actions.wanted_recovery(
+            digest,
+            decided,
+            reason=_reason(reason),
+            backend=backend,
+            without=without,
+            tenant=tenant,
+            revoke_before=revoke_before,
+        )
+        done = actions.recover(edge_of_a_recovery(), me(), Places(configured), _tell, wanted)
+    except BadRequest as error:
+        raise click.UsageError(str(error)) from error
+    _show_end(done, as_json)
+
+
+def _reason(given: str | None) -> str:
+    if given is None:
+        raise click.UsageError("say why, with --reason")
+    return given
+
+
+def _tell(words: str) -> None:
+    """Progress goes to stderr: stdout may be JSON."""
+    click.echo(words, err=True)
+
+
+def _announced(untold: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        print_json({"announced": True, "untold": untold})
+    else:
+        click.echo(
+            "announced: nothing starts, in this database or a copy of it, until `deprovisioner recover` has ended"
+        )
+        for place, why in untold.items():
+            click.echo(f"not told: {place}: {why}")
+    if untold:
+        raise SystemExit(1)
+
+
+def _show_survey(seen: "Survey", as_json: bool) -> None:
+    from outbox.actions import CLASSES
+
+    classes = [one for one in CLASSES if one.name in seen.counts]
+    if as_json:
+        print_json(vars(seen) | {"command": _command(seen)})
+        return
+    where = f"backend {seen.backend}" if seen.backend else "the control database"
+    click.echo(f"survey {seen.id} of {where}, at {cell(seen.created_at)}")
+    click.echo(f"the places say: {seen.verdict or 'nothing that speaks of a rewind'}")
+    click.echo(f"read: {', '.join(seen.surveyed) or '(none)'}\n")
+    print_fields({one.name: seen.counts[one.name] for one in classes})
+    for one in classes:
+        if not seen.counts[one.name]:
+            continue
+        click.echo(f"\n{one.name}: {one.about}")
+        rows = [_row(item) for item in seen.samples[one.name]]
+        print_table(rows, tuple(rows[0]))
+        if seen.counts[one.name] > len(rows):
+            click.echo(f"and {seen.counts[one.name] - len(rows)} more")
+        for decision, (what, _) in one.does.items():
+            click.echo(f"  --decide {one.name}={decision:<8} {what}")
+    for name, why in seen.errors.items():
+        click.echo(f"\nERROR: backend {name} could not be read, and its objects are in no class: {why}")
+    click.echo(
+        "\nnothing was changed. To decide, put confirm, cancel or leave for each … and run:\n"
+        f"  deprovisioner {_command(seen)}"
+    )
+
+
+# What a person looks at first, of what an item's detail has.
+_SHOWN = (
+    "tenant",
+    "name",
+    "status",
+    "state",
+    "step",
+    "expires_at",
+    "purge_at",
+    "found",
+    "set",
+    "since",
+    "parts",
+    "why",
+)
+
+
+def _row(item: dict[str, Any]) -> dict[str, Any]:
+    """An item as a line of the table."""
+    detail = item["detail"]
+    row = {"key": item["key"], "backend": item["backend"]}
+    named = {name: detail[name] for name in _SHOWN if name in detail}
+    return row | (named or detail)
+
+
+def _command(seen: "Survey") -> str:
+    """The command of the real run, with … for what is still to be decided."""
+    said = ["recover", "--digest", seen.digest]
+    for name, count in seen.counts.items():
+        if count:
+            said += ["--decide", f"{name}=…"]
+    for name in seen.errors:
+        said += ["--without", name]
+    if seen.backend:
+        said += ["--backend", seen.backend]
+    return shlex.join([*said, "--reason", "…"]).replace("'", "")
+
+
+def _show_end(done: "Recovered", as_json: bool) -> None:
+    if as_json:
+        print_json({"survey": vars(done.survey), "refused": done.refused, "unwritten": done.unwritten})
+    else:
+        click.echo(f"recovery {done.survey.id} has ended: workers start jobs again")
+        if done.refused:
+            click.echo("\nnot carried out, and left for you:")
+            print_table(done.refused, ("class", "key", "backend", "job_id", "resource_id", "said"))
+        for place, why in done.unwritten.items():
+            click.echo(f"{place} has not taken the new epoch; a worker writes it later: {why}")
+    if done.survey.refused:
+        raise SystemExit(1)
