@@ -121,7 +121,7 @@ def engine() -> Engine:
 
 
 def on_reconnect(act: Callable[[], object]) -> None:
-    """Have `act` called as a connection of this process is made or lost: the server may be another one, or restarted."""
+    """Have `act` called when a connection of this process is made or lost: the server may have been restarted."""
     for moment in ("connect", "invalidate"):
         sa.event.listen(engine(), moment, lambda *_: act())
 

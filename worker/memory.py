@@ -32,9 +32,7 @@ ANSWER_SECONDS = 1.0
 class Memories:
     """The places of one worker: its backends, the broker, and itself."""
 
-    def __init__(
-        self, served: Mapping[str, Backend], *, worker: str, go_on: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, served: Mapping[str, Backend], *, worker: str, go_on: Callable[[], None] = lambda: None) -> None:
         """`go_on` is called when jobs may start that could not: places were compared."""
         self._backends = {name: Intake(backend) for name, backend in served.items()}
         self._places = [*self._backends, BROKER]
@@ -94,10 +92,12 @@ class Memories:
         found = self._each(due, lambda place: self._recall(place, here), late=here)
         if self._seen is not None and self._seen.installation == here.installation:
             found[ITSELF] = self._seen
-        return self._conclude(here, found)
+        if self._conclude(here, found):
+            self._seen = here.memory()
+        return None
 
-    def _conclude(self, here: Here, found: dict[str, Memory | None]) -> None:
-        """Judge what places answered that were asked after `here` was read; then have them remember it."""
+    def _conclude(self, here: Here, found: dict[str, Memory | None]) -> bool:
+        """Judge what places answered that were asked after `here` was read; if it may go on, they remember it."""
         with db.statement() as session:
             verdict = rewinds.judge(session, here, found)
         for place, why in verdict.behind.items():
@@ -107,17 +107,19 @@ class Memories:
                 if rewinds.engage(session, at=here, actor=self._worker, reason=verdict.rewound):
                     log.error("control_database_rewound", why=verdict.rewound, actor=self._worker)
                 # Else it was replaced or recovered meanwhile, and the next comparison tells.
-                return self._keep_still(here) if rewinds.rewound(session) else None
+                if rewinds.rewound(session):
+                    self._keep_still(here)
+                return False
             fine = [place for place in found if place != ITSELF and place not in verdict.behind]
             if not (here.settled or rewinds.tells(here, found)) or not rewinds.settle(session, here, fine):
-                return None
+                return False
             notes = rewinds.notes(session)
         if here.promoted:
             log.warning("control_database_promoted", actor=self._worker)
-        self._seen, self._incarnation = here.memory(), here.incarnation
+        self._incarnation = here.incarnation
         self._go_on()
         self._each(fine, lambda place: self._remember(place, replace(here.memory(), notes=notes), here))
-        return None
+        return True
 
     def _conclude_late(self) -> None:
         """Judge what came too late for the comparison that had asked."""

@@ -119,8 +119,7 @@ class Pool:
         if expired or lost or woken:
             emit(Event.SWEPT, log, actor=self._worker, lost=lost, expired=expired, woken=woken)
         self._state.want_inspections()
-        self._state.reset_cursors()
-        self._claimer.fill(may_have_more=True)
+        self._claim_anew()
         with db.transaction() as session:
             audit.checkpoint(session, actor=self._worker)
 
@@ -158,10 +157,14 @@ class Pool:
         return wait
 
     def _go_on(self) -> None:
-        """Claims found nothing for a while, since the control database was not compared: claim from the front."""
-        self._state.reset_cursors()
+        """Claims found nothing for a while, since the control database was not compared."""
         with self._failure_logged("claim_failed"):
-            self._claimer.fill(may_have_more=True)
+            self._claim_anew()
+
+    def _claim_anew(self) -> None:
+        """Claim from the front of each queue."""
+        self._state.reset_cursors()
+        self._claimer.fill(may_have_more=True)
 
     # -- what a slot runs --------------------------------------------------------------------------------------
 

@@ -201,11 +201,8 @@ def _rules(memory: Memory) -> tuple[str, ...]:
 
 
 def _save(session: Session, before: Memory | None, now: Memory, *, soon: bool) -> None:
-    """Write the users to the aclfile: `soon`, as what a worker's comparison writes, or what is no mere progress.
-
-    The control database is told of that write, so a server that is killed must not have less. What is kept before a
-    destruction is saved at the destruction's end, and once in SAVE_SECONDS.
-    """
+    """Write the users to the aclfile: `soon`, or what is no mere progress; else once in SAVE_SECONDS."""
+    # Soon: the control database is told of a comparison's write. A destruction's is saved by the teardown itself.
     progress = before is not None and (before.epoch, before.still) == (now.epoch, now.still)
     if progress and not soon and time.monotonic() - session.server.users_saved < SAVE_SECONDS:
         return
