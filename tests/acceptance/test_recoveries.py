@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from deprovisioner.up.servers import postgres_ready
 from tests.support import rewound
 from tests.support.api import until
 from tests.support.processes import client
-from tests.support.rewinds import DumpIntoNew, FileCopy, LaggingStandby, Way
+from tests.support.rewinds import DumpIntoNew, FileCopy, LaggingStandby, Way, copy_files, files_back
 from tests.support.rewound import Install, Installation, Story, Witnesses
 from tests.support.servers import Servers, serving
 from tests.support.witness import eventually
@@ -57,7 +58,7 @@ def gone_back(install: Install, way: Way) -> tuple[Installation, Story]:
     """An installation whose database has gone back, which was noticed."""
     its = install(way)
     story = Story(its).until(way)
-    story.remembered()
+    its.remembered()
     way.go_back(its.control)
     eventually(its.api_reads, what="the API reads again")
     eventually(its.rewound, what="it is noticed")
@@ -179,6 +180,40 @@ def test_an_announced_restore_finds_every_copy_still(install: Install, servers: 
     _goes_on(its)
     kept = (story.lifted, story.protected)
     assert [its.acme.get(f"/v1/resources/{one['id']}").json()["protected"] for one in kept] == [True, True]
+
+
+def test_a_backend_that_went_back_is_left_as_it_is_until_a_person_has_decided(
+    install: Install, servers: Servers
+) -> None:
+    its = install(Way())
+    gone, doomed = its.active(its.acme, "postgres", "postgres")
+    data, copy = servers.home / "pg-main", servers.home / "copy"
+    copy_files(servers.children["pg-main"], data, copy)
+    its.delete(its.acme, gone, "0s")
+    until(its.acme, gone, "deleted")
+    its.remembered()
+    assert not servers.pg.bears(gone["manifest"])
+    files_back(servers.children["pg-main"], data, copy)
+    eventually(lambda: postgres_ready(servers.pg.dsn), what="pg-main is back")
+    assert servers.pg.bears(gone["manifest"])
+    since = Witnesses(servers)
+    its.start_worker()  # else it takes until the next comparison, a minute
+    eventually(lambda: "backend_went_back:" in its.cli("doctor").stdout, what="the doctor says so", every=0.2)
+    its.delete(its.acme, doomed, "0s")
+    its.sweeps(4)
+    assert since.said() == []
+    assert its.rewound() is None
+    (breaker,) = its.boss.get("/v1/breakers").json()["items"]
+    assert "went back in time" in str(breaker), breaker
+    (other,) = its.active(its.acme, "redis")
+    seen = its.does("recover", "--backend", "pg-main")
+    assert {name: count for name, count in seen["counts"].items() if count} == {"deleted_there": 1}
+    said = ("--digest", seen["digest"], "--decide", "deleted_there=leave", "--reason", "pg-main's own backup")
+    done = its.cli("recover", "--backend", "pg-main", *said)
+    assert done.returncode == 0, done.stdout + done.stderr
+    until(its.acme, doomed, "deleted")
+    assert servers.pg.bears(gone["manifest"]), "left: a person looks at it"
+    assert its.acme.get(f"/v1/resources/{other['id']}").json()["status"] == "active"
 
 
 def _goes_on(its: Installation) -> None:

@@ -152,6 +152,13 @@ class Installation:
         assert worker.exitcode is None, worker.tail()
         return worker
 
+    def remembered(self) -> None:
+        """A worker starts, and has all places remember it all, its notes too: else that takes a minute."""
+        asked = "SELECT every(event >= %s) FROM memories"
+        ((last,),) = self.control.server.query("SELECT max(id) FROM events")
+        self.start_worker()
+        eventually(lambda: self.control.server.query(asked, last) == [(True,)], what="all places remember")
+
     def end_workers(self) -> None:
         for worker in self.workers:
             worker.terminate()
@@ -243,13 +250,6 @@ class Story:
         wrong = [one for one, had in zip(self.living, self.contents, strict=True) if contents(one) != had]
         names = {one["id"]: name for name, one in vars(self).items() if isinstance(one, dict) and "id" in one}
         return [f"{names.get(one.id, 'made since, or left alone')}: {one.kind} {one.id}" for one in wrong]
-
-    def remembered(self) -> None:
-        """A worker starts, and has all places remember it all, its notes too: else that takes a minute."""
-        asked = "SELECT every(memories.event >= (SELECT max(id) FROM events WHERE id <= %s)) FROM memories"
-        ((last,),) = self.its.control.server.query("SELECT max(id) FROM events")
-        self.its.start_worker()
-        eventually(lambda: self.its.control.server.query(asked, last) == [(True,)], what="all places remember")
 
     def until(self, way: Way) -> "Story":
         """All of it, up to the moment before the database goes back."""
