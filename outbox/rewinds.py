@@ -165,12 +165,14 @@ def knows(db: Connection, memory: Memory) -> bool:
     return bool(db.execute(_KNOWS, {"event": memory.event, "hash": memory.hash}).scalar_one())
 
 
+# The lock: a recovery that ends meanwhile is waited for, and its epoch is then another.
 _ENGAGE = text(f"""
     WITH engaged AS (
         INSERT INTO holds (scope, subject, cause, reason, actor)
         SELECT 'global', NULL, 'rewound', :reason, :actor
-          FROM installation
-         WHERE CAST(:incarnation AS text) IS NULL OR ({INCARNATION} = :incarnation AND epoch = :epoch)
+          FROM (SELECT FROM installation
+                 WHERE epoch = coalesce(CAST(:epoch AS bigint), epoch)
+                   AND (CAST(:incarnation AS text) IS NULL OR :incarnation = {INCARNATION}) FOR SHARE) AS same
             ON CONFLICT (cause) WHERE cause = 'rewound' AND released_at IS NULL DO NOTHING
      RETURNING id
     )
@@ -180,13 +182,16 @@ _ENGAGE = text(f"""
  RETURNING id""")
 
 
-def engage(db: Connection, *, actor: str, reason: str, at: Here | None = None) -> bool:
+def engage(
+    db: Connection, *, actor: str, reason: str, epoch: int | None = None, incarnation: str | None = None
+) -> bool:
     """Hold everything, restores and provisions too, until a recovery; False when that hold is in force already.
 
-    `at`: what was judged. Where it is over (another incarnation, or a recovery has ended), nothing is held.
+    `epoch` and `incarnation`: of the comparison. Once a recovery has ended, or another server answers, what was found
+    before it engages nothing: False as well.
     """
-    judged = {"incarnation": at and at.incarnation, "epoch": at and at.epoch}
-    return db.execute(_ENGAGE, judged | {"actor": actor, "reason": reason}).one_or_none() is not None
+    asked = {"actor": actor, "reason": reason, "epoch": epoch, "incarnation": incarnation}
+    return db.execute(_ENGAGE, asked).one_or_none() is not None
 
 
 def tells(at: Here, found: Mapping[str, Memory | None]) -> bool:
@@ -255,14 +260,18 @@ def went_back(db: Connection, place: str, why: str) -> bool:
     return bool(db.execute(_BEHIND, {"place": place, "note": why, "reason": reason}).scalar_one())
 
 
-# The acts are few, and have an index; of resources the newest, whose objects nothing else could explain.
+# The acts are few, and have an index; what a recovery decided is one for each item, and would crowd out the others. Of
+# resources the newest, whose objects nothing else could explain.
 _NOTES = text(f"""
-    SELECT id, encode(hash, 'hex') AS hash, at, event, resource_id, detail
+    SELECT id, left(encode(hash, 'hex'), 16) AS hash, at, event, resource_id, detail
       FROM (SELECT id, hash, at, event, resource_id, detail
-              FROM (SELECT * FROM events WHERE job_id IS NULL ORDER BY id DESC LIMIT :acts) AS acts
+              FROM (SELECT * FROM events WHERE job_id IS NULL AND event <> '{Event.DECIDED}'
+                     ORDER BY id DESC LIMIT :acts) AS acts
              UNION ALL
             SELECT event.id, event.hash, event.at, '{REGISTERED}', event.resource_id,
-                   jsonb_build_object('tenant', tenant, 'kind', made.kind, 'backend', backend, 'name', name)
+                   jsonb_strip_nulls(jsonb_build_object(
+                       'tenant', tenant, 'kind', made.kind, 'backend', backend, 'name', name,
+                       'generation', CASE WHEN adopted THEN generation END))
               FROM (SELECT * FROM resources ORDER BY created_at DESC, id DESC LIMIT :resources) AS made
               JOIN events AS event ON event.resource_id = made.id AND event.seq = 1
              UNION ALL

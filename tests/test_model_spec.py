@@ -20,6 +20,8 @@ def test_the_model_holds_and_each_mutant_falls() -> None:
     assert {row[0] for row in rows if row[-1] == "fails"} == {
         *("NO_FENCE", "NO_START_MARK", "NO_IDENTITY"),
         *("NO_MARK", "RESTORE_READS_FIRST", "NO_GRACE", "NO_STILL", "NO_STILL_RELEASE"),
+        *("NO_COMPARISON", "COMPARES_ONCE", "MEMORY_FALLS", "NO_WRITE", "STILL_IGNORED", "OWN_START_UNASKED"),
+        *("EXPIRY_UNCOVERED", "ORDINARY_RELEASE", "BROKER_ALARMS", "LATE_ALARM"),
     }
 
 

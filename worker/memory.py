@@ -104,7 +104,9 @@ class Memories:
             self._note_behind(place, why)
         with db.statement() as session:
             if verdict.rewound:
-                if rewinds.engage(session, at=here, actor=self._worker, reason=verdict.rewound):
+                if rewinds.engage(
+                    session, actor=self._worker, reason=verdict.rewound, epoch=here.epoch, incarnation=here.incarnation
+                ):
                     log.error("control_database_rewound", why=verdict.rewound, actor=self._worker)
                 # Else it was replaced or recovered meanwhile, and the next comparison tells.
                 if rewinds.rewound(session):
@@ -141,11 +143,12 @@ class Memories:
         if least is not None and there.least < least:
             self._note_behind(backend, f"it remembers event {there.least[1]}, and {least[1]} was written there")
             raise ClaimLost(f"backend {backend!r} went back in time; nothing was destroyed")
-        if there.still or there.epoch > memory.epoch or not self._knows(there):
+        if there.still or there.epoch > memory.epoch or not self._knows(there) or not self._knows(memory):
             self._soon.set()
             raise ClaimLost(
                 f"backend {backend!r} was told to keep still, or remembers event {there.event} (epoch {there.epoch}), "
-                "which is not here: the control database went back in time, or was recovered; nothing was destroyed"
+                "which is not here, or this start is not: the control database went back in time, or was recovered; "
+                "nothing was destroyed"
             )
 
     def _knows(self, there: Memory) -> bool:

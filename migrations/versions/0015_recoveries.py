@@ -45,6 +45,7 @@ def upgrade() -> None:
         _time("created_at", now=True),
         sa.Column("incarnation", sa.Text(), nullable=False),
         sa.Column("verdict", sa.Text(), nullable=True),
+        sa.Column("epoch_seen", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("surveyed", postgresql.ARRAY(sa.Text()), server_default="{}", nullable=False),
         sa.Column("shared", postgresql.ARRAY(sa.Text()), server_default="{}", nullable=False),
         sa.Column("errors", postgresql.JSONB(), server_default="{}", nullable=False),

@@ -13,9 +13,10 @@ import uuid
 from collections.abc import Iterable
 
 from outbox import settings
-from outbox.doorbell import redis
 from outbox.doorbell.celery import CONFIG, DRAIN, OBSERVE, QUEUE, SWEEP, sender
 from outbox.doorbell.redis import BELL, TIMEOUT_SECONDS, ask, key_of, on_redis, put, take
+from outbox.doorbell.redis import recall as _recall
+from outbox.doorbell.redis import remember as _remember
 from outbox.logs import log
 from outbox.memory import Memory
 
@@ -113,12 +114,12 @@ def remember(memory: Memory) -> Memory | None:
 
     Raises BackendError. As a client's error it names no address.
     """
-    return redis.remember(memory) if on_redis() else None
+    return _remember(memory) if on_redis() else None
 
 
 def recall(installation: uuid.UUID) -> Memory | None:
     """What the broker keeps of an installation: None where that is nothing, and always on a broker other than Redis."""
-    return redis.recall(installation) if on_redis() else None
+    return _recall(installation) if on_redis() else None
 
 
 def describe(error: Exception) -> str:

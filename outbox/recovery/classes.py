@@ -254,11 +254,14 @@ CLASSES = (
         "objects that bear our mark, and that no row knows",
         """
     SELECT concat(object.backend, ':', object.mark) AS key, object.backend, CAST(NULL AS bigint) AS job_id,
-           CAST(NULL AS bigint) AS fence, object.resource_id,
+           CAST(NULL AS bigint) AS fence, coalesce(object.resource_id, made.resource) AS resource_id,
            jsonb_build_object('names', names, 'parts', to_jsonb(parts), 'why', why, 'tenant', made.detail -> 'tenant',
                               'name', made.detail -> 'name', 'kind', made.detail -> 'kind') AS detail
       FROM survey CROSS JOIN objects AS object
-      LEFT JOIN notes AS made ON made.what = 'registered' AND made.resource = object.resource_id
+      LEFT JOIN notes AS made
+             ON made.what = 'registered' AND made.detail ->> 'backend' = object.backend
+            AND CASE WHEN object.resource_id IS NULL THEN made.detail ->> 'generation' = object.mark
+                     ELSE made.resource = object.resource_id END
      WHERE NOT EXISTS (SELECT FROM resources WHERE resources.generation = object.generation)
        AND (made.event IS NOT NULL OR NOT object.backend = ANY(survey.shared))""",
         {

@@ -3,11 +3,12 @@
 import datetime as dt
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import acts as noted_acts
 from outbox import breakers, holds, rewinds, tokens
@@ -53,7 +54,8 @@ def one_at_a_time(db: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        db.execute(text("SELECT pg_advisory_unlock(:turn)"), {"turn": _TURN})
+        with suppress(SQLAlchemyError):  # a connection that was lost has left the lock already
+            db.execute(text("SELECT pg_advisory_unlock(:turn)"), {"turn": _TURN})
 
 
 _LAST = text("SELECT * FROM recoveries WHERE digest IS NOT NULL ORDER BY id DESC LIMIT 1 FOR UPDATE")
@@ -259,7 +261,8 @@ _LEFT = text("""
 _TOLD = text("""
     SELECT class, decision, count(*) AS items, count(*) FILTER (WHERE refused) AS refused FROM recovery_items
      WHERE recovery_id = :id GROUP BY class, decision ORDER BY class""")
-_NEXT_EPOCH = text("UPDATE installation SET epoch = epoch + 1, announced_at = NULL")
+# Later than any that a place remembers: the database may be from before an earlier recovery.
+_NEXT_EPOCH = text("UPDATE installation SET epoch = :epoch, announced_at = NULL")
 _UNCOMPARED = text("UPDATE memories SET compared_under = NULL WHERE place = ANY(CAST(:places AS text[]))")
 # What was written there in an earlier epoch is no measure any more of what the place must remember.
 _FORWARD = text("""
@@ -293,7 +296,8 @@ def finish(db: Connection, id: int) -> None:
     if recovery.backend is not None:
         detail["backend"] = recovery.backend
     who = {"actor": recovery.decided_by, "reason": recovery.reason}
-    noted_acts.note(db, Event.RECOVERED, **who, detail=detail | {"epoch": here.epoch + (recovery.backend is None)})
+    epoch = here.epoch if recovery.backend else max(here.epoch, recovery.epoch_seen) + 1
+    noted_acts.note(db, Event.RECOVERED, **who, detail=detail | {"epoch": epoch})
     went_back = db.execute(
         _FORWARD, {"places": [recovery.backend] if recovery.backend else recovery.surveyed}
     ).scalars()
@@ -302,10 +306,11 @@ def finish(db: Connection, id: int) -> None:
     if recovery.backend is not None:
         db.execute(_COMPARED_THERE, {"place": recovery.backend, "incarnation": here.incarnation})
     else:
+        # The epoch before the hold, as a worker that engages the hold locks them.
+        db.execute(_NEXT_EPOCH, {"epoch": epoch})
         holds.end_rewind(db, actor=recovery.decided_by, reason=f"recovery {id}: {recovery.reason}")
-        db.execute(_NEXT_EPOCH)
         db.execute(_UNCOMPARED, {"places": recovery.without})
-        rewinds.settle(db, replace(here, epoch=here.epoch + 1), places)
+        rewinds.settle(db, replace(here, epoch=epoch), places)
     db.execute(_FINISHED, {"id": id})
 
 

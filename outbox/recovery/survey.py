@@ -104,7 +104,7 @@ _SEEN = text("SELECT backend, count(*) AS objects FROM recovery_objects WHERE re
 _LOOKED = text("""
     UPDATE recoveries
        SET surveyed = CAST(:surveyed AS text[]), shared = CAST(:shared AS text[]), errors = CAST(:errors AS jsonb),
-           notes = CAST(:notes AS jsonb), verdict = :verdict
+           notes = CAST(:notes AS jsonb), verdict = :verdict, epoch_seen = :epoch_seen
      WHERE id = :id
  RETURNING *""")
 _STORED = text("UPDATE recoveries SET counts = CAST(:counts AS jsonb), digest = :digest WHERE id = :id")
@@ -137,6 +137,7 @@ def end_survey(db: Connection, id: int, looked: Mapping[str, Looked]) -> None:
         "errors": json.dumps(errors),
         "notes": json.dumps([] if survey.backend else _lost(db, here.epoch, memories)),
         "verdict": rewinds.judge(db, here, memories).rewound,
+        "epoch_seen": max((memory.epoch for memory in memories.values() if memory), default=0),
     }
     survey = db.execute(_LOOKED, told).one()
     for one in classes_of(survey):
@@ -158,18 +159,19 @@ def classes_of(survey: Row[Any]) -> list[ItemClass]:
     return [one for one in CLASSES if one.of_backend or survey.backend is None]
 
 
-_HASHES = text("SELECT id, left(encode(hash, 'hex'), 16) AS hash FROM events WHERE id = ANY(:ids)")
+HASH = 16  # digits of an event's hash that a note has
+_HASHES = text(f"SELECT id, left(encode(hash, 'hex'), {HASH}) AS hash FROM events WHERE id = ANY(:ids)")
 
 
 def _lost(db: Connection, epoch: int, memories: Mapping[str, Memory | None]) -> list[Json]:
     """What places have noted in this epoch, and this database does not have."""
-    noted: dict[tuple[int, str], Note] = {}
+    noted: dict[tuple[int, str, str], Note] = {}  # an event may have two notes: of a create, and of itself
     for memory in memories.values():
         if memory is not None and memory.epoch >= epoch:
-            noted |= {(note.event, note.hash): note for note in memory.notes or ()}
-    rows = db.execute(_HASHES, {"ids": [event for event, _ in noted]})
+            noted |= {(note.event, note.hash[:HASH], note.what): note for note in memory.notes or ()}
+    rows = db.execute(_HASHES, {"ids": [event for event, _, _ in noted]})
     known = {(row.id, row.hash) for row in rows}
-    return [noted[key].as_json() for key in sorted(noted) if key not in known]
+    return [noted[key].as_json() for key in sorted(noted) if key[:2] not in known]
 
 
 def _store(one: ItemClass) -> str:

@@ -18,6 +18,8 @@ recoveries = sa.Table(
     sa.Column("incarnation", sa.Text, nullable=False),
     # Why the database is rewound, by what the places remember; NULL where they say nothing of it.
     sa.Column("verdict", sa.Text),
+    # The latest epoch that a place remembers; 0 where none does.
+    sa.Column("epoch_seen", sa.BigInteger, nullable=False, server_default="0"),
     # The backends whose objects were read; of these, the ones that other installations use too; and why the others
     # could not be read.
     sa.Column("surveyed", ARRAY(sa.Text), nullable=False, server_default="{}"),

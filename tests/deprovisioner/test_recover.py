@@ -50,14 +50,30 @@ def pg(settled: dict[str, str]) -> Postgres:
 
 def row_of(db: Connection, customer: Customer, **words: Any) -> uuid.UUID:
     """An active resource whose object is the customer's."""
+    kind = words.pop("kind", "postgres")
     id = a_resource(db, **words)
     db.execute(text("ALTER TABLE resources DISABLE TRIGGER USER"))
-    db.execute(
-        text("UPDATE resources SET manifest = CAST(:manifest AS jsonb), generation = :generation WHERE id = :id"),
-        {"id": id, "manifest": json.dumps(customer.manifest), "generation": customer.manifest["generation"]},
-    )
+    told = {"manifest": json.dumps(customer.manifest), "generation": customer.manifest["generation"], "kind": kind}
+    sets = "manifest = CAST(:manifest AS jsonb), generation = :generation, kind = :kind"
+    db.execute(text(f"UPDATE resources SET {sets} WHERE id = :id"), told | {"id": id})
     db.execute(text("ALTER TABLE resources ENABLE TRIGGER USER"))
     return id
+
+
+def share(served: Intake) -> None:
+    """Another installation uses the backend too: other tests' objects are none of ours."""
+    served.remember(rewinds.Memory(uuid.uuid4(), 1, 1, "ab" * 32))
+
+
+def noted(db: Connection, backend: Any, resource: uuid.UUID, told: dict[str, Any]) -> Intake:
+    """Let a backend remember that this resource was made, which the database does not know."""
+    here = rewinds.here(db, [])
+    at = db.execute(text("SELECT now()")).scalar_one()
+    note = rewinds.Note(10**6, "ab" * 8, at, "registered", resource, told)
+    served = Intake(backend)
+    share(served)
+    assert served.remember(rewinds.Memory(here.installation, here.epoch, 10**6, "ab" * 32, False, (note,))) is None
+    return served
 
 
 def test_a_dry_run_shows_each_class_what_each_decision_does_and_the_command_and_changes_nothing(
@@ -117,12 +133,8 @@ def test_an_object_that_was_made_since_is_adopted_again_by_its_mark_and_its_cust
 ) -> None:
     customer = a_customer(pg)
     resource = uuid.UUID(customer.manifest["database"].removeprefix("db_"))
-    made = {"tenant": "acme", "kind": "postgres", "backend": "pg-main", "name": "made since"}
+    served = noted(db, pg, resource, {"tenant": "acme", "kind": "postgres", "backend": "pg-main", "name": "made since"})
     here = rewinds.here(db, [])
-    at = db.execute(text("SELECT now()")).scalar_one()
-    note = rewinds.Note(10**6, "ab" * 8, at, "registered", resource, made)
-    served = Intake(pg)
-    assert served.remember(rewinds.Memory(here.installation, here.epoch, 10**6, "ab" * 32, False, (note,))) is None
     found = survey(env)
     assert "pg-main remembers event 1000000, which is missing here" in found["verdict"]
     assert [item["resource_id"] for item in found["samples"]["unknown_objects"]] == [str(resource)], (
@@ -138,6 +150,56 @@ def test_an_object_that_was_made_since_is_adopted_again_by_its_mark_and_its_cust
     kept = served.recall(here.installation)
     assert kept is not None
     assert (kept.epoch, kept.still) == (2, False)
+
+
+def test_a_backend_that_was_restored_is_compared_alone_and_what_is_there_again_can_be_deleted_again(
+    env: dict[str, str], db: Connection, pg: Postgres
+) -> None:
+    customer, kept = a_customer(pg), a_customer(pg)
+    old = row_of(db, customer, status="deleted")
+    row_of(db, kept)
+    places = ["pg-main", "redis-main"]
+    rewinds.settle(db, rewinds.here(db, places), places)
+    rewinds.went_back(db, "pg-main", "it remembers nothing")
+    found = survey(env, "--backend", "pg-main")
+    assert (found["counts"], found["backend"]) == ({"active_gone": 0, "deleted_there": 1}, "pg-main")
+    said = ("--decide", "deleted_there=confirm", "--backend", "pg-main", "--reason", "its disk was restored")
+    answer = shell(env, "recover", "--digest", found["digest"], *said)
+    assert answer.returncode == 0, answer.stderr
+    (claim,) = claims(db)
+    Run(claim, Intake(pg), worker="w")()
+    assert (status_of(db, claim.resource_id), status_of(db, old)) == ("active", "deleted")
+    jobs.enqueue(db, claim.resource_id, actor="a")
+    (teardown,) = claims(db)
+    Run(teardown, Intake(pg), worker="w")()
+    assert status_of(db, claim.resource_id) == "deleted"
+    with pytest.raises(psycopg2.OperationalError), customer.inside():
+        pass
+    with kept.inside("SELECT 1"):
+        pass
+
+
+def test_a_redis_namespace_that_is_there_is_not_gone_and_one_that_no_row_knows_is_adopted_again(
+    env: dict[str, str], db: Connection, pg: Postgres
+) -> None:
+    row_of(db, a_customer(pg))
+    redis = backends.build(settings.backends()["redis-main"], protected=frozenset())
+    id = uuid.uuid4()
+    plans = [redis.plan(each, uuid.uuid4()) for each in (uuid.uuid4(), id)]
+    there, made = [Customer(redis.provision(plan.manifest, plan.credentials), "") for plan in plans]
+    row_of(db, there, backend="redis-main", kind="redis")
+    share(Intake(pg))
+    noted(db, redis, id, {"tenant": "acme", "kind": "redis", "backend": "redis-main", "name": "made since"})
+    found = survey(env)
+    assert found["counts"]["active_gone"] == 0
+    answer = run(env, found, "unknown_objects=confirm")
+    assert answer.returncode == 0, answer.stderr
+    row = db.execute(text("SELECT id, kind, generation, manifest FROM resources WHERE id = :id"), {"id": id}).one()
+    assert (row.kind, row.manifest["prefix"]) == ("redis", made.manifest["prefix"])
+    assert str(row.generation) == made.manifest["generation"]
+    (claim,) = claims(db, backend="redis-main")
+    Run(claim, Intake(redis), worker="w")()
+    assert status_of(db, row.id) == "active"
 
 
 def test_a_kill_between_batches_leaves_a_recovery_that_the_same_command_ends(

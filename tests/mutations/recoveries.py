@@ -12,7 +12,13 @@ GUARDS_OF_RECOVERIES = (
         _DECIDE,
         "",
         RECOVERY,
-        ("recovery: the epoch is raised", "        db.execute(_NEXT_EPOCH)\n", "", _ENDS),
+        ("recovery: the epoch is raised", '        db.execute(_NEXT_EPOCH, {"epoch": epoch})\n', "", _ENDS),
+        (
+            "recovery: an epoch that a place remembers",
+            "max(here.epoch, recovery.epoch_seen) + 1",
+            "here.epoch + 1",
+            "test_a_database_from_before_an_earlier_recovery_gets_a_later_epoch_than_any_place_remembers",
+        ),
         (
             "recovery: what was left out is not compared",
             '        db.execute(_UNCOMPARED, {"places": recovery.without})\n',
@@ -158,7 +164,7 @@ GUARDS_OF_RECOVERIES = (
         RECOVERY,
         (
             "recovery: notes that are here",
-            "if key not in known]",
+            "if key[:2] not in known]",
             "if True]",
             "test_a_note_of_an_event_that_this_database_has_is_no_finding",
         ),

@@ -25,6 +25,12 @@ GUARDS_OF_REWINDS = (
             "",
             "test_an_event_that_is_not_here_is_noticed_before_a_destruction",
         ),
+        (
+            "rewind: a start that is not here before a destruction",
+            " or not self._knows(memory)",
+            "",
+            "test_a_start_that_a_restore_has_lost_destroys_nothing_behind_a_later_event",
+        ),
         ("rewind: the epoch before a destruction", "there.epoch > memory.epoch or ", "", _SLEPT),
         (
             "rewind: the backend before a destruction",
@@ -138,15 +144,9 @@ GUARDS_OF_REWINDS = (
         "_ENGAGE = ",
         RACES,
         (
-            "rewind: a verdict on another epoch",
-            " AND epoch = :epoch",
-            "",
-            "test_a_verdict_on_what_is_over_holds_nothing",
-        ),
-        (
             "rewind: a verdict on another incarnation",
-            "{INCARNATION} = :incarnation AND ",
-            "",
+            ":incarnation = {INCARNATION}",
+            "true",
             "test_a_verdict_on_what_is_over_holds_nothing",
         ),
     ),
@@ -202,6 +202,28 @@ GUARDS_OF_REWINDS = (
             "place != BROKER and ",
             "",
             "test_a_broker_that_forgot_everything_says_nothing",
+        ),
+    ),
+    *cut(
+        _FILE,
+        "_ENGAGE = text(",
+        REWINDS,
+        (
+            "rewind: the epoch of what was found",
+            " WHERE epoch = coalesce(CAST(:epoch AS bigint), epoch)",
+            "",
+            "test_what_was_found_before_a_recovery_engages_nothing_after_it",
+        ),
+    ),
+    *cut(
+        _FILE,
+        "_ENGAGE = text(",
+        "tests/outbox/test_recovery.py",
+        (
+            "rewind: the epoch is locked",
+            " FOR SHARE) AS same",
+            ") AS same",
+            "test_a_worker_that_engages_the_hold_while_a_recovery_ends_waits_for_it_and_engages_nothing",
         ),
     ),
     *cut(

@@ -5,6 +5,8 @@ from tests.mutations.cut import cut
 ROADS = "tests/worker/test_roads.py"
 PROVISIONS = "tests/worker/test_provision.py"
 _LEFT = "test_what_was_made_too_late_is_left_while_a_hold_covers_it"
+_LOOKS = "INSPECT_SECONDS) as session, session"
+_EATER = "test_a_role_has_so_many_sessions_and_a_customer_that_took_every_slot_loses_them[18]"
 _COPY = "test_the_last_copy_is_kept_while_a_hold_covers_it"
 
 GUARDS_OF_ROADS = (
@@ -17,7 +19,7 @@ GUARDS_OF_ROADS = (
             "undo: only of a deleted resource",
             " AND status IN ('deleting', 'deleted')",
             "",
-            f"{PROVISIONS}::test_a_late_provision_leaves_the_object_of_an_attempt_that_activated",
+            "test_a_late_worker_leaves_what_its_successor_is_still_to_make",
         ),
         (
             "undo: of a resource being deleted too",
@@ -115,6 +117,13 @@ GUARDS_OF_ROADS = (
             "if False:",
             "test_a_hold_that_is_engaged_between_two_removals_keeps_the_second",
         ),
+    ),
+    *cut(
+        "worker/backends/postgres",
+        "with server.connect(",
+        "tests/worker/backends/postgres/test_slots.py",
+        ("look: a login look ends no sessions", "INSPECT_SECONDS, frees=False) as session, session", _LOOKS, _EATER),
+        ("look: a survey ends no sessions", "connect(frees=False)", "connect()", _EATER),
     ),
     *cut(
         "migrations/versions/0013_a_place_in_time.py",

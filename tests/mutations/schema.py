@@ -258,7 +258,7 @@ GUARDS_OF_MANIFESTS = (
             "",
             f"{_FORGED}[an addition]",
         ),
-        ("doctor: a provision ends once", " OR ends > 1", "", f"{_FORGED}[a second end]"),
+        ("doctor: a provision ends once", " OR ends > 1", "", f"{_FORGED}[its own end again]"),
         (
             "doctor: an addition of no fields",
             "CASE jsonb_typeof({_ADDED}) WHEN 'object' THEN {_ADDED} END",

@@ -402,6 +402,7 @@ FORGED = {
     "a plan": ("started", {"manifest": {"database": "somebody_elses"}}, False),
     "an addition": ("started", {"seen": {"completes": {"database": "somebody_elses"}}}, False),
     "a second end": ("activated", {"manifest": {"database": "somebody_elses"}}, True),
+    "its own end again": ("activated", None, True),
     "something else": ("started", {"seen": {"completes": "all"}}, False),
 }
 
@@ -409,12 +410,12 @@ FORGED = {
 @pytest.mark.parametrize("what", FORGED)
 def test_a_forged_event_teaches_doctor_and_runbook_no_other_manifest(world: World, what: str) -> None:
     event, detail, named = FORGED[what]
-    id = world.running.resource_id
+    id = world.active
     before = manifest_of(world.db, id)
     job = world.db.execute(
         text("SELECT id FROM outbox WHERE resource_id = :id AND kind = 'provision'"), {"id": id}
     ).scalar_one()
-    world.tell(job, id, event, 1, **detail)
+    world.tell(job, id, event, 1, **(detail or {"manifest": before}))
     found = findings().get("manifest_altered")
     assert (found is not None) is named
     assert found is None or found.error is None

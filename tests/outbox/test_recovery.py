@@ -3,6 +3,9 @@
 import datetime as dt
 import tracemalloc
 import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,6 +30,7 @@ from tests.support.recoveries import (
     still_held,
     surveyed,
 )
+from tests.support.witness import eventually, waits_for_a_lock
 
 PAST, SOON, LATER = (f"now() + interval '{minutes} minutes'" for minutes in (-1, 30, 90))
 
@@ -75,12 +79,48 @@ def test_a_recovery_ends_the_rewind_raises_the_epoch_and_writes_it_to_every_plac
     assert (ended.detail["recovery"], ended.detail["epoch"]) == (done.survey.id, 2)
 
 
+def test_a_worker_that_engages_the_hold_while_a_recovery_ends_waits_for_it_and_engages_nothing(db: Connection) -> None:
+    rewind(db)
+    engaged: list[Future[bool]] = []
+
+    def engage() -> bool:
+        with database.statement() as session:
+            return rewinds.engage(session, actor="w", reason="pg-main remembers event 9", epoch=1)
+
+    def transact(act: Callable[[Connection], Any]) -> Any:
+        with database.transaction() as session:
+            answer = act(session)
+            if not rewinds.rewound(session):
+                engaged.append(worker.submit(engage))
+                eventually(lambda: engaged[0].done() or waits_for_a_lock(db))
+            return answer
+
+    with ThreadPoolExecutor(1) as worker:
+        places, survey = Places(), surveyed(Places())
+        wanted = actions.wanted_recovery(survey.digest, [], reason="a dump was restored")
+        actions.recover(replace(EDGE, transact=transact), ME, places, lambda _: None, wanted)
+        assert [one.result() for one in engaged[:1]] == [False]
+    assert not still_held(db)
+
+
 def test_what_an_older_epoch_has_left_is_no_rewind_after_a_recovery(db: Connection) -> None:
     rewind(db)
     before = remembering(db, (Event.COMPLETED, None, {}))
     assert rewinds.judge(db, rewinds.here(db, ["pg-main"]), {"pg-main": before}).rewound
     recovered(Places(memories={"pg-main": before}))
     assert rewinds.judge(db, rewinds.here(db, ["pg-main"]), {"pg-main": before}).rewound is None
+
+
+def test_a_database_from_before_an_earlier_recovery_gets_a_later_epoch_than_any_place_remembers(
+    db: Connection,
+) -> None:
+    rewind(db)
+    later = replace(remembering(db, (Event.COMPLETED, None, {})), epoch=3)
+    places = Places(memories={"redis-main": later})
+    recovered(places)
+    assert rewinds.here(db, []).epoch == 4
+    assert rewinds.judge(db, rewinds.here(db, []), {"redis-main": later}).rewound is None
+    assert rewinds.judge(db, rewinds.here(db, []), {"redis-main": places.memories["redis-main"]}).rewound is None
 
 
 def test_nothing_starts_at_a_backend_that_was_left_out_until_it_is_compared(db: Connection) -> None:
@@ -273,6 +313,7 @@ def test_a_survey_of_another_run_of_the_server_is_refused(db: Connection) -> Non
     db.execute(text("UPDATE recoveries SET incarnation = 'another'"))
     with pytest.raises(Conflict, match="started again, or replaced"):
         decided(Places(), survey)
+    assert one(db, "SELECT begun_at FROM recoveries") is None
 
 
 def test_a_job_that_still_runs_is_waited_for(db: Connection) -> None:
@@ -606,6 +647,20 @@ def test_a_note_of_an_event_that_this_database_has_is_no_finding(db: Connection)
         db, id, memories={"pg-main": rewinds.Memory(kept.installation, 1, kept.event, kept.hash, False, notes)}
     )
     assert surveyed(places).counts["lost_protections"] == 0
+    lost = replace(notes[0], event=10**6)
+    places.memories["pg-main"] = replace(places.memories["pg-main"], notes=(*notes, lost))
+    assert surveyed(places).counts["lost_protections"] == 1, "the same note, of an event that is not here"
+
+
+def test_what_a_recovery_decides_crowds_no_act_out_of_the_memories(db: Connection) -> None:
+    tokens.create(db, role="operator", tenant=None, name="n", actor="op")
+    ids = [a_resource(db, status="provisioning", expires=PAST) for _ in range(rewinds.ACTS + 10)]
+    rewind(db)
+    recovered(Places(), expiries_due="confirm")
+    noted = [note.what for note in rewinds.notes(db)]
+    assert len(decisions_about(db, ids[0])) == 1
+    assert "decided" not in noted
+    assert {"token_created", "rewound", "recovered"} <= set(noted)
 
 
 # -- objects --------------------------------------------------------------------------------------------------------
@@ -623,6 +678,26 @@ def test_unknown_objects_are_adopted_again_with_their_mark_and_the_id_that_they_
     claim = claims(db)[0]
     assert (claim.kind, claim.resource_id, claim.manifest["database"]) == ("provision", id, seen.names["database"])
     assert decisions_about(db, id)[0].detail["class"] == "unknown_objects"
+
+
+def test_an_object_that_was_itself_adopted_since_is_known_by_its_generation(db: Connection) -> None:
+    seen, id = an_object(), uuid.uuid4()
+    told = {"tenant": "acme", "kind": "postgres", "backend": "pg-main", "name": "theirs", "generation": seen.mark}
+    places = remembered(db, ("registered", id, told))
+    places.objects["pg-main"].append(seen)
+    recovered(places, unknown_objects="confirm")
+    assert (resource(db, id).name, str(resource(db, id).generation)) == ("theirs", seen.mark)
+
+
+def test_the_note_of_a_create_has_the_generation_of_an_adopted_object_alone(db: Connection) -> None:
+    a_resource(db)
+    manifest = {"database": "theirs", "generation": str(uuid.uuid4())}
+    actions.create(EDGE, ME, actions.NewResource("acme", "postgres", "pg-main", "adopted", manifest=manifest))
+    actions.create(EDGE, ME, actions.NewResource("acme", "postgres", "pg-main", "made"))
+    told = {
+        note.detail["name"]: note.detail.get("generation") for note in rewinds.notes(db) if note.what == "registered"
+    }
+    assert told == {"adopted": manifest["generation"], "made": None}
 
 
 def test_unknown_objects_that_no_note_names_need_a_tenant(db: Connection) -> None:
@@ -647,7 +722,9 @@ def test_unknown_objects_that_are_left_have_no_row(db: Connection) -> None:
 
 def test_where_other_installations_use_the_backend_only_objects_that_notes_name_are_offered(db: Connection) -> None:
     ours = uuid.uuid4()
-    places = remembered(db, ("registered", ours, {"tenant": "acme", "kind": "postgres", "name": "n"}))
+    places = remembered(
+        db, ("registered", ours, {"tenant": "acme", "kind": "postgres", "backend": "pg-main", "name": "n"})
+    )
     places.shared.add("pg-main")
     places.objects["pg-main"] += [an_object(resource_id=ours), an_object(resource_id=uuid.uuid4())]
     survey = surveyed(places)

@@ -273,6 +273,14 @@ def test_the_hold_of_a_rewind_is_engaged_once_with_an_event_in_the_installation_
     assert told == [("w", "pg-main remembers event 9")]
 
 
+def test_what_was_found_before_a_recovery_engages_nothing_after_it(db: Connection) -> None:
+    before = compared(db)
+    replaced(db, epoch=before.epoch + 1)
+    assert not rewinds.engage(db, actor="w", reason="pg-main remembers event 9", epoch=before.epoch)
+    assert not rewinds.rewound(db)
+    assert rewinds.engage(db, actor="w", reason="pg-main remembers event 9", epoch=before.epoch + 1)
+
+
 def test_an_ordinary_release_does_not_end_it(db: Connection) -> None:
     id = rewind(db)
     with pytest.raises(Exception, match=r".") as refused:

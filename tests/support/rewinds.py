@@ -152,16 +152,7 @@ class FileCopy(Way):
     """The files as they were at one moment, as a snapshot of the disk has them: the same timeline goes on."""
 
     def keep(self, control: Control) -> None:
-        first = psutil.Process(control.child.process.pid)
-        processes = [first, *first.children(recursive=True)]
-        for process in processes:
-            process.suspend()
-        try:
-            shutil.copytree(control.folder / "control", control.folder / "copy")
-        finally:
-            for process in reversed(processes):
-                process.resume()
-        (control.folder / "copy" / "postmaster.pid").unlink()
+        copy_files(control.child, control.folder / "control", control.folder / "copy")
 
     def go_back(self, control: Control) -> None:
         control.end(signal.SIGQUIT)
@@ -207,6 +198,32 @@ class CurrentStandby(LaggingStandby):
     def go_back(self, control: Control) -> None:
         control.end(signal.SIGINT)
         self._promote(control)
+
+
+def copy_files(server: Child, data: Path, copy: Path) -> None:
+    """Copy the files of a PostgreSQL that runs, as they are at one moment."""
+    first = psutil.Process(server.process.pid)
+    processes = [first, *first.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        shutil.copytree(data, copy)
+    finally:
+        for process in reversed(processes):
+            process.resume()
+    (copy / "postmaster.pid").unlink()
+
+
+def files_back(server: Child, data: Path, copy: Path) -> None:
+    """Restart a PostgreSQL on the files that were copied before."""
+    owner = data.stat()
+    server.process.send_signal(signal.SIGQUIT)
+    server.process.wait(60)
+    shutil.rmtree(data)
+    shutil.move(copy, data)
+    for path in (data, *data.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid)
+    server.spawn()
 
 
 def _copy_base(control: Control, name: str, *words: str) -> None:

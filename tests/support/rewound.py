@@ -152,6 +152,13 @@ class Installation:
         assert worker.exitcode is None, worker.tail()
         return worker
 
+    def remembered(self) -> None:
+        """A worker starts, and has all places remember it all, its notes too: else that takes a minute."""
+        asked = "SELECT every(event >= %s) FROM memories"
+        ((last,),) = self.control.server.query("SELECT max(id) FROM events")
+        self.start_worker()
+        eventually(lambda: self.control.server.query(asked, last) == [(True,)], what="all places remember")
+
     def end_workers(self) -> None:
         for worker in self.workers:
             worker.terminate()
@@ -165,6 +172,10 @@ class Installation:
         server = PgServer(self.control.root, self.control.child.log)  # its own commits are another database's
         wanted = server.query(asked)[0][0] + 6 * times * len(self.workers)
         eventually(lambda: server.query(asked)[0][0] > wanted, what="the workers sweep", every=0.1)
+
+    def api_reads(self) -> bool:
+        """Whether the API answers reads: the control database is back."""
+        return self.boss.get("/v1/holds").status_code == 200
 
     # -- holds -------------------------------------------------------------------------------------------------
 

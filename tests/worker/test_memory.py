@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
 from outbox import doorbell, rewinds
-from outbox.errors import OutOfService, Unavailable
+from outbox.errors import ClaimLost, OutOfService, Unavailable
 from outbox.memory import Memory
 from outbox.rewinds import BROKER
 from outbox.rows import StartMark
@@ -235,6 +235,15 @@ def test_another_worker_s_later_event_stops_no_destruction(db: Connection, place
     place.memories.compare()
     assert place.kept.event > event
     place.memories.before_destroy("pg-main", StartMark(event, digest, place.kept.installation, 1))
+
+
+def test_a_start_that_a_restore_has_lost_destroys_nothing_behind_a_later_event(db: Connection, place: Place) -> None:
+    a_claim(db)
+    event, _ = last_event(db)
+    a_claim(db)
+    place.memories.compare()
+    with pytest.raises(ClaimLost, match="or this start is not"):
+        place.memories.before_destroy("pg-main", StartMark(event, "ff", place.kept.installation, 1))
 
 
 def test_a_backend_that_went_back_since_the_last_comparison_is_noticed_before_a_destruction(

@@ -166,7 +166,7 @@ def test_a_verdict_on_what_is_over_holds_nothing(db: Connection, slow: Slow, ove
     db.execute(text(f"UPDATE installation SET {over}"))
     if "epoch" not in over:
         here = replace(here, incarnation="an older one")
-    assert not rewinds.engage(db, at=here, actor="w1", reason="r")
+    assert not rewinds.engage(db, actor="w1", reason="r", epoch=here.epoch, incarnation=here.incarnation)
     assert not rewinds.rewound(db)
 
 

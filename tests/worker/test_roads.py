@@ -127,6 +127,12 @@ def test_a_hold_elsewhere_keeps_nothing_that_was_made_too_late(db: Connection, s
     assert late(db, claim, meanwhile).torn == [claim.fence]
 
 
+def test_a_late_worker_leaves_what_its_successor_is_still_to_make(db: Connection) -> None:
+    claim = a_provision(db)
+    assert late(db, claim, lambda: None).torn == []
+    assert status_of(db, claim.resource_id) == "provisioning"
+
+
 def test_a_late_worker_does_not_destroy_what_can_still_be_restored(db: Connection) -> None:
     """Its successor made the same object, and gave it to a customer, whose delete has a grace."""
     claim = a_provision(db)

@@ -40,7 +40,7 @@ class _Line:
 
 def login_attempts(server: Server, manifest: Json, since: dt.datetime) -> LoginAttempts | None:
     """See `worker.backends.login_attempts`; None too where the server writes no log in JSON."""
-    with server.connect(seconds=INSPECT_SECONDS) as session, session.cursor() as cursor:
+    with server.connect(seconds=INSPECT_SECONDS, frees=False) as session, session.cursor() as cursor:
         cursor.execute(_FUNCTION)
         if cursor.fetchone() is None:
             return None

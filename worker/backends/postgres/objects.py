@@ -69,7 +69,7 @@ def objects(server: Server) -> Iterator[MarkedObject]:
 
     No size: the server counts a database's files for it, which takes it half a millisecond and more for each.
     """
-    with server.connect() as session:
+    with server.connect(frees=False) as session:
         found = session.cursor("marked", withhold=True)
         found.itersize = PAGE
         with session.transaction():

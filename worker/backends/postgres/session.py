@@ -80,16 +80,17 @@ class Server:
 
     @contextmanager
     def connect(
-        self, database: str | None = None, *, seconds: float = WORK_SECONDS, watched: bool = True
+        self, database: str | None = None, *, seconds: float = WORK_SECONDS, watched: bool = True, frees: bool = True
     ) -> Iterator["Session"]:
         """An autocommit connection; its errors come out as the table in `errors` says.
 
         Where `database` is not the maintenance database, trouble of that database alone is Transient.
 
-        A server that is stopped neither answers nor times out: the worker cuts the connection after `seconds`.
+        A server that is stopped neither answers nor times out: the worker cuts the connection after `seconds`. Unless
+        it `frees`, no customer's sessions are ended where the server is full: what only looks is not that urgent.
         """
         try:
-            session = self._with_a_slot(database)
+            session = self._with_a_slot(database) if frees else self._opened(database, Session)
         except psycopg2.OperationalError as error:
             raise self._translated(error, database) from error
         if watched and database is None:

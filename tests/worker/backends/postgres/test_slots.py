@@ -1,6 +1,7 @@
 """A customer that takes every connection slot keeps no teardown waiting."""
 
 import contextlib
+import datetime as dt
 import socket
 import struct
 import uuid
@@ -65,11 +66,16 @@ def test_a_role_has_so_many_sessions_and_a_customer_that_took_every_slot_loses_t
         started_late = Postgres(small.service_dsn)
         with pytest.raises(Unavailable):
             started_late.inspect(victim)
+        theirs = "SELECT count(*) FROM pg_stat_activity WHERE usesysid = %s"
+        before = small.query(theirs, mallory["role_oid"])
+        for look in (lambda: backend.login_attempts(victim, dt.datetime.now(dt.UTC)), lambda: [*backend.objects()]):
+            with pytest.raises(Unavailable):
+                look()
+        assert small.query(theirs, mallory["role_oid"]) == before, "what only looks ends no customer's sessions"
         told = backend.teardown(victim, 1)
         assert isinstance(backend.inspect(victim), Absent)
         assert f"sessions of '{mallory['role']}', a customer: the server had no connection slot left" in str(told)
         assert small.query(asked, mallory["role_oid"]) == [(50,)]
-        theirs = "SELECT count(*) FROM pg_stat_activity WHERE usesysid = %s"
         assert small.query(theirs, modest["role_oid"]) == [(3,)], "who took little keeps it"
     backend.teardown(mallory, 1)
     assert not small.bears(mallory)
