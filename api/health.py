@@ -20,7 +20,9 @@ router = APIRouter(tags=["health"])
 _STANDBY_MISSING = text("""
     SELECT current_setting('synchronous_standby_names') <> '' AND NOT EXISTS (SELECT FROM pg_stat_replication)""")
 
-_FLAWED = text("SELECT EXISTS (SELECT FROM backend_checks WHERE findings <> '[]')")
+_FLAWED = text("""
+    SELECT EXISTS (SELECT FROM backend_checks WHERE findings <> '[]')
+        OR EXISTS (SELECT FROM memories WHERE behind_since IS NOT NULL)""")
 
 
 @router.get("/healthz")
@@ -45,7 +47,7 @@ class ReadinessOut(BaseModel):
 async def readyz() -> JSONResponse:
     """200 while DELETEs can be accepted: the control database answers, at the schema this code knows.
 
-    `warnings` is there while a worker's check found fault with a backend.
+    `warnings` is there while a worker's check found fault with a backend, or one went back in time.
     `broker` says whether the broker answers. A dead broker leaves the API ready: the workers' sweep finds the work.
     """
     body, status = await _checks.do_async(None, alone=_no_answer)

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
@@ -118,6 +118,12 @@ def engine() -> Engine:
         sa.event.listen(made, "before_cursor_execute", _execute_prepared, retval=True)
         sa.event.listen(made, "handle_error", _log_pooler_hint)
     return made
+
+
+def on_reconnect(act: Callable[[], object]) -> None:
+    """Have `act` called when a connection of this process is made or lost: the server may have been restarted."""
+    for moment in ("connect", "invalidate"):
+        sa.event.listen(engine(), moment, lambda *_: act())
 
 
 def _options(given: str | tuple[str, ...]) -> str:

@@ -43,7 +43,7 @@ class Here:
     """Where the control database is: its highest event, the incarnation that answered, and what is due.
 
     `moved`: why the server or the database is not the one that was compared last, None where it is. `written` has what
-    was last kept at each place, `due` the places that want a comparison or a new memory.
+    was last kept at each place; `asked` are the caller's places, `due` those that want a comparison or a new memory.
     """
 
     installation: uuid.UUID
@@ -56,6 +56,7 @@ class Here:
     settled: bool
     rewound: bool
     written: Mapping[str, tuple[int, int]]
+    asked: frozenset[str]
     due: frozenset[str]
 
     def memory(self, *, still: bool = False) -> Memory:
@@ -79,7 +80,8 @@ _HERE = text(f"""
            ARRAY(SELECT asked.place FROM unnest(CAST(:places AS text[])) AS asked (place)
                    LEFT JOIN memories ON memories.place = asked.place
                   WHERE (memories.compared_under = server.incarnation
-                         AND compared_at > clock_timestamp() - :every * interval '1 second') IS NOT TRUE) AS due
+                         AND compared_at > clock_timestamp() - :every * interval '1 second'
+                         AND compared_at <= clock_timestamp()) IS NOT TRUE) AS due  -- a clock may be set back
       FROM installation
      CROSS JOIN ({_SERVER}) AS server
       LEFT JOIN (SELECT id, hash FROM events ORDER BY id DESC LIMIT 1) AS last ON true""")
@@ -108,6 +110,7 @@ def here(db: Connection, places: list[str]) -> Here:
         settled=row.compared_under == row.incarnation,
         rewound=row.rewound,
         written={place: (epoch, event) for place, (epoch, event) in row.written.items()},
+        asked=frozenset(places),
         due=frozenset(row.due),
     )
 
@@ -167,7 +170,9 @@ _ENGAGE = text(f"""
     WITH engaged AS (
         INSERT INTO holds (scope, subject, cause, reason, actor)
         SELECT 'global', NULL, 'rewound', :reason, :actor
-          FROM (SELECT FROM installation WHERE epoch = coalesce(CAST(:epoch AS bigint), epoch) FOR SHARE) AS same
+          FROM (SELECT FROM installation
+                 WHERE epoch = coalesce(CAST(:epoch AS bigint), epoch)
+                   AND (CAST(:incarnation AS text) IS NULL OR :incarnation = {INCARNATION}) FOR SHARE) AS same
             ON CONFLICT (cause) WHERE cause = 'rewound' AND released_at IS NULL DO NOTHING
      RETURNING id
     )
@@ -177,13 +182,24 @@ _ENGAGE = text(f"""
  RETURNING id""")
 
 
-def engage(db: Connection, *, actor: str, reason: str, epoch: int | None = None) -> bool:
+def engage(
+    db: Connection, *, actor: str, reason: str, epoch: int | None = None, incarnation: str | None = None
+) -> bool:
     """Hold everything, restores and provisions too, until a recovery; False when that hold is in force already.
 
-    `epoch`: of the comparison. Once a recovery has ended, what was found before it engages nothing: False as well.
+    `epoch` and `incarnation`: of the comparison. Once a recovery has ended, or another server answers, what was found
+    before it engages nothing: False as well.
     """
-    asked = {"actor": actor, "reason": reason, "epoch": epoch}
+    asked = {"actor": actor, "reason": reason, "epoch": epoch, "incarnation": incarnation}
     return db.execute(_ENGAGE, asked).one_or_none() is not None
+
+
+def tells(at: Here, found: Mapping[str, Memory | None]) -> bool:
+    """Whether these answers are enough to go on under a new incarnation: at least one place remembers something.
+
+    Where no backend that was asked for was ever written to, nothing can: a broker may have lost what it had.
+    """
+    return any(found.values()) or not at.asked & at.written.keys() - {BROKER}
 
 
 # Guarded by the incarnation: a database that was replaced meanwhile was not compared.

@@ -5,7 +5,7 @@ No transaction of the control database is open while a place is asked.
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 
@@ -25,12 +25,15 @@ from worker.intake import Intake
 ITSELF = "(this worker)"
 # While the control database is away, a worker asks so often: until it has compared, it starts nothing.
 AWAY_SECONDS = 0.5
+# A server that hangs keeps the other places waiting no longer. What it says later counts then.
+ANSWER_SECONDS = 1.0
 
 
 class Memories:
     """The places of one worker: its backends, the broker, and itself."""
 
-    def __init__(self, served: Mapping[str, Backend], *, worker: str) -> None:
+    def __init__(self, served: Mapping[str, Backend], *, worker: str, go_on: Callable[[], None] = lambda: None) -> None:
+        """`go_on` is called when jobs may start that could not: places were compared."""
         self._backends = {name: Intake(backend) for name, backend in served.items()}
         self._places = [*self._backends, BROKER]
         self._worker = worker
@@ -42,9 +45,18 @@ class Memories:
         self._seen: Memory | None = None
         self._soon = threading.Event()
         self._told_still: Here | None = None
+        self._go_on = go_on
+        self._incarnation = ""  # the last that was seen to be compared
+        # The last question to each place; and the answers to be judged that a comparison did not wait for.
+        self._asked: dict[str, Future[Memory | None]] = {}
+        self._late: dict[str, Here] = {}
 
     def keep_comparing(self, seconds: float) -> None:
-        """Compare now and every so many seconds, in a thread that ends with the process."""
+        """Compare now and every so many seconds, in a thread that ends with the process.
+
+        A connection that is lost or made may tell of a server's restart: so it compares at once.
+        """
+        db.on_reconnect(self._soon.set)
         threading.Thread(target=self._keep_comparing, args=(seconds,), name="memories", daemon=True).start()
 
     def _keep_comparing(self, seconds: float) -> None:
@@ -64,6 +76,7 @@ class Memories:
 
         Raises what the control database raises.
         """
+        self._conclude_late()
         with db.statement() as session:
             here = rewinds.here(session, self._places)
         if here.rewound:
@@ -72,28 +85,51 @@ class Memories:
         due = sorted(here.due) if here.settled and self._seen else self._places
         if not due and not self._has_lost(here):
             self._seen = here.memory()
+            if here.incarnation != self._incarnation:  # another worker has compared it
+                self._incarnation = here.incarnation
+                self._go_on()
             return None
-        found = self._each(due, lambda place: self._recall(place, here))
+        found = self._each(due, lambda place: self._recall(place, here), late=here)
         if self._seen is not None and self._seen.installation == here.installation:
             found[ITSELF] = self._seen
+        if self._conclude(here, found):
+            self._seen = here.memory()
+        return None
+
+    def _conclude(self, here: Here, found: dict[str, Memory | None]) -> bool:
+        """Judge what places answered that were asked after `here` was read; if it may go on, they remember it."""
         with db.statement() as session:
             verdict = rewinds.judge(session, here, found)
         for place, why in verdict.behind.items():
             self._note_behind(place, why)
         with db.statement() as session:
             if verdict.rewound:
-                if rewinds.engage(session, actor=self._worker, reason=verdict.rewound, epoch=here.epoch):
+                if rewinds.engage(
+                    session, actor=self._worker, reason=verdict.rewound, epoch=here.epoch, incarnation=here.incarnation
+                ):
                     log.error("control_database_rewound", why=verdict.rewound, actor=self._worker)
-                return self._keep_still(here)
+                # Else it was replaced or recovered meanwhile, and the next comparison tells.
+                if rewinds.rewound(session):
+                    self._keep_still(here)
+                return False
             fine = [place for place in found if place != ITSELF and place not in verdict.behind]
-            if not rewinds.settle(session, here, fine):
-                return None  # it was replaced meanwhile, or a recovery has ended: the next comparison tells
+            if not (here.settled or rewinds.tells(here, found)) or not rewinds.settle(session, here, fine):
+                return False
             notes = rewinds.notes(session)
         if here.promoted:
             log.warning("control_database_promoted", actor=self._worker)
-        self._seen = here.memory()
-        self._each(fine, lambda place: self._remember(place, replace(here.memory(), notes=notes)))
-        return None
+        self._incarnation = here.incarnation
+        self._go_on()
+        self._each(fine, lambda place: self._remember(place, replace(here.memory(), notes=notes), here))
+        return True
+
+    def _conclude_late(self) -> None:
+        """Judge what came too late for the comparison that had asked."""
+        for place, here in [*self._late.items()]:
+            if (future := self._asked[place]).done():
+                del self._late[place]
+                if place in (found := self._answers({place: future})):
+                    self._conclude(here, found)
 
     def before_destroy(self, backend: str, mark: StartMark) -> None:
         """Keep the start at its own backend, before it destroys. Raises ClaimLost where that was told to keep still."""
@@ -101,10 +137,9 @@ class Memories:
         assert mark.epoch is not None  # noqa: S101
         memory = Memory(mark.installation, mark.epoch, mark.event, mark.hash, still=False, notes=None)
         alone = partial(self._keep_last, backend, [memory])
-        (there,) = self._batches[backend].do(memory, alone=lambda: alone()[0])
+        there, least = self._batches[backend].do(memory, alone=lambda: alone()[0])
         if there is None:
             return
-        least = self._kept.get(backend)
         if least is not None and there.least < least:
             self._note_behind(backend, f"it remembers event {there.least[1]}, and {least[1]} was written there")
             raise ClaimLost(f"backend {backend!r} went back in time; nothing was destroyed")
@@ -121,13 +156,16 @@ class Memories:
         with db.statement() as session:
             return rewinds.knows(session, there)
 
-    def _keep_last(self, backend: str, memories: Sequence[Memory]) -> list[tuple[Memory | None]]:
-        """Keep the last of these, which vouches for all; for each what is there instead, if anything is."""
+    def destroyed(self, backend: str, mark: StartMark) -> None:
+        """After a destruction, whose end made durable what was kept before it: the backend must never have less."""
+        if mark.epoch is not None and self._backends[backend].keeps_memory:
+            self._kept[backend] = max(self._kept.get(backend, (0, 0)), (mark.epoch, mark.event))
+
+    def _keep_last(self, backend: str, memories: Sequence[Memory]) -> list[tuple[Memory | None, Moment | None]]:
+        """Keep the last of these, which vouches for all; for each what is there instead, and the least it must be."""
         last = max(memories, key=lambda memory: memory.least)
-        there = self._backends[backend].remember(last, self._kept.get(backend))
-        if there is None:
-            self._kept[backend] = last.least
-        return [(there,)] * len(memories)
+        least = self._kept.get(backend)  # as of now: while the backend answers, another thread may raise it
+        return [(self._backends[backend].remember(last, least), least)] * len(memories)
 
     def _note_behind(self, backend: str, why: str) -> None:
         with db.statement() as session:
@@ -151,10 +189,10 @@ class Memories:
         if there is None or there.epoch <= here.epoch:
             self._keep(place, replace(there or here.memory(), still=True, notes=None))
 
-    def _remember(self, place: str, memory: Memory) -> None:
+    def _remember(self, place: str, memory: Memory, here: Here) -> None:
         if place != BROKER and not self._backends[place].keeps_memory:
             return  # it would seem to have lost what it never kept
-        if self._keep(place, memory) is None:
+        if self._keep(place, memory, here.written.get(place)) is None:
             self._kept[place] = memory.least
             with db.statement() as session:
                 rewinds.wrote(session, place, memory)
@@ -164,15 +202,35 @@ class Memories:
             return doorbell.recall(here.installation)
         return self._backends[place].recall(here.installation)
 
-    def _keep(self, place: str, memory: Memory) -> Memory | None:
-        return doorbell.remember(memory) if place == BROKER else self._backends[place].remember(memory)
+    def _keep(self, place: str, memory: Memory, least: Moment | None = None) -> Memory | None:
+        return doorbell.remember(memory) if place == BROKER else self._backends[place].remember(memory, least)
 
-    def _each(self, places: list[str], ask: Callable[[str], Memory | None]) -> dict[str, Memory | None]:
-        """What each place answers, all asked at once; one that fails is left out, and the log says why."""
+    def _each(
+        self, places: list[str], ask: Callable[[str], Memory | None], *, late: Here | None = None
+    ) -> dict[str, Memory | None]:
+        """What each place answers within a second, all asked at once; one that still owes an answer is not asked.
+
+        `late`: what comes later is judged then, as asked after this was read.
+        """
+        asked = {}
+        for place in places:
+            if place not in self._asked or (self._asked[place].done() and place not in self._late):
+                self._asked[place] = asked[place] = self._threads.submit(ask, place)
+        wait(asked.values(), ANSWER_SECONDS)
+        done = {place: future for place, future in asked.items() if future.done()}
+        for place in asked.keys() - done.keys():
+            log.warning("memory_slow", place=place, actor=self._worker)
+            if late is not None:
+                self._late[place] = late
+                asked[place].add_done_callback(lambda _: self._soon.set())
+        return self._answers(done)
+
+    def _answers(self, futures: Mapping[str, "Future[Memory | None]"]) -> dict[str, Memory | None]:
+        """What places have answered; one that failed is left out, and the log says why."""
         answers: dict[str, Memory | None] = {}
-        for place, answer in [(place, self._threads.submit(ask, place)) for place in places]:
+        for place, future in futures.items():
             try:
-                answers[place] = answer.result()
+                answers[place] = future.result()
             except Exception as error:  # noqa: BLE001 - one place's trouble; its words may hold secrets
                 log.warning("memory_unreachable", place=place, actor=self._worker, error=type(error).__name__)
         return answers

@@ -60,7 +60,7 @@ class Pool:
         self._sweep_seconds = sweep_seconds
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="slot")
         self._batches = Batches(worker=worker)
-        self._memories = Memories(self.backends, worker=worker)
+        self._memories = Memories(self.backends, worker=worker, go_on=self._go_on)
         self._state = PoolState(slots)
         self._claimer = Claimer(
             self._state,
@@ -119,8 +119,7 @@ class Pool:
         if expired or lost or woken:
             emit(Event.SWEPT, log, actor=self._worker, lost=lost, expired=expired, woken=woken)
         self._state.want_inspections()
-        self._state.reset_cursors()
-        self._claimer.fill(may_have_more=True)
+        self._claim_anew()
         with db.transaction() as session:
             audit.checkpoint(session, actor=self._worker)
 
@@ -156,6 +155,16 @@ class Pool:
             doorbell.bell.ring()
             self._claimer.fill(may_have_more=True)
         return wait
+
+    def _go_on(self) -> None:
+        """Claims found nothing for a while, since the control database was not compared."""
+        with self._failure_logged("claim_failed"):
+            self._claim_anew()
+
+    def _claim_anew(self) -> None:
+        """Claim from the front of each queue."""
+        self._state.reset_cursors()
+        self._claimer.fill(may_have_more=True)
 
     # -- what a slot runs --------------------------------------------------------------------------------------
 

@@ -47,10 +47,12 @@ class Installation:
     def _settled(self, line: str) -> None:
         """A reader who asks the doctor does not ask in the very second: a worker has compared by then."""
         if line == "deprovisioner doctor":
-            compared = "SELECT count(*) FROM holds WHERE cause = 'rewound' AND released_at IS NULL"
-            compared += " UNION ALL SELECT count(*) FROM memories WHERE behind_since IS NOT NULL OR compared_under = ("
-            compared += "SELECT compared_under FROM installation)"
-            eventually(lambda: any(n for (n,) in self.asks(compared)), what="a worker has compared")
+            settled = """
+                SELECT 1 WHERE EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL)
+                            OR EXISTS (SELECT FROM memories WHERE behind_since IS NOT NULL)
+                            OR NOT EXISTS (SELECT FROM memories AS m CROSS JOIN installation AS i
+                                            WHERE m.compared_under IS DISTINCT FROM i.compared_under)"""
+            eventually(lambda: self.asks(settled), what="a worker has compared")
 
     def asks(self, statement: str) -> list[tuple[Any, ...]]:
         with suppress(psycopg2.Error):  # in the middle of a restore

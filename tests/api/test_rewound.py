@@ -55,6 +55,12 @@ def test_readiness_says_that_no_delete_is_accepted_and_why(acme: httpx.Client, d
     assert "rewound" in answer.json()["database"]
 
 
+def test_readiness_warns_of_a_backend_that_went_back(acme: httpx.Client, db: Connection) -> None:
+    rewinds.went_back(db, "pg-main", "it remembers nothing")
+    answer = acme.get("/readyz")
+    assert (answer.status_code, "warnings" in answer.json()) == (200, True)
+
+
 def test_a_token_that_is_unknown_is_401_as_ever(acme: httpx.Client, db: Connection) -> None:
     rewind(db)
     with client(str(acme.base_url), "no-such-token") as stranger:

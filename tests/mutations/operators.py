@@ -305,8 +305,8 @@ OPERATORS = (
         ),
         (
             "pool: inspections at the sweep",
-            "        self._state.want_inspections()\n        self._state.reset_cursors()",
-            "        self._state.reset_cursors()",
+            "        self._state.want_inspections()\n        self._claim_anew()",
+            "        self._claim_anew()",
             "test_an_inspection_is_taken_at_a_message_and_at_a_sweep",
         ),
         (

@@ -10,6 +10,7 @@ _WENT_BACK = "test_a_backend_that_remembers_less_than_was_written_there_went_bac
 _HELD = "test_under_the_hold_of_a_rewind_no_job_is_claimed_whatever_its_kind"
 
 _MEMORY = "tests/worker/test_memory.py"
+RACES = "tests/worker/test_memory_races.py"
 _SLEPT = "test_a_worker_that_slept_since_its_start_destroys_nothing_at_a_backend_that_was_told"
 
 GUARDS_OF_REWINDS = (
@@ -44,7 +45,7 @@ GUARDS_OF_REWINDS = (
         _MEMORY,
         (
             "rewind: no write before destroy",
-            "            if run.destroys:\n                run.keep(mark)\n",
+            "            if run.destroys:\n                run.keep(run.mark)\n",
             "",
             "test_the_start_of_a_destruction_is_remembered_before_it_begins",
         ),
@@ -69,6 +70,95 @@ GUARDS_OF_REWINDS = (
             "if place != BROKER and not self._backends[place].keeps_memory:",
             "if False:",
             "test_a_kind_that_keeps_nothing_has_lost_nothing",
+        ),
+    ),
+    *cut(
+        "worker/memory.py",
+        "    def _keep_last(",
+        RACES,
+        (
+            "rewind: the least that was asked for",
+            "self._backends[backend].remember(last, least), least)]",
+            "self._backends[backend].remember(last, least), self._kept.get(backend))]",
+            "test_what_another_thread_writes_while_a_backend_answers_is_no_going_back",
+        ),
+    ),
+    *cut(
+        "worker/run/deprovision.py",
+        "def _destroy(",
+        RACES,
+        (
+            "rewind: what a destruction has made durable",
+            "    run.kept(run.mark)\n",
+            "",
+            "test_a_destruction_that_ended_is_what_a_backend_must_not_forget",
+        ),
+    ),
+    *cut(
+        "worker/memory.py",
+        "        Raises what the control database raises.",
+        RACES,
+        (
+            "rewind: a late answer",
+            "        self._conclude_late()\n",
+            "",
+            "test_a_late_answer_is_judged_too",
+        ),
+        (
+            "rewind: another worker has compared",
+            "if here.incarnation != self._incarnation:",
+            "if False:",
+            "test_jobs_are_claimed_as_soon_as_they_may_go_on",
+        ),
+    ),
+    *cut(
+        "worker/memory.py",
+        "    def _conclude(",
+        RACES,
+        (
+            "rewind: nothing was compared",
+            "not (here.settled or rewinds.tells(here, found)) or ",
+            "",
+            "test_nothing_expires_after_a_restart_until_a_place_has_told_what_it_remembers",
+        ),
+        (
+            "rewind: jobs that may go on",
+            "        self._go_on()\n",
+            "",
+            "test_jobs_are_claimed_as_soon_as_they_may_go_on",
+        ),
+    ),
+    *cut(
+        "worker/memory.py",
+        "        asked = {}",
+        RACES,
+        (
+            "rewind: a place that hangs",
+            "wait(asked.values(), ANSWER_SECONDS)",
+            "wait(asked.values())",
+            "test_a_backend_that_hangs_keeps_no_other_waiting_and_is_compared_when_it_answers",
+        ),
+    ),
+    *cut(
+        _FILE,
+        "_ENGAGE = ",
+        RACES,
+        (
+            "rewind: a verdict on another incarnation",
+            ":incarnation = {INCARNATION}",
+            "true",
+            "test_a_verdict_on_what_is_over_holds_nothing",
+        ),
+    ),
+    *cut(
+        _FILE,
+        "_HERE = ",
+        RACES,
+        (
+            "rewind: a clock that was set back",
+            "\n                         AND compared_at <= clock_timestamp()",
+            "",
+            "test_a_place_is_due_at_once_where_the_clock_was_set_back",
         ),
     ),
     *cut(

@@ -341,7 +341,7 @@ def test_of_two_recoveries_at_once_one_is_refused(db: Connection) -> None:
     places.before_inspection = again
     survey = surveyed(places)
     decided(places, survey, active_gone="confirm", unknown_objects="leave")
-    assert refused == ["another `deprovisioner recover` is running: wait for its end, then look at what it left"] * 2
+    assert refused == ["another `deprovisioner recover` is running: wait for its end, then survey again"] * 2
     assert one(db, "SELECT count(*) FROM events WHERE event = 'recovered'") == 1
 
 

@@ -30,7 +30,7 @@ def binary(name: str) -> str:
 def running(name: str, folder: Path, *options: str, aclfile: bool = True) -> Iterator[RedisServer]:
     """A server of that program with these options, stopped at the end of the block."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = embedded.free_port()
+    port = int(options[options.index("--port") + 1]) if "--port" in options else embedded.free_port()
     acl = folder / "users.acl"
     acl.touch()
     words = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]

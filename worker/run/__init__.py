@@ -75,6 +75,7 @@ class Run:
         self.worker = worker
         self.batches = batches
         self.memories = memories
+        self.mark: StartMark | None = None  # of this attempt's start of a teardown
         self.started = False  # this attempt's start is recorded: from here on the backend may have been changed
         self.probed = not claim.probing  # False while this job is its backend's probe, and nothing is known of its work
         self.made: Json | None = None  # what a provision may have made, from the moment the backend is asked
@@ -189,6 +190,11 @@ class Run:
         """Have the backend remember this start before it destroys. Raises ClaimLost where it was told to keep still."""
         if self.memories is not None and mark.installation is not None:
             self.memories.before_destroy(self.claim.backend, mark)
+
+    def kept(self, mark: StartMark | None) -> None:
+        """After the destruction: what `keep` wrote is durable, with all that the teardown did."""
+        if self.memories is not None and mark is not None and mark.installation is not None:
+            self.memories.destroyed(self.claim.backend, mark)
 
     def _give_up(self, why: StuckReason, error: str) -> None:
         """Undo a provision by the same path as a DELETE; leave any other job stuck, for an operator."""

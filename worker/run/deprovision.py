@@ -70,9 +70,9 @@ def deprovision(run: "Run") -> None:
         case Different(seen=seen, why=why):
             return run.stick(StuckReason.REFUSED, why, seen)
         case Same(seen=before):
-            mark = _start(run, before)
+            run.mark = _start(run, before)
             if run.destroys:
-                run.keep(mark)
+                run.keep(run.mark)
             # The manifest as the start has stored it.
             return _DO[claim.step or Step.DESTROY](run, claim.manifest | before.get("completes", {}), before)
         case never:
@@ -91,6 +91,7 @@ def _snapshot(run: "Run", manifest: Json, before: Json) -> None:
 
 def _destroy(run: "Run", manifest: Json, _: Json) -> None:
     did = run.backend.teardown(manifest, run.claim.fence)
+    run.kept(run.mark)
     run.close_breaker()
     match run.backend.inspect(manifest):
         case Absent(seen=seen):

@@ -100,6 +100,8 @@ def _remember(session: Session, memory: Memory, least: Moment | None, *, whole: 
             return _remember(session, memory, least, whole=True)
         answer = None if kept else left or nothing(memory.installation)
         if left is None or (left == found.memory and (not kept or (found.key and found.mark))):
+            if kept and memory.notes is not None:
+                session.save_acl()  # another worker may have written it, and not saved it
             return answer
         text = json.dumps(left.as_json() | ({} if whole else _notes(found.written)))
         if left.lagging is not None:  # the key stays as it is, for all to see; `still` is on the mark
@@ -115,7 +117,7 @@ def _remember(session: Session, memory: Memory, least: Moment | None, *, whole: 
                 raise
     if full:
         _without_room(session, name, found, text, left)
-    _save(session, found.mark, left)
+    _save(session, found.mark, left, soon=memory.notes is not None)
     return answer
 
 
@@ -198,10 +200,11 @@ def _rules(memory: Memory) -> tuple[str, ...]:
     return "reset", "resetchannels", mark
 
 
-def _save(session: Session, before: Memory | None, now: Memory) -> None:
-    """Write the users to the aclfile: at once what is no mere progress, else once in SAVE_SECONDS."""
+def _save(session: Session, before: Memory | None, now: Memory, *, soon: bool) -> None:
+    """Write the users to the aclfile: `soon`, or what is no mere progress; else once in SAVE_SECONDS."""
+    # Soon: the control database is told of a comparison's write. A destruction's is saved by the teardown itself.
     progress = before is not None and (before.epoch, before.still) == (now.epoch, now.still)
-    if progress and time.monotonic() - session.server.users_saved < SAVE_SECONDS:
+    if progress and not soon and time.monotonic() - session.server.users_saved < SAVE_SECONDS:
         return
     session.save_acl()
     session.server.users_saved = time.monotonic()

@@ -83,7 +83,7 @@ def test_a_restart_with_an_aclfile_keeps_it(program: str, tmp_path: Path, kept: 
     with redis_servers.running(program, tmp_path / "own") as server:
         backend = Redis(server.service_dsn)
         backend.remember(replace(kept, installation=uuid.uuid4()))
-        backend.remember(kept)
+        backend.remember(replace(kept, notes=None))
         later = replace(kept, still=what == "still", event=101, hash="bb", notes=None)
         backend.remember(later)
     with redis_servers.running(program, tmp_path / "own") as server:
