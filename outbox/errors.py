@@ -228,12 +228,12 @@ class Unwanted(StartRefused):
 
 
 class Rewound(DeprovisionerError):
-    """The control database went back in time: nothing is written until a person has recovered it."""
+    """The control database went back in time: nothing is written until an operator has recovered it."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the control database went back in time, so nothing is changed until an operator has run "
-            "`deprovisioner recover`; reads are answered. Ask again after that"
+            "the control database went back in time, so only reads are answered until an operator has run "
+            "`deprovisioner recover` and decided; ask again after that"
         )
 
 

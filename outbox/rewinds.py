@@ -1,7 +1,7 @@
-"""Whether the control database went back in time: it is compared with what places outside remember of it.
+"""Whether the control database went back in time: workers compare it with what places outside of it remember.
 
-A place is a backend, or the broker. Workers keep the highest committed event there, at most once a minute and before
-each destruction, and compare: a database that lacks what a place remembers is older than the world. `docs/design.md`,
+A place is a backend, or the broker. Workers write the highest committed event there, at most once a minute and before
+each destruction. A database that lacks an event which a place remembers has gone back: it is rewound. `docs/design.md`,
 "A place in time", has the rules.
 """
 
@@ -16,23 +16,23 @@ from outbox.memory import Memory, Note
 
 # The place that is no backend; no backend can have this name.
 BROKER = "(broker)"
-# A place is written to at most so often, but before a destruction.
+# Workers write to a place at most so often, and besides before each destruction.
 REMEMBER_SECONDS = 60
 
 # How many of each a place keeps: together less than a memory may have.
 ACTS, RESOURCES, RESTORES = 250, 200, 50
-# What a note of a resource says: its event is that of its first job.
+# The word of a note that tells of a new resource; the note has the first event of that resource.
 REGISTERED = "registered"
 
-# One run of one server, one database of it, one file of a table: what puts an older state in its place begins another.
+# One run of one server, one database, one file of a table. Each way to put an older state in its place changes it.
 INCARNATION = """concat(extract(epoch FROM pg_postmaster_start_time()), '/',
                           (SELECT oid FROM pg_database WHERE datname = current_database()), '/',
                           pg_relation_filenode('installation'))"""
-# Whether anything may be decided on this database's word; before the first comparison there is nothing to compare with.
+# True while no rewind is known and this incarnation was compared, or none was yet (a new installation).
 GOES_ON = f"""NOT EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL)
            AND NOT EXISTS (SELECT FROM installation
                             WHERE compared_under IS NOT NULL AND compared_under <> {INCARNATION})"""
-# The same for one backend, whose own memory must have been compared, and not be behind.
+# The same for one backend: its own memory was compared, and it did not go back in time.
 GOES_ON_AT = f"""NOT EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL)
            AND (NOT EXISTS (SELECT FROM installation WHERE compared_under IS NOT NULL)
                 OR EXISTS (SELECT FROM memories WHERE place = {{0}} AND compared_under = {INCARNATION}))"""
@@ -60,7 +60,7 @@ class Here:
     due: frozenset[str]
 
     def memory(self, *, still: bool = False) -> Memory:
-        """What a place is to keep of it."""
+        """The memory of this database that a place is to keep."""
         return Memory(self.installation, self.epoch, self.event, self.hash, still, None)
 
 
@@ -135,7 +135,7 @@ _EVENTS = text("SELECT id, encode(hash, 'hex') AS hash FROM events WHERE id = AN
 
 
 def judge(db: Connection, before: Here, found: Mapping[str, Memory | None]) -> Verdict:
-    """Compare. `before` was read before the places were asked, which `found` has the answers of."""
+    """Compare `found`, the answers of the places, with this database; `before` was read before they were asked."""
     rows = db.execute(_EVENTS, {"ids": [memory.event for memory in found.values() if memory]})
     known: dict[int, str] = {row.id: row.hash for row in rows}
     why = [before.moved] if before.moved else []
@@ -153,7 +153,7 @@ def judge(db: Connection, before: Here, found: Mapping[str, Memory | None]) -> V
                 why.append(f"{place} was told to keep still: a restore was announced, or a worker noticed a rewind")
         if place != BROKER and written is not None and has < written:
             what = f"epoch {has[0]}, event {has[1]}" if memory else "nothing"
-            behind[place] = f"it remembers {what}, and epoch {written[0]}, event {written[1]} was written there"
+            behind[place] = f"it remembers {what}, but a worker wrote epoch {written[0]}, event {written[1]} there"
     return Verdict("; ".join(why) or None, behind)
 
 
@@ -165,7 +165,7 @@ def knows(db: Connection, memory: Memory) -> bool:
     return bool(db.execute(_KNOWS, {"event": memory.event, "hash": memory.hash}).scalar_one())
 
 
-# The lock: a recovery that ends meanwhile is waited for, and its epoch is then another.
+# FOR SHARE waits for a recovery that is about to end; then the epoch differs, and nothing is engaged.
 _ENGAGE = text(f"""
     WITH engaged AS (
         INSERT INTO holds (scope, subject, cause, reason, actor)
@@ -224,7 +224,7 @@ _COMPARED = text(f"""
 
 
 def settle(db: Connection, at: Here, places: list[str]) -> bool:
-    """Record that these places were compared under this incarnation, and nothing was missing; False when it is over."""
+    """Record that these places were compared and no event was missing; False where the incarnation or epoch is over."""
     asked = {"incarnation": at.incarnation, "epoch": at.epoch, "places": places}
     return bool(db.execute(_COMPARED, asked).all()) or not places
 
@@ -239,7 +239,7 @@ def wrote(db: Connection, place: str, memory: Memory) -> None:
     db.execute(_WRITTEN, {"place": place, "epoch": memory.epoch, "event": memory.event})
 
 
-# Until a person has recovered it: the breaker must not let a probe through. A century, since drivers know no infinity.
+# No probe may pass the breaker before a recovery. A century, since drivers cannot read infinity.
 _BEHIND = text("""
     WITH noted AS (
         INSERT INTO memories (place, behind_since, note) VALUES (:place, now(), :note)
@@ -255,13 +255,13 @@ _BEHIND = text("""
 
 
 def went_back(db: Connection, place: str, why: str) -> bool:
-    """Start nothing more at a backend that went back in time; False where that was known."""
-    reason = f"the backend went back in time: {why}; see `deprovisioner recover --backend {place}`"
+    """Stop all starts at a backend that went back in time; False where this was known."""
+    reason = f"the backend went back in time: {why}; run `deprovisioner recover --backend {place}`"
     return bool(db.execute(_BEHIND, {"place": place, "note": why, "reason": reason}).scalar_one())
 
 
-# The acts are few, and have an index; what a recovery decided is one for each item, and would crowd out the others. Of
-# resources the newest, whose objects nothing else could explain.
+# Not `decided`: a recovery writes one for each item, and these would crowd out other acts. Of resources the newest:
+# after a rewind, only their notes tell whose the unknown objects are.
 _NOTES = text(f"""
     SELECT id, left(encode(hash, 'hex'), 16) AS hash, at, event, resource_id, detail
       FROM (SELECT id, hash, at, event, resource_id, detail

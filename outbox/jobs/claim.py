@@ -223,6 +223,6 @@ def still(db: Connection, claim: Claim) -> None:
     if row is None:
         raise ClaimLost(f"job {claim.id}: the claim with fence {claim.fence} is lost")
     if row.rewound:
-        raise ClaimLost(f"job {claim.id}: the control database went back in time; see `deprovisioner recover`")
+        raise ClaimLost(f"job {claim.id}: the control database went back in time; run `deprovisioner recover`")
     if not row.goes_on:
         raise Busy(f"job {claim.id}: backend {claim.backend!r} is not compared yet with what it remembers")

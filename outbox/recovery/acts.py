@@ -149,7 +149,7 @@ def roll_back(db: Connection, by: By, items: Sequence[Item]) -> Refusals:
     doubtful = {item.n for item in items if item.detail["there"] or item.detail["adopted"] or not item.detail["read"]}
     refused = dict.fromkeys(
         doubtful,
-        "its object exists or is adopted, or its backend was not read: it is not rolled back, and was set aside",
+        "its object is there or is adopted, or its backend was not read: it is not rolled back, and was set aside",
     )
     _set_aside(db, by, [item for item in items if item.n in doubtful])
     asked = [

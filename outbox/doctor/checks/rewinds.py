@@ -10,18 +10,18 @@ REWINDS = (
         """
         SELECT id, created_at AS since, concat(actor, ': ', left(reason, 500)) AS note FROM holds
          WHERE cause = 'rewound' AND released_at IS NULL""",
-        "the control database went back in time, or a restore was announced: it does not know what was done since, so "
-        "nothing starts, and nothing is written",
-        "`deprovisioner recover` shows what the backends know and this database does not, and what each decision does; "
-        "docs/operations.md has the order",
+        "the control database went back in time, or a restore was announced: it may lack what was done since, so "
+        "no job starts, and the API refuses writes",
+        "run `deprovisioner recover`: it shows what the backends know and this database lacks, and what each decision "
+        "does; docs/operations.md has the steps in order",
     ),
     Check(
         "backend_went_back",
         "backend",
         """
         SELECT place AS id, behind_since AS since, note FROM memories WHERE behind_since IS NOT NULL""",
-        "the backend was restored to an earlier state, or lost what it had: objects may be there again, gone or older",
-        "`deprovisioner recover --backend NAME` compares its objects with the resources; nothing starts there before",
+        "the backend was restored to an earlier state, or lost its data: objects may exist again, be gone, or be older",
+        "run `deprovisioner recover --backend NAME`: it compares objects and resources; its real run lets jobs start",
     ),
     Check(
         "backend_not_compared",
@@ -34,9 +34,9 @@ REWINDS = (
          WHERE NOT EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL)
            AND NOT EXISTS (SELECT FROM memories WHERE place = waiting.backend AND behind_since IS NOT NULL)
            AND NOT ({rewinds.GOES_ON_AT.format("waiting.backend")})""",
-        "since the control database was started, no worker could read what the backend remembers of it: nothing starts "
-        "there, since the database might be older than the backend",
-        "are workers running that serve this backend, and can they reach it? their log says `memory_unreachable`",
+        "since the control database was started, no worker could read what the backend remembers of it: no job starts "
+        "there, because the database might have gone back in time",
+        "check that a worker serves this backend and can reach it, and read its log (`memory_unreachable`)",
         "warning",
     ),
 )
