@@ -65,27 +65,35 @@ def _moment(_: click.Context, __: click.Parameter, value: str | None) -> dt.date
         "deprovisioner recover --announce --reason 'restoring the dump of 08:00'",
     ),
 )
-@click.option("--digest", callback=_digest, help="The digest that the survey printed; without it nothing is decided.")
+@click.option(
+    "--digest",
+    callback=_digest,
+    help="The digest that the survey printed. Without it, this command only makes a survey.",
+)
 @click.option(
     "--decide",
     "decided",
     callback=_decisions,
     multiple=True,
     metavar="CLASS=DECISION",
-    help="What becomes of a class: confirm, cancel or leave. Every class that has items needs one.",
+    help="The decision for a class: confirm, cancel or leave. Each class that has items needs one.",
 )
-@click.option("--reason", type=WORDS, help="Why; stored with each item. Needed with --digest and --announce.")
-@click.option("--without", type=WORDS, multiple=True, metavar="BACKEND", help="Leave out a backend that was not read.")
-@click.option("--tenant", type=WORDS, help="Whose the unknown objects are that no note names a tenant of.")
+@click.option("--reason", type=WORDS, help="Why; stored in the events. Needed with --digest and with --announce.")
+@click.option(
+    "--without", type=WORDS, multiple=True, metavar="BACKEND", help="Go on without a backend that could not be read."
+)
+@click.option("--tenant", type=WORDS, help="The tenant of unknown objects whose tenant no note names.")
 @click.option(
     "--revoke-tokens-before",
     "revoke_before",
     callback=_moment,
     metavar="TIME",
-    help="Revoke every token that was made before then: 2026-11-30T08:00:00Z.",
+    help="Revoke every token that was made before TIME, such as 2026-11-30T08:00:00Z.",
 )
-@click.option("--backend", type=WORDS, metavar="NAME", help="Only this backend, which went back in time itself.")
-@click.option("--announce", is_flag=True, help="Before a planned restore: let nothing start, whichever copy is seen.")
+@click.option(
+    "--backend", type=WORDS, metavar="NAME", help="Compare only this backend, which itself went back in time."
+)
+@click.option("--announce", is_flag=True, help="Before a planned restore: start nothing, here or in a copy.")
 @as_json_option
 def recover(
     digest: str | None,
@@ -98,11 +106,12 @@ def recover(
     announce: bool,
     as_json: bool,
 ) -> None:
-    """Compare with the backends after a restore, show by class what may be wrong, and carry out what you decide.
+    """Compare the control database with the backends after a restore, and carry out what you decide.
 
-    Without --digest it is a dry run: it stores what it found, changes nothing else, and prints the command for the
-    real run. That one may be killed and run again: it goes on. It needs the backends file and the addresses in it, as
-    a worker does. Exit code 1 when it was refused, or when a decision could not be carried out for an item.
+    Without --digest it makes a survey: it stores what may be wrong, by class, changes nothing else, and prints the
+    command of the real run. If the real run is killed, run the same command again: it goes on. The command needs the
+    backends file and the addresses in it, as a worker does. It exits with 1 when it was refused, or when a decision
+    could not be carried out for an item.
     """
     from outbox import actions, settings
     from worker.survey import Places
@@ -113,7 +122,7 @@ def recover(
         raise NotFound(f"there is no backend {backend!r} in the backends file; it has: {', '.join(sorted(configured))}")
     if announce:
         if digest or decided or backend:
-            raise click.UsageError("--announce takes --reason alone")
+            raise click.UsageError("--announce takes only --reason; leave out --digest, --decide and --backend")
         untold = actions.announce(edge_of_a_recovery(), me(), Places(configured), _tell, reason=_reason(reason))
         _announced(untold, as_json)
         return
@@ -121,7 +130,9 @@ def recover(
         configured = {backend: configured[backend]}
     if digest is None:
         if decided or without or revoke_before:
-            raise click.UsageError("decisions need the --digest of the survey that they are about")
+            raise click.UsageError(
+                "decisions need --digest: copy it from the survey that `deprovisioner recover` printed"
+            )
         seen = actions.survey(edge_of_a_recovery(), me(), Places(configured), _tell, backend=backend)
         _show_survey(seen, as_json)
         return
@@ -143,7 +154,7 @@ def recover(
 
 def _reason(given: str | None) -> str:
     if given is None:
-        raise click.UsageError("say why, with --reason")
+        raise click.UsageError("say why with --reason: it is stored in the events")
     return given
 
 
@@ -157,10 +168,11 @@ def _announced(untold: dict[str, str], as_json: bool) -> None:
         print_json({"announced": True, "untold": untold})
     else:
         click.echo(
-            "announced: nothing starts, in this database or a copy of it, until `deprovisioner recover` has ended"
+            "announced: workers start nothing, in this database or in a copy of it, until you have run `deprovisioner "
+            "recover` and decided"
         )
         for place, why in untold.items():
-            click.echo(f"not told: {place}: {why}")
+            click.echo(f"{place} was not told, so its workers may miss the announcement after a restore: {why}")
     if untold:
         raise SystemExit(1)
 
@@ -174,8 +186,8 @@ def _show_survey(seen: "Survey", as_json: bool) -> None:
         return
     where = f"backend {seen.backend}" if seen.backend else "the control database"
     click.echo(f"survey {seen.id} of {where}, at {cell(seen.created_at)}")
-    click.echo(f"the places say: {seen.verdict or 'nothing that speaks of a rewind'}")
-    click.echo(f"read: {', '.join(seen.surveyed) or '(none)'}\n")
+    click.echo(f"what differs: {seen.verdict or 'no backend shows that the database went back in time'}")
+    click.echo(f"backends read: {', '.join(seen.surveyed) or '(none)'}\n")
     print_fields({one.name: seen.counts[one.name] for one in classes})
     for one in classes:
         if not seen.counts[one.name]:
@@ -188,14 +200,14 @@ def _show_survey(seen: "Survey", as_json: bool) -> None:
         for decision, (what, _) in one.does.items():
             click.echo(f"  --decide {one.name}={decision:<8} {what}")
     for name, why in seen.errors.items():
-        click.echo(f"\nERROR: backend {name} could not be read, and its objects are in no class: {why}")
+        click.echo(f"\nERROR: backend {name} could not be read, so its objects are in no class: {why}")
     click.echo(
-        "\nnothing was changed. To decide, put confirm, cancel or leave for each … and run:\n"
+        "\nnothing was changed. To decide, replace each … in this command (by a decision, or your reason) and run it:\n"
         f"  deprovisioner {_command(seen)}"
     )
 
 
-# What a person looks at first, of what an item's detail has.
+# The fields of an item's detail that the table shows.
 _SHOWN = (
     "tenant",
     "name",
@@ -221,7 +233,7 @@ def _row(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _command(seen: "Survey") -> str:
-    """The command of the real run, with … for what is still to be decided."""
+    """The command of the real run, with … in the place of each decision and of the reason."""
     said = ["recover", "--digest", seen.digest]
     for name, count in seen.counts.items():
         if count:
@@ -239,9 +251,9 @@ def _show_end(done: "Recovered", as_json: bool) -> None:
     else:
         click.echo(f"recovery {done.survey.id} has ended: workers start jobs again")
         if done.refused:
-            click.echo("\nnot carried out, and left for you:")
+            click.echo("\nnot carried out, and left for you (`said` has the reason):")
             print_table(done.refused, ("class", "key", "backend", "job_id", "resource_id", "said"))
         for place, why in done.unwritten.items():
-            click.echo(f"{place} has not taken the new epoch; a worker writes it later: {why}")
+            click.echo(f"{place} has not taken the new epoch; a worker will write it later: {why}")
     if done.survey.refused:
         raise SystemExit(1)

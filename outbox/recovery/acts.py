@@ -32,7 +32,7 @@ class Look:
 
 @dataclass(frozen=True)
 class By:
-    """Who decided, why, in which recovery; the tenant of what has none; and, by item, what was just seen of it."""
+    """The decision's actor, reason and recovery; the tenant for objects without one; the inspections by item."""
 
     recovery: int
     actor: str
@@ -77,7 +77,9 @@ def engage(db: Connection, by: By, item: Item) -> None:
     """Engage a hold again; a brake's too, since only an operator may end what it saw."""
     scope, subject = HoldScope(item.detail["scope"]), item.detail.get("subject")
     if subject is not None and not holds.known(db, scope, subject):
-        raise BadRequest(f"there is no {scope} {subject!r} here yet: when there is, `deprovisioner hold set`")
+        raise BadRequest(
+            f"there is no {scope} {subject!r} here yet: when there is one, set the hold with `deprovisioner hold set`"
+        )
     holds.engage(db, scope, subject, actor=by.actor, reason=f"{by.why} (it was hold {item.detail.get('hold')})")
 
 
@@ -135,7 +137,7 @@ def take_back(db: Connection, by: By, items: Sequence[Item]) -> Refusals:
     back = jobs.restore_all(db, asked, actor=by.actor, reason=by.why, detail={"recovery": by.recovery})
     rest = [item for item in items if item.resource_id not in back]
     aside = _set_aside(db, by, rest) if rest else set()
-    why = "cannot be taken back: its destruction had started, or it was never active"
+    why = "cannot be taken back: its destruction had started, or its resource was never active"
     return {
         item.n: f"job {item.job_id} {why}; it {'was set aside' if item.job_id in aside else 'stays as it is'}"
         for item in rest
@@ -143,9 +145,12 @@ def take_back(db: Connection, by: By, items: Sequence[Item]) -> Refusals:
 
 
 def roll_back(db: Connection, by: By, items: Sequence[Item]) -> Refusals:
-    """Delete what was never made. What was made since, or might have been, is set aside: customers may use it."""
+    """Delete resources whose object was never made. If the object is or may be there, the job is set aside."""
     doubtful = {item.n for item in items if item.detail["there"] or item.detail["adopted"] or not item.detail["read"]}
-    refused = dict.fromkeys(doubtful, "its object is there, or was not looked for, so it is not rolled back")
+    refused = dict.fromkeys(
+        doubtful,
+        "its object exists or is adopted, or its backend was not read: it is not rolled back, and was set aside",
+    )
     _set_aside(db, by, [item for item in items if item.n in doubtful])
     asked = [
         jobs.Delete(item.resource_id, actor=by.actor, reason=by.why, detail={"recovery": by.recovery})
@@ -155,7 +160,7 @@ def roll_back(db: Connection, by: By, items: Sequence[Item]) -> Refusals:
     won = {done.resource.id for done in jobs.enqueue_all(db, asked).values()}
     lost = [item for item in items if item.n not in doubtful and item.resource_id not in won]
     _set_aside(db, by, lost)
-    return refused | {item.n: "its resource is protected, or is not being made any more" for item in lost}
+    return refused | {item.n: "its resource is protected, or is not being provisioned any more" for item in lost}
 
 
 def abandon(db: Connection, by: By, items: Sequence[Item]) -> Refusals:
@@ -172,7 +177,7 @@ def _abandon(db: Connection, by: By, item: Item) -> None:
 
 @_each
 def close(db: Connection, by: By, item: Item) -> None:
-    """Close what is gone as deleted, with the evidence of an inspection of this moment."""
+    """Close resources as deleted whose object an inspection has just found absent."""
     look = by.looks[item.n]
     if look.found is not Found.ABSENT:
         raise Conflict(f"an inspection found it {look.found}, so its resource stays: {look.seen}")
@@ -203,7 +208,7 @@ def _register(db: Connection, by: By, item: Item, *, resource_id: uuid.UUID | No
     if told["why"]:
         raise Conflict(f"it cannot be adopted as it stands: {told['why']}")
     if not (tenant := told.get("tenant") or by.tenant):
-        raise BadRequest("no note says whose it is: name its tenant with --tenant, in a recovery of its own")
+        raise BadRequest("no note names its tenant: survey again, and confirm it with --tenant")
     kind = told.get("kind") or _kind_of(item.backend)
     new = NewResource(
         tenant=tenant,

@@ -50,7 +50,7 @@ class Wanted:
 def one_at_a_time(db: Connection) -> Iterator[None]:
     """Keep other recoveries out meanwhile; `db` stays with this one. Raises Conflict where another one runs."""
     if not db.execute(text("SELECT pg_try_advisory_lock(:turn)"), {"turn": _TURN}).scalar_one():
-        raise Conflict("another `deprovisioner recover` is running: wait for its end, then look at what it left")
+        raise Conflict("another `deprovisioner recover` is running: wait for its end, then survey again")
     try:
         yield
     finally:
@@ -110,14 +110,14 @@ def begin(db: Connection, wanted: Wanted, *, actor: str) -> Row[Any]:
 
 
 def _refuse_other_decisions(last: Row[Any], wanted: Wanted, chosen: dict[str, str]) -> None:
-    """A recovery that has begun is gone on with as it was begun."""
+    """Raise Conflict where the same recovery was begun with other decisions."""
     before = (last.decisions, frozenset(last.without), last.tenant, last.revoke_before)
     if before != (chosen, wanted.without, wanted.tenant, wanted.revoke_before):
         said = " ".join(f"--decide {name}={decision}" for name, decision in last.decisions.items())
         raise Conflict(
             f"recovery {last.id} was begun by {last.decided_by} with other decisions ({said or 'none'}, --without "
-            f"{last.without}, --tenant {last.tenant}, --revoke-tokens-before {last.revoke_before}): go on with these, "
-            "or survey again, which leaves what is done as it is"
+            f"{last.without}, --tenant {last.tenant}, --revoke-tokens-before {last.revoke_before}): repeat "
+            "the command with these, or run `deprovisioner recover` for a new survey; what is done stays done"
         )
 
 
@@ -137,13 +137,15 @@ def _refuse_incomplete(db: Connection, last: Row[Any], wanted: Wanted) -> None:
             f"leave its objects uncompared with --without {unread[0]}"
         )
     if needless := sorted(wanted.without - last.errors.keys()):
-        raise BadRequest(f"--without {needless[0]}: this backend was read, so it is part of the recovery")
+        raise BadRequest(
+            f"--without {needless[0]}: this backend was read, so it is part of the recovery; leave the option out"
+        )
     if wanted.decisions.get("unknown_objects") == Decision.CONFIRM and wanted.tenant is None:
         nameless = db.execute(_NAMELESS, {"id": last.id}).scalar_one()
         if nameless:
             raise BadRequest(
-                f"no note says whose {nameless} of the unknown objects are: name their tenant with --tenant, or leave "
-                "them (--decide unknown_objects=leave)"
+                f"no note names the tenant of {nameless} unknown objects: name it with --tenant, or leave them "
+                "(--decide unknown_objects=leave)"
             )
 
 
@@ -158,8 +160,8 @@ def _refuse_changed(db: Connection, last: Row[Any]) -> None:
     here = rewinds.here(db, [])
     if last.backend is not None and here.rewound:
         raise Conflict(
-            "the control database itself went back in time: recover that first (`deprovisioner recover`), which looks "
-            "at all backends"
+            "the control database itself went back in time: run `deprovisioner recover` without --backend first; it "
+            "compares all backends"
         )
     if here.incarnation != last.incarnation:
         raise Conflict("the control database was started again, or replaced, since the survey: survey again")
@@ -176,7 +178,7 @@ def _refuse_changed(db: Connection, last: Row[Any]) -> None:
         changed = [
             f"{name}: {before}, now {counts[name]}" for name, before in last.counts.items() if before != counts[name]
         ]
-        what = "; ".join(changed) or "as many items, but other ones, or at other fences"
+        what = "; ".join(changed) or "the counts are the same, the items are not, or a job has moved on"
         raise DigestMismatch(f"this is not what the survey found ({what}): survey again")
 
 
@@ -264,7 +266,7 @@ _TOLD = text("""
 # Later than any that a place remembers: the database may be from before an earlier recovery.
 _NEXT_EPOCH = text("UPDATE installation SET epoch = :epoch, announced_at = NULL")
 _UNCOMPARED = text("UPDATE memories SET compared_under = NULL WHERE place = ANY(CAST(:places AS text[]))")
-# What was written there in an earlier epoch is no measure any more of what the place must remember.
+# A recovery accepts a place that has less than workers wrote there before it.
 _FORWARD = text("""
     UPDATE memories
        SET behind_since = NULL, note = NULL, epoch = NULL, event = NULL

@@ -341,7 +341,7 @@ def test_of_two_recoveries_at_once_one_is_refused(db: Connection) -> None:
     places.before_inspection = again
     survey = surveyed(places)
     decided(places, survey, active_gone="confirm", unknown_objects="leave")
-    assert refused == ["another `deprovisioner recover` is running: wait for its end, then look at what it left"] * 2
+    assert refused == ["another `deprovisioner recover` is running: wait for its end, then survey again"] * 2
     assert one(db, "SELECT count(*) FROM events WHERE event = 'recovered'") == 1
 
 
@@ -705,7 +705,7 @@ def test_unknown_objects_that_no_note_names_need_a_tenant(db: Connection) -> Non
     places = Places()
     places.objects["pg-main"] += [an_object(), an_object(why="it is in quarantine", quarantined=True)]
     survey = surveyed(places)
-    with pytest.raises(BadRequest, match="whose 1 of the unknown objects are"):
+    with pytest.raises(BadRequest, match="the tenant of 1 unknown objects"):
         decided(places, survey, unknown_objects="confirm")
     done = decided(places, survey, unknown_objects="confirm", tenant="acme")
     assert one(db, "SELECT count(*) FROM resources WHERE tenant = 'acme' AND adopted") == 1
@@ -853,7 +853,7 @@ def test_a_backend_is_not_recovered_alone_while_the_database_itself_is_rewound(d
     places = Places(objects={"pg-main": []})
     survey = surveyed(places, backend="pg-main")
     rewind(db)
-    with pytest.raises(Conflict, match="recover that first"):
+    with pytest.raises(Conflict, match="without --backend first"):
         decided(places, survey)
 
 
