@@ -51,16 +51,16 @@ class Memories:
         self._asked: dict[str, Future[Memory | None]] = {}
         self._late: dict[str, Here] = {}
 
-    def keep_comparing(self, seconds: float) -> None:
-        """Compare now and every so many seconds, in a thread that ends with the process.
+    def keep_comparing(self, seconds: float, over: Callable[[], bool] = lambda: False) -> None:
+        """Compare now and every so many seconds, in a thread of its own, until `over`.
 
         A connection that is lost or made may tell of a server's restart: so it compares at once.
         """
         db.on_reconnect(self._soon.set)
-        threading.Thread(target=self._keep_comparing, args=(seconds,), name="memories", daemon=True).start()
+        threading.Thread(target=self._keep_comparing, args=(seconds, over), name="memories", daemon=True).start()
 
-    def _keep_comparing(self, seconds: float) -> None:
-        while True:
+    def _keep_comparing(self, seconds: float, over: Callable[[], bool]) -> None:
+        while not over():
             wait = seconds
             try:
                 self.compare()

@@ -81,7 +81,7 @@ class Pool:
 
     def start(self) -> None:
         """Begin to extend leases, to sweep, to advance operations, and to wait at the doorbell."""
-        self._memories.keep_comparing(self._sweep_seconds)
+        self._memories.keep_comparing(self._sweep_seconds, self._is_over)
         loops = {"heartbeat": self._keep_leases, "sweep": self._keep_sweeping, "operations": self._keep_advancing}
         if doorbell.on_redis():
             loops["doorbell"] = self._keep_listening
@@ -155,6 +155,10 @@ class Pool:
             doorbell.bell.ring()
             self._claimer.fill(may_have_more=True)
         return wait
+
+    def _is_over(self) -> bool:
+        """It claims nothing more, and no job runs."""
+        return self._state.stopping and not self._state.held_claims()
 
     def _go_on(self) -> None:
         """Claims found nothing for a while, since the control database was not compared."""

@@ -125,8 +125,8 @@ def start(
     wanted = ResourceStatus.RESTORING if claim.kind is JobKind.RESTORE else ResourceStatus.DELETING
     if under and not _has_started(db, claim, wanted):
         brakes.take(db, claim, under)  # only a job that may start is counted, so only such a job can hit a brake
-    if started := start_all(db, [(claim, seen)], worker=worker):
-        return started[claim.id, claim.fence]
+    if mark := start_all(db, [(claim, seen)], worker=worker).get((claim.id, claim.fence)):
+        return mark
     _start_refused(db, claim, wanted)
     return _mark(db.execute(_MARKED, {"id": claim.id, "fence": claim.fence}).one())
 
