@@ -1,4 +1,4 @@
-"""What a place outside the control database keeps of it, so that a database that went back in time is noticed.
+"""The memory of the control database that a place outside keeps. It shows later that the database went back in time.
 
 A place is a backend, or the broker. It keeps one memory an installation: the highest event that a worker saw committed,
 and notes of the last events that a recovery must know of. `offered` is the rule by which all places keep them.
@@ -15,8 +15,8 @@ from typing import Any
 from outbox import foreign
 from outbox.rows import Json
 
-NOTES = 500  # the newest; what a minute and a backup's age may miss on a busy day
-BYTES = 64_000  # of a memory as JSON; the oldest notes give way
+NOTES = 500  # the newest; about as many acts as a busy day brings between a backup and its restore
+BYTES = 64_000  # of a memory as JSON; the oldest notes are dropped first
 LONGEST = 4 * BYTES  # characters of a place's record that are read; a longer one is none of ours
 _DETAIL = 1_000  # characters of a note's detail as JSON
 _BIGGEST = 2**63 - 1  # PostgreSQL's bigint
@@ -84,7 +84,7 @@ class Memory:
 
     @property
     def least(self) -> "Moment":
-        """What every part of the place has."""
+        """The epoch and the event that every part of the place has at least."""
         return self.epoch, self.event if self.lagging is None else self.lagging
 
     @property

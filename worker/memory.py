@@ -1,4 +1,4 @@
-"""What the places outside remember, on the worker's side: compared as it starts and sweeps, and written.
+"""A worker compares the control database with the memories of its places, as it starts and sweeps, and writes them.
 
 No transaction of the control database is open while a place is asked.
 """
@@ -23,9 +23,9 @@ from worker.intake import Intake
 
 # This process is a place too: it remembers what it saw a moment ago.
 ITSELF = "(this worker)"
-# While the control database is away, a worker asks so often: until it has compared, it starts nothing.
+# While the control database is away, a worker tries to compare so often; it starts no job before it has compared.
 AWAY_SECONDS = 0.5
-# A server that hangs keeps the other places waiting no longer. What it says later counts then.
+# A place that hangs delays the comparison of the others so long; its answer is judged when it comes.
 ANSWER_SECONDS = 1.0
 
 
@@ -33,14 +33,14 @@ class Memories:
     """The places of one worker: its backends, the broker, and itself."""
 
     def __init__(self, served: Mapping[str, Backend], *, worker: str, go_on: Callable[[], None] = lambda: None) -> None:
-        """`go_on` is called when jobs may start that could not: places were compared."""
+        """`go_on` is called when places were compared, so that jobs may start there."""
         self._backends = {name: Intake(backend) for name, backend in served.items()}
         self._places = [*self._backends, BROKER]
         self._worker = worker
         self._threads = ThreadPoolExecutor(len(self._places), thread_name_prefix="memory")
         # Jobs that start together share a write.
         self._batches = {name: GroupCommit("memories", partial(self._keep_last, name)) for name in self._backends}
-        # What this process has kept last at each backend: one that has less before the next destruction went back.
+        # What this process has kept last at each backend. A backend that has less later went back in time.
         self._kept: dict[str, Moment] = {}
         self._seen: Memory | None = None
         self._soon = threading.Event()
@@ -81,7 +81,7 @@ class Memories:
             here = rewinds.here(session, self._places)
         if here.rewound:
             return self._keep_still(here)
-        # A new process has seen nothing yet: it asks, however lately another one did.
+        # A new process has seen nothing yet: it asks all places, even if another worker has just done so.
         due = sorted(here.due) if here.settled and self._seen else self._places
         if not due and not self._has_lost(here):
             self._seen = here.memory()
@@ -132,7 +132,7 @@ class Memories:
                     self._conclude(here, found)
 
     def before_destroy(self, backend: str, mark: StartMark) -> None:
-        """Keep the start at its own backend, before it destroys. Raises ClaimLost where that was told to keep still."""
+        """Write the start to its backend before the destruction. Raises ClaimLost where that was told to keep still."""
         assert mark.installation is not None  # noqa: S101 - else nothing was compared
         assert mark.epoch is not None  # noqa: S101
         memory = Memory(mark.installation, mark.epoch, mark.event, mark.hash, still=False, notes=None)
@@ -141,7 +141,9 @@ class Memories:
         if there is None:
             return
         if least is not None and there.least < least:
-            self._note_behind(backend, f"it remembers event {there.least[1]}, and {least[1]} was written there")
+            self._note_behind(
+                backend, f"it remembers event {there.least[1]}, but this worker wrote event {least[1]} there"
+            )
             raise ClaimLost(f"backend {backend!r} went back in time; nothing was destroyed")
         if there.still or there.epoch > memory.epoch or not self._knows(there) or not self._knows(memory):
             self._soon.set()
@@ -177,7 +179,7 @@ class Memories:
         return self._seen is not None and (self._seen.epoch, self._seen.event) > (here.epoch, here.event)
 
     def _keep_still(self, here: Here) -> None:
-        """Tell each place, once, so that a worker which stands between its start and its destruction hears of it."""
+        """Tell each place once to keep still: a worker that is suspended before a destruction then destroys nothing."""
         if self._told_still is not None and self._told_still.epoch == here.epoch:
             return
         told = self._each(self._places, lambda place: self._tell_still(place, here))

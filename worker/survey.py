@@ -1,4 +1,4 @@
-"""What a recovery can only learn from the backends: their memories, their objects, and what an inspection finds."""
+"""A recovery reads from the backends: their memories, their marked objects, and inspections of single objects."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,7 +73,7 @@ class Places:
 
 
 def _refusal(memory: Memory, there: Memory) -> str | None:
-    """Why a place did not take a memory; to keep still is put on whatever stays there."""
+    """Why a place did not take a memory, None where it only had to take `still`."""
     if memory.still and there.still:
         return None
     return f"it has epoch {there.epoch}, event {there.event}, which is later"
@@ -115,7 +115,7 @@ def _look(config: BackendConfig, installation: UUID, keep: Keep) -> Looked:
 
 
 def _marked(name: str, backend: Intake) -> Iterator[MarkedObject]:
-    """What bears a mark; only what the backend raises is its error, and not what storing raises."""
+    """The marked objects. An error of the backend becomes _Unread; an error of storing them does not."""
     found = backend.objects()
     while True:
         with _errors(name):
@@ -130,7 +130,7 @@ def _seen(one: MarkedObject) -> Seen:
 
 
 def _broker(installation: UUID) -> Looked:
-    """A broker that is lost, or has lost everything, says nothing."""
+    """The broker's memory. A broker that is lost, or has lost its memory, is no sign of a rewind."""
     try:
         with _errors(BROKER):
             return Looked(doorbell.recall(installation))

@@ -1,4 +1,4 @@
-"""Survey after a rewind, decide, and announce a restore: for an operator at a shell, whatever a token says.
+"""Survey after a rewind, decide, and announce a restore: only for an operator at a shell, not with a token.
 
 A restored database takes tokens for valid that were revoked since. So over HTTP a recovery is only shown.
 """

@@ -1,8 +1,8 @@
-"""What a person decides after the control database, or a backend, went back in time.
+"""Recoveries: what an operator decides after the control database, or a backend, went back in time.
 
 A survey compares this database with what the backends and their memories know, and stores what it found as items, by
-class, with a digest. Then a person decides each class, and exactly these items are worked off, batch by batch, while a
-hold keeps everything else still. Whatever is done, an event says who decided it, and in which recovery.
+class, with a digest. Then an operator decides each class, and `decide` works off exactly these items, batch by
+batch, while a hold stops everything else. An event for each item says who decided it, and in which recovery.
 
 - `classes`   the classes as data: what belongs to each, and what each decision calls
 - `acts`      what a decision does with the items of a batch

@@ -1,4 +1,4 @@
-"""What the server keeps of the control database: a row an installation, in the service's own database.
+"""The memory of the control database on PostgreSQL: one row for each installation, in the service's own database.
 
 The documented account owns that database, and no customer may enter it. The schema is not `deprovisioner`: a superuser
 makes that one, where the service may read the server's log.
@@ -42,7 +42,7 @@ _PUT = f"""
         ON CONFLICT (installation) DO UPDATE
        SET epoch = excluded.epoch, event = excluded.event, hash = excluded.hash, still = excluded.still,
            notes = excluded.notes, at = excluded.at"""
-# Foreign text is read as far as it can be a memory; its length tells the rest.
+# Foreign text: only as much is read as a memory can have, and its whole length.
 _READ = f"""
     SELECT epoch, event, pg_catalog.left(hash, 100), still, pg_catalog.length(notes),
            CASE WHEN pg_catalog.length(notes) <= {LONGEST} THEN notes END
@@ -109,7 +109,7 @@ def missing_right(session: Session) -> tuple[str, str] | None:
 
 @contextmanager
 def _ours() -> Iterator[None]:
-    """A table that is not as it was made is no answer, and neither is one that the account may not use."""
+    """Raise OutOfService where the table is not as the service made it, or the account may not use it."""
     try:
         yield
     except _OTHER as error:
@@ -136,7 +136,7 @@ def _values(memory: Memory) -> Json:
 
 
 def _lock(session: Session) -> None:
-    """Keep other workers out, also where there is no row to lock yet, and make the table where there is none."""
+    """Lock out other workers, even before there is a row to lock; create the table if it is missing."""
     session.lock(SCHEMA)
     if _is_there(session):
         return

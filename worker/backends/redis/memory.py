@@ -1,6 +1,6 @@
-"""What the server keeps of the control database: a key, and an ACL user as its mark, an installation each.
+"""The memory of the control database on Redis: for each installation a key, and an ACL user as its mark.
 
-Keys are evicted, flushed, replicated and restored from dumps; users are none of that, but have no room for notes. Each
+Keys can be evicted, flushed, replicated and restored from dumps; users cannot, but have no space for notes. Each
 change writes both in one transaction that watches the key, so that none lowers what another has written. The mark is
 never ahead of the key, unless the key went back in time.
 """
