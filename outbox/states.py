@@ -157,8 +157,8 @@ class TokenRole(StrEnum):
 class Decision(StrEnum):
     """What a person decides about one class of what a recovery found.
 
-    `confirm`: what this database says, or the other memory of it, is carried out. `cancel`: it is taken back, or
-    forgotten. `leave`: nothing happens, and whatever would happen by itself is set aside.
+    `confirm`: jobs of this database go on, and lost changes are made again. `cancel`: jobs are taken back, and lost
+    changes stay lost. `leave`: nothing is done, and jobs that would go on by themselves are set aside as stuck.
     """
 
     CONFIRM = "confirm"
