@@ -121,15 +121,15 @@ def recover(
     if backend is not None and backend not in configured:
         raise NotFound(f"there is no backend {backend!r} in the backends file; it has: {', '.join(sorted(configured))}")
     if announce:
-        if digest or decided or backend:
-            raise click.UsageError("--announce takes only --reason; leave out --digest, --decide and --backend")
+        if digest or decided or backend or without or tenant or revoke_before:
+            raise click.UsageError("--announce takes only --reason; leave out the other options")
         untold = actions.announce(edge_of_a_recovery(), me(), Places(configured), _tell, reason=_reason(reason))
         _announced(untold, as_json)
         return
     if backend is not None:
         configured = {backend: configured[backend]}
     if digest is None:
-        if decided or without or revoke_before:
+        if decided or without or tenant or revoke_before or reason:
             raise click.UsageError(
                 "decisions need --digest: copy it from the survey that `deprovisioner recover` printed"
             )
