@@ -43,7 +43,8 @@ class Here:
     """Where the control database is: its highest event, the incarnation that answered, and what is due.
 
     `moved`: why the server or the database is not the one that was compared last, None where it is. `written` has what
-    was last kept at each place; `asked` are the caller's places, `due` those that want a comparison or a new memory.
+    was last kept at each place, and `servers` where. `asked` are the caller's places, `due` those that want a
+    comparison or a new memory.
     """
 
     installation: uuid.UUID
@@ -56,6 +57,7 @@ class Here:
     settled: bool
     rewound: bool
     written: Mapping[str, tuple[int, int]]
+    servers: Mapping[str, str]
     asked: frozenset[str]
     due: frozenset[str]
 
@@ -77,6 +79,7 @@ _HERE = text(f"""
            EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL) AS rewound,
            (SELECT coalesce(jsonb_object_agg(place, jsonb_build_array(memories.epoch, memories.event)), '{{}}')
               FROM memories WHERE memories.event IS NOT NULL) AS written,
+           (SELECT coalesce(jsonb_object_agg(place, server), '{{}}') FROM memories WHERE server IS NOT NULL) AS servers,
            ARRAY(SELECT asked.place FROM unnest(CAST(:places AS text[])) AS asked (place)
                    LEFT JOIN memories ON memories.place = asked.place
                   WHERE (memories.compared_under = server.incarnation
@@ -110,6 +113,7 @@ def here(db: Connection, places: list[str]) -> Here:
         settled=row.compared_under == row.incarnation,
         rewound=row.rewound,
         written={place: (epoch, event) for place, (epoch, event) in row.written.items()},
+        servers=row.servers,
         asked=frozenset(places),
         due=frozenset(row.due),
     )
@@ -213,30 +217,37 @@ _COMPARED = text(f"""
          WHERE server.incarnation = :incarnation AND epoch = :epoch
            AND NOT EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL)
      RETURNING compared_under
+    ), opened AS (
+        DELETE FROM breakers USING settled, memories
+         WHERE memories.place = backend AND behind_since IS NOT NULL AND backend = ANY(CAST(:places AS text[]))
     )
     INSERT INTO memories (place, compared_under, compared_at)
     SELECT place, compared_under, clock_timestamp()
       FROM settled CROSS JOIN unnest(CAST(:places AS text[])) AS asked (place)
         ON CONFLICT (place) DO UPDATE
-       SET compared_under = excluded.compared_under, compared_at = excluded.compared_at
-     WHERE memories.behind_since IS NULL
+       SET compared_under = excluded.compared_under, compared_at = excluded.compared_at,
+           behind_since = NULL, note = NULL
  RETURNING place""")
 
 
 def settle(db: Connection, at: Here, places: list[str]) -> bool:
-    """Record that these places were compared and no event was missing; False where the incarnation or epoch is over."""
+    """Record that these places were compared and no event was missing; False where the incarnation or epoch is over.
+
+    A backend that had seemed to go back, and remembers everything now, was another server: its address was wrong.
+    """
     asked = {"incarnation": at.incarnation, "epoch": at.epoch, "places": places}
     return bool(db.execute(_COMPARED, asked).all()) or not places
 
 
 _WRITTEN = text("""
-    UPDATE memories SET epoch = :epoch, event = :event, remembered_at = clock_timestamp()
+    UPDATE memories
+       SET epoch = :epoch, event = :event, remembered_at = clock_timestamp(), server = coalesce(:server, server)
      WHERE place = :place AND (epoch IS NULL OR (epoch, event) < (:epoch, :event))""")
 
 
-def wrote(db: Connection, place: str, memory: Memory) -> None:
-    """Record what a place has kept: it must never remember less."""
-    db.execute(_WRITTEN, {"place": place, "epoch": memory.epoch, "event": memory.event})
+def wrote(db: Connection, place: str, memory: Memory, *, server: str | None = None) -> None:
+    """Record what a place has kept, on which server: it must never remember less."""
+    db.execute(_WRITTEN, {"place": place, "epoch": memory.epoch, "event": memory.event, "server": server})
 
 
 # No probe may pass the breaker before a recovery. A century, since drivers cannot read infinity.

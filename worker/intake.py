@@ -165,6 +165,12 @@ class Intake:
         with _errors():
             return _memory(backends.recall(self._backend, installation), installation)
 
+    def server_identity(self) -> str | None:
+        """See `worker.backends.server_identity`."""
+        with _errors():
+            found = backends.server_identity(self._backend)
+            return None if found is None else foreign.line(str(found), ADDRESS)
+
     def installations(self) -> list[uuid.UUID]:
         """See `worker.backends.installations`."""
         with _errors():

@@ -100,8 +100,10 @@ class Memories:
         """Judge what places answered that were asked after `here` was read; if it may go on, they remember it."""
         with db.statement() as session:
             verdict = rewinds.judge(session, here, found)
-        for place, why in verdict.behind.items():
-            self._note_behind(place, why)
+        others = {place for place in verdict.behind if self._is_another_server(place, here, found[place])}
+        behind = verdict.behind.keys() - others
+        for place in behind:
+            self._note_behind(place, verdict.behind[place])
         with db.statement() as session:
             if verdict.rewound:
                 if rewinds.engage(
@@ -112,7 +114,7 @@ class Memories:
                 if rewinds.rewound(session):
                     self._keep_still(here)
                 return False
-            fine = [place for place in found if place != ITSELF and place not in verdict.behind]
+            fine = [place for place in found if place != ITSELF and place not in behind]
             if not (here.settled or rewinds.tells(here, found)) or not rewinds.settle(session, here, fine):
                 return False
             notes = rewinds.notes(session)
@@ -120,7 +122,8 @@ class Memories:
             log.warning("control_database_promoted", actor=self._worker)
         self._incarnation = here.incarnation
         self._go_on()
-        self._each(fine, lambda place: self._remember(place, replace(here.memory(), notes=notes), here))
+        places = [place for place in fine if place not in others]
+        self._each(places, lambda place: self._remember(place, replace(here.memory(), notes=notes), here))
         return True
 
     def _conclude_late(self) -> None:
@@ -169,6 +172,18 @@ class Memories:
         least = self._kept.get(backend)  # as of now: while the backend answers, another thread may raise it
         return [(self._backends[backend].remember(last, least), least)] * len(memories)
 
+    def _is_another_server(self, place: str, here: Here, memory: Memory | None) -> bool:
+        """Whether a place that remembers nothing is at a wrong address: each job there finds that out for itself."""
+        if memory is not None or place not in here.servers:
+            return False
+        is_now = self._backends[place].server_identity()
+        if is_now == here.servers[place]:
+            return False
+        log.error(
+            "backend_is_another_server", backend=place, was=here.servers[place], is_now=is_now, actor=self._worker
+        )
+        return True
+
     def _note_behind(self, backend: str, why: str) -> None:
         with db.statement() as session:
             if rewinds.went_back(session, backend, why):
@@ -196,8 +211,9 @@ class Memories:
             return  # it would seem to have lost what it never kept
         if self._keep(place, memory, here.written.get(place)) is None:
             self._kept[place] = memory.least
+            server = None if place == BROKER else self._backends[place].server_identity()
             with db.statement() as session:
-                rewinds.wrote(session, place, memory)
+                rewinds.wrote(session, place, memory, server=server)
 
     def _recall(self, place: str, here: Here) -> Memory | None:
         if place == BROKER:

@@ -91,6 +91,7 @@ def upgrade() -> None:
         sa.Column("epoch", sa.BigInteger(), nullable=True),
         sa.Column("event", sa.BigInteger(), nullable=True),
         sa.Column("remembered_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("server", sa.Text(), nullable=True),
         sa.Column("compared_under", sa.Text(), nullable=True),
         sa.Column("compared_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("behind_since", sa.DateTime(timezone=True), nullable=True),

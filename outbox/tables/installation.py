@@ -31,6 +31,8 @@ memories = sa.Table(
     sa.Column("epoch", sa.BigInteger),
     sa.Column("event", sa.BigInteger),
     timestamp("remembered_at"),
+    # The identity of the server that it was written to, where its kind tells.
+    sa.Column("server", sa.Text),
     # Workers start nothing at a backend that was not compared under this incarnation.
     sa.Column("compared_under", sa.Text),
     timestamp("compared_at"),

@@ -233,8 +233,9 @@ def test_nothing_starts_at_a_backend_that_went_back_and_its_breaker_stays_open(d
         text("SELECT reason, retry_at > now() + interval '1 y' FROM breakers WHERE backend = 'pg-main'")
     ).one()
     assert ("recover --backend pg-main" in reason, shut) == (True, True)
-    rewinds.settle(db, rewinds.here(db, PLACES), ["pg-main"])
-    assert claims(db, 5) == [], "a comparison alone does not end it"
+    assert rewinds.here(db, PLACES).due == {"pg-main"}, "it is asked again at each comparison"
+    assert rewinds.settle(db, rewinds.here(db, PLACES), ["pg-main"]), "as when it remembers everything again"
+    assert len(claims(db, 5)) == 1
 
 
 @pytest.mark.parametrize("why", ["rewound", "not compared"])

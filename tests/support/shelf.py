@@ -61,6 +61,7 @@ class Remembering(Shelf):
         self.keeps: dict[uuid.UUID, Memory] = {}
         self.away: Exception | None = None
         self.writes = 0
+        self.server: str | None = "s1"
 
     def remember(self, new: Memory, least: Moment | None = None) -> Memory | None:
         self.writes += 1
@@ -77,6 +78,9 @@ class Remembering(Shelf):
 
     def installations(self) -> list[uuid.UUID]:
         return [*self.keeps]
+
+    def server_identity(self) -> str | None:
+        return self.server
 
 
 def fail(error: Exception) -> Callable[[], None]:

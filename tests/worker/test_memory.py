@@ -13,7 +13,7 @@ from outbox.errors import ClaimLost, OutOfService, Unavailable
 from outbox.memory import Memory
 from outbox.rewinds import BROKER
 from outbox.rows import StartMark
-from tests.support.factories import a_claim, claims, events_of, job
+from tests.support.factories import a_claim, a_job, claims, events_of, job
 from tests.support.shelf import Remembering, Shelf
 from worker.memory import Memories
 from worker.run import Batches, Run
@@ -175,6 +175,35 @@ def test_a_backend_that_forgot_is_not_written_anew_by_itself(db: Connection, pla
     assert [line["event"] for line in logged if line["log_level"] == "error"] == ["backend_went_back"]
     assert not is_held(db)
     assert claims(db, 5) == []
+
+
+def test_a_backend_whose_address_was_wrong_for_a_while_goes_on_by_itself(db: Connection, place: Place) -> None:
+    a_claim(db)
+    place.memories.compare()
+    right, place.backend.keeps = place.backend.keeps, {}
+    place.due()
+    place.memories.compare()
+    assert claims(db, 5) == []
+    a_job(db)
+    place.backend.keeps = right
+    place.memories.compare()
+    assert len(claims(db, 5)) == 1
+    assert db.execute(text("SELECT count(*) FROM breakers")).scalar_one() == 0
+
+
+def test_another_server_under_the_same_address_did_not_go_back_and_its_jobs_find_that_out(
+    db: Connection, place: Place
+) -> None:
+    a_claim(db)
+    place.memories.compare()
+    place.backend.keeps, place.backend.server = {}, "another"
+    place.due()
+    with capture_logs() as logged:
+        place.memories.compare()
+    assert [line["event"] for line in logged if line["log_level"] == "error"] == ["backend_is_another_server"]
+    assert place.backend.keeps == {}, "nothing is written there"
+    a_job(db)
+    assert len(claims(db, 5)) == 1, "its inspection refuses it"
 
 
 def test_the_start_of_a_destruction_is_remembered_before_it_begins(db: Connection, place: Place) -> None:

@@ -198,6 +198,15 @@ def recall(backend: Backend, installation: uuid.UUID) -> Memory | None:
     return there
 
 
+def server_identity(backend: Backend) -> str | None:
+    """What the server is known by, and keeps over a restart; None where it has nothing, or the kind does not tell.
+
+    A kind gives it by a method `server_identity()`. By it a wrong address is told from a server that lost its memory.
+    """
+    found: str | None = getattr(backend, "server_identity", lambda: None)()
+    return found
+
+
 def installations(backend: Backend) -> list[uuid.UUID]:
     """All installations of which the server keeps a memory; a kind gives it by a method `installations()`."""
     if not keeps_memory(backend):

@@ -130,6 +130,11 @@ class Postgres:
         """See `worker.backends.recall`."""
         return memory.recall(self._server, installation)
 
+    def server_identity(self) -> str | None:
+        """See `worker.backends.server_identity`."""
+        with self._server.connect() as session:
+            return str(identity.system_identifier(session))
+
     def installations(self) -> list[uuid.UUID]:
         """See `worker.backends.installations`."""
         return memory.installations(self._server)

@@ -111,6 +111,11 @@ class Redis:
         """See `worker.backends.recall`."""
         return memory.recall(self._server, installation)
 
+    def server_identity(self) -> str | None:
+        """See `worker.backends.server_identity`."""
+        with self._server.connect() as session:
+            return " ".join(identity.server_ids(session)) or None
+
     def installations(self) -> list[uuid.UUID]:
         """See `worker.backends.installations`."""
         return memory.installations(self._server)
