@@ -253,6 +253,10 @@ class OutOfService(Unavailable):
     """The server answered that it does no work now, for any object: it is read-only, its disk is full or fails."""
 
 
+class MemoryForbidden(OutOfService):
+    """The service's account may not read or keep what the server remembers of the control database."""
+
+
 class Transient(BackendError):
     """The call failed and may work later."""
 

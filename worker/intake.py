@@ -13,6 +13,7 @@ from outbox import foreign
 from outbox.errors import (
     BackendError,
     DeprovisionerError,
+    MemoryForbidden,
     OutOfService,
     Refused,
     StartRefused,
@@ -46,7 +47,7 @@ GROUPS = 200
 PART = 200  # characters of what names one part of an object
 PARTS = 20
 INSTALLATIONS = 1_000
-_KINDS = (OutOfService, Unavailable, Transient, Refused)
+_KINDS = (MemoryForbidden, OutOfService, Unavailable, Transient, Refused)
 
 
 class Intake:

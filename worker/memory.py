@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import db, doorbell, rewinds
 from outbox.batching import GroupCommit
-from outbox.errors import ClaimLost
+from outbox.errors import ClaimLost, MemoryForbidden
 from outbox.logs import log
 from outbox.memory import Memory, Moment
 from outbox.rewinds import BROKER, Here
@@ -140,7 +140,12 @@ class Memories:
         assert mark.epoch is not None  # noqa: S101
         memory = Memory(mark.installation, mark.epoch, mark.event, mark.hash, still=False, notes=None)
         alone = partial(self._keep_last, backend, [memory])
-        there, least = self._batches[backend].do(memory, alone=lambda: alone()[0])
+        try:
+            there, least = self._batches[backend].do(memory, alone=lambda: alone()[0])
+        except MemoryForbidden:
+            if backend in self._kept:
+                raise
+            return  # as in `_recall`
         if there is None:
             return
         if least is not None and there.least < least:
@@ -218,7 +223,13 @@ class Memories:
     def _recall(self, place: str, here: Here) -> Memory | None:
         if place == BROKER:
             return doorbell.recall(here.installation)
-        return self._backends[place].recall(here.installation)
+        try:
+            return self._backends[place].recall(here.installation)
+        except MemoryForbidden as error:
+            if place in here.written:
+                raise
+            log.warning("memory_forbidden", place=place, actor=self._worker, error=str(error))
+            return None  # it never remembered anything of this database, as a kind without memories
 
     def _keep(self, place: str, memory: Memory, least: Moment | None = None) -> Memory | None:
         return doorbell.remember(memory) if place == BROKER else self._backends[place].remember(memory, least)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
 from outbox import doorbell, rewinds
-from outbox.errors import ClaimLost, OutOfService, Unavailable
+from outbox.errors import ClaimLost, MemoryForbidden, OutOfService, Unavailable
 from outbox.memory import Memory
 from outbox.rewinds import BROKER
 from outbox.rows import StartMark
@@ -295,6 +295,21 @@ def test_a_backend_that_cannot_remember_now_destroys_nothing(db: Connection, pla
     place.run(claim)
     assert place.backend.torn == []
     assert job(db, claim.id).state == "pending"
+
+
+def test_an_account_that_may_keep_no_memory_works_as_before_until_one_was_kept(db: Connection, place: Place) -> None:
+    place.backend.away = MemoryForbidden("GRANT CREATE ON DATABASE")
+    place.memories.compare()
+    claim = a_claim(db)
+    place.run(claim)
+    assert (job(db, claim.id).state, place.backend.keeps) == ("succeeded", {})
+    place.backend.away, place.backend.torn = None, []
+    place.due()
+    place.memories.compare()
+    claim = a_claim(db)
+    place.backend.away = MemoryForbidden("GRANT CREATE ON DATABASE")
+    place.run(claim)
+    assert place.backend.torn == [], "what was kept must be read"
 
 
 def test_a_kind_that_keeps_no_memory_works_as_before(db: Connection) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import psycopg2
 from psycopg2 import errors as sqlstates
 
-from outbox.errors import OutOfService
+from outbox.errors import MemoryForbidden, OutOfService
 from outbox.memory import LONGEST, Memory, Moment, nothing, offered
 from outbox.rows import Json
 from worker.backends.postgres import errors
@@ -112,6 +112,11 @@ def _ours() -> Iterator[None]:
     """Raise OutOfService where the table is not as the service made it, or the account may not use it."""
     try:
         yield
+    except sqlstates.InsufficientPrivilege as error:
+        raise MemoryForbidden(
+            f"the service's account may not use {TABLE}: {errors.describe(error)}; find out who changed it, "
+            "then give it to the service's role"
+        ) from error
     except _OTHER as error:
         raise OutOfService(
             f"{TABLE} in the service's own database does not keep what the control database had, since it is not as "
@@ -141,7 +146,7 @@ def _lock(session: Session) -> None:
     if _is_there(session):
         return
     if missing := missing_right(session):
-        raise OutOfService(f"the server cannot keep what the control database had: {missing[0]}; {missing[1]}")
+        raise MemoryForbidden(f"the server cannot keep what the control database had: {missing[0]}; {missing[1]}")
     with session.cursor() as cursor:
         cursor.execute("SELECT pg_catalog.to_regnamespace(%s) IS NULL", (SCHEMA,))
         if cursor.fetchone() == (True,):  # else an administrator has made it for the account, which may make none
