@@ -131,9 +131,9 @@ class Postgres:
         return memory.recall(self._server, installation)
 
     def server_identity(self) -> str | None:
-        """See `worker.backends.server_identity`."""
+        """See `worker.backends.server_identity`; with the database that keeps the memory."""
         with self._server.connect() as session:
-            return str(identity.system_identifier(session))
+            return f"{identity.system_identifier(session)}/{session.info.dbname}"
 
     def installations(self) -> list[uuid.UUID]:
         """See `worker.backends.installations`."""
