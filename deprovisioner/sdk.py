@@ -73,9 +73,9 @@ control database, an installation each: one that was restored from a backup lack
 before it destroys anything. `offered(there, new, least)` says what is kept. Reading, deciding and writing are one step
 for all workers, and a write that is answered with None must survive a restart. No customer may read or change the
 record. `Memory.as_json()` and `Memory.read(json)` have it as JSON, 64 kB at most; a record of more than `LONGEST`
-characters is not read at all. A record that cannot be read raises `OutOfService`: None says that nothing was ever kept. An account
-that may not read or keep it raises `MemoryForbidden`. A fourth method, `server_identity() -> str | None`, tells what the
-server is known by, so that a wrong address is not taken for a server that lost its memory.
+characters is not read at all. A record that cannot be read raises `OutOfService`: None says that nothing was ever kept.
+An account that may not read or keep it raises `MemoryForbidden`. A fourth method, `server_identity() -> str | None`,
+tells what the server is known by: a wrong address is then not taken for a server that lost its memory.
 `remember` comes before each destruction, so it must be cheap. Without the methods the backend keeps nothing, and
 `backends check` says so (`no_memory`).
 
