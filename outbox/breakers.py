@@ -11,10 +11,10 @@ from sqlalchemy import Connection, text
 PAUSE_SECONDS = 1
 LONGEST_PAUSE_SECONDS = 15
 
-# A backend that went back in time stays shut until a recovery: whatever still ends there says nothing else.
-_PASSES = "NOT EXISTS (SELECT FROM memories WHERE place = backend AND behind_since IS NOT NULL)"
+# The breaker of a backend that went back in time stays open until a recovery, whatever the jobs there end with.
+_PASSES = "NOT EXISTS (SELECT FROM memories WHERE place = breakers.backend AND behind_since IS NOT NULL)"
 
-_TRIP = text("""
+_TRIP = text(f"""
     INSERT INTO breakers (backend, failures, retry_at, reason)
     VALUES (:backend, 1, now() + :pause * interval '1 second', :reason)
         ON CONFLICT (backend) DO UPDATE
@@ -22,7 +22,7 @@ _TRIP = text("""
            retry_at = now() + least(:longest, :pause * 2 ^ least(breakers.failures, 30)) * interval '1 second',
            reason = :reason
      WHERE (breakers.retry_at <= now() OR :probing)
-       AND NOT EXISTS (SELECT FROM memories WHERE place = breakers.backend AND behind_since IS NOT NULL)""")
+       AND {_PASSES}""")
 
 
 def trip(db: Connection, backend: str, *, reason: str, probing: bool = False) -> None:

@@ -97,9 +97,7 @@ def engage(db: Connection, scope: HoldScope, subject: str | None, *, actor: str,
     asked = {"scope": scope, "subject": subject, "actor": actor, "reason": reason}
     try:
         row = db.execute(_ENGAGE, asked).one()
-    except (
-        IntegrityError
-    ):  # a session without triggers (`setting_wrong`) chains no event; the stop must work all the same
+    except IntegrityError:  # no trigger chains the event (`setting_wrong`), and a stop must work all the same
         row = db.execute(_ENGAGE_ALONE, asked).one()
     return Hold.read(row)
 

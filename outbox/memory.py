@@ -15,6 +15,7 @@ from typing import Any
 from outbox import foreign
 from outbox.rows import Json
 
+NOTE_DIGITS = 16  # of an event's hash, in hex, that a note has
 NOTES = 500  # the newest; about as many acts as a busy day brings between a backup and its restore
 BYTES = 64_000  # of a memory as JSON; the oldest notes are dropped first
 LONGEST = 4 * BYTES  # characters of a place's record that are read; a longer one is none of ours

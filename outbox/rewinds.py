@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from outbox.events import Event
-from outbox.memory import Memory, Note
+from outbox.memory import NOTE_DIGITS, Memory, Note
 
 # The place that is no backend; no backend can have this name.
 BROKER = "(broker)"
@@ -24,16 +24,19 @@ ACTS, RESOURCES, RESTORES = 250, 200, 50
 # The word of a note that tells of a new resource; the note has the first event of that resource.
 REGISTERED = "registered"
 
+# Whether the hold of a rewind is in force.
+STANDS_STILL = "EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL)"
+
 # One run of one server, one database, one file of a table. Each way to put an older state in its place changes it.
 INCARNATION = """concat(extract(epoch FROM pg_postmaster_start_time()), '/',
                           (SELECT oid FROM pg_database WHERE datname = current_database()), '/',
                           pg_relation_filenode('installation'))"""
 # True while no rewind is known and this incarnation was compared, or none was yet (a new installation).
-GOES_ON = f"""NOT EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL)
+GOES_ON = f"""NOT {STANDS_STILL}
            AND NOT EXISTS (SELECT FROM installation
                             WHERE compared_under IS NOT NULL AND compared_under <> {INCARNATION})"""
 # The same for one backend: its own memory was compared, and it did not go back in time.
-GOES_ON_AT = f"""NOT EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL)
+GOES_ON_AT = f"""NOT {STANDS_STILL}
            AND (NOT EXISTS (SELECT FROM installation WHERE compared_under IS NOT NULL)
                 OR EXISTS (SELECT FROM memories WHERE place = {{0}} AND compared_under = {INCARNATION}))"""
 
@@ -76,7 +79,7 @@ _HERE = text(f"""
     SELECT installation.*, server.incarnation, server.system_identifier AS server_is, server.database_oid AS oid_is,
            server.timeline AS timeline_is, coalesce(last.id, 0) AS event,
            coalesce(encode(last.hash, 'hex'), '') AS hash,
-           EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL) AS rewound,
+           {STANDS_STILL} AS rewound,
            (SELECT coalesce(jsonb_object_agg(place, jsonb_build_array(memories.epoch, memories.event)), '{{}}')
               FROM memories WHERE memories.event IS NOT NULL) AS written,
            (SELECT coalesce(jsonb_object_agg(place, server), '{{}}') FROM memories WHERE server IS NOT NULL) AS servers,
@@ -119,7 +122,7 @@ def here(db: Connection, places: list[str]) -> Here:
     )
 
 
-_REWOUND = text("SELECT EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL)")
+_REWOUND = text(f"SELECT {STANDS_STILL}")
 
 
 def rewound(db: Connection) -> bool:
@@ -215,7 +218,7 @@ _COMPARED = text(f"""
                database_oid = server.database_oid, timeline = server.timeline
           FROM server
          WHERE server.incarnation = :incarnation AND epoch = :epoch
-           AND NOT EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL)
+           AND NOT {STANDS_STILL}
      RETURNING compared_under
     ), opened AS (
         DELETE FROM breakers USING settled, memories
@@ -274,7 +277,7 @@ def went_back(db: Connection, place: str, why: str) -> bool:
 # Not `decided`: a recovery writes one for each item, and these would crowd out other acts. Of resources the newest:
 # after a rewind, only their notes tell whose the unknown objects are.
 _NOTES = text(f"""
-    SELECT id, left(encode(hash, 'hex'), 16) AS hash, at, event, resource_id, detail
+    SELECT id, left(encode(hash, 'hex'), {NOTE_DIGITS}) AS hash, at, event, resource_id, detail
       FROM (SELECT id, hash, at, event, resource_id, detail
               FROM (SELECT * FROM events WHERE job_id IS NULL AND event <> '{Event.DECIDED}'
                      ORDER BY id DESC LIMIT :acts) AS acts

@@ -16,7 +16,7 @@ OPERATIONS = """
 def upgrade() -> None:
     op.execute(OPERATIONS)
     with op.get_context().autocommit_block():
-        # Nobody waits for these statements; they wait for transactions that are open.
+        # No request waits for these statements. They wait for open transactions.
         op.execute("SET statement_timeout = 0")
         op.execute("SET lock_timeout = 0")
         op.execute("DROP INDEX CONCURRENTLY IF EXISTS events_acts")  # one that failed to be made is invalid

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from outbox.errors import ClaimLost
 from outbox.events import Event
-from outbox.rows import Claim, Json
+from outbox.rows import Claim, Json, StartMark
 
 # The event that every transition writes; `job` is the CTE that changed the job. Sorted by resource: each event locks
 # its resource's chain until commit, so statements that lock several chains must take them in one order.
@@ -19,6 +20,11 @@ _EVENT = _EVENT_OF.format(reason="CAST(:reason AS text)", detail=":detail")
 _EVENT_EACH = _EVENT_OF.format(reason="NULL", detail="detail")  # each row of `job` has its own detail
 # Of the events of `noted`, as a StartMark has them.
 _MARK = """noted.id AS event, encode(noted.hash, 'hex') AS hash, installation.id AS installation, installation.epoch"""
+_OF_INSTALLATION = "LEFT JOIN installation ON installation.compared_under IS NOT NULL"
+
+
+def _mark(row: Row[Any]) -> StartMark:
+    return StartMark(row.event, row.hash, row.installation, row.epoch)
 
 
 # For a template's `{lock}`: the statement waits for a row that another transaction has locked.

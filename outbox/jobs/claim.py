@@ -191,12 +191,13 @@ def _claims(rows: Iterable[Row[Any]]) -> list[Claim]:
     ]
 
 
-_HEARTBEAT = prepared(f"""
+_EXTEND = f"""
     WITH {_OURS}
     UPDATE outbox
        SET lease_expires_at = now() + :lease
       FROM ours WHERE outbox.id = ours.id
- RETURNING outbox.id""")
+ RETURNING"""
+_HEARTBEAT = prepared(f"{_EXTEND} outbox.id")
 
 
 def heartbeat(db: Connection, claims: Sequence[Claim]) -> set[int]:
@@ -205,12 +206,7 @@ def heartbeat(db: Connection, claims: Sequence[Claim]) -> set[int]:
     return set(rows.scalars())
 
 
-_STILL = text(f"""
-    WITH {_OURS}
-    UPDATE outbox
-       SET lease_expires_at = now() + :lease
-      FROM ours WHERE outbox.id = ours.id
- RETURNING EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL) AS rewound,
+_STILL = text(f"""{_EXTEND} {rewinds.STANDS_STILL} AS rewound,
            {rewinds.GOES_ON_AT.format("outbox.backend")} AS goes_on""")
 
 

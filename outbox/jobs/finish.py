@@ -13,11 +13,13 @@ from outbox.jobs._sql import (
     _EVENT_EACH,
     _LOCK_JOB,
     _MARK,
+    _OF_INSTALLATION,
     _OURS_TEMPLATE,
     _WAIT,
     _confirm_landed,
     _event,
     _key,
+    _mark,
     _skip_locked,
     _still_ours,
 )
@@ -326,7 +328,7 @@ def sweep(db: Connection, *, actor: str, batch: int = 100) -> int:
 
 _LATE = text(f"""
     WITH job AS (SELECT * FROM outbox WHERE id = :id), noted AS ({_EVENT} RETURNING id, hash)
-    SELECT {_MARK} FROM noted LEFT JOIN installation ON installation.compared_under IS NOT NULL""")
+    SELECT {_MARK} FROM noted {_OF_INSTALLATION}""")
 
 
 def note_late(db: Connection, claim: Claim, *, worker: str, news: Json) -> StartMark | None:
@@ -336,7 +338,7 @@ def note_late(db: Connection, claim: Claim, *, worker: str, news: Json) -> Start
     """
     asked = {"id": claim.id} | _event(Event.LATE, worker, detail=news | {"fence": claim.fence})
     row = db.execute(_LATE, asked).one_or_none()
-    return None if row is None else StartMark(row.event, row.hash, row.installation, row.epoch)
+    return None if row is None else _mark(row)
 
 
 def _backoff() -> Json:

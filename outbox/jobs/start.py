@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, text
 
 from outbox import brakes, holds, rewinds
 from outbox.db import prepared
@@ -14,10 +13,12 @@ from outbox.jobs._sql import (
     _CHAIN_LOCK,
     _EVENT_EACH,
     _MARK,
+    _OF_INSTALLATION,
     _OURS,
     _OURS_TEMPLATE,
     _WAIT,
     _event,
+    _mark,
     _skip_locked,
     _still_ours,
 )
@@ -66,7 +67,7 @@ _START_TEMPLATE = f"""
           FROM job WHERE resources.id = job.resource_id AND {_COMPLETES} IS NOT NULL
     )
     SELECT job.id, job.fence, {_MARK}
-      FROM job JOIN noted ON noted.job_id = job.id LEFT JOIN installation ON installation.compared_under IS NOT NULL"""
+      FROM job JOIN noted ON noted.job_id = job.id {_OF_INSTALLATION}"""
 # A hold that is answered while this waits for a lock stops the start: the second statement reads the holds. So the
 # first takes every lock that the second needs: job, chain, and the row of a resource whose manifest is completed.
 _LOCK_OURS = f"""
@@ -133,12 +134,8 @@ def start(
 
 # Of a start whose answer was lost.
 _MARKED = text(f"""
-    SELECT {_MARK} FROM events AS noted LEFT JOIN installation ON installation.compared_under IS NOT NULL
+    SELECT {_MARK} FROM events AS noted {_OF_INSTALLATION}
      WHERE job_id = :id AND fence = :fence AND event = '{Event.STARTED}'""")
-
-
-def _mark(row: Row[Any]) -> StartMark:
-    return StartMark(row.event, row.hash, row.installation, row.epoch)
 
 
 # What was active has its data, which only a destruction that has started may take.

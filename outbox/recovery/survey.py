@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, text
 
 from outbox import rewinds
 from outbox.errors import Conflict
-from outbox.memory import Memory, Note
+from outbox.memory import NOTE_DIGITS, Memory, Note
 from outbox.recovery.classes import CLASSES, WITH, ItemClass
 from outbox.rows import Json
 
@@ -19,8 +19,6 @@ from outbox.rows import Json
 SAMPLE = 10
 # A survey of a million rows takes minutes, and nothing else is written meanwhile.
 TIMEOUT = "SET LOCAL statement_timeout = '10min'"
-# Two sums of hashes with different seeds, as for bulk work: the order of items does not matter.
-_SEEDS = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Looked:
 
 _BEGIN = text("""
     INSERT INTO recoveries (backend, actor, incarnation) VALUES (:backend, :actor, :incarnation) RETURNING id""")
-# What was surveyed and never decided is of no use any more; what was decided is evidence.
+# A new survey replaces the items of an older one, unless an operator has decided about them: those are evidence.
 _DROP_OBJECTS = text("DELETE FROM recovery_objects WHERE recovery_id <> :id")
 _DROP_ITEMS = text("""
     DELETE FROM recovery_items USING recoveries
@@ -159,8 +157,7 @@ def classes_of(survey: Row[Any]) -> list[ItemClass]:
     return [one for one in CLASSES if one.of_backend or survey.backend is None]
 
 
-HASH = 16  # digits of an event's hash that a note has
-_HASHES = text(f"SELECT id, left(encode(hash, 'hex'), {HASH}) AS hash FROM events WHERE id = ANY(:ids)")
+_HASHES = text(f"SELECT id, left(encode(hash, 'hex'), {NOTE_DIGITS}) AS hash FROM events WHERE id = ANY(:ids)")
 
 
 def _lost(db: Connection, epoch: int, memories: Mapping[str, Memory | None]) -> list[Json]:
@@ -168,7 +165,7 @@ def _lost(db: Connection, epoch: int, memories: Mapping[str, Memory | None]) -> 
     noted: dict[tuple[int, str, str], Note] = {}  # an event may have two notes: of a create, and of itself
     for memory in memories.values():
         if memory is not None and memory.epoch >= epoch:
-            noted |= {(note.event, note.hash[:HASH], note.what): note for note in memory.notes or ()}
+            noted |= {(note.event, note.hash[:NOTE_DIGITS], note.what): note for note in memory.notes or ()}
     rows = db.execute(_HASHES, {"ids": [event for event, _, _ in noted]})
     known = {(row.id, row.hash) for row in rows}
     return [noted[key].as_json() for key in sorted(noted) if key[:2] not in known]
@@ -181,6 +178,7 @@ def _store(one: ItemClass) -> str:
     SELECT :id, :class, row_number() OVER (ORDER BY key), item.* FROM ({one.rows}) AS item"""
 
 
+# Two sums of hashes with different seeds, as for bulk work: the order of items does not matter.
 _SUMS = """count(*) AS items, coalesce(sum(CAST(hashtextextended(key, 0) AS numeric)), 0) AS first,
            coalesce(sum(CAST(hashtextextended(key, 1) AS numeric)), 0) AS second"""
 _OF_ITEMS = f"SELECT {_SUMS} FROM recovery_items WHERE recovery_id = :id AND class = :class"

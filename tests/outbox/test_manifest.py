@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = 34
 REFUSED = "its manifest changes only by the start or the end of a job that records it"
 REWRITE = """UPDATE resources SET manifest = manifest || '{"database": "somebody_elses"}'"""
-# As whoever may insert events can write them.
+# As a role that may insert events can write them.
 FORGE = """
     INSERT INTO events (job_id, resource_id, fence, event, actor, detail)
     SELECT outbox.id, resource_id, fence, '{event}', 'w1', {detail}

@@ -31,7 +31,7 @@ REWINDS = (
           FROM (SELECT backend, min(available_at) AS since FROM outbox
                  WHERE state = 'pending' AND held_by IS NULL AND available_at < now() - CAST(:overdue AS interval)
                  GROUP BY backend) AS waiting
-         WHERE NOT EXISTS (SELECT FROM holds WHERE cause = 'rewound' AND released_at IS NULL)
+         WHERE NOT {rewinds.STANDS_STILL}
            AND NOT EXISTS (SELECT FROM memories WHERE place = waiting.backend AND behind_since IS NOT NULL)
            AND NOT ({rewinds.GOES_ON_AT.format("waiting.backend")})""",
         "since the control database was started, no worker could read what the backend remembers of it: no job starts "
