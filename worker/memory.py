@@ -51,13 +51,19 @@ class Memories:
         self._asked: dict[str, Future[Memory | None]] = {}
         self._late: dict[str, Here] = {}
 
-    def keep_comparing(self, seconds: float, over: Callable[[], bool] = lambda: False) -> None:
+    def keep_comparing(self, seconds: float, over: Callable[[], bool] = lambda: False) -> threading.Thread:
         """Compare now and every so many seconds, in a thread of its own, until `over`.
 
         A connection that is lost or made may tell of a server's restart: so it compares at once.
         """
         db.on_reconnect(self._soon.set)
-        threading.Thread(target=self._keep_comparing, args=(seconds, over), name="memories", daemon=True).start()
+        thread = threading.Thread(target=self._keep_comparing, args=(seconds, over), name="memories", daemon=True)
+        thread.start()
+        return thread
+
+    def end(self) -> None:
+        """Have the thread see at once whether it is over."""
+        self._soon.set()
 
     def _keep_comparing(self, seconds: float, over: Callable[[], bool]) -> None:
         while not over():
@@ -69,7 +75,7 @@ class Memories:
                 log.error("comparison_failed", actor=self._worker, error=repr(error), exc_info=not expected)
                 wait = min(seconds, AWAY_SECONDS)
             self._soon.wait(wait)
-            self._soon.clear()
+            self._soon.clear()  # before `over` is asked
 
     def compare(self) -> None:
         """Compare the places that are due, and write what they are to keep. Most often none is: one statement.

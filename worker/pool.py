@@ -31,6 +31,8 @@ from worker.state import PoolState
 SHORTEST_PAUSE_SECONDS = 0.1
 # Other workers sweep too, and between two batches of one backlog there is other work.
 MOST_A_SWEEP = 10_000
+# A loop that waits for a database that is away does not delay the end of the process.
+LOOPS_END_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Pool:
         self._batches = Batches(worker=worker)
         self._memories = Memories(self.backends, worker=worker, go_on=self._go_on)
         self._state = PoolState(slots)
+        self._ended = threading.Event()  # no job runs any more, nor will
+        self._loops: list[threading.Thread] = []
         self._claimer = Claimer(
             self._state,
             {name: one.concurrency for name, one in served.items()},
@@ -81,12 +85,13 @@ class Pool:
 
     def start(self) -> None:
         """Begin to extend leases, to sweep, to advance operations, and to wait at the doorbell."""
-        self._memories.keep_comparing(self._sweep_seconds, self._is_over)
+        self._loops.append(self._memories.keep_comparing(self._sweep_seconds, self._is_over))
         loops = {"heartbeat": self._keep_leases, "sweep": self._keep_sweeping, "operations": self._keep_advancing}
-        if doorbell.on_redis():
-            loops["doorbell"] = self._keep_listening
         for name, loop in loops.items():
-            threading.Thread(target=loop, name=name, daemon=True).start()
+            self._loops.append(threading.Thread(target=loop, name=name, daemon=True))
+            self._loops[-1].start()
+        if doorbell.on_redis():  # it waits for seconds, so that nothing waits for it
+            threading.Thread(target=self._keep_listening, name="doorbell", daemon=True).start()
 
     def stop(self) -> None:
         """Claim nothing more; jobs that run go on. Safe in a signal handler: it takes no lock."""
@@ -94,7 +99,19 @@ class Pool:
 
     def join(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds for all jobs and inspections to end; whether they have."""
-        return self._state.join(timeout)
+        if not self._state.join(timeout):
+            return False
+        if self._state.stopping:
+            self._end_loops()
+        return True
+
+    def _end_loops(self) -> None:
+        """Have the loops end, each after what it does at the moment, and wait a little for that."""
+        self._ended.set()
+        self._memories.end()
+        until = time.monotonic() + LOOPS_END_SECONDS
+        for loop in self._loops:
+            loop.join(max(0, until - time.monotonic()))
 
     # -- what wakes the pool -----------------------------------------------------------------------------------
 
@@ -212,8 +229,7 @@ class Pool:
     # -- the loops ---------------------------------------------------------------------------------------------
 
     def _keep_leases(self) -> None:
-        while True:  # also while the pool stops: its last jobs still run
-            time.sleep(self._heartbeat_seconds)
+        while not self._ended.wait(self._heartbeat_seconds):  # also while the pool stops: its last jobs still run
             with self._failure_logged("heartbeat_failed"):
                 self._heartbeat()
 
@@ -232,7 +248,7 @@ class Pool:
             with self._failure_logged("sweep_failed"):
                 self.sweep()
             # Spread, so that many workers do not sweep at the same moment.
-            time.sleep(self._sweep_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+            self._ended.wait(self._sweep_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
 
     def _keep_listening(self) -> None:
         while not self._state.stopping:
@@ -244,7 +260,7 @@ class Pool:
             wait = None
             with self._failure_logged("operation_step_failed"):
                 wait = self.advance()
-            time.sleep(self._sweep_seconds if wait is None else max(wait, SHORTEST_PAUSE_SECONDS))
+            self._ended.wait(self._sweep_seconds if wait is None else max(wait, SHORTEST_PAUSE_SECONDS))
 
     @contextmanager
     def _failure_logged(self, event: str, **words: Any) -> Iterator[None]:
