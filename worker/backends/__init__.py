@@ -137,7 +137,12 @@ def build(config: BackendConfig, *, protected: frozenset[str]) -> Backend:
         raise SettingsError(
             f"backend {config.name!r}: kind {config.kind!r} is not installed; known: {', '.join(sorted(found))}"
         )
-    kind: Any = found[config.kind].load()
+    try:
+        kind: Any = found[config.kind].load()
+    except ImportError as error:
+        raise SettingsError(
+            f"backend {config.name!r}: kind {config.kind!r} needs {error.name!r}: install deprovisioner[{config.kind}]"
+        ) from error
     takes = frozenset(getattr(kind, "options", ()))
     if unknown := sorted(config.options.keys() - takes):
         raise SettingsError(

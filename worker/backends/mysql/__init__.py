@@ -1,0 +1,12 @@
+"""MariaDB and MySQL: a schema and the user that opens it."""
+
+from typing import Any
+
+from outbox.errors import SettingsError
+
+
+class Mysql:
+    """Being built."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise SettingsError("this kind is being built")
