@@ -104,10 +104,11 @@ EXPLAINED = {
     r"\b(outbox\.doorbell|kombu\.transport)\.redis\b": "what speaks to a broker that is Redis",
     r"'intervalstyle': 'postgres'": "a format of PostgreSQL",
     r"'kind': 'postgres', 'backend': 'pg-main'": "OpenAPI's example, which works where `up` runs",
+    r"s3:(//)?": "a snapshot store's URL",
     r"'postgresql', 'postgres'": "two spellings of the control database's URL",
 }
-# `up` and `demo` run servers of both kinds; the doorbell is on a Redis of its own.
-APART = ("deprovisioner/up/", "deprovisioner/demo/", "outbox/doorbell/redis.py")
+# `up` and `demo` run servers of some kinds; the doorbell is on a Redis of its own, a snapshot store may speak S3.
+APART = ("deprovisioner/up/", "deprovisioner/demo/", "outbox/doorbell/redis.py", "worker/snapshots/")
 
 
 def test_no_other_module_knows_a_kind_by_its_name() -> None:
