@@ -1,4 +1,4 @@
-"""The option `--backend=module:factory`. Loaded into every run of pytest where this package is installed: keep it light."""
+"""The option `--backend=module:factory`. Every run of pytest loads this module where the package is installed."""
 
 import importlib
 from collections.abc import Callable
