@@ -59,7 +59,7 @@ def _label(value: str) -> str:
 
 
 # Short texts by key, for people and filters; and one of them as a filter writes it.
-Labels = Annotated[dict[str, str], BeforeValidator(_labels), Field(max_length=labels.MOST)]
+Labels = Annotated[dict[str, str], BeforeValidator(_labels)]
 Label = Annotated[str, Field(max_length=300, description="key:value"), AfterValidator(_label)]
 
 
