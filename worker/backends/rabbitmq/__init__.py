@@ -11,6 +11,7 @@ reason: reading, deciding and writing could not be one step.
 - `endpoint`    the address that customers are given
 - `create`      plan and provision
 - `adopt`       adopt, say what would be adopted, and let go
+- `rights`      what the service's account may do, and what a customer's user may not
 - `turns`       whose turn it is to change an object
 - `connections` the clients of a vhost, closed
 - `quarantine`  quarantine and release

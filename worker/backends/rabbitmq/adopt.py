@@ -7,12 +7,8 @@ from outbox.errors import Refused
 from outbox.kinds.rabbitmq import KIND
 from outbox.rows import Json
 from worker.backends import IN_QUARANTINE, Finding
-from worker.backends.rabbitmq import identity, marks
+from worker.backends.rabbitmq import identity, marks, rights
 from worker.backends.rabbitmq.session import OURS, Server, Session
-
-# With these a user reaches other customers' vhosts, or undoes its own teardown. `management` reaches its own alone.
-POWERFUL = ("administrator", "monitoring", "policymaker", "impersonator")
-_GRANT = "rabbitmqctl set_user_tags {user} administrator"
 
 
 def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
@@ -34,10 +30,8 @@ def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
 def adoptable(server: Server, manifest: Json) -> list[Finding]:
     """See `worker.backends.fleet.adoptable`."""
     with server.connect() as session:
-        me = session.get("whoami")
-        if "administrator" not in marks.of(me):
-            grant = _GRANT.format(user=server.user)
-            return [Finding("right_missing", "the service's account lacks the tag `administrator`", grant)]
+        if mend := rights.missing(session):
+            return [Finding("right_missing", rights.WHAT, mend)]
         full = _full(manifest, manifest.get("generation"), manifest.get("server"))
         here = identity.server_id(session, identity.nodes(session))
         if full["server"] not in (None, here):
@@ -107,9 +101,9 @@ def _against(session: Session, manifest: Json) -> Iterator[Finding]:
         yield Finding("not_there", f"there is no user {manifest['user']!r}", "name one that is there, or none")
         return
     yield from _taken("user", user, manifest)
-    if powers := [tag for tag in POWERFUL if tag in marks.of(user)]:
+    if powers := [tag for tag in rights.POWERFUL if tag in marks.of(user)]:
         what = f"user {manifest['user']!r} has the tags {', '.join(powers)}: it reaches beyond its vhost"
-        kept = " ".join(tag for tag in marks.of(user) if tag not in POWERFUL)
+        kept = " ".join(tag for tag in marks.of(user) if tag not in rights.POWERFUL)
         yield Finding("refused", what, f"rabbitmqctl set_user_tags {manifest['user']} {kept}".strip())
     reached = {one["vhost"] for one in session.get("users", manifest["user"], "permissions") or ()}
     if vhost is not None and manifest["vhost"] not in reached:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from outbox.rows import Json
 from worker.backends import Finding
-from worker.backends.rabbitmq import marks
+from worker.backends.rabbitmq import rights
 from worker.backends.rabbitmq.session import Server, Session
 
 OLDEST = (3, 10)  # the only version that tests run on
@@ -14,15 +14,13 @@ OLDEST = (3, 10)  # the only version that tests run on
 def check(server: Server) -> list[Finding]:
     """See `worker.backends.check`; changes nothing."""
     with server.connect() as session:
-        me = session.get("whoami")
-        if "administrator" not in marks.of(me):
-            mend = f"rabbitmqctl set_user_tags {server.user} administrator"
-            return [Finding("rights_too_few", "the service's account lacks the tag `administrator`", mend)]
+        if mend := rights.missing(session):
+            return [Finding("rights_too_few", rights.WHAT, mend)]
         return [*_server(session), *_rights(session), *_doors(session), *_nodes(session)]
 
 
 def _server(session: Session) -> Iterator[Finding]:
-    seen = session.get("overview", columns="rabbitmq_version,disable_stats")
+    seen = session.need("overview", columns="rabbitmq_version,disable_stats")
     if tuple(int(number) for number in seen["rabbitmq_version"].split(".")[:2]) < OLDEST:
         what = f"the server is version {seen['rabbitmq_version']}; tests run on 3.10"
         yield Finding("version_old", what, "upgrade the server")
@@ -58,7 +56,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _nodes(session: Session) -> Iterator[Finding]:
-    found: list[Json] = session.get("nodes", columns="name,running,partitions,mem_alarm,disk_free_alarm")
+    found: list[Json] = session.need("nodes", columns="name,running,partitions,mem_alarm,disk_free_alarm")
     for one in found:
         if not one.get("running"):
             mend = f"start it, or: rabbitmqctl forget_cluster_node {one['name']}"

@@ -42,6 +42,7 @@ def _destroy(session: Session, manifest: Json, done: Json) -> None:
     vhost = manifest["vhost"]
     if _there(session, manifest, "vhost"):
         session.put("vhost-limits", vhost, LIMIT, value=0)  # no client connects from now on, whoever it is
+        done["connections_closed"] += connections.close(session, manifest)
         done["queues"] = max(done["queues"], _queues(session, vhost))
     if _there(session, manifest, "user"):  # before the vhost: a user that is left is working credentials
         done["users_removed"] += session.delete("users", manifest["user"])

@@ -33,7 +33,7 @@ def listener(session: Session) -> tuple[int, bool]:
 
     Raises OutOfService where it takes none now.
     """
-    found: Any = session.get("overview", columns="listeners")
+    found: Any = session.need("overview", columns="listeners")
     listens = [one for one in found.get("listeners", []) if one.get("protocol") in _PROTOCOLS]
     if not listens:
         raise OutOfService("the server listens for no AMQP clients now")

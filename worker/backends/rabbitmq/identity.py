@@ -89,7 +89,7 @@ def nodes(session: Session, *, all_running: bool = False) -> list[str]:
     A node that sees the others down may be the one that is cut off; so only a majority is believed. `all_running`:
     what is destroyed must be destroyed on every node.
     """
-    found: list[Json] = session.get("nodes", columns="name,running,partitions")
+    found: list[Json] = session.need("nodes", columns="name,running,partitions")
     blind = [one["name"] for one in found if one.get("running") and "partitions" not in one]
     if blind and len(found) > 1:
         raise OutOfService(
@@ -120,8 +120,8 @@ def server_id(session: Session, names: list[str]) -> str:
     told = [tag.removeprefix(_ID) for tag in tags if tag.startswith(_ID)]
     if len(told) == 1 and set(known) & set(names):
         return told[0]
-    cluster = session.get("global-parameters", "internal_cluster_id") or {}
-    return str(uuid.uuid5(_SPACE, f"{cluster.get('value')} {' '.join(names)}"))
+    cluster = session.need("global-parameters", "internal_cluster_id")
+    return str(uuid.uuid5(_SPACE, f"{cluster['value']} {' '.join(names)}"))
 
 
 def identify(session: Session) -> str:

@@ -83,6 +83,13 @@ class Session:
         """The JSON of a thing or list; None where RabbitMQ says that there is none."""
         return self._call("GET", path, parameters=parameters)
 
+    def need(self, *path: str, **parameters: str) -> Any:
+        """The JSON of what every server has. Raises Unavailable where it has not."""
+        found = self.get(*path, **parameters)
+        if found is None:
+            raise Unavailable(f"there is no /{'/'.join(path)}: is this the management API?")
+        return found
+
     def each(self, *path: str, columns: str) -> Iterator[Json]:
         """The items of a list, read one at a time: the answer is never whole in memory."""
         with self._sent("GET", path, parameters=FEW | {"columns": columns}) as answer:
@@ -97,7 +104,7 @@ class Session:
         """Make or replace a thing; there is no condition that the server would check."""
         self._call("PUT", path, body=body)
 
-    def delete(self, *path: str, seconds: float = TIMEOUT_SECONDS) -> bool:
+    def delete(self, *path: str, seconds: float | None = None) -> bool:
         """Remove a thing; False where RabbitMQ says that there is none. Raises DoubtError where that is not known."""
         return self._call("DELETE", path, parameters=FEW, seconds=seconds) is not None
 
@@ -108,7 +115,7 @@ class Session:
         *,
         body: Json | None = None,
         parameters: dict[str, str] | None = None,
-        seconds: float = TIMEOUT_SECONDS,
+        seconds: float | None = None,
     ) -> Any:
         with self._sent(method, path, body=body, parameters=parameters, seconds=seconds) as answer:
             text = _text(answer)
@@ -132,9 +139,9 @@ class Session:
         *,
         body: Json | None = None,
         parameters: dict[str, str] | None = None,
-        seconds: float = TIMEOUT_SECONDS,
+        seconds: float | None = None,
     ) -> Iterator[httpx.Response]:
-        timeout = httpx.Timeout(TIMEOUT_SECONDS, read=seconds)
+        timeout = httpx.Timeout(TIMEOUT_SECONDS, read=seconds or TIMEOUT_SECONDS)
         words: dict[str, Any] = {"params": parameters, "json": body, "timeout": timeout}
         words["headers"] = {"x-reason": "deprovisioner"}  # what a client reads whose connection is closed
         try:
