@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -58,7 +59,12 @@ class Intake:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self.observable: bool = getattr(backend, "observable", False)
+
+    @cached_property
+    def observable(self) -> bool:
+        """See Backend; asked once, so that one attempt has one answer."""
+        with _errors():
+            return bool(getattr(self._backend, "observable", False))
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
         """See Backend."""
