@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 from examples.provisioner.notebooks import Answer, Notebooks, Said
 
 ACTIONS = ("provision", "adopt", "quarantine", "release", "deprovision", "unmark")
-QUESTIONS = ("inspect", "objects", "locate", "adoptable")
+QUESTIONS = ("inspect", "prove", "objects", "locate", "adoptable")
 
 
 def make_app(
@@ -88,7 +88,7 @@ class Works:
         with self._lock:
             if self._answers.get(id, (0, {}))[0] != 202:
                 self._answers[id] = 202, {"done": 0, "total": 1, "what": "notebooks"}
-                threading.Thread(target=self._work, args=(id, verb, said), daemon=True).start()
+                threading.Thread(target=self._work, args=(id, verb, said), name="work", daemon=True).start()
         return 202, {"status_url": f"status/{id}"}
 
     def _work(self, id: str, verb: str, said: Said) -> None:

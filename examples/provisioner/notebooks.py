@@ -93,6 +93,14 @@ class Notebooks:
             row = _find(db, said["manifest"]["external"], said.get("generation"))
         return (200, _shown(row)) if row else (404, {})
 
+    def prove(self, said: Said) -> Answer:
+        """Whether the customer's login works; where nobody knows the password, whether any would."""
+        status, found = self.inspect(said)
+        name, login = said["manifest"]["external"], said["credentials"]
+        if status == 200 and login:
+            return 200, {"opened": self.opened(name, login["password"]) is not None}
+        return status, {"opened": status == 200 and not found["quarantined"]}
+
     def locate(self, said: Said) -> Answer:
         """What bears the generation, whatever its name."""
         with self._transaction() as db:

@@ -55,9 +55,9 @@ class Webhook:
         """See the Protocol."""
         verbs.release(self._provisioner, manifest, still)
 
-    def prove(self, manifest: Json, credentials: Json | None) -> Json:  # noqa: ARG002 - only the provisioner can log in
+    def prove(self, manifest: Json, credentials: Json | None) -> Json:
         """See `worker.backends.prove`."""
-        return verbs.prove(self._provisioner, manifest)
+        return verbs.prove(self._provisioner, manifest, credentials)
 
     def teardown(self, manifest: Json, fence: int) -> Json:
         """See the Protocol."""

@@ -90,7 +90,7 @@ class Client:
 
 
 def _read(answer: httpx.Response, url: httpx.URL) -> Answer:
-    read = b""
+    read = bytearray()
     for piece in answer.iter_raw(65_536):
         read += piece
         if len(read) > LARGEST:

@@ -38,7 +38,9 @@ class Endpoint:
         return self.url.scheme == "https" or self.url.host in LOOPBACK
 
     def tls(self) -> ssl.SSLContext:
-        """What checks the provisioner's certificate, and its name."""
+        """What checks the provisioner's certificate, and its name; without TLS it is never used, and trusts nobody."""
+        if self.url.scheme == "http":
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return ssl.create_default_context(cafile=self.ca)
 
 
@@ -63,7 +65,7 @@ def parse(dsn: str) -> Endpoint:
             "use https://, or add `&insecure=true`"
         )
     try:
-        found.tls()
+        _ = found.ca and found.tls()
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(f"`ca` of the dsn is no file of certificates ({type(error).__name__})") from None
     return found

@@ -35,7 +35,7 @@ PROTOCOL = 1
 # What a capabilities document is believed for: a change of the provisioner is seen within this time.
 DOCUMENT_SECONDS = 30.0
 # Between two looks at a status URL that gives no `Retry-After`; twice as long each time.
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 WORDS = 300  # characters of what a provisioner says of an error
 ABSENT = (404, 410)
 BUSY = (429, 503)

@@ -121,13 +121,19 @@ def release(provisioner: Provisioner, manifest: Json, still: Still) -> None:
     return None
 
 
-def prove(provisioner: Provisioner, manifest: Json) -> Json:
-    """That the object is there and not cut off. Whether a login works is the provisioner's to say."""
-    match inspect(provisioner, manifest):
-        case Same(seen=seen) if not seen.get("quarantined"):
-            return seen
-        case other:
-            raise Transient(f"it is not there, or still cut off, after its release: {other}")
+def prove(provisioner: Provisioner, manifest: Json, credentials: Json | None) -> Json:
+    """A login, where the provisioner declares `prove`; else that the object is there, and not cut off."""
+    if "prove" not in provisioner.document().verbs:
+        match inspect(provisioner, manifest):
+            case Same(seen=seen) if not seen.get("quarantined"):
+                return seen
+            case other:
+                raise Transient(f"it is not there, or still cut off, after its release: {other}")
+    body = {"generation": manifest.get("generation"), "manifest": manifest, "credentials": credentials}
+    answer = provisioner.ask("prove", body)
+    if answer.status != 200 or (answer.body or {}).get("opened") is not True:
+        raise Transient(f"the provisioner says that no login works (HTTP {answer.status})")
+    return {"opened": True}
 
 
 def teardown(provisioner: Provisioner, manifest: Json, fence: int) -> Json:
