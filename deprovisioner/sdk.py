@@ -54,6 +54,10 @@ teardown that requires a snapshot is refused.
 attempt), `Transient` when the work failed and may succeed later (it is tried again), `Refused` when it must not be done
 (an operator decides). Any other exception after the start counts as an unknown outcome.
 
+**Caller.** In a verb, `caller()` is the job and the fence of the attempt that calls it; None where a person looks. The
+pair rises with each attempt at a resource: a server that keeps the greatest one of an object can refuse a worker that
+stood still. `observable` may be a property: a worker asks for it once an attempt.
+
 **Size.** The worker cuts what `inspect` and `teardown` return to 4,000 characters of JSON, an error's words to 1,000. A
 manifest is never cut: one of more than 16,000 bytes, or that PostgreSQL cannot store, is `Refused`.
 
@@ -114,6 +118,7 @@ from worker.backends import (
     objects,
     prove,
 )
+from worker.backends.caller import Caller, caller
 
 __all__ = [
     "IN_QUARANTINE",
@@ -121,6 +126,7 @@ __all__ = [
     "Absent",
     "Backend",
     "BackendError",
+    "Caller",
     "Check",
     "ClaimLost",
     "Different",
@@ -146,6 +152,7 @@ __all__ = [
     "Unavailable",
     "Write",
     "always",
+    "caller",
     "mark",
     "nothing",
     "objects",
