@@ -116,6 +116,7 @@ from worker.backends import (
     objects,
     prove,
 )
+from worker.backends.fleet import Measured, UnmarkedObject
 
 __all__ = [
     "IN_QUARANTINE",
@@ -132,6 +133,7 @@ __all__ = [
     "Kind",
     "LoginAttempts",
     "MarkedObject",
+    "Measured",
     "Memory",
     "MemoryForbidden",
     "Moment",
@@ -146,6 +148,7 @@ __all__ = [
     "Still",
     "Transient",
     "Unavailable",
+    "UnmarkedObject",
     "Write",
     "always",
     "mark",

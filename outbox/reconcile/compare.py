@@ -93,7 +93,7 @@ MOVED = """CASE WHEN {0}.resource_id IS NULL
                                                        AND outbox.state IN ('pending', 'running'))) END"""
 # Whether a living resource of the backend has the object's name.
 NAMED = """EXISTS (SELECT FROM resources
-                    WHERE resources.backend = :backend AND resources.status <> 'deleted'
+                    WHERE resources.backend = :backend AND resources.status NOT IN ('deleted', 'released')
                       AND resources.manifest ->> CAST(:field AS text) = {0}.names ->> CAST(:field AS text))"""
 _OLD_ENOUGH = "coalesce(page.created_at < :before, true)"
 
@@ -158,7 +158,7 @@ _ROWS = text(f"""
 _COUNTS = text("""
     SELECT (SELECT count(*) FROM reconciliation_objects
              WHERE backend = :backend AND run = :run AND mark IS NOT NULL) AS objects,
-           count(*) FILTER (WHERE status <> 'deleted') AS resources, count(*) AS rows,
+           count(*) FILTER (WHERE status NOT IN ('deleted', 'released')) AS resources, count(*) AS rows,
            count(*) FILTER (WHERE status = 'active' AND activated_at < :before) AS active
       FROM resources WHERE backend = :backend""")
 

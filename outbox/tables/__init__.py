@@ -15,7 +15,7 @@ from outbox.tables.evidence import audit_checkpoints, audit_heads, events
 from outbox.tables.installation import installation, memories
 from outbox.tables.jobs import outbox
 from outbox.tables.metadata import metadata
-from outbox.tables.operations import operation_items, operations
+from outbox.tables.operations import adoptions, operation_items, operations
 from outbox.tables.reconciliation import (
     object_findings,
     reconciliation_items,
@@ -27,6 +27,7 @@ from outbox.tables.resources import resources
 from outbox.tables.snapshots import login_attempts, snapshots
 
 __all__ = [
+    "adoptions",
     "approvals",
     "audit_checkpoints",
     "audit_heads",

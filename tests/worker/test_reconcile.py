@@ -2,25 +2,20 @@
 
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
 from outbox import jobs, reconcile, rewinds
-from outbox import db as database
-from outbox.errors import Conflict, OutOfService, Rewound, Unavailable
-from outbox.jobs import Delete
+from outbox.errors import Conflict, OutOfService, Rewound
 from tests.support import redis_servers
 from tests.support.factories import a_resource, unguarded
-from tests.support.reconciling import a_row, age, keys, made, own_postgres, ran, standing
+from tests.support.reconciling import a_row, keys, made, own_postgres, ran, standing
 from tests.support.recoveries import rewind
 from tests.support.witness import PgServer, RedisServer
 from worker import reconcile as runs
-from worker.backends import MarkedObject, Same, mark
-from worker.backends.fleet import UnmarkedObject
+from worker.backends import MarkedObject, mark
 from worker.backends.postgres import Postgres, objects
 from worker.backends.redis import Redis
 
