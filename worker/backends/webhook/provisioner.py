@@ -22,7 +22,6 @@ from typing import NoReturn
 
 import httpx
 
-from outbox import foreign
 from outbox.errors import OutOfService, Refused, Transient, Unavailable
 from outbox.rows import Json
 from worker.backends import Still, always
@@ -295,7 +294,7 @@ def _not_signed(answer: Answer) -> str:
 
 
 def _somebody_else(answer: Answer, document: Document) -> str:
-    who = f"provisioner {foreign.line(answer.server, 200)!r}" if answer.server else f"no {SERVER_HEADER} header"
+    who = f"provisioner {answer.server[:200]!r}" if answer.server else f"no {SERVER_HEADER} header"
     return f"HTTP {answer.status} of {answer.url} is not of provisioner {document.server!r} ({who})"
 
 
@@ -307,11 +306,11 @@ def _said(answer: Answer, hidden: Iterable[str] = ()) -> str:
         return ""
     for value in hidden:
         said = said.replace(value, "(secret)")
-    return f": {foreign.line(said, WORDS)}"
+    return f": {said[:WORDS]}"
 
 
 def _tell_progress(answer: Answer) -> None:
     body = answer.body or {}
     done, total, what = body.get("done"), body.get("total"), body.get("what", "steps")
     if type(done) is int and isinstance(what, str):
-        tell(done, total if type(total) is int else None, foreign.line(what, 50))
+        tell(done, total if type(total) is int else None, what[:50])

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from outbox import foreign
 from outbox.errors import Refused, Transient
 from outbox.kinds.webhook import KIND
 from outbox.rows import Json
@@ -15,6 +14,7 @@ from worker.backends.caller import caller
 from worker.backends.webhook.client import Answer
 from worker.backends.webhook.provisioner import ABSENT, Document, Provisioner
 
+LONGEST = 200  # characters of a name, as the kind's fields have it
 SHORTEST_SECRET = 6  # characters of what is taken out of errors; a shorter one would take words apart
 # What this thread was just told is gone. Only for provisioners that cannot be asked afterwards.
 _torn = threading.local()
@@ -83,7 +83,7 @@ def judge(manifest: Json, found: Json) -> Observation:
 def shown(found: Json) -> Json:
     """What is kept of an object: never all that the provisioner says of it, which may have secrets."""
     names = {name: found.get(name) for name in ("external", "generation")}
-    bounded = {name: foreign.line(value, 200) if isinstance(value, str) else None for name, value in names.items()}
+    bounded = {name: value[:LONGEST] if isinstance(value, str) else None for name, value in names.items()}
     return bounded | {"quarantined": found.get("quarantined") is True}
 
 

@@ -19,6 +19,7 @@ from tests.support.provisioners import SECRET, App, Served, after, only, says
 from tests.worker.backends.webhook.conftest import Serve, provisioned
 from worker.backends import Absent, Different, Same
 from worker.backends.webhook import Webhook, client
+from worker.intake import Intake
 
 ACTIONS: dict[str, type[BackendError] | None] = {
     "200 OK": None,
@@ -276,7 +277,7 @@ def test_the_provisioner_s_words_are_bounded_and_on_one_line(served: Served, bac
     words = b'{"error": "first\\nsecond \\u001b[2J' + b"x" * 100_000 + b'"}'
     served.meddle = only("/deprovision", says("409 Conflict", words, server=served.notebooks.server))
     with pytest.raises(Refused) as told:
-        backend.teardown(made, 1)
+        Intake(backend).teardown(made, 1)
     assert ": first second \\x1b[2Jxxx" in str(told.value)
     assert len(str(told.value)) < 500
 
