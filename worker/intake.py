@@ -3,7 +3,7 @@
 import datetime as dt
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -36,6 +36,7 @@ from worker.backends import (
     Same,
     Still,
     Write,
+    fleet,
 )
 
 # A manifest is identity, so it is never cut. The largest that a kind of ours makes has 500 characters.
@@ -75,6 +76,16 @@ class Intake:
         """See Backend."""
         with _errors():
             return _manifest(self._backend.adopt(manifest, generation))
+
+    def adoptable(self, manifest: Json) -> list[Finding]:
+        """See `worker.backends.fleet.adoptable`."""
+        with _errors():
+            return _findings(fleet.adoptable(self._backend, manifest))
+
+    def unmark(self, manifest: Json) -> Json:
+        """See `worker.backends.fleet.unmark`."""
+        with _errors():
+            return _evidence(fleet.unmark(self._backend, manifest))
 
     def inspect(self, manifest: Json) -> Observation:
         """See Backend."""
@@ -137,13 +148,9 @@ class Intake:
             )
 
     def check(self) -> list[Finding]:
-        """See `worker.backends.check`; what mends something is a statement, and longer than words."""
+        """See `worker.backends.check`."""
         with _errors():
-            found = islice(backends.check(self._backend), FINDINGS)
-            return [
-                Finding(foreign.line(one.code), foreign.line(one.what), foreign.line(one.mend, foreign.EVIDENCE))
-                for one in found
-            ]
+            return _findings(backends.check(self._backend))
 
     def objects(self) -> Iterator[MarkedObject]:
         """See `worker.backends.objects`; words are cut, and a manifest is not: `why` says that it cannot be stored."""
@@ -179,6 +186,14 @@ class Intake:
             if not all(isinstance(one, uuid.UUID) for one in found):
                 raise OutOfService(f"the backend names installations that are no UUIDs: {foreign.line(repr(found))}")
             return found
+
+
+def _findings(found: Iterable[Finding]) -> list[Finding]:
+    """The first of them; what mends something is a statement, and longer than words."""
+    return [
+        Finding(foreign.line(one.code), foreign.line(one.what), foreign.line(one.mend, foreign.EVIDENCE))
+        for one in islice(found, FINDINGS)
+    ]
 
 
 @contextmanager
