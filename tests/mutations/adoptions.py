@@ -63,8 +63,8 @@ GUARDS_OF_ADOPTIONS = (
         ),
         (
             "unmark on postgres: quarantine",
-            "        if _in_quarantine(state, manifest):\n            raise Refused(f\"database {manifest['database']!r} is in",
-            "        if False:\n            raise Refused(f\"database {manifest['database']!r} is in",
+            "        if _in_quarantine(state, manifest):\n",
+            "        if False:\n",
             "test_a_release_takes_no_mark_off_what_is_not_the_manifests",
         ),
         (
