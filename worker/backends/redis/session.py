@@ -1,9 +1,10 @@
 """Clients of a Redis or Valkey server: timeouts, and what each failure means."""
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from redis import exceptions
@@ -12,7 +13,11 @@ from redis._parsers.socket import SocketBuffer
 
 from outbox.errors import BackendError, OutOfService, Refused, SettingsError, Transient, Unavailable
 
+T = TypeVar("T")
+
 TIMEOUT_SECONDS = 5
+# Names of commands, and of keys that change seldom: a thousand adoptions would read them a thousand times.
+KEPT_SECONDS = 60
 NEVER = frozenset({"default"})
 # A server's answer to an account that it does not let in; WRONGPASS also where the account is switched off.
 LOGIN_REFUSED = frozenset({"NOAUTH", "WRONGPASS", "DENIED"})
@@ -27,6 +32,8 @@ MEANS: dict[str, type[BackendError]] = {
     # It will answer the same for ever.
     **dict.fromkeys(("NOPERM", "CROSSSLOT", "MOVED", "ASK"), Refused),
 }
+# Under the code ERR: an account lacks a right that a script of ours needs. Of Redis 7.0, and of later ones and Valkey.
+_FORBIDDEN_IN_SCRIPT = re.compile(r"The user executing the script can't|ACL failure in script")
 _MAX_TEXT = 300
 _SECRET = re.compile(r"(?<=['\"\s])[><#!][^\s'\"]+")  # a password or its hash, as ACL SETUSER takes it
 
@@ -78,11 +85,22 @@ class Server:
         self.protected = NEVER | protected
         self.volatile_users = volatile_users
         self.scripting = scripting
+        self._kept: dict[tuple[str, str], tuple[float, Any]] = {}
         self.users_saved = float("-inf")  # when `memory` last had this server write its users, by the monotonic clock
         try:
             redis.ConnectionPool.from_url(dsn)
         except ValueError:
             raise SettingsError("the dsn is not a redis:// URL (it is not shown: it may hold a password)") from None
+
+    def kept(self, session: "Session", name: str, read: "Callable[[Session], T]") -> T:
+        """What `read` reads of this server, at most KEPT_SECONDS ago, since the server's last start."""
+        key = (name, str(session.info("server")["run_id"]))
+        at, value = self._kept.get(key, (float("-inf"), None))
+        if time.monotonic() - at > KEPT_SECONDS:
+            at, value = time.monotonic(), read(session)
+            self._kept = {k: v for k, v in self._kept.items() if k[1] == key[1]} | {key: (at, value)}
+        found: T = value
+        return found
 
     @contextmanager
     def connect(
@@ -133,6 +151,8 @@ def code_of(error: BaseException | None) -> str | None:
 def meaning(error: exceptions.RedisError) -> BackendError:
     """What a client's error means for the job: one bounded line without secrets."""
     code = code_of(error)
+    if code == "ERR" and _FORBIDDEN_IN_SCRIPT.search(str(error)):
+        code = "NOPERM"
     text = _SECRET.sub("(secret)", " ".join(str(error).split()))[:_MAX_TEXT]
     if code is not None and code not in text:
         text = f"{code} {text}"
