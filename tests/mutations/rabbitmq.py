@@ -130,8 +130,8 @@ GUARDS_OF_RABBITMQ = (
         ),
         (
             "rabbitmq: open connections",
-            "        connections.close(session, manifest)\n",
-            "",
+            "connections.close(session, manifest)",
+            "None",
             "test_every_client_is_cut_off_those_of_other_users_too_and_none_comes_back",
         ),
     ),

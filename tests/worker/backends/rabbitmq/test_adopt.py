@@ -131,7 +131,8 @@ def test_of_two_adoptions_at_once_the_late_one_is_refused(
     backend: Rabbitmq, by_hand: Provisioned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names, _ = by_hand
-    honest, inner = Session.put, []
+    honest = Session.put
+    inner: list[Any] = []
 
     def put(self: Session, *path: str, **body: Any) -> None:
         if path[0] == "vhosts" and not inner:  # the first has read that the vhost bears no mark

@@ -149,7 +149,8 @@ def exported(server: RabbitmqServer, manifest: Json, *, with_tags: bool) -> Json
     }
     for one in found["vhosts"]:
         assert "metadata" not in one
-        one |= {"metadata": {"tags": [f"deprovisioner:gen:{manifest['generation']}"]}} if with_tags else {}
+        if with_tags:
+            one["metadata"] = {"tags": [f"deprovisioner:gen:{manifest['generation']}"]}
     return found
 
 
