@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deprovisioner.conformance import properties, suite, table
+from deprovisioner.conformance import plugin, properties, suite, table
 from tests.support import conformance_page
 
 ROOT = Path(__file__).parents[2]
@@ -39,17 +39,29 @@ def test_a_hole_needs_a_property_and_a_reason() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nonsense", "--backend=nonsense is not MODULE:FACTORY"),
+        ("no_such:x", "'no_such' cannot be imported here"),
+        ("json:nothing", "module 'json' has no 'nothing'"),
+        ("json:__name__", "it is 'json', and no function"),
+    ],
+)
+def test_a_wrong_backend_is_an_error_that_says_what_is_wrong(name: str, says: str) -> None:
+    with pytest.raises(pytest.UsageError, match=says):
+        plugin.find(name)
+
+
+@pytest.mark.parametrize(
     ("options", "says"),
     [
         ([], "no kind is given to be tested: pytest --pyargs deprovisioner.conformance --backend=MODULE:FACTORY"),
-        (["--backend=nonsense"], "--backend=nonsense is not MODULE:FACTORY"),
-        (["--backend=no_such:x"], "--backend=no_such:x: 'no_such' cannot be imported here"),
-        (["--backend=json:nothing"], "--backend=json:nothing: module 'json' has no 'nothing'"),
-        (["--backend=json:__name__"], "--backend=json:__name__: it is 'json', and no function"),
         (["--backend=json:loads"], "--backend=json:loads: the factory failed: TypeError"),
     ],
 )
-def test_a_wrong_backend_is_an_error_that_says_what_is_wrong(options: list[str], says: str, tmp_path: Path) -> None:
+def test_a_run_without_a_subject_ends_with_words_and_no_traceback(
+    options: list[str], says: str, tmp_path: Path
+) -> None:
     words = [
         "-p",
         "deprovisioner.conformance.plugin",
@@ -60,7 +72,7 @@ def test_a_wrong_backend_is_an_error_that_says_what_is_wrong(options: list[str],
     ]
     argv = [sys.executable, "-m", "pytest", *words, *options]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(argv, check=False, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 4, done.stdout + done.stderr
     assert says in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
