@@ -11,7 +11,8 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `waits`     what a session waits for, seen by a second one
 - `identity`  what the server shows under a manifest's names, and whether it is the manifest's object
 - `endpoint`  the address that customers are given
-- `create`    plan, provision, adopt
+- `create`    plan, provision
+- `adopt`     adopt, tell beforehand what would be refused, let go of it again
 - `rights`    what the account must be allowed to do before it adopts
 - `quarantine` no login, no connection, no name
 - `lock`      the lock on an object, taken over from a worker whose claim is lost
@@ -28,6 +29,7 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `memory`    what the server keeps of the control database
 - `check`     what is not as it should be on the server
 - `objects`   all that bears a mark of ours
+- `unmarked`  all that bears none; and the size of one object
 """
 
 import datetime as dt
@@ -37,7 +39,9 @@ from collections.abc import Iterator
 from outbox.memory import Memory, Moment
 from outbox.rows import Json
 from worker.backends import Finding, LoginAttempts, MarkedObject, Observation, Plan, Read, Still, Write, always
+from worker.backends.fleet import Measured, UnmarkedObject
 from worker.backends.postgres import (
+    adopt,
     attempts,
     check,
     create,
@@ -49,6 +53,7 @@ from worker.backends.postgres import (
     quarantine,
     release,
     snapshot,
+    unmarked,
 )
 from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.session import CONNECTION_LIMIT, Server
@@ -84,7 +89,15 @@ class Postgres:
 
     def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
         """See the Protocol."""
-        return create.adopt(self._server, manifest, generation)
+        return adopt.adopt(self._server, manifest, generation)
+
+    def adoptable(self, manifest: Json) -> list[Finding]:
+        """See `worker.backends.fleet.adoptable`."""
+        return adopt.adoptable(self._server, manifest)
+
+    def unmark(self, manifest: Json) -> Json:
+        """See `worker.backends.fleet.unmark`."""
+        return adopt.unmark(self._server, manifest)
 
     def inspect(self, manifest: Json) -> Observation:
         """See the Protocol."""
@@ -146,3 +159,11 @@ class Postgres:
     def objects(self) -> Iterator[MarkedObject]:
         """See `worker.backends.objects`."""
         return objects.objects(self._server)
+
+    def unmarked(self) -> Iterator[UnmarkedObject]:
+        """See `worker.backends.fleet.unmarked`."""
+        return unmarked.unmarked(self._server)
+
+    def measured(self, names: Json) -> Measured:
+        """See `worker.backends.fleet.measured`."""
+        return unmarked.measured(self._server, names)
