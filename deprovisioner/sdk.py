@@ -65,7 +65,9 @@ ours, whichever installation made it, the parts of one generation as one object.
 that an end without an error is the end of what there is. Parts that contradict each other are told as such, never as
 one whole. `adopt(names, generation)` takes an object that bears the mark of this generation already, so that a resource
 whose row was lost comes back. It refuses what is in quarantine: an adoption does not give back what was deleted.
-Without the method, what a lost row has left on the server is found by hand.
+Without the method, what a lost row has left on the server is found by hand, and `deprovisioner reconcile` says that the
+backend cannot be reconciled. `unmarked() -> Iterator[UnmarkedObject]` tells what bears no mark, for adoption, and
+`measured(names) -> Measured` the size and age of one object; both are optional, and change nothing.
 
 **Memory.** A backend may have three methods, all or none: `remember(memory, least) -> Memory | None`,
 `recall(installation) -> Memory | None` and `installations() -> list[UUID]`. With them its server keeps a record of the
@@ -114,6 +116,7 @@ from worker.backends import (
     objects,
     prove,
 )
+from worker.backends.fleet import Measured, UnmarkedObject
 
 __all__ = [
     "IN_QUARANTINE",
@@ -130,6 +133,7 @@ __all__ = [
     "Kind",
     "LoginAttempts",
     "MarkedObject",
+    "Measured",
     "Memory",
     "MemoryForbidden",
     "Moment",
@@ -144,6 +148,7 @@ __all__ = [
     "Still",
     "Transient",
     "Unavailable",
+    "UnmarkedObject",
     "Write",
     "always",
     "mark",

@@ -36,7 +36,9 @@ from worker.backends import (
     Same,
     Still,
     Write,
+    fleet,
 )
+from worker.backends.fleet import Measured, UnmarkedObject
 
 # A manifest is identity, so it is never cut. The largest that a kind of ours makes has 500 characters.
 MANIFEST = 16_000
@@ -151,6 +153,18 @@ class Intake:
             for one in backends.objects(self._backend):
                 yield _object(one)
 
+    def unmarked(self) -> Iterator[UnmarkedObject]:
+        """See `worker.backends.fleet.unmarked`. Left out is what could not be adopted: names that cannot be stored."""
+        with _errors():
+            for one in fleet.unmarked(self._backend):
+                if (names := _storable(one.names)) is not None:
+                    yield UnmarkedObject(names, *_measures(one))
+
+    def measured(self, names: Json) -> Measured:
+        """See `worker.backends.fleet.measured`."""
+        with _errors():
+            return Measured(*_measures(fleet.measured(self._backend, names)))
+
     @property
     def keeps_memory(self) -> bool:
         """See `worker.backends.keeps_memory`."""
@@ -235,11 +249,25 @@ def _manifest(manifest: Json) -> Json:
     return manifest
 
 
+def _storable(names: Json) -> Json | None:
+    try:
+        return _manifest(names)
+    except Refused:
+        return None
+
+
+def _measures(one: Any) -> tuple[int | None, dt.datetime | None, dt.datetime | None]:
+    size, times = one.size_bytes, (one.created_at, one.last_used_at)
+    created, used = (None if time is None else time.astimezone(dt.UTC) for time in times)
+    return None if size is None else _count(size), created, used
+
+
 def _object(one: MarkedObject) -> MarkedObject:
     try:
         names, why = _manifest(one.names), foreign.line(one.why)
     except Refused as error:
         names, why = {}, str(error)
+    size, created, used = _measures(one)
     parts = tuple(foreign.line(part, PART) for part in islice(one.parts, PARTS))
     return replace(
         one,
@@ -248,4 +276,7 @@ def _object(one: MarkedObject) -> MarkedObject:
         parts=parts,
         contradictory=one.contradictory or names != one.names,
         why=why,
+        size_bytes=size,
+        created_at=created,
+        last_used_at=used,
     )

@@ -372,6 +372,9 @@ def test_resources_and_jobs_have_the_documented_fields(api: httpx.Client, db: Co
         "grace",
         "snapshot",
         "version",
+        "external_id",
+        "labels",
+        "adopted",
         "login_attempts",
     ]
     assert shown["created_at"].endswith("Z")

@@ -19,7 +19,7 @@ SESSION = f"{TESTS}/test_session.py"
 QUARANTINE = f"{TESTS}/test_quarantine.py"
 ATTEMPTS = f"{TESTS}/test_attempts.py"
 SWAPS = f"{TESTS}/test_swaps.py"
-KINDS = "tests/worker/backends/test_conformance.py"
+KINDS = "tests/worker/backends/conformance/test_postgres.py"
 
 _EATER = "test_a_role_has_so_many_sessions_and_a_customer_that_took_every_slot_loses_them"
 _REPLACED = "test_identity_is_checked_again_in_each_transaction"
@@ -306,7 +306,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: system identifier",
             'if manifest.get("system_identifier") not in (None, state.system_identifier):',
             "if False:",
-            f"{KINDS}::test_the_wrong_server_is_refused[postgres]",
+            f"{KINDS}::test_another_server_is_refused_and_its_absence_does_not_count",
         ),
         (
             "postgres: absent without its role",
@@ -415,7 +415,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: identity before anything",
             "raise Refused(why)",
             "pass",
-            f"{KINDS}::test_another_generation_under_the_same_names_is_never_touched[postgres]",
+            f"{KINDS}::test_same_different_and_absent_are_told_apart",
         ),
         (
             "postgres: sessions are ended before anything waits",
@@ -739,7 +739,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: sessions are ended",
             "SELECT pg_catalog.pg_terminate_backend(%s)",
             "SELECT %s",
-            f"{KINDS}::test_an_open_session_does_not_stop_the_teardown[postgres]",
+            f"{KINDS}::test_a_teardown_ends_open_sessions_and_is_repeated",
         ),
         (
             "postgres: one forbidden session does not save the others",
@@ -1154,7 +1154,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: the right server at provision",
             "identity.must_be_right_server(state, manifest)",
             "pass",
-            "test_the_wrong_server_is_refused[postgres]",
+            "test_another_server_is_refused_and_its_absence_does_not_count",
         ),
     ),
     *cut(

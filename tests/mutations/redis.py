@@ -18,7 +18,7 @@ BEYOND = "test_a_user_that_reaches_beyond_its_prefix_is_refused_with_the_stateme
 STILL_SHUT = "test_a_quarantine_that_stood_still_past_a_restore_shuts_nobody_out"
 STILL_OPEN = "test_a_release_that_stood_still_past_the_end_of_its_restore_opens_nothing"
 REPLACED = "test_a_user_that_takes_the_name_between_check_and_act_is_made_again"
-KINDS = "tests/worker/backends/test_conformance.py"
+KINDS = "tests/worker/backends/conformance/test_redis.py"
 
 GUARDS_OF_REDIS = (
     *cut(
@@ -162,7 +162,7 @@ GUARDS_OF_REDIS = (
             "redis: server mark",
             "if why := wrong_server(session, manifest, servers, ours=ours):",
             "if why := None:",
-            f"{KINDS}::test_the_wrong_server_is_refused[redis]",
+            f"{KINDS}::test_another_server_is_refused_and_its_absence_does_not_count",
         ),
         (
             "redis: the mark under another name",
@@ -214,7 +214,7 @@ GUARDS_OF_REDIS = (
             "redis: login off",
             '"off", *was_on)',
             "*was_on)",
-            f"{KINDS}::test_quarantine_ends_the_customer_s_access_and_release_restores_it[redis]",
+            f"{KINDS}::test_a_quarantine_cuts_a_live_client_and_a_release_gives_all_back",
         ),
         (
             "redis: open connections are ended",
@@ -735,7 +735,7 @@ GUARDS_OF_REDIS = (
             "redis: the right server at provision",
             "identity.must_be_right_server(session, manifest)",
             "pass",
-            f"{KINDS}::test_the_wrong_server_is_refused[redis]",
+            f"{KINDS}::test_another_server_is_refused_and_its_absence_does_not_count",
         ),
         (
             "redis: provision takes nothing of another's",

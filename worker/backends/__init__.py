@@ -309,6 +309,9 @@ class MarkedObject:
     quarantined: bool = False  # a teardown has cut it off; `release(names)` gives it back
     contradictory: bool = False  # its parts contradict each other, or its mark is not one of ours
     why: str = ""  # why it is not to be adopted as it stands; empty where its names and marks show nothing against it
+    size_bytes: int | None = None  # these three where the reading has them anyway; else `fleet.measured` tells
+    created_at: dt.datetime | None = None
+    last_used_at: dt.datetime | None = None
 
 
 def objects(backend: Backend) -> Iterator[MarkedObject]:

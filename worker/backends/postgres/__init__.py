@@ -28,6 +28,7 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `memory`    what the server keeps of the control database
 - `check`     what is not as it should be on the server
 - `objects`   all that bears a mark of ours
+- `unmarked`  all that bears none; and the size of one object
 """
 
 import datetime as dt
@@ -37,6 +38,7 @@ from collections.abc import Iterator
 from outbox.memory import Memory, Moment
 from outbox.rows import Json
 from worker.backends import Finding, LoginAttempts, MarkedObject, Observation, Plan, Read, Still, Write, always
+from worker.backends.fleet import Measured, UnmarkedObject
 from worker.backends.postgres import (
     attempts,
     check,
@@ -49,6 +51,7 @@ from worker.backends.postgres import (
     quarantine,
     release,
     snapshot,
+    unmarked,
 )
 from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.session import CONNECTION_LIMIT, Server
@@ -146,3 +149,11 @@ class Postgres:
     def objects(self) -> Iterator[MarkedObject]:
         """See `worker.backends.objects`."""
         return objects.objects(self._server)
+
+    def unmarked(self) -> Iterator[UnmarkedObject]:
+        """See `worker.backends.fleet.unmarked`."""
+        return unmarked.unmarked(self._server)
+
+    def measured(self, names: Json) -> Measured:
+        """See `worker.backends.fleet.measured`."""
+        return unmarked.measured(self._server, names)

@@ -29,7 +29,19 @@ from collections.abc import Iterator
 from outbox.memory import Memory, Moment
 from outbox.rows import Json
 from worker.backends import Finding, LoginAttempts, MarkedObject, Observation, Plan, Read, Still, Write, always
-from worker.backends.redis import check, create, destroy, identity, logins, memory, objects, quarantine, snapshot
+from worker.backends.fleet import Measured, UnmarkedObject
+from worker.backends.redis import (
+    check,
+    create,
+    destroy,
+    identity,
+    logins,
+    memory,
+    objects,
+    quarantine,
+    snapshot,
+    unmarked,
+)
 from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server
 
@@ -127,3 +139,11 @@ class Redis:
     def objects(self) -> Iterator[MarkedObject]:
         """See `worker.backends.objects`."""
         return objects.objects(self._server)
+
+    def unmarked(self) -> Iterator[UnmarkedObject]:
+        """See `worker.backends.fleet.unmarked`."""
+        return unmarked.unmarked(self._server)
+
+    def measured(self, names: Json) -> Measured:
+        """See `worker.backends.fleet.measured`."""
+        return unmarked.measured(self._server, names)
