@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import BoundedSemaphore
 from typing import Any
 
 import redis
@@ -66,25 +67,49 @@ def _limited(limit: int) -> type[_Parser]:
     return Limited
 
 
+PACE = 1
+LONGEST_WAIT_SECONDS = 5.0
+
+
 class Server:
     """One server, reached by a redis:// URL; `protected`: users that are never adopted or torn down.
 
     `volatile_users`: births are allowed although a restart of the server forgets its ACL users. `scripting`: customers
-    may run scripts.
+    may run scripts. `pace`: from how many namespaces this process removes keys at once.
     """
 
     def __init__(
-        self, dsn: str, protected: frozenset[str], *, volatile_users: bool = False, scripting: bool = False
+        self,
+        dsn: str,
+        protected: frozenset[str],
+        *,
+        volatile_users: bool = False,
+        scripting: bool = False,
+        pace: int = PACE,
     ) -> None:
         self._dsn = dsn
         self.protected = NEVER | protected
         self.volatile_users = volatile_users
         self.scripting = scripting
+        self._turns = BoundedSemaphore(pace)
         self.users_saved = float("-inf")  # when `memory` last had this server write its users, by the monotonic clock
         try:
             redis.ConnectionPool.from_url(dsn)
         except ValueError:
             raise SettingsError("the dsn is not a redis:// URL (it is not shown: it may hold a password)") from None
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """A turn to scan and to unlink: the server does one thing at a time, and its customers wait for each.
+
+        Who has waited for long goes on without it: a namespace of millions of keys must not stop all teardowns.
+        """
+        taken = self._turns.acquire(timeout=LONGEST_WAIT_SECONDS)
+        try:
+            yield
+        finally:
+            if taken:
+                self._turns.release()
 
     @contextmanager
     def connect(
