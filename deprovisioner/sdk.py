@@ -54,6 +54,12 @@ teardown that requires a snapshot is refused.
 attempt), `Transient` when the work failed and may succeed later (it is tried again), `Refused` when it must not be done
 (an operator decides). Any other exception after the start counts as an unknown outcome.
 
+**Caller.** In a verb, `caller()` is the job and the fence of the attempt that calls it; None where a person looks. The
+pair rises with each attempt at a resource: a server that keeps the greatest one of an object can refuse a worker that
+stood still. `observable` may be a property: a worker asks for it once an attempt.
+
+**Progress.** A verb that takes long calls `tell(done, total, what)` after each batch: it is shown with the attempt.
+
 **Size.** The worker cuts what `inspect` and `teardown` return to 4,000 characters of JSON, an error's words to 1,000. A
 manifest is never cut: one of more than 16,000 bytes, or that PostgreSQL cannot store, is `Refused`.
 
@@ -116,7 +122,8 @@ from worker.backends import (
     objects,
     prove,
 )
-from worker.backends.fleet import Measured, UnmarkedObject
+from worker.backends.caller import Caller, caller
+from worker.backends.fleet import Measured, UnmarkedObject, tell
 
 __all__ = [
     "IN_QUARANTINE",
@@ -124,6 +131,7 @@ __all__ = [
     "Absent",
     "Backend",
     "BackendError",
+    "Caller",
     "Check",
     "ClaimLost",
     "Different",
@@ -151,12 +159,14 @@ __all__ = [
     "UnmarkedObject",
     "Write",
     "always",
+    "caller",
     "mark",
     "nothing",
     "objects",
     "offered",
     "parsed",
     "prove",
+    "tell",
     "text",
     "uuid_text",
     "whole_number",

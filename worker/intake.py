@@ -3,9 +3,10 @@
 import datetime as dt
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -60,7 +61,12 @@ class Intake:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self.observable: bool = getattr(backend, "observable", False)
+
+    @cached_property
+    def observable(self) -> bool:
+        """See Backend; asked once, so that one attempt has one answer."""
+        with _errors():
+            return bool(getattr(self._backend, "observable", False))
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
         """See Backend."""
@@ -77,6 +83,16 @@ class Intake:
         """See Backend."""
         with _errors():
             return _manifest(self._backend.adopt(manifest, generation))
+
+    def adoptable(self, manifest: Json) -> list[Finding]:
+        """See `worker.backends.fleet.adoptable`."""
+        with _errors():
+            return _findings(fleet.adoptable(self._backend, manifest))
+
+    def unmark(self, manifest: Json) -> Json:
+        """See `worker.backends.fleet.unmark`."""
+        with _errors():
+            return _evidence(fleet.unmark(self._backend, manifest))
 
     def inspect(self, manifest: Json) -> Observation:
         """See Backend."""
@@ -139,13 +155,9 @@ class Intake:
             )
 
     def check(self) -> list[Finding]:
-        """See `worker.backends.check`; what mends something is a statement, and longer than words."""
+        """See `worker.backends.check`."""
         with _errors():
-            found = islice(backends.check(self._backend), FINDINGS)
-            return [
-                Finding(foreign.line(one.code), foreign.line(one.what), foreign.line(one.mend, foreign.EVIDENCE))
-                for one in found
-            ]
+            return _findings(backends.check(self._backend))
 
     def objects(self) -> Iterator[MarkedObject]:
         """See `worker.backends.objects`; words are cut, and a manifest is not: `why` says that it cannot be stored."""
@@ -193,6 +205,14 @@ class Intake:
             if not all(isinstance(one, uuid.UUID) for one in found):
                 raise OutOfService(f"the backend names installations that are no UUIDs: {foreign.line(repr(found))}")
             return found
+
+
+def _findings(found: Iterable[Finding]) -> list[Finding]:
+    """The first of them; what mends something is a statement, and longer than words."""
+    return [
+        Finding(foreign.line(one.code), foreign.line(one.what), foreign.line(one.mend, foreign.EVIDENCE))
+        for one in islice(found, FINDINGS)
+    ]
 
 
 @contextmanager

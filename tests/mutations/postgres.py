@@ -164,14 +164,14 @@ GUARDS_OF_POSTGRES = (
         RIGHTS,
         (
             "postgres: rights before an adoption",
-            "if statements := _missing(session, database, role):",
+            "if statements := missing(session, database, role):",
             "if statements := []:",
             _ASKED,
         ),
     ),
     *cut(
         PG,
-        "def _missing(",
+        "def missing(",
         RIGHTS,
         (
             "postgres: rights on a database's owner",
@@ -1184,12 +1184,22 @@ GUARDS_OF_POSTGRES = (
             "pass",
             f"{SWAPS}::test_a_stranger_s_object_is_not_marked_by_an_adoption",
         ),
+    ),
+    *cut(
+        PG,
+        "def _checks(",
+        CREATE,
         (
             "postgres: the right server at adoption",
-            "identity.must_be_right_server(state, manifest)",
-            "pass",
+            "yield partial(identity.must_be_right_server, state, manifest)",
+            "yield lambda: None",
             "TestAdoption::test_what_does_not_match_is_refused_and_unmarked",
         ),
+    ),
+    *cut(
+        PG,
+        "def _must_be_there(",
+        CREATE,
         (
             "postgres: the OID at adoption",
             'if manifest.get("oid") not in (None, database.oid):',
@@ -1244,11 +1254,11 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _mark(",
+        "def _must_bear_no_other_mark(",
         CREATE,
         (
             "postgres: another resource's mark",
-            'if comment and "deprovisioner gen=" in comment:',
+            'if "deprovisioner gen=" in comment and not comment.endswith(own):',
             "if False:",
             "TestAdoption::test_what_belongs_to_another_resource_cannot_be_adopted",
         ),

@@ -645,87 +645,95 @@ GUARDS_OF_REDIS = (
             "test_default_is_never_adopted_or_torn_down",
         ),
     ),
-    *cut(
-        REDIS,
-        "def adopt(",
-        CREATE,
-        (
-            "redis: protected at adoption",
-            "identity.must_not_be_protected(server, manifest)",
-            "pass",
-            f"{IDENTITY}::test_default_is_never_adopted_or_torn_down",
-        ),
-        (
-            "redis: a prefix ends with a colon",
-            'if not manifest["prefix"].endswith(":"):',
-            "if False:",
-            "test_a_prefix_that_matches_others_keys_is_refused[open]",
-        ),
-        (
-            "redis: its own user",
-            'if full["user"] == session.acl_whoami():',
-            "if False:",
-            "test_the_user_that_the_service_works_with_is_not_adopted",
-        ),
-        (
-            "redis: an adopted user stays inside its prefix",
-            "rights.must_stay_inside(session, full, user)",
-            "pass",
-            f"{RIGHTS}::{BEYOND}[redis-every key]",
-        ),
-        (
-            "redis: another resource's user",
-            'if any(c.startswith(identity.CHANNEL) and c != identity.channel(full) for c in user["channels"]):',
-            "if False:",
-            "test_another_resource_s_user_or_prefix_cannot_be_adopted[user]",
-        ),
-        (
-            "redis: another resource's prefix",
-            'if not planted and keys.generation(session, full) != full["generation"]:',
-            "if False:",
-            "test_another_resource_s_user_or_prefix_cannot_be_adopted[prefix]",
-        ),
-        (
-            "redis: another resource's prefix, of an older version",
-            'if _is_uuid(older := keys.older_generation(session, full)) and older != full["generation"]:',
-            "if False:",
-            "test_an_older_version_s_user_or_prefix_cannot_be_adopted[key]",
-        ),
-        (
-            "redis: a prefix inside another's",
-            "if overlap := _overlap(session, full):",
-            "if overlap := None:",
-            "test_a_prefix_inside_a_provisioned_resource_s_cannot_be_adopted",
-        ),
-        (
-            "redis: a server to trust at adoption",
-            "identity.must_keep_promises(session)",
-            "pass",
-            f"{AUTHORITY}::test_a_server_that_forgets_its_users_is_refused_at_birth[redis]",
-        ),
-        (
-            "redis: the right server at adoption",
-            "identity.must_be_right_server(session, full)",
-            "pass",
-            "test_an_adoption_on_the_wrong_server_is_refused",
-        ),
-    ),
-    *cut(
-        REDIS,
-        "def _overlap(",
-        CREATE,
-        (
-            "redis: a prefix inside another's, of an older version",
-            "if any(one and (one.startswith(prefix) or prefix.startswith(one)) for one in reached):",
-            "if False:",
-            "test_an_older_version_s_user_or_prefix_cannot_be_adopted[user]",
-        ),
-        (
-            "redis: a prefix around another's",
-            "if key != keys.generation_key(manifest):",
-            "if False:",
-            "test_a_prefix_inside_another_s_or_around_it_cannot_be_adopted",
-        ),
+    *(
+        mutant
+        for block, entry in {
+            "def adopt(": (
+                (
+                    "redis: protected at adoption",
+                    "identity.must_not_be_protected(server, manifest)",
+                    "pass",
+                    f"{IDENTITY}::test_default_is_never_adopted_or_torn_down",
+                ),
+                (
+                    "redis: another resource's prefix",
+                    'if not planted and keys.generation(session, full) != full["generation"]:',
+                    "if False:",
+                    "test_another_resource_s_user_or_prefix_cannot_be_adopted[prefix]",
+                ),
+                (
+                    "redis: a prefix inside another's",
+                    "if overlap := _overlap(session, full):",
+                    "if overlap := None:",
+                    "test_a_prefix_inside_a_provisioned_resource_s_cannot_be_adopted",
+                ),
+                (
+                    "redis: a server to trust at adoption",
+                    "identity.must_keep_promises(session)",
+                    "pass",
+                    f"{AUTHORITY}::test_a_server_that_forgets_its_users_is_refused_at_birth[redis]",
+                ),
+                (
+                    "redis: the right server at adoption",
+                    "identity.must_be_right_server(session, full)",
+                    "pass",
+                    "test_an_adoption_on_the_wrong_server_is_refused",
+                ),
+            ),
+            "def _must_end_a_name(": (
+                (
+                    "redis: a prefix ends with a colon",
+                    'if not manifest["prefix"].endswith(":"):',
+                    "if False:",
+                    "test_a_prefix_that_matches_others_keys_is_refused[open]",
+                ),
+            ),
+            "def _must_be_another(": (
+                (
+                    "redis: its own user",
+                    'if full["user"] == session.acl_whoami():',
+                    "if False:",
+                    "test_the_user_that_the_service_works_with_is_not_adopted",
+                ),
+            ),
+            "def _checks(": (
+                (
+                    "redis: an adopted user stays inside its prefix",
+                    "yield partial(rights.must_stay_inside, session, full, user)",
+                    "yield lambda: None",
+                    f"{RIGHTS}::{BEYOND}[redis-every key]",
+                ),
+            ),
+            "def _must_bear_no_other_mark(": (
+                (
+                    "redis: another resource's user",
+                    "if _other_mark(user, full):",
+                    "if False:",
+                    "test_another_resource_s_user_or_prefix_cannot_be_adopted[user]",
+                ),
+                (
+                    "redis: another resource's prefix, of an older version",
+                    'if _is_uuid(older := keys.older_generation(session, full)) and older != full["generation"]:',
+                    "if False:",
+                    "test_an_older_version_s_user_or_prefix_cannot_be_adopted[key]",
+                ),
+            ),
+            "def _overlap(": (
+                (
+                    "redis: a prefix inside another's, of an older version",
+                    "if any(one and prefix.startswith(one) for one in reached):",
+                    "if False:",
+                    "test_an_older_version_s_user_or_prefix_cannot_be_adopted[user]",
+                ),
+                (
+                    "redis: a prefix around another's",
+                    "if inside := next((one for one in reached if one and one.startswith(prefix)), None):",
+                    "if inside := None:",
+                    "test_a_prefix_inside_another_s_or_around_it_cannot_be_adopted",
+                ),
+            ),
+        }.items()
+        for mutant in cut("worker/backends/redis/adopt.py", block, CREATE, *entry)
     ),
     *cut(
         REDIS,

@@ -27,7 +27,7 @@ GUARDS_OF_RUNNER = (
         "worker/observer.py",
         "",
         INTAKE,
-        ("intake: of inspections", "Intake(backend).inspect", "backend.inspect", f"{_SEEN}[a long text]"),
+        ("intake: of inspections", "asked = Intake(backend)", "asked = backend", f"{_SEEN}[a long text]"),
     ),
     *cut(
         "worker/checks.py",

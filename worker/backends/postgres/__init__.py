@@ -11,7 +11,8 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `waits`     what a session waits for, seen by a second one
 - `identity`  what the server shows under a manifest's names, and whether it is the manifest's object
 - `endpoint`  the address that customers are given
-- `create`    plan, provision, adopt
+- `create`    plan, provision
+- `adopt`     adopt, tell beforehand what would be refused, let go of it again
 - `rights`    what the account must be allowed to do before it adopts
 - `quarantine` no login, no connection, no name
 - `lock`      the lock on an object, taken over from a worker whose claim is lost
@@ -41,6 +42,7 @@ from outbox.rows import Json
 from worker.backends import Finding, LoginAttempts, MarkedObject, Observation, Plan, Read, Still, Write, always
 from worker.backends.fleet import Measured, UnmarkedObject
 from worker.backends.postgres import (
+    adopt,
     attempts,
     check,
     create,
@@ -89,7 +91,15 @@ class Postgres:
 
     def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
         """See the Protocol."""
-        return create.adopt(self._server, manifest, generation)
+        return adopt.adopt(self._server, manifest, generation)
+
+    def adoptable(self, manifest: Json) -> list[Finding]:
+        """See `worker.backends.fleet.adoptable`."""
+        return adopt.adoptable(self._server, manifest)
+
+    def unmark(self, manifest: Json) -> Json:
+        """See `worker.backends.fleet.unmark`."""
+        return adopt.unmark(self._server, manifest)
 
     def inspect(self, manifest: Json) -> Observation:
         """See the Protocol."""

@@ -11,7 +11,8 @@ keys are replicated, evicted and flushed.
 - `endpoint`   the address that customers are given
 - `commands`   what a customer may run
 - `rights`     what an adopted user may do
-- `create`     plan, provision, adopt
+- `create`     plan, provision
+- `adopt`      adopt, tell beforehand what would be refused, let go of it again
 - `changes`    changes of a user, fenced against workers that stood still
 - `quarantine` quarantine, release, prove
 - `destroy`    teardown
@@ -31,6 +32,7 @@ from outbox.rows import Json
 from worker.backends import Finding, LoginAttempts, MarkedObject, Observation, Plan, Read, Still, Write, always
 from worker.backends.fleet import Measured, UnmarkedObject
 from worker.backends.redis import (
+    adopt,
     check,
     create,
     destroy,
@@ -78,7 +80,15 @@ class Redis:
 
     def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
         """See the Protocol."""
-        return create.adopt(self._server, manifest, generation)
+        return adopt.adopt(self._server, manifest, generation)
+
+    def adoptable(self, manifest: Json) -> list[Finding]:
+        """See `worker.backends.fleet.adoptable`."""
+        return adopt.adoptable(self._server, manifest)
+
+    def unmark(self, manifest: Json) -> Json:
+        """See `worker.backends.fleet.unmark`."""
+        return adopt.unmark(self._server, manifest)
 
     def inspect(self, manifest: Json) -> Observation:
         """See the Protocol."""

@@ -1,10 +1,11 @@
 """Clients of a Redis or Valkey server: timeouts, and what each failure means."""
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import BoundedSemaphore
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from redis import exceptions
@@ -13,7 +14,11 @@ from redis._parsers.socket import SocketBuffer
 
 from outbox.errors import BackendError, OutOfService, Refused, SettingsError, Transient, Unavailable
 
+T = TypeVar("T")
+
 TIMEOUT_SECONDS = 5
+# Names of commands, and of keys that change seldom: a thousand adoptions would read them a thousand times.
+KEPT_SECONDS = 60
 NEVER = frozenset({"default"})
 # A server's answer to an account that it does not let in; WRONGPASS also where the account is switched off.
 LOGIN_REFUSED = frozenset({"NOAUTH", "WRONGPASS", "DENIED"})
@@ -92,11 +97,22 @@ class Server:
         self.volatile_users = volatile_users
         self.scripting = scripting
         self._turns = BoundedSemaphore(pace)
+        self._kept: dict[tuple[str, str], tuple[float, Any]] = {}
         self.users_saved = float("-inf")  # when `memory` last had this server write its users, by the monotonic clock
         try:
             redis.ConnectionPool.from_url(dsn)
         except ValueError:
             raise SettingsError("the dsn is not a redis:// URL (it is not shown: it may hold a password)") from None
+
+    def kept(self, session: "Session", name: str, read: "Callable[[Session], T]") -> T:
+        """What `read` reads of this server, at most KEPT_SECONDS ago, since the server's last start."""
+        key = (name, str(session.info("server")["run_id"]))
+        at, value = self._kept.get(key, (float("-inf"), None))
+        if time.monotonic() - at > KEPT_SECONDS:
+            at, value = time.monotonic(), read(session)
+            self._kept = {k: v for k, v in self._kept.items() if k[1] == key[1]} | {key: (at, value)}
+        found: T = value
+        return found
 
     @contextmanager
     def turn(self) -> Iterator[None]:
