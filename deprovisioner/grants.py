@@ -31,6 +31,7 @@ RIGHTS = {
     "brake_starts": "SELECT, INSERT, UPDATE, DELETE",
     "operations": "SELECT, INSERT, UPDATE",
     "operation_items": "SELECT, INSERT, UPDATE",
+    "adoptions": "SELECT, INSERT, UPDATE",
     "recoveries": "SELECT, INSERT, UPDATE",
     "recovery_items": "SELECT, INSERT, UPDATE, DELETE",
     "recovery_objects": "SELECT, INSERT, DELETE",

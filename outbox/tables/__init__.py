@@ -14,12 +14,13 @@ from outbox.tables.evidence import audit_checkpoints, audit_heads, events
 from outbox.tables.installation import installation, memories
 from outbox.tables.jobs import outbox
 from outbox.tables.metadata import metadata
-from outbox.tables.operations import operation_items, operations
+from outbox.tables.operations import adoptions, operation_items, operations
 from outbox.tables.recovery import recoveries, recovery_items, recovery_objects
 from outbox.tables.resources import resources
 from outbox.tables.snapshots import login_attempts, snapshots
 
 __all__ = [
+    "adoptions",
     "approvals",
     "audit_checkpoints",
     "audit_heads",

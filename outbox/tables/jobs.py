@@ -83,6 +83,12 @@ outbox = sa.Table(
         unique=True,
         postgresql_where=sa.text("kind = 'restore' AND state NOT IN ('succeeded', 'cancelled')"),
     ),
+    sa.Index(
+        "outbox_one_release",
+        "resource_id",
+        unique=True,
+        postgresql_where=sa.text("kind = 'release' AND state <> 'cancelled'"),
+    ),
     # In the order of claims, so that a claim reads only the rows that it takes.
     sa.Index(
         "outbox_lanes",

@@ -5,6 +5,7 @@ named is the quickest that should notice.
 """
 
 from tests.mutations.acts import GUARDS_OF_ACTS
+from tests.mutations.adoptions import GUARDS_OF_ADOPTIONS
 from tests.mutations.api import GUARDS_OF_API
 from tests.mutations.audit import GUARDS_OF_AUDIT
 from tests.mutations.claims import CLAIMS
@@ -40,6 +41,7 @@ MUTANTS = (
     *GUARDS_OF_POSTGRES,
     *GUARDS_OF_REDIS,
     *GUARDS_OF_MEMORY,
+    *GUARDS_OF_ADOPTIONS,
     *GUARDS_OF_API,
     *GUARDS_OF_OPERATIONS,
     *GUARDS_OF_AUDIT,

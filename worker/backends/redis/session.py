@@ -27,6 +27,8 @@ MEANS: dict[str, type[BackendError]] = {
     # It will answer the same for ever.
     **dict.fromkeys(("NOPERM", "CROSSSLOT", "MOVED", "ASK"), Refused),
 }
+# Under the code ERR: an account lacks a right that a script of ours needs. Of Redis 7.0, and of later ones and Valkey.
+_FORBIDDEN_IN_SCRIPT = re.compile(r"The user executing the script can't|ACL failure in script")
 _MAX_TEXT = 300
 _SECRET = re.compile(r"(?<=['\"\s])[><#!][^\s'\"]+")  # a password or its hash, as ACL SETUSER takes it
 
@@ -133,6 +135,8 @@ def code_of(error: BaseException | None) -> str | None:
 def meaning(error: exceptions.RedisError) -> BackendError:
     """What a client's error means for the job: one bounded line without secrets."""
     code = code_of(error)
+    if code == "ERR" and _FORBIDDEN_IN_SCRIPT.search(str(error)):
+        code = "NOPERM"
     text = _SECRET.sub("(secret)", " ".join(str(error).split()))[:_MAX_TEXT]
     if code is not None and code not in text:
         text = f"{code} {text}"
