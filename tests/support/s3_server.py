@@ -1,8 +1,8 @@
 """An S3 server of its own: moto's, which checks signatures and the policies of IAM users, and a little more.
 
 As AWS does and moto does not, it refuses a request whose `x-amz-expected-bucket-owner` is not the bucket's, and answers
-what a version's retention is, under the right of that name, and encodes keys in lists where it is asked to. It writes
-each request into a log: the tests' witness.
+what a version's retention is, under the right of that name, encodes keys in lists where it is asked to, and forgets a
+bucket's tags with the bucket. It writes each request into a log: the tests' witness.
 """
 
 import json
@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -41,19 +42,16 @@ class S3Server:
 
     def client(self, user: str, service: str = "s3") -> Any:
         """A boto3 client of this user, as an independent witness or as a customer."""
-        import boto3
         from botocore.config import Config
 
         key, secret = self.keys[user]
-        return boto3.session.Session().client(
+        return _session().client(
             service,
             endpoint_url=self.url,
             region_name=REGION,
             aws_access_key_id=key,
             aws_secret_access_key=secret,
-            config=Config(
-                retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}, max_pool_connections=50
-            ),
+            config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}, max_pool_connections=50),
         )
 
     def dsn(self, user: str = "service", *, bucket: str = SERVICE_BUCKET, **words: str) -> str:
@@ -86,6 +84,14 @@ def documented(*, lacking: str = "") -> list[dict[str, Any]]:
     return [one for one in statements if one["Action"]]
 
 
+@cache
+def _session() -> Any:
+    """One for all clients: each new one would read megabytes of descriptions."""
+    import boto3
+
+    return boto3.session.Session()
+
+
 @contextmanager
 def running(folder: Path) -> Iterator[S3Server]:
     """A server with the users `root` (administrator), `service` (as documented) and `customer` (made by a platform)."""
@@ -106,7 +112,7 @@ def running(folder: Path) -> Iterator[S3Server]:
         server = S3Server(port, log, process, {"root": ("root", "root-secret")})
         server.make_user("root", {"Effect": "Allow", "Action": ["s3:*", "iam:*"], "Resource": "*"})
         server.make_user("service", *documented())
-        ours = [f"arn:aws:s3:::{name}" for name in ("bkt-*", "hand-*")]
+        ours = [f"arn:aws:s3:::{name}" for name in ("bkt*", "hand*")]
         objects = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListBucket"]
         server.make_user("customer", {"Effect": "Allow", "Action": objects, "Resource": ours})
         plain = {"Content-Type": "text/plain"}
@@ -157,13 +163,19 @@ def _teach_moto() -> None:
         return 200, {}, f"<Retention><Mode>{key.lock_mode}</Mode>{until}</Retention>"
 
     def serialized(self: Any, action_result: Any) -> Any:
-        if "encoding-type=url" in _ASKED.query:
+        if "encoding-type=url" in _ASKED.query and isinstance(action_result.result, dict):
             action_result.result["EncodingType"] = "url"
             for kind in ("Versions", "DeleteMarkers", "Uploads"):
                 for one in action_result.result.get(kind, []):
                     one["Key"] = quote(one["Key"])
         return honest(self, action_result)
 
+    def delete_bucket(self: Any, bucket_name: str) -> Any:
+        if (gone := deleting(self, bucket_name)) is not None:  # its next bucket of that name had the tags again
+            self.tagger.delete_all_tags_for_resource(gone.arn)
+        return gone
+
+    deleting, models.S3Backend.delete_bucket = models.S3Backend.delete_bucket, delete_bucket
     models.FakeBucket.get_permission = get_permission
     responses.S3Response.serialized = serialized
     responses.S3Response.get_object = get_object_or_retention

@@ -10,7 +10,7 @@ own bucket. S3 has no way to change a bucket only if it is still the same: what 
 - `create`     plan, provision, adopt, unmark
 - `policy`     what shuts customers out
 - `turns`      whose turn it is to change a policy
-- `quarantine` quarantine, release, prove
+- `quarantine` quarantine, release
 - `destroy`    teardown
 - `locks`      what keeps a version from being deleted, and until when
 - `objects`    all buckets that bear a mark of ours, and all others
@@ -61,10 +61,6 @@ class S3:
     def release(self, manifest: Json, still: Still = always) -> None:
         """See the Protocol."""
         quarantine.release(self._server, manifest, still)
-
-    def prove(self, manifest: Json, credentials: Json | None) -> Json:  # noqa: ARG002 - they hold no secret
-        """See `worker.backends.prove`."""
-        return quarantine.prove(self._server, manifest)
 
     def teardown(self, manifest: Json, fence: int) -> Json:  # noqa: ARG002 - the tag fences here
         """See the Protocol."""

@@ -9,7 +9,7 @@ from urllib.parse import unquote_plus
 
 from outbox.errors import BackendError, Refused, Transient
 from outbox.rows import Json
-from worker.backends import Absent, Different
+from worker.backends import Absent, Different, Same
 from worker.backends.fleet import tell
 from worker.backends.s3 import identity, locks, policy, turns
 from worker.backends.s3.session import DENIED, MEANS, Server, Session, granted
@@ -41,9 +41,10 @@ def teardown(server: Server, manifest: Json) -> Json:
     """Writers first, then uploads and versions until none is left, then the bucket; see the Protocol."""
     identity.must_not_be_protected(server, manifest)
     session, bucket, done = server.session(), manifest["bucket"], _Done()
-    if not _is_ours(session, manifest):
+    if (seen := _ours(session, manifest)) is None:
         return {}
-    identity.finish_birth(session, manifest)
+    if seen.get("unfinished"):
+        identity.finish_birth(session, manifest)
     policy.write(session, bucket, policy.for_teardown(session, bucket))
     for _ in range(PASSES):
         for emptied in (_abort_uploads, _delete_versions):
@@ -61,15 +62,22 @@ def teardown(server: Server, manifest: Json) -> Json:
     raise Transient(f"objects keep appearing in bucket {bucket!r}: another client writes them")
 
 
-def _is_ours(session: Session, manifest: Json) -> bool:
-    """False where nothing of the resource is there. Raises Refused for a bucket that merely bears its name."""
+def _ours(session: Session, manifest: Json) -> Json | None:
+    """What is seen of the manifest's own bucket; None where nothing of the resource is there.
+
+    Raises Refused for a bucket that merely bears its name.
+    """
     match identity.judge(session, manifest):
         case Absent():
-            return False
+            return None
         case Different(why=why):
             raise Refused(why)
-        case _:
-            return True
+        case Same(seen=seen):
+            return seen
+
+
+def _is_ours(session: Session, manifest: Json) -> bool:
+    return _ours(session, manifest) is not None
 
 
 def _abort_uploads(session: Session, manifest: Json, done: _Done) -> bool:

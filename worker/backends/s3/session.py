@@ -8,6 +8,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+from botocore.exceptions import ConnectionError as NoConnectionError
 from urllib3.exceptions import HTTPError
 
 from outbox import foreign
@@ -54,6 +55,9 @@ RIGHTS: dict[str, tuple[str, ...]] = {
     "DeleteObject": ("s3:DeleteObject",),
     "ListObjectsV2": ("s3:ListBucket",),
 }
+# One for all clients of this process: each new one would read megabytes of descriptions, which takes half a second.
+_BOTO = boto3.session.Session()
+_MAKING = threading.Lock()  # a session of boto3 may not be shared while clients are made
 _WITHOUT_OWNER = frozenset({"create_bucket", "list_buckets"})  # their requests have no place for it
 
 
@@ -64,12 +68,11 @@ class Server:
         self.endpoint = endpoint.parse(dsn)
         self.protected = protected | {self.endpoint.service_bucket}
         self.compares = False  # whether `memory` has seen that this endpoint honours If-None-Match
-        self._lock = threading.Lock()
         self._made: tuple[int, Any] | None = None  # a client and the process that made it; threads share it
 
     def session(self) -> "Session":
         """Requests to this endpoint. Raises Unavailable where boto3 cannot make a client."""
-        with self._lock:
+        with _MAKING:
             if self._made is None or self._made[0] != os.getpid():
                 self._made = os.getpid(), self._client()
             return Session(self, self._made[1])
@@ -77,7 +80,7 @@ class Server:
     def _client(self) -> Any:
         at = self.endpoint
         try:
-            return boto3.session.Session().client(
+            return _BOTO.client(
                 "s3",
                 endpoint_url=at.url,
                 region_name=at.region,
@@ -184,7 +187,7 @@ class Session:
             answer: Json = getattr(self._client, operation)(**words)
         except NoCredentialsError:
             raise Unavailable("there are no credentials: neither in the dsn nor where boto3 looks for them") from None
-        except HTTPClientError as error:  # no connection, or one that broke or was too slow
+        except (HTTPClientError, NoConnectionError) as error:  # no connection, or one that broke or was too slow
             raise Unavailable(foreign.line(str(error), _MAX_TEXT)) from None
         except BotoCoreError as error:
             raise Transient(foreign.line(f"{type(error).__name__}: {error}", _MAX_TEXT)) from None
