@@ -116,7 +116,8 @@ def register(
 ) -> tuple[Resource, Job]:
     """() -> provisioning, with its provision job, in one statement.
 
-    A recovery gives the `resource_id` that the object's resource had, and adopts `again` what a deleted one had.
+    A recovery gives the `resource_id` that the object's resource had. `again`: a deleted resource may have had the
+    object, as a recovery or a reconciliation has seen it.
 
     The same `idempotency_key` of a tenant returns what it made the first time; with another
     `request_digest` it raises IdempotencyKeyReused. A manifest with another resource's generation raises

@@ -24,6 +24,15 @@ class Made:
 Make = Callable[[], Made]
 
 
+def works(use: Callable[[], None]) -> bool:
+    """Whether a customer's open session still can be used."""
+    try:
+        use()
+    except Exception:  # noqa: BLE001 - the error of the kind's client
+        return False
+    return True
+
+
 @pytest.fixture(autouse=True)
 def only_what_can_be_shown(request: pytest.FixtureRequest, subject: Subject) -> None:
     """Skip a test with the Subject's own reason; fail where it excuses what is no property."""

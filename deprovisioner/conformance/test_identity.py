@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from deprovisioner.conformance.objects import Make
+from deprovisioner.conformance.objects import Make, works
 from deprovisioner.conformance.properties import shows
 from deprovisioner.conformance.subject import Subject
 from deprovisioner.conformance.verbs import acting_verbs, every_verb
@@ -31,9 +31,11 @@ def test_same_different_and_absent_are_told_apart(subject: Subject, backend: Bac
     assert isinstance(backend.inspect(made.manifest), Same)
     stranger = made.manifest | {"generation": str(uuid.uuid4())}
     assert isinstance(backend.inspect(stranger), Different), "another generation's, under the same names"
-    for act in acting_verbs(backend):
-        with pytest.raises(Refused):
-            act(stranger)
+    with subject.session(made.credentials) as use:
+        for act in acting_verbs(backend):
+            with pytest.raises(Refused):
+                act(stranger)
+        assert works(use), "what is refused has touched nothing, open sessions included"
     assert subject.can_log_in(made.credentials)
     backend.teardown(made.manifest, 1)
     assert isinstance(backend.inspect(made.manifest), Absent)
@@ -112,20 +114,21 @@ def test_a_neighbour_that_is_no_longer_itself_stops_no_teardown(subject: Subject
 def test_another_server_is_refused_and_its_absence_does_not_count(
     subject: Subject, backend: Backend, make: Make
 ) -> None:
-    made, plan = make(), backend.plan(uuid.uuid4(), uuid.uuid4())
+    made = make()
     with subject.elsewhere() as other:
         assert isinstance(other.inspect(made.manifest), Different)
         for act in acting_verbs(other):
             with pytest.raises(Refused):
                 act(made.manifest)
+        plan = other.plan(uuid.uuid4(), uuid.uuid4())
         with pytest.raises(Refused):
-            other.provision(plan.manifest, plan.credentials)
+            backend.provision(plan.manifest, plan.credentials)
+        assert not subject.bears(plan.manifest), "nothing was made before it was refused"
         with pytest.raises(Refused):
             other.adopt(made.manifest, uuid.UUID(made.manifest["generation"]))
         assert subject.can_log_in(made.credentials)
         backend.teardown(made.manifest, 1)
         assert isinstance(other.inspect(made.manifest), Different), "absent counts only on the right server"
-    assert not subject.bears(plan.manifest)
 
 
 @shows("unreachable")

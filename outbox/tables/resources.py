@@ -80,8 +80,8 @@ resources = sa.Table(
     sa.Index(
         "resources_protected", sa.text("created_at DESC"), sa.text("id DESC"), postgresql_where=sa.text("protected")
     ),
-    # An object belongs to one resource: a copied manifest must not give a second resource the same object. Only a
-    # recovery adopts again what a deleted resource had (`resources.register`).
+    # An object belongs to one resource: a copied manifest must not give a second resource the same object. Only
+    # recovery and reconciliation adopt again what a deleted resource had (`resources.register`).
     sa.Index("resources_generation_live", "generation", unique=True, postgresql_where=sa.text("status <> 'deleted'")),
     sa.Index("resources_generation_deleted", "generation", postgresql_where=sa.text("status = 'deleted'")),
     # For the percentages of brakes.

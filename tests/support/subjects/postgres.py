@@ -57,11 +57,11 @@ class Subject:
     not_shown: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, server: PgServer, programs: Path | None, life: ExitStack) -> None:
-        self._server, self._programs, self._life = server, programs, life
+        self.server, self._programs, self._life = server, programs, life
         self._other: PgServer | None = None
 
     def backend(self) -> Backend:
-        return Postgres(self._server.service_dsn)
+        return Postgres(self.server.service_dsn)
 
     def dead(self) -> Backend:
         return Postgres(f"postgresql://x:{accounts.PASSWORD}@127.0.0.1:{embedded.free_port()}/x")
@@ -70,7 +70,7 @@ class Subject:
         return [credentials["password"], accounts.PASSWORD]
 
     def bears(self, manifest: Json) -> bool:
-        return self._server.bears(manifest)
+        return self.server.bears(manifest)
 
     def put(self, credentials: Json) -> None:
         with closing(psycopg2.connect(credentials["dsn"])) as customer, customer, customer.cursor() as cursor:
@@ -96,8 +96,8 @@ class Subject:
     def made_by_hand(self) -> tuple[Json, Json]:
         unique = uuid.uuid4().hex
         database, role = f"or%_{unique}", f"app_{unique}"
-        self._server.query(f"CREATE ROLE {role} LOGIN PASSWORD 'made-by-hand'")
-        accounts.adoptable(self._server, database, role)
+        self.server.query(f"CREATE ROLE {role} LOGIN PASSWORD 'made-by-hand'")
+        accounts.adoptable(self.server, database, role)
         return KIND.manifest(database=database, role=role), self._credentials(database, role)
 
     def neighbours(self, manifest: Json) -> list[Json]:
@@ -106,8 +106,8 @@ class Subject:
             (database.replace("%", "%%").replace("_", "a", 1), role.replace("_", "a", 1)) for database, role in names
         ]
         for database, role in names:
-            self._server.query(f"CREATE ROLE \"{role}\" LOGIN PASSWORD 'made-by-hand'")
-            self._server.query(f'CREATE DATABASE "{database}" OWNER "{role}"')
+            self.server.query(f"CREATE ROLE \"{role}\" LOGIN PASSWORD 'made-by-hand'")
+            self.server.query(f'CREATE DATABASE "{database}" OWNER "{role}"')
         return [self._credentials(database, role) for database, role in names]
 
     def disguises(self) -> Iterator[Callable[[Json], None]]:
@@ -132,7 +132,7 @@ class Subject:
 
     def weaker(self) -> Iterator[tuple[str, Backend]]:
         for right in ("CREATEDB", "CREATEROLE"):
-            yield right, Postgres(accounts.fresh(self._server, f"weak_{uuid.uuid4().hex}", lacking=right))
+            yield right, Postgres(accounts.fresh(self.server, f"weak_{uuid.uuid4().hex}", lacking=right))
 
     def destroyed_by_hand(self, manifest: Json) -> None:
         self._by_hand('DROP DATABASE "{database}"', 'DROP ROLE "{role}"')(manifest)
@@ -140,12 +140,12 @@ class Subject:
     def _by_hand(self, *statements: str) -> Callable[[Json], None]:
         def act(manifest: Json) -> None:
             for statement in statements:
-                self._server.query(statement.format(**manifest))
+                self.server.query(statement.format(**manifest))
 
         return act
 
     def _credentials(self, database: str, role: str) -> Json:
-        where = urlsplit(self._server.dsn)
+        where = urlsplit(self.server.dsn)
         dsn = psycopg2.extensions.make_dsn(
             host=where.hostname, port=where.port, dbname=database, user=role, password="made-by-hand"
         )

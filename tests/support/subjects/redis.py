@@ -54,11 +54,11 @@ class Subject:
     not_shown: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, server: RedisServer, program: Path | None, life: ExitStack) -> None:
-        self._server, self._program, self._life = server, program, life
+        self.server, self._program, self._life = server, program, life
         self._other: RedisServer | None = None
 
     def backend(self) -> Backend:
-        return Redis(self._server.service_dsn)
+        return Redis(self.server.service_dsn)
 
     def dead(self) -> Backend:
         return Redis(f"redis://x:{accounts.PASSWORD}@127.0.0.1:{embedded.free_port()}/0")
@@ -67,7 +67,7 @@ class Subject:
         return [credentials["password"], accounts.PASSWORD]
 
     def bears(self, manifest: Json) -> bool:
-        return self._server.bears(manifest)
+        return self.server.bears(manifest)
 
     def put(self, credentials: Json) -> None:
         with redis.Redis.from_url(credentials["url"]) as customer:
@@ -101,7 +101,7 @@ class Subject:
 
     def disguises(self) -> Iterator[Callable[[Json], None]]:
         """A user copied to another name, a user made again, keys left alone, a generation key that is none."""
-        client = self._server.client
+        client = self.server.client
 
         def copied(manifest: Json) -> None:
             mark = f"&deprovisioner:gen:{manifest['generation']}"
@@ -149,20 +149,20 @@ class Subject:
             assert f" {right} " in statement
             name = f"weak_{uuid.uuid4().hex}"
             lacking = statement.replace(accounts.NAME, name).replace("CHANGE-ME", "p").replace(f" {right} ", " ")
-            self._server.client.execute_command(*lacking.split())
-            yield right, Redis(self._server.url.replace("redis://", f"redis://{name}:p@"))
-            self._server.client.acl_deluser(name)
+            self.server.client.execute_command(*lacking.split())
+            yield right, Redis(self.server.url.replace("redis://", f"redis://{name}:p@"))
+            self.server.client.acl_deluser(name)
 
     def destroyed_by_hand(self, manifest: Json) -> None:
-        self._server.client.acl_deluser(manifest["user"])
-        keys = self._server.keys(manifest["prefix"]) | self._server.keys(_generation_key(manifest))
-        self._server.client.delete(_generation_key(manifest), *keys)
+        self.server.client.acl_deluser(manifest["user"])
+        keys = self.server.keys(manifest["prefix"]) | self.server.keys(_generation_key(manifest))
+        self.server.client.delete(_generation_key(manifest), *keys)
 
     def _made(self, user: str, prefix: str) -> tuple[Json, Json]:
         escaped = "".join(f"\\{c}" if c in "*?[]^\\" else c for c in prefix)
         rules = ("on", ">made-by-hand", f"~{escaped}*", "resetchannels", "+@string", "+@list", "+del", "+ping")
-        self._server.client.execute_command("ACL", "SETUSER", user, *rules)
-        where = urlsplit(self._server.url)
+        self.server.client.execute_command("ACL", "SETUSER", user, *rules)
+        where = urlsplit(self.server.url)
         url = f"redis://{user}:made-by-hand@{where.hostname}:{where.port}/0"
         credentials = {"url": url, "user": user, "password": "made-by-hand", "prefix": prefix}
         return KIND.manifest(user=user, prefix=prefix), credentials

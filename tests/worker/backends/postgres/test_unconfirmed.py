@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from deprovisioner.conformance.verbs import every_verb
 from outbox.errors import OutOfService
 from tests.support import standby
-from tests.support.verbs import every_verb
 from tests.support.witness import PgServer, eventually, slowness
 from worker.backends import Absent, Same
 from worker.backends.postgres import Postgres, waits
