@@ -620,9 +620,15 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "pool: heartbeat",
-            "kept = jobs.heartbeat(session, claims)",
+            "kept = jobs.heartbeat(session, claims, self._state.progress_of(claims))",
             "kept = {c.id for c in claims}",
             "test_a_heartbeat_extends_the_lease_of_a_long_teardown",
+        ),
+        (
+            "pool: a heartbeat tells how far a verb has come",
+            "jobs.heartbeat(session, claims, self._state.progress_of(claims))",
+            "jobs.heartbeat(session, claims)",
+            "test_a_heartbeat_stores_how_far_a_verb_has_come",
         ),
         (
             "pool: a failed sweep step stops no other",

@@ -45,7 +45,7 @@ from worker.backends.redis import (
     unmarked,
 )
 from worker.backends.redis.endpoint import Public
-from worker.backends.redis.session import Server
+from worker.backends.redis.session import PACE, Server
 
 
 class Redis:
@@ -53,7 +53,7 @@ class Redis:
 
     observable = True
 
-    options = frozenset({"public_host", "public_port", "scripting", "sslmode", "volatile_users"})
+    options = frozenset({"public_host", "public_port", "scripting", "sslmode", "volatile_users", "pace"})
 
     def __init__(
         self,
@@ -65,8 +65,9 @@ class Redis:
         sslmode: str | None = None,
         volatile_users: bool = False,
         scripting: bool = False,
+        pace: int = PACE,
     ) -> None:
-        self._server = Server(dsn, protected, volatile_users=volatile_users, scripting=scripting)
+        self._server = Server(dsn, protected, volatile_users=volatile_users, scripting=scripting, pace=pace)
         self._public = Public(public_host, public_port, sslmode)
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
