@@ -41,7 +41,7 @@ def test_tables_are_added_once_and_an_edited_file_stays(tmp_path: Path) -> None:
 
 def _try_each(running: Running, kinds: list[str]) -> None:
     with running.api() as api:
-        made = [until(api, create(api, kind, f"{kind}-main"), "active") for kind in kinds]
+        made = [until(api, create(api, kind, backend=f"{kind}-main"), "active") for kind in kinds]
         for one in made:
             assert api.get(f"/v1/resources/{one['id']}/credentials").status_code == 200
             assert api.delete(f"/v1/resources/{one['id']}?grace=0s").status_code == 202
