@@ -9,12 +9,14 @@ no function here: an edge calls `queries` with the tenant of its caller.
 - `jobs`         observe, redrive, resolve; alone or by two operators
 - `holds`        hold, release
 - `operations`   preview, begin and stop bulk work
+- `backends`     compare and rebind a backend whose server moved
 - `recovery`     survey and recover after a rewind, announce a restore
 
 Transactions are the edges'. An action that needs one session takes it as `db`. An action that needs several, one after
 the other, or that wakes the workers after a commit, takes an `Edge`, which lends it both.
 """
 
+from outbox.actions.backends import Comparison, Move, Rebound, compare, rebind
 from outbox.actions.caller import Ask, Caller, Edge, Operator, caller, operator, operator_at_a_shell
 from outbox.actions.holds import hold, release
 from outbox.actions.jobs import Proposed, observe, redrive, resolve, within
@@ -44,6 +46,7 @@ from outbox.actions.resources import (
 )
 from outbox.actions.undo import purge, restore
 from outbox.jobs import Delete, Enqueued, Restored
+from outbox.moves import At
 from outbox.operations import DIGEST, DeleteFilter, words
 from outbox.recovery import CLASSES, Look, Looked, Seen, Survey
 from outbox.resources import NewResource
@@ -52,18 +55,22 @@ __all__ = [
     "CLASSES",
     "DIGEST",
     "Ask",
+    "At",
     "BulkFilter",
     "Caller",
+    "Comparison",
     "Delete",
     "DeleteFilter",
     "Edge",
     "Enqueued",
     "Look",
     "Looked",
+    "Move",
     "NewResource",
     "Operator",
     "Places",
     "Proposed",
+    "Rebound",
     "Recovered",
     "RestoreFilter",
     "Restored",
@@ -77,6 +84,7 @@ __all__ = [
     "caller",
     "change",
     "chosen",
+    "compare",
     "create",
     "delete",
     "delete_alone",
@@ -89,6 +97,7 @@ __all__ = [
     "preview_redrive",
     "preview_restore",
     "purge",
+    "rebind",
     "recover",
     "redrive",
     "release",

@@ -104,7 +104,10 @@ def test_a_kind_that_is_not_installed_is_an_error_that_lists_those_that_are(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings.BackendConfig("x", "mainframe", 1)
-    with pytest.raises(SettingsError, match="kind 'mainframe' is not installed; known: folder, mysql, postgres, rabbitmq, redis, s3, webhook"):
+    with pytest.raises(
+        SettingsError,
+        match="kind 'mainframe' is not installed; known: folder, mysql, postgres, rabbitmq, redis, s3, webhook",
+    ):
         backends.build(config, protected=frozenset())
 
 

@@ -20,6 +20,7 @@ keys are replicated, evicted and flushed.
 - `memory`     what the server keeps of the control database
 - `check`      what is not as it should be on the server
 - `objects`    all that bears a mark of ours
+- `locate`     a namespace whose server moved
 """
 
 import datetime as dt
@@ -29,7 +30,18 @@ from collections.abc import Iterator
 from outbox.memory import Memory, Moment
 from outbox.rows import Json
 from worker.backends import Finding, LoginAttempts, MarkedObject, Observation, Plan, Read, Still, Write, always
-from worker.backends.redis import check, create, destroy, identity, logins, memory, objects, quarantine, snapshot
+from worker.backends.redis import (
+    check,
+    create,
+    destroy,
+    identity,
+    locate,
+    logins,
+    memory,
+    objects,
+    quarantine,
+    snapshot,
+)
 from worker.backends.redis.endpoint import Public
 from worker.backends.redis.session import Server
 
@@ -127,3 +139,7 @@ class Redis:
     def objects(self) -> Iterator[MarkedObject]:
         """See `worker.backends.objects`."""
         return objects.objects(self._server)
+
+    def locate(self, manifest: Json) -> Observation:
+        """See `worker.backends.fleet.locate`."""
+        return locate.locate(self._server, manifest)
