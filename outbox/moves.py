@@ -21,7 +21,7 @@ from outbox import holds, rewinds
 from outbox.errors import BadRequest, Conflict
 from outbox.memory import Memory
 from outbox.rows import Json
-from outbox.states import Found, HoldCause, ResourceStatus
+from outbox.states import Found, ResourceStatus
 
 # Resources that are read, and rewritten, at once.
 PAGE = 100
@@ -164,19 +164,12 @@ def behind(here: rewinds.Here, backend: str, at: At) -> bool:
 _FORGET = text("DELETE FROM memories WHERE place = :before")
 
 
-def finish(
-    db: Connection, backends: Sequence[str], *, remembered: tuple[Memory, str | None] | None, actor: str, said: str
-) -> None:
-    """End a rebind: the backend's memory is the new server's from now on, and its holds are released.
+def settle(db: Connection, backends: Sequence[str], remembered: tuple[Memory, str | None] | None) -> None:
+    """The backend's memory is that of the new server from now on, where that has taken one.
 
-    `backends`: the backend, and after it the name that its rows had. `remembered`: the memory that the server has
-    taken, and the server; None where it took none.
+    `backends`: the backend, and after it the name that its rows had, which no place has any more.
     """
     if remembered is not None:
         rewinds.moved(db, backends[0], remembered[0], server=remembered[1])
     for before in backends[1:]:
         db.execute(_FORGET, {"before": before})
-    for name in backends:
-        hold = holds.of_backend(db, HoldCause.REBIND, name)
-        if hold is not None:
-            holds.release(db, hold.id, actor=actor, reason=said)

@@ -28,6 +28,17 @@ REBOUND = """
                         WHERE cause = 'rebind' AND scope = 'backend' AND subject = home AND released_at IS NULL)
     $$
 """
+# The service's role, which API and workers have, may insert events and holds: it could forge both.
+BY_OWNER = """
+    CREATE FUNCTION deprovisioner_by_owner() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF NOT pg_has_role(current_user, (SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'MEMBER') THEN
+            RAISE EXCEPTION 'only the owner of the tables may rebind: permission denied'
+                  USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        RETURN NEW;
+    END $$
+"""
 MANIFEST = _0014.MANIFEST.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION")
 _END = "kept.value) END) THEN"
 assert MANIFEST.count(_END) == 1  # noqa: S101 - the text that this revision builds on
@@ -43,7 +54,8 @@ MOVES = """
                                            ELSE to_jsonb(NEW) ->> 'resource_id' END;
     BEGIN
         IF NOT deprovisioner_rebound(resource, NEW.backend, 'backend', to_jsonb(OLD.backend), to_jsonb(NEW.backend)) THEN
-            RAISE EXCEPTION 'a resource and its jobs keep their backend: only `backends rebind` changes its name'
+            RAISE EXCEPTION 'a % keeps its backend: only `backends rebind` changes it',
+                  CASE TG_TABLE_NAME WHEN 'outbox' THEN 'job' ELSE 'resource' END
                   USING ERRCODE = 'integrity_constraint_violation';
         END IF;
         RETURN NULL;
@@ -71,6 +83,10 @@ BACKEND_TRIGGERS = {
     """
     for table in ("resources", "outbox")
 }
+EVENT_TRIGGER = """
+    CREATE TRIGGER events_rebound_by_owner BEFORE INSERT ON events FOR EACH ROW WHEN (NEW.event = 'rebound')
+      EXECUTE FUNCTION deprovisioner_by_owner()
+"""
 
 
 def _trigger(name: str, says: str) -> None:
@@ -87,7 +103,7 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("cause IN ('rebind', 'retired') AND released_at IS NULL"),
     )
-    for function in (REBOUND, REBINDABLE, MOVES):
+    for function in (REBOUND, REBINDABLE, MOVES, BY_OWNER, EVENT_TRIGGER):
         op.execute(function)
     for name, says in (TRIGGERS | BACKEND_TRIGGERS).items():
         _trigger(name, says)
@@ -99,6 +115,8 @@ def downgrade() -> None:
     for name in TRIGGERS:
         _trigger(name, _0014.TRIGGERS[name])
     op.execute(MANIFEST)
+    op.execute("DROP TRIGGER events_rebound_by_owner ON events")
+    op.execute("DROP FUNCTION deprovisioner_by_owner()")
     op.execute("DROP FUNCTION deprovisioner_moves()")
     op.execute("DROP FUNCTION deprovisioner_rebound(uuid, text, text, jsonb, jsonb)")
     op.drop_index(ONE_OF_BACKEND, table_name="holds")

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from outbox import db as database
 from outbox import holds, jobs, moves, rewinds
 from outbox.actions.caller import Edge, Operator
+from outbox.actions.holds import release
 from outbox.errors import BadRequest, Conflict, DigestMismatch
 from outbox.memory import Memory
 from outbox.moves import REWRITTEN, At, Item, Verdict
@@ -160,10 +161,11 @@ def rebind(
 
 
 def _let_go(edge: Edge, who: Operator, move: Move, *, said: str, remembered: Remembered = None) -> None:
-    """Release the holds, and wake what waited for them."""
-    edge.transact(lambda db: moves.finish(db, move.names, remembered=remembered, actor=who.actor, said=said))
-    edge.ask(jobs.wake)
-    edge.ring()
+    """Take the new server's memory for the backend's, and release the holds, which wakes what waited for them."""
+    edge.transact(lambda db: moves.settle(db, move.names, remembered))
+    for name in move.names:
+        if hold := edge.ask(partial(holds.of_backend, cause=HoldCause.REBIND, backend=name)):
+            release(edge, who, hold.id, reason=said)
 
 
 def _hold(db: Connection, move: Move, *, actor: str, reason: str) -> None:

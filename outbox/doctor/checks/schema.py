@@ -31,6 +31,7 @@ TRIGGERS = {
     "resources_manifest_is_its_own": "resources",
     "resources_manifest_recorded": "resources",
     "events_append_only": "events",
+    "events_rebound_by_owner": "events",
     "holds_released_is_final": "holds",
     "holds_are_kept": "holds",
     "holds_rewound_stays": "holds",
