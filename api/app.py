@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from api import health, problems
 from api.limits import BodyLimit
-from api.v1 import breakers, holds, jobs, operations, recovery, resources
+from api.v1 import breakers, holds, jobs, operations, reconcile, recovery, resources
 from outbox import credentials, db, logs, settings
 from outbox.doorbell import bell
 
@@ -29,7 +29,7 @@ def create_app() -> FastAPI:
         redirect_slashes=False,
     )
     # Operations before jobs: `redrive` in /v1/jobs/redrive is not a job's number.
-    for routes in (resources, operations, jobs, holds, breakers, recovery):
+    for routes in (resources, operations, jobs, holds, breakers, recovery, reconcile):
         app.include_router(routes.router, responses=problems.RESPONSES)
     app.include_router(health.router, responses=problems.responses(400, 405, 408, 413, 431, 500))
     problems.install(app)

@@ -53,6 +53,10 @@ edge = Edge(ask, _repeated(transact_once), bell.ring)
 edge_once = Edge(ask_once, transact_once, bell.ring)
 
 
+# A listing takes several: all must fit.
+_MANY = {"label"}
+
+
 async def caller(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> Caller:
     """The bearer of the token, or 401; then 422 for a parameter or key that is given twice, one of which would win."""
     if given is None or not given.credentials:
@@ -70,7 +74,7 @@ async def caller(request: Request, given: Annotated[HTTPAuthorizationCredentials
     names = [name for name, _ in request.query_params.multi_items()]
     for header in ("Idempotency-Key", "If-Match"):
         names += [header] * len(request.headers.getlist(header))
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if twice := next((name for name in names if names.count(name) > 1 and name not in _MANY), None):
         raise invalid(f"{shortened(twice)}: is given more than once; give it once")
     return who
 

@@ -36,6 +36,7 @@ TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
     (errors.NoCredentials, 409, "no_credentials"),
     (errors.IdempotencyKeyReused, 409, "idempotency_key_reused"),
     (errors.AlreadyManaged, 409, "already_managed"),
+    (errors.ExternalIdTaken, 409, "external_id_taken"),
     (errors.JobNotStuck, 409, "job_not_stuck"),
     (errors.FenceMismatch, 409, "fence_mismatch"),
     (errors.AlreadyReleased, 409, "already_released"),

@@ -54,6 +54,12 @@ teardown that requires a snapshot is refused.
 attempt), `Transient` when the work failed and may succeed later (it is tried again), `Refused` when it must not be done
 (an operator decides). Any other exception after the start counts as an unknown outcome.
 
+**Caller.** In a verb, `caller()` is the job and the fence of the attempt that calls it; None where a person looks. The
+pair rises with each attempt at a resource: a server that keeps the greatest one of an object can refuse a worker that
+stood still. `observable` may be a property: a worker asks for it once an attempt.
+
+**Progress.** A verb that takes long calls `tell(done, total, what)` after each batch: it is shown with the attempt.
+
 **Size.** The worker cuts what `inspect` and `teardown` return to 4,000 characters of JSON, an error's words to 1,000. A
 manifest is never cut: one of more than 16,000 bytes, or that PostgreSQL cannot store, is `Refused`.
 
@@ -65,7 +71,9 @@ ours, whichever installation made it, the parts of one generation as one object.
 that an end without an error is the end of what there is. Parts that contradict each other are told as such, never as
 one whole. `adopt(names, generation)` takes an object that bears the mark of this generation already, so that a resource
 whose row was lost comes back. It refuses what is in quarantine: an adoption does not give back what was deleted.
-Without the method, what a lost row has left on the server is found by hand.
+Without the method, what a lost row has left on the server is found by hand, and `deprovisioner reconcile` says that the
+backend cannot be reconciled. `unmarked() -> Iterator[UnmarkedObject]` tells what bears no mark, for adoption, and
+`measured(names) -> Measured` the size and age of one object; both are optional, and change nothing.
 
 **Memory.** A backend may have three methods, all or none: `remember(memory, least) -> Memory | None`,
 `recall(installation) -> Memory | None` and `installations() -> list[UUID]`. With them its server keeps a record of the
@@ -114,6 +122,8 @@ from worker.backends import (
     objects,
     prove,
 )
+from worker.backends.caller import Caller, caller
+from worker.backends.fleet import Measured, UnmarkedObject, tell
 
 __all__ = [
     "IN_QUARANTINE",
@@ -121,6 +131,7 @@ __all__ = [
     "Absent",
     "Backend",
     "BackendError",
+    "Caller",
     "Check",
     "ClaimLost",
     "Different",
@@ -130,6 +141,7 @@ __all__ = [
     "Kind",
     "LoginAttempts",
     "MarkedObject",
+    "Measured",
     "Memory",
     "MemoryForbidden",
     "Moment",
@@ -144,14 +156,17 @@ __all__ = [
     "Still",
     "Transient",
     "Unavailable",
+    "UnmarkedObject",
     "Write",
     "always",
+    "caller",
     "mark",
     "nothing",
     "objects",
     "offered",
     "parsed",
     "prove",
+    "tell",
     "text",
     "uuid_text",
     "whole_number",

@@ -145,7 +145,7 @@ def _forced(action: ForcedAction) -> str:
 def seen_in_words(found: Found, seen: Json | None) -> str:
     """What an inspection found. The first words tell the five outcomes apart; the rest says what was seen."""
     seen = seen or {}
-    missing = [name for name, value in seen.items() if value in _NOTHING]
+    missing = missing_parts(seen)
     there = "; ".join(f"{name} {_plain(value)}" for name, value in seen.items() if name not in missing)
     match found:
         case Found.ABSENT if "never_made" in seen:
@@ -164,6 +164,11 @@ def seen_in_words(found: Found, seen: Json | None) -> str:
             return "backends of this kind cannot be inspected"
         case never:
             assert_never(never)
+
+
+def missing_parts(seen: Json) -> list[str]:
+    """What an inspection did not find of an object, of which it found another part."""
+    return [name for name, value in seen.items() if value in _NOTHING]
 
 
 def _plain(value: Any) -> str:

@@ -20,6 +20,7 @@ DeprovisionerError
 │   ├── NoCredentials        the resource was adopted: its credentials were never stored
 │   ├── IdempotencyKeyReused the key came before, with another body
 │   ├── AlreadyManaged       the object of the manifest belongs to another resource that is not deleted
+│   ├── ExternalIdTaken      another resource of the tenant has this external id
 │   ├── AlreadyReleased      the hold was released before
 │   ├── AlreadyRunning       an operation on the same set is running
 │   ├── DigestMismatch       the set of a bulk action is not the one that was previewed
@@ -135,6 +136,10 @@ class IdempotencyKeyReused(Conflict):
 
 class AlreadyManaged(Conflict):
     """The object of the manifest belongs to another resource that is not deleted."""
+
+
+class ExternalIdTaken(Conflict):
+    """Another resource of the tenant that is not deleted or released has this external id."""
 
 
 class JobNotStuck(Conflict):

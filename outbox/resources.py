@@ -4,17 +4,18 @@ import datetime as dt
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import IntegrityError
 
-from outbox import settings
+from outbox import labels, settings
 from outbox.commits import CONFIRM
 from outbox.errors import (
     AlreadyManaged,
     BadRequest,
+    ExternalIdTaken,
     Forbidden,
     IdempotencyKeyReused,
     NotActive,
@@ -44,9 +45,11 @@ _REGISTER = text(f"""
                         LIMIT coalesce(CAST(:max_pending AS int), 0)) AS counted) AS pending
     ), resource AS (
         INSERT INTO resources (id, tenant, kind, backend, name, protected, adopted, generation, manifest,
-                               expires_at, grace_seconds, snapshot, idempotency_key, request_digest)
+                               expires_at, grace_seconds, snapshot, idempotency_key, request_digest,
+                               external_id, labels)
         SELECT :id, :tenant, :kind, :backend, :name, :protected, :adopted, :generation, CAST(:manifest AS jsonb),
-               :expires_at, :grace_seconds, :snapshot, :idempotency_key, :request_digest
+               :expires_at, :grace_seconds, :snapshot, :idempotency_key, :request_digest, :external_id,
+               CAST(:labels AS jsonb)
           FROM used
          WHERE (CAST(:expires_at AS timestamptz) IS NULL OR CAST(:expires_at AS timestamptz) > now())
            AND (:again OR NOT EXISTS (SELECT FROM resources WHERE generation = :generation AND status = 'deleted'))
@@ -97,6 +100,8 @@ class NewResource:
     expires_at: dt.datetime | None = None
     grace_seconds: int | None = None
     snapshot: SnapshotPolicy | None = None
+    external_id: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def register(
@@ -111,12 +116,13 @@ def register(
 ) -> tuple[Resource, Job]:
     """() -> provisioning, with its provision job, in one statement.
 
-    A recovery gives the `resource_id` that the object's resource had, and adopts `again` what a deleted one had.
+    A recovery gives the `resource_id` that the object's resource had. `again`: a deleted resource may have had the
+    object, as a recovery or a reconciliation has seen it.
 
     The same `idempotency_key` of a tenant returns what it made the first time; with another
-    `request_digest` it raises IdempotencyKeyReused. A manifest with another resource's generation
-    raises AlreadyManaged, an `expires_at` that has passed BadRequest, and a tenant that has as much as it may have
-    QuotaExceeded.
+    `request_digest` it raises IdempotencyKeyReused. A manifest with another resource's generation raises
+    AlreadyManaged, another resource's external id ExternalIdTaken, an `expires_at` that has passed BadRequest, and a
+    tenant that has as much as it may have QuotaExceeded.
     """
     if new.tenant is None:
         raise BadRequest("tenant: a resource belongs to a tenant")
@@ -137,6 +143,8 @@ def register(
         "expires_at": new.expires_at,
         "grace_seconds": new.grace_seconds,
         "snapshot": new.snapshot,
+        "external_id": labels.check_external_id(new.external_id),
+        "labels": json.dumps(labels.check(new.labels)),
         "idempotency_key": idempotency_key,
         "request_digest": request_digest,
         "max_attempts": settings.get().max_attempts,
@@ -149,6 +157,10 @@ def register(
     try:
         row = db.execute(_REGISTER, asked).one()
     except IntegrityError as error:
+        if "resources_external_id" in str(error):
+            raise ExternalIdTaken(
+                f"tenant {new.tenant!r} has another resource with the external_id {new.external_id!r}"
+            ) from error
         if "resources_generation" not in str(error):
             raise
         raise AlreadyManaged(_ANOTHERS) from error

@@ -27,7 +27,8 @@ class Resource:
     """A customer's resource. `manifest` is None until a worker has planned its names.
 
     `purge_at`: never destroyed before; None while it is not being deleted. `grace_seconds` and `snapshot` are its own,
-    None where its backend's count. `version` rises with each change of the row.
+    None where its backend's count. `version` rises with each change of the row. `external_id` and `labels` are the
+    caller's words for it; `adopted`: the object was there before the resource.
     """
 
     id: uuid.UUID
@@ -46,6 +47,9 @@ class Resource:
     grace_seconds: int | None
     snapshot: SnapshotPolicy | None
     version: int
+    external_id: str | None
+    labels: dict[str, str]
+    adopted: bool
 
 
 @dataclass(frozen=True)

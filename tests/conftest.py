@@ -48,7 +48,8 @@ _LONG = (
     "acceptance/test_operations.py",
     "acceptance/test_main_job.py",
     "postgres/test_heir.py",
-    "backends/test_conformance.py",
+    "conformance/test_postgres15.py",
+    "conformance/test_postgres.py",
 )
 
 

@@ -70,7 +70,7 @@ def test_only_workers_get_the_backends_addresses() -> None:
 
 
 def test_workers_log_in_to_the_backends_with_the_documented_accounts(tmp_path: Path) -> None:
-    """The init script and the first aclfile make what docs/production.md says; addresses name these accounts."""
+    """The init script and the first aclfile make what docs/backends.md says; addresses name these accounts."""
     services = _services()
     statements = [*accounts.documented("postgres"), *accounts.documented("slots")]
     made = (ROOT / "docker" / "pg-main-account.sql").read_text()

@@ -18,6 +18,7 @@ BEHIND_THE_DOOR = {
     "brakes",
     "breakers",
     "recovery",
+    "reconcile",
 }
 EDGES = sorted(
     str(path.relative_to(ROOT)) for folder in ("api/v1", "deprovisioner/cli") for path in (ROOT / folder).glob("*.py")

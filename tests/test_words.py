@@ -15,6 +15,7 @@ from outbox.operations import MAX_RATE, RATE
 from outbox.rows import Operation
 from outbox.states import (
     BreakerState,
+    Difference,
     ForcedAction,
     JobKind,
     JobState,
@@ -34,6 +35,7 @@ CHOICES = {
     "jobs list --kind": JobKind,
     "jobs redrive-all --reason-was": StuckReason,
     "jobs redrive-all --kind": JobKind,
+    "reconcile list --code": Difference,
     "resources list --status": ResourceStatus,
     "resources delete --snapshot": SnapshotPolicy,
     "token create --role": TokenRole,

@@ -21,7 +21,7 @@ from kombu.transport.redis import Channel
 from outbox import credentials, db, doorbell, logs, settings
 from outbox.errors import DeprovisionerError, SettingsError
 from outbox.logs import log
-from worker import backends, checks, logins
+from worker import backends, checks, logins, reconcile
 from worker.pool import Pool, ServedBackend
 from worker.snapshots import expiry
 
@@ -133,6 +133,7 @@ class _StartPool(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has n
         checks.keep_checking(pool().backends, worker=_name())
         logins.keep_looking(pool().backends, worker=_name())
         expiry.keep_removing(worker=_name())
+        reconcile.keep_reconciling(pool().backends, worker=_name())
         log.info("worker_ready", actor=_name(), backends=sorted(settings.backends()), slots=settings.get().worker_slots)
 
 

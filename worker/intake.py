@@ -3,9 +3,10 @@
 import datetime as dt
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -38,6 +39,7 @@ from worker.backends import (
     Write,
     fleet,
 )
+from worker.backends.fleet import Measured, UnmarkedObject
 
 # A manifest is identity, so it is never cut. The largest that a kind of ours makes has 500 characters.
 MANIFEST = 16_000
@@ -59,7 +61,12 @@ class Intake:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self.observable: bool = getattr(backend, "observable", False)
+
+    @cached_property
+    def observable(self) -> bool:
+        """See Backend; asked once, so that one attempt has one answer."""
+        with _errors():
+            return bool(getattr(self._backend, "observable", False))
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
         """See Backend."""
@@ -76,6 +83,16 @@ class Intake:
         """See Backend."""
         with _errors():
             return _manifest(self._backend.adopt(manifest, generation))
+
+    def adoptable(self, manifest: Json) -> list[Finding]:
+        """See `worker.backends.fleet.adoptable`."""
+        with _errors():
+            return _findings(fleet.adoptable(self._backend, manifest))
+
+    def unmark(self, manifest: Json) -> Json:
+        """See `worker.backends.fleet.unmark`."""
+        with _errors():
+            return _evidence(fleet.unmark(self._backend, manifest))
 
     def inspect(self, manifest: Json) -> Observation:
         """See Backend."""
@@ -149,19 +166,27 @@ class Intake:
             )
 
     def check(self) -> list[Finding]:
-        """See `worker.backends.check`; what mends something is a statement, and longer than words."""
+        """See `worker.backends.check`."""
         with _errors():
-            found = islice(backends.check(self._backend), FINDINGS)
-            return [
-                Finding(foreign.line(one.code), foreign.line(one.what), foreign.line(one.mend, foreign.EVIDENCE))
-                for one in found
-            ]
+            return _findings(backends.check(self._backend))
 
     def objects(self) -> Iterator[MarkedObject]:
         """See `worker.backends.objects`; words are cut, and a manifest is not: `why` says that it cannot be stored."""
         with _errors():
             for one in backends.objects(self._backend):
                 yield _object(one)
+
+    def unmarked(self) -> Iterator[UnmarkedObject]:
+        """See `worker.backends.fleet.unmarked`. Left out is what could not be adopted: names that cannot be stored."""
+        with _errors():
+            for one in fleet.unmarked(self._backend):
+                if (names := _storable(one.names)) is not None:
+                    yield UnmarkedObject(names, *_measures(one))
+
+    def measured(self, names: Json) -> Measured:
+        """See `worker.backends.fleet.measured`."""
+        with _errors():
+            return Measured(*_measures(fleet.measured(self._backend, names)))
 
     @property
     def keeps_memory(self) -> bool:
@@ -191,6 +216,14 @@ class Intake:
             if not all(isinstance(one, uuid.UUID) for one in found):
                 raise OutOfService(f"the backend names installations that are no UUIDs: {foreign.line(repr(found))}")
             return found
+
+
+def _findings(found: Iterable[Finding]) -> list[Finding]:
+    """The first of them; what mends something is a statement, and longer than words."""
+    return [
+        Finding(foreign.line(one.code), foreign.line(one.what), foreign.line(one.mend, foreign.EVIDENCE))
+        for one in islice(found, FINDINGS)
+    ]
 
 
 @contextmanager
@@ -257,11 +290,25 @@ def _manifest(manifest: Json) -> Json:
     return manifest
 
 
+def _storable(names: Json) -> Json | None:
+    try:
+        return _manifest(names)
+    except Refused:
+        return None
+
+
+def _measures(one: Any) -> tuple[int | None, dt.datetime | None, dt.datetime | None]:
+    size, times = one.size_bytes, (one.created_at, one.last_used_at)
+    created, used = (None if time is None else time.astimezone(dt.UTC) for time in times)
+    return None if size is None else _count(size), created, used
+
+
 def _object(one: MarkedObject) -> MarkedObject:
     try:
         names, why = _manifest(one.names), foreign.line(one.why)
     except Refused as error:
         names, why = {}, str(error)
+    size, created, used = _measures(one)
     parts = tuple(foreign.line(part, PART) for part in islice(one.parts, PARTS))
     return replace(
         one,
@@ -270,4 +317,7 @@ def _object(one: MarkedObject) -> MarkedObject:
         parts=parts,
         contradictory=one.contradictory or names != one.names,
         why=why,
+        size_bytes=size,
+        created_at=created,
+        last_used_at=used,
     )

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from fastapi import Header, Path
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from outbox import operations, settings
+from outbox import labels, operations, settings
+from outbox.errors import BadRequest
 from outbox.rows import storable
 
 
@@ -40,6 +41,26 @@ def _in_the_calendar(value: dt.datetime) -> dt.datetime:
 # The database's clock decides whether the time is in the future.
 Time = Annotated[AwareDatetime, BeforeValidator(_text), AfterValidator(_in_the_calendar)]
 Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable), AfterValidator(_not_blank)]
+
+
+def _labels(value: object) -> dict[str, str]:
+    try:
+        return labels.check(value)
+    except BadRequest as error:
+        raise ValueError(str(error)) from error
+
+
+def _label(value: str) -> str:
+    try:
+        labels.pair(value)
+    except BadRequest as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+# Short texts by key, for people and filters; and one of them as a filter writes it.
+Labels = Annotated[dict[str, str], BeforeValidator(_labels)]
+Label = Annotated[str, Field(max_length=300, description="key:value"), AfterValidator(_label)]
 
 
 def _seconds(value: object) -> object:

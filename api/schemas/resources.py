@@ -7,10 +7,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.schemas.fields import Cursor, Limit, Span, Time, Word, _In
+from api.schemas.fields import Cursor, Label, Labels, Limit, Span, Time, Word, _In
 from api.schemas.jobs import JobOut, JobRef
-from outbox import actions, kinds, settings
+from outbox import actions, kinds, labels, settings
 from outbox.logins import LoginAttempts
+from outbox.queries import ResourceFilter as ListedFilter
 from outbox.rows import Job, Json, Resource
 from outbox.states import ResourceStatus, SnapshotPolicy
 
@@ -35,10 +36,14 @@ class CreateResource(_In):
     expires_at: Time | None = None
     grace: Span = None
     snapshot: SnapshotPolicy | None = None
+    external_id: Word | None = None
+    labels: Labels = Field(default_factory=dict)
 
     def digest(self) -> str:
         """What another request with the same Idempotency-Key must have, too."""
-        newer = {name for name in ("grace", "snapshot") if getattr(self, name) is None}  # else older keys would differ
+        # Left out where they say nothing: else older keys would differ.
+        newer = {name for name in ("grace", "snapshot", "external_id", "labels") if not getattr(self, name)}
+        newer -= {"grace"} if self.grace == 0 else set()
         return hashlib.sha256(self.model_dump_json(exclude=newer).encode()).hexdigest()
 
 
@@ -72,8 +77,20 @@ class ResourceFilter(_In):
 
     status: ResourceStatus | None = None
     kind: Word | None = None
+    tenant: Word | None = None
+    backend: Word | None = None
+    name: Word | None = None
+    label: Annotated[list[Label], Field(max_length=labels.MOST)] = Field(default_factory=list)
+    external_id: Word | None = None
+    adopted: bool | None = None
+    protected: bool | None = None
     cursor: Cursor = None
     limit: Limit = 50
+
+    def meant(self) -> ListedFilter:
+        """As a query takes it."""
+        asked = self.model_dump(exclude={"label", "cursor", "limit"})
+        return ListedFilter(**asked, labels=tuple(labels.pair(one) for one in self.label))
 
 
 class LoginAttemptsOut(BaseModel):
@@ -110,6 +127,9 @@ class ResourceOut(BaseModel):
     grace: str | None
     snapshot: SnapshotPolicy | None
     version: int
+    external_id: str | None
+    labels: dict[str, str]
+    adopted: bool
     login_attempts: LoginAttemptsOut | None
 
     @classmethod

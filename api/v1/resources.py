@@ -49,6 +49,8 @@ def create(body: CreateResource, who: Anyone, response: Response, idempotency_ke
         expires_at=body.expires_at,
         grace_seconds=body.grace,
         snapshot=body.snapshot,
+        external_id=body.external_id,
+        labels=body.labels,
     )
     # Not repeated on a lost connection: without a key, the second try could make a second resource.
     resource, job = actions.create(edge_once, who, new, idempotency_key=idempotency_key, request_digest=body.digest())
@@ -59,7 +61,8 @@ def create(body: CreateResource, who: Anyone, response: Response, idempotency_ke
 @router.get("")
 def list_resources(who: Anyone, wanted: Annotated[ResourceFilter, Query()]) -> ResourcePage:
     """Resources, newest first; a tenant sees its own."""
-    page = ask(lambda session: queries.list_resources(session, tenant=who.tenant, **wanted.model_dump()))
+    meant = actions.within(who, wanted.meant())
+    page = ask(lambda session: queries.list_resources(session, meant, cursor=wanted.cursor, limit=wanted.limit))
     return ResourcePage(items=[ResourceOut.of(row) for row in page.items], next_cursor=page.next_cursor)
 
 

@@ -23,10 +23,28 @@ from deprovisioner.cli.shell import (
     print_table,
     show_page,
 )
+from outbox.errors import BadRequest
 from outbox.states import JobState, ResourceStatus, SnapshotPolicy, Step
 
 if TYPE_CHECKING:
     from outbox.rows import Resource
+
+
+class _Label(click.ParamType[tuple[str, str]]):
+    """A label of a resource."""
+
+    name = "key:value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """`team:payments` as its key and its value."""
+        from outbox import labels
+
+        if isinstance(value, tuple):
+            return value
+        try:
+            return labels.pair(value)
+        except BadRequest as error:
+            self.fail(str(error), param, ctx)
 
 
 @main.group()
@@ -39,17 +57,24 @@ def resources() -> None:
 @click.option("--status", type=Choice(ResourceStatus))
 @click.option("--kind", type=WORDS)
 @click.option("--tenant", type=WORDS)
+@click.option("--backend", type=WORDS)
+@click.option("--name", type=WORDS)
+@click.option("--label", "labels", type=_Label(), multiple=True, help="key:value; of several, all must fit.")
+@click.option("--external-id", type=WORDS)
+@click.option("--adopted/--not-adopted", default=None, help="Whether the object was there before its resource.")
+@click.option("--protected/--not-protected", default=None)
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--cursor", type=WORDS, help="`next_cursor` of the page before.")
 @as_json_option
-def resources_list(limit: int, as_json: bool, **filters: Any) -> None:
+def resources_list(limit: int, cursor: str | None, as_json: bool, **filters: Any) -> None:
     """Resources, newest first."""
     from outbox import db, queries
 
     with db.statement() as session:
-        page = queries.with_steps(session, queries.list_resources(session, limit=limit, **filters))
+        wanted = queries.ResourceFilter(**filters)
+        page = queries.with_steps(session, queries.list_resources(session, wanted, cursor=cursor, limit=limit))
         if not page.items:
-            must_exist(session, kind=filters["kind"], tenant=filters["tenant"])
+            must_exist(session, kind=wanted.kind, tenant=wanted.tenant, backend=wanted.backend)
     if as_json:
         print_json({"items": [_fields(row) for row in page.items], "next_cursor": page.next_cursor})
         return

@@ -38,6 +38,7 @@ _MODULES = {
     "jobs": ["jobs", "operations"],
     "migrate": ["serve"],
     "operations": ["operations"],
+    "reconcile": ["reconcile"],
     "recover": ["recover"],
     "resources": ["resources", "restores"],
     "snapshots": ["snapshots"],

@@ -8,7 +8,11 @@ from deprovisioner.sdk import Backend, Json
 
 
 class Subject(Protocol):
-    """What the suite must know of a kind. No method uses the backend that is tested, and none asks its counters."""
+    """What the suite must know of a kind. No method uses the backend that is tested, and none asks its counters.
+
+    `calls` and `not_shown` are attributes of the class: the table of docs/backends.md is made without a server. What
+    the subject made by hand goes when the factory's context manager ends.
+    """
 
     # Dotted names of the functions through which the backend changes or asks its server, such as
     # "pymysql.connections.Connection.query". The suite kills a process before and after each call, one by one.
@@ -21,6 +25,9 @@ class Subject(Protocol):
 
     def dead(self) -> Backend:
         """One whose address nothing answers at."""
+
+    def secrets(self, credentials: Json) -> list[str]:
+        """What no error and no log may show: the customer's passwords and keys, and those of the service's account."""
 
     def bears(self, manifest: Json) -> bool:
         """Whether anything of the object is left: by the server's own catalog, as an administrator sees it."""

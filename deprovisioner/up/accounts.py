@@ -1,4 +1,4 @@
-"""The service's accounts on the backends that `up` makes: the statements of docs/production.md."""
+"""The service's accounts on the backends that `up` makes: the statements of docs/backends.md."""
 
 from contextlib import closing
 from urllib.parse import quote, urlsplit
@@ -7,7 +7,7 @@ from psycopg2 import connect, extensions
 from redis import Redis
 
 NAME = "deprovisioner_service"
-# A test compares these with docs/production.md, where administrators find them.
+# A test compares these with docs/backends.md, where administrators find them.
 POSTGRES = (
     "CREATE ROLE deprovisioner_service LOGIN CREATEDB CREATEROLE PASSWORD 'CHANGE-ME';",
     "CREATE DATABASE deprovisioner_service OWNER deprovisioner_service;",

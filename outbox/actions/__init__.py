@@ -10,6 +10,7 @@ no function here: an edge calls `queries` with the tenant of its caller.
 - `holds`        hold, release
 - `operations`   preview, begin and stop bulk work
 - `backends`     compare and rebind a backend whose server moved
+- `reconcile`    what reconciliations found; adopt or delete an object that no row knows
 - `recovery`     survey and recover after a rewind, announce a restore
 
 Transactions are the edges'. An action that needs one session takes it as `db`. An action that needs several, one after
@@ -33,6 +34,18 @@ from outbox.actions.operations import (
     stop,
     taken_back,
 )
+from outbox.actions.reconcile import (
+    ADOPT,
+    DELETE,
+    Chosen,
+    Done,
+    Preview,
+    carry_out,
+    left_behind,
+    object_findings,
+    preview_findings,
+    reconciled,
+)
 from outbox.actions.recovery import Places, Recovered, Rewind, announce, recover, rewind, survey
 from outbox.actions.recovery import wanted as wanted_recovery
 from outbox.actions.resources import (
@@ -48,29 +61,37 @@ from outbox.actions.undo import purge, restore
 from outbox.jobs import Delete, Enqueued, Restored
 from outbox.moves import At
 from outbox.operations import DIGEST, DeleteFilter, words
+from outbox.reconcile import ObjectFinding, Reconciliation
 from outbox.recovery import CLASSES, Look, Looked, Seen, Survey
 from outbox.resources import NewResource
 
 __all__ = [
+    "ADOPT",
     "CLASSES",
+    "DELETE",
     "DIGEST",
     "Ask",
     "At",
     "BulkFilter",
     "Caller",
+    "Chosen",
     "Comparison",
     "Delete",
     "DeleteFilter",
+    "Done",
     "Edge",
     "Enqueued",
     "Look",
     "Looked",
     "Move",
     "NewResource",
+    "ObjectFinding",
     "Operator",
     "Places",
+    "Preview",
     "Proposed",
     "Rebound",
+    "Reconciliation",
     "Recovered",
     "RestoreFilter",
     "Restored",
@@ -82,6 +103,7 @@ __all__ = [
     "begin_redrive",
     "begin_restore",
     "caller",
+    "carry_out",
     "change",
     "chosen",
     "compare",
@@ -90,14 +112,18 @@ __all__ = [
     "delete_alone",
     "delete_batch",
     "hold",
+    "left_behind",
+    "object_findings",
     "observe",
     "operator",
     "operator_at_a_shell",
+    "preview_findings",
     "preview_offboard",
     "preview_redrive",
     "preview_restore",
     "purge",
     "rebind",
+    "reconciled",
     "recover",
     "redrive",
     "release",

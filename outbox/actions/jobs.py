@@ -4,14 +4,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from outbox import jobs, observations
 from outbox.actions.caller import Caller, Edge, Operator, named_operator, own_tenant
 from outbox.approvals import Approval
 from outbox.errors import NotATeardown, NotObserved
 from outbox.observations import Observation
-from outbox.queries import JobFilter
+from outbox.queries import JobFilter, ResourceFilter
 from outbox.rows import Job
+
+Filter = TypeVar("Filter", JobFilter, ResourceFilter)
 
 # An operator waits, and the database answers six small queries a second for each who does.
 POLL_SECONDS = 0.15
@@ -29,8 +32,8 @@ class Proposed:
     last_look: Observation | None
 
 
-def within(who: Caller, wanted: JobFilter) -> JobFilter:
-    """A filter, narrowed to the jobs that the caller may see. Raises BadRequest."""
+def within(who: Caller, wanted: Filter) -> Filter:
+    """A filter, narrowed to the jobs or resources that the caller may see. Raises BadRequest."""
     return replace(wanted, tenant=own_tenant(who, wanted.tenant))
 
 

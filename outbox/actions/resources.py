@@ -23,8 +23,9 @@ def create(
     *,
     idempotency_key: str | None = None,
     request_digest: str | None = None,
+    again: bool = False,
 ) -> tuple[Resource, Job]:
-    """Provision a resource, or adopt the object that its manifest names.
+    """Provision a resource, or adopt the object that its manifest names; `again` what a deleted resource had.
 
     Without an `idempotency_key` a call that is repeated makes a second resource: lend an edge that does not repeat.
     Raises BadRequest, UnknownKind, UnknownBackend, Forbidden, QuotaExceeded, IdempotencyKeyReused,
@@ -40,7 +41,12 @@ def create(
     new = replace(new, tenant=tenant, manifest=manifest)
     made = edge.ask(
         lambda db: resources.register(
-            db, new, actor=who.actor, idempotency_key=idempotency_key, request_digest=request_digest
+            db,
+            new,
+            actor=who.actor,
+            idempotency_key=idempotency_key,
+            request_digest=request_digest,
+            again=again,
         )
     )
     edge.ring()

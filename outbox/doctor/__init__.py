@@ -23,6 +23,7 @@ from outbox.doctor.checks.check import Check
 from outbox.doctor.checks.evidence import CHECKPOINT_OVERDUE, EVIDENCE, LATE_DAYS, UNDO_MINUTES
 from outbox.doctor.checks.jobs import JOBS
 from outbox.doctor.checks.load import LOAD, OVERDUE_MINUTES
+from outbox.doctor.checks.reconcile import RECONCILE
 from outbox.doctor.checks.resources import RESOURCES
 from outbox.doctor.checks.rewinds import REWINDS
 from outbox.doctor.checks.schema import SCHEMA, guards, indexes, wanted
@@ -74,7 +75,7 @@ _UNCHECKED = (
 )
 
 
-CHECKS = (*SERVER, *SCHEMA, *RESOURCES, *JOBS, *EVIDENCE, *LOAD, *REWINDS)
+CHECKS = (*SERVER, *SCHEMA, *RESOURCES, *JOBS, *EVIDENCE, *LOAD, *REWINDS, *RECONCILE)
 
 
 def examine(db: Connection, *, head: str | None) -> list[Finding]:

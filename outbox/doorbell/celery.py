@@ -40,5 +40,7 @@ def sender() -> "Celery":
 
     app = Celery("deprovisioner", broker=settings.get().need("broker_url"), set_as_current=False)
     app.conf.update(CONFIG)
-    app.conf.broker_transport_options = CONFIG["broker_transport_options"] | {"socket_timeout": TIMEOUT_SECONDS}
+    # Kombu would try to connect for seconds, though an operator waits.
+    bounds = {"socket_timeout": TIMEOUT_SECONDS, "max_retries": 1, "interval_start": 0, "interval_step": 0}
+    app.conf.broker_transport_options = CONFIG["broker_transport_options"] | bounds
     return app

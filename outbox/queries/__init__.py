@@ -16,12 +16,20 @@ from outbox.queries.attempts import Attempt, Course, Seen, attempts
 from outbox.queries.jobs import EVERY_JOB, JobCounts, JobFilter, ListedJob, count_jobs, list_jobs, with_tenants
 from outbox.queries.operations import Canary, Progress, Tally, list_operations, operation
 from outbox.queries.pages import Page
-from outbox.queries.resources import ListedResource, list_resources, resource, with_steps
+from outbox.queries.resources import (
+    EVERY_RESOURCE,
+    ListedResource,
+    ResourceFilter,
+    list_resources,
+    resource,
+    with_steps,
+)
 from outbox.queries.stops import Breaker, list_breakers, list_holds
 from outbox.queries.story import JobStory, Request, job_story
 
 __all__ = [
     "EVERY_JOB",
+    "EVERY_RESOURCE",
     "Act",
     "Approval",
     "Attempt",
@@ -38,6 +46,7 @@ __all__ = [
     "Page",
     "Progress",
     "Request",
+    "ResourceFilter",
     "Seen",
     "Tally",
     "attempts",

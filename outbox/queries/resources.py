@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from outbox import resources, tables
 from outbox.queries.pages import Page, decode_cursor, page_of, select_columns
 from outbox.rows import Resource, read
-from outbox.states import FINAL, JobKind, Step
+from outbox.states import FINAL, JobKind, ResourceStatus, Step
 
 
 def resource(db: Connection, resource_id: uuid.UUID, *, tenant: str | None = None) -> Resource:
@@ -18,18 +18,43 @@ def resource(db: Connection, resource_id: uuid.UUID, *, tenant: str | None = Non
     return resources.find(db, resource_id, tenant=tenant)[0]
 
 
+@dataclass(frozen=True)
+class ResourceFilter:
+    """Selects resources; a field that is None does not filter. Of `labels`, each pair must be the resource's."""
+
+    status: ResourceStatus | None = None
+    kind: str | None = None
+    tenant: str | None = None
+    backend: str | None = None
+    name: str | None = None
+    external_id: str | None = None
+    adopted: bool | None = None
+    protected: bool | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+
+    def clauses(self) -> list["sa.ColumnElement[bool]"]:
+        """The conditions on `tables.resources`; each index of the filters is one of these conditions."""
+        column = tables.resources.c
+        equal = ("status", "kind", "tenant", "backend", "name", "external_id")
+        asked = [column[name] == value for name in equal if (value := getattr(self, name)) is not None]
+        for flag, wanted in ((column.adopted, self.adopted), (column.protected, self.protected)):
+            if wanted is not None:
+                asked.append(flag if wanted else sa.not_(flag))
+        if self.labels:
+            # The second is implied; it lets the planner use the index, which has no resource without labels.
+            asked += [column.labels.contains(dict([pair])) for pair in self.labels] + [column.labels != sa.text("'{}'")]
+        return asked
+
+
+EVERY_RESOURCE = ResourceFilter()
+
+
 def list_resources(
-    db: Connection,
-    *,
-    tenant: str | None = None,
-    status: str | None = None,
-    kind: str | None = None,
-    cursor: str | None = None,
-    limit: int = 50,
+    db: Connection, wanted: ResourceFilter = EVERY_RESOURCE, *, cursor: str | None = None, limit: int = 50
 ) -> Page:
-    """Resources, newest first; `tenant` None means all tenants. Raises BadCursor."""
+    """Resources, newest first. Raises BadCursor."""
     table = tables.resources
-    query = select_columns(Resource, table, "resource", tenant=tenant, status=status, kind=kind)
+    query = select_columns(Resource, table, "resource").where(*wanted.clauses())
     query = query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit + 1)
     if cursor is not None:
         at, last = decode_cursor(cursor, lambda at, last: (_utc(at), uuid.UUID(last)))

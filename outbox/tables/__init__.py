@@ -6,6 +6,7 @@
 - `installation`        its identity, and what places outside remember of it
 - `operations`          bulk work
 - `recovery`            recoveries after a rewind: what was found, and what was decided
+- `reconciliation`      what backends have and this database does not know, or the other way round
 - `snapshots`           final snapshots, and attempts to log in
 """
 
@@ -14,12 +15,19 @@ from outbox.tables.evidence import audit_checkpoints, audit_heads, events
 from outbox.tables.installation import installation, memories
 from outbox.tables.jobs import outbox
 from outbox.tables.metadata import metadata
-from outbox.tables.operations import operation_items, operations
+from outbox.tables.operations import adoptions, operation_items, operations
+from outbox.tables.reconciliation import (
+    object_findings,
+    reconciliation_items,
+    reconciliation_objects,
+    reconciliations,
+)
 from outbox.tables.recovery import recoveries, recovery_items, recovery_objects
 from outbox.tables.resources import resources
 from outbox.tables.snapshots import login_attempts, snapshots
 
 __all__ = [
+    "adoptions",
     "approvals",
     "audit_checkpoints",
     "audit_heads",
@@ -31,10 +39,14 @@ __all__ = [
     "login_attempts",
     "memories",
     "metadata",
+    "object_findings",
     "observations",
     "operation_items",
     "operations",
     "outbox",
+    "reconciliation_items",
+    "reconciliation_objects",
+    "reconciliations",
     "recoveries",
     "recovery_items",
     "recovery_objects",

@@ -33,7 +33,7 @@ operations = sa.Table(
     timestamp("next_at", now=True),
     timestamp("finished_at"),
     sa.CheckConstraint(one_of("kind", OperationKind), name="operations_kind_known"),
-    sa.CheckConstraint("(kind = 'redrive') = (rate IS NOT NULL)", name="operations_redrive_has_rate"),
+    sa.CheckConstraint("(kind IN ('redrive', 'adopt')) = (rate IS NOT NULL)", name="operations_redrive_has_rate"),
     sa.CheckConstraint("rate BETWEEN 1 AND 1000", name="operations_rate_bounded"),
     sa.Index("operations_running", "next_at", postgresql_where=sa.text("finished_at IS NULL")),
     # A double click begins one operation: two would each re-drive a canary of their own.
@@ -66,4 +66,18 @@ operation_items = sa.Table(
         postgresql_where=sa.text("outcome IS NULL"),
     ),
     sa.Index("operation_items_canaries", "operation_id", "backend", postgresql_where=sa.text("canary")),
+)
+
+adoptions = sa.Table(
+    "adoptions",
+    metadata,
+    # An item of a preview: what is asked for, and what a worker found; no findings mean that it can be adopted.
+    sa.Column("operation_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("n", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("asked", JSONB, nullable=False),
+    timestamp("taken_until"),
+    timestamp("inspected_at"),
+    sa.Column("inspected_by", sa.Text),
+    sa.Column("findings", JSONB),
+    sa.Index("adoptions_waiting", "operation_id", "n", postgresql_where=sa.text("inspected_at IS NULL")),
 )

@@ -20,6 +20,9 @@ resources = sa.Table(
     sa.Column("status", sa.Text, nullable=False, server_default=ResourceStatus.PROVISIONING),
     sa.Column("protected", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("adopted", sa.Boolean, nullable=False, server_default=sa.false()),
+    # The caller's own id of it, and the caller's labels: an object of short texts.
+    sa.Column("external_id", sa.Text),
+    sa.Column("labels", JSONB, nullable=False, server_default="{}"),
     sa.Column("generation", sa.Uuid, nullable=False),
     sa.Column("manifest", JSONB),
     sa.Column("credentials", sa.LargeBinary),
@@ -46,14 +49,39 @@ resources = sa.Table(
         "status <> 'active' OR (activated_at IS NOT NULL AND manifest IS NOT NULL)",
         name="resources_active_has_manifest",
     ),
-    sa.CheckConstraint("status <> 'deleted' OR credentials IS NULL", name="resources_deleted_has_no_credentials"),
+    sa.CheckConstraint(
+        "status NOT IN ('deleted', 'released') OR credentials IS NULL", name="resources_deleted_has_no_credentials"
+    ),
+    sa.CheckConstraint("jsonb_typeof(labels) = 'object'", name="resources_labels_object"),
     sa.CheckConstraint("purge_at IS NULL OR status IN ('deleting', 'deleted')", name="resources_purge_is_deleting"),
     sa.CheckConstraint("grace_seconds >= 0", name="resources_grace_positive"),
     sa.CheckConstraint(one_of("snapshot", SnapshotPolicy), name="resources_snapshot_known"),
     sa.Index("resources_listing", "tenant", sa.text("created_at DESC"), sa.text("id DESC")),
     sa.Index("resources_listing_all", sa.text("created_at DESC"), sa.text("id DESC")),
-    # An object belongs to one resource: a copied manifest must not give a second resource the same object. Only a
-    # recovery adopts again what a deleted resource had (`resources.register`).
+    # For the listing's filters. Those of labels and external ids cost an INSERT nothing where there are none.
+    sa.Index("resources_of_backend", "backend", sa.text("created_at DESC"), sa.text("id DESC")),
+    sa.Index("resources_named", "name"),
+    sa.Index(
+        "resources_labels",
+        "labels",
+        postgresql_using="gin",
+        postgresql_ops={"labels": "jsonb_path_ops"},
+        postgresql_where=sa.text("labels <> '{}'"),
+    ),
+    sa.Index("resources_external", "external_id", postgresql_where=sa.text("external_id IS NOT NULL")),
+    sa.Index(
+        "resources_external_id",
+        "tenant",
+        "external_id",
+        unique=True,
+        postgresql_where=sa.text("external_id IS NOT NULL AND status NOT IN ('deleted', 'released')"),
+    ),
+    sa.Index("resources_adopted", sa.text("created_at DESC"), sa.text("id DESC"), postgresql_where=sa.text("adopted")),
+    sa.Index(
+        "resources_protected", sa.text("created_at DESC"), sa.text("id DESC"), postgresql_where=sa.text("protected")
+    ),
+    # An object belongs to one resource: a copied manifest must not give a second resource the same object. Only
+    # recovery and reconciliation adopt again what a deleted resource had (`resources.register`).
     sa.Index("resources_generation_live", "generation", unique=True, postgresql_where=sa.text("status <> 'deleted'")),
     sa.Index("resources_generation_deleted", "generation", postgresql_where=sa.text("status = 'deleted'")),
     # For the percentages of brakes.

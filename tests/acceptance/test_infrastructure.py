@@ -89,6 +89,7 @@ def test_every_delete_is_done_once_though_an_old_snapshot_holds_back_vacuum(own:
         assert age > 50, "the snapshot was too young to hold back vacuum"
 
 
+@pytest.mark.proof
 def test_every_delete_is_done_once_though_the_control_databases_disk_was_full(own: OwnServers) -> None:
     """Its tables are on a tmpfs that a file fills: writes that need a new page fail with 53100. The WAL is not."""
     if own.small_disk is None:
@@ -121,6 +122,7 @@ def test_every_delete_is_done_once_though_the_broker_is_flushed_again_and_again(
             own.broker.client.flushall()
 
 
+@pytest.mark.proof
 def test_every_delete_is_done_once_though_each_message_comes_twenty_times_more(own: OwnServers) -> None:
     queue, repeated = own.broker.client, set()
     with own.storm():
@@ -181,6 +183,7 @@ def test_every_delete_is_done_once_though_a_backend_answers_slowly(own: OwnServe
             own.signal(own.pg_server, signal.SIGCONT)
 
 
+@pytest.mark.proof
 def test_every_delete_is_done_once_though_a_backend_cuts_connections_during_calls(own: OwnServers) -> None:
     with own.storm():
         cut = sum(len(own.pg.query(ENDS_CLIENTS)) for _ in seconds(4, every=0.1))

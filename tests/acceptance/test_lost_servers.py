@@ -127,6 +127,7 @@ def test_a_valkey_that_lost_its_keys_alone_ends_the_job_by_itself(
     assert not own.bears(resource["manifest"])
 
 
+@pytest.mark.proof
 def test_a_postgresql_that_was_rebuilt_is_given_up_by_two_operators(
     db: Connection, acme: httpx.Client, system: System, at_hand: dict[str, str]
 ) -> None:

@@ -157,6 +157,7 @@ def test_the_commands_of_the_page_back_up_restore_and_recover(installation: Inst
         until(api, kept, "deleted")
 
 
+@pytest.mark.proof
 def test_the_commands_of_the_page_bring_a_backend_back_that_went_back_in_time(installation: Installation) -> None:
     with database.statement() as session:
         acme = tokens.create(session, actor="op", role="tenant", tenant="acme", name="acme")[1]

@@ -91,6 +91,10 @@ def prepared(db: Connection, env: dict[str, str], name: str, commands: str) -> d
     }
     row = db.execute(text(asked), wanted | {"any": not any(wanted.values())}).first()
     filled = {"BACKEND": BACKEND, "TENANT": TENANT}
+    if name.startswith("object_"):
+        of_finding = text("SELECT resource_id FROM object_findings WHERE id = :id")
+        resource = db.execute(of_finding, {"id": named}).scalar_one()
+        return filled | {"FINDING": str(named), "RESOURCE": str(resource)}
     if row is not None:
         filled |= {"JOB": str(row.id), "FENCE": str(row.fence), "RESOURCE": str(row.resource_id)}
     if isinstance(named, uuid.UUID):

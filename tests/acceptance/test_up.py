@@ -211,6 +211,7 @@ def test_another_user_of_the_machine_can_read_and_signal_nothing(up: Running) ->
     assert done.stdout == "", done.stderr
 
 
+@pytest.mark.proof
 def test_up_says_which_server_it_did_not_start_itself(up: Running, folder: Path) -> None:
     given = {name: up.env[name] for name in ("DEPROVISIONER_DATABASE_URL", "DEPROVISIONER_CREDENTIALS_KEY")}
     second = Running(folder / "second", servers.free_port(), **given).ready()

@@ -61,6 +61,7 @@ def test_stopped_it_leaves_no_process_and_started_again_it_has_its_data(folder: 
         assert second.stop() == 0
 
 
+@pytest.mark.proof
 def test_a_home_whose_workers_were_superusers_is_taken_over(folder: Path) -> None:
     """What they made and adopted is torn down by the service's account; a stranger's database stays."""
     home, port = folder / "home", servers.free_port()
@@ -162,6 +163,7 @@ def test_a_home_from_before_the_service_s_role_starts(folder: Path) -> None:
     assert second.stop() == 0
 
 
+@pytest.mark.proof
 def test_killed_and_started_again_at_once_it_keeps_its_ports_and_every_credential(folder: Path) -> None:
     home, port = folder / "home", servers.free_port()
     first = Running(home, port).ready()

@@ -75,6 +75,7 @@ def test_workers_with_wrong_clocks_expire_what_is_due_and_nothing_else(
         assert not servers.redis.bears(gone["manifest"])
 
 
+@pytest.mark.proof
 def test_leases_of_workers_with_wrong_clocks_live_and_pass_by_the_databases(
     system: System, workers: Any, db: Connection, tenant: str, servers: Servers
 ) -> None:

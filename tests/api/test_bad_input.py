@@ -52,6 +52,7 @@ def test_a_locked_resource_delays_no_other_delete(
         assert waiting.result(20).status_code == 202
 
 
+@pytest.mark.proof
 def test_45_callers_of_one_locked_row_are_busy_whatever_they_ask_and_everybody_else_is_served(
     api: httpx.Client, operator: str, db: Connection, connect: Any
 ) -> None:
@@ -371,6 +372,9 @@ def test_resources_and_jobs_have_the_documented_fields(api: httpx.Client, db: Co
         "grace",
         "snapshot",
         "version",
+        "external_id",
+        "labels",
+        "adopted",
         "login_attempts",
     ]
     assert shown["created_at"].endswith("Z")

@@ -97,6 +97,7 @@ def test_a_worker_claims_and_sweeps_nothing_while_no_standby_confirms(
     assert pool.join(20)
 
 
+@pytest.mark.proof
 def test_a_wait_ends_even_when_every_slot_of_the_server_is_taken(
     servers: Servers, db: Connection, no_standby: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +128,7 @@ def test_a_wait_ends_even_when_every_slot_of_the_server_is_taken(
     assert database.busy(raised[1])
 
 
+@pytest.mark.proof
 def test_readyz_is_red_while_another_replica_than_the_synchronous_one_is_connected(
     servers: Servers, system: System, tenant: str, no_standby: Any
 ) -> None:
@@ -150,6 +152,7 @@ def test_a_start_read_back_is_confirmed_before_it_counts(db: Connection, no_stan
         jobs.start(session, claim, worker="w")
 
 
+@pytest.mark.proof
 def test_what_is_asked_again_while_the_standby_is_missing_is_not_answered_from_an_unconfirmed_commit(
     db: Connection, no_standby: Any
 ) -> None:

@@ -5,6 +5,7 @@ named is the quickest that should notice.
 """
 
 from tests.mutations.acts import GUARDS_OF_ACTS
+from tests.mutations.adoptions import GUARDS_OF_ADOPTIONS
 from tests.mutations.api import GUARDS_OF_API
 from tests.mutations.audit import GUARDS_OF_AUDIT
 from tests.mutations.claims import CLAIMS
@@ -16,6 +17,7 @@ from tests.mutations.operations import GUARDS_OF_OPERATIONS
 from tests.mutations.operators import OPERATORS
 from tests.mutations.outcomes import OUTCOMES
 from tests.mutations.postgres import GUARDS_OF_POSTGRES
+from tests.mutations.rabbitmq import GUARDS_OF_RABBITMQ
 from tests.mutations.rebind import GUARDS_OF_REBIND
 from tests.mutations.recoveries import GUARDS_OF_RECOVERIES
 from tests.mutations.redis import GUARDS_OF_REDIS
@@ -40,7 +42,9 @@ MUTANTS = (
     *GUARDS_OF_RUNNER,
     *GUARDS_OF_POSTGRES,
     *GUARDS_OF_REDIS,
+    *GUARDS_OF_RABBITMQ,
     *GUARDS_OF_MEMORY,
+    *GUARDS_OF_ADOPTIONS,
     *GUARDS_OF_API,
     *GUARDS_OF_OPERATIONS,
     *GUARDS_OF_AUDIT,

@@ -199,7 +199,6 @@ GUARDS_OF_API = (
             ),
             "delete": (_ACTIONS, "    return Delete(", "        who.tenant,\n        reason,"),
             "change": (_ACTIONS, "    if {", "actor=who.actor, tenant=who.tenant"),
-            "list_resources": (_ROUTES, "def list_resources(", "queries.list_resources(session, tenant=who.tenant, "),
         }.items()
         for mutant in cut(
             file,
@@ -207,6 +206,17 @@ GUARDS_OF_API = (
             API,
             (f"api: tenant at {verb}", old, old.replace("who.tenant", "None"), _THEIRS),
         )
+    ),
+    *cut(
+        _ROUTES,
+        "def list_resources(",
+        API,
+        (
+            "api: tenant at list_resources",
+            "actions.within(who, wanted.meant())",
+            "wanted.meant()",
+            _THEIRS,
+        ),
     ),
     *cut(
         "outbox/actions/resources.py",
@@ -410,8 +420,8 @@ GUARDS_OF_API = (
         ("queries: state of a reason", "asked.append(job.state == JobState.STUCK)", "pass", _PLANS),
         (
             "queries: tenant of resources",
-            'query = select_columns(Resource, table, "resource", tenant=tenant, ',
-            'query = select_columns(Resource, table, "resource", ',
+            'equal = ("status", "kind", "tenant", ',
+            'equal = ("status", "kind", ',
             _THEIRS,
         ),
     ),

@@ -151,8 +151,8 @@ GUARDS_OF_OBJECTS = (
         ),
     ),
     *cut(
-        "worker/backends/postgres/create.py",
-        "def _must_not_be_in_quarantine(",
+        "worker/backends/postgres/adopt.py",
+        "def _in_quarantine(",
         ON_POSTGRES,
         (
             "adopt on postgres: a name of a quarantine",
@@ -174,13 +174,13 @@ GUARDS_OF_OBJECTS = (
         ),
     ),
     *cut(
-        "worker/backends/postgres/create.py",
+        "worker/backends/postgres/adopt.py",
         "def _mark(",
         ON_POSTGRES,
         (
             "adopt on postgres: its own mark",
-            "if comment and comment.endswith(ours):",
-            "if False:",
+            "if not (comment and comment.endswith(ours)):",
+            "if True:",
             "test_a_lost_row_s_object_is_adopted_again_by_its_mark_and_by_no_other[18-service]",
         ),
     ),
@@ -280,8 +280,8 @@ GUARDS_OF_OBJECTS = (
         ),
     ),
     *cut(
-        "worker/backends/redis/create.py",
-        "        if SHUT in user",
+        "worker/backends/redis/adopt.py",
+        "def _must_not_be_in_quarantine(",
         ON_REDIS,
         ("adopt on redis: quarantine", 'if SHUT in user["channels"]:', "if False:", _QUARANTINE),
     ),

@@ -19,7 +19,7 @@ SESSION = f"{TESTS}/test_session.py"
 QUARANTINE = f"{TESTS}/test_quarantine.py"
 ATTEMPTS = f"{TESTS}/test_attempts.py"
 SWAPS = f"{TESTS}/test_swaps.py"
-KINDS = "tests/worker/backends/test_conformance.py"
+KINDS = "tests/worker/backends/conformance/test_postgres.py"
 
 _EATER = "test_a_role_has_so_many_sessions_and_a_customer_that_took_every_slot_loses_them"
 _REPLACED = "test_identity_is_checked_again_in_each_transaction"
@@ -30,6 +30,23 @@ _PREPARED = "test_a_prepared_transaction_outlives_a_quarantine_and_can_be_commit
 _COMES_BACK = "test_what_was_there_before_a_quarantine_comes_back_exactly"
 _STOPPED = "test_a_stopped_process_of_another_database_is_named_and_not_waited_for_in_vain"
 GUARDS_OF_POSTGRES = (
+    *cut(
+        f"{PG}/pace.py",
+        "",
+        f"{TESTS}/test_pace.py",
+        (
+            "postgres: a drop waits for its turn",
+            "if cursor.fetchone() == (True,):",
+            "if True:",
+            "test_a_drop_waits_for_its_turn_and_all_else_is_done_meanwhile",
+        ),
+        (
+            "postgres: nobody waits for a turn for ever",
+            "if time.monotonic() > deadline:",
+            "if False:",
+            "test_a_worker_that_stands_still_in_its_turn_stops_no_teardown",
+        ),
+    ),
     *cut(
         "worker/backends/postgres/errors.py",
         "",
@@ -147,14 +164,14 @@ GUARDS_OF_POSTGRES = (
         RIGHTS,
         (
             "postgres: rights before an adoption",
-            "if statements := _missing(session, database, role):",
+            "if statements := missing(session, database, role):",
             "if statements := []:",
             _ASKED,
         ),
     ),
     *cut(
         PG,
-        "def _missing(",
+        "def missing(",
         RIGHTS,
         (
             "postgres: rights on a database's owner",
@@ -306,7 +323,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: system identifier",
             'if manifest.get("system_identifier") not in (None, state.system_identifier):',
             "if False:",
-            f"{KINDS}::test_the_wrong_server_is_refused[postgres]",
+            f"{KINDS}::test_another_server_is_refused_and_its_absence_does_not_count",
         ),
         (
             "postgres: absent without its role",
@@ -415,7 +432,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: identity before anything",
             "raise Refused(why)",
             "pass",
-            f"{KINDS}::test_another_generation_under_the_same_names_is_never_touched[postgres]",
+            f"{KINDS}::test_same_different_and_absent_are_told_apart",
         ),
         (
             "postgres: sessions are ended before anything waits",
@@ -739,7 +756,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: sessions are ended",
             "SELECT pg_catalog.pg_terminate_backend(%s)",
             "SELECT %s",
-            f"{KINDS}::test_an_open_session_does_not_stop_the_teardown[postgres]",
+            f"{KINDS}::test_a_teardown_ends_open_sessions_and_is_repeated",
         ),
         (
             "postgres: one forbidden session does not save the others",
@@ -1154,7 +1171,7 @@ GUARDS_OF_POSTGRES = (
             "postgres: the right server at provision",
             "identity.must_be_right_server(state, manifest)",
             "pass",
-            "test_the_wrong_server_is_refused[postgres]",
+            "test_another_server_is_refused_and_its_absence_does_not_count",
         ),
     ),
     *cut(
@@ -1167,12 +1184,22 @@ GUARDS_OF_POSTGRES = (
             "pass",
             f"{SWAPS}::test_a_stranger_s_object_is_not_marked_by_an_adoption",
         ),
+    ),
+    *cut(
+        PG,
+        "def _checks(",
+        CREATE,
         (
             "postgres: the right server at adoption",
-            "identity.must_be_right_server(state, manifest)",
-            "pass",
+            "yield partial(identity.must_be_right_server, state, manifest)",
+            "yield lambda: None",
             "TestAdoption::test_what_does_not_match_is_refused_and_unmarked",
         ),
+    ),
+    *cut(
+        PG,
+        "def _must_be_there(",
+        CREATE,
         (
             "postgres: the OID at adoption",
             'if manifest.get("oid") not in (None, database.oid):',
@@ -1227,11 +1254,11 @@ GUARDS_OF_POSTGRES = (
     ),
     *cut(
         PG,
-        "def _mark(",
+        "def _must_bear_no_other_mark(",
         CREATE,
         (
             "postgres: another resource's mark",
-            'if comment and "deprovisioner gen=" in comment:',
+            'if "deprovisioner gen=" in comment and not comment.endswith(own):',
             "if False:",
             "TestAdoption::test_what_belongs_to_another_resource_cannot_be_adopted",
         ),

@@ -18,7 +18,7 @@ BEYOND = "test_a_user_that_reaches_beyond_its_prefix_is_refused_with_the_stateme
 STILL_SHUT = "test_a_quarantine_that_stood_still_past_a_restore_shuts_nobody_out"
 STILL_OPEN = "test_a_release_that_stood_still_past_the_end_of_its_restore_opens_nothing"
 REPLACED = "test_a_user_that_takes_the_name_between_check_and_act_is_made_again"
-KINDS = "tests/worker/backends/test_conformance.py"
+KINDS = "tests/worker/backends/conformance/test_redis.py"
 
 GUARDS_OF_REDIS = (
     *cut(
@@ -162,7 +162,7 @@ GUARDS_OF_REDIS = (
             "redis: server mark",
             "if why := wrong_server(session, manifest, servers, ours=ours):",
             "if why := None:",
-            f"{KINDS}::test_the_wrong_server_is_refused[redis]",
+            f"{KINDS}::test_another_server_is_refused_and_its_absence_does_not_count",
         ),
         (
             "redis: the mark under another name",
@@ -214,7 +214,7 @@ GUARDS_OF_REDIS = (
             "redis: login off",
             '"off", *was_on)',
             "*was_on)",
-            f"{KINDS}::test_quarantine_ends_the_customer_s_access_and_release_restores_it[redis]",
+            f"{KINDS}::test_a_quarantine_cuts_a_live_client_and_a_release_gives_all_back",
         ),
         (
             "redis: open connections are ended",
@@ -645,87 +645,95 @@ GUARDS_OF_REDIS = (
             "test_default_is_never_adopted_or_torn_down",
         ),
     ),
-    *cut(
-        REDIS,
-        "def adopt(",
-        CREATE,
-        (
-            "redis: protected at adoption",
-            "identity.must_not_be_protected(server, manifest)",
-            "pass",
-            f"{IDENTITY}::test_default_is_never_adopted_or_torn_down",
-        ),
-        (
-            "redis: a prefix ends with a colon",
-            'if not manifest["prefix"].endswith(":"):',
-            "if False:",
-            "test_a_prefix_that_matches_others_keys_is_refused[open]",
-        ),
-        (
-            "redis: its own user",
-            'if full["user"] == session.acl_whoami():',
-            "if False:",
-            "test_the_user_that_the_service_works_with_is_not_adopted",
-        ),
-        (
-            "redis: an adopted user stays inside its prefix",
-            "rights.must_stay_inside(session, full, user)",
-            "pass",
-            f"{RIGHTS}::{BEYOND}[redis-every key]",
-        ),
-        (
-            "redis: another resource's user",
-            'if any(c.startswith(identity.CHANNEL) and c != identity.channel(full) for c in user["channels"]):',
-            "if False:",
-            "test_another_resource_s_user_or_prefix_cannot_be_adopted[user]",
-        ),
-        (
-            "redis: another resource's prefix",
-            'if not planted and keys.generation(session, full) != full["generation"]:',
-            "if False:",
-            "test_another_resource_s_user_or_prefix_cannot_be_adopted[prefix]",
-        ),
-        (
-            "redis: another resource's prefix, of an older version",
-            'if _is_uuid(older := keys.older_generation(session, full)) and older != full["generation"]:',
-            "if False:",
-            "test_an_older_version_s_user_or_prefix_cannot_be_adopted[key]",
-        ),
-        (
-            "redis: a prefix inside another's",
-            "if overlap := _overlap(session, full):",
-            "if overlap := None:",
-            "test_a_prefix_inside_a_provisioned_resource_s_cannot_be_adopted",
-        ),
-        (
-            "redis: a server to trust at adoption",
-            "identity.must_keep_promises(session)",
-            "pass",
-            f"{AUTHORITY}::test_a_server_that_forgets_its_users_is_refused_at_birth[redis]",
-        ),
-        (
-            "redis: the right server at adoption",
-            "identity.must_be_right_server(session, full)",
-            "pass",
-            "test_an_adoption_on_the_wrong_server_is_refused",
-        ),
-    ),
-    *cut(
-        REDIS,
-        "def _overlap(",
-        CREATE,
-        (
-            "redis: a prefix inside another's, of an older version",
-            "if any(one and (one.startswith(prefix) or prefix.startswith(one)) for one in reached):",
-            "if False:",
-            "test_an_older_version_s_user_or_prefix_cannot_be_adopted[user]",
-        ),
-        (
-            "redis: a prefix around another's",
-            "if key != keys.generation_key(manifest):",
-            "if False:",
-            "test_a_prefix_inside_another_s_or_around_it_cannot_be_adopted",
-        ),
+    *(
+        mutant
+        for block, entry in {
+            "def adopt(": (
+                (
+                    "redis: protected at adoption",
+                    "identity.must_not_be_protected(server, manifest)",
+                    "pass",
+                    f"{IDENTITY}::test_default_is_never_adopted_or_torn_down",
+                ),
+                (
+                    "redis: another resource's prefix",
+                    'if not planted and keys.generation(session, full) != full["generation"]:',
+                    "if False:",
+                    "test_another_resource_s_user_or_prefix_cannot_be_adopted[prefix]",
+                ),
+                (
+                    "redis: a prefix inside another's",
+                    "if overlap := _overlap(session, full):",
+                    "if overlap := None:",
+                    "test_a_prefix_inside_a_provisioned_resource_s_cannot_be_adopted",
+                ),
+                (
+                    "redis: a server to trust at adoption",
+                    "identity.must_keep_promises(session)",
+                    "pass",
+                    f"{AUTHORITY}::test_a_server_that_forgets_its_users_is_refused_at_birth[redis]",
+                ),
+                (
+                    "redis: the right server at adoption",
+                    "identity.must_be_right_server(session, full)",
+                    "pass",
+                    "test_an_adoption_on_the_wrong_server_is_refused",
+                ),
+            ),
+            "def _must_end_a_name(": (
+                (
+                    "redis: a prefix ends with a colon",
+                    'if not manifest["prefix"].endswith(":"):',
+                    "if False:",
+                    "test_a_prefix_that_matches_others_keys_is_refused[open]",
+                ),
+            ),
+            "def _must_be_another(": (
+                (
+                    "redis: its own user",
+                    'if full["user"] == session.acl_whoami():',
+                    "if False:",
+                    "test_the_user_that_the_service_works_with_is_not_adopted",
+                ),
+            ),
+            "def _checks(": (
+                (
+                    "redis: an adopted user stays inside its prefix",
+                    "yield partial(rights.must_stay_inside, session, full, user)",
+                    "yield lambda: None",
+                    f"{RIGHTS}::{BEYOND}[redis-every key]",
+                ),
+            ),
+            "def _must_bear_no_other_mark(": (
+                (
+                    "redis: another resource's user",
+                    "if _other_mark(user, full):",
+                    "if False:",
+                    "test_another_resource_s_user_or_prefix_cannot_be_adopted[user]",
+                ),
+                (
+                    "redis: another resource's prefix, of an older version",
+                    'if _is_uuid(older := keys.older_generation(session, full)) and older != full["generation"]:',
+                    "if False:",
+                    "test_an_older_version_s_user_or_prefix_cannot_be_adopted[key]",
+                ),
+            ),
+            "def _overlap(": (
+                (
+                    "redis: a prefix inside another's, of an older version",
+                    "if any(one and prefix.startswith(one) for one in reached):",
+                    "if False:",
+                    "test_an_older_version_s_user_or_prefix_cannot_be_adopted[user]",
+                ),
+                (
+                    "redis: a prefix around another's",
+                    "if inside := next((one for one in reached if one and one.startswith(prefix)), None):",
+                    "if inside := None:",
+                    "test_a_prefix_inside_another_s_or_around_it_cannot_be_adopted",
+                ),
+            ),
+        }.items()
+        for mutant in cut("worker/backends/redis/adopt.py", block, CREATE, *entry)
     ),
     *cut(
         REDIS,
@@ -735,7 +743,7 @@ GUARDS_OF_REDIS = (
             "redis: the right server at provision",
             "identity.must_be_right_server(session, manifest)",
             "pass",
-            f"{KINDS}::test_the_wrong_server_is_refused[redis]",
+            f"{KINDS}::test_another_server_is_refused_and_its_absence_does_not_count",
         ),
         (
             "redis: provision takes nothing of another's",

@@ -119,10 +119,15 @@ GUARDS_OF_ROADS = (
         ),
     ),
     *cut(
-        "worker/backends/postgres",
+        "worker/backends/postgres/attempts.py",
         "with server.connect(",
         "tests/worker/backends/postgres/test_slots.py",
         ("look: a login look ends no sessions", "INSPECT_SECONDS, frees=False) as session, session", _LOOKS, _EATER),
+    ),
+    *cut(
+        "worker/backends/postgres/objects.py",
+        "with server.connect(",
+        "tests/worker/backends/postgres/test_slots.py",
         ("look: a survey ends no sessions", "connect(frees=False)", "connect()", _EATER),
     ),
     *cut(

@@ -27,7 +27,7 @@ GUARDS_OF_RUNNER = (
         "worker/observer.py",
         "",
         INTAKE,
-        ("intake: of inspections", "Intake(backend).inspect", "backend.inspect", f"{_SEEN}[a long text]"),
+        ("intake: of inspections", "asked = Intake(backend)", "asked = backend", f"{_SEEN}[a long text]"),
     ),
     *cut(
         "worker/checks.py",
@@ -620,9 +620,15 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "pool: heartbeat",
-            "kept = jobs.heartbeat(session, claims)",
+            "kept = jobs.heartbeat(session, claims, self._state.progress_of(claims))",
             "kept = {c.id for c in claims}",
             "test_a_heartbeat_extends_the_lease_of_a_long_teardown",
+        ),
+        (
+            "pool: a heartbeat tells how far a verb has come",
+            "jobs.heartbeat(session, claims, self._state.progress_of(claims))",
+            "jobs.heartbeat(session, claims)",
+            "test_a_heartbeat_stores_how_far_a_verb_has_come",
         ),
         (
             "pool: a failed sweep step stops no other",

@@ -120,6 +120,7 @@ def test_each_page_is_read_by_an_index_and_each_count_in_one_pass(many: Connecti
     assert queries.count_jobs(many).by_state == {"stuck": NUMBER, "succeeded": NUMBER}
 
 
+@pytest.mark.proof
 def test_all_of_them_are_walked_over_http_page_by_page(many: Connection, system: System, operator: str) -> None:
     walked: list[int] = []
     took: list[float] = []

@@ -896,6 +896,7 @@ def test_the_state_tells_of_the_rewind_and_the_last_survey(db: Connection) -> No
 # -- size -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proof
 def test_ten_thousand_items_are_worked_off_in_bounded_memory(db: Connection) -> None:
     db.execute(
         text("""

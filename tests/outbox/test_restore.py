@@ -417,6 +417,7 @@ def races(acts: list[Callable[[Connection], Any]], seed: int) -> list[Any]:
     return results
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(600)
 def test_a_thousand_races_of_restore_against_start_at_destroy_have_one_winner_each(db: Connection) -> None:
     ids = [a_job(db, step="wait") for _ in range(RACES)]

@@ -1,4 +1,4 @@
-"""The service's accounts on backends: made by the very statements that docs/production.md documents."""
+"""The service's accounts on backends: made by the very statements that docs/backends.md documents."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import redis
 
 from tests.support.witness import PgServer
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "production.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "backends.md"
 NAME, PASSWORD = "deprovisioner_service", "service-secret"
 _BLOCK = r"<!-- account: {kind} -->\n```\w*\n(.*?)```"
 
@@ -19,7 +19,7 @@ _BLOCK = r"<!-- account: {kind} -->\n```\w*\n(.*?)```"
 def documented(kind: str) -> list[str]:
     """The statements of the document that make the account of this kind of backend, one a line."""
     found = re.search(_BLOCK.format(kind=kind), DOCUMENT.read_text(), re.DOTALL)
-    assert found, f"docs/production.md has no block `account: {kind}`"
+    assert found, f"docs/backends.md has no block `account: {kind}`"
     return found[1].strip().splitlines()
 
 
@@ -59,7 +59,7 @@ def customers_in_postgres(server: PgServer) -> Iterator[None]:
 def allow(server: PgServer, role: str) -> None:
     """Give the service's account the documented rights on a role that it did not make, and on what the role owns."""
     found = re.search(r"^\| the role, .*?\| `(.*?)` \| `(.*?)`", DOCUMENT.read_text(), re.MULTILINE)
-    assert found, "docs/production.md has no row of rights on an adopted role"
+    assert found, "docs/backends.md has no row of rights on an adopted role"
     new, old = found.groups()
     is_new = int(server.query("SHOW server_version_num")[0][0]) >= 160000
     server.query((new if is_new else old).replace('"role"', f'"{role}"'))

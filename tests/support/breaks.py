@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection, text
 
 import migrations
-from outbox import audit, breakers, holds, jobs, observations, resources, rewinds, settings, tokens
+from outbox import audit, breakers, holds, jobs, observations, reconcile, resources, rewinds, settings, tokens
 from outbox import db as database
 from outbox.doctor import Finding, examine
 from outbox.events import Event
@@ -541,6 +541,60 @@ def _(w: World) -> Broken:
     assert findings() == {}, "the workers compare in a moment"
     w.write("UPDATE outbox SET available_at = now() - interval '11 min' WHERE id = :id", id=w.pending)
     return "pg-main", {"due_long_ago"}
+
+
+def found(w: World, code: str, resource: uuid.UUID | None, closed: str = "NULL") -> int:
+    """A finding of the last run."""
+    names = {"database": f"db_{code}", "role": f"usr_{code}", "generation": str(uuid.uuid4())}
+    row = w.db.execute(
+        text(f"""
+        INSERT INTO object_findings (backend, code, key, resource_id, names, parts, why, size_bytes, closed_at)
+        VALUES ('pg-main', :code, :key, :resource, CAST(:names AS jsonb), ARRAY['database ''d'' (OID 7)'], '', 7000000,
+                {closed}) RETURNING id"""),
+        {"code": code, "key": names["generation"], "resource": resource, "names": json.dumps(names)},
+    )
+    return row.scalar_one()
+
+
+@breaks("object_unknown")
+def _(w: World) -> Broken:
+    found(w, "unknown", None, closed="now()")
+    found(w, "unmarked", None)
+    assert findings() == {}, "an object of others is no fault, and what was found once may be gone"
+    return found(w, "unknown", None), set()
+
+
+@breaks("object_survives")
+def _(w: World) -> Broken:
+    return found(w, "survives", w.deleted.resource_id), set()
+
+
+@breaks("object_missing")
+def _(w: World) -> Broken:
+    return found(w, "missing", w.active), set()
+
+
+@breaks("object_differs")
+def _(w: World) -> Broken:
+    return found(w, "differs", w.active), set()
+
+
+@breaks("reconcile_stale")
+def _(w: World) -> Broken:
+    reconcile.due(w.db, ["pg-main", "empty"])
+    run = reconcile.begin(w.db, "pg-main", actor="w1")
+    assert run
+    assert findings() == {}, "the first one is under way"
+    reconcile.fail(w.db, run, "connection refused")
+    assert set(findings()) == {"reconcile_stale"}
+    w.write("UPDATE reconciliations SET error = NULL, known_since = now() - interval '49 hours'")
+    stale = findings()["reconcile_stale"]
+    assert [one.id for one in stale.sample] == ["pg-main"], "nothing is active on the other"
+    w.write("UPDATE reconciliations SET ended_at = now() - interval '47 hours'")
+    assert findings() == {}, "a run a day; one may be missed"
+    w.write("DELETE FROM reconciliations")
+    w.write("UPDATE resources SET activated_at = now() - interval '49 hours' WHERE id = :id", id=w.active)
+    return "pg-main", set()
 
 
 def backend_away(w: World) -> None:

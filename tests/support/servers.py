@@ -107,9 +107,16 @@ def serving_old_postgres() -> Iterator[PgServer]:
     """A PostgreSQL of OLD_POSTGRES_PROGRAMS with the documented account; skips the test where there is none."""
     if not (OLD_POSTGRES_PROGRAMS / "postgres").exists():
         pytest.skip(f"no PostgreSQL 15 in {OLD_POSTGRES_PROGRAMS}; TEST_OLD_POSTGRES_PROGRAMS names another folder")
-    home, started = server_folder("old-pg"), {}
+    with serving_postgres(OLD_POSTGRES_PROGRAMS) as server:
+        yield server
+
+
+@contextmanager
+def serving_postgres(programs: Path | None = None) -> Iterator[PgServer]:
+    """One PostgreSQL with the documented account; `programs`: the folder of another version."""
+    home, started = server_folder("pg"), {}
     try:
-        yield _postgres(started, home, "postgres15", backend=True, programs=OLD_POSTGRES_PROGRAMS)
+        yield _postgres(started, home, "backend", backend=True, programs=programs)
     finally:
         _end(started, home)
 
@@ -119,9 +126,16 @@ def serving_old_redis() -> Iterator[RedisServer]:
     """A server of OLD_REDIS_PROGRAM with the documented account; skips the test where there is none."""
     if not OLD_REDIS_PROGRAM.exists():
         pytest.skip(f"no Redis 7 at {OLD_REDIS_PROGRAM}; TEST_OLD_REDIS_PROGRAM names another place")
-    home, started = server_folder("old-redis"), {}
+    with serving_redis(OLD_REDIS_PROGRAM) as server:
+        yield server
+
+
+@contextmanager
+def serving_redis(program: Path | None = None) -> Iterator[RedisServer]:
+    """One Valkey with the documented account; `program`: another server's."""
+    home, started = server_folder("redis"), {}
     try:
-        yield _valkey(started, home, "redis7", backend=True, program=OLD_REDIS_PROGRAM)
+        yield _valkey(started, home, "backend", backend=True, program=program)
     finally:
         _end(started, home)
 

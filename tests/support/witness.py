@@ -53,7 +53,7 @@ def commits(said: Iterable[Said]) -> int:
 class PgServer:
     """A PostgreSQL cluster seen from outside, as its superuser: its catalog and its log.
 
-    `service_dsn` is the address for the product, with the account that docs/production.md documents.
+    `service_dsn` is the address for the product, with the account that docs/backends.md documents.
     """
 
     def __init__(self, dsn: str, log: Path, service_dsn: str = "") -> None:
@@ -139,7 +139,7 @@ class PgServer:
 class RedisServer:
     """A Redis or Valkey server seen from outside, as its administrator.
 
-    `service_dsn` is the address for the product, with the account that docs/production.md documents.
+    `service_dsn` is the address for the product, with the account that docs/backends.md documents.
     """
 
     def __init__(self, url: str, service_dsn: str = "") -> None:

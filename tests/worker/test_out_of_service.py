@@ -31,7 +31,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServ
         yield made
 
 
-@pytest.fixture(scope="module", params=["18", "15"])
+@pytest.fixture(scope="module", params=["18", pytest.param("15", marks=pytest.mark.proof)])
 def replicated(request: pytest.FixtureRequest) -> Iterator[tuple[PgServer, PgServer]]:
     """A primary and a standby of each version; the test may change the primary's settings."""
     if request.param == "15" and not (OLD_POSTGRES_PROGRAMS / "postgres").exists():

@@ -403,19 +403,20 @@ DEATHS = {
 }
 
 
-@pytest.mark.parametrize("where", DEATHS)
+@pytest.mark.parametrize(
+    "where", [pytest.param(where, marks=pytest.mark.proof if n else []) for n, where in enumerate(DEATHS)]
+)
 def test_a_worker_that_is_killed_leaves_what_the_next_attempt_removes(
     db: Connection, store: Path, backend: Postgres, pg: PgServer, system: System, where: str
 ) -> None:
     teardown = Teardown(db, backend, *FILLED)
     teardown.delete()
     at = DEATHS[where]
-    short = {"DEPROVISIONER_LEASE_SECONDS": "2", "DEPROVISIONER_SWEEP_SECONDS": "0.2"}
-    dying = system.worker(ready=False, CRASH_AT=at, **short)
+    dying = system.worker(ready=False, CRASH_AT=at, DEPROVISIONER_LEASE_SECONDS="2")
     eventually(lambda: dying.container._container.status == "exited", 60, f"it dies {where}")
     assert teardown.job().step == "snapshot", dying.container._container.logs().decode()
     assert len(teardown.rows()) == 1, dying.container._container.logs().decode()
-    system.worker(**short)
+    system.worker(DEPROVISIONER_SWEEP_SECONDS="0.2")  # its lease is long: no slow machine makes it lose one
     eventually(
         lambda: teardown.job().state == "succeeded",
         60,

@@ -94,8 +94,12 @@ def always() -> None:
 class Backend(Protocol):
     """One configured server. Methods raise Unavailable, Transient or Refused; no transaction is open while they run."""
 
-    # Whether `inspect` shows after a crash if the teardown took effect.
-    observable: bool
+    @property
+    def observable(self) -> bool:
+        """Whether `inspect` shows after a crash if the teardown took effect; a class attribute, where it never changes.
+
+        Asked once an attempt, before anything else. It may raise Unavailable.
+        """
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
         """Names, secrets and the server's identity for a new object; changes nothing on the server."""
@@ -309,6 +313,9 @@ class MarkedObject:
     quarantined: bool = False  # a teardown has cut it off; `release(names)` gives it back
     contradictory: bool = False  # its parts contradict each other, or its mark is not one of ours
     why: str = ""  # why it is not to be adopted as it stands; empty where its names and marks show nothing against it
+    size_bytes: int | None = None  # these three where the reading has them anyway; else `fleet.measured` tells
+    created_at: dt.datetime | None = None
+    last_used_at: dt.datetime | None = None
 
 
 def objects(backend: Backend) -> Iterator[MarkedObject]:

@@ -74,6 +74,25 @@ def unmarked(backend: Backend) -> Iterator[UnmarkedObject]:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What is known of one object, each where its server tells: bytes, and times by the server's clock."""
+
+    size_bytes: int | None = None
+    created_at: dt.datetime | None = None
+    last_used_at: dt.datetime | None = None
+
+
+def measured(backend: Backend, names: Json) -> Measured:
+    """Size and age of one object, by its names as `objects` and `unmarked` give them; bounded in time.
+
+    It may cost the server more than the whole list, so it is asked for findings alone. A kind gives it by a method
+    `measured(names) -> Measured`; of a kind without it nothing is known.
+    """
+    found: Measured = getattr(backend, "measured", lambda _: Measured())(names)
+    return found
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a verb has come: `done` of `total` (None where nobody knows) of what `what` counts, such as `keys`."""
 

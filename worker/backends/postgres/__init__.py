@@ -11,7 +11,8 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `waits`     what a session waits for, seen by a second one
 - `identity`  what the server shows under a manifest's names, and whether it is the manifest's object
 - `endpoint`  the address that customers are given
-- `create`    plan, provision, adopt
+- `create`    plan, provision
+- `adopt`     adopt, tell beforehand what would be refused, let go of it again
 - `rights`    what the account must be allowed to do before it adopts
 - `quarantine` no login, no connection, no name
 - `lock`      the lock on an object, taken over from a worker whose claim is lost
@@ -20,6 +21,7 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `prove`     a login of the customer's role
 - `attempts`  who tries to log in to what is in quarantine
 - `destroy`   teardown
+- `pace`      turns of drops on one server
 - `heir`      who owns what a dropped role leaves elsewhere
 - `grants`    rights of a dropped role that DROP OWNED leaves
 - `snapshot`  the final snapshot, and its proof
@@ -29,6 +31,7 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `check`     what is not as it should be on the server
 - `objects`   all that bears a mark of ours
 - `locate`    an object whose server moved
+- `unmarked`  all that bears none; and the size of one object
 """
 
 import datetime as dt
@@ -38,7 +41,9 @@ from collections.abc import Iterator
 from outbox.memory import Memory, Moment
 from outbox.rows import Json
 from worker.backends import Finding, LoginAttempts, MarkedObject, Observation, Plan, Read, Still, Write, always
+from worker.backends.fleet import Measured, UnmarkedObject
 from worker.backends.postgres import (
+    adopt,
     attempts,
     check,
     create,
@@ -51,9 +56,10 @@ from worker.backends.postgres import (
     quarantine,
     release,
     snapshot,
+    unmarked,
 )
 from worker.backends.postgres.endpoint import Public
-from worker.backends.postgres.session import CONNECTION_LIMIT, Server
+from worker.backends.postgres.session import CONNECTION_LIMIT, PACE, Server
 
 
 class Postgres:
@@ -61,7 +67,7 @@ class Postgres:
 
     observable = True
 
-    options = frozenset({"public_host", "public_port", "sslmode", "connection_limit"})
+    options = frozenset({"public_host", "public_port", "sslmode", "connection_limit", "pace"})
 
     def __init__(
         self,
@@ -72,8 +78,9 @@ class Postgres:
         public_port: int | None = None,
         sslmode: str | None = None,
         connection_limit: int = CONNECTION_LIMIT,
+        pace: int = PACE,
     ) -> None:
-        self._server = Server(dsn, protected, connection_limit)
+        self._server = Server(dsn, protected, connection_limit, pace)
         self._public = Public(public_host, public_port, sslmode)
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
@@ -86,7 +93,15 @@ class Postgres:
 
     def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
         """See the Protocol."""
-        return create.adopt(self._server, manifest, generation)
+        return adopt.adopt(self._server, manifest, generation)
+
+    def adoptable(self, manifest: Json) -> list[Finding]:
+        """See `worker.backends.fleet.adoptable`."""
+        return adopt.adoptable(self._server, manifest)
+
+    def unmark(self, manifest: Json) -> Json:
+        """See `worker.backends.fleet.unmark`."""
+        return adopt.unmark(self._server, manifest)
 
     def inspect(self, manifest: Json) -> Observation:
         """See the Protocol."""
@@ -152,3 +167,11 @@ class Postgres:
     def locate(self, manifest: Json) -> Observation:
         """See `worker.backends.fleet.locate`."""
         return locate.locate(self._server, manifest)
+
+    def unmarked(self) -> Iterator[UnmarkedObject]:
+        """See `worker.backends.fleet.unmarked`."""
+        return unmarked.unmarked(self._server)
+
+    def measured(self, names: Json) -> Measured:
+        """See `worker.backends.fleet.measured`."""
+        return unmarked.measured(self._server, names)

@@ -1,7 +1,7 @@
 """Who still tries to log in to what is in quarantine, as the server's own log tells it.
 
 The log is a superuser's to read, and so is all that a function which reads files can reach. So the service calls a
-function that a superuser has made for it (docs/production.md), which reads the end of the log and nothing else.
+function that a superuser has made for it (docs/backends.md), which reads the end of the log and nothing else.
 """
 
 import datetime as dt

@@ -30,7 +30,7 @@ SETTINGS = {
 }
 _NEW_ACCOUNT = (
     "CREATE ROLE deprovisioner_service LOGIN CREATEDB CREATEROLE PASSWORD '…'; then hand over what this one made, and "
-    "change the dsn (docs/production.md)"
+    "change the dsn (docs/backends.md)"
 )
 
 

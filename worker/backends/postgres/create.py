@@ -1,4 +1,4 @@
-"""Plan, provision and adopt a database with its role."""
+"""Plan and provision a database with its role."""
 
 import secrets
 import uuid
@@ -8,8 +8,8 @@ from psycopg2 import extensions, sql
 from outbox.errors import Refused, Transient
 from outbox.kinds.postgres import KIND
 from outbox.rows import Json
-from worker.backends import IN_QUARANTINE, Plan, mark
-from worker.backends.postgres import endpoint, identity, notes, rights
+from worker.backends import Plan, mark
+from worker.backends.postgres import endpoint, identity
 from worker.backends.postgres.endpoint import Public
 from worker.backends.postgres.identity import State
 from worker.backends.postgres.session import INSPECT_SECONDS, Server, Session
@@ -111,60 +111,3 @@ def _create_database(session: Session, state: State, manifest: Json) -> None:
         renamed = identity.read_state(session, manifest).named(manifest["database"])
         if created is None or renamed is None or renamed.oid != created.oid:  # all this was done by name
             raise Refused(f"database {new!r} is no longer the one that was just created")
-
-
-def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
-    """Mark database and role with the generation, in one transaction; see the Protocol."""
-    identity.must_not_be_protected(server, manifest)
-    with server.connect() as session:
-        session.lock(manifest["database"], manifest.get("role"))
-        state = identity.read_state(session, manifest)
-        identity.must_be_right_server(state, manifest)
-        identity.must_be_a_customers(state, manifest)
-        identity.must_own_nothing_else(state, manifest)
-        _must_not_be_in_quarantine(state, manifest)
-        database = state.named(manifest["database"])
-        if database is None:
-            raise Refused(f"there is no database {manifest['database']!r} to adopt")
-        if manifest.get("oid") not in (None, database.oid):
-            raise Refused(f"database {database.name!r} has OID {database.oid}, not {manifest['oid']}")
-        if manifest.get("role") and state.role is None:
-            raise Refused(f"there is no role {manifest['role']!r} to adopt")
-        if state.role is not None and manifest.get("role_oid") not in (None, state.role.oid):
-            raise Refused(f"role {state.role.name!r} has OID {state.role.oid}, not {manifest['role_oid']}")
-        rights.must_suffice(session, database, state.role)
-        adopted = KIND.manifest(
-            database=database.name,
-            role=manifest.get("role"),
-            oid=database.oid,
-            role_oid=None if state.role is None else state.role.oid,
-            system_identifier=state.system_identifier,
-            generation=str(generation),
-        )
-        with session.transaction():
-            _mark(session, "DATABASE", database.name, database.comment, generation)
-            if state.role is not None:
-                _mark(session, "ROLE", state.role.name, state.role.comment, generation)
-            # The comments were made by name: they must stand on what was looked at.
-            identity.must_be_same(identity.read_state(session, adopted), adopted)
-    return adopted
-
-
-def _must_not_be_in_quarantine(state: State, manifest: Json) -> None:
-    away, database = state.named(identity.dying_name(manifest)), state.named(manifest["database"])
-    if (
-        (away is not None and identity.is_marked(away.comment, manifest))
-        or (database is not None and notes.before(database.comment, manifest, notes.CONNECTIONS))
-        or (state.role is not None and notes.before(state.role.comment, manifest, notes.LOGIN))
-    ):
-        raise Refused(f"database {manifest['database']!r} cannot be adopted: {IN_QUARANTINE}")
-
-
-def _mark(session: Session, what: str, name: str, comment: str | None, generation: uuid.UUID) -> None:
-    ours = mark(str(generation))
-    if comment and comment.endswith(ours):
-        return
-    if comment and "deprovisioner gen=" in comment:
-        raise Refused(f"{what.lower()} {name!r} belongs to another resource already")
-    words = sql.Literal(f"{comment} {ours}" if comment else ours)
-    session.execute(f"COMMENT ON {what} {{name}} IS {{words}}", name=name, words=words)

@@ -6,20 +6,17 @@ from worker.backends.postgres.session import Session
 
 # From here on, a membership has the options ADMIN, INHERIT and SET, and CREATEROLE alone changes no role.
 _OPTIONS = 160000
-# How many other databases one refusal names.
-_DATABASES = 10
+LACKS = "the service's account lacks rights that the teardown of this object needs"
 
 
 def must_suffice(session: Session, database: Database, role: Role | None) -> None:
     """Raises Refused that ends with the statements which give the missing rights, all in one line to run."""
-    if statements := _missing(session, database, role):
-        raise Refused(
-            "the service's account lacks rights that the teardown of this object needs;"
-            f" when its owner agrees, run as a superuser, then re-drive: {'; '.join(statements)};"
-        )
+    if statements := missing(session, database, role):
+        raise Refused(f"{LACKS}; when its owner agrees, run as a superuser, then re-drive: {'; '.join(statements)};")
 
 
-def _missing(session: Session, database: Database, role: Role | None) -> list[str]:
+def missing(session: Session, database: Database, role: Role | None) -> list[str]:
+    """The statements that give the missing rights."""
     options = session.server_version >= _OPTIONS
     with session.cursor() as cursor:
         cursor.execute(
@@ -47,8 +44,6 @@ def _missing(session: Session, database: Database, role: Role | None) -> list[st
             found.append(f"GRANT {quoted(role.name)} TO {me}{how}")
         if not options and _replicates(session, role):
             found.append(f"ALTER ROLE {quoted(role.name)} NOREPLICATION")
-        for lacks, other in _elsewhere(session, database, role):
-            found.append(f"GRANT {lacks} ON DATABASE {quoted(other)} TO {me}")
     how = " WITH INHERIT TRUE, SET TRUE" if options else ""
     if owner not in granted and not _holds(session, owner):
         if owner_is_superuser:  # its rights are too many to give
@@ -80,27 +75,6 @@ def _replicates(session: Session, role: Role) -> bool:
     with session.cursor() as cursor:
         cursor.execute("SELECT rolreplication FROM pg_catalog.pg_roles WHERE oid = %s", (role.oid,))
         return bool(cursor.fetchone()[0])
-
-
-def _elsewhere(session: Session, database: Database, role: Role) -> list[tuple[str, str]]:
-    """Other databases where the role has rights or objects, and what our account lacks to take them."""
-    with session.cursor() as cursor:
-        # A schema's new owner must be allowed to make schemas.
-        cursor.execute(
-            """
-            SELECT pg_catalog.concat_ws(', ',
-                       CASE WHEN NOT pg_catalog.has_database_privilege(d.oid, 'CONNECT') THEN 'CONNECT' END,
-                       CASE WHEN NOT pg_catalog.has_database_privilege(d.oid, 'CREATE')
-                             AND pg_catalog.bool_or(
-                                     deptype = 'o' AND classid = 'pg_catalog.pg_namespace'::pg_catalog.regclass)
-                            THEN 'CREATE' END),
-                   datname
-              FROM pg_catalog.pg_shdepend JOIN pg_catalog.pg_database AS d ON d.oid = dbid
-             WHERE refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND refobjid = %s AND d.oid <> %s
-             GROUP BY d.oid, datname ORDER BY datname""",
-            (role.oid, database.oid),
-        )
-        return [(lacks, name) for lacks, name in cursor if lacks][:_DATABASES]
 
 
 def _others_may_connect(session: Session, database: Database, granted: list[int]) -> bool:

@@ -11,7 +11,8 @@ keys are replicated, evicted and flushed.
 - `endpoint`   the address that customers are given
 - `commands`   what a customer may run
 - `rights`     what an adopted user may do
-- `create`     plan, provision, adopt
+- `create`     plan, provision
+- `adopt`      adopt, tell beforehand what would be refused, let go of it again
 - `changes`    changes of a user, fenced against workers that stood still
 - `quarantine` quarantine, release, prove
 - `destroy`    teardown
@@ -30,7 +31,9 @@ from collections.abc import Iterator
 from outbox.memory import Memory, Moment
 from outbox.rows import Json
 from worker.backends import Finding, LoginAttempts, MarkedObject, Observation, Plan, Read, Still, Write, always
+from worker.backends.fleet import Measured, UnmarkedObject
 from worker.backends.redis import (
+    adopt,
     check,
     create,
     destroy,
@@ -41,9 +44,10 @@ from worker.backends.redis import (
     objects,
     quarantine,
     snapshot,
+    unmarked,
 )
 from worker.backends.redis.endpoint import Public
-from worker.backends.redis.session import Server
+from worker.backends.redis.session import PACE, Server
 
 
 class Redis:
@@ -51,7 +55,7 @@ class Redis:
 
     observable = True
 
-    options = frozenset({"public_host", "public_port", "scripting", "sslmode", "volatile_users"})
+    options = frozenset({"public_host", "public_port", "scripting", "sslmode", "volatile_users", "pace"})
 
     def __init__(
         self,
@@ -63,8 +67,9 @@ class Redis:
         sslmode: str | None = None,
         volatile_users: bool = False,
         scripting: bool = False,
+        pace: int = PACE,
     ) -> None:
-        self._server = Server(dsn, protected, volatile_users=volatile_users, scripting=scripting)
+        self._server = Server(dsn, protected, volatile_users=volatile_users, scripting=scripting, pace=pace)
         self._public = Public(public_host, public_port, sslmode)
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
@@ -77,7 +82,15 @@ class Redis:
 
     def adopt(self, manifest: Json, generation: uuid.UUID) -> Json:
         """See the Protocol."""
-        return create.adopt(self._server, manifest, generation)
+        return adopt.adopt(self._server, manifest, generation)
+
+    def adoptable(self, manifest: Json) -> list[Finding]:
+        """See `worker.backends.fleet.adoptable`."""
+        return adopt.adoptable(self._server, manifest)
+
+    def unmark(self, manifest: Json) -> Json:
+        """See `worker.backends.fleet.unmark`."""
+        return adopt.unmark(self._server, manifest)
 
     def inspect(self, manifest: Json) -> Observation:
         """See the Protocol."""
@@ -143,3 +156,11 @@ class Redis:
     def locate(self, manifest: Json) -> Observation:
         """See `worker.backends.fleet.locate`."""
         return locate.locate(self._server, manifest)
+
+    def unmarked(self) -> Iterator[UnmarkedObject]:
+        """See `worker.backends.fleet.unmarked`."""
+        return unmarked.unmarked(self._server)
+
+    def measured(self, names: Json) -> Measured:
+        """See `worker.backends.fleet.measured`."""
+        return unmarked.measured(self._server, names)

@@ -10,7 +10,7 @@ from worker.backends.redis import commands, identity, rights
 from worker.backends.redis.session import Server, Session, code_of
 
 OLDEST = (7, 0)  # the oldest version that tests run on
-# The service user's commands, as in docs/production.md; a test compares.
+# The service user's commands, as in docs/backends.md; a test compares.
 NEEDED = (
     *("ping", "select", "info", "config|get", "get", "set", "type", "unlink", "scan", "eval"),
     *("watch", "unwatch", "multi", "exec", "client|kill", "client|setname", "acl|whoami", "acl|cat", "acl|getuser"),
@@ -46,7 +46,7 @@ def _rights(session: Session) -> Iterator[Finding]:
     name = str(session.acl_whoami())
     user = identity.acl_user(session, name)
     if user is None:  # it was deleted while its session lives
-        yield Finding("rights_too_few", f"there is no ACL user {name!r} any more", "make it again (docs/production.md)")
+        yield Finding("rights_too_few", f"there is no ACL user {name!r} any more", "make it again (docs/backends.md)")
         return
     catalog = commands.Catalog(session)
     granted = catalog.granted(user["commands"])
@@ -54,7 +54,7 @@ def _rights(session: Session) -> Iterator[Finding]:
     excess = sorted((granted & catalog.categories["dangerous"]) - set(NEEDED) - commands.HARMLESS)
     mend = " ".join(("ACL SETUSER", name, "~*", "-@all", *(f"+{command}" for command in NEEDED)))
     if name == "default":  # without its commands, nobody else could administer the server
-        mend = "make a user of the service's own, and change the dsn (docs/production.md)"
+        mend = "make a user of the service's own, and change the dsn (docs/backends.md)"
     if missing:
         yield Finding("rights_too_few", f"the service's user may not run {', '.join(missing)}", mend)
     if "~*" not in user["keys"]:

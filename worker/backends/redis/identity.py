@@ -159,11 +159,12 @@ def marked_users(session: Session, beginning: str) -> list[tuple[str, list[str]]
     lines: Any = session.acl_list()
     # A user has some sixty rules: of ten thousand users, those of the others are not taken apart.
     found = (line.split() for line in lines if beginning in line)
-    users = ((name, list(_patterns(rules))) for _, name, *rules in found)
+    users = ((name, list(patterns(rules))) for _, name, *rules in found)
     return [(name, rules) for name, rules in users if any(rule.startswith(beginning) for rule in rules)]
 
 
-def _patterns(rules: list[str]) -> Iterator[str]:
+def patterns(rules: list[str]) -> Iterator[str]:
+    """The patterns of keys and channels among a user's rules."""
     for rule in rules:
         word = rule.removeprefix("(").removesuffix(")")  # those of a selector stand in parentheses
         if word[:1] in ("~", "%", "&"):

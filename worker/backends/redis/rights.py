@@ -8,8 +8,16 @@ from worker.backends.redis.session import Session
 _NAMED = 3  # an error names this many of a kind
 
 
+class Beyond(Refused):
+    """A user reaches beyond its prefix: `what` it reaches, and the statement that mends it."""
+
+    def __init__(self, what: str, mend: str) -> None:
+        super().__init__(f"{what}; when its owner agrees, limit it first: {mend}")
+        self.what, self.mend = what, mend
+
+
 def must_stay_inside(session: Session, manifest: Json, user: Json) -> None:
-    """Raises Refused, with the ACL SETUSER that mends it, for a user that reaches beyond the manifest's prefix."""
+    """Raises Beyond, with the ACL SETUSER that mends it, for a user that reaches beyond the manifest's prefix."""
     wrong, mend, prefix = [], [], manifest["prefix"]
     if user["selectors"]:
         wrong.append("has selectors")
@@ -23,16 +31,14 @@ def must_stay_inside(session: Session, manifest: Json, user: Json) -> None:
     if outside := [pattern for pattern in user["channels"] if pattern not in own]:
         wrong.append(f"reaches channels outside the prefix ({some(outside)})")
         mend += ["resetchannels", *own]
-    catalog = commands.Catalog(session)
+    catalog = session.server.kept(session, "commands", commands.Catalog)
     granted = catalog.granted(user["commands"])
     if beyond := granted - catalog.granted(" ".join(commands.rules(session))) - commands.HARMLESS:
         wrong.append(f"may run commands that reach beyond its keys ({some(sorted(beyond))})")
         mend += catalog.without(granted, beyond)
     if wrong:
         statement = " ".join(("ACL SETUSER", manifest["user"], *mend))
-        raise Refused(
-            f"ACL user {manifest['user']!r} {', '.join(wrong)}; when its owner agrees, limit it first: {statement}"
-        )
+        raise Beyond(f"ACL user {manifest['user']!r} {', '.join(wrong)}", statement)
 
 
 def beginning(pattern: str) -> str:

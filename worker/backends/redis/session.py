@@ -1,9 +1,11 @@
 """Clients of a Redis or Valkey server: timeouts, and what each failure means."""
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from threading import BoundedSemaphore
+from typing import Any, TypeVar
 
 import redis
 from redis import exceptions
@@ -12,7 +14,11 @@ from redis._parsers.socket import SocketBuffer
 
 from outbox.errors import BackendError, OutOfService, Refused, SettingsError, Transient, Unavailable
 
+T = TypeVar("T")
+
 TIMEOUT_SECONDS = 5
+# Names of commands, and of keys that change seldom: a thousand adoptions would read them a thousand times.
+KEPT_SECONDS = 60
 NEVER = frozenset({"default"})
 # A server's answer to an account that it does not let in; WRONGPASS also where the account is switched off.
 LOGIN_REFUSED = frozenset({"NOAUTH", "WRONGPASS", "DENIED"})
@@ -27,6 +33,8 @@ MEANS: dict[str, type[BackendError]] = {
     # It will answer the same for ever.
     **dict.fromkeys(("NOPERM", "CROSSSLOT", "MOVED", "ASK"), Refused),
 }
+# Under the code ERR: an account lacks a right that a script of ours needs. Of Redis 7.0, and of later ones and Valkey.
+_FORBIDDEN_IN_SCRIPT = re.compile(r"The user executing the script can't|ACL failure in script")
 _MAX_TEXT = 300
 _SECRET = re.compile(r"(?<=['\"\s])[><#!][^\s'\"]+")  # a password or its hash, as ACL SETUSER takes it
 
@@ -64,25 +72,60 @@ def _limited(limit: int) -> type[_Parser]:
     return Limited
 
 
+PACE = 1
+LONGEST_WAIT_SECONDS = 5.0
+
+
 class Server:
     """One server, reached by a redis:// URL; `protected`: users that are never adopted or torn down.
 
     `volatile_users`: births are allowed although a restart of the server forgets its ACL users. `scripting`: customers
-    may run scripts.
+    may run scripts. `pace`: from how many namespaces this process removes keys at once.
     """
 
     def __init__(
-        self, dsn: str, protected: frozenset[str], *, volatile_users: bool = False, scripting: bool = False
+        self,
+        dsn: str,
+        protected: frozenset[str],
+        *,
+        volatile_users: bool = False,
+        scripting: bool = False,
+        pace: int = PACE,
     ) -> None:
         self._dsn = dsn
         self.protected = NEVER | protected
         self.volatile_users = volatile_users
         self.scripting = scripting
+        self._turns = BoundedSemaphore(pace)
+        self._kept: dict[tuple[str, str], tuple[float, Any]] = {}
         self.users_saved = float("-inf")  # when `memory` last had this server write its users, by the monotonic clock
         try:
             redis.ConnectionPool.from_url(dsn)
         except ValueError:
             raise SettingsError("the dsn is not a redis:// URL (it is not shown: it may hold a password)") from None
+
+    def kept(self, session: "Session", name: str, read: "Callable[[Session], T]") -> T:
+        """What `read` reads of this server, at most KEPT_SECONDS ago, since the server's last start."""
+        key = (name, str(session.info("server")["run_id"]))
+        at, value = self._kept.get(key, (float("-inf"), None))
+        if time.monotonic() - at > KEPT_SECONDS:
+            at, value = time.monotonic(), read(session)
+            self._kept = {k: v for k, v in self._kept.items() if k[1] == key[1]} | {key: (at, value)}
+        found: T = value
+        return found
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """A turn to scan and to unlink: the server does one thing at a time, and its customers wait for each.
+
+        Who has waited for long goes on without it: a namespace of millions of keys must not stop all teardowns.
+        """
+        taken = self._turns.acquire(timeout=LONGEST_WAIT_SECONDS)
+        try:
+            yield
+        finally:
+            if taken:
+                self._turns.release()
 
     @contextmanager
     def connect(
@@ -133,6 +176,8 @@ def code_of(error: BaseException | None) -> str | None:
 def meaning(error: exceptions.RedisError) -> BackendError:
     """What a client's error means for the job: one bounded line without secrets."""
     code = code_of(error)
+    if code == "ERR" and _FORBIDDEN_IN_SCRIPT.search(str(error)):
+        code = "NOPERM"
     text = _SECRET.sub("(secret)", " ".join(str(error).split()))[:_MAX_TEXT]
     if code is not None and code not in text:
         text = f"{code} {text}"

@@ -9,11 +9,11 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from deprovisioner.conformance.verbs import every_verb
 from outbox.errors import Unavailable
 from tests.support.servers import OLD_POSTGRES_PROGRAMS, Servers, database_dsn
 from tests.support.sessions import WRONG_ENVIRONMENT
 from tests.support.standby import lagging
-from tests.support.verbs import every_verb
 from tests.support.witness import PgServer
 from worker.backends import Absent, Same
 from worker.backends.postgres import Postgres, session

@@ -23,7 +23,7 @@ from worker.backends.postgres import Postgres, blockers, session, waits
 from worker.run import Run
 
 
-@pytest.fixture(params=["18", "15"])
+@pytest.fixture(params=["18", pytest.param("15", marks=pytest.mark.proof)])
 def pg(request: pytest.FixtureRequest, servers: Servers) -> PgServer:
     return servers.pg if request.param == "18" else request.getfixturevalue("postgres15")
 

@@ -1,4 +1,4 @@
-"""What stands in a teardown's way, with the account that docs/production.md documents."""
+"""What stands in a teardown's way, with the account that docs/backends.md documents."""
 
 import uuid
 from contextlib import closing

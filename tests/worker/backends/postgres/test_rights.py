@@ -136,24 +136,3 @@ def test_on_15_an_account_that_inherits_nothing_and_a_role_that_replicates_are_t
         assert theirs.name not in server.roles() | server.databases()
     finally:
         theirs.clean()
-
-
-def test_a_database_that_the_account_may_not_enter_and_where_the_role_has_rights_is_told(
-    anywhere: tuple[Postgres, PgServer],
-) -> None:
-    backend, server = anywhere
-    theirs = Strangers(server)
-    elsewhere = f"n_{uuid.uuid4().hex}"
-    server.query(f"CREATE DATABASE {elsewhere}")
-    server.query(f"REVOKE CONNECT ON DATABASE {elsewhere} FROM PUBLIC")
-    server.query(f"CREATE SCHEMA s AUTHORIZATION {theirs.quoted}", database=elsewhere)
-    try:
-        with pytest.raises(Refused, match=f'GRANT CONNECT, CREATE ON DATABASE "{elsewhere}"') as refused:
-            backend.adopt(theirs.manifest, theirs.generation)
-        server.query(_statements(refused.value))
-        manifest = backend.adopt(theirs.manifest, theirs.generation)
-        backend.teardown(manifest, 1)
-        assert not server.bears(manifest)
-    finally:
-        server.query(f"DROP DATABASE {elsewhere}")
-        theirs.clean()

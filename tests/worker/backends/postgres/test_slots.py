@@ -21,7 +21,7 @@ from worker.backends import Absent
 from worker.backends.postgres import Postgres
 
 
-@pytest.fixture(params=["18", "15"])
+@pytest.fixture(params=["18", pytest.param("15", marks=pytest.mark.proof)])
 def small(request: pytest.FixtureRequest, folder: Path) -> Iterator[PgServer]:
     """A server with 20 slots, of which none is the service's own."""
     old = request.param == "15"

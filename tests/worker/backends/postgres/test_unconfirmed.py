@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from deprovisioner.conformance.verbs import every_verb
 from outbox.errors import OutOfService
 from tests.support import standby
-from tests.support.verbs import every_verb
 from tests.support.witness import PgServer, eventually, slowness
 from worker.backends import Absent, Same
 from worker.backends.postgres import Postgres, waits
 
-pytestmark = pytest.mark.parametrize("anywhere", ["18-service", "15-service"], indirect=True)
+pytestmark = pytest.mark.parametrize(
+    "anywhere", ["18-service", pytest.param("15-service", marks=pytest.mark.proof)], indirect=True
+)
 WAITS = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 LEFT = f"SELECT 1 {WAITS} UNION ALL SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"
 CANCEL = f"SELECT pg_cancel_backend(pid) {WAITS}"

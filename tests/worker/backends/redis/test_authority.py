@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import redis as client
 
+from deprovisioner.conformance.verbs import every_verb
 from outbox.errors import OutOfService, Refused, Transient, Unavailable
 from tests.support import accounts, redis_servers
 from tests.support.proxy import Proxy
-from tests.support.verbs import every_verb
 from tests.support.witness import RedisServer, an_acl_user
 from worker.backends import Absent, Different, Same
 from worker.backends.redis import Redis, identity

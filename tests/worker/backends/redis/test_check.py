@@ -75,7 +75,7 @@ def test_the_default_user_as_the_service_s_has_too_many_rights(own: RedisServer)
     assert len(found) == 1
     finding = found[0]
     assert finding.code == "rights_too_many"
-    assert "docs/production.md" in finding.mend, "not an ACL SETUSER that shuts the administrator out"
+    assert "docs/backends.md" in finding.mend, "not an ACL SETUSER that shuts the administrator out"
 
 
 @pytest.mark.parametrize("program", ["redis", "valkey"])

@@ -4,12 +4,12 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from outbox.memory import Memory
-from worker.backends import Backend, installations, keeps_memory, objects, prove, recall, remember
+from deprovisioner.sdk import Backend, Json, Memory, objects, prove
+from worker.backends import installations, keeps_memory, recall, remember
 
 
-def every_verb(backend: Backend, manifest: dict[str, Any], credentials: dict[str, Any]) -> list[Callable[[], Any]]:
-    """Each verb of the Protocol, to be called on this object."""
+def every_verb(backend: Backend, manifest: Json, credentials: Json) -> list[Callable[[], Any]]:
+    """Each verb of the Protocol, and each optional one that the backend has, to be called on this object."""
     remembered = Memory(uuid.uuid4(), 1, 1, "aa")
     memory: list[Callable[[], Any]] = [
         lambda: remember(backend, remembered),
@@ -25,7 +25,12 @@ def every_verb(backend: Backend, manifest: dict[str, Any], credentials: dict[str
         lambda: backend.release(manifest),
         lambda: prove(backend, manifest, credentials),
         lambda: prove(backend, manifest, None),
-        lambda: list(objects(backend)),
+        *([lambda: list(objects(backend))] if hasattr(backend, "objects") else ()),
         *(memory if keeps_memory(backend) else ()),
         lambda: backend.teardown(manifest, 1),
     ]
+
+
+def acting_verbs(backend: Backend) -> list[Callable[[Json], Any]]:
+    """The verbs that change an existing object."""
+    return [backend.quarantine, backend.release, lambda manifest: backend.teardown(manifest, 1)]

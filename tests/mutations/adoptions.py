@@ -1,0 +1,100 @@
+"""Guards of labels, external ids and filters, and of adoption in bulk."""
+
+from tests.mutations.cut import cut
+
+_FILTERS = "tests/outbox/test_resource_filters.py"
+_ON_POSTGRES = "tests/worker/backends/postgres/test_adopt.py"
+_ON_REDIS = "tests/worker/backends/redis/test_adopt.py"
+_OVER_HTTP = "test_external_id_and_labels_come_back_and_filter_over_http"
+
+GUARDS_OF_ADOPTIONS = (
+    *cut(
+        "outbox/labels.py",
+        "",
+        _FILTERS,
+        (
+            "labels: texts",
+            "not isinstance(value, str) or len(value) > LONGEST_VALUE or not storable",
+            "not storable",
+            _OVER_HTTP,
+        ),
+        ("labels: no colon in a key", ' or ":" in key', "", _OVER_HTTP),
+        ("labels: at most so many", "if len(labels) > MOST:", "if False:", _OVER_HTTP),
+    ),
+    *cut(
+        "outbox/queries/resources.py",
+        "",
+        _FILTERS,
+        (
+            "filters: labels by their index",
+            """ + [column.labels != sa.text("'{}'")]""",
+            "",
+            "test_each_filter_reads_a_page_and_not_the_table",
+        ),
+        ("filters: each label", "for pair in self.labels]", "for pair in self.labels[:1]]", _OVER_HTTP),
+        ("filters: not adopted", "flag if wanted else sa.not_(flag)", "flag", _OVER_HTTP),
+    ),
+    *cut(
+        "migrations/versions/0017_adoption_at_scale.py",
+        "",
+        _FILTERS,
+        (
+            "resources_external_id",
+            '"WHERE external_id IS NOT NULL AND status NOT IN',
+            "\"WHERE name = '' AND status NOT IN",
+            "test_an_external_id_belongs_to_one_resource_of_a_tenant_that_is_there",
+        ),
+        (
+            "resources_labels_object",
+            "jsonb_typeof(labels) = 'object'",
+            "true",
+            "test_the_database_itself_takes_labels_only_as_an_object",
+        ),
+    ),
+    *cut(
+        "worker/backends/postgres/adopt.py",
+        "",
+        _ON_POSTGRES,
+        (
+            "adopt on postgres: a role of several databases",
+            "    if others:",
+            "    if False:",
+            "test_a_role_that_another_database_needs_does_not_die_with_this_one[a right on it]",
+        ),
+        (
+            "unmark on postgres: quarantine",
+            "        if _in_quarantine(state, manifest):\n",
+            "        if False:\n",
+            "test_a_release_takes_no_mark_off_what_is_not_the_manifests",
+        ),
+        (
+            "unmark on postgres: not the manifest's",
+            "if not is_ours or found.name != name:",
+            "if False:",
+            "test_a_release_takes_no_mark_off_what_is_not_the_manifests",
+        ),
+    ),
+    *cut(
+        "worker/backends/redis/adopt.py",
+        "",
+        _ON_REDIS,
+        (
+            "adopt on redis: a prefix around a lost user's",
+            'known = session.server.kept(session, "prefixes", _marked_prefixes)',
+            "known: list[str] = []",
+            "test_a_prefix_around_one_whose_user_is_lost_is_still_taken",
+        ),
+        (
+            "unmark on redis: a renamed user",
+            "if bearers := identity.users_with(session, identity.channel(manifest)):",
+            "if bearers := []:",
+            "test_a_release_takes_no_mark_off_what_is_not_the_manifests",
+        ),
+        (
+            "unmark on redis: its other channels",
+            '"resetchannels", *others)',
+            '"resetchannels")',
+            "test_a_release_leaves_user_and_keys_as_they_were",
+        ),
+    ),
+)
