@@ -111,12 +111,6 @@ GUARDS_OF_RABBITMQ = (
         "        turn = Turn(session, manifest)\n        still()\n        vhost",
         QUARANTINE,
         (
-            "rabbitmq: the first quarantine's note",
-            "if marks.note(marks.of(vhost)) is None:",
-            "if True:",
-            "test_a_quarantine_that_is_killed_anywhere_is_released_to_what_was_there",
-        ),
-        (
             "rabbitmq: other users of the vhost",
             '        session.put("vhost-limits", manifest["vhost"], LIMIT, value=0)\n',
             "",

@@ -1,4 +1,4 @@
-"""A RabbitMQ node for the session, a backend on it, and a vhost that it provisioned."""
+"""A backend on the session's RabbitMQ node, and a vhost that it provisioned."""
 
 import http.server
 import threading
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from tests.support import rabbitmq_servers
 from tests.support.rabbitmq_servers import RabbitmqServer
 from worker.backends.rabbitmq import Rabbitmq
 
@@ -16,10 +15,9 @@ Provisioned = tuple[dict[str, Any], dict[str, Any]]
 Answers = Callable[..., str]
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[RabbitmqServer]:
-    with rabbitmq_servers.running() as started:
-        yield started
+@pytest.fixture
+def server(rabbitmq_server: RabbitmqServer) -> RabbitmqServer:
+    return rabbitmq_server
 
 
 @pytest.fixture
