@@ -122,7 +122,8 @@ def one_at_a_time(db: Connection) -> Iterator[None]:
 
 _OTHER_KIND = text("""
     SELECT kind FROM resources
-     WHERE backend = ANY(CAST(:backends AS text[])) AND status NOT IN ('deleted', 'released') AND kind <> :kind LIMIT 1""")
+     WHERE backend = ANY(CAST(:backends AS text[])) AND status NOT IN ('deleted', 'released')
+       AND kind <> :kind LIMIT 1""")
 _HOLDS = text("""
     SELECT id FROM holds WHERE released_at IS NULL AND scope = 'backend' AND subject = :before AND cause <> 'rebind'
      ORDER BY id LIMIT 1""")

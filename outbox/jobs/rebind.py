@@ -21,7 +21,8 @@ _REBIND = text(f"""
         UPDATE resources SET manifest = asked.is_now, backend = :backend
           FROM jsonb_to_recordset(CAST(:asked AS jsonb)) AS asked (id uuid, was jsonb, is_now jsonb)
           JOIN resources AS before ON before.id = asked.id
-         WHERE resources.id = asked.id AND resources.manifest = asked.was AND resources.status NOT IN ('deleted', 'released')
+         WHERE resources.id = asked.id AND resources.manifest = asked.was
+           AND resources.status NOT IN ('deleted', 'released')
            AND EXISTS (SELECT FROM holds
                         WHERE cause = 'rebind' AND scope = 'backend' AND subject = :backend AND released_at IS NULL)
            AND NOT EXISTS (SELECT FROM outbox

@@ -12,8 +12,8 @@ GUARDS_OF_REBIND = (
         _TESTS,
         (
             "rebind: the manifest as it was compared",
-            "resources.manifest = asked.was AND ",
-            "",
+            "AND resources.manifest = asked.was\n",
+            "\n",
             "test_a_manifest_that_changed_since_it_was_compared_is_left_and_the_hold_stays_for_the_next_run",
         ),
         (
