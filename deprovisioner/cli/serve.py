@@ -6,20 +6,21 @@ from pathlib import Path
 import click
 
 from deprovisioner.cli.shell import WORDS, as_json_option, example, main
+from deprovisioner.up import FURTHER
 from outbox.errors import BadRequest
-
-FURTHER_KINDS = ("mysql", "rabbitmq", "s3", "webhook")
 
 
 def _kinds(words: str) -> list[str]:
     kinds = [word.strip() for word in words.split(",") if word.strip()]
-    if unknown := [kind for kind in kinds if kind not in FURTHER_KINDS]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(FURTHER_KINDS)}")
+    if unknown := [kind for kind in kinds if kind not in FURTHER]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(FURTHER)}")
     return kinds
 
 
 @main.command(
-    epilog=example("deprovisioner up --home /tmp/try --port 9000 --workers 2", "deprovisioner up --with mysql,s3")
+    epilog=example(
+        "deprovisioner up --home /tmp/try --port 9000 --workers 2", f"deprovisioner up --with {','.join(FURTHER)}"
+    )
 )
 @click.option(
     "--home", type=click.Path(path_type=Path), help="Where data, logs and `env` live.  [default: .deprovisioner]"
@@ -32,7 +33,7 @@ def _kinds(words: str) -> list[str]:
     metavar="KIND,...",
     callback=lambda _context, _option, value: _kinds(value),
     default="",
-    help="Backends of further kinds too, which the home keeps: mysql, rabbitmq, s3, webhook.",
+    help=f"Backends of further kinds too, which the home keeps: {', '.join(FURTHER)}.",
 )
 def up(home: Path | None, port: int | None, workers: int, kinds: list[str]) -> None:
     """Start everything on this machine and serve until Ctrl-C.

@@ -6,8 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deprovisioner.cli.serve import FURTHER_KINDS
-from deprovisioner.up import further, servers
+from deprovisioner.up import FURTHER, further, servers
 from tests.support import forked
 from tests.support.api import create, until
 from tests.support.processes import descendants
@@ -15,7 +14,7 @@ from tests.support.up import Running, clean_environment
 
 
 def test_the_option_knows_each_kind_and_names_what_it_does_not_know() -> None:
-    assert tuple(further.KINDS) == FURTHER_KINDS
+    assert tuple(further.KINDS) == FURTHER
     wrong = forked.run(("up", "--with", "s3,oracle"), clean_environment())
     assert wrong.returncode == 2
     assert "'oracle' is none of mysql, rabbitmq, s3, webhook" in wrong.stderr
