@@ -78,7 +78,7 @@ def _against(session: Session, state: State, manifest: Json) -> Iterator[Finding
     yield from _taken(session, state, manifest)
     if len(state.comment) + 1 + len(mark("")) + 36 > COMMENT_CHARACTERS:
         yield Finding("refused", f"the comment of schema {database!r} is too long: no mark fits behind it", "")
-    if statement := rights.missing(session, database):
+    if statement := rights.missing(session, database, state.grants):
         yield Finding("right_missing", f"the service's account may not manage schema {database!r}", statement)
     if user is not None:
         yield from _reaching(session, state, manifest)

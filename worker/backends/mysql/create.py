@@ -14,13 +14,15 @@ from worker.backends.mysql.identity import State
 from worker.backends.mysql.session import INSPECT_SECONDS, Server, Session
 
 HOST = "%"  # from where a customer's user may log in
+# Without `_` and `%`: a grant on such a name, typed by hand without escapes, would match neighbours.
+PREFIX = "deprov"
 
 
 def plan(server: Server, public: Public, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
     """Names from the resource's UUID, whole. Some clients take 32 characters of a user's name, so that is all of it."""
     with server.connect(seconds=INSPECT_SECONDS) as session:
         manifest = KIND.manifest(
-            database=f"db_{resource_id.hex}",
+            database=f"{PREFIX}{resource_id.hex}",
             user=resource_id.hex,
             generation=str(generation),
             server=registry.identify(session),

@@ -11,11 +11,12 @@ from outbox.rows import Json
 from worker.backends import IN_QUARANTINE, MarkedObject, Observation, Same, mark
 from worker.backends.fleet import UnmarkedObject
 from worker.backends.mysql import identity, registry
+from worker.backends.mysql.create import PREFIX
 from worker.backends.mysql.names import literal
 from worker.backends.mysql.session import NEVER_SCHEMAS, Server, Session
 
 PARTS = 20  # of one mark, so many parts are looked at; a schema, a user and its role are three
-_OF_A_RESOURCE = re.compile(r"(?:db_)?([0-9a-f]{32})")
+_OF_A_RESOURCE = re.compile(rf"(?:{PREFIX})?([0-9a-f]{{32}})")
 _MARKED = """
     SELECT p.generation, p.what, p.name, p.host, o.`database`, o.user, o.closed IS NOT NULL
       FROM (SELECT CONVERT(SUBSTRING(SCHEMA_COMMENT, LOCATE({mark}, SCHEMA_COMMENT) + {length}) USING utf8mb4)
