@@ -41,8 +41,7 @@ def _version(session: Session) -> Iterator[Finding]:
 
 
 def _rights(session: Session) -> Iterator[Finding]:
-    ((me,),) = session.ask("SELECT CURRENT_USER()")
-    account = names.account(*str(me).rpartition("@")[::2])
+    account = names.account(*session.me())
     granted = {
         word.strip()
         for (line,) in session.ask("SHOW GRANTS")

@@ -15,7 +15,7 @@ from worker.backends.mysql.session import INSPECT_SECONDS, Server, Session
 
 HOST = "%"  # from where a customer's user may log in
 # Without `_` and `%`: a grant on such a name, typed by hand without escapes, would match neighbours.
-PREFIX = "deprov"
+PREFIX = "dpdb"
 
 
 def plan(server: Server, public: Public, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
@@ -77,12 +77,12 @@ def mark_user(session: Session, state: State, manifest: Json) -> None:
     bare = [account for account in state.named(manifest) if not account.marked]
     if not bare:
         return
-    role = names.identifier(mark(manifest["generation"]))
+    role, me = names.identifier(mark(manifest["generation"])), names.account(*session.me())
     if not state.role:
-        session.execute(f"CREATE ROLE {role}")
+        session.execute(f"CREATE ROLE {role} WITH ADMIN {me}")
     for account in bare:
         session.execute(f"GRANT {role} TO {names.account(account.user, account.host)}")
-    session.execute(f"REVOKE {role} FROM CURRENT_USER")
+    session.execute(f"REVOKE {role} FROM {me}")  # by name: CURRENT_USER is nobody in a replica, and stops it
 
 
 def must_be_right_server(session: Session, manifest: Json) -> None:

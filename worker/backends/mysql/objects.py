@@ -40,7 +40,7 @@ _UNMARKED = """
              ON BINARY t.database_name = BINARY s.SCHEMA_NAME
       LEFT JOIN (SELECT REPLACE(REPLACE(REPLACE(Db, '\\\\_', '_'), '\\\\%', '%'), '\\\\\\\\', '\\\\') AS name,
                         COUNT(DISTINCT User) AS users, MIN(User) AS user
-                   FROM mysql.db WHERE Host <> '' GROUP BY 1) AS g
+                   FROM mysql.db WHERE Host <> '' AND User <> {me} GROUP BY 1) AS g
              ON BINARY g.name = BINARY s.SCHEMA_NAME
       LEFT JOIN {records} AS o ON BINARY o.`database` = BINARY s.SCHEMA_NAME
      WHERE s.SCHEMA_NAME NOT IN ({never}) AND s.SCHEMA_COMMENT NOT LIKE {like} AND o.generation IS NULL"""
@@ -77,6 +77,7 @@ def _filled(statement: str, session: Session, here: str | None) -> str:
     words = {
         "mark": literal(mark("")),
         "length": str(len(mark(""))),
+        "me": literal(session.server.address.user),
         "like": literal(f"%{mark('')}%"),
         "records": _NO_RECORDS if here is None else f"{session.own}.objects",
         "never": ", ".join(map(literal, sorted(NEVER_SCHEMAS | {session.server.address.schema}))),

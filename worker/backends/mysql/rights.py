@@ -93,8 +93,7 @@ def missing(session: Session, database: str, others: Iterable[Grant]) -> str | N
     pattern, which only an account can take that has its rights on the same pattern.
     """
     wild = any(grant.pattern == database != names.pattern(database) for grant in others)
-    ((me,),) = session.ask("SELECT CURRENT_USER()")
-    user, _, host = str(me).rpartition("@")
+    user, host = session.me()
     where = "User = %s AND Host = %s AND " + ("%s = Db" if wild else "%s LIKE Db")
     granted = _schema_grants(session, where, user, host, database)
     if any(grant.option and set(ALL) <= set(grant.privileges) for grant in granted):

@@ -59,7 +59,7 @@ def test_other_users_keep_no_rights_on_a_schema_that_could_be_made_again(
         f"GRANT INSERT ON `{database}`.* TO r{name}",
         f"GRANT SELECT (n), UPDATE (n, m) ON `{database}`.t TO {name} WITH GRANT OPTION",
         f"GRANT EXECUTE ON FUNCTION `{database}`.f TO {name}",
-        f"GRANT SELECT ON `deprov%`.* TO r{name}",
+        f"GRANT SELECT ON `dpdb%`.* TO r{name}",
     )
     backend.teardown(provisioned, 1)
     assert not server.bears(provisioned)
