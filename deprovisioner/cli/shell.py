@@ -30,7 +30,7 @@ T = TypeVar("T")
 _MODULES = {
     "api": ["serve"],
     "audit": ["audit"],
-    "backends": ["backends"],
+    "backends": ["backends", "rebind"],
     "breakers": ["breakers"],
     "demo": ["serve"],
     "doctor": ["doctor"],
