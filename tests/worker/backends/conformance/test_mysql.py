@@ -1,4 +1,4 @@
-"""The conformance suite on MariaDB, with the documented account."""
+"""The conformance suite on MariaDB 10.11, with the documented account."""
 
 from collections.abc import Iterator
 
