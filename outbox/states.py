@@ -95,12 +95,15 @@ class HoldCause(StrEnum):
     """Who engaged a hold. An operator's hold stops all jobs in its scope but restores, a brake's only teardowns.
 
     `rewound`: a worker found that the control database went back in time. It stops everything, and only a recovery
-    ends it.
+    ends it. `rebind`: `backends rebind` is at work; it stops all jobs of its backend, restores too. `retired`: the
+    backend's server is gone; the same.
     """
 
     OPERATOR = "operator"
     BRAKE = "brake"
     REWOUND = "rewound"
+    REBIND = "rebind"
+    RETIRED = "retired"
 
 
 class OperationKind(StrEnum):

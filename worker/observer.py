@@ -26,10 +26,11 @@ def inspect(look: Inspection, backend: Backend) -> tuple[Found, Json]:
     """What is there now. Never raises: a backend that cannot be inspected is an answer too."""
     if look.manifest is None:
         return Found.ABSENT, {"never_made": True}
-    if not backend.observable:
-        return Found.UNOBSERVABLE, {}
+    asked = Intake(backend)
     try:
-        match Intake(backend).inspect(look.manifest):
+        if not asked.observable:
+            return Found.UNOBSERVABLE, {}
+        match asked.inspect(look.manifest):
             case Absent(seen=seen):
                 return Found.ABSENT, seen
             case Same(seen=seen):

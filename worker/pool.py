@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from outbox import audit, db, doorbell, jobs, operations
@@ -20,7 +21,7 @@ from outbox.logs import log
 from outbox.observations import Inspection
 from outbox.rows import Claim
 from worker import adoptions, observer
-from worker.backends import Backend
+from worker.backends import Backend, fleet
 from worker.claiming import Claimer
 from worker.listening import Listener
 from worker.memory import Memories
@@ -196,19 +197,23 @@ class Pool:
 
     def _run_job(self, claim: Claim) -> None:
         try:
-            Run(
-                claim,
-                self._served[claim.backend].backend,
-                worker=self._worker,
-                batches=self._batches,
-                memories=self._memories,
-            )()
+            with fleet.hearing(partial(self._state.note_progress, claim)):
+                self._carry_out(claim)
         except Exception:  # noqa: BLE001 - a bug, or no database for long: the lease passes, and a sweep takes over
             log.exception("run_failed", job_id=claim.id, fence=claim.fence, actor=self._worker)
         finally:
             self._state.remove_job(claim)
         # A probe that succeeded has opened its backend to all slots.
         self._refill(may_have_more=claim.probing)
+
+    def _carry_out(self, claim: Claim) -> None:
+        Run(
+            claim,
+            self._served[claim.backend].backend,
+            worker=self._worker,
+            batches=self._batches,
+            memories=self._memories,
+        )()
 
     def _inspect(self, look: Inspection) -> None:
         self._state.add_inspection(look)
@@ -239,7 +244,7 @@ class Pool:
         if not claims:
             return
         with db.statement() as session:
-            kept = jobs.heartbeat(session, claims)
+            kept = jobs.heartbeat(session, claims, self._state.progress_of(claims))
         for claim in claims:
             if claim.id not in kept and claim in self._state.held_claims():
                 log.warning("lease_lost", job_id=claim.id, fence=claim.fence, actor=self._worker)

@@ -31,7 +31,7 @@ _MODULES = {
     "adopt": ["adopt"],
     "api": ["serve"],
     "audit": ["audit"],
-    "backends": ["backends"],
+    "backends": ["backends", "rebind"],
     "breakers": ["breakers"],
     "demo": ["serve"],
     "doctor": ["doctor"],

@@ -8,7 +8,7 @@ KIND = Kind(
     fields=(
         Field("external", text(), "the provisioner's own name for it", required=True),
         Field("generation", uuid_text, "which resource's it is; the provisioner keeps it with the object"),
-        Field("server", text(), "the provisioner's identity"),
+        Field("server", text(), "the provisioner's identity: what its capabilities document calls `server`"),
     ),
     example={"external": "orders-7"},
 )

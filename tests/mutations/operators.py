@@ -282,7 +282,7 @@ OPERATORS = (
         OBSERVES,
         (
             "looks: the unobservable",
-            "if not backend.observable:",
+            "if not asked.observable:",
             "if False:",
             "test_an_unobservable_backend_is_not_inspected",
         ),

@@ -94,8 +94,12 @@ def always() -> None:
 class Backend(Protocol):
     """One configured server. Methods raise Unavailable, Transient or Refused; no transaction is open while they run."""
 
-    # Whether `inspect` shows after a crash if the teardown took effect.
-    observable: bool
+    @property
+    def observable(self) -> bool:
+        """Whether `inspect` shows after a crash if the teardown took effect; a class attribute, where it never changes.
+
+        Asked once an attempt, before anything else. It may raise Unavailable.
+        """
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
         """Names, secrets and the server's identity for a new object; changes nothing on the server."""

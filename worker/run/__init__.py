@@ -39,6 +39,7 @@ from outbox.logs import log
 from outbox.rows import Claim, Json, StartMark
 from outbox.states import JobKind, Step, StuckReason
 from worker.backends import Backend
+from worker.backends.caller import calling
 from worker.intake import Intake
 from worker.memory import Memories
 from worker.run.deprovision import Batches, deprovision
@@ -90,6 +91,10 @@ class Run:
 
     def __call__(self) -> None:
         """Run the job. It ends in a transition; without a control database, in a lease that passes."""
+        with calling(self.claim.id, self.claim.fence):
+            self._carry_out()
+
+    def _carry_out(self) -> None:
         try:
             match self.claim.kind:
                 case JobKind.DEPROVISION:
