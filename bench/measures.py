@@ -41,10 +41,11 @@ SLEEP_MS = 5
 LIST_RUNS = 4
 Figures = dict[str, float]
 
-# Only a superuser can do this: the product's triggers forbid the removal of events, jobs and resources.
+# Only a superuser can do this: the product's triggers forbid the removal of events, jobs and resources. What is left is
+# a new installation: the broker and the backends remember the old one, whose events are gone.
 _EMPTY = """
     SET session_replication_role = replica;
-    TRUNCATE resources, outbox, events, breakers, holds;
+    TRUNCATE resources, outbox, events, breakers, holds, memories, installation;
     RESET session_replication_role"""
 _SEED = f"""
     INSERT INTO resources (id, tenant, kind, backend, name, status, generation, manifest, activated_at, expires_at)

@@ -13,7 +13,7 @@ _MOVES = {
     "resources": "status, protected, manifest, credentials, activated_at, deleted_at, purged_at, expires_at, purge_at, "
     "grace_seconds, snapshot",
     "outbox": "state, stuck_reason, fence, attempts, available_at, lane, claimed_by, lease_expires_at, started_fence, "
-    "forced_fence, last_error, finished_at, held_by, step, started_step",
+    "forced_fence, last_error, finished_at, held_by, step, started_step, progress",
 }
 # Rows of evidence are added, and never changed or removed. The role has no right on a table that is missing here.
 RIGHTS = {

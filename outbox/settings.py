@@ -224,6 +224,8 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sslmode": (lambda value: value in SSL_MODES, f"one of {', '.join(SSL_MODES)}"),
     # How many sessions the role of a new database may have.
     "connection_limit": (lambda value: type(value) is int and 1 <= value <= 10_000, "a whole number from 1 to 10000"),
+    # How many of its objects are destroyed at once, for the sake of the server's other customers.
+    "pace": (lambda value: type(value) is int and 1 <= value <= 100, "a whole number from 1 to 100"),
     # Customers of a Redis may run scripts, and so stop the server.
     "scripting": (lambda value: type(value) is bool, "true or false"),
     # Provisions are allowed on a Redis that forgets its ACL users at a restart.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from outbox import audit, db, doorbell, jobs, operations
@@ -19,8 +20,8 @@ from outbox.events import Event, emit
 from outbox.logs import log
 from outbox.observations import Inspection
 from outbox.rows import Claim
-from worker import observer
-from worker.backends import Backend
+from worker import adoptions, observer
+from worker.backends import Backend, fleet
 from worker.claiming import Claimer
 from worker.listening import Listener
 from worker.memory import Memories
@@ -84,9 +85,10 @@ class Pool:
         return {name: one.backend for name, one in self._served.items()}
 
     def start(self) -> None:
-        """Begin to extend leases, to sweep, to advance operations, and to wait at the doorbell."""
+        """Begin to extend leases, to sweep, to advance operations, to inspect for them, and to wait at the doorbell."""
         self._loops.append(self._memories.keep_comparing(self._sweep_seconds, self._is_over))
         loops = {"heartbeat": self._keep_leases, "sweep": self._keep_sweeping, "operations": self._keep_advancing}
+        loops["adoptions"] = self._keep_inspecting
         for name, loop in loops.items():
             self._loops.append(threading.Thread(target=loop, name=name, daemon=True))
             self._loops[-1].start()
@@ -195,19 +197,23 @@ class Pool:
 
     def _run_job(self, claim: Claim) -> None:
         try:
-            Run(
-                claim,
-                self._served[claim.backend].backend,
-                worker=self._worker,
-                batches=self._batches,
-                memories=self._memories,
-            )()
+            with fleet.hearing(partial(self._state.note_progress, claim)):
+                self._carry_out(claim)
         except Exception:  # noqa: BLE001 - a bug, or no database for long: the lease passes, and a sweep takes over
             log.exception("run_failed", job_id=claim.id, fence=claim.fence, actor=self._worker)
         finally:
             self._state.remove_job(claim)
         # A probe that succeeded has opened its backend to all slots.
         self._refill(may_have_more=claim.probing)
+
+    def _carry_out(self, claim: Claim) -> None:
+        Run(
+            claim,
+            self._served[claim.backend].backend,
+            worker=self._worker,
+            batches=self._batches,
+            memories=self._memories,
+        )()
 
     def _inspect(self, look: Inspection) -> None:
         self._state.add_inspection(look)
@@ -238,7 +244,7 @@ class Pool:
         if not claims:
             return
         with db.statement() as session:
-            kept = jobs.heartbeat(session, claims)
+            kept = jobs.heartbeat(session, claims, self._state.progress_of(claims))
         for claim in claims:
             if claim.id not in kept and claim in self._state.held_claims():
                 log.warning("lease_lost", job_id=claim.id, fence=claim.fence, actor=self._worker)
@@ -261,6 +267,15 @@ class Pool:
             with self._failure_logged("operation_step_failed"):
                 wait = self.advance()
             self._ended.wait(self._sweep_seconds if wait is None else max(wait, SHORTEST_PAUSE_SECONDS))
+
+    def _keep_inspecting(self) -> None:
+        """Inspect what an adoption's preview lists."""
+        while not self._state.stopping:
+            taken = 0
+            with self._failure_logged("adoptions_failed"):
+                taken = adoptions.inspect_some(self.backends, worker=self._worker)
+            if not taken:
+                self._ended.wait(self._sweep_seconds)
 
     @contextmanager
     def _failure_logged(self, event: str, **words: Any) -> Iterator[None]:

@@ -3,11 +3,14 @@
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from threading import Condition, Lock
 
 from outbox.jobs import CROWDED
 from outbox.observations import Inspection
-from outbox.rows import Claim
+from outbox.rows import Claim, Json
+from worker.backends.fleet import Progress
 
 # Where no inspection could be taken, each job that ends would cost a round trip that asks again.
 INSPECTION_PAUSE_SECONDS = 0.5
@@ -34,6 +37,8 @@ class PoolState:
         # The jobs that have a slot, by job and fence: a job whose claim was lost may be claimed again meanwhile.
         # The claiming thread adds a job; the job's thread removes it.
         self._jobs: dict[tuple[int, int], Claim] = {}
+        # What the verbs of these jobs have told last of their progress. A job's thread tells; its heartbeat reads.
+        self._progress: dict[tuple[int, int], Progress] = {}
         # The inspections that have a slot. The claiming thread adds one; the inspection's thread removes it.
         self._inspections: list[Inspection] = []
 
@@ -190,7 +195,19 @@ class PoolState:
         """Free the slot of a job that has ended."""
         with self._thread_ended:
             del self._jobs[claim.id, claim.fence]
+            self._progress.pop((claim.id, claim.fence), None)
             self._thread_ended.notify_all()
+
+    def note_progress(self, claim: Claim, progress: Progress) -> None:
+        """How far the verb of a job has come."""
+        with self._thread_ended:
+            self._progress[claim.id, claim.fence] = progress
+
+    def progress_of(self, claims: Sequence[Claim]) -> dict[int, Json]:
+        """By job, how far the verbs of these claims have come, those that told."""
+        with self._thread_ended:
+            told = {claim.id: self._progress.get((claim.id, claim.fence)) for claim in claims}
+        return {id: asdict(one) for id, one in told.items() if one is not None}
 
     def add_inspection(self, look: Inspection) -> None:
         """Give an inspection its slot."""

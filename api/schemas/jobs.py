@@ -212,6 +212,15 @@ class SnapshotOut(BaseModel):
         return cls(**{name: getattr(row, name) for name in cls.model_fields})
 
 
+class ProgressOut(BaseModel):
+    """So many of what `what` counts, such as `keys`, are done; `total` is null where nobody knows it."""
+
+    fence: Annotated[int, Field(description="which attempt's it is")]
+    done: int
+    total: int | None
+    what: str
+
+
 class JobStoryOut(JobOut):
     """A job, and everything that happened to it."""
 
@@ -229,6 +238,9 @@ class JobStoryOut(JobOut):
     ]
     due_seconds: int | None
     lease_expires_at: Annotated[dt.datetime | None, Field(description="until when a running job's claim holds")]
+    progress: Annotated[
+        ProgressOut | None, Field(description="how far the verb of an attempt had come when its worker last told")
+    ]
     stuck_since: dt.datetime | None
     approvals: Annotated[
         list[ApprovalOut], Field(description="forced actions that wait for a second operator; for operators only")
@@ -254,6 +266,7 @@ class JobStoryOut(JobOut):
             breaker=BreakerOut(**vars(story.breaker)) if story.breaker and to_operator else None,
             due_seconds=story.due_seconds,
             lease_expires_at=story.lease_expires_at,
+            progress=None if story.progress is None else ProgressOut(**story.progress),
             stuck_since=story.stuck_since,
             approvals=[ApprovalOut.of(approval) for approval in story.approvals if to_operator],
             last_look=ObservationOut.of(story.last_look) if story.last_look and to_operator else None,

@@ -7,6 +7,7 @@ import click
 from deprovisioner.cli.shell import cell, print_fields, print_table
 from outbox import advice
 from outbox.queries import Approval, Attempt, Hold, JobStory
+from outbox.rows import Json
 from outbox.snapshots import Snapshot
 from outbox.states import BreakerState, ForcedAction, JobState, Step
 
@@ -57,6 +58,11 @@ def tell(story: JobStory) -> None:
     print_table([vars(event) for event in story.events], ("at", "event", "fence", "actor", "reason", "detail"))
 
 
+def _so_far(progress: Json) -> str:
+    of = "" if progress["total"] is None else f" of {progress['total']:,}"
+    return f"{progress['done']:,}{of} {progress['what']}"
+
+
 def _tell_snapshot(one: Snapshot) -> None:
     size = f"{(one.bytes or 0) / 1e6:.1f} MB"
     if one.verified_at is not None:
@@ -71,9 +77,12 @@ def _state(story: JobStory) -> str:
         case JobState.PENDING:
             return f"pending: {_quarantine(story)}{_waits_for(story)}"
         case JobState.RUNNING:
+            came = story.progress if story.progress and story.progress["fence"] == job.fence else None
+            far = "" if came is None else f" It has come to {_so_far(came)}."
             return (
                 f"running, with fence {job.fence}; the last attempt below names the worker. Its lease lasts until "
-                f"{cell(story.lease_expires_at)}, the worker extends it; after that another worker takes the job over"
+                f"{cell(story.lease_expires_at)}, the worker extends it; after that another worker takes the job over."
+                f"{far}"
             )
         case JobState.STUCK:
             why = "" if job.stuck_reason is None else f", {job.stuck_reason}: {advice.means(job.stuck_reason)}"

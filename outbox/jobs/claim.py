@@ -10,7 +10,7 @@ from outbox.db import prepared
 from outbox.errors import Busy, ClaimLost
 from outbox.events import Event
 from outbox.jobs._sql import _EVENT, _OURS, _event, _still_ours
-from outbox.rows import Claim
+from outbox.rows import Claim, Json
 from outbox.states import JobKind, Step
 
 # `other.claimed_by IS NOT NULL` means running (a CHECK). With `state = 'running'` the planner would use the index of
@@ -194,15 +194,20 @@ def _claims(rows: Iterable[Row[Any]]) -> list[Claim]:
 _EXTEND = f"""
     WITH {_OURS}
     UPDATE outbox
-       SET lease_expires_at = now() + :lease
+       SET lease_expires_at = now() + :lease, progress = coalesce(CAST(ours.detail AS jsonb), progress)
       FROM ours WHERE outbox.id = ours.id
  RETURNING"""
 _HEARTBEAT = prepared(f"{_EXTEND} outbox.id")
 
 
-def heartbeat(db: Connection, claims: Sequence[Claim]) -> set[int]:
-    """Extend the leases of these claims in one statement; returns the ids of the jobs that are still ours."""
-    rows = db.execute(_HEARTBEAT, _still_ours([(claim, None) for claim in claims]) | {"lease": settings.get().lease})
+def heartbeat(db: Connection, claims: Sequence[Claim], progress: Mapping[int, Json] | None = None) -> set[int]:
+    """Extend the leases of these claims in one statement; returns the ids of the jobs that are still ours.
+
+    `progress`: by job, how far its verb has come: `{done, total, what}`.
+    """
+    told = progress or {}
+    asked = [(claim, {"fence": claim.fence, **told[claim.id]} if claim.id in told else None) for claim in claims]
+    rows = db.execute(_HEARTBEAT, _still_ours(asked) | {"lease": settings.get().lease})
     return set(rows.scalars())
 
 

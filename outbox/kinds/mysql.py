@@ -1,19 +1,19 @@
-"""MariaDB and MySQL: a schema and the user that opens it."""
+"""MariaDB: a schema and the user that opens it."""
 
 from outbox.kinds.fields import Field, Kind, text, uuid_text
-
-_NAME = text(64)
 
 KIND = Kind(
     name="mysql",
     about="a schema and the user that opens it",
     fields=(
-        Field("database", _NAME, "the schema's name", required=True),
-        Field("user", text(80), "the user that opens it, without a host; dropped with it"),
+        Field("database", text(64), "the schema's name, exactly as the server shows it", required=True),
+        Field("user", text(128), "the user that opens it, at every host; dropped with it"),
         Field(
-            "generation", uuid_text, "which resource's it is; the table `deprovisioner_generation` of the schema has it"
+            "generation",
+            uuid_text,
+            "which resource's it is; the schema's comment ends with it, and the user has a role with it",
         ),
-        Field("server", text(), "the server's identity"),
+        Field("server", text(), "the server's identity, from the service's own schema"),
     ),
     example={"database": "orders", "user": "orders_app"},
 )

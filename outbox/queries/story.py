@@ -36,10 +36,11 @@ class JobStory:
 
     `purge_at`: its resource is not destroyed before; None while the resource is not being deleted.
     `snapshots` are those of its attempts that are in their store; `bytes` of one grows while it is being taken.
-    `holds` are the holds in force that cover the job: while there is one, the job does not start. `approvals` are the
-    proposals that wait for a second operator. Only for a running job: `lease_expires_at`. Only for a pending job:
-    `breaker`, its backend's; `due_seconds`, how long it has been due by the database's clock. Only for a stuck job:
-    `stuck_since`; `last_look`, the last inspection at this fence.
+    `holds` are the holds in force that cover the job: while there is one, the job does not start. `approvals` are
+    the proposals that wait for a second operator. `progress`: how far the verb of an attempt has come, as its
+    worker last told: `{fence, done, total, what}`. Only for a running job: `lease_expires_at`. Only for a pending
+    job: `breaker`, its backend's; `due_seconds`, how long it has been due by the database's clock. Only for a stuck
+    job: `stuck_since`; `last_look`, the last inspection at this fence.
     """
 
     job: Job
@@ -54,6 +55,7 @@ class JobStory:
     breaker: "Breaker | None"
     due_seconds: int | None
     lease_expires_at: dt.datetime | None
+    progress: Json | None
     stuck_since: dt.datetime | None
     approvals: list[Approval]
     last_look: Observation | None
@@ -64,7 +66,7 @@ _STORY = text(f"""
            resources.purge_at,
            CASE WHEN job.state = 'pending' AND available_at <= now()
                 THEN CAST(floor(extract(epoch FROM now() - available_at)) AS bigint) END AS due_seconds,
-           job.lease_expires_at
+           job.lease_expires_at, job.progress
       FROM outbox AS job JOIN resources ON resources.id = job.resource_id
      WHERE job.id = :id AND (CAST(:tenant AS text) IS NULL OR resources.tenant = :tenant)""")
 _EVENTS = text(f"SELECT {columns(Evidence, 'event')} FROM events AS event WHERE job_id = :id ORDER BY id")
@@ -99,6 +101,7 @@ def job_story(db: Connection, job_id: int, *, tenant: str | None = None) -> JobS
         breaker=next(iter(list_breakers(db, job.backend)), None) if job.state is JobState.PENDING else None,
         due_seconds=row.due_seconds,
         lease_expires_at=row.lease_expires_at,
+        progress=row.progress,
         stuck_since=since if stuck else None,
         approvals=approvals.proposals(db, job_id, fence=job.fence) if job.finished_at is None else [],
         last_look=observations.last(db, job_id, fence=job.fence) if stuck else None,

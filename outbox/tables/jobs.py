@@ -1,6 +1,7 @@
 """The outbox: one row for each job."""
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
 
 from outbox.states import (
     JobKind,
@@ -41,6 +42,8 @@ outbox = sa.Table(
     sa.Column("started_step", sa.Text),
     # Whether the teardown destroys nothing before it has a snapshot that was seen to restore.
     sa.Column("needs_snapshot", sa.Boolean, nullable=False, server_default=sa.false()),
+    # How far the verb of an attempt has come, as its worker last told: `{fence, done, total, what}`.
+    sa.Column("progress", JSONB),
     sa.CheckConstraint(one_of("kind", JobKind), name="outbox_kind_known"),
     sa.CheckConstraint(one_of("state", JobState), name="outbox_state_known"),
     sa.CheckConstraint(one_of("stuck_reason", StuckReason), name="outbox_stuck_reason_known"),

@@ -17,6 +17,8 @@ from tests.mutations.operations import GUARDS_OF_OPERATIONS
 from tests.mutations.operators import OPERATORS
 from tests.mutations.outcomes import OUTCOMES
 from tests.mutations.postgres import GUARDS_OF_POSTGRES
+from tests.mutations.rabbitmq import GUARDS_OF_RABBITMQ
+from tests.mutations.rebind import GUARDS_OF_REBIND
 from tests.mutations.recoveries import GUARDS_OF_RECOVERIES
 from tests.mutations.redis import GUARDS_OF_REDIS
 from tests.mutations.restores import GUARDS_OF_RESTORES
@@ -41,6 +43,7 @@ MUTANTS = (
     *GUARDS_OF_RUNNER,
     *GUARDS_OF_POSTGRES,
     *GUARDS_OF_REDIS,
+    *GUARDS_OF_RABBITMQ,
     *GUARDS_OF_MEMORY,
     *GUARDS_OF_ADOPTIONS,
     *GUARDS_OF_API,
@@ -54,6 +57,7 @@ MUTANTS = (
     *GUARDS_OF_REWINDS,
     *GUARDS_OF_RECOVERIES,
     *GUARDS_OF_ROADS,
+    *GUARDS_OF_REBIND,
     *GUARDS_OF_WEBHOOK,
 )
 

@@ -31,6 +31,23 @@ _COMES_BACK = "test_what_was_there_before_a_quarantine_comes_back_exactly"
 _STOPPED = "test_a_stopped_process_of_another_database_is_named_and_not_waited_for_in_vain"
 GUARDS_OF_POSTGRES = (
     *cut(
+        f"{PG}/pace.py",
+        "",
+        f"{TESTS}/test_pace.py",
+        (
+            "postgres: a drop waits for its turn",
+            "if cursor.fetchone() == (True,):",
+            "if True:",
+            "test_a_drop_waits_for_its_turn_and_all_else_is_done_meanwhile",
+        ),
+        (
+            "postgres: nobody waits for a turn for ever",
+            "if time.monotonic() > deadline:",
+            "if False:",
+            "test_a_worker_that_stands_still_in_its_turn_stops_no_teardown",
+        ),
+    ),
+    *cut(
         "worker/backends/postgres/errors.py",
         "",
         ERRORS,

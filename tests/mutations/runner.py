@@ -620,9 +620,15 @@ GUARDS_OF_RUNNER = (
         ),
         (
             "pool: heartbeat",
-            "kept = jobs.heartbeat(session, claims)",
+            "kept = jobs.heartbeat(session, claims, self._state.progress_of(claims))",
             "kept = {c.id for c in claims}",
             "test_a_heartbeat_extends_the_lease_of_a_long_teardown",
+        ),
+        (
+            "pool: a heartbeat tells how far a verb has come",
+            "jobs.heartbeat(session, claims, self._state.progress_of(claims))",
+            "jobs.heartbeat(session, claims)",
+            "test_a_heartbeat_stores_how_far_a_verb_has_come",
         ),
         (
             "pool: a failed sweep step stops no other",
@@ -847,13 +853,13 @@ GUARDS_OF_RUNNER = (
         ),
     ),
     *cut(
-        "deprovisioner/up/supervisor.py",
+        "deprovisioner/up/steps.py",
         "",
         "tests/acceptance/test_up_restarts.py",
         (
             "up: a signal handler raises nothing",
-            "    _Stop.asked = True",
-            "    _Stop.asked = True\n    raise _Stop",
+            "    Stop.asked = True",
+            "    Stop.asked = True\n    raise Stop",
             "test_a_signal_inside_a_del_raises_nothing_there_and_stops_up",
         ),
     ),

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
 from outbox import audit, doorbell, jobs, observations, operations
+from outbox.queries import job_story
+from tests.support import pools
 from tests.support.factories import a_job, a_resource, job, status_of
 from tests.support.factories import begun_redrive as redrive
 from tests.support.factories import stuck_jobs as stuck
 from tests.support.pools import fails, failures, pool, running, wanted
 from tests.support.witness import eventually
+from worker.backends import fleet
 
 
 def test_a_heartbeat_extends_the_lease_of_a_long_teardown(db: Connection) -> None:
@@ -24,6 +27,23 @@ def test_a_heartbeat_extends_the_lease_of_a_long_teardown(db: Connection) -> Non
         made.start()
         first = eventually(lambda: job(db, id).lease_expires_at, what="the first sweep claims it")
         eventually(lambda: job(db, id).lease_expires_at > first, 10, "a heartbeat extends its lease")
+    assert job(db, id).state == "succeeded"
+
+
+def test_a_heartbeat_stores_how_far_a_verb_has_come(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = a_job(db)
+    waits = pools.wait_for
+
+    def tells(event: threading.Event) -> None:
+        fleet.tell(3, 7, "keys")
+        waits(event)
+
+    monkeypatch.setattr(pools, "wait_for", tells)
+    told = text("SELECT progress FROM outbox WHERE id = :id")
+    with pool({"pg-main": 8}, slots=3) as made:
+        made.start()
+        eventually(lambda: db.execute(told, {"id": id}).scalar_one() is not None, what="a heartbeat tells")
+        assert job_story(db, id).progress == {"fence": 1, "done": 3, "total": 7, "what": "keys"}
     assert job(db, id).state == "succeeded"
 
 

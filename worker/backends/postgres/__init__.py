@@ -21,6 +21,7 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `prove`     a login of the customer's role
 - `attempts`  who tries to log in to what is in quarantine
 - `destroy`   teardown
+- `pace`      turns of drops on one server
 - `heir`      who owns what a dropped role leaves elsewhere
 - `grants`    rights of a dropped role that DROP OWNED leaves
 - `snapshot`  the final snapshot, and its proof
@@ -29,6 +30,7 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `memory`    what the server keeps of the control database
 - `check`     what is not as it should be on the server
 - `objects`   all that bears a mark of ours
+- `locate`    an object whose server moved
 - `unmarked`  all that bears none; and the size of one object
 """
 
@@ -47,6 +49,7 @@ from worker.backends.postgres import (
     create,
     destroy,
     identity,
+    locate,
     memory,
     objects,
     prove,
@@ -56,7 +59,7 @@ from worker.backends.postgres import (
     unmarked,
 )
 from worker.backends.postgres.endpoint import Public
-from worker.backends.postgres.session import CONNECTION_LIMIT, Server
+from worker.backends.postgres.session import CONNECTION_LIMIT, PACE, Server
 
 
 class Postgres:
@@ -64,7 +67,7 @@ class Postgres:
 
     observable = True
 
-    options = frozenset({"public_host", "public_port", "sslmode", "connection_limit"})
+    options = frozenset({"public_host", "public_port", "sslmode", "connection_limit", "pace"})
 
     def __init__(
         self,
@@ -75,8 +78,9 @@ class Postgres:
         public_port: int | None = None,
         sslmode: str | None = None,
         connection_limit: int = CONNECTION_LIMIT,
+        pace: int = PACE,
     ) -> None:
-        self._server = Server(dsn, protected, connection_limit)
+        self._server = Server(dsn, protected, connection_limit, pace)
         self._public = Public(public_host, public_port, sslmode)
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
@@ -159,6 +163,10 @@ class Postgres:
     def objects(self) -> Iterator[MarkedObject]:
         """See `worker.backends.objects`."""
         return objects.objects(self._server)
+
+    def locate(self, manifest: Json) -> Observation:
+        """See `worker.backends.fleet.locate`."""
+        return locate.locate(self._server, manifest)
 
     def unmarked(self) -> Iterator[UnmarkedObject]:
         """See `worker.backends.fleet.unmarked`."""

@@ -4,7 +4,7 @@ from psycopg2 import errors as sqlstates
 
 from outbox.errors import Refused
 from outbox.rows import Json
-from worker.backends.postgres import grants, heir, identity, obstacles
+from worker.backends.postgres import grants, heir, identity, obstacles, pace
 from worker.backends.postgres.identity import Role
 from worker.backends.postgres.quarantine import close
 from worker.backends.postgres.session import Server, Session
@@ -23,7 +23,8 @@ def teardown(server: Server, manifest: Json) -> Json:
         close(session, manifest, forever=True)
         for name in (identity.dying_name(manifest), identity.new_name(manifest)):
             if identity.read_state(session, manifest).named(name):
-                session.execute("DROP DATABASE {name}", name=name)
+                with pace.turn(session, server.pace):
+                    session.execute("DROP DATABASE {name}", name=name)
         _drop_role(session, manifest)
         return {"statements": session.executed}
 

@@ -65,10 +65,18 @@ _PARAMETERS = {
 }
 
 
-class Server:
-    """One cluster, reached through the maintenance database that `dsn` names; `protected`: names never torn down."""
+PACE = 1  # as one administrator drops, one database after the other
 
-    def __init__(self, dsn: str, protected: frozenset[str], connection_limit: int = CONNECTION_LIMIT) -> None:
+
+class Server:
+    """One cluster, reached through the maintenance database that `dsn` names; `protected`: names never torn down.
+
+    `pace`: how many databases are dropped at once.
+    """
+
+    def __init__(
+        self, dsn: str, protected: frozenset[str], connection_limit: int = CONNECTION_LIMIT, pace: int = PACE
+    ) -> None:
         try:
             self.parameters = dict(extensions.parse_dsn(dsn))
         except psycopg2.ProgrammingError:
@@ -77,6 +85,7 @@ class Server:
         self._opener = Opener()
         self.slots = Slots(connection_limit)
         self.protected = NEVER | protected
+        self.pace = pace
 
     @contextmanager
     def connect(

@@ -21,6 +21,7 @@ keys are replicated, evicted and flushed.
 - `memory`     what the server keeps of the control database
 - `check`      what is not as it should be on the server
 - `objects`    all that bears a mark of ours
+- `locate`     a namespace whose server moved
 """
 
 import datetime as dt
@@ -37,6 +38,7 @@ from worker.backends.redis import (
     create,
     destroy,
     identity,
+    locate,
     logins,
     memory,
     objects,
@@ -45,7 +47,7 @@ from worker.backends.redis import (
     unmarked,
 )
 from worker.backends.redis.endpoint import Public
-from worker.backends.redis.session import Server
+from worker.backends.redis.session import PACE, Server
 
 
 class Redis:
@@ -53,7 +55,7 @@ class Redis:
 
     observable = True
 
-    options = frozenset({"public_host", "public_port", "scripting", "sslmode", "volatile_users"})
+    options = frozenset({"public_host", "public_port", "scripting", "sslmode", "volatile_users", "pace"})
 
     def __init__(
         self,
@@ -65,8 +67,9 @@ class Redis:
         sslmode: str | None = None,
         volatile_users: bool = False,
         scripting: bool = False,
+        pace: int = PACE,
     ) -> None:
-        self._server = Server(dsn, protected, volatile_users=volatile_users, scripting=scripting)
+        self._server = Server(dsn, protected, volatile_users=volatile_users, scripting=scripting, pace=pace)
         self._public = Public(public_host, public_port, sslmode)
 
     def plan(self, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
@@ -149,6 +152,10 @@ class Redis:
     def objects(self) -> Iterator[MarkedObject]:
         """See `worker.backends.objects`."""
         return objects.objects(self._server)
+
+    def locate(self, manifest: Json) -> Observation:
+        """See `worker.backends.fleet.locate`."""
+        return locate.locate(self._server, manifest)
 
     def unmarked(self) -> Iterator[UnmarkedObject]:
         """See `worker.backends.fleet.unmarked`."""

@@ -2,7 +2,7 @@
 
 from outbox.errors import Refused, Transient
 from outbox.rows import Json
-from worker.backends import Absent, Different
+from worker.backends import Absent, Different, fleet
 from worker.backends.redis import changes, identity, keys
 from worker.backends.redis.quarantine import shut
 from worker.backends.redis.session import Server, Session
@@ -18,7 +18,8 @@ def teardown(server: Server, manifest: Json) -> Json:
         if not _shut_out(session, manifest):
             return {}
         try:
-            return _destroy(session, manifest)
+            with server.turn():
+                return _destroy(session, manifest)
         except keys.GenerationVanishedError:
             if isinstance(identity.judge(session, manifest), Absent):
                 return {}  # another worker finished this teardown
@@ -44,9 +45,12 @@ def _destroy(session: Session, manifest: Json) -> Json:
     changes.fence(session, manifest)
     unlinked = 0
     for _ in range(MAX_PASSES):
-        if (done := keys.unlink_pass(session, manifest)) == 0:
+        before = unlinked
+        for done in keys.unlink_pass(session, manifest):
+            unlinked += done
+            fleet.tell(unlinked, None, "keys")
+        if unlinked == before:
             break
-        unlinked += done
     else:
         raise Transient(f"keys under {manifest['prefix']!r} keep appearing: another client writes them")
     if identity.acl_user(session, manifest["user"]) is not None:

@@ -57,9 +57,10 @@ def under_prefix(session: Session, manifest: Json) -> Iterator[tuple[int, bytes]
                 yield database, key
 
 
-def unlink_pass(session: Session, manifest: Json) -> int:
-    """One SCAN of every database; how many keys it unlinked. Raises Refused when the generation key changed."""
-    return sum(unlink(session, manifest, *batch) for batch in _batches(under_prefix(session, manifest)))
+def unlink_pass(session: Session, manifest: Json) -> Iterator[int]:
+    """One SCAN of every database; how many keys each batch unlinked. Raises Refused when the generation key changed."""
+    for batch in _batches(under_prefix(session, manifest)):
+        yield unlink(session, manifest, *batch)
 
 
 def unlink(session: Session, manifest: Json, database: int, keys: list[bytes]) -> int:

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import BoundedSemaphore
 from typing import Any, TypeVar
 
 import redis
@@ -71,20 +72,31 @@ def _limited(limit: int) -> type[_Parser]:
     return Limited
 
 
+PACE = 1
+LONGEST_WAIT_SECONDS = 5.0
+
+
 class Server:
     """One server, reached by a redis:// URL; `protected`: users that are never adopted or torn down.
 
     `volatile_users`: births are allowed although a restart of the server forgets its ACL users. `scripting`: customers
-    may run scripts.
+    may run scripts. `pace`: from how many namespaces this process removes keys at once.
     """
 
     def __init__(
-        self, dsn: str, protected: frozenset[str], *, volatile_users: bool = False, scripting: bool = False
+        self,
+        dsn: str,
+        protected: frozenset[str],
+        *,
+        volatile_users: bool = False,
+        scripting: bool = False,
+        pace: int = PACE,
     ) -> None:
         self._dsn = dsn
         self.protected = NEVER | protected
         self.volatile_users = volatile_users
         self.scripting = scripting
+        self._turns = BoundedSemaphore(pace)
         self._kept: dict[tuple[str, str], tuple[float, Any]] = {}
         self.users_saved = float("-inf")  # when `memory` last had this server write its users, by the monotonic clock
         try:
@@ -101,6 +113,19 @@ class Server:
             self._kept = {k: v for k, v in self._kept.items() if k[1] == key[1]} | {key: (at, value)}
         found: T = value
         return found
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """A turn to scan and to unlink: the server does one thing at a time, and its customers wait for each.
+
+        Who has waited for long goes on without it: a namespace of millions of keys must not stop all teardowns.
+        """
+        taken = self._turns.acquire(timeout=LONGEST_WAIT_SECONDS)
+        try:
+            yield
+        finally:
+            if taken:
+                self._turns.release()
 
     @contextmanager
     def connect(

@@ -7,6 +7,8 @@ import pytest
 from deprovisioner.conformance.suite import *  # noqa: F403 - its tests and fixtures
 from tests.support.subjects import redis
 
+del test_killed_at_each_call_and_resumed  # noqa: F821 - once a kind: on the newest version
+
 
 @pytest.fixture(scope="module")
 def subject() -> Iterator[redis.Subject]:
