@@ -1,4 +1,4 @@
-"""Objects of a size that no answer may be read whole: constant memory, progress that can be seen, and a kill half-way."""
+"""Objects of a size that no answer may be read whole: constant memory, progress to be seen, and a kill half-way."""
 
 import os
 import signal
