@@ -30,7 +30,7 @@ MYSQL = (
     "GRANT CREATE USER, PROCESS, SHOW DATABASES, CONNECTION ADMIN, SLAVE MONITOR ON *.* TO deprovisioner_service;",
     "GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, REFERENCES, INDEX, ALTER, CREATE TEMPORARY "
     "TABLES, LOCK TABLES, CREATE VIEW, SHOW VIEW, CREATE ROUTINE, ALTER ROUTINE, EXECUTE, EVENT, "
-    "TRIGGER, DELETE HISTORY ON `db\\_%`.* TO deprovisioner_service WITH GRANT OPTION;",
+    "TRIGGER, DELETE HISTORY ON `dpdb%`.* TO deprovisioner_service WITH GRANT OPTION;",
     "GRANT SELECT ON mysql.db TO deprovisioner_service;",
     "GRANT SELECT ON mysql.tables_priv TO deprovisioner_service;",
     "GRANT SELECT ON mysql.columns_priv TO deprovisioner_service;",
