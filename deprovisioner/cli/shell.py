@@ -29,13 +29,13 @@ T = TypeVar("T")
 # The modules of this package that define a command. A command loads its own; `--help` loads them all.
 _MODULES = {
     "api": ["serve"],
-    "audit": ["audit"],
-    "backends": ["backends", "rebind"],
+    "audit": ["audit", "retirement"],
+    "backends": ["backends", "rebind", "retirement"],
     "breakers": ["breakers"],
     "demo": ["serve"],
     "doctor": ["doctor"],
     "hold": ["holds"],
-    "jobs": ["jobs", "operations"],
+    "jobs": ["jobs", "retirement", "operations"],
     "migrate": ["serve"],
     "operations": ["operations"],
     "reconcile": ["reconcile"],

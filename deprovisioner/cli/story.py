@@ -87,7 +87,7 @@ def _state(story: JobStory) -> str:
         case JobState.STUCK:
             why = "" if job.stuck_reason is None else f", {job.stuck_reason}: {advice.means(job.stuck_reason)}"
             return f"stuck since {cell(story.stuck_since)}{why}"
-        case JobState.SUCCEEDED | JobState.CANCELLED:
+        case JobState.SUCCEEDED | JobState.CANCELLED | JobState.ABANDONED:
             return f"{job.state} at {cell(job.finished_at)}"
         case never:
             assert_never(never)
