@@ -17,6 +17,7 @@ _WORDS = {
     ForcedAction.RESOLVE: "a resolve by force",
     ForcedAction.REDRIVE: "a redrive by force",
     ForcedAction.PURGE: "a purge",
+    ForcedAction.ABANDON: "an abandonment",
 }
 
 
