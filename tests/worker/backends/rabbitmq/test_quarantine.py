@@ -115,6 +115,9 @@ def test_every_client_is_cut_off_those_of_other_users_too_and_none_comes_back(
             assert server.can_log_in(other | {"vhost": elsewhere})
             assert not server.can_log_in(other)
             assert not server.can_log_in(credentials)
+            # As one whom another authority allows it, such as OAuth 2: the limit stops that user too.
+            server.api("PUT", "permissions", manifest["vhost"], other["user"], body=ALL)
+            assert not server.can_log_in(other)
         one.collect()
         two.collect()
     backend.release(manifest)
