@@ -33,7 +33,12 @@ GUARDS_OF_RECONCILE = (
         ("reconcile: rewound meanwhile", "    _refuse(db, run.backend)\n", "", _REWOUND),
         ("reconcile: a row that changed meanwhile", "in (_MOVED, _CLOSE", "in (_CLOSE", _MOVED, _MEANWHILE),
     ),
-    *cut(RUNS, "_MINE = text(", TESTS, ("reconcile: the later run counts", " AND run = :run AND", " AND", _ONE)),
+    *cut(
+        RUNS,
+        "_MINE = text(",
+        TESTS,
+        ("reconcile: the later run counts", " AND run = :run AND incarnation", " AND incarnation", _ONE),
+    ),
     *cut(
         RUNS,
         "_CLOSE = text(",

@@ -362,8 +362,7 @@ def test_a_row_that_changes_before_the_end_is_neither_found_nor_does_it_end_a_fi
 
     monkeypatch.setattr(reconcile, "conclude", during)
     assert ran(backend) is None
-    (stands,) = standing(db)
-    assert (stands.id, stands.seen_at) == (found.id, found.seen_at), "as it was"
+    assert [(one.id, one.seen_at) for one in standing(db)] == [(found.id, found.seen_at)], "as it was"
 
 
 def test_objects_of_other_installations_are_no_findings_and_what_a_note_names_is_ours(
