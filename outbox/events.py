@@ -40,6 +40,7 @@ class Event(StrEnum):
     OBSERVED = "observed"
     PROPOSED = "proposed"
     CHANGED = "changed"
+    REBOUND = "rebound"
     HOLD_ENGAGED = "hold_engaged"
     HOLD_RELEASED = "hold_released"
     TOKEN_CREATED = "token_created"  # noqa: S105 - no password
@@ -71,10 +72,11 @@ STATE_AFTER: dict[Event, JobState | None] = {
     Event.REDRIVEN: JobState.PENDING,
     Event.RESOLVED: None,
 }
-# Events of acts, which have no job. They stand in the installation's own chain; `changed`, and `decided` where it is
-# about a resource, in that resource's.
+# Events of acts, which have no job. They stand in the installation's own chain; `changed`, `rebound`, and `decided`
+# where it is about a resource, in that resource's.
 ACTS = (
     Event.CHANGED,
+    Event.REBOUND,
     Event.HOLD_ENGAGED,
     Event.HOLD_RELEASED,
     Event.TOKEN_CREATED,

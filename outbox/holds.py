@@ -52,10 +52,11 @@ class Hold:
 _COLUMNS = ", ".join(field.name for field in fields(Hold))
 
 # Whether a hold in force covers a job: `{0}` is a row with its resource's backend, tenant and kind, `{1}` the job's
-# kind. What was deleted by mistake is given back while everything else stands still: only a rewind stops restores.
+# kind. What was deleted by mistake is given back while everything else stands still: only a rewind, and a server that
+# moves or is gone, stop restores.
 COVERS = """holds.released_at IS NULL
                AND ({1} = 'deprovision' OR (holds.cause = 'operator' AND {1} <> 'restore')
-                    OR holds.cause = 'rewound')
+                    OR holds.cause IN ('rewound', 'rebind', 'retired'))
                AND (holds.scope = 'global' OR (holds.scope = 'backend' AND holds.subject = {0}.backend)
                     OR (holds.scope = 'tenant' AND holds.subject = {0}.tenant)
                     OR (holds.scope = 'kind' AND holds.subject = {0}.kind))"""
@@ -107,6 +108,11 @@ def known(db: Connection, scope: HoldScope, subject: str) -> bool:
     return _configured(scope, subject) or _in_use(db, scope, subject)
 
 
+def in_use(db: Connection, backend: str) -> bool:
+    """Whether a resource, of any status, is on a backend of that name."""
+    return _in_use(db, HoldScope.BACKEND, backend)
+
+
 def _configured(scope: HoldScope, subject: str) -> bool:
     """Whether the backends file has it. An operator must be able to set a hold where there is no backends file."""
     if not settings.get().backends or scope is HoldScope.TENANT:
@@ -117,6 +123,32 @@ def _configured(scope: HoldScope, subject: str) -> bool:
 
 def _in_use(db: Connection, scope: HoldScope, subject: str) -> bool:
     return bool(db.execute(text(_KNOWN[scope]), {"subject": subject}).scalar_one())
+
+
+# Of one cause, a backend has one hold in force: a second call joins it.
+_ENGAGE_CAUSE = text(f"""
+    WITH engaged AS (
+        INSERT INTO holds (scope, subject, cause, reason, actor)
+        VALUES ('backend', :subject, :cause, :reason, :actor)
+            ON CONFLICT (cause, subject) WHERE cause IN ('rebind', 'retired') AND released_at IS NULL DO NOTHING
+     RETURNING {_COLUMNS}
+    ), {_ENGAGED}
+    SELECT {_COLUMNS} FROM engaged""")
+_OF_BACKEND = text(f"""
+    SELECT {_COLUMNS} FROM holds
+     WHERE cause = :cause AND scope = 'backend' AND subject = :subject AND released_at IS NULL""")
+
+
+def engage_cause(db: Connection, cause: HoldCause, backend: str, *, actor: str, reason: str) -> bool:
+    """Stop every start on a backend, restores too, for a rebind or because it is retired; False where it is already."""
+    asked = {"cause": cause, "subject": backend, "actor": actor, "reason": reason}
+    return db.execute(_ENGAGE_CAUSE, asked).one_or_none() is not None
+
+
+def of_backend(db: Connection, cause: HoldCause, backend: str) -> Hold | None:
+    """The hold of that cause that is in force on a backend."""
+    row = db.execute(_OF_BACKEND, {"cause": cause, "subject": backend}).one_or_none()
+    return None if row is None else Hold.read(row)
 
 
 # When two workers engage at once, the loser reads the winner's hold. A verdict from before the last release engages

@@ -95,12 +95,15 @@ class HoldCause(StrEnum):
     """Who engaged a hold. An operator's hold stops all jobs in its scope but restores, a brake's only teardowns.
 
     `rewound`: a worker found that the control database went back in time. It stops everything, and only a recovery
-    ends it.
+    ends it. `rebind`: `backends rebind` is at work; it stops all jobs of its backend, restores too. `retired`: the
+    backend's server is gone; the same.
     """
 
     OPERATOR = "operator"
     BRAKE = "brake"
     REWOUND = "rewound"
+    REBIND = "rebind"
+    RETIRED = "retired"
 
 
 class OperationKind(StrEnum):
@@ -109,6 +112,8 @@ class OperationKind(StrEnum):
     REDRIVE = "redrive"
     OFFBOARD = "offboard"
     RESTORE = "restore"
+    ADOPT_PREVIEW = "adopt_preview"
+    ADOPT = "adopt"
 
 
 class OperationState(StrEnum):
@@ -128,7 +133,7 @@ class ItemOutcome(StrEnum):
 
     `redriven`, `enqueued`, `restoring`: done. `failed`: a canary that did not succeed. `stopped`: left alone, because
     its backend's canary failed or an operator stopped the operation. `skipped`: its job or resource had changed before
-    its turn. `protected`: its resource is protected from deletion.
+    its turn. `protected`: its resource is protected from deletion. `adoptable`, `refused`: what an inspection found.
     """
 
     REDRIVEN = "redriven"
@@ -138,6 +143,8 @@ class ItemOutcome(StrEnum):
     PROTECTED = "protected"
     SKIPPED = "skipped"
     RESTORING = "restoring"
+    ADOPTABLE = "adoptable"
+    REFUSED = "refused"
 
 
 class BreakerState(StrEnum):

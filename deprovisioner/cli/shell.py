@@ -28,16 +28,17 @@ T = TypeVar("T")
 
 # The modules of this package that define a command. A command loads its own; `--help` loads them all.
 _MODULES = {
+    "adopt": ["adopt"],
     "api": ["serve"],
     "audit": ["audit"],
-    "backends": ["backends"],
+    "backends": ["backends", "rebind"],
     "breakers": ["breakers"],
     "demo": ["serve"],
     "doctor": ["doctor"],
     "hold": ["holds"],
     "jobs": ["jobs", "operations"],
     "migrate": ["serve"],
-    "operations": ["operations"],
+    "operations": ["operations", "adopt"],
     "reconcile": ["reconcile"],
     "recover": ["recover"],
     "resources": ["resources", "restores"],

@@ -9,6 +9,7 @@ no function here: an edge calls `queries` with the tenant of its caller.
 - `jobs`         observe, redrive, resolve; alone or by two operators
 - `holds`        hold, release
 - `operations`   preview, begin and stop bulk work
+- `backends`     compare and rebind a backend whose server moved
 - `reconcile`    what reconciliations found; adopt or delete an object that no row knows
 - `recovery`     survey and recover after a rewind, announce a restore
 
@@ -16,19 +17,23 @@ Transactions are the edges'. An action that needs one session takes it as `db`. 
 the other, or that wakes the workers after a commit, takes an `Edge`, which lends it both.
 """
 
+from outbox.actions.backends import Comparison, Move, Rebound, compare, rebind
 from outbox.actions.caller import Ask, Caller, Edge, Operator, caller, operator, operator_at_a_shell
 from outbox.actions.holds import hold, release
 from outbox.actions.jobs import Proposed, observe, redrive, resolve, within
 from outbox.actions.operations import (
     BulkFilter,
     RestoreFilter,
+    begin_adopt,
     begin_offboard,
     begin_redrive,
     begin_restore,
     chosen,
+    preview_adopt,
     preview_offboard,
     preview_redrive,
     preview_restore,
+    previewed_adopt,
     stop,
     taken_back,
 )
@@ -57,6 +62,7 @@ from outbox.actions.resources import (
 )
 from outbox.actions.undo import purge, restore
 from outbox.jobs import Delete, Enqueued, Restored
+from outbox.moves import At
 from outbox.operations import DIGEST, DeleteFilter, words
 from outbox.reconcile import ObjectFinding, Reconciliation
 from outbox.recovery import CLASSES, Look, Looked, Seen, Survey
@@ -68,9 +74,11 @@ __all__ = [
     "DELETE",
     "DIGEST",
     "Ask",
+    "At",
     "BulkFilter",
     "Caller",
     "Chosen",
+    "Comparison",
     "Delete",
     "DeleteFilter",
     "Done",
@@ -78,12 +86,14 @@ __all__ = [
     "Enqueued",
     "Look",
     "Looked",
+    "Move",
     "NewResource",
     "ObjectFinding",
     "Operator",
     "Places",
     "Preview",
     "Proposed",
+    "Rebound",
     "Reconciliation",
     "Recovered",
     "RestoreFilter",
@@ -92,6 +102,7 @@ __all__ = [
     "Seen",
     "Survey",
     "announce",
+    "begin_adopt",
     "begin_offboard",
     "begin_redrive",
     "begin_restore",
@@ -99,6 +110,7 @@ __all__ = [
     "carry_out",
     "change",
     "chosen",
+    "compare",
     "create",
     "delete",
     "delete_alone",
@@ -109,11 +121,14 @@ __all__ = [
     "observe",
     "operator",
     "operator_at_a_shell",
+    "preview_adopt",
     "preview_findings",
     "preview_offboard",
     "preview_redrive",
     "preview_restore",
+    "previewed_adopt",
     "purge",
+    "rebind",
     "reconciled",
     "recover",
     "redrive",

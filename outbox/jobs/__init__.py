@@ -10,6 +10,7 @@ In the order of a job's life:
 - `restore`    any -> cancelled while nothing was destroyed, and () -> pending for what gives it back; an earlier purge
 - `operators`  stuck -> pending, succeeded, cancelled
 - `recovery`   pending -> stuck, and () -> succeeded, after the control database went back in time
+- `rebind`     moves no job: the identity of objects whose server moved
 - `_sql`       what the statements share
 
 Each transition is one statement: its guard is in WHERE, and it writes its event in the same transaction. On
@@ -36,6 +37,7 @@ from outbox.jobs.finish import (
     wake,
 )
 from outbox.jobs.operators import FRESH, redrive, redrive_all, redrive_forced, resolve, resolve_forced, stuck_or_refuse
+from outbox.jobs.rebind import rebind
 from outbox.jobs.recovery import close, set_aside
 from outbox.jobs.restore import NOT_STARTED, Restored, purge, restore, restore_all
 from outbox.jobs.start import may_undo, start, start_all, start_provision
@@ -71,6 +73,7 @@ __all__ = [
     "may_undo",
     "note_late",
     "purge",
+    "rebind",
     "redrive",
     "redrive_all",
     "redrive_forced",

@@ -58,6 +58,18 @@ LOAD = (
         "warning",
     ),
     Check(
+        "rebind_unfinished",
+        "hold",
+        """
+        SELECT id, created_at AS since, concat('backend ', subject, ' (', actor, '): ', left(reason, 500)) AS note
+          FROM holds
+         WHERE cause = 'rebind' AND released_at IS NULL AND created_at < now() - CAST(:overdue AS interval)""",
+        "a rebind of the backend ended before its work was done: some objects have their new identity, others do not, "
+        "and no job of the backend starts",
+        "run the same `deprovisioner backends rebind` again, with the digest in the note: it goes on where it stopped",
+        "warning",
+    ),
+    Check(
         "backend_unsafe",
         "backend",
         """
