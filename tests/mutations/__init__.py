@@ -19,6 +19,7 @@ from tests.mutations.outcomes import OUTCOMES
 from tests.mutations.postgres import GUARDS_OF_POSTGRES
 from tests.mutations.rabbitmq import GUARDS_OF_RABBITMQ
 from tests.mutations.rebind import GUARDS_OF_REBIND
+from tests.mutations.reconcile import GUARDS_OF_RECONCILE
 from tests.mutations.recoveries import GUARDS_OF_RECOVERIES
 from tests.mutations.redis import GUARDS_OF_REDIS
 from tests.mutations.restores import GUARDS_OF_RESTORES
@@ -56,6 +57,7 @@ MUTANTS = (
     *GUARDS_OF_OBJECTS,
     *GUARDS_OF_REWINDS,
     *GUARDS_OF_RECOVERIES,
+    *GUARDS_OF_RECONCILE,
     *GUARDS_OF_ROADS,
     *GUARDS_OF_REBIND,
     *GUARDS_OF_WEBHOOK,
