@@ -32,7 +32,7 @@ def on(server: RabbitmqServer) -> Iterator["Subject"]:
     with ExitStack() as life:
         yield Subject(server, life)
     for word, names in before.items():
-        for name in server.names(word) - names - {"deprovisioner:server"}:
+        for name in server.names(word) - names - {"deprovisioner:server", "deprovisioner:kept"}:
             server.api("DELETE", word, name)
 
 

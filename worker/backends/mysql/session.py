@@ -148,6 +148,12 @@ class Session:
         """The error with what was told before it."""
         return type(error)("; ".join([str(error), *self.told])) if self.told else error
 
+    def me(self) -> tuple[str, str]:
+        """The user and the host of the account that the server takes the service for."""
+        ((me,),) = self.ask("SELECT CURRENT_USER()")
+        user, _, host = str(me).rpartition("@")
+        return user, host
+
     @property
     def own(self) -> str:
         """The service's own schema, quoted."""

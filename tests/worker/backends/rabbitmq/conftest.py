@@ -1,9 +1,11 @@
 """A backend on the session's RabbitMQ node, and a vhost that it provisioned."""
 
 import http.server
+import ssl
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,7 +51,9 @@ def answers() -> Iterator[Answers]:
     """Starts an HTTP server that gives one answer to everything; its address, with an account."""
     running = []
 
-    def start(status: int, body: str = "", kind: str = "application/json", **headers: str) -> str:
+    def start(
+        status: int, body: str = "", kind: str = "application/json", tls: Path | None = None, **headers: str
+    ) -> str:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.send_response(status)
@@ -69,6 +73,10 @@ def answers() -> Iterator[Answers]:
 
         made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         made.daemon_threads = True
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls)
+            made.socket = context.wrap_socket(made.socket, server_side=True)
         thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         running.append((made, thread))
