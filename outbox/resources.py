@@ -64,7 +64,7 @@ _REGISTER = text(f"""
     ), noted AS (
         INSERT INTO events (job_id, resource_id, fence, event, actor, detail)
         SELECT job.id, resource_id, fence, '{Event.ENQUEUED}', :actor,
-               jsonb_build_object('request_id', request_id)
+               CAST(:detail AS jsonb) || jsonb_build_object('request_id', request_id)
                || CASE WHEN manifest IS NULL THEN '{{}}' ELSE jsonb_build_object('manifest', manifest) END
           FROM job JOIN resource ON resource.id = resource_id
     )
@@ -113,11 +113,12 @@ def register(
     request_digest: str | None = None,
     resource_id: uuid.UUID | None = None,
     again: bool = False,
+    detail: Json | None = None,
 ) -> tuple[Resource, Job]:
     """() -> provisioning, with its provision job, in one statement.
 
     A recovery gives the `resource_id` that the object's resource had. `again`: a deleted resource may have had the
-    object, as a recovery or a reconciliation has seen it.
+    object, as a recovery or a reconciliation has seen it. `detail` is kept with the event.
 
     The same `idempotency_key` of a tenant returns what it made the first time; with another
     `request_digest` it raises IdempotencyKeyReused. A manifest with another resource's generation raises
@@ -150,6 +151,7 @@ def register(
         "max_attempts": settings.get().max_attempts,
         "request_id": uuid.uuid4(),
         "actor": actor,
+        "detail": json.dumps(detail or {}),
         "again": again,
         "max_resources": quota.max_resources,
         "max_pending": quota.max_pending,

@@ -112,6 +112,8 @@ class OperationKind(StrEnum):
     REDRIVE = "redrive"
     OFFBOARD = "offboard"
     RESTORE = "restore"
+    ADOPT_PREVIEW = "adopt_preview"
+    ADOPT = "adopt"
 
 
 class OperationState(StrEnum):
@@ -131,7 +133,7 @@ class ItemOutcome(StrEnum):
 
     `redriven`, `enqueued`, `restoring`: done. `failed`: a canary that did not succeed. `stopped`: left alone, because
     its backend's canary failed or an operator stopped the operation. `skipped`: its job or resource had changed before
-    its turn. `protected`: its resource is protected from deletion.
+    its turn. `protected`: its resource is protected from deletion. `adoptable`, `refused`: what an inspection found.
     """
 
     REDRIVEN = "redriven"
@@ -141,6 +143,8 @@ class ItemOutcome(StrEnum):
     PROTECTED = "protected"
     SKIPPED = "skipped"
     RESTORING = "restoring"
+    ADOPTABLE = "adoptable"
+    REFUSED = "refused"
 
 
 class BreakerState(StrEnum):

@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 # The modules of this package that define a command. A command loads its own; `--help` loads them all.
 _MODULES = {
+    "adopt": ["adopt"],
     "api": ["serve"],
     "audit": ["audit"],
     "backends": ["backends", "rebind"],
@@ -37,7 +38,7 @@ _MODULES = {
     "hold": ["holds"],
     "jobs": ["jobs", "operations"],
     "migrate": ["serve"],
-    "operations": ["operations"],
+    "operations": ["operations", "adopt"],
     "reconcile": ["reconcile"],
     "recover": ["recover"],
     "resources": ["resources", "restores"],

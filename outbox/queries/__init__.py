@@ -14,7 +14,7 @@ from outbox.observations import Observation
 from outbox.queries.acts import Act, changes_of, list_acts
 from outbox.queries.attempts import Attempt, Course, Seen, attempts
 from outbox.queries.jobs import EVERY_JOB, JobCounts, JobFilter, ListedJob, count_jobs, list_jobs, with_tenants
-from outbox.queries.operations import Canary, Progress, Tally, list_operations, operation
+from outbox.queries.operations import Adoption, Canary, Progress, Tally, list_adoptions, list_operations, operation
 from outbox.queries.pages import Page
 from outbox.queries.resources import (
     EVERY_RESOURCE,
@@ -31,6 +31,7 @@ __all__ = [
     "EVERY_JOB",
     "EVERY_RESOURCE",
     "Act",
+    "Adoption",
     "Approval",
     "Attempt",
     "Breaker",
@@ -56,6 +57,7 @@ __all__ = [
     "job_story",
     "known",
     "list_acts",
+    "list_adoptions",
     "list_breakers",
     "list_holds",
     "list_jobs",

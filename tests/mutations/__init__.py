@@ -20,6 +20,7 @@ from tests.mutations.outcomes import OUTCOMES
 from tests.mutations.postgres import GUARDS_OF_POSTGRES
 from tests.mutations.rabbitmq import GUARDS_OF_RABBITMQ
 from tests.mutations.rebind import GUARDS_OF_REBIND
+from tests.mutations.reconcile import GUARDS_OF_RECONCILE
 from tests.mutations.recoveries import GUARDS_OF_RECOVERIES
 from tests.mutations.redis import GUARDS_OF_REDIS
 from tests.mutations.restores import GUARDS_OF_RESTORES
@@ -29,6 +30,7 @@ from tests.mutations.runner import GUARDS_OF_RUNNER
 from tests.mutations.schema import GUARDS_OF_MANIFESTS, GUARDS_OF_SCHEMA
 from tests.mutations.snapshots import GUARDS_OF_SNAPSHOTS
 from tests.mutations.undo import GUARDS_OF_UNDO
+from tests.mutations.webhook import GUARDS_OF_WEBHOOK
 
 __all__ = ["EQUIVALENT", "MUTANTS", "Mutant", "Stale"]
 TRANSITIONS, MOVES = "outbox/jobs", "tests/outbox/test_transitions.py"
@@ -57,8 +59,10 @@ MUTANTS = (
     *GUARDS_OF_OBJECTS,
     *GUARDS_OF_REWINDS,
     *GUARDS_OF_RECOVERIES,
+    *GUARDS_OF_RECONCILE,
     *GUARDS_OF_ROADS,
     *GUARDS_OF_REBIND,
+    *GUARDS_OF_WEBHOOK,
 )
 
 # Nobody can see that these are gone, since something else always answers first.

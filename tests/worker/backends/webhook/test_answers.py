@@ -1,5 +1,6 @@
 """What each answer means, and what is no answer."""
 
+import json
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from werkzeug.serving import make_ssl_devcert
 
 from outbox.errors import BackendError, OutOfService, Refused, Transient, Unavailable
 from outbox.rows import Json
-from tests.support.provisioners import SECRET, App, Served, after, only, says
+from tests.support.provisioners import SECRET, VERBS, App, Served, after, only, says
 from tests.worker.backends.webhook.conftest import Serve, provisioned
 from worker.backends import Absent, Different, Same
 from worker.backends.webhook import Webhook, client
@@ -76,10 +77,10 @@ def _is(error: type[BackendError] | None, act: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("status", ["200 OK", "202 Accepted", "404 Not Found", "410 Gone", "409 Conflict"])
-def test_an_answer_that_does_not_say_who_answers_does_not_count(
-    served: Served, backend: Webhook, made: Json, status: str
-) -> None:
-    """A proxy's "not found" would make an orphan of each object that is deleted."""
+def test_an_answer_that_does_not_say_who_answers_does_not_count(serve: Serve, status: str) -> None:
+    """A proxy's "not found" would make an orphan of each object that is deleted; and no list contradicts it here."""
+    served = serve(verbs=tuple({*VERBS} - {"objects"}))
+    backend, made = Webhook(served.dsn()), served.marked()
     for server in (None, "another"):
         served.meddle = only("/inspect", says(status, server=server))
         with pytest.raises((OutOfService, Transient)):
@@ -132,6 +133,19 @@ def test_a_server_that_is_no_provisioner_is_not_asked_for_anything(served: Serve
         with pytest.raises(OutOfService, match="no provisioner answers at"):
             act()
     assert set(served.asked()) == {"/"}
+
+
+def test_a_document_that_another_server_repeats_is_none(served: Served, made: Json) -> None:
+    body = json.dumps({"protocol": 1, "server": served.notebooks.server, "verbs": ["inspect"]}).encode()
+    served.meddle = only("/", says("200 OK", body, server="a cache"))
+    with pytest.raises(OutOfService, match="no provisioner answers at"):
+        Webhook(served.dsn()).inspect(made)
+
+
+def test_a_question_s_answer_that_is_cut_off_is_none(served: Served, backend: Webhook, made: Json) -> None:
+    served.meddle = only("/inspect", says("200 OK", b'{"external": "a', server=served.notebooks.server))
+    with pytest.raises(Transient, match="no JSON object"):
+        backend.inspect(made)
 
 
 def test_another_provisioner_at_the_address_is_the_wrong_server(served: Served, serve: Serve, made: Json) -> None:
@@ -222,7 +236,9 @@ def _dripping(how: str, server: str) -> Iterator[int]:
     def drip(connection: socket.socket) -> None:
         with connection:
             connection.sendall(begun)
-            while not ended.wait(0.1):
+            for _ in range(80):
+                if ended.wait(0.1):
+                    return
                 try:
                     connection.sendall({"nothing": b"", "headers": b"X-More: 1\r\n", "body": b" "}[how])
                 except OSError:
