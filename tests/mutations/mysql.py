@@ -107,7 +107,7 @@ GUARDS_OF_MYSQL = (
     ),
     *cut(
         f"{MYSQL}/rights.py",
-        "def on_schema(",
+        "    exact, me = names.pattern(database)",
         DESTROY,
         (
             "mysql: a pattern of neighbours stays",
