@@ -277,3 +277,26 @@ def test_an_operator_who_asks_is_told_what_the_provisioner_shows(
     gone = serve()
     gone.meddle = says("502 Bad Gateway")
     assert found(gone.dsn())[0] is Found.UNAVAILABLE
+
+
+def test_a_provision_that_comes_too_late_is_undone_by_its_own_worker(
+    db: Connection, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The DELETE's job saw nothing and is over; then the provision of a worker that stood still arrives."""
+    id = a_job(db, kind="provision", lease="30 s")
+    unguarded(db, "UPDATE resources SET manifest = NULL")
+    (claim,) = claims(db)
+    backend = Webhook(served.dsn())
+
+    def lost(*words: Any, **more: Any) -> Any:
+        unguarded(db, "UPDATE outbox SET fence = fence + 1 WHERE id = :id", id=id)
+        unguarded(
+            db, "UPDATE resources SET status = 'deleted', credentials = NULL, deleted_at = now(), purged_at = now()"
+        )
+        return Webhook.provision(backend, *words, **more)
+
+    monkeypatch.setattr(backend, "provision", lost)
+    Run(claim, backend, worker="late")()
+    assert served.effects() == ["provision", "deprovision"]
+    keys = [one.headers.get("idempotency-key") for one in served.requests if one.path in ("/provision", "/deprovision")]
+    assert keys == [f"{id}-provision", f"{id}-destroy"]

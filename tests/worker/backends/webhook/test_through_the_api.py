@@ -121,6 +121,7 @@ def test_what_cannot_be_cut_off_is_restored_and_deleted_without_a_grace(
     assert served.effects() == ["provision", "deprovision"]
 
 
+@pytest.mark.proof
 def test_work_that_takes_several_leases_is_one_attempt(
     at: At, serve: Serve, acme: httpx.Client, system: System
 ) -> None:
@@ -133,7 +134,10 @@ def test_work_that_takes_several_leases_is_one_attempt(
     assert served.effects() == ["provision", "deprovision"]
 
 
-@pytest.mark.parametrize("verbs", [VERBS, ACTIONS], ids=["observable", "not observable"])
+@pytest.mark.parametrize(
+    "verbs",
+    [pytest.param(VERBS, id="observable", marks=pytest.mark.proof), pytest.param(ACTIONS, id="not observable")],
+)
 def test_a_worker_killed_as_the_work_was_done(
     at: At, serve: Serve, acme: httpx.Client, system: System, verbs: tuple[str, ...]
 ) -> None:
