@@ -12,6 +12,7 @@ from tests.mutations.claims import CLAIMS
 from tests.mutations.cut import Mutant, Stale, cut
 from tests.mutations.edges import GUARDS_OF_EDGES
 from tests.mutations.memory import GUARDS_OF_MEMORY
+from tests.mutations.mysql import GUARDS_OF_MYSQL
 from tests.mutations.objects import GUARDS_OF_OBJECTS
 from tests.mutations.operations import GUARDS_OF_OPERATIONS
 from tests.mutations.operators import OPERATORS
@@ -44,6 +45,7 @@ MUTANTS = (
     *GUARDS_OF_RUNNER,
     *GUARDS_OF_POSTGRES,
     *GUARDS_OF_REDIS,
+    *GUARDS_OF_MYSQL,
     *GUARDS_OF_RABBITMQ,
     *GUARDS_OF_MEMORY,
     *GUARDS_OF_ADOPTIONS,
