@@ -6,6 +6,8 @@ from api.problems import Problem
 
 # A hundred times the largest valid body, which is one with a manifest.
 MAX_BODY_BYTES = 64 * 1024
+# By path: a list of objects to adopt is longer. `adoptions.MOST` are read at a shell.
+LONGER = {"/v1/resources:adopt": 1024 * 1024}
 
 
 class BodyLimit:
@@ -18,9 +20,10 @@ class BodyLimit:
         """Pass the request on, and count the bytes of its body."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        most = LONGER.get(scope["path"], MAX_BODY_BYTES)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-            return await _too_large()(scope, receive, send)
+        if declared.isdigit() and int(declared) > most:
+            return await _too_large(most)(scope, receive, send)
         seen = 0
         answered = False
 
@@ -28,7 +31,7 @@ class BodyLimit:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > MAX_BODY_BYTES:
+            if seen > most:
                 raise _Overflow
             return message
 
@@ -41,14 +44,12 @@ class BodyLimit:
             return await self.app(scope, counted, remembered)
         except _Overflow:
             if not answered:
-                await _too_large()(scope, receive, send)
+                await _too_large(most)(scope, receive, send)
 
 
 class _Overflow(BaseException):
     """A BaseException, so that no handler of the application catches it."""
 
 
-def _too_large() -> ASGIApp:
-    return Problem(
-        413, "body_too_large", f"the body is larger than {MAX_BODY_BYTES} bytes; send a smaller one"
-    ).response()
+def _too_large(most: int) -> ASGIApp:
+    return Problem(413, "body_too_large", f"the body is larger than {most} bytes; send a smaller one").response()

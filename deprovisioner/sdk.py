@@ -37,17 +37,12 @@ snapshot of a quarantined object, piece by piece, and returns what it holds. `ve
 still) -> dict` restores it beside its source, compares it with what `snapshot` returned, removes it again, and raises
 `Transient` where they differ. `restore_snapshot(manifest, credentials, read, still) -> dict` fills a new object.
 `read(size)` gives at most so many bytes, and none at the end. Each calls `still()` every few seconds. A snapshot is a
-customer's code: it must never run with the service's rights.
+customer's code: it must never run with the service's rights. Without the methods, a teardown that requires a snapshot
+is refused.
 
 **Login attempts.** A backend may have a method `login_attempts(manifest, since) -> LoginAttempts | None`: who tried to
 log in to the quarantined object after `since`, as far as the server tells; None where it does not tell. Workers call it
 about once a minute, and show the sum on the resource.
-
-**Snapshots.** Where a teardown takes a final snapshot, a backend has three methods: `snapshot(manifest, write, still)`
-streams the quarantined object into `write` and returns what it holds, `verify_snapshot(manifest, read, source, still)`
-restores it into a scratch object, compares it with that, and removes the scratch object, and
-`restore_snapshot(manifest, credentials, read, still)` fills a new object of `provision` with it. Without them, a
-teardown that requires a snapshot is refused.
 
 **Errors.** A verb raises `Unavailable` when the server cannot be reached (before its start the job loses no attempt),
 `OutOfService` when the server answers that it does no work now, since it is read-only or full (the job never loses an
@@ -75,6 +70,12 @@ Without the method, what a lost row has left on the server is found by hand, and
 backend cannot be reconciled. `unmarked() -> Iterator[UnmarkedObject]` tells what bears no mark, for adoption, and
 `measured(names) -> Measured` the size and age of one object; both are optional, and change nothing.
 
+**A fleet.** Further optional methods, each for one command. `adoptable(manifest) -> list[Finding]` says beforehand why
+`adopt` would refuse, with the codes `not_there`, `refused` and `right_missing`. `unmark(manifest) -> dict` takes the
+mark off an object that goes out of management, and changes nothing else. `locate(manifest) -> Observation` finds an
+object by its mark and generation on whatever server this is, for servers that have moved: its `Same.seen["manifest"]`
+is the object's manifest there.
+
 **Memory.** A backend may have three methods, all or none: `remember(memory, least) -> Memory | None`,
 `recall(installation) -> Memory | None` and `installations() -> list[UUID]`. With them its server keeps a record of the
 control database, an installation each: one that was restored from a backup lacks what the record says, and is noticed
@@ -87,7 +88,9 @@ tells what the server is known by: a wrong address is then not taken for a serve
 `remember` comes before each destruction, so it must be cheap. Without the methods the backend keeps nothing, and
 `backends check` says so (`no_memory`).
 
-`tests/worker/backends/test_conformance.py` of this project is what a backend must pass.
+**The suite.** `pytest --pyargs deprovisioner.conformance --backend=acme_mainframe.conformance:subject` shows whether a
+backend behaves as it must. `deprovisioner/conformance/subject.py` says what the suite must know of the kind, and
+`examples/deprovisioner-directory` is a whole package with its Subject.
 """
 
 from outbox.errors import (

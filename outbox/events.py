@@ -34,12 +34,14 @@ class Event(StrEnum):
     CANCELLED = "cancelled"
     REDRIVEN = "redriven"
     RESOLVED = "resolved"
+    ABANDONED = "abandoned"
     PURGE_ORDERED = "purge_ordered"
     SNAPSHOT_REMOVED = "snapshot_removed"
     LATE = "late"
     OBSERVED = "observed"
     PROPOSED = "proposed"
     CHANGED = "changed"
+    REBOUND = "rebound"
     HOLD_ENGAGED = "hold_engaged"
     HOLD_RELEASED = "hold_released"
     TOKEN_CREATED = "token_created"  # noqa: S105 - no password
@@ -70,11 +72,13 @@ STATE_AFTER: dict[Event, JobState | None] = {
     Event.CANCELLED: JobState.CANCELLED,
     Event.REDRIVEN: JobState.PENDING,
     Event.RESOLVED: None,
+    Event.ABANDONED: JobState.ABANDONED,
 }
-# Events of acts, which have no job. They stand in the installation's own chain; `changed`, and `decided` where it is
-# about a resource, in that resource's.
+# Events of acts, which have no job. They stand in the installation's own chain; `changed`, `rebound`, and `decided`
+# where it is about a resource, in that resource's.
 ACTS = (
     Event.CHANGED,
+    Event.REBOUND,
     Event.HOLD_ENGAGED,
     Event.HOLD_RELEASED,
     Event.TOKEN_CREATED,
@@ -91,7 +95,7 @@ MOVES_NOTHING = tuple(event for event in Event if event not in STATE_AFTER)
 ENDS_ATTEMPT = tuple(
     event
     for event in STATE_AFTER
-    if event not in (Event.ENQUEUED, Event.CLAIMED, Event.STARTED, Event.REDRIVEN, Event.RESOLVED)
+    if event not in (Event.ENQUEUED, Event.CLAIMED, Event.STARTED, Event.REDRIVEN, Event.RESOLVED, Event.ABANDONED)
 )
 # How a resource's deletion ends: a worker saw its object absent, or an operator resolved the job.
 ENDS_DELETION = (Event.COMPLETED, Event.RESOLVED)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from outbox import acts, settings
 from outbox.brakes import TURN
-from outbox.errors import AlreadyReleased, BadRequest, BrakeHit, NotFound, Rewound
+from outbox.errors import AlreadyReleased, BackendRetired, BadRequest, BrakeHit, HasAbandoned, NotFound, Rewound
 from outbox.events import Event
 from outbox.states import HoldCause, HoldScope
 
@@ -52,13 +52,17 @@ class Hold:
 _COLUMNS = ", ".join(field.name for field in fields(Hold))
 
 # Whether a hold in force covers a job: `{0}` is a row with its resource's backend, tenant and kind, `{1}` the job's
-# kind. What was deleted by mistake is given back while everything else stands still: only a rewind stops restores.
+# kind. What was deleted by mistake is given back while everything else stands still: only a rewind, and a server that
+# moves or is gone, stop restores.
 COVERS = """holds.released_at IS NULL
                AND ({1} = 'deprovision' OR (holds.cause = 'operator' AND {1} <> 'restore')
-                    OR holds.cause = 'rewound')
+                    OR holds.cause IN ('rewound', 'rebind', 'retired'))
                AND (holds.scope = 'global' OR (holds.scope = 'backend' AND holds.subject = {0}.backend)
                     OR (holds.scope = 'tenant' AND holds.subject = {0}.tenant)
                     OR (holds.scope = 'kind' AND holds.subject = {0}.kind))"""
+
+# The server of a backend is gone; add `AND subject = …`.
+RETIRED = "holds.cause = 'retired' AND holds.scope = 'backend' AND holds.released_at IS NULL"
 
 _WHICH = "jsonb_build_object('hold', id, 'scope', scope, 'subject', subject, 'cause', cause)"
 _ENGAGED = acts.noted("engaged", f"'{Event.HOLD_ENGAGED}'", actor="actor", reason="reason", detail=_WHICH)
@@ -107,6 +111,11 @@ def known(db: Connection, scope: HoldScope, subject: str) -> bool:
     return _configured(scope, subject) or _in_use(db, scope, subject)
 
 
+def in_use(db: Connection, backend: str) -> bool:
+    """Whether a resource, of any status, is on a backend of that name."""
+    return _in_use(db, HoldScope.BACKEND, backend)
+
+
 def _configured(scope: HoldScope, subject: str) -> bool:
     """Whether the backends file has it. An operator must be able to set a hold where there is no backends file."""
     if not settings.get().backends or scope is HoldScope.TENANT:
@@ -117,6 +126,38 @@ def _configured(scope: HoldScope, subject: str) -> bool:
 
 def _in_use(db: Connection, scope: HoldScope, subject: str) -> bool:
     return bool(db.execute(text(_KNOWN[scope]), {"subject": subject}).scalar_one())
+
+
+# Of one cause, a backend has one hold in force: a second call joins it.
+_ENGAGE_CAUSE = text(f"""
+    WITH engaged AS (
+        INSERT INTO holds (scope, subject, cause, reason, actor)
+        VALUES ('backend', :subject, :cause, :reason, :actor)
+            ON CONFLICT (cause, subject) WHERE cause IN ('rebind', 'retired') AND released_at IS NULL DO NOTHING
+     RETURNING {_COLUMNS}
+    ), {_ENGAGED}
+    SELECT {_COLUMNS} FROM engaged""")
+_OF_BACKEND = text(f"""
+    SELECT {_COLUMNS} FROM holds
+     WHERE cause = :cause AND scope = 'backend' AND subject = :subject AND released_at IS NULL""")
+
+
+def engage_cause(db: Connection, cause: HoldCause, backend: str, *, actor: str, reason: str) -> bool:
+    """Stop every start on a backend, restores too, for a rebind or because it is retired; False where it is already."""
+    asked = {"cause": cause, "subject": backend, "actor": actor, "reason": reason}
+    return db.execute(_ENGAGE_CAUSE, asked).one_or_none() is not None
+
+
+def of_backend(db: Connection, cause: HoldCause, backend: str) -> Hold | None:
+    """The hold of that cause that is in force on a backend."""
+    row = db.execute(_OF_BACKEND, {"cause": cause, "subject": backend}).one_or_none()
+    return None if row is None else Hold.read(row)
+
+
+def refuse_retired(db: Connection, backend: str) -> None:
+    """Raise BackendRetired where the backend's server is gone."""
+    if hold := of_backend(db, HoldCause.RETIRED, backend):
+        raise BackendRetired(f"backend {backend!r} is retired, since its server is gone (hold {hold.id})")
 
 
 # When two workers engage at once, the loser reads the winner's hold. A verdict from before the last release engages
@@ -150,9 +191,12 @@ def engage_brake(db: Connection, hit: BrakeHit, *, actor: str) -> tuple[Hold, bo
 # recovery ends the hold of a rewind; a trigger says the same.
 _RELEASE = text(f"""
     SELECT {TURN} FROM holds WHERE id = :id AND cause = 'brake';
+    SELECT FROM holds WHERE id = :id AND cause = 'retired' FOR NO KEY UPDATE;
     WITH released AS (
         UPDATE holds SET released_at = clock_timestamp(), released_by = :actor, release_reason = :reason
          WHERE id = :id AND released_at IS NULL AND cause <> 'rewound'
+           AND NOT (cause = 'retired'
+                    AND EXISTS (SELECT FROM resources WHERE backend = subject AND status = 'abandoned'))
      RETURNING {_COLUMNS}
     ), {_RELEASED}
     SELECT {_COLUMNS} FROM released""")
@@ -162,7 +206,8 @@ _FIND = text(f"SELECT {_COLUMNS} FROM holds WHERE id = :id")
 def release(db: Connection, hold_id: int, *, actor: str, reason: str) -> Hold:
     """End a hold; `jobs.wake` then wakes the jobs that are parked under it.
 
-    Raises NotFound, AlreadyReleased; and Rewound for the hold of a rewind, which only a recovery ends.
+    Raises NotFound, AlreadyReleased; Rewound for the hold of a rewind, which only a recovery ends; and HasAbandoned for
+    a backend that is retired for good.
     """
     row = db.execute(_RELEASE, {"id": hold_id, "actor": actor, "reason": reason}).one_or_none()
     if row is not None:
@@ -170,6 +215,8 @@ def release(db: Connection, hold_id: int, *, actor: str, reason: str) -> Hold:
     before = db.execute(_FIND, {"id": hold_id}).one_or_none()
     if before is None:
         raise NotFound(f"there is no hold {hold_id}")
+    if before.released_at is None and before.cause == HoldCause.RETIRED:
+        raise HasAbandoned(f"objects of backend {before.subject!r} were abandoned, so it stays retired for good")
     if before.released_at is None:
         raise Rewound
     raise AlreadyReleased(f"hold {hold_id} was released by {before.released_by}: {before.release_reason}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from outbox.events import Event
+from outbox.events import Event, quoted
 from outbox.memory import NOTE_DIGITS, Memory, Note
 
 # The place that is no backend; no backend can have this name.
@@ -253,6 +253,19 @@ def wrote(db: Connection, place: str, memory: Memory, *, server: str | None = No
     db.execute(_WRITTEN, {"place": place, "epoch": memory.epoch, "event": memory.event, "server": server})
 
 
+_MOVED = text("""
+    UPDATE memories SET epoch = :epoch, event = :event, remembered_at = clock_timestamp(), server = :server
+     WHERE place = :place AND behind_since IS NULL""")
+
+
+def moved(db: Connection, place: str, memory: Memory, *, server: str | None) -> None:
+    """Record what a backend's new server has kept, for good: what was written to the old one no longer counts.
+
+    Not where the backend went back in time: only a recovery ends that.
+    """
+    db.execute(_MOVED, {"place": place, "epoch": memory.epoch, "event": memory.event, "server": server})
+
+
 # No probe may pass the breaker before a recovery. A century, since drivers cannot read infinity.
 _BEHIND = text("""
     WITH noted AS (
@@ -274,12 +287,12 @@ def went_back(db: Connection, place: str, why: str) -> bool:
     return bool(db.execute(_BEHIND, {"place": place, "note": why, "reason": reason}).scalar_one())
 
 
-# Not `decided`: a recovery writes one for each item, and these would crowd out other acts. Of resources the newest:
-# after a rewind, only their notes tell whose the unknown objects are.
+# Not `decided` and `rebound`: there is one for each of many resources, and these would crowd out other acts. Of
+# resources the newest: after a rewind, only their notes tell whose the unknown objects are.
 _NOTES = text(f"""
     SELECT id, left(encode(hash, 'hex'), {NOTE_DIGITS}) AS hash, at, event, resource_id, detail
       FROM (SELECT id, hash, at, event, resource_id, detail
-              FROM (SELECT * FROM events WHERE job_id IS NULL AND event <> '{Event.DECIDED}'
+              FROM (SELECT * FROM events WHERE job_id IS NULL AND event NOT IN ({quoted(Event.DECIDED, Event.REBOUND)})
                      ORDER BY id DESC LIMIT :acts) AS acts
              UNION ALL
             SELECT event.id, event.hash, event.at, '{REGISTERED}', event.resource_id,

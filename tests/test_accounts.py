@@ -33,6 +33,7 @@ def cache(request: pytest.FixtureRequest, servers: Servers) -> RedisServer:
 def test_up_makes_the_documented_accounts() -> None:
     assert accounts.documented("postgres") == [*up_accounts.POSTGRES]
     assert accounts.documented("redis") == [up_accounts.REDIS]
+    assert accounts.documented("mysql") == [*up_accounts.MYSQL]
     assert accounts.documented("slots") == [up_accounts.SLOTS]
     assert accounts.NAME == up_accounts.NAME
     takeover = "\n".join(accounts.documented("takeover")).split(" \\gexec")

@@ -106,6 +106,17 @@ class Intake:
                 case Different(seen=seen, why=why, marked=marked):
                     return Different(_evidence(seen), foreign.line(why), marked)
 
+    def locate(self, manifest: Json) -> Observation:
+        """See `worker.backends.fleet.locate`. Refused for another generation, or a manifest that lost a field."""
+        with _errors():
+            match fleet.locate(self._backend, manifest):
+                case Different(seen=seen, why=why, marked=marked):
+                    return Different(_evidence(seen), foreign.line(why), marked)
+                case Same(seen=seen):
+                    return Same(_located(manifest, seen | {"manifest": seen["manifest"]}))
+                case Absent(seen=seen):
+                    return Absent(_located(manifest, seen))
+
     def quarantine(self, manifest: Json, still: Still = backends.always) -> None:
         """See Backend."""
         with _errors():
@@ -256,6 +267,16 @@ def _lacking(manifest: Json, completes: Json) -> Json:
     if changed := [name for name, value in _manifest(completes).items() if manifest.get(name) not in (None, value)]:
         raise Refused(f"the backend would change {foreign.line(', '.join(changed))} of the manifest; it may only add")
     return completes
+
+
+def _located(manifest: Json, seen: Json) -> Json:
+    """The evidence, and the manifest on the server that moved, where the kind gives one."""
+    shown = _evidence({name: value for name, value in seen.items() if name != "manifest"})
+    if (moved := seen.get("manifest")) is None:
+        return shown
+    if _manifest(moved).get("generation") != manifest.get("generation") or manifest.keys() - moved.keys():
+        raise Refused(f"the backend found an object that is not the manifest's: {foreign.line(repr(moved))}")
+    return shown | {"manifest": moved}
 
 
 def _manifest(manifest: Json) -> Json:

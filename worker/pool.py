@@ -20,7 +20,7 @@ from outbox.events import Event, emit
 from outbox.logs import log
 from outbox.observations import Inspection
 from outbox.rows import Claim
-from worker import observer
+from worker import adoptions, observer
 from worker.backends import Backend, fleet
 from worker.claiming import Claimer
 from worker.listening import Listener
@@ -85,9 +85,10 @@ class Pool:
         return {name: one.backend for name, one in self._served.items()}
 
     def start(self) -> None:
-        """Begin to extend leases, to sweep, to advance operations, and to wait at the doorbell."""
+        """Begin to extend leases, to sweep, to advance operations, to inspect for them, and to wait at the doorbell."""
         self._loops.append(self._memories.keep_comparing(self._sweep_seconds, self._is_over))
         loops = {"heartbeat": self._keep_leases, "sweep": self._keep_sweeping, "operations": self._keep_advancing}
+        loops["adoptions"] = self._keep_inspecting
         for name, loop in loops.items():
             self._loops.append(threading.Thread(target=loop, name=name, daemon=True))
             self._loops[-1].start()
@@ -266,6 +267,15 @@ class Pool:
             with self._failure_logged("operation_step_failed"):
                 wait = self.advance()
             self._ended.wait(self._sweep_seconds if wait is None else max(wait, SHORTEST_PAUSE_SECONDS))
+
+    def _keep_inspecting(self) -> None:
+        """Inspect what an adoption's preview lists."""
+        while not self._state.stopping:
+            taken = 0
+            with self._failure_logged("adoptions_failed"):
+                taken = adoptions.inspect_some(self.backends, worker=self._worker)
+            if not taken:
+                self._ended.wait(self._sweep_seconds)
 
     @contextmanager
     def _failure_logged(self, event: str, **words: Any) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""A recovery reads from the backends: their memories, their marked objects, and inspections of single objects."""
+"""What a recovery and a rebind read from the backends: memories, marked objects, and inspections of single objects."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from itertools import islice
 from uuid import UUID
 
 from outbox import doorbell
-from outbox.actions import Look, Looked, Seen
+from outbox.actions import At, Look, Looked, Seen
 from outbox.errors import BackendError, SettingsError
 from outbox.logs import log
 from outbox.memory import Memory
@@ -55,6 +55,29 @@ class Places:
                         return Look(Found.DIFFERENT, seen | {"why": why})
         except _Unread as error:
             return Look(Found.UNAVAILABLE, {"error": str(error)})
+
+    def locate(self, name: str, manifest: Json) -> Look:
+        """Where a backend, whose server moved, has one object now: `seen["manifest"]`, where it found it."""
+        try:
+            with _errors(name):
+                match _built(self.configured[name]).locate(manifest):
+                    case Absent(seen=seen):
+                        return Look(Found.ABSENT, seen)
+                    case Same(seen=seen):
+                        return Look(Found.SAME, seen)
+                    case Different(seen=seen, why=why):
+                        return Look(Found.DIFFERENT, seen | {"why": why})
+        except _Unread as error:
+            return Look(Found.UNAVAILABLE, {"error": str(error)})
+
+    def server(self, name: str, installation: UUID) -> At:
+        """Which server a backend is on now, and what it remembers."""
+        try:
+            with _errors(name):
+                backend = _built(self.configured[name])
+                return At(backend.server_identity(), backend.recall(installation), backend.keeps_memory)
+        except _Unread as error:
+            return At(error=str(error))
 
     def remember(self, memory: Memory) -> dict[str, str | None]:
         """Write a memory to every place that keeps one; by place, why it was not kept there, None where it was."""

@@ -2,10 +2,12 @@
 
 import dataclasses
 import datetime as dt
+import uuid
 from typing import Annotated, Self
 
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     model_validator,
 )
@@ -25,6 +27,9 @@ from outbox.states import (
     OperationState,
     ResourceStatus,
 )
+
+# What fits in the longest body; at a shell it may be ten times as many.
+MOST_OBJECTS = 5_000
 
 
 class BulkFilter(JobFilterIn):
@@ -95,6 +100,64 @@ class RestoreMany(_In):
         if not self.dry_run and self.digest is None:
             raise ValueError("`dry_run` is false: send the `digest` that the dry run answered")
         return self
+
+
+class AdoptMany(_In):
+    """An adoption in bulk: first a list, which workers inspect; then the real run, with that `preview` and its digest.
+
+    An object is `{tenant, manifest, name?, external_id?, labels?, protected?}`.
+    """
+
+    reason: Word
+    dry_run: bool = True
+    backend: Word | None = None
+    objects: Annotated[list[Json], Field(max_length=MOST_OBJECTS)] | None = None
+    preview: Annotated[int | None, Field(ge=1, le=2**63 - 1)] = None
+    digest: Digest | None = None
+    rate: Annotated[int, Field(ge=1, le=operations.MAX_RATE, description="adoptions a second")] = operations.RATE
+
+    @model_validator(mode="after")
+    def _previewed(self) -> Self:
+        if self.dry_run and (self.backend is None or self.objects is None or self.preview or self.digest):
+            raise ValueError("a dry run takes `backend` and `objects`")
+        if not self.dry_run and (self.preview is None or self.digest is None or self.objects or self.backend):
+            raise ValueError("`dry_run` is false: send the `preview` and the `digest` of the dry run, and no objects")
+        return self
+
+
+class ObjectFilter(_In):
+    """Which objects of an adoption to list; `wrong`: those that need a person."""
+
+    wrong: bool = False
+    cursor: Cursor = None
+    limit: Limit = 50
+
+
+class ObjectOut(BaseModel):
+    """An object of an adoption: what was asked, what a worker found, and what became of it."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    n: int
+    name: str
+    tenant: str
+    external_id: str | None
+    labels: dict[str, str]
+    manifest: Json
+    outcome: ItemOutcome | None
+    findings: list[dict[str, str]] | None
+    resource_id: uuid.UUID | None
+    job_id: int | None
+    job_state: JobState | None
+    last_error: str | None
+
+
+class ObjectPage(BaseModel):
+    """One page of objects; with the digest of the adoptable ones, once all were inspected."""
+
+    items: list[ObjectOut]
+    next_cursor: str | None
+    digest: str | None
 
 
 class OperationFilter(_In):

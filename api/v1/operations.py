@@ -3,11 +3,16 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
+from sqlalchemy import Connection
 
 from api.deps import Operator, ask
 from api.schemas.fields import Number, Reason, Word
 from api.schemas.operations import (
+    AdoptMany,
     Begun,
+    ObjectFilter,
+    ObjectOut,
+    ObjectPage,
     Offboard,
     OffboardPreview,
     OperationFilter,
@@ -19,7 +24,8 @@ from api.schemas.operations import (
     RestoreMany,
     RestorePreview,
 )
-from outbox import actions, db, queries
+from outbox import actions, adoptions, db, queries
+from outbox.states import OperationKind
 
 router = APIRouter(prefix="/v1", tags=["operations"])
 
@@ -81,6 +87,43 @@ def restore_many(body: RestoreMany, who: Operator, response: Response) -> Restor
         begun = actions.begin_restore(session, who, wanted, reason=body.reason, digest=body.digest or "")
     response.status_code = 202
     return Begun(operation=OperationOut.of(begun))
+
+
+@router.post("/resources:adopt", status_code=202)
+def adopt_many(body: AdoptMany, who: Operator) -> Begun:
+    """Adopt objects that exist: first a dry run in which workers inspect each, then exactly those that can be adopted.
+
+    Both are operations. `GET /v1/operations/{id}/objects` has what was found, and the digest for the real run.
+    """
+    if body.objects is not None and body.backend is not None:
+        objects = adoptions.check(body.backend, enumerate(body.objects, 1), noun="object")
+        with db.transaction() as session:
+            begun = actions.preview_adopt(session, who, body.backend, objects, reason=body.reason)
+    else:
+        with db.transaction() as session:
+            begun = actions.begin_adopt(
+                session, who, body.preview or 0, reason=body.reason, digest=body.digest or "", rate=body.rate
+            )
+    return Begun(operation=OperationOut.of(begun))
+
+
+@router.get("/operations/{operation_id}/objects")
+def list_objects(operation_id: Number, who: Operator, wanted: Annotated[ObjectFilter, Query()]) -> ObjectPage:
+    """The objects of an adoption or its dry run, in the list's order; 404 for an operation that does not exist."""
+
+    def act(session: Connection) -> ObjectPage:
+        operation, _ = queries.operation(session, operation_id)
+        page = queries.list_adoptions(
+            session, operation_id, wrong=wanted.wrong, cursor=wanted.cursor, limit=wanted.limit
+        )
+        preview = operation.kind is OperationKind.ADOPT_PREVIEW
+        return ObjectPage(
+            items=[ObjectOut.model_validate(row) for row in page.items],
+            next_cursor=page.next_cursor,
+            digest=actions.previewed_adopt(session, who, operation_id).digest if preview else None,
+        )
+
+    return ask(act)
 
 
 @router.get("/operations")

@@ -10,7 +10,7 @@ from outbox.errors import NotFound
 
 @main.group()
 def backends() -> None:
-    """See whether the backends are as they should be."""
+    """See whether the backends are as they should be, and follow a server that moves."""
     operate()
 
 

@@ -236,14 +236,14 @@ def follow(begun: Any, *, wait: bool, as_json: bool) -> None:
         return
     try:
         click.echo(f"operation {begun.id} is running; Ctrl-C leaves it running", err=True)
-        _watch(begun)
+        watch(begun)
     except KeyboardInterrupt:
         click.echo(f"\noperation {begun.id} is still running: {later}", err=True)
         return
     _show(begun.id, as_json)
 
 
-def _watch(begun: Any) -> None:
+def watch(begun: Any) -> None:
     """Show a bar on stderr until the operation ends."""
     from deprovisioner.cli.progress import tell_first, waits
     from outbox import db, queries

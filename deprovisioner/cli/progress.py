@@ -55,6 +55,10 @@ def _ended_well(kind: OperationKind) -> str:
             return "deletes enqueued"
         case OperationKind.RESTORE:
             return "restores enqueued"
+        case OperationKind.ADOPT_PREVIEW:
+            return "inspected"
+        case OperationKind.ADOPT:
+            return "adoptions enqueued"
         case never:
             assert_never(never)
 
@@ -67,6 +71,10 @@ def _done(kind: OperationKind) -> str:
             return "enqueued"
         case OperationKind.RESTORE:
             return "restoring"
+        case OperationKind.ADOPT_PREVIEW:
+            return "adoptable"
+        case OperationKind.ADOPT:
+            return "enqueued"
         case never:
             assert_never(never)
 
@@ -139,6 +147,8 @@ def _again(operation: Operation) -> list[str]:
             return ["tenants", "offboard", operation.filter["tenant"]]
         case OperationKind.RESTORE:
             return options(operation.filter, "resources", "restore-all")
+        case OperationKind.ADOPT_PREVIEW | OperationKind.ADOPT:
+            return ["adopt", "--backend", operation.filter["backend"], "--from", "FILE"]
         case never:
             assert_never(never)
 

@@ -6,26 +6,47 @@ from pathlib import Path
 import click
 
 from deprovisioner.cli.shell import WORDS, as_json_option, example, main
+from deprovisioner.up import FURTHER
 from outbox.errors import BadRequest
 
 
-@main.command(epilog=example("deprovisioner up --home /tmp/try --port 9000 --workers 2"))
+def _kinds(words: str) -> list[str]:
+    kinds = [word.strip() for word in words.split(",") if word.strip()]
+    if unknown := [kind for kind in kinds if kind not in FURTHER]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(FURTHER)}")
+    return kinds
+
+
+@main.command(
+    epilog=example(
+        "deprovisioner up --home /tmp/try --port 9000 --workers 2", f"deprovisioner up --with {','.join(FURTHER)}"
+    )
+)
 @click.option(
     "--home", type=click.Path(path_type=Path), help="Where data, logs and `env` live.  [default: .deprovisioner]"
 )
 @click.option("--port", type=click.IntRange(1, 65535), help="The API's port.  [default: 8080]")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
-def up(home: Path | None, port: int | None, workers: int) -> None:
+@click.option(
+    "--with",
+    "kinds",
+    metavar="KIND,...",
+    callback=lambda _context, _option, value: _kinds(value),
+    default="",
+    help=f"Backends of further kinds too, which the home keeps: {', '.join(FURTHER)}.",
+)
+def up(home: Path | None, port: int | None, workers: int, kinds: list[str]) -> None:
     """Start everything on this machine and serve until Ctrl-C.
 
     It starts PostgreSQL and Valkey servers of its own, except where you set DEPROVISIONER_DATABASE_URL,
-    _BROKER_URL or _BACKENDS: then it uses the servers named there.
+    _BROKER_URL or _BACKENDS: then it uses the servers named there. --with mysql,rabbitmq starts MariaDB and RabbitMQ
+    from the programs that it finds on this machine, s3 moto's server, webhook the example provisioner.
     """
     from deprovisioner.up.supervisor import Up
     from outbox import settings
 
     current = settings.load()
-    Up(home or current.home, current.api_host, port or current.api_port, workers, os.environ).run()
+    Up(home or current.home, current.api_host, port or current.api_port, workers, os.environ, kinds).run()
 
 
 @main.command(epilog=example("deprovisioner migrate --service-role deprovisioner_service"))

@@ -28,16 +28,17 @@ T = TypeVar("T")
 
 # The modules of this package that define a command. A command loads its own; `--help` loads them all.
 _MODULES = {
+    "adopt": ["adopt"],
     "api": ["serve"],
-    "audit": ["audit"],
-    "backends": ["backends"],
+    "audit": ["audit", "retirement"],
+    "backends": ["backends", "rebind", "retirement"],
     "breakers": ["breakers"],
     "demo": ["serve"],
     "doctor": ["doctor"],
     "hold": ["holds"],
-    "jobs": ["jobs", "operations"],
+    "jobs": ["jobs", "retirement", "operations"],
     "migrate": ["serve"],
-    "operations": ["operations"],
+    "operations": ["operations", "adopt"],
     "reconcile": ["reconcile"],
     "recover": ["recover"],
     "resources": ["resources", "restores"],

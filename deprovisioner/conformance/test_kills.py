@@ -57,7 +57,8 @@ class Life:
             if self._is_due("adopt") and "adopt" not in subject.not_shown:
                 self._adopted()
         except BaseException as error:
-            error.add_note(f"killed at (verb: the call, when): {dict(deaths)}; so far: {self.calls}")
+            so_far = {verb: len(names) for verb, names in self.calls.items()}
+            error.add_note(f"killed at (verb: the call, when): {dict(deaths)}; calls so far: {so_far}")
             raise
 
     def _is_due(self, verb: str) -> bool:

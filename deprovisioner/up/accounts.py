@@ -23,6 +23,24 @@ REDIS = (
     "+acl|whoami +acl|cat +acl|getuser +acl|setuser +acl|deluser +acl|list +acl|log +acl|users +acl|save "
     "+dump +pexpiretime +memory|usage +restore"
 )
+MYSQL = (
+    "CREATE USER deprovisioner_service IDENTIFIED BY 'CHANGE-ME';",
+    "CREATE DATABASE deprovisioner_service;",
+    "GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON `deprovisioner\\_service`.* TO deprovisioner_service;",
+    "GRANT CREATE USER, PROCESS, SHOW DATABASES, CONNECTION ADMIN, SLAVE MONITOR ON *.* TO deprovisioner_service;",
+    "GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, REFERENCES, INDEX, ALTER, CREATE TEMPORARY "
+    "TABLES, LOCK TABLES, CREATE VIEW, SHOW VIEW, CREATE ROUTINE, ALTER ROUTINE, EXECUTE, EVENT, "
+    "TRIGGER, DELETE HISTORY ON `dpdb%`.* TO deprovisioner_service WITH GRANT OPTION;",
+    "GRANT SELECT ON mysql.db TO deprovisioner_service;",
+    "GRANT SELECT ON mysql.tables_priv TO deprovisioner_service;",
+    "GRANT SELECT ON mysql.columns_priv TO deprovisioner_service;",
+    "GRANT SELECT ON mysql.procs_priv TO deprovisioner_service;",
+    "GRANT SELECT ON mysql.global_priv TO deprovisioner_service;",
+    "GRANT SELECT ON mysql.roles_mapping TO deprovisioner_service;",
+    "GRANT SELECT ON mysql.proc TO deprovisioner_service;",
+    "GRANT SELECT ON mysql.event TO deprovisioner_service;",
+    "GRANT SELECT ON mysql.innodb_table_stats TO deprovisioner_service;",
+)
 _SECRET = "CHANGE-ME"  # noqa: S105 - where the documents want a password
 
 # Statements that hand over what workers made and adopted while they were superusers. A database without a mark yet has

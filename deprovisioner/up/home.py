@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -145,9 +145,10 @@ def backends_file(home: Path, say: Callable[[str], object]) -> Path:
     return path
 
 
-def write_env(home: Path, environment: Mapping[str, str]) -> None:
-    """Write the file `env` of a home, which other shells source."""
-    lines = [f"{name}={shlex.quote(environment[name])}\n" for name in _PUBLISHED if name in environment]
+def write_env(home: Path, environment: Mapping[str, str], more: Iterable[str]) -> None:
+    """Write the file `env` of a home, which other shells source; `more` are further variables."""
+    names = (*_PUBLISHED, *more)
+    lines = [f"{name}={shlex.quote(environment[name])}\n" for name in names if name in environment]
     write_private(home / "env", "".join(lines))
 
 

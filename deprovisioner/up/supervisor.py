@@ -2,17 +2,16 @@
 
 import json
 import signal
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 
-from deprovisioner.up import accounts, environment, ports, servers
+from deprovisioner.up import accounts, environment, further, ports, servers
 from deprovisioner.up.environment import (
     API_URL,
     BACKENDS,
@@ -25,36 +24,31 @@ from deprovisioner.up.environment import (
 )
 from deprovisioner.up.home import SERVICE_ROLE, State, backends_file, locked, prepare, write_env
 from deprovisioner.up.servers import Child
+from deprovisioner.up.steps import WATCH_SECONDS, Stop, ask_to_stop, output_of, say, step, stop_if_asked
 from outbox import credentials
 from outbox.errors import DeprovisionerError, SettingsError
 from outbox.settings import PREFIX
 
 # A child that dies at once is not restarted in a tight loop.
 RESTART_PAUSE_SECONDS = 1.0
-WATCH_SECONDS = 0.2
 _COMMAND = (sys.executable, "-m", "deprovisioner.cli")
-
-
-class _Stop(BaseException):
-    """Raised between two steps and while waiting, once a signal has set `asked`; passes code that only catches errors.
-
-    The handler raises nothing: an exception could arrive anywhere, inside the release of a lock too.
-    """
-
-    asked = False
 
 
 class Up:
     """One running installation in `home`.
 
-    `caller` is the caller's environment. The URLs in it are used, and `up` starts no servers in their place.
+    `caller` is the caller's environment. The URLs in it are used, and `up` starts no servers in their place. `kinds`:
+    of which further kinds the home's backends file is to have a backend; each that it has is started.
     """
 
-    def __init__(self, home: Path, host: str, port: int, workers: int, caller: Mapping[str, str]) -> None:
+    def __init__(
+        self, home: Path, host: str, port: int, workers: int, caller: Mapping[str, str], kinds: Sequence[str] = ()
+    ) -> None:
         self.home = home.resolve()
         self.host = host
         self.port = port
         self.workers = workers
+        self._kinds = list(kinds)
         self.env = dict(caller)  # completed while starting; each process gets a part of it
         self.children: list[Child] = []
         self._addresses: set[str] = set()
@@ -67,11 +61,11 @@ class Up:
         prepare(self.home)
         with locked(self.home):
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, _ask_to_stop)
+                signal.signal(number, ask_to_stop)
             try:
                 self._start()
                 self._watch()
-            except _Stop:
+            except Stop:
                 print("\nup: stopping", flush=True)
             finally:
                 for number in (signal.SIGINT, signal.SIGTERM):
@@ -84,14 +78,14 @@ class Up:
         ports.must_be_free(self.host, self.port)
         self._state = State(self.home)
         self.env = self._state.without_made(self.env)
-        _say(f"home {self.home} (data, logs, tokens)")
+        say(f"home {self.home} (data, logs, tokens)")
         self._find_addresses()
         self._start_servers()
         self._complete_env()
         self._migrate()
         self._start_api()
         self._make_tokens()
-        write_env(self.home, self.env | self._administrators)
+        write_env(self.home, self.env | self._administrators, map(further.variable_of, self._kinds))
         for number in range(1, self.workers + 1):
             self._start_worker(f"worker-{number}")
         self._explain()
@@ -100,7 +94,11 @@ class Up:
         """Learn from the backends file which variables only workers get, before anything is started."""
         self._own_backends = not self._caller_gives(BACKENDS)
         if self._own_backends:
-            self._set(BACKENDS, str(backends_file(self.home, _say)))
+            path = backends_file(self.home, say)
+            self._kinds = further.add_tables(path, self._kinds)
+            self._set(BACKENDS, str(path))
+        elif self._kinds:
+            raise DeprovisionerError(f"--with adds to the home's own backends file, and {BACKENDS} names another one")
         self._addresses = environment.worker_variables(Path(self.env[BACKENDS]))
 
     def _start_servers(self) -> None:
@@ -111,13 +109,25 @@ class Up:
         if self._own_backends:
             for variable in (environment.PG_MAIN_DSN, environment.REDIS_MAIN_URL):
                 if variable in self.env:
-                    _say(f"not using your {variable}: it names a server of this home; to use others, set {BACKENDS}")
+                    say(f"not using your {variable}: it names a server of this home; to use others, set {BACKENDS}")
             admin = self._start_postgres("pg-main", {"log_statement": "ddl", "reserved_connections": "5"})
             service = accounts.postgres(admin, self._state.password("pg-main.service"))
             self._set_addresses(environment.PG_MAIN_DSN, environment.PG_MAIN_SERVICE_DSN, admin, service)
             admin = self._start_valkey("redis-main", durable=True)
             service = accounts.valkey(admin, self._state.password("redis-main.service"))
             self._set_addresses(environment.REDIS_MAIN_URL, environment.REDIS_MAIN_SERVICE_URL, admin, service)
+            for kind in self._kinds:
+                self._start_further(further.KINDS[kind](self.home, self._state, self._free_port_of))
+
+    def _start_further(self, backend: further.Further) -> None:
+        if missing := backend.missing():
+            raise DeprovisionerError(f"{backend.name}: {missing}; or remove its table from {self.env[BACKENDS]}")
+        with step(f"{backend.name}: {backend.title} on 127.0.0.1:{backend.port}"):
+            *before, last = backend.children()
+            for child in before:
+                self._start_child(child, child.alive)
+            self._start_child(last, backend.ready)
+            self._set(backend.variable, backend.service())
 
     def _set_addresses(self, variable: str, of_service: str, admin: str, service: str) -> None:
         """The service's account for workers; the administrator's only in the file `env`."""
@@ -130,7 +140,7 @@ class Up:
         """Whether the caller set the variable; printed, since we then work on data that is not this home's."""
         if variable not in self.env:
             return False
-        _say(f"not starting our own: {variable} is set to {environment.without_password(self.env[variable])}")
+        say(f"not starting our own: {variable} is set to {environment.without_password(self.env[variable])}")
         return True
 
     def _set(self, variable: str, value: str) -> None:
@@ -141,22 +151,22 @@ class Up:
     def _start_postgres(self, name: str, options: dict[str, str]) -> str:
         port, password = self._free_port_of(name), self._state.password(name)
         dsn = servers.postgres_dsn(port, password)
-        with _step(f"{name}: PostgreSQL on 127.0.0.1:{port}"):
-            child = servers.postgres(self.home, name, port, password, options, stop=_stop_if_asked)
+        with step(f"{name}: PostgreSQL on 127.0.0.1:{port}"):
+            child = servers.postgres(self.home, name, port, password, options, stop=stop_if_asked)
             self._start_child(child, lambda: servers.postgres_ready(dsn))
         return dsn
 
     def _start_valkey(self, name: str, *, durable: bool) -> str:
         port, password = self._free_port_of(name), self._state.password(name)
         url = servers.valkey_url(port, password)
-        with _step(f"{name}: Valkey on 127.0.0.1:{port}"):
+        with step(f"{name}: Valkey on 127.0.0.1:{port}"):
             child = servers.valkey(self.home, name, port, durable=durable, password=password)
             self._start_child(child, lambda: servers.valkey_ready(url))
         return url
 
     def _free_port_of(self, name: str) -> int:
         port = self._state.port(name)
-        ports.wait_until_free(name, port, stop=_stop_if_asked)
+        ports.wait_until_free(name, port, stop=stop_if_asked)
         return port
 
     def _complete_env(self) -> None:
@@ -192,19 +202,19 @@ class Up:
 
     def _run_command(self, what: str, *words: str, **more: str) -> str:
         """Run one of our commands to its end; what it wrote to stdout."""
-        with _step(what):
-            status, stdout, stderr = _output_of([*_COMMAND, *words], self._env_of(what) | more)
+        with step(what):
+            status, stdout, stderr = output_of([*_COMMAND, *words], self._env_of(what) | more)
             if status != 0:
                 raise DeprovisionerError(f"{what} failed:\n{stdout}{stderr}".rstrip())
         return stdout
 
     def _start_api(self) -> None:
-        with _step("api"):
+        with step("api"):
             child = Child("api", [*_COMMAND, "api"], self._log("api"), env=self._env_of("api"))
             self._start_child(child, self._api_is_ready)
 
     def _start_worker(self, name: str) -> None:
-        with _step(name):
+        with step(name):
             child = Child(name, [*_COMMAND, "worker"], self._log(name), env=self._env_of(name))
             self._start_child(child, lambda: '"worker_ready"' in child.tail(1_000_000))
 
@@ -213,7 +223,7 @@ class Up:
         child.spawn()
 
         def ready_or_stopped() -> bool:
-            _stop_if_asked()
+            stop_if_asked()
             return ready()
 
         child.wait_until(ready_or_stopped)
@@ -254,11 +264,11 @@ class Up:
         started = dict.fromkeys(range(len(self.children)), time.monotonic())
         while True:
             time.sleep(WATCH_SECONDS)
-            _stop_if_asked()
+            stop_if_asked()
             for number, child in enumerate(self.children):
                 if child.alive() or time.monotonic() - started[number] < RESTART_PAUSE_SECONDS:
                     continue
-                _say(f"{child.name} ended ({child.reason()}); starting it again (log {child.log})")
+                say(f"{child.name} ended ({child.reason()}); starting it again (log {child.log})")
                 if self._is_ours(child):
                     self._find_new_addresses()
                     child.env = self._env_of(child.name)
@@ -278,7 +288,7 @@ class Up:
         for child in [*reversed(ours), *(c for c in reversed(self.children) if c not in ours)]:
             child.stop()
         if self.children:
-            _say("stopped")
+            say("stopped")
 
     def _explain(self) -> None:
         token, url = self.env[TENANT_TOKEN], self.env[API_URL]
@@ -305,46 +315,3 @@ class Up:
 """,
             flush=True,
         )
-
-
-def _ask_to_stop(*_: object) -> None:
-    _Stop.asked = True
-
-
-def _stop_if_asked() -> None:
-    if _Stop.asked:
-        raise _Stop
-
-
-def _output_of(command: list[str], env: Mapping[str, str]) -> tuple[int, str, str]:
-    """A command's exit status, stdout and stderr; a signal to `up` ends it."""
-    with subprocess.Popen(  # noqa: S603 - our own command, no shell
-        command, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            while True:
-                with suppress(subprocess.TimeoutExpired):
-                    stdout, stderr = process.communicate(timeout=WATCH_SECONDS)
-                    return process.returncode, stdout, stderr
-                _stop_if_asked()
-        except BaseException:
-            process.kill()
-            raise
-
-
-def _say(line: str) -> None:
-    print(f"up: {line}", flush=True)
-
-
-@contextmanager
-def _step(what: str) -> Iterator[None]:
-    """Print what is being done, and how long it took."""
-    _stop_if_asked()
-    began = time.monotonic()
-    print(f"up: {what} ...", end="", flush=True)
-    try:
-        yield
-    except BaseException:
-        print(" failed", flush=True)
-        raise
-    print(f" ready in {time.monotonic() - began:.1f} s", flush=True)

@@ -9,26 +9,32 @@ no function here: an edge calls `queries` with the tenant of its caller.
 - `jobs`         observe, redrive, resolve; alone or by two operators
 - `holds`        hold, release
 - `operations`   preview, begin and stop bulk work
+- `backends`     compare and rebind a backend whose server moved
 - `reconcile`    what reconciliations found; adopt or delete an object that no row knows
+- `retirement`   retire a backend whose server is gone, abandon its teardowns, take that back
 - `recovery`     survey and recover after a rewind, announce a restore
 
 Transactions are the edges'. An action that needs one session takes it as `db`. An action that needs several, one after
 the other, or that wakes the workers after a commit, takes an `Edge`, which lends it both.
 """
 
+from outbox.actions.backends import Comparison, Move, Rebound, compare, rebind
 from outbox.actions.caller import Ask, Caller, Edge, Operator, caller, operator, operator_at_a_shell
 from outbox.actions.holds import hold, release
 from outbox.actions.jobs import Proposed, observe, redrive, resolve, within
 from outbox.actions.operations import (
     BulkFilter,
     RestoreFilter,
+    begin_adopt,
     begin_offboard,
     begin_redrive,
     begin_restore,
     chosen,
+    preview_adopt,
     preview_offboard,
     preview_redrive,
     preview_restore,
+    previewed_adopt,
     stop,
     taken_back,
 )
@@ -55,8 +61,10 @@ from outbox.actions.resources import (
     show_credentials,
     wanted_delete,
 )
+from outbox.actions.retirement import abandon, abandon_all, retire, unretire
 from outbox.actions.undo import purge, restore
 from outbox.jobs import Delete, Enqueued, Restored
+from outbox.moves import At
 from outbox.operations import DIGEST, DeleteFilter, words
 from outbox.reconcile import ObjectFinding, Reconciliation
 from outbox.recovery import CLASSES, Look, Looked, Seen, Survey
@@ -68,9 +76,11 @@ __all__ = [
     "DELETE",
     "DIGEST",
     "Ask",
+    "At",
     "BulkFilter",
     "Caller",
     "Chosen",
+    "Comparison",
     "Delete",
     "DeleteFilter",
     "Done",
@@ -78,12 +88,14 @@ __all__ = [
     "Enqueued",
     "Look",
     "Looked",
+    "Move",
     "NewResource",
     "ObjectFinding",
     "Operator",
     "Places",
     "Preview",
     "Proposed",
+    "Rebound",
     "Reconciliation",
     "Recovered",
     "RestoreFilter",
@@ -91,7 +103,10 @@ __all__ = [
     "Rewind",
     "Seen",
     "Survey",
+    "abandon",
+    "abandon_all",
     "announce",
+    "begin_adopt",
     "begin_offboard",
     "begin_redrive",
     "begin_restore",
@@ -99,6 +114,7 @@ __all__ = [
     "carry_out",
     "change",
     "chosen",
+    "compare",
     "create",
     "delete",
     "delete_alone",
@@ -109,22 +125,27 @@ __all__ = [
     "observe",
     "operator",
     "operator_at_a_shell",
+    "preview_adopt",
     "preview_findings",
     "preview_offboard",
     "preview_redrive",
     "preview_restore",
+    "previewed_adopt",
     "purge",
+    "rebind",
     "reconciled",
     "recover",
     "redrive",
     "release",
     "resolve",
     "restore",
+    "retire",
     "rewind",
     "show_credentials",
     "stop",
     "survey",
     "taken_back",
+    "unretire",
     "wanted_delete",
     "wanted_recovery",
     "within",

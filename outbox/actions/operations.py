@@ -1,5 +1,6 @@
 """Bulk work: preview it, begin exactly what was previewed, stop it."""
 
+from collections.abc import Sequence
 from typing import NewType
 
 from sqlalchemy import Connection
@@ -7,9 +8,9 @@ from sqlalchemy import Connection
 from outbox import operations
 from outbox.actions.caller import Operator
 from outbox.errors import BadRequest
-from outbox.operations import DeleteFilter, OffboardPreview, Preview, RestorePreview
+from outbox.operations import AdoptPreview, DeleteFilter, OffboardPreview, Preview, RestorePreview
 from outbox.queries import JobFilter
-from outbox.rows import Operation
+from outbox.rows import Json, Operation
 
 # A filter that `chosen` has let through.
 BulkFilter = NewType("BulkFilter", JobFilter)
@@ -71,6 +72,23 @@ def preview_restore(db: Connection, who: Operator, wanted: RestoreFilter) -> Res
 def begin_restore(db: Connection, who: Operator, wanted: RestoreFilter, *, reason: str, digest: str) -> Operation:
     """Begin the bulk restore that was previewed; `db` is a transaction. Raises DigestMismatch, AlreadyRunning."""
     return operations.begin_restore(db, wanted, reason=reason, actor=who.actor, digest=digest)
+
+
+def preview_adopt(db: Connection, who: Operator, backend: str, objects: Sequence[Json], *, reason: str) -> Operation:
+    """Have workers inspect the objects of a list, which `adoptions.check` has checked; `db` is a transaction."""
+    return operations.begin_preview(db, backend, objects, reason=reason, actor=who.actor)
+
+
+def previewed_adopt(db: Connection, who: Operator, preview: int) -> AdoptPreview:  # noqa: ARG001 - operators only
+    """What a preview found, and the digest of the adoptable objects once it has ended. Raises NotFound, BadRequest."""
+    return operations.previewed(db, preview)
+
+
+def begin_adopt(
+    db: Connection, who: Operator, preview: int, *, reason: str, digest: str, rate: int = operations.RATE
+) -> Operation:
+    """Begin the adoption that was previewed; `db` is a transaction. Raises NotFound, BadRequest, DigestMismatch."""
+    return operations.begin_adopt(db, preview, reason=reason, actor=who.actor, digest=digest, rate=rate)
 
 
 def stop(db: Connection, who: Operator, operation_id: int, *, reason: str) -> Operation:

@@ -23,6 +23,7 @@ class Field:
     about: str
     required: bool = False
     secret: bool = False  # its value is stored, and never shown
+    own: bool = False  # no two objects share it, though it may be left out
 
 
 @dataclass(frozen=True)

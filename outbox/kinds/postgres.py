@@ -10,7 +10,7 @@ KIND = Kind(
     about="a database and the role that opens it",
     fields=(
         Field("database", _NAME, "the database's name", required=True),
-        Field("role", _NAME, "the role that opens it, dropped with it"),
+        Field("role", _NAME, "the role that opens it, dropped with it", own=True),
         Field("oid", whole_number(1, 2**32 - 1), "pg_database.oid"),
         Field("role_oid", whole_number(1, 2**32 - 1), "the role's pg_roles.oid"),
         Field("system_identifier", whole_number(1, 2**64 - 1), "the cluster's, as pg_control_system() shows it"),

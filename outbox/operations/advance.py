@@ -8,6 +8,7 @@ from sqlalchemy import Connection, text
 from outbox import rewinds
 from outbox.errors import AlreadyFinished, NotFound
 from outbox.events import Event
+from outbox.operations.adopt import adopt_step, preview_step
 from outbox.operations.offboard import offboard_step
 from outbox.operations.redrive import redrive_step
 from outbox.operations.restore import restore_step
@@ -94,6 +95,10 @@ def advance(db: Connection, *, worker: str) -> tuple[int, float | None]:
                 moved, pause = offboard_step(db, operation, worker)
             case OperationKind.RESTORE:
                 moved, pause = restore_step(db, operation, worker)
+            case OperationKind.ADOPT_PREVIEW:
+                moved, pause = preview_step(db, operation, worker)
+            case OperationKind.ADOPT:
+                moved, pause = adopt_step(db, operation, worker)
             case never:
                 assert_never(never)
         db.execute(_PACE, {"id": operation.id, "pause": pause})

@@ -73,6 +73,7 @@ _NOUNS = {
     OperationKind.REDRIVE: "jobs (or at other fences)",
     OperationKind.OFFBOARD: "resources (or protected otherwise)",
     OperationKind.RESTORE: "resources (or deleted again)",
+    OperationKind.ADOPT: "objects",
 }
 
 _OPERATION = ", ".join(field.name for field in fields(Operation))
@@ -112,7 +113,12 @@ def confirm(
         if then == str(now.count):
             change = f"there are {now.count}, as before, but other {_NOUNS[kind]}, or the digest is mistyped"
         raise DigestMismatch(f"this is not what was previewed: {change}; preview again")
-    return Operation.read(db.execute(_BEGIN, {"id": id, "total": now.count}).one())
+    return begin(db, id, now.count)
+
+
+def begin(db: Connection, id: int, total: int) -> Operation:
+    """The operation, begun, with its event."""
+    return Operation.read(db.execute(_BEGIN, {"id": id, "total": total}).one())
 
 
 def refuse_unknown_scope(db: Connection, backend: str | None, tenant: str | None) -> None:

@@ -1,6 +1,7 @@
 """Operations and their progress."""
 
 import datetime as dt
+import uuid
 from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,12 +13,15 @@ from outbox import tables
 from outbox.errors import NotFound
 from outbox.holds import COVERS, Hold
 from outbox.queries.pages import Page, decode_cursor, page_of
-from outbox.rows import Operation
+from outbox.rows import Json, Operation
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How many of an operation's items have which outcome; `waiting` have none yet."""
+    """How many of an operation's items have which outcome; `waiting` have none yet.
+
+    Of a preview, `done` are adoptable, and `failed` are refused.
+    """
 
     total: int
     waiting: int
@@ -114,6 +118,52 @@ def operation(db: Connection, operation_id: int) -> tuple[Operation, Progress]:
     )
 
 
+@dataclass(frozen=True)
+class Adoption:
+    """An object of an adoption: what was asked, what a worker found, and what became of it."""
+
+    n: int
+    name: str
+    tenant: str
+    external_id: str | None
+    labels: dict[str, str]
+    manifest: Json
+    outcome: str | None
+    findings: list[Json] | None
+    resource_id: uuid.UUID | None
+    job_id: int | None
+    job_state: str | None
+    last_error: str | None
+
+
+_ADOPTIONS = text("""
+    SELECT item.n, asked ->> 'name' AS name, asked ->> 'tenant' AS tenant, asked ->> 'external_id' AS external_id,
+           asked -> 'labels' AS labels, asked -> 'manifest' AS manifest, outcome, findings,
+           CASE WHEN item.job_id IS NOT NULL THEN item.resource_id END AS resource_id, item.job_id,
+           outbox.state AS job_state, last_error
+      FROM operations
+      JOIN operation_items AS item ON item.operation_id = operations.id
+      JOIN adoptions ON adoptions.operation_id = coalesce(CAST(filter ->> 'preview' AS bigint), operations.id)
+                    AND adoptions.n = item.n
+      LEFT JOIN outbox ON outbox.id = item.job_id
+     WHERE operations.id = :id AND operations.kind IN ('adopt_preview', 'adopt') AND item.n > :after
+       AND (NOT :wrong OR outcome IN ('refused', 'skipped', 'stopped') OR outbox.state IN ('stuck', 'cancelled'))
+     ORDER BY item.n LIMIT :most""")
+
+
+def list_adoptions(
+    db: Connection, operation_id: int, *, wrong: bool = False, cursor: str | None = None, limit: int = 50
+) -> Page:
+    """The objects of an adoption or its preview, in the list's order; `wrong`: only those that need a person.
+
+    Empty for other operations. Raises BadCursor.
+    """
+    (after,) = decode_cursor(cursor, lambda last: (int(last),)) if cursor is not None else (0,)
+    asked = {"id": operation_id, "after": after, "wrong": wrong, "most": limit + 1}
+    rows = [Adoption(**row._mapping) for row in db.execute(_ADOPTIONS, asked)]
+    return page_of(rows, limit, lambda row: [row.n])
+
+
 def _operations() -> "sa.Select[Any]":
     return sa.select(*(tables.operations.c[f.name] for f in fields(Operation)))
 
@@ -121,6 +171,7 @@ def _operations() -> "sa.Select[Any]":
 def _tally(counts: "Counter[str]") -> Tally:
     return Tally(
         total=counts.total(),
-        done=counts["redriven"] + counts["enqueued"] + counts["restoring"],
-        **{name: counts[name] for name in ("waiting", "failed", "stopped", "skipped", "protected")},
+        done=sum(counts[name] for name in ("redriven", "enqueued", "restoring", "adoptable")),
+        failed=counts["failed"] + counts["refused"],
+        **{name: counts[name] for name in ("waiting", "stopped", "skipped", "protected")},
     )

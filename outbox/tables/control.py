@@ -78,6 +78,14 @@ holds = sa.Table(
         unique=True,
         postgresql_where=sa.text("cause = 'rewound' AND released_at IS NULL"),
     ),
+    # A backend is rebound once at a time, and is retired once.
+    sa.Index(
+        "holds_one_of_backend",
+        "cause",
+        "subject",
+        unique=True,
+        postgresql_where=sa.text("cause IN ('rebind', 'retired') AND released_at IS NULL"),
+    ),
     sa.Index("holds_brakes_released", "scope", "subject", "released_at", postgresql_where=sa.text("cause = 'brake'")),
 )
 

@@ -14,33 +14,48 @@ from deprovisioner import sdk
 from outbox import jobs, kinds, queries, resources, settings
 from outbox.errors import BadRequest, Refused, SettingsError
 from outbox.resources import NewResource
-from tests.support import third_party
 from tests.support.servers import use_environment
 from worker import backends
-from worker.backends import Absent, Backend, Same
+from worker.backends import Absent, Same
 
 ROOT = Path(__file__).parents[2]
 OURS = ("api", "deprovisioner", "migrations", "outbox", "worker")
 
 
+EXAMPLE = ROOT / "examples/deprovisioner-directory/src/deprovisioner_directory"
+# A second package: a kind whose manifests have a secret.
+VAULT = """
+from deprovisioner.sdk import Field, Kind, text
+
+KIND = Kind(
+    name="vault",
+    about="a vault",
+    fields=(Field("vault", text(), "its name", required=True), Field("token", text(), "shown to nobody", secret=True)),
+    example={"vault": "orders"},
+)
+"""
+
+
 @pytest.fixture
-def folders(settled: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The package is installed, by its metadata on `sys.path`, and a backend of its kind is configured."""
-    (info := tmp_path / "site" / "acme_folders-1.0.dist-info").mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-folders\nVersion: 1.0\n")
+def files(settled: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Both packages are installed, by their metadata on `sys.path`, and a backend of the example is configured."""
+    (info := tmp_path / "site" / "acme-1.0.dist-info").mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        f"[{backends.ENTRY_POINTS}]\nfolder = acme_folders:Folders\n"
-        f"[{kinds.ENTRY_POINTS}]\nfolder = acme_folders:KIND\n"
+        f"[{backends.ENTRY_POINTS}]\ndirectory = deprovisioner_directory.backend:Directory\n"
+        f"[{kinds.ENTRY_POINTS}]\ndirectory = deprovisioner_directory.kind:KIND\nvault = acme_vault:KIND\n"
     )
-    (tmp_path / "site" / "acme_folders.py").write_text(Path(third_party.__file__).read_text())
+    (tmp_path / "site" / "acme_vault.py").write_text(VAULT)
     (root := tmp_path / "root").mkdir()
-    path = tmp_path / "folders.toml"
-    path.write_text(f'[backends.folders]\nkind = "folder"\ndsn = "folder:{root}"\n')
+    path = tmp_path / "files.toml"
+    path.write_text(f'[backends.files]\nkind = "directory"\ndsn = "directory:{root}"\n')
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
     use_environment(monkeypatch, settled | {"DEPROVISIONER_BACKENDS": str(path)})
     _forget_kinds()
     yield root
-    sys.modules.pop("acme_folders", None)
+    for name in [name for name in sys.modules if name.startswith(("acme_vault", "deprovisioner_directory"))]:
+        del sys.modules[name]
     _forget_kinds()
 
 
@@ -49,13 +64,9 @@ def _forget_kinds() -> None:
     kinds._installed.cache_clear()
 
 
-def built() -> Backend:
-    return backends.build(settings.backends()["folders"], protected=frozenset({"control_db"}))
-
-
-def test_a_third_party_s_backend_is_built_by_its_entry_point_and_lives_a_life(folders: Path) -> None:
-    backend = built()
-    assert type(backend).__module__ == "acme_folders"
+def test_a_third_party_s_backend_is_built_by_its_entry_point_and_lives_a_life(files: Path) -> None:
+    backend = backends.build(settings.backends()["files"], protected=frozenset({"control_db"}))
+    assert type(backend).__module__ == "deprovisioner_directory.backend"
     assert [one.code for one in backends.check(backend)] == ["no_memory"], "it has no method `check`"
     plan = backend.plan(uuid.uuid4(), uuid.uuid4())
     assert isinstance(backend.inspect(plan.manifest), Absent)
@@ -65,20 +76,25 @@ def test_a_third_party_s_backend_is_built_by_its_entry_point_and_lives_a_life(fo
         backend.teardown(manifest | {"generation": str(uuid.uuid4())}, 1)
     backend.teardown(manifest, 1)
     assert isinstance(backend.inspect(manifest), Absent)
-    assert list(folders.iterdir()) == []
+    assert [path.name for path in files.iterdir()] == [".deprovisioner"]
 
 
-def test_a_third_party_s_manifest_is_checked_and_its_secret_is_not_shown(folders: Path) -> None:
-    assert kinds.check("folder", {"folder": "a"}) == {"folder": "a", "generation": None, "token": None}
-    with pytest.raises(BadRequest, match=r"manifest\.folder: is required"):
-        kinds.check("folder", {})
-    assert kinds.redacted("folder", {"folder": "a", "token": "s3cret"}) == {"folder": "a", "token": "(secret)"}
+def test_a_third_party_s_manifest_is_checked_and_its_secret_is_not_shown(files: Path) -> None:
+    assert kinds.check("vault", {"vault": "a"}) == {"vault": "a", "token": None}
+    with pytest.raises(BadRequest, match=r"manifest\.vault: is required"):
+        kinds.check("vault", {})
+    assert kinds.redacted("vault", {"vault": "a", "token": "s3cret"}) == {"vault": "a", "token": "(secret)"}
+    with pytest.raises(BadRequest, match=r"manifest\.name: must be the name of one folder"):
+        kinds.check("directory", {"name": "../etc"})
 
 
-def test_no_event_that_is_shown_has_a_manifest_s_secret(folders: Path, db: Connection) -> None:
-    given = {"folder": "a", "token": "s3cret"}
-    _, job = resources.register(db, NewResource("acme", "folder", "folders", "orders", manifest=given), actor="me")
-    (claim,) = jobs.claim(db, {"folders": 1}, slots=1, worker="w")
+def test_no_event_that_is_shown_has_a_manifest_s_secret(files: Path, db: Connection) -> None:
+    path = files.parent / "files.toml"
+    path.write_text(path.read_text() + '[backends.vaults]\nkind = "vault"\ndsn = "x"\n')
+    settings.backends.cache_clear()
+    given = {"vault": "a", "token": "s3cret"}
+    _, job = resources.register(db, NewResource("acme", "vault", "vaults", "orders", manifest=given), actor="me")
+    (claim,) = jobs.claim(db, {"vaults": 1}, slots=1, worker="w")
     jobs.start_provision(db, claim, worker="w", manifest=claim.manifest or {}, credentials=None)
     jobs.activate(db, claim, worker="w", manifest=claim.manifest or {})
     jobs.note_late(db, claim, worker="w", news={"undone": claim.manifest, "seen": {"completes": given}})
@@ -89,11 +105,11 @@ def test_no_event_that_is_shown_has_a_manifest_s_secret(folders: Path, db: Conne
         assert (shown.count("(secret)"), "s3cret" in shown) == (5, False)
 
 
-def test_an_entry_point_that_is_not_a_kind_is_an_error_that_names_it(folders: Path) -> None:
-    names = folders.parent / "site" / "acme_folders-1.0.dist-info" / "entry_points.txt"
-    names.write_text(f"[{kinds.ENTRY_POINTS}]\nfolder = acme_folders:Folders\nother = acme_folders:KIND\n")
+def test_an_entry_point_that_is_not_a_kind_is_an_error_that_names_it(files: Path) -> None:
+    names = files.parent / "site" / "acme-1.0.dist-info" / "entry_points.txt"
+    names.write_text(f"[{kinds.ENTRY_POINTS}]\nvault = acme_vault:text\nother = acme_vault:KIND\n")
     _forget_kinds()
-    for name, wrong in (("folder", "acme_folders:Folders"), ("other", "acme_folders:KIND")):
+    for name, wrong in (("vault", "acme_vault:text"), ("other", "acme_vault:KIND")):
         with pytest.raises(
             SettingsError, match=f"entry point '{name}' in deprovisioner.kinds: {wrong} is not the Kind"
         ):
@@ -101,26 +117,27 @@ def test_an_entry_point_that_is_not_a_kind_is_an_error_that_names_it(folders: Pa
 
 
 def test_a_kind_that_is_not_installed_is_an_error_that_lists_those_that_are(
-    folders: Path, monkeypatch: pytest.MonkeyPatch
+    files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings.BackendConfig("x", "mainframe", 1)
     with pytest.raises(
         SettingsError,
-        match="kind 'mainframe' is not installed; known: folder, mysql, postgres, rabbitmq, redis, s3, webhook",
+        match="kind 'mainframe' is not installed; known: directory, mysql, postgres, rabbitmq, redis, s3, webhook",
     ):
         backends.build(config, protected=frozenset())
 
 
-def test_an_option_that_a_kind_does_not_name_is_refused_with_its_key(folders: Path) -> None:
-    config = settings.BackendConfig("x", "folder", 1, options={"public_host": "h"})
+def test_an_option_that_a_kind_does_not_name_is_refused_with_its_key(files: Path) -> None:
+    config = settings.BackendConfig("x", "directory", 1, options={"public_host": "h"})
     with pytest.raises(
-        SettingsError, match=r"kind 'folder' has no option 'public_host'; remove it from \[backends.x\]"
+        SettingsError, match=r"kind 'directory' has no option 'public_host'; remove it from \[backends.x\]"
     ):
         backends.build(config, protected=frozenset())
 
 
 def test_the_third_party_imports_nothing_of_ours_but_the_sdk() -> None:
-    assert _imported(Path(third_party.__file__)) <= {f"deprovisioner.sdk.{name}" for name in sdk.__all__}
+    for path in EXAMPLE.glob("*.py"):
+        assert _imported(path) <= {f"deprovisioner.sdk.{name}" for name in sdk.__all__}
 
 
 def test_the_sdk_has_all_that_backends_use() -> None:
@@ -131,6 +148,7 @@ def test_the_sdk_has_all_that_backends_use() -> None:
     shipped = [path.parent.name for path in (ROOT / "worker/backends").glob("*/__init__.py")]
     own = tuple(f"{place}.{kind}" for kind in shipped for place in ("worker.backends", "outbox.kinds"))
     own += ("outbox.opening.",)  # psycopg2's connections to our own PostgreSQL
+    own += ("outbox.foreign",)  # the worker's door bounds what a third party returns
     needed = {name.rpartition(".")[2] for name in used if not name.startswith(own)}
     assert needed
     assert needed <= set(sdk.__all__)

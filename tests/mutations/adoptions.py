@@ -5,6 +5,7 @@ from tests.mutations.cut import cut
 _FILTERS = "tests/outbox/test_resource_filters.py"
 _ON_POSTGRES = "tests/worker/backends/postgres/test_adopt.py"
 _ON_REDIS = "tests/worker/backends/redis/test_adopt.py"
+_MANY = "tests/acceptance/test_adopt_many.py"
 _OVER_HTTP = "test_external_id_and_labels_come_back_and_filter_over_http"
 
 GUARDS_OF_ADOPTIONS = (
@@ -95,6 +96,64 @@ GUARDS_OF_ADOPTIONS = (
             '"resetchannels", *others)',
             '"resetchannels")',
             "test_a_release_leaves_user_and_keys_as_they_were",
+        ),
+    ),
+    *cut(
+        "outbox/adoptions.py",
+        "",
+        _MANY,
+        (
+            "adopt many: an object twice",
+            "if (before := first.setdefault(key, line)) != line:",
+            "if (before := first.setdefault(key, line)) != before:",
+            "test_a_wrong_list_is_refused_with_its_lines[twice]",
+        ),
+        (
+            "adopt many: at most so many",
+            "if len(found) + len(wrong) >= MOST:",
+            "if False:",
+            "test_a_list_of_any_kind_says_the_same",
+        ),
+        (
+            "adopt many: a finding that comes late",
+            "WHERE operation_id = :id AND n = :n AND inspected_at IS NULL\n     RETURNING",
+            "WHERE operation_id = :id AND n = :n\n     RETURNING",
+            "test_a_finding_that_comes_too_late_changes_nothing",
+        ),
+        (
+            "adopt many: a taken object",
+            "(taken_until IS NULL OR taken_until <= now())",
+            "true",
+            "test_what_is_out_of_reach_is_inspected_again_and_not_judged",
+        ),
+    ),
+    *cut(
+        "outbox/operations/adopt.py",
+        "",
+        _MANY,
+        (
+            "adopt many: all inspected",
+            "if previewed(db, preview).digest is None:",
+            "if False:",
+            "test_what_is_out_of_reach_is_inspected_again_and_not_judged",
+        ),
+        (
+            "adopt many: the objects that were found adoptable",
+            "return item.operation_id == preview, item.outcome == ItemOutcome.ADOPTABLE",
+            "return (item.operation_id == preview,)",
+            "test_a_list_is_inspected_then_exactly_the_adoptable_ones_are_adopted",
+        ),
+        (
+            "adopt many: made before",
+            "if not item.made:",
+            "if True:",
+            "test_an_object_that_is_refused_at_its_turn_does_not_stop_the_others",
+        ),
+        (
+            "adopt many: one that is refused",
+            "except (AlreadyManaged, ExternalIdTaken, QuotaExceeded) as error:",
+            "except AlreadyManaged as error:",
+            "test_an_object_that_is_refused_at_its_turn_does_not_stop_the_others",
         ),
     ),
 )

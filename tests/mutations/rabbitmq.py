@@ -111,16 +111,16 @@ GUARDS_OF_RABBITMQ = (
         "        turn = Turn(session, manifest)\n        still()\n        vhost",
         QUARANTINE,
         (
-            "rabbitmq: the first quarantine's note",
-            "if marks.note(marks.of(vhost)) is None:",
-            "if True:",
-            "test_a_quarantine_that_is_killed_anywhere_is_released_to_what_was_there",
-        ),
-        (
             "rabbitmq: other users of the vhost",
             '        session.put("vhost-limits", manifest["vhost"], LIMIT, value=0)\n',
             "",
             "test_every_client_is_cut_off_those_of_other_users_too_and_none_comes_back",
+        ),
+        (
+            "rabbitmq: what other users may do",
+            "        permissions.take(session, manifest, turn)\n",
+            "",
+            "test_nobody_changes_a_vhost_in_quarantine_by_the_management_api_nor_lifts_its_limit",
         ),
         (
             "rabbitmq: the user's password",
@@ -133,6 +133,28 @@ GUARDS_OF_RABBITMQ = (
             "connections.close(session, manifest)",
             "None",
             "test_every_client_is_cut_off_those_of_other_users_too_and_none_comes_back",
+        ),
+    ),
+    *cut(
+        f"{RABBITMQ}/permissions.py",
+        "    kept = {",
+        QUARANTINE,
+        (
+            "rabbitmq: a permission that a person gave meanwhile",
+            "user not in have and",
+            "",
+            "test_nobody_changes_a_vhost_in_quarantine_by_the_management_api_nor_lifts_its_limit",
+        ),
+    ),
+    *cut(
+        f"{RABBITMQ}/create.py",
+        "        vhost, opener =",
+        f"{TESTS}/test_create.py",
+        (
+            "rabbitmq: a late provision",
+            "if any(marks.note(marks.of(one)) is not None for one in (vhost, opener)):",
+            "if False:",
+            "test_a_provision_that_comes_late_opens_no_quarantine",
         ),
     ),
     *cut(

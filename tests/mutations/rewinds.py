@@ -340,7 +340,7 @@ GUARDS_OF_REWINDS = (
         REWINDS,
         (
             "rewind: the hold covers all kinds",
-            "\n                    OR holds.cause = 'rewound')",
+            "\n                    OR holds.cause IN ('rewound', 'rebind', 'retired'))",
             ")",
             "test_what_was_claimed_before_a_rewind_was_noticed_does_not_start",
         ),

@@ -853,13 +853,13 @@ GUARDS_OF_RUNNER = (
         ),
     ),
     *cut(
-        "deprovisioner/up/supervisor.py",
+        "deprovisioner/up/steps.py",
         "",
         "tests/acceptance/test_up_restarts.py",
         (
             "up: a signal handler raises nothing",
-            "    _Stop.asked = True",
-            "    _Stop.asked = True\n    raise _Stop",
+            "    Stop.asked = True",
+            "    Stop.asked = True\n    raise Stop",
             "test_a_signal_inside_a_del_raises_nothing_there_and_stops_up",
         ),
     ),

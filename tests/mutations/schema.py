@@ -248,13 +248,13 @@ GUARDS_OF_MANIFESTS = (
         ("doctor: a manifest that is gone", "manifest IS DISTINCT FROM recorded OR", "manifest <> recorded OR", _FOUND),
         (
             "doctor: the end of a provision counts",
-            "ORDER BY event = '{Event.ACTIVATED}' DESC, seq DESC",
+            "ORDER BY event IN ({quoted(Event.ACTIVATED, Event.REBOUND)}) DESC, seq DESC",
             "ORDER BY seq DESC",
             f"{_FORGED}[a plan]",
         ),
         (
             "doctor: a start adds what is lacking",
-            "AND coalesce(told.detail -> 'manifest' -> key, 'null') = 'null'",
+            "AND coalesce(told.manifest -> key, 'null') = 'null'",
             "",
             f"{_FORGED}[an addition]",
         ),

@@ -97,6 +97,22 @@ def test_the_service_s_role_rewrites_no_manifest_with_or_without_a_forged_event(
     assert findings() == {}
 
 
+def test_the_service_s_role_forges_no_rebind(db: Connection, service: Connection) -> None:
+    provisioned(service)
+    before = all_manifests(db)
+    hold = "INSERT INTO holds (scope, subject, cause, reason, actor) VALUES ('backend', 'pg-main', 'rebind', 'r', 'x')"
+    forged = """
+        INSERT INTO events (resource_id, fence, event, actor, detail)
+        SELECT id, 0, 'rebound', 'x', jsonb_build_object(
+               'was', jsonb_build_object('manifest', manifest),
+               'is', jsonb_build_object('manifest', manifest || '{"database": "somebody_elses"}'))
+          FROM resources"""
+    with pytest.raises(sa.exc.ProgrammingError, match="only the owner of the tables may rebind"):
+        in_one_transaction(hold, forged, REWRITE)
+    refused(hold, REWRITE)
+    assert all_manifests(db) == before
+
+
 COLUMNS = {
     "id": "gen_random_uuid()",
     "tenant": "'globex'",
@@ -148,6 +164,8 @@ def test_the_service_s_role_may_update_exactly_the_columns_that_statements_set(d
     for table in ("resources", "outbox"):
         changed: set[str] = set()
         for statement in statements():
+            if statement.where.startswith("outbox.jobs.rebind"):
+                continue  # only the owner of the tables may rebind
             for assigned in re.findall(
                 rf"UPDATE {table}(?: AS \w+)?\s+SET (.*?)\s(?:FROM|WHERE|RETURNING)\s", statement.sql, re.S
             ):

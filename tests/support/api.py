@@ -13,7 +13,7 @@ KINDS = {"postgres": "pg-main", "redis": "redis-main"}  # each kind's backend in
 
 def create(api: httpx.Client, kind: str = "postgres", **words: Any) -> dict[str, Any]:
     """A new resource, which a worker has still to provision."""
-    answer = api.post("/v1/resources", json={"kind": kind, "backend": KINDS[kind], "name": "orders"} | words)
+    answer = api.post("/v1/resources", json={"kind": kind, "backend": KINDS.get(kind), "name": "orders"} | words)
     assert answer.status_code == 202, answer.text
     return answer.json()["resource"]
 

@@ -15,7 +15,7 @@ from outbox.events import Event
 from outbox.findings import record as record_findings
 from outbox.resources import NewResource
 from outbox.rows import Claim
-from outbox.states import Found, HoldScope, StuckReason
+from outbox.states import Found, HoldCause, HoldScope, StuckReason
 from tests.support.factories import a_resource, unguarded
 
 
@@ -486,6 +486,22 @@ def _(w: World) -> Broken:
 @breaks("hold_in_force")
 def _(w: World) -> Broken:
     return holds.engage(w.db, HoldScope.BACKEND, "pg-main", actor="op", reason="night").id, set()
+
+
+@breaks("backend_retired")
+def _(w: World) -> Broken:
+    holds.engage_cause(w.db, HoldCause.RETIRED, "pg-main", actor="op", reason="the rack burned: INC-7")
+    return "pg-main", set()
+
+
+@breaks("rebind_unfinished")
+def _(w: World) -> Broken:
+    holds.engage_cause(w.db, HoldCause.REBIND, "pg-main", actor="op", reason="rebind 3-ab: moved")
+    hold = holds.of_backend(w.db, HoldCause.REBIND, "pg-main")
+    assert hold
+    assert set(findings()) == {"hold_in_force"}, "it is under way"
+    w.write("UPDATE holds SET created_at = now() - interval '11 min'")
+    return hold.id, {"hold_in_force"}
 
 
 @breaks("backend_unsafe")

@@ -88,12 +88,18 @@ class MariadbServer:
             *((f"mysql.{table}", "db = %(database)s") for table in ("proc", "event")),
             ("information_schema.PROCESSLIST", "USER = %(user)s OR DB = %(database)s"),
         )
+        words = {name: manifest[name] for name in ("database", "user")} | {"exact": exact, "role": role}
         with self.root() as session, session.cursor() as cursor:
             for table, where in asked:
-                cursor.execute(f"SELECT 1 FROM {table} WHERE {where}", manifest | {"exact": exact, "role": role})
+                cursor.execute(f"SELECT 1 FROM {table} WHERE {where}", words)
                 if cursor.fetchall():
                     return True
         return False
+
+    def errors(self, words: str) -> list[str]:
+        """The lines of the error log with these words."""
+        found = self.general_log.with_name("error.log").read_text(errors="replace").splitlines()
+        return [line for line in found if words in line]
 
     def log(self) -> list[str]:
         """The statements that clients sent."""

@@ -151,10 +151,10 @@ def after(does: Callable[[], object], then: Meddle | None = None) -> Meddle:
 
 
 def before(does: Callable[[], object]) -> Meddle:
-    """Something happens; then the honest work is done."""
+    """Something happens, and nothing is done."""
 
     def meddle(environ: dict[str, Any], start: Any, honest: App) -> Iterable[bytes]:
         does()
-        return honest(environ, start)
+        return says("500 Internal Server Error")(environ, start, honest)
 
     return meddle

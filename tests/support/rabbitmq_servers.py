@@ -112,15 +112,9 @@ def documented() -> list[str]:
 
 @contextmanager
 def running(*, account: bool = True) -> Iterator[RabbitmqServer]:
-    """A node of its own, with the documented account; ended with the block. Skips where there are no programs."""
-    if not (PROGRAMS / "rabbitmq-server").exists() or shutil.which("epmd") is None:
-        pytest.skip(f"no RabbitMQ in {PROGRAMS}, or no epmd; TEST_RABBITMQ_PROGRAMS names another folder")
+    """A node of its own, with the documented account; ended with the block."""
     with ExitStack() as life:
-        folder = server_folder("rabbitmq")
-        life.callback(shutil.rmtree, folder, ignore_errors=True)
-        epmd = str(embedded.free_port())
-        life.enter_context(_process(["epmd", "-port", epmd, "-address", "127.0.0.1"], os.environ | {}, folder))
-        server = life.enter_context(_node(folder, epmd))
+        (server,) = _started(life, 1)
         if account:
             for command in documented():
                 server.run(*command.replace("CHANGE-ME", accounts.PASSWORD).split()[1:])
@@ -129,14 +123,56 @@ def running(*, account: bool = True) -> Iterator[RabbitmqServer]:
 
 
 @contextmanager
-def _node(folder: Path, epmd: str) -> Iterator[RabbitmqServer]:
+def cluster(size: int) -> Iterator[list[RabbitmqServer]]:
+    """Nodes of one cluster. The account is made by the API, for speed."""
+    with ExitStack() as life:
+        servers = _started(life, size)
+        dsn = servers[0].account(accounts.NAME)
+        for server in servers:
+            server.service_dsn = dsn.replace(f":{servers[0].management}", f":{server.management}")
+        eventually(lambda: all(len(told(server)) == size for server in servers), START_SECONDS)
+        yield servers
+
+
+def told(server: RabbitmqServer) -> list[Any]:
+    """The nodes that are up and tell of partitions, as this one sees it; at its start it does not for some seconds."""
+    nodes = server.api("GET", "nodes", columns="name,running,partitions")
+    return [one for one in nodes if one.get("running") and "partitions" in one]
+
+
+def _started(life: ExitStack, size: int) -> list[RabbitmqServer]:
+    """So many nodes, the others joined to the first; skips where there are no programs."""
+    if not (PROGRAMS / "rabbitmq-server").exists() or shutil.which("epmd") is None:
+        pytest.skip(f"no RabbitMQ in {PROGRAMS}, or no epmd; TEST_RABBITMQ_PROGRAMS names another folder")
+    folder = server_folder("rabbitmq")
+    life.callback(shutil.rmtree, folder, ignore_errors=True)
+    epmd = str(embedded.free_port())
+    life.enter_context(_process(["epmd", "-port", epmd, "-address", "127.0.0.1"], os.environ | {}, folder))
+    unique, password, cookie = (secrets.token_hex(8) for _ in range(3))
+    names = [f"rabbit{n}-{unique}@localhost" for n in range(size)]
+    servers: list[RabbitmqServer] = []
+    for name in names:
+        home = folder / name.partition("@")[0]
+        home.mkdir()
+        (home / ".erlang.cookie").write_text(cookie)
+        (home / ".erlang.cookie").chmod(0o400)
+        servers.append(life.enter_context(_node(home, epmd, name, names, password)))
+        if len(servers) in (1, size):
+            for server in servers:
+                _wait_for(server)
+    return servers
+
+
+@contextmanager
+def _node(folder: Path, epmd: str, node: str, cluster: list[str], password: str) -> Iterator[RabbitmqServer]:
     ports = [embedded.free_port() for _ in range(3)]
-    node, password = f"rabbit-{secrets.token_hex(4)}@localhost", secrets.token_hex(16)
     (folder / "plugins").write_text(f"[{_PLUGINS}].\n")
     (folder / "advanced.config").write_text("[].\n")
     (folder / "rabbitmq.conf").write_text(
         f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {ports[1]}\n"
         f"default_user = witness\ndefault_pass = {password}\nlog.file.level = info\n"
+        "cluster_formation.peer_discovery_backend = classic_config\n"
+        + "".join(f"cluster_formation.classic_config.nodes.{n} = {name}\n" for n, name in enumerate(cluster, 1))
     )
     env = {
         "PATH": os.environ["PATH"],
@@ -162,15 +198,18 @@ def _node(folder: Path, epmd: str) -> Iterator[RabbitmqServer]:
         process = life.enter_context(_process(argv, env | {"RUNNING_UNDER_SYSTEMD": "true"}, folder))
         server = RabbitmqServer(node, folder, ports[0], ports[1], password, env, process)
         life.callback(server.http.close)
-        eventually(lambda: _takes_clients(server) or process.poll() is not None, START_SECONDS)
-        assert process.poll() is None, (folder / "out").read_text()[-2000:]
         yield server
+
+
+def _wait_for(server: RabbitmqServer) -> None:
+    eventually(lambda: _takes_clients(server) or server.process.poll() is not None, START_SECONDS)
+    assert server.process.poll() is None, (server.folder / "out").read_text()[-2000:]
 
 
 def _takes_clients(server: RabbitmqServer) -> bool:
     try:
         listeners = server.api("GET", "overview", columns="listeners")["listeners"]
-    except (httpx.HTTPError, AssertionError, json.JSONDecodeError):
+    except (httpx.HTTPError, AssertionError, TypeError, json.JSONDecodeError):  # it answers 404 while it starts
         return False
     return any(one["port"] == server.port for one in listeners)
 

@@ -30,13 +30,19 @@ class Running:
     """An `up` process with its home. It gets `env` and no variable of another installation."""
 
     def __init__(
-        self, home: Path, port: int, *, command: Sequence[str] = CLI, cwd: Path | None = None, **env: str
+        self,
+        home: Path,
+        port: int,
+        *more: str,
+        command: Sequence[str] = CLI,
+        cwd: Path | None = None,
+        **env: str,
     ) -> None:
         self.home = home
         self.log = home.with_name(f"{home.name}-{time.monotonic_ns()}.log")
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
-                [*command, "up", "--home", str(home), "--port", str(port)],
+                [*command, "up", "--home", str(home), "--port", str(port), *more],
                 env=clean_environment(**env),
                 cwd=cwd,
                 stdout=log,

@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import structlog
@@ -296,3 +296,26 @@ def test_a_kind_without_a_memory_keeps_nothing_and_its_check_says_so() -> None:
     assert [one.code for one in intake.check()] == ["no_memory"]
     assert Intake(Remembers(None)).keeps_memory
     assert Intake(Remembers(None)).check() == []
+
+
+def test_whether_a_backend_can_be_observed_is_asked_once_an_attempt() -> None:
+    """A kind may have to ask its server, which may be away, or say another thing a moment later."""
+
+    class Asking(Shelf):
+        answers: ClassVar[list[Any]] = [Unavailable("x\n" * 10_000), False, True]
+
+        @property
+        def observable(self) -> bool:
+            if isinstance(answer := self.answers.pop(0), Exception):
+                raise answer
+            return bool(answer)
+
+        @observable.setter
+        def observable(self, _: bool) -> None:
+            """A Shelf sets it."""
+
+    asked = Intake(Asking())
+    with pytest.raises(Unavailable) as away:
+        assert asked.observable
+    assert len(str(away.value)) < 2_000
+    assert [asked.observable, asked.observable] == [False, False]

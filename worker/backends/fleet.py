@@ -41,8 +41,10 @@ def unmark(backend: Backend, manifest: Json) -> Json:
 def locate(backend: Backend, manifest: Json) -> Observation:
     """As `inspect`, by mark and generation alone: whatever server the manifest names, and whatever numbers it has.
 
-    `Same.seen["manifest"]` is the object's manifest on this server. For servers that moved, and only for a person who
-    confirmed it. A kind gives it by a method `locate(manifest) -> Observation`. Raises Refused for a kind without it.
+    `Same.seen["manifest"]` is the object's manifest on this server: the same names and generation, and all parts are
+    there, once. What is there in part, or twice, is Different. `Absent.seen["manifest"]`, where a kind gives it, is
+    what a provision on this server would have. For servers that moved, and only for a person who confirmed it. A kind
+    gives it by a method `locate(manifest) -> Observation`. Raises Refused for a kind without it.
     """
     if not hasattr(backend, "locate"):
         raise Refused("this kind of backend cannot find an object whose server has moved")

@@ -3,25 +3,27 @@
 from outbox.doctor.checks.check import BY_HAND, REPORT, Check
 from outbox.events import ENDS_DELETION, Event, quoted
 
-# What the chain says a manifest is: the provision's end, or before it the last event that carries the manifest; and the
-# fields that later starts added to it. An event that does more than a transition can is forged, and does not count.
-_CARRIES = f"""event IN ({quoted(Event.ENQUEUED, Event.STARTED, Event.ACTIVATED)})
-                            AND detail -> 'manifest' IS NOT NULL"""
+# What the chain says a manifest is: the provision's end or a later rebind, or before it the last event that carries the
+# manifest; and the fields that later starts added to it. An event that does more than a transition can is forged, and
+# does not count.
+_MANIFEST = "coalesce(detail #> '{is,manifest}', detail -> 'manifest')"
+_CARRIES = f"""event IN ({quoted(Event.ENQUEUED, Event.STARTED, Event.ACTIVATED, Event.REBOUND)})
+                            AND {_MANIFEST} IS NOT NULL"""
 _ADDED = "detail #> '{seen,completes}'"
 _RECORDED = f"""
     SELECT resources.*, told.id AS event_id, told.event, told.at, ends,
-           (told.detail -> 'manifest') || coalesce(added.fields, '{{}}') AS recorded
+           told.manifest || coalesce(added.fields, '{{}}') AS recorded
       FROM resources
      CROSS JOIN LATERAL (
-           SELECT *, count(*) FILTER (WHERE event = '{Event.ACTIVATED}') OVER () AS ends
+           SELECT *, {_MANIFEST} AS manifest, count(*) FILTER (WHERE event = '{Event.ACTIVATED}') OVER () AS ends
              FROM events WHERE resource_id = resources.id AND {_CARRIES}
-            ORDER BY event = '{Event.ACTIVATED}' DESC, seq DESC LIMIT 1) AS told
+            ORDER BY event IN ({quoted(Event.ACTIVATED, Event.REBOUND)}) DESC, seq DESC LIMIT 1) AS told
      CROSS JOIN LATERAL (
            SELECT jsonb_object_agg(key, value ORDER BY seq DESC) AS fields
              FROM events AS later
             CROSS JOIN LATERAL jsonb_each(CASE jsonb_typeof({_ADDED}) WHEN 'object' THEN {_ADDED} END)
             WHERE later.resource_id = resources.id AND later.seq > told.seq AND later.event = '{Event.STARTED}'
-              AND coalesce(told.detail -> 'manifest' -> key, 'null') = 'null') AS added"""
+              AND coalesce(told.manifest -> key, 'null') = 'null') AS added"""
 
 RESOURCES = (
     Check(
@@ -132,7 +134,11 @@ RESOURCES = (
         SELECT resources.id, outbox.created_at,
                concat('job ', outbox.id, ' goes to ', outbox.backend, '; the resource is on ', resources.backend)
           FROM resources JOIN outbox ON resource_id = resources.id
-         WHERE outbox.backend <> resources.backend""",
+         WHERE outbox.backend <> resources.backend
+           AND (finished_at IS NULL  -- what had ended before a rebind keeps the backend's old name
+                OR NOT EXISTS (SELECT FROM events
+                                WHERE events.resource_id = resources.id AND event = '{Event.REBOUND}'
+                                  AND detail #>> '{{was,backend}}' = outbox.backend))""",
         "the row no longer names what the chain of events says: a DELETE would destroy another object, or would look "
         "for it on another backend and call it gone",
         "hold the backend at once; " + BY_HAND + "put back what the events record, as docs/runbook.md says",

@@ -86,7 +86,7 @@ class Subject:
 
     def neighbours(self, manifest: Json) -> list[Json]:
         database, user = manifest["database"], manifest["user"]
-        near = {database.replace("_", "x", 1), database.replace("%", "xy"), f"{database}x"} - {database}
+        near = {database.replace("_", "x", 1), database.replace("%", "xy"), f"{database}x", database[:-1]} - {database}
         return [self._made(one, f"{user[:28]}{n}")[1] for n, one in enumerate(sorted(near))]
 
     def disguises(self) -> Iterator[Callable[[Json], None]]:

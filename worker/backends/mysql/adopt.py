@@ -13,6 +13,7 @@ from worker.backends.mysql.identity import MARK, State
 from worker.backends.mysql.session import INSPECT_SECONDS, Server, Session
 
 COMMENT_CHARACTERS = 1024  # of a schema
+_GRANT_OPTION = 1024  # the bit of `access` in mysql.global_priv
 
 
 def adopt(server: Server, manifest: Json, generation: uuid.UUID) -> Json:
@@ -78,7 +79,7 @@ def _against(session: Session, state: State, manifest: Json) -> Iterator[Finding
     yield from _taken(session, state, manifest)
     if len(state.comment) + 1 + len(mark("")) + 36 > COMMENT_CHARACTERS:
         yield Finding("refused", f"the comment of schema {database!r} is too long: no mark fits behind it", "")
-    if statement := rights.missing(session, database):
+    if statement := rights.missing(session, database, state.grants):
         yield Finding("right_missing", f"the service's account may not manage schema {database!r}", statement)
     if user is not None:
         yield from _reaching(session, state, manifest)
@@ -121,7 +122,8 @@ def _reaching(session: Session, state: State, manifest: Json) -> Iterator[Findin
         )
         if access and str(access[0][0]) not in ("0", ""):
             what = f"user {opener} has rights on the whole server, so is not a customer's"
-            yield Finding("refused", what, f"REVOKE ALL PRIVILEGES, GRANT OPTION FROM {opener}")
+            right = "GRANT OPTION" if int(access[0][0]) == _GRANT_OPTION else "ALL PRIVILEGES"
+            yield Finding("refused", what, f"REVOKE {right} ON *.* FROM {opener}")
         for (role,) in session.ask(
             "SELECT Role FROM mysql.roles_mapping WHERE User = %s AND Host = %s AND Role <> %s",
             account.user,

@@ -7,6 +7,7 @@ import pymysql
 
 from worker.backends import Finding
 from worker.backends.mysql import errors, names, rights
+from worker.backends.mysql.create import PREFIX
 from worker.backends.mysql.session import INSPECT_SECONDS, Server, Session
 
 OLDEST = (10, 11)  # the version that tests run on
@@ -21,7 +22,7 @@ SETTINGS = {
     "innodb_doublewrite": ("ON", "a crash can destroy pages"),
     "skip_grant_tables": ("OFF", "every login is let in"),
 }
-_A_CUSTOMERS = "db_" + "0" * 32
+_A_CUSTOMERS = PREFIX + "0" * 32
 
 
 def check(server: Server) -> list[Finding]:
@@ -40,8 +41,7 @@ def _version(session: Session) -> Iterator[Finding]:
 
 
 def _rights(session: Session) -> Iterator[Finding]:
-    ((me,),) = session.ask("SELECT CURRENT_USER()")
-    account = names.account(*str(me).rpartition("@")[::2])
+    account = names.account(*session.me())
     granted = {
         word.strip()
         for (line,) in session.ask("SHOW GRANTS")
@@ -62,8 +62,8 @@ def _rights(session: Session) -> Iterator[Finding]:
     for table in unread:
         mend = f"GRANT SELECT ON mysql.{table} TO {account}"
         yield Finding("rights_too_few", f"the service's account may not read mysql.{table}", mend)
-    if "db" not in unread and (statement := rights.missing(session, _A_CUSTOMERS)):
-        mend = statement.replace(names.schema(_A_CUSTOMERS), r"`db\_%`.*")
+    if "db" not in unread and (statement := rights.missing(session, _A_CUSTOMERS, ())):
+        mend = statement.replace(names.schema(_A_CUSTOMERS), f"`{PREFIX}%`.*")
         yield Finding("rights_too_few", "the service's account may not manage the schemas that it makes", mend)
 
 

@@ -14,13 +14,15 @@ from worker.backends.mysql.identity import State
 from worker.backends.mysql.session import INSPECT_SECONDS, Server, Session
 
 HOST = "%"  # from where a customer's user may log in
+# Without `_` and `%`: a grant on such a name, typed by hand without escapes, would match neighbours.
+PREFIX = "dpdb"
 
 
 def plan(server: Server, public: Public, resource_id: uuid.UUID, generation: uuid.UUID) -> Plan:
     """Names from the resource's UUID, whole. Some clients take 32 characters of a user's name, so that is all of it."""
     with server.connect(seconds=INSPECT_SECONDS) as session:
         manifest = KIND.manifest(
-            database=f"db_{resource_id.hex}",
+            database=f"{PREFIX}{resource_id.hex}",
             user=resource_id.hex,
             generation=str(generation),
             server=registry.identify(session),
@@ -75,12 +77,12 @@ def mark_user(session: Session, state: State, manifest: Json) -> None:
     bare = [account for account in state.named(manifest) if not account.marked]
     if not bare:
         return
-    role = names.identifier(mark(manifest["generation"]))
+    role, me = names.identifier(mark(manifest["generation"])), names.account(*session.me())
     if not state.role:
-        session.execute(f"CREATE ROLE {role}")
+        session.execute(f"CREATE ROLE {role} WITH ADMIN {me}")
     for account in bare:
         session.execute(f"GRANT {role} TO {names.account(account.user, account.host)}")
-    session.execute(f"REVOKE {role} FROM CURRENT_USER")
+    session.execute(f"REVOKE {role} FROM {me}")  # by name: CURRENT_USER is nobody in a replica, and stops it
 
 
 def must_be_right_server(session: Session, manifest: Json) -> None:

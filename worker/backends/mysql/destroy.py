@@ -23,7 +23,7 @@ def teardown(server: Server, manifest: Json) -> Json:
     with server.connect() as session:
         must_be_right_server(session, manifest)
         registry.lock(session, database)
-        before = close(session, manifest, forever=True)
+        before = close(session, manifest)
         if before is None:
             registry.forget(session, manifest)
             return {}
@@ -58,9 +58,7 @@ def _must_be_the_customers_alone(session: Session, state: State, manifest: Json)
 
 
 def _drop_schema(session: Session, before: State, manifest: Json) -> None:
-    state = identity.read_state(session, manifest)
-    identity.must_be_same(state, manifest)
-    if state.comment is None:
+    if before.comment is None:
         return
     obstacles.must_not_be_referred_to(session, manifest["database"])
     identity.must_be_same(identity.read_state(session, manifest), manifest)  # DROP takes only a name

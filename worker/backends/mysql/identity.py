@@ -13,14 +13,14 @@ from worker.backends.mysql.rights import Grant
 from worker.backends.mysql.session import INSPECT_SECONDS, Server, Session
 
 MARK = re.compile(rf"{mark('')}([0-9a-f]{{8}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{12}})\Z")
-# Accounts with the manifest's user name, and all that were granted the role that is its mark. The service's own account
-# has that role, with ADMIN OPTION, for the moment in which it makes it.
+# Accounts with the manifest's user name, all that were granted the role that is its mark, and that role, which has no
+# host. The service's own account has the role, with ADMIN OPTION, for the moment in which it makes it.
 _ACCOUNTS = """
     SELECT g.User, g.Host, COALESCE(JSON_VALUE(g.Priv, '$.account_locked'), 0) IN ('1', 'true'), m.Role IS NOT NULL
       FROM mysql.global_priv AS g
       LEFT JOIN mysql.roles_mapping AS m
              ON m.User = g.User AND m.Host = g.Host AND m.Role = %s AND m.Admin_option = 'N'
-     WHERE g.Host <> '' AND (g.User = %s OR m.Role IS NOT NULL)
+     WHERE (g.Host <> '' AND (g.User = %s OR m.Role IS NOT NULL)) OR (g.Host = '' AND g.User = %s)
      ORDER BY g.User, g.Host"""
 
 
@@ -61,18 +61,21 @@ def inspect(server: Server, manifest: Json) -> Observation:
 
 def read_state(session: Session, manifest: Json) -> State:
     """What the server shows now. Schemas cannot be renamed; a mark in another schema's comment proves nothing."""
-    generation, database, user = manifest["generation"], manifest["database"], manifest["user"]
+    session.must_see_all()
+    generation, user = manifest["generation"], manifest["user"]
+    server, record, rivals = registry.claims(session, manifest)
+    accounts = [
+        Account(name, host, bool(locked), bool(marked))
+        for name, host, locked, marked in session.ask(_ACCOUNTS, mark(generation), user, mark(generation))
+    ]
     return State(
-        server=registry.server_id(session),
-        record=registry.record(session, generation),
-        rivals=tuple(registry.rivals(session, database, user, generation)),
-        comment=comment_of(session, database),
-        accounts=tuple(
-            Account(name, host, bool(locked), bool(marked))
-            for name, host, locked, marked in session.ask(_ACCOUNTS, mark(generation), user)
-        ),
-        role=bool(session.ask("SELECT 1 FROM mysql.global_priv WHERE Host = '' AND User = %s", mark(generation))),
-        grants=tuple(rights.on_schema(session, database)),
+        server=server,
+        record=record,
+        rivals=tuple(rivals),
+        comment=comment_of(session, manifest["database"]),
+        accounts=tuple(account for account in accounts if account.host),
+        role=any(not account.host for account in accounts),
+        grants=tuple(rights.on_schema(session, manifest["database"])),
     )
 
 

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from outbox.kinds.mysql import KIND
 from outbox.rows import Json
 from worker.backends import IN_QUARANTINE, MarkedObject, Observation, Same, mark
-from worker.backends.fleet import UnmarkedObject
+from worker.backends.fleet import Measured, UnmarkedObject
 from worker.backends.mysql import identity, registry
+from worker.backends.mysql.create import PREFIX
 from worker.backends.mysql.names import literal
-from worker.backends.mysql.session import NEVER_SCHEMAS, Server, Session
+from worker.backends.mysql.session import INSPECT_SECONDS, NEVER_SCHEMAS, Server, Session
 
 PARTS = 20  # of one mark, so many parts are looked at; a schema, a user and its role are three
-_OF_A_RESOURCE = re.compile(r"(?:db_)?([0-9a-f]{32})")
+_OF_A_RESOURCE = re.compile(rf"(?:{PREFIX})?([0-9a-f]{{32}})")
 _MARKED = """
     SELECT p.generation, p.what, p.name, p.host, o.`database`, o.user, o.closed IS NOT NULL
       FROM (SELECT CONVERT(SUBSTRING(SCHEMA_COMMENT, LOCATE({mark}, SCHEMA_COMMENT) + {length}) USING utf8mb4)
@@ -39,7 +40,7 @@ _UNMARKED = """
              ON BINARY t.database_name = BINARY s.SCHEMA_NAME
       LEFT JOIN (SELECT REPLACE(REPLACE(REPLACE(Db, '\\\\_', '_'), '\\\\%', '%'), '\\\\\\\\', '\\\\') AS name,
                         COUNT(DISTINCT User) AS users, MIN(User) AS user
-                   FROM mysql.db WHERE Host <> '' GROUP BY 1) AS g
+                   FROM mysql.db WHERE Host <> '' AND User <> {me} GROUP BY 1) AS g
              ON BINARY g.name = BINARY s.SCHEMA_NAME
       LEFT JOIN {records} AS o ON BINARY o.`database` = BINARY s.SCHEMA_NAME
      WHERE s.SCHEMA_NAME NOT IN ({never}) AND s.SCHEMA_COMMENT NOT LIKE {like} AND o.generation IS NULL"""
@@ -76,6 +77,7 @@ def _filled(statement: str, session: Session, here: str | None) -> str:
     words = {
         "mark": literal(mark("")),
         "length": str(len(mark(""))),
+        "me": literal(session.server.address.user),
         "like": literal(f"%{mark('')}%"),
         "records": _NO_RECORDS if here is None else f"{session.own}.objects",
         "never": ", ".join(map(literal, sorted(NEVER_SCHEMAS | {session.server.address.schema}))),
@@ -131,6 +133,17 @@ def unmarked(server: Server) -> Iterator[UnmarkedObject]:
         for name, size, users, user in session.stream(_filled(_UNMARKED, session, here)):
             names = {"database": name, "user": user if users == 1 else None}
             yield UnmarkedObject(names, size_bytes=None if size is None else int(size))
+
+
+def measured(server: Server, names: Json) -> Measured:
+    """See `worker.backends.fleet.measured`: InnoDB's own statistics; nothing of tables of other engines."""
+    with server.connect(seconds=INSPECT_SECONDS) as session:
+        ((size,),) = session.ask(
+            """SELECT SUM(clustered_index_size + sum_of_other_index_sizes) * @@innodb_page_size
+                 FROM mysql.innodb_table_stats WHERE BINARY database_name = %s""",
+            names["database"],
+        )
+    return Measured(size_bytes=None if size is None else int(size))
 
 
 def locate(server: Server, manifest: Json) -> Observation:

@@ -4,10 +4,12 @@ ACCOUNT LOCK alone is no quarantine: events of the locked user go on, and so do 
 So all rights on the schema by its name are taken too, whoever has them. They are noted before, for `release`.
 """
 
+import pymysql
+
 from outbox.errors import Refused, Unavailable
 from outbox.rows import Json
 from worker.backends import Absent, Different, Still, always
-from worker.backends.mysql import identity, names, registry, sessions
+from worker.backends.mysql import errors, identity, names, registry, sessions
 from worker.backends.mysql.create import must_be_right_server
 from worker.backends.mysql.identity import State
 from worker.backends.mysql.rights import Grant
@@ -28,8 +30,8 @@ def quarantine(server: Server, manifest: Json, still: Still) -> None:
         raise
 
 
-def close(session: Session, manifest: Json, still: Still = always, *, forever: bool = False) -> State | None:
-    """The quarantine, under the object's lock; what was there before it. `forever`: it notes nothing."""
+def close(session: Session, manifest: Json, still: Still = always) -> State | None:
+    """The quarantine, under the object's lock; what was there before it, None where nothing of the object is."""
     state = identity.read_state(session, manifest)
     match identity.judge(state, manifest):
         case Different(why=why):
@@ -40,19 +42,30 @@ def close(session: Session, manifest: Json, still: Still = always, *, forever: b
     still()
     if state.record is None:  # the record was lost, and the marks show whose it is
         registry.put(session, manifest, frozenset(grant.account for grant in state.grants), making=False)
-    if not forever:
-        accounts = [[account.user, account.host] for account in open_accounts]
-        registry.close(session, manifest, {"accounts": accounts, "grants": [one.as_json() for one in state.grants]})
+    accounts = [[account.user, account.host] for account in open_accounts]
+    registry.close(session, manifest, {"accounts": accounts, "grants": [one.as_json() for one in state.grants]})
     for account in open_accounts:
         session.execute(f"ALTER USER {names.account(account.user, account.host)} ACCOUNT LOCK")
     for grant in state.grants:
-        for statement in grant.take():
-            session.execute(statement)
+        _take(session, grant)
     if manifest["user"] is not None:
         sessions.end_user(session, manifest["user"])
     for user in others(state, manifest):
         sessions.end_inside(session, manifest["database"], user)
     return state
+
+
+def _take(session: Session, grant: Grant) -> None:
+    for statement in grant.take():
+        try:
+            session.execute(statement)
+        except pymysql.Error as error:
+            if errors.number(error) not in errors.RIGHT_MISSING:
+                raise
+            raise Refused(
+                f"the service's account may not take rights of {grant.account}: {errors.describe(error)}; as an "
+                f"administrator: {statement}; then re-drive"
+            ) from error
 
 
 def others(state: State, manifest: Json) -> list[str]:

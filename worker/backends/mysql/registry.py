@@ -67,25 +67,19 @@ def server_id(session: Session) -> str | None:
     return str(rows[0][0]) if rows else None
 
 
-def record(session: Session, generation: str) -> Record | None:
-    """What is recorded of a generation."""
-    rows = _ask(session, f"{_COLUMNS} FROM {session.own}.objects WHERE generation = %s", generation)
-    return _read(rows[0]) if rows else None
+_CLAIMS = """
+    SELECT s.id, o.generation, o.`database`, o.user, o.making, o.grantees, o.closed
+      FROM {own}.server AS s
+      LEFT JOIN {own}.objects AS o ON o.generation = %s OR o.`database` = %s OR o.user = %s"""
 
 
-def rivals(session: Session, database: str, user: str | None, generation: str) -> list[Record]:
-    """What is recorded of other generations that claim this schema or this user."""
-    rows = _ask(
-        session,
-        f"{_COLUMNS} FROM {session.own}.objects WHERE (`database` = %s OR user = %s) AND generation <> %s LIMIT 100",
-        database,
-        user,
-        generation,
-    )
-    return [_read(row) for row in rows]
-
-
-_COLUMNS = "SELECT generation, `database`, user, making, grantees, closed"
+def claims(session: Session, manifest: Json) -> tuple[str | None, Record | None, list[Record]]:
+    """The server's identity, the record of this generation, and those of others that claim its schema or its user."""
+    generation = manifest["generation"]
+    rows = _ask(session, _CLAIMS.format(own=session.own), generation, manifest["database"], manifest["user"])
+    found = [_read(row[1:]) for row in rows if row[1] is not None]
+    ours = next((one for one in found if one.generation == generation), None)
+    return (str(rows[0][0]) if rows else None), ours, [one for one in found if one.generation != generation]
 
 
 def _read(row: tuple[Any, ...]) -> Record:

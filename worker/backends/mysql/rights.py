@@ -66,13 +66,13 @@ def on_schema(session: Session, database: str, *, own: bool = False) -> list[Gra
         for grant in _schema_grants(session, "Db IN (%s, %s)", database, exact)
         if grant.pattern == exact or not reaches(session, str(grant.pattern), database)
     ]
-    found = (*schema_wide, *_narrower(session, "Db = %s", database))
+    found = (*schema_wide, *_narrower(session, "Db", database))
     return [grant for grant in found if (grant.user == me and bool(grant.host)) == own]
 
 
 def of_user(session: Session, user: str) -> list[Grant]:
     """All rights of a user, at whatever host, on schemas and what is in them."""
-    return [*_schema_grants(session, "User = %s AND Host <> ''", user), *_narrower(session, "User = %s", user)]
+    return [*_schema_grants(session, "User = %s AND Host <> ''", user), *_narrower(session, "User", user)]
 
 
 def reaches(session: Session, pattern: str, database: str) -> list[str]:
@@ -86,14 +86,20 @@ def reaches(session: Session, pattern: str, database: str) -> list[str]:
     return [name for (name,) in rows]
 
 
-def missing(session: Session, database: str) -> str | None:
-    """The statement that gives the service's account what it needs on a schema; None where it has that."""
-    ((me,),) = session.ask("SELECT CURRENT_USER()")
-    user, _, host = str(me).rpartition("@")
-    granted = _schema_grants(session, "User = %s AND Host = %s AND %s LIKE Db", user, host, database)
+def missing(session: Session, database: str, others: Iterable[Grant]) -> str | None:
+    """The statement that gives the service's account what it needs on a schema; None where it has that.
+
+    `others`: the rights that it must be able to take. Those that were granted on the name without escapes are of a
+    pattern, which only an account can take that has its rights on the same pattern.
+    """
+    wild = any(grant.pattern == database != names.pattern(database) for grant in others)
+    user, host = session.me()
+    where = "User = %s AND Host = %s AND " + ("%s = Db" if wild else "%s LIKE Db")
+    granted = _schema_grants(session, where, user, host, database)
     if any(grant.option and set(ALL) <= set(grant.privileges) for grant in granted):
         return None
-    return f"GRANT {', '.join(ALL)} ON {names.schema(database)} TO {names.account(user, host)} WITH GRANT OPTION"
+    on = f"{names.identifier(database)}.*" if wild else names.schema(database)
+    return f"GRANT {', '.join(ALL)} ON {on} TO {names.account(user, host)} WITH GRANT OPTION"
 
 
 def _schema_grants(session: Session, where: str, *values: Any) -> Iterator[Grant]:
@@ -113,25 +119,29 @@ def _of_column(name: str) -> str:
     return _COLUMN_WORDS.get(name) or name.removesuffix("_priv").replace("_", " ").upper()
 
 
-def _narrower(session: Session, where: str, *values: Any) -> Iterator[Grant]:
-    tables = session.ask(f"SELECT User, Host, Db, Table_name, Table_priv FROM mysql.tables_priv WHERE {where}", *values)
-    for user, host, database, table, privileges in tables:
-        if privileges:
-            yield _grant(user, host, f"{names.identifier(database)}.{names.identifier(table)}", _words(privileges))
-    columns = session.ask(
-        f"""SELECT User, Host, Db, Table_name, Column_name, Column_priv FROM mysql.columns_priv
-             WHERE {where} ORDER BY User, Host, Db, Table_name""",
-        *values,
-    )
-    for (user, host, database, table), rows in groupby(columns, key=lambda row: row[:4]):
-        words = [f"{word} ({names.identifier(row[4])})" for row in rows for word in _words(row[5])]
-        yield _grant(user, host, f"{names.identifier(database)}.{names.identifier(table)}", words)
-    routines = session.ask(
-        f"SELECT User, Host, Db, Routine_name, Routine_type, Proc_priv FROM mysql.procs_priv WHERE {where}", *values
-    )
-    for user, host, database, routine, kind, privileges in routines:
-        on = f"{kind} {names.identifier(database)}.{names.identifier(routine)}"
-        yield _grant(user, host, on, _words(privileges))
+_NARROWER = """
+    SELECT 'table' AS level, User, Host, Db, Table_name AS name, '' AS detail, CAST(Table_priv AS CHAR) AS privileges
+      FROM mysql.tables_priv WHERE {where} AND Table_priv <> ''
+     UNION ALL
+    SELECT 'column', User, Host, Db, Table_name, Column_name, CAST(Column_priv AS CHAR)
+      FROM mysql.columns_priv WHERE {where}
+     UNION ALL
+    SELECT 'routine', User, Host, Db, Routine_name, CAST(Routine_type AS CHAR), CAST(Proc_priv AS CHAR)
+      FROM mysql.procs_priv WHERE {where}
+     ORDER BY 1, 2, 3, 4, 5, 6"""
+
+
+def _narrower(session: Session, column: str, value: str) -> Iterator[Grant]:
+    """Rights on single tables, columns and routines."""
+    rows = session.ask(_NARROWER.format(where=f"{column} = %s"), value, value, value)
+    for (level, user, host, database, name), details in groupby(rows, key=lambda row: row[:5]):
+        on = f"{names.identifier(database)}.{names.identifier(name)}"
+        if level == "column":
+            words = [f"{word} ({names.identifier(column)})" for *_, column, found in details for word in _words(found)]
+            yield _grant(user, host, on, words)
+            continue
+        for *_, detail, privileges in details:
+            yield _grant(user, host, f"{detail} {on}".strip(), _words(privileges))
 
 
 def _words(privileges: str) -> list[str]:

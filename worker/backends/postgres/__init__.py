@@ -30,6 +30,7 @@ and DROP DATABASE take only a name and run in no transaction: RENAME does, and t
 - `memory`    what the server keeps of the control database
 - `check`     what is not as it should be on the server
 - `objects`   all that bears a mark of ours
+- `locate`    an object whose server moved
 - `unmarked`  all that bears none; and the size of one object
 """
 
@@ -48,6 +49,7 @@ from worker.backends.postgres import (
     create,
     destroy,
     identity,
+    locate,
     memory,
     objects,
     prove,
@@ -161,6 +163,10 @@ class Postgres:
     def objects(self) -> Iterator[MarkedObject]:
         """See `worker.backends.objects`."""
         return objects.objects(self._server)
+
+    def locate(self, manifest: Json) -> Observation:
+        """See `worker.backends.fleet.locate`."""
+        return locate.locate(self._server, manifest)
 
     def unmarked(self) -> Iterator[UnmarkedObject]:
         """See `worker.backends.fleet.unmarked`."""

@@ -14,6 +14,7 @@ reason: reading, deciding and writing could not be one step.
 - `rights`      what the service's account may do, and what a customer's user may not
 - `turns`       whose turn it is to change an object
 - `connections` the clients of a vhost, closed
+- `permissions` what users may do in a vhost, taken away and given back
 - `quarantine`  quarantine and release
 - `prove`       a login after a release
 - `destroy`     teardown

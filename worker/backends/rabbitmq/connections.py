@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from outbox.errors import Transient
 from outbox.rows import Json
+from worker.backends.rabbitmq import permissions
 from worker.backends.rabbitmq.session import Session
 
 ROUNDS = 100
@@ -35,8 +36,7 @@ def _open(session: Session, manifest: Json) -> Iterator[str]:
     vhost = manifest["vhost"]
     listed = session.get("vhosts", vhost, "connections", columns="name,user") or []
     yield from (one["name"] for one in listed)
-    may = session.get("vhosts", vhost, "permissions") or []
-    users = {one["user"] for one in (*listed, *may) if one.get("user")} | {manifest["user"] or ""}
+    users = permissions.users(session, vhost) | {one.get("user") or "" for one in listed} | {manifest["user"] or ""}
     for user in sorted(users - {""}):
         for one in session.get("connections", "username", user) or []:
             if one.get("vhost") == vhost or user == manifest["user"]:

@@ -3,7 +3,7 @@
 from outbox.errors import Refused
 from outbox.rows import Json
 from worker.backends import Absent, Same, Still
-from worker.backends.rabbitmq import adopt, connections, identity, marks
+from worker.backends.rabbitmq import connections, identity, marks, permissions
 from worker.backends.rabbitmq.create import LIMIT
 from worker.backends.rabbitmq.session import Server, Session
 from worker.backends.rabbitmq.turns import Turn
@@ -13,10 +13,10 @@ _NONE = "none"
 
 
 def quarantine(server: Server, manifest: Json, still: Still) -> None:
-    """Nobody opens a connection into the vhost, and no password opens its user; see the Protocol.
+    """Nobody connects to the vhost, or may do anything in it, and no password opens its user; see the Protocol.
 
-    Both are noted beside the change: the vhost's limit before as a tag of the vhost, the user's algorithm as one of the
-    user. Passwords, permissions and other tags stay as they are.
+    Each is noted beside the change: the vhost's limit before as a tag of the vhost, the user's algorithm as one of the
+    user, permissions as `permissions` says. Passwords, topic permissions and other tags stay as they are.
     """
     identity.must_not_be_protected(server, manifest)
     with server.connect() as session:
@@ -35,6 +35,7 @@ def quarantine(server: Server, manifest: Json, still: Still) -> None:
             turn.write(vhost, [*marks.of(vhost), note])
         turn.vhost()
         session.put("vhost-limits", manifest["vhost"], LIMIT, value=0)
+        permissions.take(session, manifest, turn)
         shut_user(session, manifest, turn.user())
         connections.close(session, manifest)
 
@@ -46,6 +47,7 @@ def release(server: Server, manifest: Json, still: Still) -> None:
         turn = Turn(session, manifest)
         still()
         _open_user(session, turn.user())
+        permissions.give_back(session, manifest, turn)
         note = marks.note(marks.of(turn.vhost()))
         if note == _NONE:
             session.delete("vhost-limits", manifest["vhost"], LIMIT)
@@ -70,7 +72,7 @@ def shut_user(session: Session, manifest: Json, user: Json | None) -> None:
     if not identity.is_marked(user, manifest):
         raise Refused(f"user {manifest['user']!r} is not the one of this resource any more")
     tags = [*marks.without(marks.of(user), marks.SHUT), f"{marks.SHUT}{user['hashing_algorithm']}"]
-    adopt.write(session, "user", user, tags, hashing_algorithm=_other(user["hashing_algorithm"]))
+    marks.write(session, "user", user, tags, hashing_algorithm=_other(user["hashing_algorithm"]))
 
 
 def _open_user(session: Session, user: Json | None) -> None:
@@ -78,7 +80,7 @@ def _open_user(session: Session, user: Json | None) -> None:
     if user is None or marks.note(marks.of(user)) is None:
         return
     algorithm = marks.note(marks.of(user)) if is_shut(user) else user["hashing_algorithm"]
-    adopt.write(session, "user", user, marks.without(marks.of(user), marks.SHUT), hashing_algorithm=str(algorithm))
+    marks.write(session, "user", user, marks.without(marks.of(user), marks.SHUT), hashing_algorithm=str(algorithm))
 
 
 def is_shut(user: Json) -> bool:

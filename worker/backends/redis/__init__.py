@@ -21,6 +21,7 @@ keys are replicated, evicted and flushed.
 - `memory`     what the server keeps of the control database
 - `check`      what is not as it should be on the server
 - `objects`    all that bears a mark of ours
+- `locate`     a namespace whose server moved
 """
 
 import datetime as dt
@@ -37,6 +38,7 @@ from worker.backends.redis import (
     create,
     destroy,
     identity,
+    locate,
     logins,
     memory,
     objects,
@@ -150,6 +152,10 @@ class Redis:
     def objects(self) -> Iterator[MarkedObject]:
         """See `worker.backends.objects`."""
         return objects.objects(self._server)
+
+    def locate(self, manifest: Json) -> Observation:
+        """See `worker.backends.fleet.locate`."""
+        return locate.locate(self._server, manifest)
 
     def unmarked(self) -> Iterator[UnmarkedObject]:
         """See `worker.backends.fleet.unmarked`."""

@@ -1,14 +1,15 @@
-"""A RabbitMQ node for the session, a backend on it, and a vhost that it provisioned."""
+"""A backend on the session's RabbitMQ node, and a vhost that it provisioned."""
 
 import http.server
+import ssl
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import rabbitmq_servers
 from tests.support.rabbitmq_servers import RabbitmqServer
 from worker.backends.rabbitmq import Rabbitmq
 
@@ -16,10 +17,9 @@ Provisioned = tuple[dict[str, Any], dict[str, Any]]
 Answers = Callable[..., str]
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[RabbitmqServer]:
-    with rabbitmq_servers.running() as started:
-        yield started
+@pytest.fixture
+def server(rabbitmq_server: RabbitmqServer) -> RabbitmqServer:
+    return rabbitmq_server
 
 
 @pytest.fixture
@@ -51,7 +51,9 @@ def answers() -> Iterator[Answers]:
     """Starts an HTTP server that gives one answer to everything; its address, with an account."""
     running = []
 
-    def start(status: int, body: str = "", kind: str = "application/json", **headers: str) -> str:
+    def start(
+        status: int, body: str = "", kind: str = "application/json", tls: Path | None = None, **headers: str
+    ) -> str:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.send_response(status)
@@ -71,6 +73,10 @@ def answers() -> Iterator[Answers]:
 
         made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         made.daemon_threads = True
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls)
+            made.socket = context.wrap_socket(made.socket, server_side=True)
         thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         running.append((made, thread))

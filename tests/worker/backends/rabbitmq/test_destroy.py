@@ -15,6 +15,7 @@ from tests.support.witness import eventually
 from tests.worker.backends.rabbitmq.conftest import Provisioned
 from tests.worker.backends.rabbitmq.test_quarantine import ALL, CUT, killed_at_each_call
 from worker.backends import Absent, Different
+from worker.backends.fleet import Progress, hearing
 from worker.backends.rabbitmq import Rabbitmq, destroy, identity
 from worker.backends.rabbitmq.session import DoubtError, Session
 
@@ -172,6 +173,7 @@ def importing(server: RabbitmqServer, monkeypatch: pytest.MonkeyPatch) -> Callab
         monkeypatch.setattr(Session, "delete", delete)
 
     monkeypatch.setattr(destroy, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(destroy, "ROUNDS", 3)
     return start
 
 
@@ -186,7 +188,7 @@ def test_what_an_import_brings_back_meanwhile_is_deleted_again_or_told(
     assert not server.can_log_in(credentials)
     server.api("POST", "definitions", body=definitions)
     importing(definitions, 100)
-    with pytest.raises(Transient, match="is there again after 10 deletions"):
+    with pytest.raises(Transient, match="is there again after 3 deletions"):
         backend.teardown(manifest, 1)
     importing(definitions, 0)
     backend.teardown(manifest, 1)
@@ -288,4 +290,54 @@ def test_two_workers_at_once_tear_down_once(
         worker.join()
     assert len(came) < 2, came
     assert isinstance(backend.inspect(manifest), Absent)
+    assert not server.bears(manifest)
+
+
+@pytest.mark.proof
+def test_a_thousand_queues_with_long_names_and_waiting_messages_are_gone(
+    server: RabbitmqServer, backend: Rabbitmq, provisioned: Provisioned
+) -> None:
+    """Not even the server's own tables have one of them."""
+    manifest, credentials = provisioned
+    with closing(server.client(credentials)) as held:
+        channel = held.channel()
+        for n in range(1000):
+            name = f"{n:04}-{'ü' * 100}{'x' * 50}"
+            channel.queue_declare(name, durable=True, auto_delete=False)
+            channel.basic_publish(amqp.Message("waits", delivery_mode=2), routing_key=name)
+    told: list[Progress] = []
+    with hearing(told.append):
+        done = backend.teardown(manifest, 1)
+    assert (done["queues"], done["vhosts_removed"]) == (1000, 1)
+    assert told[0] == Progress(0, 1000, "queues")
+    assert isinstance(backend.inspect(manifest), Absent)
+    tables = (
+        "[rabbit_queue, rabbit_durable_queue, rabbit_durable_route, rabbit_vhost, rabbit_user, rabbit_user_permission]"
+    )
+    found = server.run(
+        "eval",
+        f'[T || T <- {tables}, R <- ets:tab2list(T), string:find(io_lib:format("~w", [R]), '
+        f'io_lib:format("~w", [<<"{manifest["vhost"]}">>])) =/= nomatch].',
+    )
+    assert found.strip() == "[]"
+
+
+@pytest.mark.proof
+def test_a_customer_that_an_alarm_blocks_is_torn_down(
+    server: RabbitmqServer, backend: Rabbitmq, provisioned: Provisioned
+) -> None:
+    """Under an alarm the server stops whoever publishes: such a connection reads nothing more of its client."""
+    manifest, credentials = provisioned
+    with looping(server, credentials) as worked:
+        assert worked.wait(20)
+        server.run("set_disk_free_limit", "900000GB")
+        try:
+            eventually(lambda: server.api("GET", "nodes")[0].get("disk_free_alarm"))
+            assert {finding.code for finding in backend.check()} == {"alarm"}
+            backend.quarantine(manifest)
+            assert not server.can_log_in(credentials)
+            backend.teardown(manifest, 1)
+            assert isinstance(backend.inspect(manifest), Absent)
+        finally:
+            server.run("set_disk_free_limit", "50MB")
     assert not server.bears(manifest)

@@ -1,10 +1,16 @@
 """What each failure of the management API means, and what is no word of RabbitMQ's."""
 
+import datetime as dt
+import ipaddress
 import json
 import socket
 import uuid
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from outbox.errors import BackendError, OutOfService, Refused, SettingsError, Transient, Unavailable
 from tests.support.rabbitmq_servers import RabbitmqServer
@@ -132,3 +138,46 @@ def test_a_server_that_is_no_server_with_tls_is_unavailable(server: RabbitmqServ
     backend = Rabbitmq(server.service_dsn.replace("http://", "https://"))
     with pytest.raises(Unavailable, match="no connection"):
         backend.inspect(NOBODY)
+
+
+def test_a_certificate_is_verified_by_the_cafile_and_its_name_by_the_host(answers: Answers, tmp_path: Path) -> None:
+    certificate = self_signed(tmp_path, "127.0.0.1")
+    address = answers(200, "[]", tls=certificate).replace("http://", "https://")
+    for other in (address, f"{address}?cafile={self_signed(tmp_path, '127.0.0.2')}", f"{address}?cafile=/nowhere"):
+        with (
+            pytest.raises(Unavailable, match=r"certificate|cafile") as failed,
+            Server(other, frozenset()).connect() as asked,
+        ):
+            asked.get("vhosts")
+        assert "a-secret" not in str(failed.value)
+    with Server(f"{address}?cafile={certificate}", frozenset()).connect() as asked:
+        assert asked.get("vhosts") == []
+
+
+def self_signed(folder: Path, address: str) -> Path:
+    """A file with a certificate for this address, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, address)])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    made = folder / f"{address}.pem"
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    made.write_bytes(certificate.public_bytes(pem) + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    return made
+
+
+def test_the_environment_s_proxies_are_not_asked(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(variable, answers(200, '["a proxy"]').replace("someone:a-secret@", ""))
+    with Server(answers(200, '["the server"]'), frozenset()).connect() as asked:
+        assert asked.get("vhosts") == ["the server"]

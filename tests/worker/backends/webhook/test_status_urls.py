@@ -95,7 +95,11 @@ def test_a_status_url_that_has_forgotten_the_work_says_nothing_of_the_object(slo
         backend.teardown(made, 1)
 
 
-@pytest.mark.parametrize("where", ["http://127.0.0.1:{port}/secret", "//127.0.0.1:{port}/x", "file:///etc/passwd", ""])
+@pytest.mark.parametrize(
+    "where",
+    ["http://127.0.0.1:{port}/secret", "//127.0.0.1:{port}/x", "file:///etc/passwd", ""],
+    ids=["port", "no scheme", "file", "none"],
+)
 @pytest.mark.parametrize("by", ["header", "body"])
 def test_a_status_url_of_another_origin_is_never_asked(
     served: Served, serve: Serve, backend: Webhook, made: dict[str, Any], where: str, by: str
