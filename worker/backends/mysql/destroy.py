@@ -23,7 +23,7 @@ def teardown(server: Server, manifest: Json) -> Json:
     with server.connect() as session:
         must_be_right_server(session, manifest)
         registry.lock(session, database)
-        before = close(session, manifest, forever=True)
+        before = close(session, manifest)
         if before is None:
             registry.forget(session, manifest)
             return {}
