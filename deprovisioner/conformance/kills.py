@@ -75,10 +75,11 @@ def _be(subject: Subject, act: Callable[[Backend], object], nth: int, moment: Mo
                     os.write(writing, f"{name}\n".encode())
                 if mine == nth and moment == "before":
                     os.kill(os.getpid(), signal.SIGKILL)
-                answer = honest(*args, **words)
-                if mine == nth:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return answer
+                try:
+                    return honest(*args, **words)
+                finally:  # after an error too: the server may have done it all the same
+                    if mine == nth:
+                        os.kill(os.getpid(), signal.SIGKILL)
 
             return wrapped
 

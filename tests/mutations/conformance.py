@@ -11,12 +11,12 @@ _WITHOUT = "test_a_run_without_a_subject_ends_with_words_and_no_traceback"
 GUARDS_OF_CONFORMANCE = (
     *cut(
         "deprovisioner/conformance/kills.py",
-        "                answer = honest(*args, **words)",
+        "                    return honest(*args, **words)",
         FAULTS,
         (
             "conformance: a process is killed after its call",
-            "                if mine == nth:\n",
-            "                if False:\n",
+            "if mine == nth:",
+            "if False:",
             _KILLED,
         ),
     ),
