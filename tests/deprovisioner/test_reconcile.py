@@ -142,9 +142,8 @@ def test_an_unknown_object_is_adopted_by_the_ordinary_door_and_one_that_survives
     digest = run(env, *asked)["digest"]
     (gone,) = run(env, *asked, "--digest", digest, "--reason", "an orphan")["items"]
     assert gone["deleted"]
-    eventually(lambda: orphan["database"] not in pg.databases())
-    assert pg.drops_of(orphan) == 1
     eventually(lambda: status_of(db, uuid.UUID(gone["resource_id"])) == "deleted")
+    assert (pg.drops_of(orphan), orphan["database"] in pg.databases()) == (1, False)
     told = text("SELECT event FROM events WHERE resource_id = :id AND event IN ('enqueued', 'activated') ORDER BY seq")
     order = db.execute(told, {"id": gone["resource_id"]}).scalars().all()
     assert order == ["enqueued", "activated", "enqueued"], "what never was active would have no grace"

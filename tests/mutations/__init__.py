@@ -12,6 +12,7 @@ from tests.mutations.claims import CLAIMS
 from tests.mutations.cut import Mutant, Stale, cut
 from tests.mutations.edges import GUARDS_OF_EDGES
 from tests.mutations.memory import GUARDS_OF_MEMORY
+from tests.mutations.mysql import GUARDS_OF_MYSQL
 from tests.mutations.objects import GUARDS_OF_OBJECTS
 from tests.mutations.operations import GUARDS_OF_OPERATIONS
 from tests.mutations.operators import OPERATORS
@@ -26,6 +27,7 @@ from tests.mutations.restores import GUARDS_OF_RESTORES
 from tests.mutations.rewinds import GUARDS_OF_REWINDS
 from tests.mutations.roads import GUARDS_OF_ROADS
 from tests.mutations.runner import GUARDS_OF_RUNNER
+from tests.mutations.s3 import GUARDS_OF_S3
 from tests.mutations.schema import GUARDS_OF_MANIFESTS, GUARDS_OF_SCHEMA
 from tests.mutations.snapshots import GUARDS_OF_SNAPSHOTS
 from tests.mutations.undo import GUARDS_OF_UNDO
@@ -44,7 +46,9 @@ MUTANTS = (
     *GUARDS_OF_RUNNER,
     *GUARDS_OF_POSTGRES,
     *GUARDS_OF_REDIS,
+    *GUARDS_OF_MYSQL,
     *GUARDS_OF_RABBITMQ,
+    *GUARDS_OF_S3,
     *GUARDS_OF_MEMORY,
     *GUARDS_OF_ADOPTIONS,
     *GUARDS_OF_API,

@@ -31,7 +31,7 @@ GUARDS_OF_RECONCILE = (
         '    asked = run.words | {"codes"',
         TESTS,
         ("reconcile: rewound meanwhile", "    _refuse(db, run.backend)\n", "", _REWOUND),
-        ("reconcile: a row that changed meanwhile", "in (_MOVED, _CLOSE", "in (_CLOSE", _MOVED, _MEANWHILE),
+        ("reconcile: a row that changed meanwhile", "in (_MOVED, _CLOSE)", "in (_CLOSE,)", _MOVED, _MEANWHILE),
     ),
     *cut(
         RUNS,
