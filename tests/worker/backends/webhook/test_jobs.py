@@ -262,8 +262,8 @@ def test_a_late_quarantine_does_not_close_what_was_given_back(
 def test_an_operator_who_asks_is_told_what_the_provisioner_shows(
     db: Connection, serve: Serve, made: dict[str, Any], served: Served
 ) -> None:
-    def found(dsn: str) -> tuple[Found, Any]:
-        id = a_teardown(db, made | {"generation": str(uuid.uuid4())}, state="stuck")
+    def found(dsn: str, manifest: dict[str, Any] | None = None) -> tuple[Found, Any]:
+        id = a_teardown(db, manifest or made | {"generation": str(uuid.uuid4())}, state="stuck")
         asked = observations.ask(db, id, actor="op")
         (look,) = observations.take(db, {"pg-main": 9}, slots=9)
         observer.observe(look, Webhook(dsn), worker="w")
@@ -274,6 +274,9 @@ def test_an_operator_who_asks_is_told_what_the_provisioner_shows(
     assert found(served.dsn())[0] is Found.DIFFERENT
     assert found(serve(verbs=ACTIONS).dsn())[0] is Found.UNOBSERVABLE
     assert found(serve(verbs=ACTIONS, seconds=1).dsn())[0] is Found.DIFFERENT, "it is another server"
+    silent = serve(verbs=ACTIONS, seconds=1)
+    kind, seen = found(silent.dsn(), silent.marked())
+    assert (kind, "does not declare `inspect`" in seen["error"]) == (Found.UNAVAILABLE, True)
     gone = serve()
     gone.meddle = says("502 Bad Gateway")
     assert found(gone.dsn())[0] is Found.UNAVAILABLE
