@@ -9,6 +9,7 @@ In the order of a job's life:
 - `finish`     running -> succeeded, cancelled, stuck, or pending again
 - `restore`    any -> cancelled while nothing was destroyed, and () -> pending for what gives it back; an earlier purge
 - `operators`  stuck -> pending, succeeded, cancelled
+- `abandon`    pending, stuck -> abandoned, on a backend whose server is gone
 - `recovery`   pending -> stuck, and () -> succeeded, after the control database went back in time
 - `rebind`     moves no job: the identity of objects whose server moved
 - `_sql`       what the statements share
@@ -18,6 +19,7 @@ Each transition is one statement: its guard is in WHERE, and it writes its event
 did not hold; `_sql._confirm_landed` then tells a lost answer from a lost claim.
 """
 
+from outbox.jobs.abandon import abandon
 from outbox.jobs.claim import CROWDED, LANES, claim, claimed_before, heartbeat, lanes_from, still
 from outbox.jobs.enqueue import Delete, Enqueued, enqueue, enqueue_all, enqueue_unheld, enqueued_before
 from outbox.jobs.expire import DUE_ROWS, Due, expire, last_due
@@ -53,6 +55,7 @@ __all__ = [
     "Due",
     "Enqueued",
     "Restored",
+    "abandon",
     "activate",
     "advance",
     "claim",

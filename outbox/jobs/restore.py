@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from outbox import approvals, settings
+from outbox import approvals, holds, settings
 from outbox.approvals import Approval
 from outbox.commits import CONFIRM
 from outbox.errors import (
@@ -53,6 +53,7 @@ _RESTORE = text(f"""{_LOCK}
            AND {NOT_STARTED} AND resources.status = 'deleting' AND activated_at IS NOT NULL
            AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant)
            AND (CAST(:version AS bigint) IS NULL OR version = :version)
+           AND NOT EXISTS (SELECT FROM holds WHERE {holds.RETIRED} AND subject = resources.backend)
            AND NOT EXISTS (SELECT FROM outbox AS before
                             WHERE before.resource_id = asked.id AND before.request_id = asked.request_id
                               AND before.kind = 'restore')
@@ -151,7 +152,7 @@ def restore(
 ) -> Restored:
     """`restore_all` of one resource. One that is active, or being restored, stays as it is.
 
-    Raises NotFound, IdempotencyKeyReused, VersionMismatch, TeardownStarted, NothingToRestore.
+    Raises NotFound, IdempotencyKeyReused, VersionMismatch, TeardownStarted, NothingToRestore, BackendRetired.
     """
     request_id = request_id or uuid.uuid4()
     for _ in range(3):  # a DELETE or the end of a restore may come between the two statements
@@ -171,6 +172,7 @@ def restore(
             raise VersionMismatch(resource_id, resource.version)
         if resource.status in (ResourceStatus.ACTIVE, ResourceStatus.RESTORING):
             return Restored(resource, job if row.job_kind == JobKind.RESTORE else None, won=False)
+        holds.refuse_retired(db, resource.backend)
         if row.activated_at is None:
             raise NothingToRestore(f"resource {resource_id} was never active: there is nothing to give back")
         if resource.status is ResourceStatus.DELETED or _has_started(db, resource_id):
