@@ -27,6 +27,7 @@ from tests.mutations.restores import GUARDS_OF_RESTORES
 from tests.mutations.rewinds import GUARDS_OF_REWINDS
 from tests.mutations.roads import GUARDS_OF_ROADS
 from tests.mutations.runner import GUARDS_OF_RUNNER
+from tests.mutations.s3 import GUARDS_OF_S3
 from tests.mutations.schema import GUARDS_OF_MANIFESTS, GUARDS_OF_SCHEMA
 from tests.mutations.snapshots import GUARDS_OF_SNAPSHOTS
 from tests.mutations.undo import GUARDS_OF_UNDO
@@ -47,6 +48,7 @@ MUTANTS = (
     *GUARDS_OF_REDIS,
     *GUARDS_OF_MYSQL,
     *GUARDS_OF_RABBITMQ,
+    *GUARDS_OF_S3,
     *GUARDS_OF_MEMORY,
     *GUARDS_OF_ADOPTIONS,
     *GUARDS_OF_API,
