@@ -5,7 +5,7 @@ no function here: an edge calls `queries` with the tenant of its caller.
 
 - `caller`       who asks; what only operators may ask for; which tenant is meant
 - `resources`    create, change, delete, show credentials
-- `undo`         restore, purge
+- `undo`         restore, purge; release out of management
 - `jobs`         observe, redrive, resolve; alone or by two operators
 - `holds`        hold, release
 - `operations`   preview, begin and stop bulk work
@@ -60,8 +60,8 @@ from outbox.actions.resources import (
     show_credentials,
     wanted_delete,
 )
-from outbox.actions.undo import purge, restore
-from outbox.jobs import Delete, Enqueued, Restored
+from outbox.actions.undo import purge, release_resource, restore
+from outbox.jobs import Delete, Enqueued, Released, Restored
 from outbox.moves import At
 from outbox.operations import DIGEST, DeleteFilter, words
 from outbox.reconcile import ObjectFinding, Reconciliation
@@ -96,6 +96,7 @@ __all__ = [
     "Rebound",
     "Reconciliation",
     "Recovered",
+    "Released",
     "RestoreFilter",
     "Restored",
     "Rewind",
@@ -133,6 +134,7 @@ __all__ = [
     "recover",
     "redrive",
     "release",
+    "release_resource",
     "resolve",
     "restore",
     "rewind",
