@@ -138,6 +138,8 @@ def to_release(hold_id: int) -> str:
 
 def _forced(action: ForcedAction) -> str:
     match action:
+        case ForcedAction.ABANDON:
+            return "deprovisioner jobs abandon {id} --fence {fence} --reason 'EVIDENCE'"
         case ForcedAction.RESOLVE:
             return f"{_RESOLVE} --force"
         case ForcedAction.REDRIVE:

@@ -4,7 +4,7 @@ The second request executes the action. Each operator gives a reason; the events
 
 An actor here is a token, `token:ID:NAME`: the name of a shell user proves nothing, and one token is one operator.
 The transition's own statement marks the proposal as approved (`jobs.resolve_forced`, `jobs.redrive_forced`,
-`jobs.purge`).
+`jobs.purge`, `jobs.abandon`).
 """
 
 import datetime as dt
@@ -50,6 +50,7 @@ _PROPOSE = text(f"""
          WHERE id = :id AND fence = :fence AND kind = 'deprovision'
            AND CASE :action WHEN 'purge' THEN state IN ('pending', 'running', 'stuck')
                             WHEN 'redrive' THEN state = 'stuck' AND stuck_reason = 'outcome_unknown'
+                            WHEN 'abandon' THEN state IN ('pending', 'stuck')
                             ELSE state = 'stuck' END
            FOR NO KEY UPDATE
     ), proposed AS (

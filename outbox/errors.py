@@ -22,6 +22,9 @@ DeprovisionerError
 │   ├── IdempotencyKeyReused the key came before, with another body
 │   ├── AlreadyManaged       the object of the manifest belongs to another resource that is not deleted
 │   ├── ExternalIdTaken      another resource of the tenant has this external id
+│   ├── BackendRetired       the backend's server is gone: nothing is made, restored or shown there
+│   ├── NotRetired           the backend is not retired, so nothing on it is abandoned
+│   ├── HasAbandoned         objects of the backend were abandoned: it stays retired
 │   ├── AlreadyReleased      the hold was released before
 │   ├── AlreadyRunning       an operation on the same set is running
 │   ├── DigestMismatch       the set of a bulk action is not the one that was previewed
@@ -153,6 +156,18 @@ class JobNotStuck(Conflict):
 
 class FenceMismatch(Conflict):
     """The job has moved on since the operator read it."""
+
+
+class BackendRetired(Conflict):
+    """The backend is retired: its server is gone, so nothing is made, restored or shown there."""
+
+
+class NotRetired(Conflict):
+    """The backend is not retired: its teardowns may still be carried out."""
+
+
+class HasAbandoned(Conflict):
+    """Objects of the backend were abandoned: it stays retired."""
 
 
 class AlreadyReleased(Conflict):

@@ -35,6 +35,7 @@ class Event(StrEnum):
     CANCELLED = "cancelled"
     REDRIVEN = "redriven"
     RESOLVED = "resolved"
+    ABANDONED = "abandoned"
     PURGE_ORDERED = "purge_ordered"
     SNAPSHOT_REMOVED = "snapshot_removed"
     LATE = "late"
@@ -73,6 +74,7 @@ STATE_AFTER: dict[Event, JobState | None] = {
     Event.CANCELLED: JobState.CANCELLED,
     Event.REDRIVEN: JobState.PENDING,
     Event.RESOLVED: None,
+    Event.ABANDONED: JobState.ABANDONED,
 }
 # Events of acts, which have no job. They stand in the installation's own chain; `changed`, `rebound`, and `decided`
 # where it is about a resource, in that resource's.
@@ -95,7 +97,7 @@ MOVES_NOTHING = tuple(event for event in Event if event not in STATE_AFTER)
 ENDS_ATTEMPT = tuple(
     event
     for event in STATE_AFTER
-    if event not in (Event.ENQUEUED, Event.CLAIMED, Event.STARTED, Event.REDRIVEN, Event.RESOLVED)
+    if event not in (Event.ENQUEUED, Event.CLAIMED, Event.STARTED, Event.REDRIVEN, Event.RESOLVED, Event.ABANDONED)
 )
 # How a resource's deletion ends: a worker saw its object absent, or an operator resolved the job.
 ENDS_DELETION = (Event.COMPLETED, Event.RESOLVED)

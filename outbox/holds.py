@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from outbox import acts, settings
 from outbox.brakes import TURN
-from outbox.errors import AlreadyReleased, BadRequest, BrakeHit, NotFound, Rewound
+from outbox.errors import AlreadyReleased, BackendRetired, BadRequest, BrakeHit, HasAbandoned, NotFound, Rewound
 from outbox.events import Event
 from outbox.states import HoldCause, HoldScope
 
@@ -60,6 +60,9 @@ COVERS = """holds.released_at IS NULL
                AND (holds.scope = 'global' OR (holds.scope = 'backend' AND holds.subject = {0}.backend)
                     OR (holds.scope = 'tenant' AND holds.subject = {0}.tenant)
                     OR (holds.scope = 'kind' AND holds.subject = {0}.kind))"""
+
+# The server of a backend is gone; add `AND subject = …`.
+RETIRED = "holds.cause = 'retired' AND holds.scope = 'backend' AND holds.released_at IS NULL"
 
 _WHICH = "jsonb_build_object('hold', id, 'scope', scope, 'subject', subject, 'cause', cause)"
 _ENGAGED = acts.noted("engaged", f"'{Event.HOLD_ENGAGED}'", actor="actor", reason="reason", detail=_WHICH)
@@ -151,6 +154,12 @@ def of_backend(db: Connection, cause: HoldCause, backend: str) -> Hold | None:
     return None if row is None else Hold.read(row)
 
 
+def refuse_retired(db: Connection, backend: str) -> None:
+    """Raise BackendRetired where the backend's server is gone."""
+    if hold := of_backend(db, HoldCause.RETIRED, backend):
+        raise BackendRetired(f"backend {backend!r} is retired, since its server is gone (hold {hold.id})")
+
+
 # When two workers engage at once, the loser reads the winner's hold. A verdict from before the last release engages
 # nothing: it is outdated. The turn comes first: a release that is not committed yet must be waited for, and then read.
 _ENGAGE_BRAKE = text(f"""
@@ -182,9 +191,12 @@ def engage_brake(db: Connection, hit: BrakeHit, *, actor: str) -> tuple[Hold, bo
 # recovery ends the hold of a rewind; a trigger says the same.
 _RELEASE = text(f"""
     SELECT {TURN} FROM holds WHERE id = :id AND cause = 'brake';
+    SELECT FROM holds WHERE id = :id AND cause = 'retired' FOR NO KEY UPDATE;
     WITH released AS (
         UPDATE holds SET released_at = clock_timestamp(), released_by = :actor, release_reason = :reason
          WHERE id = :id AND released_at IS NULL AND cause <> 'rewound'
+           AND NOT (cause = 'retired'
+                    AND EXISTS (SELECT FROM resources WHERE backend = subject AND status = 'abandoned'))
      RETURNING {_COLUMNS}
     ), {_RELEASED}
     SELECT {_COLUMNS} FROM released""")
@@ -194,7 +206,8 @@ _FIND = text(f"SELECT {_COLUMNS} FROM holds WHERE id = :id")
 def release(db: Connection, hold_id: int, *, actor: str, reason: str) -> Hold:
     """End a hold; `jobs.wake` then wakes the jobs that are parked under it.
 
-    Raises NotFound, AlreadyReleased; and Rewound for the hold of a rewind, which only a recovery ends.
+    Raises NotFound, AlreadyReleased; Rewound for the hold of a rewind, which only a recovery ends; and HasAbandoned for
+    a backend that is retired for good.
     """
     row = db.execute(_RELEASE, {"id": hold_id, "actor": actor, "reason": reason}).one_or_none()
     if row is not None:
@@ -202,6 +215,8 @@ def release(db: Connection, hold_id: int, *, actor: str, reason: str) -> Hold:
     before = db.execute(_FIND, {"id": hold_id}).one_or_none()
     if before is None:
         raise NotFound(f"there is no hold {hold_id}")
+    if before.released_at is None and before.cause == HoldCause.RETIRED:
+        raise HasAbandoned(f"objects of backend {before.subject!r} were abandoned, so it stays retired for good")
     if before.released_at is None:
         raise Rewound
     raise AlreadyReleased(f"hold {hold_id} was released by {before.released_by}: {before.release_reason}")

@@ -73,7 +73,8 @@ class Item:
 
 _ROWS = text("""
     SELECT id, tenant, name, status, kind, backend, manifest FROM resources
-     WHERE backend = ANY(CAST(:backends AS text[])) AND status NOT IN ('deleted', 'released') AND manifest IS NOT NULL
+     WHERE backend = ANY(CAST(:backends AS text[])) AND status NOT IN ('deleted', 'released', 'abandoned')
+       AND manifest IS NOT NULL
        AND (CAST(:after AS uuid) IS NULL OR id > CAST(:after AS uuid))
      ORDER BY id LIMIT :page""")
 
@@ -122,7 +123,7 @@ def one_at_a_time(db: Connection) -> Iterator[None]:
 
 _OTHER_KIND = text("""
     SELECT kind FROM resources
-     WHERE backend = ANY(CAST(:backends AS text[])) AND status NOT IN ('deleted', 'released')
+     WHERE backend = ANY(CAST(:backends AS text[])) AND status NOT IN ('deleted', 'released', 'abandoned')
        AND kind <> :kind LIMIT 1""")
 _HOLDS = text("""
     SELECT id FROM holds WHERE released_at IS NULL AND scope = 'backend' AND subject = :before AND cause <> 'rebind'

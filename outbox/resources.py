@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import IntegrityError
 
-from outbox import labels, settings
+from outbox import holds, labels, settings
 from outbox.commits import CONFIRM
 from outbox.errors import (
     AlreadyManaged,
@@ -38,7 +38,8 @@ _REGISTER = text(f"""
      WHERE CAST(:max_resources AS int) IS NOT NULL OR CAST(:max_pending AS int) IS NOT NULL;
     WITH used AS (
         SELECT (SELECT count(*) FROM (
-                       SELECT FROM resources WHERE tenant = :tenant AND status NOT IN ('deleted', 'released')
+                       SELECT FROM resources WHERE tenant = :tenant
+                          AND status NOT IN ('deleted', 'released', 'abandoned')
                         LIMIT coalesce(CAST(:max_resources AS int), 0)) AS counted) AS resources,
                (SELECT count(*) FROM (
                        SELECT FROM resources WHERE tenant = :tenant AND status IN ('provisioning', 'deleting')
@@ -52,6 +53,7 @@ _REGISTER = text(f"""
                CAST(:labels AS jsonb)
           FROM used
          WHERE (CAST(:expires_at AS timestamptz) IS NULL OR CAST(:expires_at AS timestamptz) > now())
+           AND NOT EXISTS (SELECT FROM holds WHERE {holds.RETIRED} AND subject = :backend)
            AND (:again OR NOT EXISTS (SELECT FROM resources WHERE generation = :generation AND status = 'deleted'))
            AND (CAST(:max_resources AS int) IS NULL OR used.resources < :max_resources)
            AND (CAST(:max_pending AS int) IS NULL OR used.pending < :max_pending)
@@ -123,7 +125,7 @@ def register(
     The same `idempotency_key` of a tenant returns what it made the first time; with another
     `request_digest` it raises IdempotencyKeyReused. A manifest with another resource's generation raises
     AlreadyManaged, another resource's external id ExternalIdTaken, an `expires_at` that has passed BadRequest, and a
-    tenant that has as much as it may have QuotaExceeded.
+    tenant that has as much as it may have QuotaExceeded; one on a backend that is retired BackendRetired.
     """
     if new.tenant is None:
         raise BadRequest("tenant: a resource belongs to a tenant")
@@ -172,6 +174,7 @@ def register(
         if found is None:
             if not again and db.execute(_WAS_ANOTHERS, {"generation": generation}).scalar_one():
                 raise AlreadyManaged(_ANOTHERS)
+            holds.refuse_retired(db, new.backend)
             _refuse_above_quota(new.tenant, quota, used)
             raise BadRequest(_PAST)
         row = found

@@ -10,7 +10,8 @@ class ResourceStatus(StrEnum):
     `provisioning` until the backend has its object, `active` while it serves, `deleting` from the accepted DELETE on,
     `deleted` only after a worker saw the backend without the object. `restoring` from an accepted restore on, until a
     worker has given the object back. `releasing` until a worker has taken our mark off the object, then `released`:
-    out of management, for good, and the object stays as it is.
+    out of management, for good, and the object stays as it is. `abandoned`: its server is gone for good, said two
+    operators, and nobody saw the object absent; final.
     """
 
     PROVISIONING = "provisioning"
@@ -20,13 +21,15 @@ class ResourceStatus(StrEnum):
     RESTORING = "restoring"
     RELEASING = "releasing"
     RELEASED = "released"
+    ABANDONED = "abandoned"
 
 
 class JobState(StrEnum):
     """The life of a row in the outbox.
 
     `pending` waits for `available_at`. `running` belongs to one worker, until its lease passes. `stuck` waits for an
-    operator. `succeeded` and `cancelled` are final, and a trigger keeps them so.
+    operator. `succeeded`, `cancelled` and `abandoned` are final, and a trigger keeps them so. `abandoned`: a teardown
+    whose server is gone.
     """
 
     PENDING = "pending"
@@ -34,6 +37,7 @@ class JobState(StrEnum):
     STUCK = "stuck"
     SUCCEEDED = "succeeded"
     CANCELLED = "cancelled"
+    ABANDONED = "abandoned"
 
 
 class JobKind(StrEnum):
@@ -84,6 +88,7 @@ class ForcedAction(StrEnum):
     RESOLVE = "resolve"
     REDRIVE = "redrive"
     PURGE = "purge"
+    ABANDON = "abandon"
 
 
 class HoldScope(StrEnum):
@@ -288,6 +293,16 @@ TRANSITIONS = (
         "fence as the operator saw it; provision of what is deleted or being deleted; actor, reason",
         "operator",
     ),
+    *(
+        Transition(
+            "abandon",
+            state,
+            JobState.ABANDONED,
+            "fence as the operator saw it; deprovision; its backend is retired; two operators; actor, reason",
+            "operator",
+        )
+        for state in (JobState.PENDING, JobState.STUCK)
+    ),
 )
 
-FINAL = (JobState.SUCCEEDED, JobState.CANCELLED)
+FINAL = (JobState.SUCCEEDED, JobState.CANCELLED, JobState.ABANDONED)

@@ -46,6 +46,7 @@ def _strings(path: Path) -> list[str]:
 
 def test_states_are_written_in_one_place() -> None:
     assert _files(WRITES_STATE) == {
+        "outbox/jobs/abandon.py",
         "outbox/jobs/enqueue.py",
         "outbox/jobs/claim.py",
         "outbox/jobs/finish.py",

@@ -73,6 +73,10 @@ class Resolve(_Decision):
     force: bool = False
 
 
+class Abandon(_Decision):
+    """`reason`: the evidence that the object is gone with its server, such as a ticket or a certificate."""
+
+
 class JobOut(BaseModel):
     """A job. `step` is a teardown's: at `wait` its resource is in quarantine until `purge_at`."""
 

@@ -13,6 +13,7 @@ from api.deps import Anyone, Operator, ask, edge
 from api.problems import Problem
 from api.schemas.fields import Number
 from api.schemas.jobs import (
+    Abandon,
     JobCountsOut,
     JobFilterIn,
     JobListing,
@@ -99,6 +100,13 @@ async def resolve(job_id: Number, body: Resolve, who: Operator, response: Respon
         return _decided(await in_turn(job_id, act), response)
     with _a_seat():
         return _decided(await run_in_threadpool(act), response)
+
+
+@router.post("/{job_id}/abandon", responses={202: {"model": Proposed}})
+async def abandon(job_id: Number, body: Abandon, who: Operator, response: Response) -> JobOut | Proposed:
+    """End a teardown whose backend is retired as abandoned, never as deleted; that takes two operators."""
+    act = partial(actions.abandon, edge, who, job_id, fence=body.fence, reason=body.reason)
+    return _decided(await in_turn(job_id, act), response)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ _WORDS = {
     ForcedAction.RESOLVE: "a resolve by force",
     ForcedAction.REDRIVE: "a redrive by force",
     ForcedAction.PURGE: "a purge",
+    ForcedAction.ABANDON: "an abandonment",
 }
 
 
@@ -87,7 +88,7 @@ def _state(story: JobStory) -> str:
         case JobState.STUCK:
             why = "" if job.stuck_reason is None else f", {job.stuck_reason}: {advice.means(job.stuck_reason)}"
             return f"stuck since {cell(story.stuck_since)}{why}"
-        case JobState.SUCCEEDED | JobState.CANCELLED:
+        case JobState.SUCCEEDED | JobState.CANCELLED | JobState.ABANDONED:
             return f"{job.state} at {cell(job.finished_at)}"
         case never:
             assert_never(never)

@@ -1,4 +1,4 @@
-"""A backend's server moves: identities are rewritten under a hold of its own, each with the event that records it."""
+"""A backend's server moves, or is gone: identities are rewritten under a hold of its own; teardowns end abandoned."""
 
 import importlib
 
@@ -11,11 +11,54 @@ branch_labels = None
 depends_on = None
 
 _0014 = importlib.import_module("migrations.versions.0014_the_manifest_is_guarded")
+_0017 = importlib.import_module("migrations.versions.0017_adoption_at_scale")
 
 CAUSES = (
     "cause IN ('operator', 'brake', 'rewound', 'rebind', 'retired')",
     "cause IN ('operator', 'brake', 'rewound')",
 )
+_STATUSES = "'provisioning', 'active', 'deleting', 'deleted', 'restoring', 'releasing', 'released'"
+# By table: what each CHECK is called, what it says now, and said before.
+CHECKS = {
+    "resources": (
+        ("resources_status_known", f"status IN ({_STATUSES}, 'abandoned')", f"status IN ({_STATUSES})"),
+        (
+            "resources_deleting_since",
+            "(status IN ('deleting', 'deleted', 'abandoned')) = (deleted_at IS NOT NULL)",
+            "(status IN ('deleting', 'deleted')) = (deleted_at IS NOT NULL)",
+        ),
+        (
+            "resources_deleted_has_no_credentials",
+            "status NOT IN ('deleted', 'released', 'abandoned') OR credentials IS NULL",
+            "status NOT IN ('deleted', 'released') OR credentials IS NULL",
+        ),
+        (
+            "resources_purge_is_deleting",
+            "purge_at IS NULL OR status IN ('deleting', 'deleted', 'abandoned')",
+            "purge_at IS NULL OR status IN ('deleting', 'deleted')",
+        ),
+    ),
+    "outbox": (
+        (
+            "outbox_state_known",
+            "state IN ('pending', 'running', 'stuck', 'succeeded', 'cancelled', 'abandoned')",
+            "state IN ('pending', 'running', 'stuck', 'succeeded', 'cancelled')",
+        ),
+        (
+            "outbox_final_is_finished",
+            "(state IN ('succeeded', 'cancelled', 'abandoned')) = (finished_at IS NOT NULL)",
+            "(state IN ('succeeded', 'cancelled')) = (finished_at IS NOT NULL)",
+        ),
+    ),
+    "approvals": (
+        (
+            "approvals_action_known",
+            "action IN ('resolve', 'redrive', 'purge', 'abandon')",
+            "action IN ('resolve', 'redrive', 'purge')",
+        ),
+    ),
+    "holds": (("holds_cause_known", *CAUSES),),
+}
 ONE_OF_BACKEND = "holds_one_of_backend"
 # The event of this transaction says what was, and what is; and the backend's hold for the rebind is in force.
 REBOUND = """
@@ -75,6 +118,39 @@ TRIGGERS = {
           EXECUTE FUNCTION deprovisioner_forbid('a job keeps its backend and its request')
     """,
 }
+# What is final; `{}` is what this revision adds to it.
+FINAL_TRIGGERS = {
+    "outbox_final_is_final": """
+        BEFORE UPDATE ON outbox FOR EACH ROW WHEN (OLD.state IN ('succeeded', 'cancelled'{}))
+          EXECUTE FUNCTION deprovisioner_forbid('a succeeded or cancelled job is final')
+    """,
+    "outbox_live_stays": """
+        BEFORE DELETE ON outbox FOR EACH ROW WHEN (OLD.state NOT IN ('succeeded', 'cancelled'{}))
+          EXECUTE FUNCTION deprovisioner_forbid('a job that is not final may not be removed')
+    """,
+}
+CREDENTIALS = _0017.CREDENTIALS.replace("CREATE TRIGGER", "CREATE OR REPLACE TRIGGER")
+# Only two operators say so, of an object whose server is gone; and then it stays so.
+ABANDONED = """
+    CREATE FUNCTION deprovisioner_abandoned() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF OLD.status = 'abandoned' THEN
+            RAISE EXCEPTION 'resource %: an abandoned resource is final', OLD.id
+                  USING ERRCODE = 'integrity_constraint_violation';
+        END IF;
+        IF NOT EXISTS (SELECT FROM holds
+                        WHERE cause = 'retired' AND scope = 'backend' AND subject = NEW.backend AND released_at IS NULL)
+        THEN
+            RAISE EXCEPTION 'resource %: backend % is not retired, so nothing on it is abandoned', NEW.id, NEW.backend
+                  USING ERRCODE = 'integrity_constraint_violation';
+        END IF;
+        RETURN NEW;
+    END $$
+"""
+ABANDONED_TRIGGER = """
+    CREATE TRIGGER resources_abandoned_is_final BEFORE UPDATE ON resources FOR EACH ROW
+      WHEN (OLD.status = 'abandoned' OR NEW.status = 'abandoned') EXECUTE FUNCTION deprovisioner_abandoned()
+"""
 # At the end of their statements, as `resources_manifest_recorded`.
 BACKEND_TRIGGERS = {
     f"{table}_backend_recorded": f"""
@@ -94,8 +170,17 @@ def _trigger(name: str, says: str) -> None:
 
 
 def upgrade() -> None:
-    op.drop_constraint("holds_cause_known", "holds")
-    op.create_check_constraint("holds_cause_known", "holds", CAUSES[0])
+    with op.get_context().autocommit_block():  # each step may be done again
+        for table, checks in CHECKS.items():
+            for name, now, _ in checks:
+                op.execute(
+                    f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}, ADD CONSTRAINT {name} CHECK ({now}) NOT VALID"
+                )
+        op.execute("SET statement_timeout = 0")  # no request waits for the next statements
+        for table, checks in CHECKS.items():
+            for name, _, _ in checks:
+                op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}")
+        op.execute("SET statement_timeout = '60s'")  # as migrations/env.py has it
     op.create_index(
         ONE_OF_BACKEND,
         "holds",
@@ -103,13 +188,21 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("cause IN ('rebind', 'retired') AND released_at IS NULL"),
     )
-    for function in (REBOUND, REBINDABLE, MOVES, BY_OWNER, EVENT_TRIGGER):
+    for function in (REBOUND, REBINDABLE, MOVES, BY_OWNER, EVENT_TRIGGER, ABANDONED, ABANDONED_TRIGGER):
         op.execute(function)
     for name, says in (TRIGGERS | BACKEND_TRIGGERS).items():
         _trigger(name, says)
+    for name, says in FINAL_TRIGGERS.items():
+        _trigger(name, says.format(", 'abandoned'"))
+    op.execute(CREDENTIALS.format("('deleted', 'released', 'abandoned')"))
 
 
 def downgrade() -> None:
+    op.execute(CREDENTIALS.format("('deleted', 'released')"))
+    for name, says in FINAL_TRIGGERS.items():
+        _trigger(name, says.format(""))
+    op.execute("DROP TRIGGER resources_abandoned_is_final ON resources")
+    op.execute("DROP FUNCTION deprovisioner_abandoned()")
     for name in BACKEND_TRIGGERS:
         op.execute(f"DROP TRIGGER {name} ON {name.partition('_')[0]}")
     for name in TRIGGERS:
@@ -120,5 +213,7 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION deprovisioner_moves()")
     op.execute("DROP FUNCTION deprovisioner_rebound(uuid, text, text, jsonb, jsonb)")
     op.drop_index(ONE_OF_BACKEND, table_name="holds")
-    op.drop_constraint("holds_cause_known", "holds")
-    op.create_check_constraint("holds_cause_known", "holds", CAUSES[1])  # fails while a hold has a newer cause
+    for table, checks in CHECKS.items():
+        for name, _, before in checks:
+            op.drop_constraint(name, table)
+            op.create_check_constraint(name, table, before)  # fails while a row is in a state that it does not know

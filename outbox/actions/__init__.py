@@ -11,6 +11,7 @@ no function here: an edge calls `queries` with the tenant of its caller.
 - `operations`   preview, begin and stop bulk work
 - `backends`     compare and rebind a backend whose server moved
 - `reconcile`    what reconciliations found; adopt or delete an object that no row knows
+- `retirement`   retire a backend whose server is gone, abandon its teardowns, take that back
 - `recovery`     survey and recover after a rewind, announce a restore
 
 Transactions are the edges'. An action that needs one session takes it as `db`. An action that needs several, one after
@@ -60,6 +61,7 @@ from outbox.actions.resources import (
     show_credentials,
     wanted_delete,
 )
+from outbox.actions.retirement import abandon, abandon_all, retire, unretire
 from outbox.actions.undo import purge, release_resource, restore
 from outbox.jobs import Delete, Enqueued, Released, Restored
 from outbox.moves import At
@@ -102,6 +104,8 @@ __all__ = [
     "Rewind",
     "Seen",
     "Survey",
+    "abandon",
+    "abandon_all",
     "announce",
     "begin_adopt",
     "begin_offboard",
@@ -137,11 +141,13 @@ __all__ = [
     "release_resource",
     "resolve",
     "restore",
+    "retire",
     "rewind",
     "show_credentials",
     "stop",
     "survey",
     "taken_back",
+    "unretire",
     "wanted_delete",
     "wanted_recovery",
     "within",

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from outbox import jobs, kinds, resources, settings
+from outbox import holds, jobs, kinds, resources, settings
 from outbox.actions.caller import Caller, Edge, own_tenant, request_of
 from outbox.errors import BadRequest, Forbidden, NoCredentials, NotActive, UnknownBackend, UnknownKind
 from outbox.jobs import Delete, Enqueued
@@ -86,12 +86,13 @@ def change(
 
 
 def show_credentials(db: Connection, who: Caller, resource_id: uuid.UUID) -> Json:
-    """How to log in, while the resource is active. Raises NotFound, NotActive, NoCredentials."""
+    """How to log in, while the resource is active. Raises NotFound, NotActive, NoCredentials, BackendRetired."""
     from outbox import credentials  # noqa: PLC0415 - commands that need no cryptography start without it
 
     resource, sealed = resources.find(db, resource_id, tenant=who.tenant)
     if resource.status is not ResourceStatus.ACTIVE:
         raise NotActive(f"resource {resource_id} is {resource.status}; it has credentials only while it is active")
+    holds.refuse_retired(db, resource.backend)
     if sealed is None:
         raise NoCredentials(f"resource {resource_id} was adopted: this service never knew its credentials")
     return credentials.unseal(sealed)

@@ -10,6 +10,7 @@ In the order of a job's life:
 - `restore`    any -> cancelled while nothing was destroyed, and () -> pending for what gives it back; an earlier purge
 - `release`    () -> pending for what goes out of management, and running -> succeeded once its mark is off
 - `operators`  stuck -> pending, succeeded, cancelled
+- `abandon`    pending, stuck -> abandoned, on a backend whose server is gone
 - `recovery`   pending -> stuck, and () -> succeeded, after the control database went back in time
 - `rebind`     moves no job: the identity of objects whose server moved
 - `_sql`       what the statements share
@@ -19,6 +20,7 @@ Each transition is one statement: its guard is in WHERE, and it writes its event
 did not hold; `_sql._confirm_landed` then tells a lost answer from a lost claim.
 """
 
+from outbox.jobs.abandon import abandon
 from outbox.jobs.claim import CROWDED, LANES, claim, claimed_before, heartbeat, lanes_from, still
 from outbox.jobs.enqueue import Delete, Enqueued, enqueue, enqueue_all, enqueue_unheld, enqueued_before
 from outbox.jobs.expire import DUE_ROWS, Due, expire, last_due
@@ -56,6 +58,7 @@ __all__ = [
     "Enqueued",
     "Released",
     "Restored",
+    "abandon",
     "activate",
     "advance",
     "claim",

@@ -244,7 +244,7 @@ def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
             return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=True)
         if asked.version not in (None, row.resource_version):
             raise VersionMismatch(asked.resource_id, row.resource_version)
-        if row.resource_status in (ResourceStatus.DELETING, ResourceStatus.DELETED):
+        if row.resource_status in (ResourceStatus.DELETING, ResourceStatus.DELETED, ResourceStatus.ABANDONED):
             if row.job_id is not None:
                 return Enqueued(read(Resource, "resource", row), read(Job, "job", row), won=False)
             raise Conflict(

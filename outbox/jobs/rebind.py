@@ -22,7 +22,7 @@ _REBIND = text(f"""
           FROM jsonb_to_recordset(CAST(:asked AS jsonb)) AS asked (id uuid, was jsonb, is_now jsonb)
           JOIN resources AS before ON before.id = asked.id
          WHERE resources.id = asked.id AND resources.manifest = asked.was
-           AND resources.status NOT IN ('deleted', 'released')
+           AND resources.status NOT IN ('deleted', 'released', 'abandoned')
            AND EXISTS (SELECT FROM holds
                         WHERE cause = 'rebind' AND scope = 'backend' AND subject = :backend AND released_at IS NULL)
            AND NOT EXISTS (SELECT FROM outbox

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from outbox import approvals, settings
+from outbox import approvals, holds, settings
 from outbox.approvals import Approval
 from outbox.commits import CONFIRM
 from outbox.errors import (
@@ -54,6 +54,7 @@ _RESTORE = text(f"""{_LOCK}
            AND {NOT_STARTED} AND resources.status = 'deleting' AND activated_at IS NOT NULL
            AND (CAST(:tenant AS text) IS NULL OR tenant = :tenant)
            AND (CAST(:version AS bigint) IS NULL OR version = :version)
+           AND NOT EXISTS (SELECT FROM holds WHERE {holds.RETIRED} AND subject = resources.backend)
            AND NOT EXISTS (SELECT FROM outbox AS before
                             WHERE before.resource_id = asked.id AND before.request_id = asked.request_id
                               AND before.kind = 'restore')
@@ -152,8 +153,8 @@ def restore(
 ) -> Restored:
     """`restore_all` of one resource. One that is active, or being restored, stays as it is.
 
-    Raises NotFound, IdempotencyKeyReused, VersionMismatch, OutOfManagement, TeardownStarted,
-    NothingToRestore.
+    Raises NotFound, IdempotencyKeyReused, VersionMismatch, OutOfManagement, TeardownStarted, NothingToRestore,
+    BackendRetired.
     """
     request_id = request_id or uuid.uuid4()
     for _ in range(3):  # a DELETE or the end of a restore may come between the two statements
@@ -175,6 +176,7 @@ def restore(
             return Restored(resource, job if row.job_kind == JobKind.RESTORE else None, won=False)
         if resource.status in (ResourceStatus.RELEASING, ResourceStatus.RELEASED):
             raise OutOfManagement(f"resource {resource_id} is {resource.status}: it was never cut off")
+        holds.refuse_retired(db, resource.backend)
         if row.activated_at is None:
             raise NothingToRestore(f"resource {resource_id} was never active: there is nothing to give back")
         if resource.status is ResourceStatus.DELETED or _has_started(db, resource_id):

@@ -4,6 +4,7 @@
 - `resources`, `jobs`, `stops`, `operations`   listings and counts
 - `story`                   one job with its attempts, its events and what it waits for
 - `attempts`                a job's attempts, made from its events
+- `abandoned`               what may have leaked with a server that is gone
 - `acts`                    what people did beside jobs
 """
 
@@ -11,6 +12,7 @@ from outbox.approvals import Approval
 from outbox.holds import Hold, known
 from outbox.holds import over as holds_over
 from outbox.observations import Observation
+from outbox.queries.abandoned import Abandoned, abandoned
 from outbox.queries.acts import Act, changes_of, list_acts
 from outbox.queries.attempts import Attempt, Course, Seen, attempts
 from outbox.queries.jobs import EVERY_JOB, JobCounts, JobFilter, ListedJob, count_jobs, list_jobs, with_tenants
@@ -30,6 +32,7 @@ from outbox.queries.story import JobStory, Request, job_story
 __all__ = [
     "EVERY_JOB",
     "EVERY_RESOURCE",
+    "Abandoned",
     "Act",
     "Adoption",
     "Approval",
@@ -50,6 +53,7 @@ __all__ = [
     "ResourceFilter",
     "Seen",
     "Tally",
+    "abandoned",
     "attempts",
     "changes_of",
     "count_jobs",

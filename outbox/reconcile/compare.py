@@ -82,15 +82,15 @@ _SUPERSEDED = "another run of this backend has begun: this one ends, and stores 
 _SETTLED = """(greatest({0}.created_at, {0}.activated_at, {0}.purged_at) < :before
                 AND NOT EXISTS (SELECT FROM outbox WHERE outbox.resource_id = {0}.id
                                    AND (outbox.state IN ('pending', 'running') OR finished_at >= :before)))"""
-# Whether the row of an item, or of an object that no row knew, has changed since it was compared.
+# Whether the row of an item, or of an object that no row knew, has changed since it was compared. A job that is
+# enqueued changes its row.
 MOVED = """CASE WHEN {0}.resource_id IS NULL
                 THEN EXISTS (SELECT FROM resources
                               WHERE resources.generation = {0}.generation AND resources.status <> 'deleted')
                      OR EXISTS (SELECT FROM resources
                                  WHERE resources.generation = {0}.generation AND resources.status = 'deleted')
-                ELSE NOT EXISTS (SELECT FROM resources WHERE id = {0}.resource_id AND resources.version = {0}.version
-                                    AND NOT EXISTS (SELECT FROM outbox WHERE outbox.resource_id = resources.id
-                                                       AND outbox.state IN ('pending', 'running'))) END"""
+                ELSE NOT EXISTS (SELECT FROM resources
+                                  WHERE id = {0}.resource_id AND resources.version = {0}.version) END"""
 # Whether a living resource of the backend has the object's name.
 NAMED = """EXISTS (SELECT FROM resources
                     WHERE resources.backend = :backend AND resources.status NOT IN ('deleted', 'released')

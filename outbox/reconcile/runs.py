@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from outbox import foreign, rewinds
 from outbox.errors import Conflict, NotFound, Rewound
 from outbox.events import Event
-from outbox.reconcile.compare import MOVED, NAMED, Counts
+from outbox.reconcile.compare import MOVED, NAMED, PAGE, Counts
 from outbox.rows import Json
 from outbox.states import Difference
 
@@ -126,28 +126,40 @@ _CLOSE = text("""
        AND NOT EXISTS (SELECT FROM reconciliation_items AS item
                         WHERE item.backend = :backend AND item.run = :run AND item.code = found.code
                           AND item.key = found.key AND stands IS DISTINCT FROM false)""")
-_STORE = text("""
-    INSERT INTO object_findings
-           (backend, code, key, resource_id, names, parts, why, size_bytes, created_at, last_used_at)
-    SELECT DISTINCT ON (code, key)
-           backend, code, key, resource_id, names, parts, why, size_bytes, created_at, last_used_at
-      FROM reconciliation_items WHERE backend = :backend AND run = :run AND stands
-     ORDER BY code, key
-        ON CONFLICT (backend, code, key) WHERE closed_at IS NULL DO UPDATE
-       SET seen_at = now(), resource_id = excluded.resource_id, names = excluded.names, parts = excluded.parts,
-           why = excluded.why, size_bytes = excluded.size_bytes, created_at = excluded.created_at,
-           last_used_at = excluded.last_used_at""")
+_SHOWN = "resource_id, names, parts, why, size_bytes, created_at, last_used_at"
+_STORE = text(f"""
+    WITH page AS MATERIALIZED (
+        SELECT DISTINCT ON (code, key) backend, code, key, {_SHOWN} FROM reconciliation_items
+         WHERE backend = :backend AND run = :run AND stands AND (code, key) > (:code, :key)
+         ORDER BY code, key LIMIT :page
+    ), stored AS (
+        INSERT INTO object_findings (backend, code, key, {_SHOWN}) SELECT backend, code, key, {_SHOWN} FROM page
+            ON CONFLICT (backend, code, key) WHERE closed_at IS NULL DO UPDATE
+           SET seen_at = now(), resource_id = excluded.resource_id, names = excluded.names, parts = excluded.parts,
+               why = excluded.why, size_bytes = excluded.size_bytes, created_at = excluded.created_at,
+               last_used_at = excluded.last_used_at
+    )
+    SELECT code, key FROM page ORDER BY code DESC, key DESC LIMIT 1""")
 _ENDED = text("""
     UPDATE reconciliations
-       SET told_at = now(), compared_at = begun_at, ended_at = now(), error = NULL, objects = :objects,
+       SET told_at = now(), compared_at = begun_at, ended_at = now(), error = :error, objects = :objects,
            resources = :resources, others = :others
      WHERE backend = :backend AND run = :run""")
 
 
-def conclude(db: Connection, run: Run, counts: Counts, codes: Sequence[Difference], *, field: str | None) -> None:
+def conclude(
+    db: Connection,
+    run: Run,
+    counts: Counts,
+    codes: Sequence[Difference],
+    *,
+    field: str | None,
+    error: str | None = None,
+) -> None:
     """Store what stands as findings, and close those of `codes` that do not stand any more; `db` is a transaction.
 
-    `field`: the manifest's name of an object, by which an unmarked one may have got a row. Raises Rewound, Conflict.
+    `field`: the manifest's name of an object, by which an unmarked one may have got a row. `error`: what could not be
+    inspected. Raises Rewound, Conflict.
     """
     asked = run.words | {"codes": list(codes), "field": field}
     mine = db.execute(_MINE, asked).scalar_one()
@@ -156,9 +168,12 @@ def conclude(db: Connection, run: Run, counts: Counts, codes: Sequence[Differenc
         raise Conflict(
             "another run of this backend has begun, or the control database was started again: nothing was stored"
         )
-    for statement in (_MOVED, _CLOSE, _STORE):
+    for statement in (_MOVED, _CLOSE):
         db.execute(statement, asked)
-    db.execute(_ENDED, asked | vars(counts))
+    last = {"code": "", "key": ""}
+    while (row := db.execute(_STORE, asked | last | {"page": PAGE}).one_or_none()) is not None:
+        last = {"code": row.code, "key": row.key}
+    db.execute(_ENDED, asked | vars(counts) | {"error": None if error is None else foreign.line(error)})
     _clear(db, run.backend, run.number)
 
 

@@ -51,7 +51,8 @@ outbox = sa.Table(
     sa.CheckConstraint("(state = 'running') = (claimed_by IS NOT NULL)", name="outbox_running_has_claim"),
     sa.CheckConstraint("(state = 'running') = (lease_expires_at IS NOT NULL)", name="outbox_running_has_lease"),
     sa.CheckConstraint(
-        "(state IN ('succeeded', 'cancelled')) = (finished_at IS NOT NULL)", name="outbox_final_is_finished"
+        "(state IN ('succeeded', 'cancelled', 'abandoned')) = (finished_at IS NOT NULL)",
+        name="outbox_final_is_finished",
     ),
     sa.CheckConstraint("attempts >= 0 AND attempts <= fence", name="outbox_attempts_within_fence"),
     sa.CheckConstraint("started_fence <= fence", name="outbox_started_within_fence"),

@@ -43,17 +43,20 @@ resources = sa.Table(
     sa.CheckConstraint(one_of("status", ResourceStatus), name="resources_status_known"),
     sa.CheckConstraint("(status = 'deleted') = (purged_at IS NOT NULL)", name="resources_deleted_is_purged"),
     sa.CheckConstraint(
-        "(status IN ('deleting', 'deleted')) = (deleted_at IS NOT NULL)", name="resources_deleting_since"
+        "(status IN ('deleting', 'deleted', 'abandoned')) = (deleted_at IS NOT NULL)", name="resources_deleting_since"
     ),
     sa.CheckConstraint(
         "status <> 'active' OR (activated_at IS NOT NULL AND manifest IS NOT NULL)",
         name="resources_active_has_manifest",
     ),
     sa.CheckConstraint(
-        "status NOT IN ('deleted', 'released') OR credentials IS NULL", name="resources_deleted_has_no_credentials"
+        "status NOT IN ('deleted', 'released', 'abandoned') OR credentials IS NULL",
+        name="resources_deleted_has_no_credentials",
     ),
     sa.CheckConstraint("jsonb_typeof(labels) = 'object'", name="resources_labels_object"),
-    sa.CheckConstraint("purge_at IS NULL OR status IN ('deleting', 'deleted')", name="resources_purge_is_deleting"),
+    sa.CheckConstraint(
+        "purge_at IS NULL OR status IN ('deleting', 'deleted', 'abandoned')", name="resources_purge_is_deleting"
+    ),
     sa.CheckConstraint("grace_seconds >= 0", name="resources_grace_positive"),
     sa.CheckConstraint(one_of("snapshot", SnapshotPolicy), name="resources_snapshot_known"),
     sa.Index("resources_listing", "tenant", sa.text("created_at DESC"), sa.text("id DESC")),

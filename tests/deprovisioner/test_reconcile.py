@@ -98,7 +98,7 @@ def test_what_fails_is_told_beside_the_last_good_findings(
     assert told["findings"] == good["findings"]
     assert told["backends"][0]["ended_at"] == good["backends"][0]["ended_at"]
     assert "Connection refused" in told["backends"][0]["error"]
-    assert "ERROR  pg-main could not be compared" in shell(lost, "reconcile", "--backend", "pg-main").stdout
+    assert "ERROR  pg-main: " in shell(lost, "reconcile", "--backend", "pg-main").stdout
     doctor = {one["code"]: one for one in json.loads(shell(env, "doctor", "--json").stdout)["checks"]}
     (stale,) = doctor["reconcile_stale"]["sample"]
     assert "Connection refused" in stale["note"]
@@ -142,9 +142,11 @@ def test_an_unknown_object_is_adopted_by_the_ordinary_door_and_one_that_survives
     digest = run(env, *asked)["digest"]
     (gone,) = run(env, *asked, "--digest", digest, "--reason", "an orphan")["items"]
     assert gone["deleted"]
-    eventually(lambda: orphan["database"] not in pg.databases())
-    assert pg.drops_of(orphan) == 1
     eventually(lambda: status_of(db, uuid.UUID(gone["resource_id"])) == "deleted")
+    assert (pg.drops_of(orphan), orphan["database"] in pg.databases()) == (1, False)
+    told = text("SELECT event FROM events WHERE resource_id = :id AND event IN ('enqueued', 'activated') ORDER BY seq")
+    order = db.execute(told, {"id": gone["resource_id"]}).scalars().all()
+    assert order == ["enqueued", "activated", "enqueued"], "what never was active would have no grace"
     assert (status_of(db, deleted), unknown["database"] in pg.databases()) == ("deleted", True)
     assert only(env)["findings"] == []
 

@@ -12,6 +12,7 @@ from tests.mutations.claims import CLAIMS
 from tests.mutations.cut import Mutant, Stale, cut
 from tests.mutations.edges import GUARDS_OF_EDGES
 from tests.mutations.memory import GUARDS_OF_MEMORY
+from tests.mutations.mysql import GUARDS_OF_MYSQL
 from tests.mutations.objects import GUARDS_OF_OBJECTS
 from tests.mutations.operations import GUARDS_OF_OPERATIONS
 from tests.mutations.operators import OPERATORS
@@ -19,12 +20,14 @@ from tests.mutations.outcomes import OUTCOMES
 from tests.mutations.postgres import GUARDS_OF_POSTGRES
 from tests.mutations.rabbitmq import GUARDS_OF_RABBITMQ
 from tests.mutations.rebind import GUARDS_OF_REBIND
+from tests.mutations.reconcile import GUARDS_OF_RECONCILE
 from tests.mutations.recoveries import GUARDS_OF_RECOVERIES
 from tests.mutations.redis import GUARDS_OF_REDIS
 from tests.mutations.restores import GUARDS_OF_RESTORES
 from tests.mutations.rewinds import GUARDS_OF_REWINDS
 from tests.mutations.roads import GUARDS_OF_ROADS
 from tests.mutations.runner import GUARDS_OF_RUNNER
+from tests.mutations.s3 import GUARDS_OF_S3
 from tests.mutations.schema import GUARDS_OF_MANIFESTS, GUARDS_OF_SCHEMA
 from tests.mutations.snapshots import GUARDS_OF_SNAPSHOTS
 from tests.mutations.undo import GUARDS_OF_UNDO
@@ -43,7 +46,9 @@ MUTANTS = (
     *GUARDS_OF_RUNNER,
     *GUARDS_OF_POSTGRES,
     *GUARDS_OF_REDIS,
+    *GUARDS_OF_MYSQL,
     *GUARDS_OF_RABBITMQ,
+    *GUARDS_OF_S3,
     *GUARDS_OF_MEMORY,
     *GUARDS_OF_ADOPTIONS,
     *GUARDS_OF_API,
@@ -56,6 +61,7 @@ MUTANTS = (
     *GUARDS_OF_OBJECTS,
     *GUARDS_OF_REWINDS,
     *GUARDS_OF_RECOVERIES,
+    *GUARDS_OF_RECONCILE,
     *GUARDS_OF_ROADS,
     *GUARDS_OF_REBIND,
     *GUARDS_OF_WEBHOOK,

@@ -108,4 +108,67 @@ GUARDS_OF_REBIND = (
             "test_two_databases_with_one_mark_differ",
         ),
     ),
+    *cut(
+        "outbox/jobs/abandon.py",
+        "",
+        "tests/outbox/test_retire.py",
+        (
+            "abandon: its backend is retired",
+            "           AND EXISTS (SELECT FROM holds WHERE {_RETIRED})\n     RETURNING",
+            "     RETURNING",
+            "test_nothing_is_abandoned_on_a_backend_that_is_not_retired",
+        ),
+        (
+            "abandon: the second operator",
+            " AND EXISTS (SELECT FROM proof)\n",
+            "\n",
+            "test_one_operator_alone_abandons_nothing_and_a_shell_user_is_none_of_the_two",
+        ),
+    ),
+    *cut(
+        "outbox/holds.py",
+        "",
+        "tests/outbox/test_retire.py",
+        (
+            "retire: what was abandoned stays",
+            """           AND NOT (cause = 'retired'
+                    AND EXISTS (SELECT FROM resources WHERE backend = subject AND status = 'abandoned'))
+""",
+            "",
+            "test_a_backend_of_which_something_was_abandoned_stays_retired",
+        ),
+    ),
+    *cut(
+        "outbox/resources.py",
+        "",
+        "tests/outbox/test_retire.py",
+        (
+            "retire: nothing is made there",
+            "           AND NOT EXISTS (SELECT FROM holds WHERE {holds.RETIRED} AND subject = :backend)\n",
+            "",
+            "test_a_retired_backend_makes_nothing_restores_nothing_and_shows_no_credentials",
+        ),
+    ),
+    *cut(
+        "outbox/jobs/restore.py",
+        "",
+        "tests/outbox/test_retire.py",
+        (
+            "retire: nothing is restored there",
+            "           AND NOT EXISTS (SELECT FROM holds WHERE {holds.RETIRED} AND subject = resources.backend)\n",
+            "",
+            "test_a_retired_backend_makes_nothing_restores_nothing_and_shows_no_credentials",
+        ),
+    ),
+    *cut(
+        "outbox/actions/resources.py",
+        "",
+        "tests/outbox/test_retire.py",
+        (
+            "retire: no credentials",
+            "    holds.refuse_retired(db, resource.backend)\n",
+            "",
+            "test_a_retired_backend_makes_nothing_restores_nothing_and_shows_no_credentials",
+        ),
+    ),
 )

@@ -11,12 +11,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
-from outbox import approvals, jobs, observations
+from outbox import approvals, holds, jobs, observations
 from outbox import db as database
-from outbox.errors import ClaimLost, FenceMismatch, JobNotStuck, NotFound, StartRefused
+from outbox.errors import ClaimLost, Conflict, FenceMismatch, JobNotStuck, NotFound, StartRefused
 from outbox.events import Event
 from outbox.rows import Claim
-from outbox.states import FINAL, TRANSITIONS, JobState, StuckReason
+from outbox.states import FINAL, TRANSITIONS, HoldCause, JobState, StuckReason
 from tests.support.factories import (
     a_claim,
     a_job,
@@ -79,11 +79,14 @@ ACTS: dict[str, tuple[str, Act]] = {
         lambda db, c: jobs.set_aside(db, [(c.id, c.fence)], actor="op", reason="r") or _nothing(),
     ),
     "redrive": ("deprovision", lambda db, c: jobs.redrive(db, c.id, fence=c.fence, actor="op", reason="r")),
+    "abandon": ("deprovision", lambda db, c: _abandoned(db, c)),  # noqa: PLW0108 - it is defined below
     "resolve": ("deprovision", lambda db, c: a_look(db, c.id) and resolved(db, c.id)),
 }
 BIRTHS = {"enqueue", "expire", "restore", "release", "close"}
 ENDS = ("advance", "let_go", "give_back", "complete", "activate", "retry", "defer", "stick", "rollback")
-WORKER_S = sorted(set(ACTS) - {"claim", "sweep", "set_aside", "redrive", "resolve", "cancel"})  # each with a claim
+WORKER_S = sorted(
+    set(ACTS) - {"claim", "sweep", "set_aside", "redrive", "resolve", "cancel", "abandon"}
+)  # each with a claim
 
 
 def _start(db: Connection, name: str, claim: Claim) -> int:
@@ -96,6 +99,20 @@ def _start(db: Connection, name: str, claim: Claim) -> int:
 
 def _cancelled(db: Connection, claim: Claim) -> None:
     if not jobs.restore_all(db, [(claim.resource_id, uuid.uuid4())], actor="op", reason="r"):
+        _nothing()
+
+
+def _abandoned(db: Connection, claim: Claim) -> None:
+    """By the second operator."""
+    holds.engage_cause(db, HoldCause.RETIRED, "pg-main", actor="op", reason="r")
+    asked = {"id": claim.id, "fence": claim.fence}
+    proposed = (
+        "INSERT INTO approvals (action, job_id, fence, reason, proposed_by) VALUES ('abandon', :id, :fence, 'r', 'a')"
+    )
+    db.execute(text(proposed), asked)
+    try:
+        jobs.abandon(db, claim.id, fence=claim.fence, actor="b", reason="r")
+    except Conflict:
         _nothing()
 
 

@@ -494,6 +494,12 @@ def _(w: World) -> Broken:
     return holds.engage(w.db, HoldScope.BACKEND, "pg-main", actor="op", reason="night").id, set()
 
 
+@breaks("backend_retired")
+def _(w: World) -> Broken:
+    holds.engage_cause(w.db, HoldCause.RETIRED, "pg-main", actor="op", reason="the rack burned: INC-7")
+    return "pg-main", set()
+
+
 @breaks("rebind_unfinished")
 def _(w: World) -> Broken:
     holds.engage_cause(w.db, HoldCause.REBIND, "pg-main", actor="op", reason="rebind 3-ab: moved")

@@ -40,7 +40,7 @@ def a_resource(
         VALUES (:id, :tenant, 'postgres', :backend, 'orders', :status, :protected, :generation,
                 CAST(:manifest AS jsonb),
                 CASE WHEN :status <> 'provisioning' THEN now() END,
-                CASE WHEN :status IN ('deleting', 'deleted') THEN now() END,
+                CASE WHEN :status IN ('deleting', 'deleted', 'abandoned') THEN now() END,
                 CASE WHEN :status = 'deleted' THEN now() END, {expires})"""),
         {
             "id": id,
@@ -78,6 +78,8 @@ def a_job(
     status = status or wanted.get(kind, "provisioning")
     if state == "succeeded" and kind == "deprovision":
         status = "deleted"
+    if state == "abandoned":
+        status = "abandoned"
     resource = a_resource(db, status=status, tenant=tenant, backend=backend)
     id = db.execute(
         text("""
@@ -87,7 +89,7 @@ def a_job(
                 greatest(:attempts, CASE WHEN :state = 'pending' THEN 0 ELSE 1 END), :attempts, :max_attempts,
                 CASE WHEN :state = 'running' THEN 'w0' END,
                 CASE WHEN :state = 'running' THEN now() + CAST(:lease AS interval) END, gen_random_uuid(),
-                CASE WHEN :state IN ('succeeded', 'cancelled') THEN now() END, :step,
+                CASE WHEN :state IN ('succeeded', 'cancelled', 'abandoned') THEN now() END, :step,
                 CASE WHEN :started THEN 1 END, CASE WHEN :started THEN :step END)
         RETURNING id"""),
         {

@@ -35,11 +35,17 @@ def made(backend: Any) -> dict[str, Any]:
 
 
 def a_row(
-    db: Connection, manifest: dict[str, Any], *, status: str = "active", backend: str = "pg-main", hours: int = 2
+    db: Connection,
+    manifest: dict[str, Any],
+    *,
+    status: str = "active",
+    backend: str = "pg-main",
+    kind: str | None = None,
+    hours: int = 2,
 ) -> uuid.UUID:
     """A resource of this manifest, which has not changed for so many hours."""
     id = a_resource(db, status=status, backend=backend)
-    kind = settings.backends()[backend].kind
+    kind = kind or settings.backends()[backend].kind
     words = {"manifest": json.dumps(manifest), "generation": manifest["generation"], "kind": kind, "id": id}
     sets = "manifest = CAST(:manifest AS jsonb), generation = CAST(:generation AS uuid), kind = :kind"
     unguarded(db, f"UPDATE resources SET {sets} WHERE id = :id", **words)

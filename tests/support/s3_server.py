@@ -1,8 +1,9 @@
 """An S3 server of its own: moto's, which checks signatures and the policies of IAM users, and a little more.
 
-As AWS does and moto does not, it refuses a request whose `x-amz-expected-bucket-owner` is not the bucket's, and answers
-what a version's retention is, under the right of that name, encodes keys in lists where it is asked to, and forgets a
-bucket's tags with the bucket. It writes each request into a log: the tests' witness.
+As AWS does and moto does not, it refuses a request whose `x-amz-expected-bucket-owner` is not the bucket's, tells the
+retention of a version, encodes keys in lists where it is asked to, forgets a bucket's tags with the bucket, and takes
+conditional writes one by one. A page of versions costs it the page, not the bucket. Each request is written into a log:
+the tests' witness.
 """
 
 import json
@@ -69,6 +70,10 @@ class S3Server:
         iam.put_user_policy(UserName=name, PolicyName="rights", PolicyDocument=json.dumps(policy))
         made = iam.create_access_key(UserName=name)["AccessKey"]
         self.keys[name] = made["AccessKeyId"], made["SecretAccessKey"]
+
+    def fill(self, bucket: str, count: int) -> None:
+        """Put so many small objects into a bucket with versions, each tenth with a delete marker over it."""
+        urllib.request.urlopen(f"{self.url}/moto-api/fill?{bucket}&{count}").close()
 
     def requests(self) -> list[dict[str, Any]]:
         """All requests so far: method, path, query and the bucket owner that each expected."""
@@ -162,6 +167,35 @@ def _teach_moto() -> None:
         until = f"<RetainUntilDate>{key.lock_until}</RetainUntilDate>"
         return 200, {}, f"<Retention><Mode>{key.lock_mode}</Mode>{until}</Retention>"
 
+    def list_object_versions(self: Any, bucket_name: str, *, key_marker: str | None = None, **words: Any) -> Any:
+        _ASKED.page = key_marker or "", words.get("max_keys") or 1000
+        try:
+            return listing(self, bucket_name, key_marker=key_marker, **words)
+        finally:
+            _ASKED.page = None
+
+    def iterlists(self: Any) -> Iterator[Any]:
+        if (page := getattr(_ASKED, "page", None)) is None:
+            yield from iterating(self)
+            return
+        given = 0
+        for key in sorted(key for key in self if key >= page[0]):
+            yield key, self.getlist(key)
+            if given > page[1]:
+                return
+            given += len(self.getlist(key)) * (key != page[0])
+
+    class Row(models.FakeKey):
+        __module__ = models.__name__  # moto reads a service's name in it
+
+        def __del__(self) -> None:
+            """The value is another key's."""
+
+    def copied(self: Any, _: Any) -> Any:
+        clone = object.__new__(Row if isinstance(self, models.FakeKey) else type(self))
+        clone.__dict__.update(self.__dict__)
+        return clone
+
     def serialized(self: Any, action_result: Any) -> Any:
         if "encoding-type=url" in _ASKED.query and isinstance(action_result.result, dict):
             action_result.result["EncodingType"] = "url"
@@ -175,6 +209,9 @@ def _teach_moto() -> None:
             self.tagger.delete_all_tags_for_resource(gone.arn)
         return gone
 
+    models.FakeKey.__deepcopy__ = models.FakeDeleteMarker.__deepcopy__ = copied
+    iterating, models._VersionedKeyStore.iterlists = models._VersionedKeyStore.iterlists, iterlists
+    listing, models.S3Backend.list_object_versions = models.S3Backend.list_object_versions, list_object_versions
     deleting, models.S3Backend.delete_bucket = models.S3Backend.delete_bucket, delete_bucket
     models.FakeBucket.get_permission = get_permission
     responses.S3Response.serialized = serialized
@@ -184,18 +221,37 @@ def _teach_moto() -> None:
 def _watched(app: Callable[..., Iterable[bytes]], write: Callable[[str], Any]) -> Callable[..., Iterable[bytes]]:
     from moto.s3.models import s3_backends
 
+    one_by_one = threading.Lock()
+
     def watched(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path, owner = environ["PATH_INFO"], environ.get("HTTP_X_AMZ_EXPECTED_BUCKET_OWNER")
         _ASKED.query = environ["QUERY_STRING"]
         said = {"method": environ["REQUEST_METHOD"], "path": path, "query": _ASKED.query, "owner": owner}
+        if path == "/moto-api/fill":
+            _fill(*_ASKED.query.split("&"))
+            start_response("200 OK", [])
+            return []
         write(json.dumps(said) + "\n")
         _, account = s3_backends.bucket_accounts.get(path.split("/")[1], (None, owner))
         if owner not in (None, account):
             start_response("403 Forbidden", [("Content-Type", "application/xml")])
             return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
+        if "HTTP_IF_MATCH" in environ or "HTTP_IF_NONE_MATCH" in environ:
+            with one_by_one:  # moto compares and writes in two steps
+                return app(environ, start_response)
         return app(environ, start_response)
 
     return watched
+
+
+def _fill(bucket: str, count: str) -> None:
+    from moto.s3.models import s3_backends
+
+    backend = s3_backends[ACCOUNT]["aws"]
+    for n in range(int(count)):
+        backend.put_object(bucket, f"k{n:07}", b"x")
+        if n % 10 == 0:
+            backend.delete_object(bucket, f"k{n:07}")
 
 
 if __name__ == "__main__":

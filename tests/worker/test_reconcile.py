@@ -1,19 +1,23 @@
 """What a reconciliation finds on real servers: exactly what was done to them, and nothing where it could not see."""
 
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
 
+from outbox import db as database
 from outbox import jobs, reconcile, rewinds
-from outbox.errors import Conflict, OutOfService, Rewound
-from tests.support import redis_servers
+from outbox.errors import Conflict, OutOfService, Refused, Rewound, Unavailable
+from outbox.reconcile.compare import Counts
+from tests.support import redis_servers, standby
 from tests.support.factories import a_resource, unguarded
 from tests.support.reconciling import a_row, keys, made, own_postgres, ran, standing
 from tests.support.recoveries import rewind
-from tests.support.witness import PgServer, RedisServer
+from tests.support.witness import PgServer, RedisServer, eventually
 from worker import reconcile as runs
 from worker.backends import MarkedObject, mark
 from worker.backends.postgres import Postgres, objects
@@ -42,6 +46,7 @@ def backend(pg: PgServer) -> Iterator[Postgres]:
     for name in pg.roles():
         if name.startswith(("usr_", "zz_", "app_")):
             pg.query(f'DROP ROLE "{name}"')
+    pg.query("DROP SCHEMA IF EXISTS deprovisioner_memory CASCADE", database="deprovisioner_service")
 
 
 @pytest.fixture
@@ -76,6 +81,10 @@ def test_each_difference_on_postgresql_is_found_and_nothing_else(
     a_row(db, young, hours=0)
     backend.teardown(young, 1)
     a_row(db, made(backend), status="deleted", hours=0)
+    for state in ("succeeded", "pending"):
+        back = made(backend)
+        restored(db, a_row(db, back), state)
+        backend.teardown(back, 1)
     elsewhere = made(backend)
     a_row(db, elsewhere, backend="redis-main")
     pg.query("CREATE DATABASE app_by_hand")
@@ -98,6 +107,19 @@ def test_each_difference_on_postgresql_is_found_and_nothing_else(
     assert left.parts == [f"{what} {unknown[what]!r} (OID {unknown[oid]})" for what, oid in PARTS]
     size = pg.query("SELECT pg_database_size(%s)", unknown["database"])
     assert [(left.size_bytes,)] == size
+
+
+def restored(db: Connection, resource: uuid.UUID, state: str) -> None:
+    """A job that gives the resource back, under way or just ended."""
+    unguarded(
+        db,
+        """
+        INSERT INTO outbox (kind, state, resource_id, backend, max_attempts, request_id, finished_at)
+        VALUES ('restore', :state, :id, 'pg-main', 10, gen_random_uuid(),
+                CASE WHEN :state = 'succeeded' THEN now() END)""",
+        state=state,
+        id=resource,
+    )
 
 
 PARTS = (("database", "oid"), ("role", "role_oid"))
@@ -340,8 +362,7 @@ def test_a_row_that_changes_before_the_end_is_neither_found_nor_does_it_end_a_fi
 
     monkeypatch.setattr(reconcile, "conclude", during)
     assert ran(backend) is None
-    (stands,) = standing(db)
-    assert (stands.id, stands.seen_at) == (found.id, found.seen_at), "as it was"
+    assert [(one.id, one.seen_at) for one in standing(db)] == [(found.id, found.seen_at)], "as it was"
 
 
 def test_objects_of_other_installations_are_no_findings_and_what_a_note_names_is_ours(
@@ -359,6 +380,105 @@ def test_objects_of_other_installations_are_no_findings_and_what_a_note_names_is
     (told,) = reconcile.results(db)
     assert (told.others, told.objects) == (1, 3)
     assert theirs["generation"] not in str(standing(db))
+
+
+def test_one_difference_that_is_refused_is_an_error_and_the_others_count(
+    db: Connection, backend: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_row(db, made(backend))
+    odd, plain = made(backend), made(backend)
+    assert ran(backend) is None
+    first = {one.seen_at for one in standing(db)}
+    inspect = Postgres.inspect
+    raised: list[Exception] = [Refused("a rule forbids it"), KeyError("hunter2"), Unavailable("it went away")]
+
+    def refuses(self: Postgres, manifest: dict[str, Any]) -> Any:
+        if manifest["generation"] == odd["generation"]:
+            raise raised[0]
+        return inspect(self, manifest)
+
+    monkeypatch.setattr(Postgres, "inspect", refuses)
+    error = ran(backend)
+    assert error == "1 differences could not be inspected, and are not known; the first: a rule forbids it"
+    (told,) = reconcile.results(db)
+    assert (told.error, told.ended_at > told.tried_at) == (error, True)
+    assert keys(db) == {("unknown", odd["generation"]), ("unknown", plain["generation"])}
+    assert len({one.seen_at for one in standing(db)} - first) == 1, "the other stays as it was"
+    del raised[0]
+    assert "unexpected KeyError" in str(ran(backend))
+    del raised[0]
+    before = standing(db)
+    assert ran(backend) == "it went away"
+    assert standing(db) == before, "who is away refuses nothing: the run failed"
+
+
+@pytest.mark.parametrize(
+    ("said", "due"),
+    [
+        ("known_since = now() - interval '59 min'", False),
+        ("known_since = now() - interval '61 min'", True),
+        ("ended_at = now() - interval '23 h', told_at = now() - interval '23 h'", False),
+        ("ended_at = now() - interval '25 h', told_at = now() - interval '25 h'", True),
+        ("ended_at = now() - interval '25 h', told_at = now() - interval '59 min', error = 'x'", False),
+        ("ended_at = now() - interval '25 h', told_at = now() - interval '61 min', error = 'x'", True),
+    ],
+)
+def test_a_run_is_due_once_a_day_and_an_hour_after_one_that_failed_or_died(
+    db: Connection, said: str, due: bool
+) -> None:
+    assert reconcile.due(db, ["pg-main"]) == [], "a worker has just begun to serve it"
+    db.execute(text(f"UPDATE reconciliations SET {said}"))
+    assert reconcile.due(db, ["pg-main", "redis-main"]) == ["pg-main"] * due
+
+
+def test_of_many_workers_one_makes_the_daily_run(db: Connection, backend: Postgres) -> None:
+    a_row(db, made(backend))
+    unknown = made(backend)
+    reconcile.due(db, ["pg-main"])
+    db.execute(text("UPDATE reconciliations SET known_since = now() - interval '2 h'"))
+    together = threading.Barrier(4)
+
+    def begin(worker: int) -> reconcile.Run | None:
+        with database.statement() as session:
+            assert reconcile.due(session, ["pg-main"]) == ["pg-main"]
+            together.wait(30)
+            return reconcile.begin(session, "pg-main", actor=f"w{worker}", only_due=True)
+
+    with ThreadPoolExecutor(4) as threads:
+        begun = [run for run in threads.map(begin, range(4)) if run]
+    assert len(begun) == 1
+    db.execute(text("UPDATE reconciliations SET told_at = now() - interval '2 h'"))  # that worker has died
+    runs.reconcile_due({"pg-main": backend}, worker="w9")
+    assert keys(db) == {("unknown", unknown["generation"])}
+    (told,) = reconcile.results(db)
+    assert (told.actor, told.error) == ("w9", None)
+    before = told.tried_at
+    runs.reconcile_due({"pg-main": backend}, worker="w8")
+    assert reconcile.results(db)[0].tried_at == before
+    with pytest.raises(Conflict, match="another run of this backend has begun"):
+        reconcile.keep(db, begun[0], [reconcile.Seen("m", {}, ())])
+    with pytest.raises(Conflict, match="another run of this backend has begun"), database.transaction() as session:
+        reconcile.conclude(session, begun[0], Counts(0, 0), runs.ALWAYS, field=None)
+    assert keys(db) == {("unknown", unknown["generation"])}
+
+
+def test_a_worker_reconciles_in_a_thread_of_its_own(db: Connection, backend: Postgres) -> None:
+    a_row(db, made(backend))
+    reconcile.due(db, ["pg-main"])
+    db.execute(text("UPDATE reconciliations SET known_since = now() - interval '2 h'"))
+    runs.keep_reconciling({"pg-main": backend}, worker="w1")
+    eventually(lambda: [one.actor for one in reconcile.results(db) if one.ended_at] == ["w1"])
+
+
+def test_a_standby_that_lags_is_an_error_and_no_finding(db: Connection) -> None:
+    with standby.lagging() as (primary, copy):
+        backend = Postgres(primary.service_dsn)
+        a_row(db, made(backend))
+        error = ran(Postgres(copy.service_dsn))
+        assert error is not None
+        assert "standby" in error
+        assert keys(db) == set()
+        assert ran(backend) is None
 
 
 def here_now(db: Connection) -> Any:

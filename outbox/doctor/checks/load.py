@@ -51,10 +51,25 @@ LOAD = (
         """
         SELECT id, created_at AS since,
                concat(scope, ' ' || subject, ', by ', cause, ' (', actor, '): ', left(reason, 200)) AS note
-          FROM holds WHERE released_at IS NULL""",
+          FROM holds WHERE released_at IS NULL AND cause <> 'retired'""",
         "no job that the hold covers starts; these jobs wait, and use up no attempts",
         "when its cause is gone, `deprovisioner hold release ID --reason …`; if a brake engaged it, first find out who "
         "asked for the deletions",
+        "warning",
+    ),
+    Check(
+        "backend_retired",
+        "backend",
+        """
+        SELECT subject AS id, holds.created_at AS since,
+               concat((SELECT count(*) FROM outbox WHERE backend = subject AND finished_at IS NULL), ' jobs wait; ',
+                      (SELECT count(*) FROM resources WHERE backend = subject AND status = 'active'), ' active; ',
+                      (SELECT count(*) FROM resources WHERE backend = subject AND status = 'abandoned'), ' abandoned (',
+                      actor, '): ', left(reason, 200)) AS note
+          FROM holds WHERE cause = 'retired' AND released_at IS NULL""",
+        "the backend's server is gone, said an operator: no job of it starts, and its objects may be somewhere still",
+        "delete what is active; two operators end the teardowns with `deprovisioner backends abandon NAME`; "
+        "`deprovisioner audit abandoned` lists what may have leaked",
         "warning",
     ),
     Check(

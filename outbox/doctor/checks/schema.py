@@ -24,6 +24,7 @@ TRIGGERS = {
     "resources_change_rewound": "resources",
     "resources_deleted_is_final": "resources",
     "resources_released_is_final": "resources",
+    "resources_abandoned_is_final": "resources",
     "resources_live_stays": "resources",
     "resources_change": "resources",
     "resources_identity_stays": "resources",

@@ -12,11 +12,13 @@ import pytest
 from outbox.errors import OutOfService
 from outbox.memory import Memory, Note, nothing
 from tests.support import accounts
+from tests.support.s3_server import SERVICE_BUCKET, S3Server
 from tests.support.servers import Servers
 from tests.support.witness import PgServer, RedisServer
 from worker.backends import Backend
 from worker.backends.postgres import Postgres
 from worker.backends.redis import Redis
+from worker.backends.s3 import S3
 
 AT = dt.datetime(2026, 11, 30, 8, 0, tzinfo=dt.UTC)
 TABLE = "deprovisioner_memory.memories"
@@ -62,7 +64,21 @@ def _name(installation: uuid.UUID) -> str:
     return f"deprovisioner:memory:{installation}"
 
 
-@pytest.fixture(params=["postgres 18", "postgres 15", "valkey", "redis 7"])
+def _in_s3(server: S3Server) -> Place:
+    client = server.client("root")
+
+    def read(installation: uuid.UUID) -> str | None:
+        where = {"Bucket": SERVICE_BUCKET, "Prefix": f"deprovisioner/memory/{installation}"}
+        found = client.list_objects_v2(**where).get("Contents", [])
+        return found[0]["ETag"] if found else None
+
+    def spoil(installation: uuid.UUID, text: str) -> None:
+        client.put_object(Bucket=SERVICE_BUCKET, Key=f"deprovisioner/memory/{installation}", Body=text.encode())
+
+    return Place(S3(server.dsn()), read, spoil)
+
+
+@pytest.fixture(params=["postgres 18", "postgres 15", "valkey", "redis 7", "s3"])
 def place(request: pytest.FixtureRequest, servers: Servers) -> Place:
     match request.param:
         case "postgres 18":
@@ -71,6 +87,8 @@ def place(request: pytest.FixtureRequest, servers: Servers) -> Place:
             return _in_postgres(request.getfixturevalue("postgres15"))
         case "valkey":
             return _in_redis(servers.redis)
+        case "s3":
+            return _in_s3(request.getfixturevalue("s3_server"))
         case _:
             return _in_redis(request.getfixturevalue("redis7"))
 

@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from outbox.memory import Memory, Moment
 from outbox.rows import Json
 from worker.backends import Finding, MarkedObject, Observation, Plan, Still, always
-from worker.backends.fleet import UnmarkedObject
+from worker.backends.fleet import Measured, UnmarkedObject
 from worker.backends.mysql import (
     adopt,
     check,
@@ -138,3 +138,7 @@ class Mysql:
     def unmarked(self) -> Iterator[UnmarkedObject]:
         """See `worker.backends.fleet.unmarked`."""
         return objects.unmarked(self._server)
+
+    def measured(self, names: Json) -> Measured:
+        """See `worker.backends.fleet.measured`."""
+        return objects.measured(self._server, names)

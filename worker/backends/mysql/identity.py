@@ -61,6 +61,7 @@ def inspect(server: Server, manifest: Json) -> Observation:
 
 def read_state(session: Session, manifest: Json) -> State:
     """What the server shows now. Schemas cannot be renamed; a mark in another schema's comment proves nothing."""
+    session.must_see_all()
     generation, user = manifest["generation"], manifest["user"]
     server, record, rivals = registry.claims(session, manifest)
     accounts = [

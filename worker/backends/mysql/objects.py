@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from outbox.kinds.mysql import KIND
 from outbox.rows import Json
 from worker.backends import IN_QUARANTINE, MarkedObject, Observation, Same, mark
-from worker.backends.fleet import UnmarkedObject
+from worker.backends.fleet import Measured, UnmarkedObject
 from worker.backends.mysql import identity, registry
 from worker.backends.mysql.create import PREFIX
 from worker.backends.mysql.names import literal
-from worker.backends.mysql.session import NEVER_SCHEMAS, Server, Session
+from worker.backends.mysql.session import INSPECT_SECONDS, NEVER_SCHEMAS, Server, Session
 
 PARTS = 20  # of one mark, so many parts are looked at; a schema, a user and its role are three
 _OF_A_RESOURCE = re.compile(rf"(?:{PREFIX})?([0-9a-f]{{32}})")
@@ -133,6 +133,17 @@ def unmarked(server: Server) -> Iterator[UnmarkedObject]:
         for name, size, users, user in session.stream(_filled(_UNMARKED, session, here)):
             names = {"database": name, "user": user if users == 1 else None}
             yield UnmarkedObject(names, size_bytes=None if size is None else int(size))
+
+
+def measured(server: Server, names: Json) -> Measured:
+    """See `worker.backends.fleet.measured`: InnoDB's own statistics; nothing of tables of other engines."""
+    with server.connect(seconds=INSPECT_SECONDS) as session:
+        ((size,),) = session.ask(
+            """SELECT SUM(clustered_index_size + sum_of_other_index_sizes) * @@innodb_page_size
+                 FROM mysql.innodb_table_stats WHERE BINARY database_name = %s""",
+            names["database"],
+        )
+    return Measured(size_bytes=None if size is None else int(size))
 
 
 def locate(server: Server, manifest: Json) -> Observation:

@@ -3,6 +3,7 @@
 import pymysql
 
 from outbox.errors import Refused, Transient
+from worker.backends import mark
 from worker.backends.mysql import errors, names, registry
 from worker.backends.mysql.session import Session
 
@@ -23,8 +24,9 @@ _LOCKS = """
 # Without that plugin the server does not tell who has a lock: any that has entered the schema, or has a transaction.
 _SUSPECTS = """
     SELECT ID, USER FROM information_schema.PROCESSLIST
-     WHERE ID <> CONNECTION_ID() AND (BINARY DB = %s OR ID IN (
+     WHERE USER <> SUBSTRING_INDEX(CURRENT_USER(), '@', 1) AND (BINARY DB = %s OR ID IN (
            SELECT trx_mysql_thread_id FROM information_schema.INNODB_TRX))"""
+_MARKED_USERS = f"SELECT DISTINCT User FROM mysql.roles_mapping WHERE Role LIKE '{mark('')}%' AND Admin_option = 'N'"
 _NO_SUCH_TABLE = 1109
 
 
@@ -65,6 +67,7 @@ def _end_blockers(session: Session, database: str, customers: list[str]) -> list
     exact = True
     try:
         found = session.ask(_LOCKS, database)
+        customers = [*customers, *(user for (user,) in session.ask(_MARKED_USERS))]  # it came here by a view of its own
     except pymysql.Error as error:
         if errors.number(error) != _NO_SUCH_TABLE:
             raise

@@ -30,8 +30,8 @@ def quarantine(server: Server, manifest: Json, still: Still) -> None:
         raise
 
 
-def close(session: Session, manifest: Json, still: Still = always, *, forever: bool = False) -> State | None:
-    """The quarantine, under the object's lock; what was there before it. `forever`: it notes nothing."""
+def close(session: Session, manifest: Json, still: Still = always) -> State | None:
+    """The quarantine, under the object's lock; what was there before it, None where nothing of the object is."""
     state = identity.read_state(session, manifest)
     match identity.judge(state, manifest):
         case Different(why=why):
@@ -42,9 +42,8 @@ def close(session: Session, manifest: Json, still: Still = always, *, forever: b
     still()
     if state.record is None:  # the record was lost, and the marks show whose it is
         registry.put(session, manifest, frozenset(grant.account for grant in state.grants), making=False)
-    if not forever:
-        accounts = [[account.user, account.host] for account in open_accounts]
-        registry.close(session, manifest, {"accounts": accounts, "grants": [one.as_json() for one in state.grants]})
+    accounts = [[account.user, account.host] for account in open_accounts]
+    registry.close(session, manifest, {"accounts": accounts, "grants": [one.as_json() for one in state.grants]})
     for account in open_accounts:
         session.execute(f"ALTER USER {names.account(account.user, account.host)} ACCOUNT LOCK")
     for grant in state.grants:

@@ -10,7 +10,7 @@ from pymysql.connections import Connection
 from outbox.errors import BackendError, OutOfService, Refused
 from worker.backends.mysql import errors
 from worker.backends.mysql.endpoint import Address
-from worker.backends.mysql.names import identifier, literal
+from worker.backends.mysql.names import account, identifier, literal
 
 CONNECT_TIMEOUT_SECONDS = 5
 # How long the worker waits for an answer: a DROP DATABASE unlinks every file, which takes minutes for terabytes.
@@ -19,6 +19,7 @@ INSPECT_SECONDS = 15
 # How long a statement waits for a metadata lock or a row: then whoever holds it is ended or named.
 LOCK_WAIT_SECONDS = 5
 CONNECTION_LIMIT = 50  # sessions of a customer's user, where the backends file does not say
+SEEING = ("PROCESS", "SHOW DATABASES")  # what shows all sessions, and all schemas
 NEVER_SCHEMAS = frozenset({"mysql", "information_schema", "performance_schema", "sys"})
 NEVER_USERS = frozenset({"root", "mysql", "mariadb.sys", "PUBLIC", "event_scheduler", "system user"})
 # What others set for all sessions, or for this account, must not change what a statement means here.
@@ -68,7 +69,7 @@ class Server:
 
     def opened(self, user: str, password: str, database: str | None, seconds: int) -> "Connection[Any]":
         """A connection with this account: no statement brings a second one, and no file of ours can be asked for."""
-        return pymysql.connect(
+        connection = pymysql.connect(
             **self.address.reached(),
             user=user,
             password=password,
@@ -77,10 +78,12 @@ class Server:
             autocommit=True,
             local_infile=False,
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            read_timeout=seconds,
+            read_timeout=CONNECT_TIMEOUT_SECONDS,  # a server that is stopped still takes connections
             write_timeout=INSPECT_SECONDS,
             program_name="deprovisioner",
         )
+        connection._read_timeout = seconds  # type: ignore[attr-defined]
+        return connection
 
 
 class Session:
@@ -89,6 +92,7 @@ class Session:
     def __init__(self, server: Server, connection: "Connection[Any]") -> None:
         self.server = server
         self._connection = connection
+        self._sees_all = False
         self.executed: list[str] = []
         self.told: list[str] = []
 
@@ -158,6 +162,19 @@ class Session:
     def own(self) -> str:
         """The service's own schema, quoted."""
         return identifier(self.server.address.schema)
+
+    def must_see_all(self) -> None:
+        """Raises Refused where the account lacks a right without which the server shows less than there is.
+
+        Without these rights no error comes: schemas, sessions and foreign keys are just not shown.
+        """
+        if self._sees_all:
+            return
+        has = {right for (right,) in self.ask("SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES")}
+        if missing := [right for right in SEEING if right not in has]:
+            mend = f"GRANT {', '.join(missing)} ON *.* TO {account(*self.me())}"
+            raise Refused(f"the service's account has no {missing[0]}, so it is not shown all that is there: {mend}")
+        self._sees_all = True
 
     def must_be_writable_primary(self) -> None:
         """Raises OutOfService on a replica, a server that takes no writes, or one that is no primary of its cluster."""

@@ -55,21 +55,9 @@ def unmark(server: Server, manifest: Json) -> Json:
                 raise Refused(f"{word} {manifest[word]!r} is in quarantine: release it first")
         for word, record in found.items():
             if record is not None and any(tag.startswith(OURS) for tag in marks.of(record)):
-                write(session, word, record, marks.without(marks.of(record), OURS))
+                marks.write(session, word, record, marks.without(marks.of(record), OURS))
                 done.append(f"{word} {manifest[word]!r}")
     return {"mark_removed_from": done}
-
-
-def write(session: Session, word: str, record: Json, tags: list[str], **more: str) -> None:
-    """Replace the tags of a vhost or user that was just read; description, or password, are kept as they were."""
-    if word == "vhost":
-        description = record.get("description")
-        session.put(
-            "vhosts", record["name"], description=description if isinstance(description, str) else "", tags=tags
-        )
-    else:
-        kept = {key: record[key] for key in ("password_hash", "hashing_algorithm")}
-        session.put("users", record["name"], tags=tags, **kept | more)
 
 
 def _full(manifest: Json, generation: str | None, server: str | None) -> Json:
@@ -80,7 +68,7 @@ def _tag(session: Session, manifest: Json, word: str) -> None:
     """The vhost's or user's mark; nothing is written where it is there."""
     record = (identity.read_vhost if word == "vhost" else identity.read_user)(session, manifest)
     if record is not None and not identity.is_marked(record, manifest):
-        write(session, word, record, [*marks.of(record), marks.mark(manifest["generation"])])
+        marks.write(session, word, record, [*marks.of(record), marks.mark(manifest["generation"])])
 
 
 def _against(session: Session, manifest: Json) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable
 
 from outbox.rows import Json
-from worker.backends.rabbitmq.session import OURS
+from worker.backends.rabbitmq.session import OURS, Session
 
 GENERATION = f"{OURS}gen:"
 SHUT = f"{OURS}shut:"
@@ -57,3 +57,15 @@ def is_uuid(text: str) -> bool:
         return str(uuid.UUID(text)) == text
     except ValueError:
         return False
+
+
+def write(session: Session, word: str, record: Json, tags: list[str], **more: str) -> None:
+    """Replace the tags of a vhost or user that was just read; description, or password, are kept as they were."""
+    if word == "vhost":
+        description = record.get("description")
+        session.put(
+            "vhosts", record["name"], description=description if isinstance(description, str) else "", tags=tags
+        )
+    else:
+        kept = {key: record[key] for key in ("password_hash", "hashing_algorithm")}
+        session.put("users", record["name"], tags=tags, **kept | more)

@@ -3,7 +3,7 @@
 from outbox.errors import Refused
 from outbox.rows import Json
 from worker.backends import Absent, Same, Still
-from worker.backends.rabbitmq import adopt, connections, identity, marks, permissions
+from worker.backends.rabbitmq import connections, identity, marks, permissions
 from worker.backends.rabbitmq.create import LIMIT
 from worker.backends.rabbitmq.session import Server, Session
 from worker.backends.rabbitmq.turns import Turn
@@ -72,7 +72,7 @@ def shut_user(session: Session, manifest: Json, user: Json | None) -> None:
     if not identity.is_marked(user, manifest):
         raise Refused(f"user {manifest['user']!r} is not the one of this resource any more")
     tags = [*marks.without(marks.of(user), marks.SHUT), f"{marks.SHUT}{user['hashing_algorithm']}"]
-    adopt.write(session, "user", user, tags, hashing_algorithm=_other(user["hashing_algorithm"]))
+    marks.write(session, "user", user, tags, hashing_algorithm=_other(user["hashing_algorithm"]))
 
 
 def _open_user(session: Session, user: Json | None) -> None:
@@ -80,7 +80,7 @@ def _open_user(session: Session, user: Json | None) -> None:
     if user is None or marks.note(marks.of(user)) is None:
         return
     algorithm = marks.note(marks.of(user)) if is_shut(user) else user["hashing_algorithm"]
-    adopt.write(session, "user", user, marks.without(marks.of(user), marks.SHUT), hashing_algorithm=str(algorithm))
+    marks.write(session, "user", user, marks.without(marks.of(user), marks.SHUT), hashing_algorithm=str(algorithm))
 
 
 def is_shut(user: Json) -> bool:

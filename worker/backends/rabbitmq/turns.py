@@ -4,7 +4,7 @@ import secrets
 
 from outbox.errors import Refused, Transient
 from outbox.rows import Json
-from worker.backends.rabbitmq import adopt, identity, marks
+from worker.backends.rabbitmq import identity, marks
 from worker.backends.rabbitmq.session import Session
 
 
@@ -20,7 +20,8 @@ class Turn:
         self._session, self._manifest = session, manifest
         # Of ten thousand numbers: a server keeps each different tag until it restarts.
         self._tag = f"{marks.TURN}{secrets.randbelow(10_000)}"
-        self.write(_ours(session, manifest), marks.of(_ours(session, manifest)))
+        record = _ours(session, manifest)
+        self.write(record, marks.of(record))
 
     def vhost(self) -> Json:
         """The vhost as it is now. Raises Transient where another worker has its turn."""
@@ -40,7 +41,7 @@ class Turn:
     def write(self, record: Json, tags: list[str], *, last: bool = False) -> None:
         """Replace the vhost's tags; `last`: the turn is over."""
         others = marks.without(tags, marks.TURN)
-        adopt.write(self._session, "vhost", record, others if last else [*others, self._tag])
+        marks.write(self._session, "vhost", record, others if last else [*others, self._tag])
 
 
 def _ours(session: Session, manifest: Json) -> Json:

@@ -3,7 +3,7 @@
 import uuid
 
 from outbox import foreign
-from outbox.errors import Refused, Transient
+from outbox.errors import OutOfService, Refused, Transient
 from outbox.rows import Json
 from worker.backends import Absent, Different, Observation, Same, mark
 from worker.backends.s3.session import DENIED, Server, Session
@@ -93,8 +93,17 @@ def is_listed(session: Session, bucket: str) -> bool:
 
 
 def server_id(session: Session) -> str | None:
-    """The endpoint's identity; None where it has none yet. Raises OutOfService without the service's own bucket."""
-    return session.read(SERVER, _ID_CHARACTERS)[0]
+    """The endpoint's identity; None where it has none yet.
+
+    Raises OutOfService without the service's own bucket, and where something else answers in its place.
+    """
+    if (found := session.read(SERVER, _ID_CHARACTERS)[0]) is None:
+        return None
+    try:
+        return str(uuid.UUID(found))
+    except ValueError:
+        what = f"object {SERVER!r} of bucket {session.endpoint.service_bucket!r} is no identity that was put there"
+        raise OutOfService(f"{what}: {foreign.line(repr(found), _ID_CHARACTERS)}") from None
 
 
 def identify(session: Session) -> str:

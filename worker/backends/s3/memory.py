@@ -24,10 +24,10 @@ def remember(server: Server, memory: Memory, least: Moment | None = None) -> Mem
         must_compare(session)
         for _ in range(TRIES):
             written, etag = _read(session, memory.installation)
-            there = None if written is None else _memory(written)
+            there = None if written is None else _memory(session, memory.installation, written)
             left, kept = offered(there, memory, least)
             answer = None if kept else left or nothing(memory.installation)
-            if left is None or (left == there and not kept):
+            if left is None or left == there:
                 return answer
             condition = {"IfMatch": etag} if there is not None else {"IfNoneMatch": "*"}
             if session.write(f"{OURS}{memory.installation}", json.dumps(left.as_json()), **condition):
@@ -39,11 +39,12 @@ def remember(server: Server, memory: Memory, least: Moment | None = None) -> Mem
 
 def recall(server: Server, installation: uuid.UUID) -> Memory | None:
     """See `worker.backends.recall`."""
+    session = server.session()
     try:
-        written, _ = _read(server.session(), installation)
+        written, _ = _read(session, installation)
     except Refused as error:
         raise MemoryForbidden(str(error)) from None
-    return None if written is None else _memory(written)
+    return None if written is None else _memory(session, installation, written)
 
 
 def installations(server: Server) -> list[uuid.UUID]:
@@ -77,11 +78,14 @@ def _read(session: Session, installation: uuid.UUID) -> tuple[str | None, str]:
     return session.read(f"{OURS}{installation}", LONGEST)
 
 
-def _memory(written: str) -> Memory:
+def _memory(session: Session, installation: uuid.UUID, written: str) -> Memory:
     try:
         return Memory.read(parsed(written))
     except ValueError as error:
-        raise OutOfService(f"what the endpoint keeps of the control database cannot be read: {error}") from None
+        place = f"s3://{session.endpoint.service_bucket}/{OURS}{installation}"
+        raise OutOfService(
+            f"{place} is no memory: {error}; find out who wrote it, then remove it: aws s3 rm {place}"
+        ) from None
 
 
 def _uuid(text: str) -> uuid.UUID | None:

@@ -25,7 +25,10 @@ def quarantine(server: Server, manifest: Json, still: Still) -> None:
             return
         case Same():
             pass
-    if policy.statements(policy.read(session, bucket)) == [] and _is_denied(session, bucket):
+    now = policy.read(session, bucket)
+    if policy.has(now, policy.TEARDOWN):
+        return  # its destruction has begun, which shuts customers out too
+    if not policy.statements(now) and _is_denied(session, bucket):
         raise Refused(f"no policy denies it, and yet {granted('GetObjectRetention', bucket)}")
     _change(session, manifest, "quarantine", still)
     if not _settled(session, bucket, denied=True):

@@ -197,6 +197,7 @@ def test_what_bears_no_mark_is_told_with_its_user_and_its_size(
     found = {one.names["database"]: one for one in backend.unmarked()}
     assert found[f"a_{unique}"].names == {"database": f"a_{unique}", "user": f"u{unique}"}
     assert (found[f"a_{unique}"].size_bytes or 0) >= 16384
+    assert backend.measured(found[f"a_{unique}"].names).size_bytes == found[f"a_{unique}"].size_bytes
     assert mine["database"] not in found
     assert {"mysql", "sys", accounts.NAME} & found.keys() == set()
     backend.teardown(backend.adopt(names(manifest), uuid.uuid4()), 1)
@@ -214,3 +215,22 @@ def test_a_mark_that_a_customer_copied_is_told_as_a_contradiction(
     for one in (mine, other):
         backend.teardown(one, 1)
     assert not {mine["generation"], other["generation"]} & {one.generation for one in backend.objects()}
+
+
+def test_a_right_by_a_pattern_that_matches_a_neighbour_stays(
+    server: MariadbServer, backend: Mysql, unique: str
+) -> None:
+    manifest, neighbour, wide = by_hand(server, f"a_{unique}", f"u{unique}"), f"ax{unique}", f"w{unique}"
+    server.query(
+        f"CREATE DATABASE {neighbour}",
+        f"CREATE USER {wide} IDENTIFIED BY 'x'",
+        f"GRANT SELECT ON `a_{unique}`.* TO {wide}",  # without the escape, it matches both
+    )
+    opens = {"database": neighbour, "user": wide, "password": "x", "url": manifest["opens"]["url"]}
+    full = backend.adopt(names(manifest), uuid.uuid4())
+    backend.quarantine(full)
+    customer(opens).close()
+    backend.teardown(full, 1)
+    customer(opens).close()
+    server.query(f"DROP DATABASE {neighbour}", f"DROP USER {wide}")
+    assert not server.bears(full)

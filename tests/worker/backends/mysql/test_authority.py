@@ -1,8 +1,10 @@
 """Whose word counts: a writable primary with the manifest's own identity."""
 
+import socket
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -167,3 +169,29 @@ def test_a_lock_of_another_worker_is_waited_for_and_then_told(
         with pytest.raises(Transient, match="another worker"):
             backend.teardown(provisioned, 1)
     backend.teardown(provisioned, 2)
+
+
+@pytest.mark.parametrize("lacking", ["PROCESS", "SHOW DATABASES"])
+def test_an_account_that_is_not_shown_all_never_says_absent(
+    server: MariadbServer, backend: Mysql, provisioned: dict[str, Any], lacking: str
+) -> None:
+    """Without these rights the server answers, and leaves out what others have."""
+    missing = {"database": "somebodys", "user": None, "generation": str(uuid.uuid4()), "server": provisioned["server"]}
+    server.query(f"REVOKE {lacking} ON *.* FROM {accounts.NAME}")
+    try:
+        for act in (backend.inspect, backend.quarantine, lambda manifest: backend.teardown(manifest, 1)):
+            for manifest in (missing, provisioned):
+                with pytest.raises(Refused, match=f"has no {lacking}"):
+                    act(manifest)
+    finally:
+        server.query(f"GRANT {lacking} ON *.* TO {accounts.NAME}")
+    assert isinstance(backend.inspect(missing), Absent)
+
+
+def test_a_server_that_stands_still_is_unavailable_within_seconds() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        stands = Mysql(f"mysql://x:y@127.0.0.1:{silent.getsockname()[1]}/x")
+        begun = time.monotonic()
+        with pytest.raises(Unavailable):
+            stands.teardown({"database": "d", "user": None, "generation": "g", "server": "s"}, 1)
+        assert time.monotonic() - begun < 30

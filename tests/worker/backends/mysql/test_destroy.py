@@ -268,3 +268,23 @@ def test_a_teardown_costs_little_more_than_the_bare_statements(
         by_us.append(time.perf_counter() - begun)
     print(f"bare {min(by_hand) * 1000:.1f} ms, teardown {min(by_us) * 1000:.1f} ms")
     assert min(by_us) < min(by_hand) + 1
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_neighbours_idle_transaction_that_came_by_a_view_is_ended(
+    server: MariadbServer, backend: Mysql, make: Make
+) -> None:
+    mine, other = make(), make()
+    say(mine, "CREATE TABLE t (n INT PRIMARY KEY) ENGINE = InnoDB")
+    server.query(
+        f"CREATE DEFINER = `{mine['user']}` VIEW `{other['database']}`.v AS SELECT * FROM `{mine['database']}`.t",
+        "INSTALL SONAME 'metadata_lock_info'",
+    )
+    idle = say(other, "BEGIN", "SELECT * FROM v")
+    evidence = backend.teardown(mine, 1)
+    assert any(other["user"] in done for done in evidence["told"])
+    with pytest.raises(pymysql.Error):
+        idle.ping(reconnect=False)
+    server.query("UNINSTALL SONAME 'metadata_lock_info'")
+    assert not server.bears(mine)
+    assert isinstance(backend.inspect(other), Same)

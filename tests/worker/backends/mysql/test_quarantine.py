@@ -1,16 +1,21 @@
 """What a quarantine closes, and what a release gives back."""
 
+import re
 import threading
 import uuid
+from pathlib import Path
+from string import Template
 from typing import Any
 
 import pymysql
 import pytest
 
 from outbox.errors import ClaimLost, Refused, Transient
+from tests.support import accounts
 from tests.support.mariadb_servers import MariadbServer, customer
 from tests.support.witness import eventually
 from tests.worker.backends.mysql.conftest import Make, by_hand, say
+from worker.backends import IN_QUARANTINE
 from worker.backends.mysql import Mysql, registry
 
 
@@ -133,7 +138,7 @@ def test_a_worker_that_stood_still_past_the_other_verb_changes_nothing_more(
 
     worker = threading.Thread(target=work)
     worker.start()
-    stands.wait()
+    assert stands.wait(30), "it was not asked just before the change"
     getattr(backend, then)(provisioned)
     go_on.set()
     worker.join()
@@ -189,3 +194,28 @@ def test_a_right_that_the_account_may_not_take_is_told_with_the_statement_that_t
     server.query(f"REVOKE SELECT ON `my_app_{unique}`.* FROM late{unique}", f"DROP USER late{unique}")
     backend.teardown(full, 2)
     assert not server.bears(full)
+
+
+def test_what_is_in_quarantine_is_adopted_once_a_person_has_opened_it_as_the_runbook_says(
+    backend: Mysql, provisioned: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens = provisioned.pop("opens")
+    with monkeypatch.context() as patch:  # a destruction that has begun is a quarantine too
+        patch.delattr("worker.backends.mysql.obstacles.drop_schema")
+        with pytest.raises(AttributeError):
+            backend.teardown(provisioned, 1)
+    (one,) = [one for one in backend.objects() if one.generation == provisioned["generation"]]
+    assert one.why == IN_QUARANTINE
+    page = (Path(__file__).parents[4] / "docs/runbook.md").read_text()
+    found = re.search(r"<!-- open: mysql -->\n```\w*\n(.*?)```", page, re.DOTALL)
+    assert found
+    filled = Template(found[1]).substitute({name.upper(): value for name, value in provisioned.items()})
+    service = backend._server.opened(accounts.NAME, accounts.PASSWORD, None, 5)
+    with service, service.cursor() as cursor:
+        for statement in filled.splitlines():
+            cursor.execute(statement)
+    (one,) = [one for one in backend.objects() if one.generation == provisioned["generation"]]
+    assert (one.names, one.quarantined, one.why) == (provisioned, False, "")
+    assert backend.adopt(one.names, uuid.UUID(one.generation)) == provisioned
+    customer(opens).close()
+    backend.teardown(provisioned, 1)

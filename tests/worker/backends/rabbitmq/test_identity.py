@@ -12,7 +12,7 @@ from tests.support.rabbitmq_servers import RabbitmqServer
 from tests.worker.backends.rabbitmq.conftest import Provisioned
 from worker.backends import Absent, Different, Same
 from worker.backends.rabbitmq import Rabbitmq, identity
-from worker.backends.rabbitmq.session import Server
+from worker.backends.rabbitmq.session import Server, encoded
 
 Json = dict[str, Any]
 MARK = "deprovisioner:gen:{generation}"
@@ -107,6 +107,8 @@ def test_what_is_protected_is_refused_whatever_a_manifest_says(server: RabbitmqS
 @pytest.mark.parametrize("name", [".", "..", ""])
 def test_a_name_that_a_path_cannot_say_is_refused(server: RabbitmqServer, backend: Rabbitmq, name: str) -> None:
     """The server takes `%2E%2E` for the parent: a question about one vhost is answered for all."""
+    with pytest.raises(Refused, match="cannot address"):
+        encoded(("vhosts", name, "permissions"))
     for names in ({"vhost": name, "user": "app"}, {"vhost": "orders", "user": name or "."}):
         with pytest.raises(Refused, match="cannot address"):
             backend.adopt(names, uuid.uuid4())

@@ -13,6 +13,7 @@ from tests.support.provisioners import ACTIONS, App, Served, only, says
 from tests.worker.backends.webhook.conftest import Serve
 from worker.backends import Absent, Different, Same
 from worker.backends.webhook import Webhook
+from worker.intake import Intake
 
 
 def test_every_marked_object_is_told_once_page_by_page(
@@ -72,7 +73,7 @@ def test_an_object_on_a_server_that_moved_is_located_by_its_generation(
     assert isinstance(found, Same)
     assert found.seen["manifest"] == manifest
     served.query("UPDATE notebooks SET external = 'renamed' WHERE external = ?", manifest["external"])
-    renamed = backend.locate(elsewhere)
+    renamed = Intake(backend).locate(elsewhere)
     assert isinstance(renamed, Same)
     assert renamed.seen["manifest"] == manifest | {"external": "renamed"}
     assert isinstance(backend.locate(elsewhere | {"generation": str(uuid.uuid4())}), Absent)

@@ -262,8 +262,8 @@ def test_a_late_quarantine_does_not_close_what_was_given_back(
 def test_an_operator_who_asks_is_told_what_the_provisioner_shows(
     db: Connection, serve: Serve, made: dict[str, Any], served: Served
 ) -> None:
-    def found(dsn: str) -> tuple[Found, Any]:
-        id = a_teardown(db, made | {"generation": str(uuid.uuid4())}, state="stuck")
+    def found(dsn: str, manifest: dict[str, Any] | None = None) -> tuple[Found, Any]:
+        id = a_teardown(db, manifest or made | {"generation": str(uuid.uuid4())}, state="stuck")
         asked = observations.ask(db, id, actor="op")
         (look,) = observations.take(db, {"pg-main": 9}, slots=9)
         observer.observe(look, Webhook(dsn), worker="w")
@@ -274,6 +274,32 @@ def test_an_operator_who_asks_is_told_what_the_provisioner_shows(
     assert found(served.dsn())[0] is Found.DIFFERENT
     assert found(serve(verbs=ACTIONS).dsn())[0] is Found.UNOBSERVABLE
     assert found(serve(verbs=ACTIONS, seconds=1).dsn())[0] is Found.DIFFERENT, "it is another server"
+    silent = serve(verbs=ACTIONS, seconds=1)
+    kind, seen = found(silent.dsn(), silent.marked())
+    assert (kind, "does not declare `inspect`" in seen["error"]) == (Found.UNAVAILABLE, True)
     gone = serve()
     gone.meddle = says("502 Bad Gateway")
     assert found(gone.dsn())[0] is Found.UNAVAILABLE
+
+
+def test_a_provision_that_comes_too_late_is_undone_by_its_own_worker(
+    db: Connection, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The DELETE's job saw nothing and is over; then the provision of a worker that stood still arrives."""
+    id = a_job(db, kind="provision", lease="30 s")
+    unguarded(db, "UPDATE resources SET manifest = NULL")
+    (claim,) = claims(db)
+    backend = Webhook(served.dsn())
+
+    def lost(*words: Any, **more: Any) -> Any:
+        unguarded(db, "UPDATE outbox SET fence = fence + 1 WHERE id = :id", id=id)
+        unguarded(
+            db, "UPDATE resources SET status = 'deleted', credentials = NULL, deleted_at = now(), purged_at = now()"
+        )
+        return Webhook.provision(backend, *words, **more)
+
+    monkeypatch.setattr(backend, "provision", lost)
+    Run(claim, backend, worker="late")()
+    assert served.effects() == ["provision", "deprovision"]
+    keys = [one.headers.get("idempotency-key") for one in served.requests if one.path in ("/provision", "/deprovision")]
+    assert keys == [f"{id}-provision", f"{id}-destroy"]

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,41 @@ def test_an_object_is_adopted_cut_off_given_back_and_destroyed(
     assert served.effects() == ["adopt", "quarantine", "release", "deprovision"]
 
 
+@pytest.mark.proof
+def test_a_provisioner_that_moved_is_compared_and_rebound_and_deletes_go_on(
+    at: At, served: Served, serve: Serve, acme: httpx.Client, system: System
+) -> None:
+    """The new one has the objects of the old one, and an identity of its own."""
+    at(served)
+    worker = system.worker()
+    kept, gone = create(acme), create(acme)
+    worker.teardown()
+    served.query("DELETE FROM notebooks WHERE external = ?", gone["manifest"]["external"])
+    new = at(serve())
+    with closing(sqlite3.connect(new.notebooks.file, isolation_level=None)) as db:
+        db.execute("ATTACH ? AS old", (str(served.notebooks.file),))
+        db.execute("INSERT INTO notebooks SELECT * FROM old.notebooks")
+    system.worker()
+    job = acme.delete(f"/v1/resources/{kept['id']}").json()["job"]["url"]
+    eventually(lambda: acme.get(job).json()["state"] == "stuck", what="it is the wrong server")
+
+    def rebind(*words: str) -> Any:
+        return json.loads(system.cli("backends", "rebind", "hook", "--json", *words).stdout)
+
+    seen = rebind("--dry-run")
+    assert {name: n for name, n in seen["counts"].items() if n} == {"rebind": 1, "missing": 1}
+    rebind("--digest", seen["digest"], "--old-server", "CHG-42", "--reason", "moved")
+    told = acme.get(job).json()
+    assert (
+        system.cli("jobs", "redrive", str(told["id"]), "--reason", "moved", "--fence", str(told["fence"])).returncode
+        == 0
+    )
+    until(acme, kept, "deleted")
+    assert new.effects() == ["deprovision"]
+    found = json.loads(system.cli("reconcile", "--backend", "hook", "--json").stdout)
+    assert found["backends"][0]["error"] is None
+
+
 def test_what_cannot_be_cut_off_is_restored_and_deleted_without_a_grace(
     at: At, serve: Serve, acme: httpx.Client, system: System
 ) -> None:
@@ -121,6 +158,7 @@ def test_what_cannot_be_cut_off_is_restored_and_deleted_without_a_grace(
     assert served.effects() == ["provision", "deprovision"]
 
 
+@pytest.mark.proof
 def test_work_that_takes_several_leases_is_one_attempt(
     at: At, serve: Serve, acme: httpx.Client, system: System
 ) -> None:
@@ -133,7 +171,10 @@ def test_work_that_takes_several_leases_is_one_attempt(
     assert served.effects() == ["provision", "deprovision"]
 
 
-@pytest.mark.parametrize("verbs", [VERBS, ACTIONS], ids=["observable", "not observable"])
+@pytest.mark.parametrize(
+    "verbs",
+    [pytest.param(VERBS, id="observable", marks=pytest.mark.proof), pytest.param(ACTIONS, id="not observable")],
+)
 def test_a_worker_killed_as_the_work_was_done(
     at: At, serve: Serve, acme: httpx.Client, system: System, verbs: tuple[str, ...]
 ) -> None:
