@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 from outbox import actions, holds, jobs, resources
 from outbox import db as database
 from outbox.errors import (
+    ClaimLost,
     DeletionProtected,
     DeprovisionerError,
     Forbidden,
@@ -22,7 +23,7 @@ from outbox.rows import Claim
 from outbox.states import HoldScope
 from tests.support import accounts
 from tests.support.api import until
-from tests.support.factories import a_job, a_resource, claims, events_of, job, last_event, status_of
+from tests.support.factories import a_job, a_resource, claims, events_of, job, last_event, status_of, unguarded
 from tests.support.processes import System, client
 from tests.support.servers import Servers
 from tests.support.shelf import Shelf
@@ -52,6 +53,7 @@ def a_release(db: Connection, **words: Any) -> Claim:
 
 def test_a_released_resource_keeps_its_evidence_and_nothing_else(db: Connection) -> None:
     claim = a_release(db)
+    unguarded(db, "UPDATE resources SET credentials = 'x'")
     backend = Marked()
     Run(claim, backend, worker="w")()
     assert (status_of(db, claim.resource_id), job(db, claim.id).state) == ("released", "succeeded")
@@ -179,6 +181,8 @@ def test_a_worker_that_lost_its_claim_ends_no_release(db: Connection) -> None:
     claim = a_release(db)
     db.execute(text("UPDATE outbox SET fence = fence + 1"))
     Run(claim, Marked(), worker="w")()
+    with pytest.raises(ClaimLost):
+        jobs.let_go(db, claim, worker="w", seen={})
     assert status_of(db, claim.resource_id) == "releasing"
 
 
