@@ -100,7 +100,7 @@ def _result(name: str, kind: str, error: str | None, told: "Reconciliation | Non
 def _show_result(one: dict[str, Any]) -> None:
     found = ", ".join(f"{count} {code}" for code, count in sorted(one["found"].items())) or "no difference"
     if one["error"]:
-        click.echo(f"ERROR  {one['backend']} could not be compared: {one['error']}")
+        click.echo(f"ERROR  {one['backend']}: {one['error']}")
         click.echo(f"       its last good run: {cell(one['ended_at'])}, {found}")
         return
     label = "ok   " if one["ok"] else "found"

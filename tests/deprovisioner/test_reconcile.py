@@ -98,7 +98,7 @@ def test_what_fails_is_told_beside_the_last_good_findings(
     assert told["findings"] == good["findings"]
     assert told["backends"][0]["ended_at"] == good["backends"][0]["ended_at"]
     assert "Connection refused" in told["backends"][0]["error"]
-    assert "ERROR  pg-main could not be compared" in shell(lost, "reconcile", "--backend", "pg-main").stdout
+    assert "ERROR  pg-main: " in shell(lost, "reconcile", "--backend", "pg-main").stdout
     doctor = {one["code"]: one for one in json.loads(shell(env, "doctor", "--json").stdout)["checks"]}
     (stale,) = doctor["reconcile_stale"]["sample"]
     assert "Connection refused" in stale["note"]

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 
 from outbox import db as database
 from outbox import jobs, reconcile, rewinds
-from outbox.errors import Conflict, OutOfService, Rewound
+from outbox.errors import Conflict, OutOfService, Refused, Rewound, Unavailable
 from outbox.reconcile.compare import Counts
 from tests.support import redis_servers, standby
 from tests.support.factories import a_resource, unguarded
@@ -380,6 +380,36 @@ def test_objects_of_other_installations_are_no_findings_and_what_a_note_names_is
     (told,) = reconcile.results(db)
     assert (told.others, told.objects) == (1, 3)
     assert theirs["generation"] not in str(standing(db))
+
+
+def test_one_difference_that_is_refused_is_an_error_and_the_others_count(
+    db: Connection, backend: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_row(db, made(backend))
+    odd, plain = made(backend), made(backend)
+    assert ran(backend) is None
+    first = {one.seen_at for one in standing(db)}
+    inspect = Postgres.inspect
+    raised: list[Exception] = [Refused("a rule forbids it"), KeyError("hunter2"), Unavailable("it went away")]
+
+    def refuses(self: Postgres, manifest: dict[str, Any]) -> Any:
+        if manifest["generation"] == odd["generation"]:
+            raise raised[0]
+        return inspect(self, manifest)
+
+    monkeypatch.setattr(Postgres, "inspect", refuses)
+    error = ran(backend)
+    assert error == "1 differences could not be inspected, and are not known; the first: a rule forbids it"
+    (told,) = reconcile.results(db)
+    assert (told.error, told.ended_at > told.tried_at) == (error, True)
+    assert keys(db) == {("unknown", odd["generation"]), ("unknown", plain["generation"])}
+    assert len({one.seen_at for one in standing(db)} - first) == 1, "the other stays as it was"
+    del raised[0]
+    assert "unexpected KeyError" in str(ran(backend))
+    del raised[0]
+    before = standing(db)
+    assert ran(backend) == "it went away"
+    assert standing(db) == before, "who is away refuses nothing: the run failed"
 
 
 @pytest.mark.parametrize(
