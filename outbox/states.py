@@ -185,8 +185,9 @@ class Decision(StrEnum):
 class Difference(StrEnum):
     """How a backend and this database differ about one object: what a reconciliation finds.
 
-    `unknown`: it bears our mark, and no row knows it. `survives`: its resource is deleted. `missing`: its resource is
-    active, and it is gone. `differs`: its resource is active, and it is another one, a part of it, or in quarantine.
+    `unknown`: it bears our mark, and no row knows it. `survives`: its resource is deleted (released, abandoned).
+    `missing`: its resource is active, and it is gone. `differs`: its resource is active, and it is another one, a part
+    of it, or in quarantine.
     `unmarked`: it bears no mark of ours, and no resource has its name; only found where that was asked for.
     """
 
