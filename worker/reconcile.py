@@ -10,7 +10,7 @@ from typing import TypeVar, assert_never
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import advice, db, kinds, reconcile, rewinds, settings
-from outbox.errors import BackendError, Conflict, DeprovisionerError, Rewound, SettingsError
+from outbox.errors import BackendError, Conflict, DeprovisionerError, Rewound, SettingsError, Transient, Unavailable
 from outbox.logs import log
 from outbox.reconcile import Item, Looked, Run, Seen
 from outbox.rows import Json
@@ -97,18 +97,17 @@ def run(
     if begun is None:
         return None
     try:
-        _reconcile(begun, config.kind, Intake(backend), unmarked=unmarked, tell=tell)
+        return _reconcile(begun, config.kind, Intake(backend), unmarked=unmarked, tell=tell)
     except Rewound:
         raise
     except (Unread, Conflict) as error:
         with db.statement() as session:
             reconcile.fail(session, begun, str(error))
         return str(error)
-    return None
 
 
-def _reconcile(run: Run, kind: str, served: Intake, *, unmarked: bool, tell: Tell) -> None:
-    """Read all, compare, inspect each difference once more, store what stands."""
+def _reconcile(run: Run, kind: str, served: Intake, *, unmarked: bool, tell: Tell) -> str | None:
+    """Read all, compare, inspect each difference once more, store what stands; says what was not inspected."""
     field = _field(kind)
     tell(f"reading {run.backend}")
     for page in _pages(run, served, kind, unmarked=unmarked):
@@ -124,17 +123,32 @@ def _reconcile(run: Run, kind: str, served: Intake, *, unmarked: bool, tell: Tel
     tell(f"comparing {run.backend}")
     with db.statement() as session:
         counts = reconcile.compare(session, run, shared=shared, noted=noted, field=field)
-    after, inspected = 0, 0
+    error = _inspect(run, served, kind, tell)
+    codes = [*ALWAYS, *([Difference.UNMARKED] if unmarked else [])]
+    with db.transaction() as session:
+        reconcile.conclude(session, run, counts, codes, field=field, error=error)
+    return error
+
+
+def _inspect(run: Run, served: Intake, kind: str, tell: Tell) -> str | None:
+    """Inspect what may differ. What the backend refuses to inspect is not known: an error, but the others count."""
+    after, inspected, refused = 0, 0, 0
+    first = ""
     while items := _waiting(run, after):
-        with _asking(run.backend):
-            seen = [_look(served, kind, item) for item in items]
+        seen = []
+        for item in items:
+            try:
+                with _asking(run.backend):
+                    seen.append(_look(served, kind, item))
+            except Unread as error:
+                if isinstance(error.__cause__, Unavailable | Transient):
+                    raise
+                refused, first = refused + 1, first or str(error)
         with db.statement() as session:
             reconcile.looked(session, run, seen)
         after, inspected = items[-1].n, inspected + len(items)
         tell(f"{run.backend}: {inspected} differences inspected")
-    codes = [*ALWAYS, *([Difference.UNMARKED] if unmarked else [])]
-    with db.transaction() as session:
-        reconcile.conclude(session, run, counts, codes, field=field)
+    return f"{refused} differences could not be inspected, and are not known; the first: {first}" if refused else None
 
 
 def _waiting(run: Run, after: int) -> list[Item]:

@@ -190,7 +190,9 @@ def _adopt(edge: Edge, who: Operator, chosen: Chosen, new: NewResource | None, d
     def act(db: Connection) -> uuid.UUID:
         inside = Edge(lambda ask: ask(db), lambda ask: ask(db), lambda: None)
         resource, _ = create(inside, who, new, again=finding.code is Difference.SURVIVES)
-        detail = {"code": finding.code, "backend": finding.backend, "does": does, "before": str(finding.resource_id)}
+        detail = {"code": finding.code, "backend": finding.backend, "does": does}
+        if finding.resource_id is not None:
+            detail["deleted"] = str(finding.resource_id)
         reconcile.adopted(db, finding.id, resource.id, actor=who.actor, reason=reason, detail=detail)
         return resource.id
 

@@ -142,15 +142,24 @@ _STORE = text(f"""
     SELECT code, key FROM page ORDER BY code DESC, key DESC LIMIT 1""")
 _ENDED = text("""
     UPDATE reconciliations
-       SET told_at = now(), compared_at = begun_at, ended_at = now(), error = NULL, objects = :objects,
+       SET told_at = now(), compared_at = begun_at, ended_at = now(), error = :error, objects = :objects,
            resources = :resources, others = :others
      WHERE backend = :backend AND run = :run""")
 
 
-def conclude(db: Connection, run: Run, counts: Counts, codes: Sequence[Difference], *, field: str | None) -> None:
+def conclude(
+    db: Connection,
+    run: Run,
+    counts: Counts,
+    codes: Sequence[Difference],
+    *,
+    field: str | None,
+    error: str | None = None,
+) -> None:
     """Store what stands as findings, and close those of `codes` that do not stand any more; `db` is a transaction.
 
-    `field`: the manifest's name of an object, by which an unmarked one may have got a row. Raises Rewound, Conflict.
+    `field`: the manifest's name of an object, by which an unmarked one may have got a row. `error`: what could not be
+    inspected. Raises Rewound, Conflict.
     """
     asked = run.words | {"codes": list(codes), "field": field}
     mine = db.execute(_MINE, asked).scalar_one()
@@ -164,7 +173,7 @@ def conclude(db: Connection, run: Run, counts: Counts, codes: Sequence[Differenc
     last = {"code": "", "key": ""}
     while (row := db.execute(_STORE, asked | last | {"page": PAGE}).one_or_none()) is not None:
         last = {"code": row.code, "key": row.key}
-    db.execute(_ENDED, asked | vars(counts))
+    db.execute(_ENDED, asked | vars(counts) | {"error": None if error is None else foreign.line(error)})
     _clear(db, run.backend, run.number)
 
 

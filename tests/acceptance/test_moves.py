@@ -1,7 +1,11 @@
 """A backend's server moves, by each way that operators have: what is refused before, and deletes that work after."""
 
 import json
+import shutil
+import subprocess
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -11,8 +15,11 @@ from sqlalchemy import Connection, text
 from tests.support import accounts, moves
 from tests.support.moves import Clusters, clusters
 from tests.support.processes import System, client
+from tests.support.redis_servers import running
 from tests.support.servers import OLD_POSTGRES_PROGRAMS
-from tests.support.witness import PgServer, eventually
+from tests.support.witness import PgServer, RedisServer, eventually
+from worker.backends import Different
+from worker.backends.redis import Redis
 
 GONE = "shut down, its disk is wiped: CHG-42"
 
@@ -191,3 +198,110 @@ def test_after_a_dump_and_a_restore_and_a_rebind_deletes_drop_the_restored_datab
     fleet.stop("old")
     platform.on(new)
     refused_then_rebound(platform, new, oids_stay=False)
+
+
+def quarantined(platform: Platform, id: str) -> None:
+    """A delete with a grace, so that the database is cut off, and not destroyed."""
+    assert platform.acme.delete(f"/v1/resources/{id}", params={"grace": "1h"}).status_code == 202
+    where = {"id": id}
+    step = text("SELECT step FROM outbox WHERE resource_id = :id AND kind = 'deprovision'")
+    eventually(lambda: platform.db.execute(step, where).scalar_one() == "wait")
+
+
+@pytest.mark.proof
+def test_a_database_in_quarantine_is_not_in_a_dump_and_pg_upgrade_refuses_it(
+    fleet: Clusters, platform: Platform
+) -> None:
+    old = fleet.start("old")
+    accounts.postgres(old.dsn)
+    platform.on(old)
+    kept, cut = platform.born(2)
+    quarantined(platform, cut["id"])
+    platform.off()
+    new = fleet.start("new")
+    moves.dump_and_restore(old, new)
+    platform.on(new)
+    seen = platform.rebind("--dry-run")
+    verdicts = {item["resource_id"]: (item["verdict"], item["why"]) for item in seen["items"]}
+    assert verdicts[kept["id"]][0] == "rebind"
+    assert verdicts[cut["id"]][0] == "differs", "its role is there, and its database is not"
+    assert "no database bears the mark" in verdicts[cut["id"]][1]
+    if not (OLD_POSTGRES_PROGRAMS / "pg_upgrade").exists():
+        return
+    fleet.start("target")
+    fleet.stop("target")
+    fleet.stop("old")
+    refused = fleet.upgrade("old", "target")
+    assert refused.returncode == 1
+    assert "datallowconn" in refused.stdout, refused.stdout
+
+
+@pytest.mark.proof
+def test_after_a_promotion_every_object_is_bound_already_and_a_delete_drops_it(
+    fleet: Clusters, platform: Platform
+) -> None:
+    old = fleet.start("old")
+    accounts.postgres(old.dsn)
+    platform.on(old)
+    (one,) = platform.born(1)
+    platform.off()
+    copy = [
+        str(moves.NEW / "pg_basebackup"),
+        "-d",
+        old.dsn,
+        "-D",
+        str(fleet.home / "standby"),
+        "-R",
+        "-c",
+        "fast",
+        "-N",
+    ]
+    subprocess.run(copy, check=True, capture_output=True, timeout=120)
+    standby = fleet.start("standby")
+    fleet.stop("old")
+    standby.query("SELECT pg_promote()")
+    platform.on(standby)
+    assert platform.rebind("--dry-run")["counts"]["bound"] == 1
+    platform.deleted(one["id"])
+    eventually(lambda: platform.shown(one["id"])["status"] == "deleted")
+    assert standby.drops() == {f"zz_del_{one['manifest']['generation']}": 1}
+
+
+# -- Redis -------------------------------------------------------------------------------------------------------------
+
+
+def namespace(server: RedisServer) -> dict[str, Any]:
+    backend = Redis(server.service_dsn)
+    plan = backend.plan(uuid.uuid4(), uuid.uuid4())
+    return backend.provision(plan.manifest, plan.credentials)
+
+
+def test_a_redis_from_its_rdb_file_and_its_aclfile_is_the_same_server_and_one_with_users_alone_is_rebound(
+    folder: Path,
+) -> None:
+    with running("valkey", folder / "old") as old:
+        made = namespace(old)
+        old.client.set(f"{made['prefix']}kept", "7")
+        old.client.save()
+        users = old.client.execute_command("ACL", "LIST")
+        for name in ("dump.rdb", "users.acl"):
+            (folder / "copy").mkdir(exist_ok=True)
+            shutil.copy(folder / "old" / name, folder / "copy" / name)
+        (folder / "rdb").mkdir()
+        shutil.copy(folder / "old" / "dump.rdb", folder / "rdb" / "dump.rdb")
+    with running("valkey", folder / "copy") as copy:
+        elsewhere = Redis(copy.service_dsn)
+        assert elsewhere.locate(made).seen["manifest"] == made
+        elsewhere.teardown(made, 1)
+        assert not copy.bears(made)
+    with running("valkey", folder / "rdb") as new:
+        own = f"deprovisioner:server:{uuid.uuid4()}"
+        new.client.execute_command("ACL", "SETUSER", own, "reset")
+        (line,) = (line for line in users if line.split()[1] == made["user"])
+        new.client.execute_command("ACL", "SETUSER", *line.split()[1:])
+        moved = Redis(new.service_dsn)
+        assert isinstance(moved.inspect(made), Different)
+        found = moved.locate(made).seen["manifest"]
+        assert found == made | {"server": own.rpartition(":")[2]}
+        moved.teardown(found, 1)
+        assert not new.bears(made)

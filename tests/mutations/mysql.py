@@ -72,8 +72,8 @@ GUARDS_OF_MYSQL = (
         DESTROY,
         (
             "mysql: another account of the name",
-            "        if grant.host in bare:",
-            "        if False:",
+            "    for found in adopt.reaching(session, state, manifest, later):",
+            "    for found in adopt.reaching(session, state, manifest, []):",
             "test_an_account_of_the_same_name_at_another_host_goes_too_unless_it_has_rights_elsewhere",
         ),
     ),

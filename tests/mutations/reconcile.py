@@ -74,6 +74,17 @@ GUARDS_OF_RECONCILE = (
     ),
     *cut(
         "worker/reconcile.py",
+        "def _inspect(",
+        TESTS,
+        (
+            "reconcile: a backend that goes away half-way",
+            "                    raise\n",
+            "                    pass\n",
+            "test_one_difference_that_is_refused_is_an_error_and_the_others_count",
+        ),
+    ),
+    *cut(
+        "worker/reconcile.py",
         "def _stands(",
         TESTS,
         (

@@ -41,7 +41,8 @@ class Clusters:
 
     def upgrade(self, old: str, new: str) -> "subprocess.CompletedProcess[str]":
         """`pg_upgrade` from a stopped cluster to a new and stopped one, by the new one's program."""
-        self.program(self.programs[new] / "pg_checksums", "--disable", "-D", self.home / new, check=False)
+        for name in (old, new):  # 15 makes clusters without, 18 with
+            self.program(self.programs[name] / "pg_checksums", "--disable", "-D", self.home / name, check=False)
         words = ["-b", self.programs[old], "-B", self.programs[new], "-d", self.home / old, "-D", self.home / new]
         done = self.program(self.programs[new] / "pg_upgrade", *words, "-U", "postgres", "--no-sync", check=False)
         for log in (self.home / new).glob("pg_upgrade_output.d/**/pg_upgrade_dump_*.log"):

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 
 from outbox import db as database
 from outbox import jobs, reconcile, rewinds
-from outbox.errors import Conflict, OutOfService, Rewound
+from outbox.errors import Conflict, OutOfService, Refused, Rewound, Unavailable
 from outbox.reconcile.compare import Counts
 from tests.support import redis_servers, standby
 from tests.support.factories import a_resource, unguarded
@@ -107,6 +107,21 @@ def test_each_difference_on_postgresql_is_found_and_nothing_else(
     assert left.parts == [f"{what} {unknown[what]!r} (OID {unknown[oid]})" for what, oid in PARTS]
     size = pg.query("SELECT pg_database_size(%s)", unknown["database"])
     assert [(left.size_bytes,)] == size
+
+
+def test_what_was_given_up_with_its_server_or_released_and_is_there_with_its_mark_survives(
+    db: Connection, backend: Postgres
+) -> None:
+    a_row(db, made(backend))
+    for status in ("abandoned", "released"):
+        row = a_row(db, made(backend))
+        ended = "deleted_at = created_at" if status == "abandoned" else "credentials = NULL"
+        unguarded(db, f"UPDATE resources SET status = '{status}', {ended} WHERE id = :id", id=row)
+    assert ran(backend) is None
+    found = standing(db)
+    assert [one.code for one in found] == ["survives", "survives"]
+    assert {one.why.split(",")[0] for one in found} == {"its resource is abandoned", "its resource is released"}
+    assert reconcile.ledger(db)["abandoned"] == 1
 
 
 def restored(db: Connection, resource: uuid.UUID, state: str) -> None:
@@ -380,6 +395,36 @@ def test_objects_of_other_installations_are_no_findings_and_what_a_note_names_is
     (told,) = reconcile.results(db)
     assert (told.others, told.objects) == (1, 3)
     assert theirs["generation"] not in str(standing(db))
+
+
+def test_one_difference_that_is_refused_is_an_error_and_the_others_count(
+    db: Connection, backend: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_row(db, made(backend))
+    odd, plain = made(backend), made(backend)
+    assert ran(backend) is None
+    first = {one.seen_at for one in standing(db)}
+    inspect = Postgres.inspect
+    raised: list[Exception] = [Refused("a rule forbids it"), KeyError("hunter2"), Unavailable("it went away")]
+
+    def refuses(self: Postgres, manifest: dict[str, Any]) -> Any:
+        if manifest["generation"] == odd["generation"]:
+            raise raised[0]
+        return inspect(self, manifest)
+
+    monkeypatch.setattr(Postgres, "inspect", refuses)
+    error = ran(backend)
+    assert error == "1 differences could not be inspected, and are not known; the first: a rule forbids it"
+    (told,) = reconcile.results(db)
+    assert (told.error, told.ended_at > told.tried_at) == (error, True)
+    assert keys(db) == {("unknown", odd["generation"]), ("unknown", plain["generation"])}
+    assert len({one.seen_at for one in standing(db)} - first) == 1, "the other stays as it was"
+    del raised[0]
+    assert "unexpected KeyError" in str(ran(backend))
+    del raised[0]
+    before = standing(db)
+    assert ran(backend) == "it went away"
+    assert standing(db) == before, "who is away refuses nothing: the run failed"
 
 
 @pytest.mark.parametrize(

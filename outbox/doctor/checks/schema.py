@@ -23,6 +23,7 @@ TRIGGERS = {
     "outbox_start_rewound": "outbox",
     "resources_change_rewound": "resources",
     "resources_deleted_is_final": "resources",
+    "resources_released_is_final": "resources",
     "resources_abandoned_is_final": "resources",
     "resources_live_stays": "resources",
     "resources_change": "resources",

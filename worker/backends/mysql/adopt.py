@@ -1,7 +1,7 @@
 """Adopt a schema that exists already, with the user that opens it; say beforehand what stands against it; let it go."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from outbox.errors import Refused
 from outbox.kinds.mysql import KIND
@@ -9,7 +9,7 @@ from outbox.rows import Json
 from worker.backends import IN_QUARANTINE, Finding, mark
 from worker.backends.mysql import identity, names, registry, rights
 from worker.backends.mysql.create import mark_user, must_be_right_server
-from worker.backends.mysql.identity import MARK, State
+from worker.backends.mysql.identity import MARK, Account, State
 from worker.backends.mysql.session import INSPECT_SECONDS, Server, Session
 
 COMMENT_CHARACTERS = 1024  # of a schema
@@ -82,7 +82,7 @@ def _against(session: Session, state: State, manifest: Json) -> Iterator[Finding
     if statement := rights.missing(session, database, state.grants):
         yield Finding("right_missing", f"the service's account may not manage schema {database!r}", statement)
     if user is not None:
-        yield from _reaching(session, state, manifest)
+        yield from reaching(session, state, manifest, state.named(manifest))
 
 
 def _taken(session: Session, state: State, manifest: Json) -> Iterator[Finding]:
@@ -103,17 +103,15 @@ def _taken(session: Session, state: State, manifest: Json) -> Iterator[Finding]:
             )
 
 
-def _reaching(session: Session, state: State, manifest: Json) -> Iterator[Finding]:
-    """Rights of the user beyond the schema: they would go with it, or reach a neighbour."""
-    database, user = manifest["database"], manifest["user"]
-    own = set(state.grants)
-    for grant in rights.of_user(session, user):
-        if grant not in own:
+def reaching(session: Session, state: State, manifest: Json, accounts: Collection[Account]) -> Iterator[Finding]:
+    """Rights of these accounts beyond the schema: they would go with the user, or reach a neighbour."""
+    database, own, hosts = manifest["database"], set(state.grants), {account.host for account in accounts}
+    for grant in rights.of_user(session, manifest["user"]) if accounts else ():
+        if grant.host in hosts and grant not in own:
             mend = "; ".join(grant.take())
-            yield Finding(
-                "refused", f"user {user!r} has rights elsewhere, on {grant.on}", f"when its owner agrees: {mend}"
-            )
-    for account in state.named(manifest):
+            what = f"user {grant.account} has rights elsewhere, on {grant.on}"
+            yield Finding("refused", what, f"when its owner agrees: {mend}")
+    for account in accounts:
         opener = names.account(account.user, account.host)
         access = session.ask(
             "SELECT COALESCE(JSON_VALUE(Priv, '$.access'), 0) FROM mysql.global_priv WHERE User = %s AND Host = %s",

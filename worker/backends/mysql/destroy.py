@@ -3,7 +3,7 @@
 from outbox.errors import Refused, Transient
 from outbox.rows import Json
 from worker.backends import Absent, mark
-from worker.backends.mysql import identity, names, obstacles, registry, rights, sessions
+from worker.backends.mysql import adopt, identity, names, obstacles, registry, rights, sessions
 from worker.backends.mysql.create import must_be_right_server
 from worker.backends.mysql.identity import State
 from worker.backends.mysql.quarantine import close, others
@@ -30,10 +30,10 @@ def teardown(server: Server, manifest: Json) -> Json:
         _must_be_the_customers_alone(session, before, manifest)
         defined = [] if user is None else session.ask(_DEFINERS, database, user, database, user)
         _drop_schema(session, before, manifest)
-        _drop_users(session, manifest)
         for grant in rights.on_schema(session, database, own=True):  # those of an adoption, the service's own
             for statement in grant.take():
                 session.execute(statement)
+        _drop_users(session, manifest)
         left = identity.read_state(session, manifest)
         if left.grants:  # given again meanwhile: a schema made again under the name would inherit them
             raise Transient(f"rights on {database!r} were given again to {left.grants[0].account}; trying again")
@@ -46,15 +46,14 @@ def teardown(server: Server, manifest: Json) -> Json:
 
 def _must_be_the_customers_alone(session: Session, state: State, manifest: Json) -> None:
     """Raises Refused for an account of the user's name that came later, at another host, and has rights elsewhere."""
-    bare = {account.host for account in state.named(manifest) if not account.marked}
     if state.record is not None and state.record.making:
         return
-    for grant in rights.of_user(session, manifest["user"]) if bare else ():
-        if grant.host in bare:
-            raise Refused(
-                f"{grant.account} has the user's name, was not made for this resource, and has rights on "
-                f"{grant.on}: rename it (RENAME USER {grant.account} TO …), then re-drive"
-            )
+    later = [account for account in state.named(manifest) if not account.marked]
+    for found in adopt.reaching(session, state, manifest, later):
+        raise Refused(
+            f"{found.what}, and was not made for this resource: rename it ("
+            f"RENAME USER {names.account(later[0].user, later[0].host)} TO …), then re-drive"
+        )
 
 
 def _drop_schema(session: Session, before: State, manifest: Json) -> None:

@@ -18,14 +18,16 @@ def prove(server: Server, manifest: Json, credentials: Json | None) -> Json:
     try:
         customer = server.opened(manifest["user"], credentials["password"], manifest["database"], INSPECT_SECONDS)
         with closing(customer), customer.cursor() as cursor:
-            cursor.execute("SELECT DATABASE(), SUBSTRING_INDEX(SESSION_USER(), '@', 1)")
+            cursor.execute("SELECT DATABASE(), SUBSTRING_INDEX(CURRENT_USER(), '@', 1)")
             seen = cursor.fetchone()
     except pymysql.Error as error:
         found = errors.meaning(error)
         lost = isinstance(found, Unavailable) and errors.number(error) not in _LET_NOT_IN
         kind = type(found) if lost or isinstance(found, OutOfService) else Transient
         raise kind(f"a login with the credentials on record failed: {errors.describe(error)}") from None
-    return shown | {"logged_in_as": str(seen)}
+    if seen != (manifest["database"], manifest["user"]):
+        raise Transient(f"a login as {manifest['user']!r} to {manifest['database']!r} led to {seen}")
+    return shown | {"logged_in_as": manifest["user"]}
 
 
 _LET_NOT_IN = frozenset({1045, 1698, 4151})

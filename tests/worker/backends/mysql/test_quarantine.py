@@ -138,7 +138,7 @@ def test_a_worker_that_stood_still_past_the_other_verb_changes_nothing_more(
 
     worker = threading.Thread(target=work)
     worker.start()
-    stands.wait()
+    assert stands.wait(30), "it was not asked just before the change"
     getattr(backend, then)(provisioned)
     go_on.set()
     worker.join()

@@ -237,7 +237,7 @@ def _dripping(how: str, server: str) -> Iterator[int]:
     def drip(connection: socket.socket) -> None:
         with connection:
             connection.sendall(begun)
-            for _ in range(80):
+            for _ in range(200):
                 if ended.wait(0.1):
                     return
                 try:
