@@ -52,6 +52,7 @@ def test_states_are_written_in_one_place() -> None:
         "outbox/jobs/finish.py",
         "outbox/jobs/operators.py",
         "outbox/jobs/recovery.py",
+        "outbox/jobs/release.py",
         "outbox/jobs/restore.py",
     }
 
