@@ -29,6 +29,7 @@ TABLE: tuple[tuple[type[errors.DeprovisionerError], int, str], ...] = (
     (errors.DeletionProtected, 409, "deletion_protected"),
     (errors.VersionMismatch, 412, "version_mismatch"),
     (errors.Restoring, 409, "restoring"),
+    (errors.OutOfManagement, 409, "out_of_management"),
     (errors.TeardownStarted, 409, "teardown_started"),
     (errors.NothingToRestore, 409, "nothing_to_restore"),
     (errors.NotDeleting, 409, "not_deleting"),

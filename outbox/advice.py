@@ -23,6 +23,10 @@ _STEPS_OF_A_RESTORE: tuple[Step, ...] = (
     ("once the cause is mended", _REDRIVE),
     ("if it cannot be given back: its resource is deleted again, with a new grace", _RESOLVE),
 )
+_STEPS_OF_A_RELEASE: tuple[Step, ...] = (
+    ("once the cause is mended", _REDRIVE),
+    ("if a person has taken the mark off, or will: the resource is out of management at once", _RESOLVE),
+)
 # A stuck provision has no object to inspect, and cannot be resolved while its resource is wanted.
 _STEPS_OF_A_PROVISION: tuple[Step, ...] = (
     ("once the cause is mended", _REDRIVE),
@@ -101,6 +105,8 @@ def next_steps(job: Job) -> list[Step]:
             found = _STEPS_OF_A_PROVISION
         case JobKind.RESTORE:
             found = _STEPS_OF_A_RESTORE
+        case JobKind.RELEASE:
+            found = _STEPS_OF_A_RELEASE
         case never:
             assert_never(never)
     return [(when, command.format(**vars(job))) for when, command in found]

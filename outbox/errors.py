@@ -13,6 +13,7 @@ DeprovisionerError
 │   ├── DeletionProtected    the resource is protected
 │   ├── VersionMismatch      the resource has changed since the caller read it (If-Match)
 │   ├── Restoring            the resource is being restored
+│   ├── OutOfManagement      the resource is being released, or was
 │   ├── TeardownStarted      what has started to destroy cannot be restored
 │   ├── NothingToRestore     the resource was never active
 │   ├── NotDeleting          the resource is not being deleted, so there is nothing to purge
@@ -111,6 +112,10 @@ class VersionMismatch(Conflict):
 
 class Restoring(Conflict):
     """The resource is being restored."""
+
+
+class OutOfManagement(Conflict):
+    """The resource is being released, or was: this service no longer tears it down."""
 
 
 class TeardownStarted(Conflict):

@@ -26,6 +26,7 @@ class Event(StrEnum):
     COMPLETED = "completed"
     ACTIVATED = "activated"
     RESTORED = "restored"
+    RELEASED = "released"
     RETRIED = "retried"
     DEFERRED = "deferred"
     STUCK = "stuck"
@@ -64,6 +65,7 @@ STATE_AFTER: dict[Event, JobState | None] = {
     Event.COMPLETED: JobState.SUCCEEDED,
     Event.ACTIVATED: JobState.SUCCEEDED,
     Event.RESTORED: JobState.SUCCEEDED,
+    Event.RELEASED: JobState.SUCCEEDED,
     Event.RETRIED: JobState.PENDING,
     Event.DEFERRED: JobState.PENDING,
     Event.STUCK: JobState.STUCK,

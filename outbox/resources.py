@@ -38,7 +38,8 @@ _REGISTER = text(f"""
      WHERE CAST(:max_resources AS int) IS NOT NULL OR CAST(:max_pending AS int) IS NOT NULL;
     WITH used AS (
         SELECT (SELECT count(*) FROM (
-                       SELECT FROM resources WHERE tenant = :tenant AND status <> 'deleted' AND status <> 'abandoned'
+                       SELECT FROM resources WHERE tenant = :tenant
+                          AND status NOT IN ('deleted', 'released', 'abandoned')
                         LIMIT coalesce(CAST(:max_resources AS int), 0)) AS counted) AS resources,
                (SELECT count(*) FROM (
                        SELECT FROM resources WHERE tenant = :tenant AND status IN ('provisioning', 'deleting')

@@ -9,8 +9,9 @@ class ResourceStatus(StrEnum):
 
     `provisioning` until the backend has its object, `active` while it serves, `deleting` from the accepted DELETE on,
     `deleted` only after a worker saw the backend without the object. `restoring` from an accepted restore on, until a
-    worker has given the object back. `abandoned`: its server is gone for good, said two operators, and nobody saw the
-    object absent; final.
+    worker has given the object back. `releasing` until a worker has taken our mark off the object, then `released`:
+    out of management, for good, and the object stays as it is. `abandoned`: its server is gone for good, said two
+    operators, and nobody saw the object absent; final.
     """
 
     PROVISIONING = "provisioning"
@@ -18,6 +19,8 @@ class ResourceStatus(StrEnum):
     DELETING = "deleting"
     DELETED = "deleted"
     RESTORING = "restoring"
+    RELEASING = "releasing"
+    RELEASED = "released"
     ABANDONED = "abandoned"
 
 
@@ -43,6 +46,7 @@ class JobKind(StrEnum):
     PROVISION = "provision"
     DEPROVISION = "deprovision"
     RESTORE = "restore"
+    RELEASE = "release"
 
 
 class Step(StrEnum):
@@ -181,8 +185,9 @@ class Decision(StrEnum):
 class Difference(StrEnum):
     """How a backend and this database differ about one object: what a reconciliation finds.
 
-    `unknown`: it bears our mark, and no row knows it. `survives`: its resource is deleted. `missing`: its resource is
-    active, and it is gone. `differs`: its resource is active, and it is another one, a part of it, or in quarantine.
+    `unknown`: it bears our mark, and no row knows it. `survives`: its resource is deleted (released, abandoned).
+    `missing`: its resource is active, and it is gone. `differs`: its resource is active, and it is another one, a part
+    of it, or in quarantine.
     `unmarked`: it bears no mark of ours, and no resource has its name; only found where that was asked for.
     """
 
@@ -241,12 +246,14 @@ TRANSITIONS = (
     Transition("defer", JobState.RUNNING, JobState.PENDING, "fence; not started under this fence", "worker"),
     Transition("stick", JobState.RUNNING, JobState.STUCK, "fence", "worker"),
     Transition("give_back", JobState.RUNNING, JobState.SUCCEEDED, "fence; restore; a login was seen to work", "worker"),
+    Transition("let_go", JobState.RUNNING, JobState.SUCCEEDED, "fence; release; the mark was taken off", "worker"),
     Transition("rollback", JobState.RUNNING, JobState.CANCELLED, "fence; provision of a created resource", "worker"),
     Transition("sweep", JobState.RUNNING, JobState.PENDING, "lease passed; SKIP LOCKED", "worker, beat"),
     Transition("sweep", JobState.RUNNING, JobState.STUCK, "lease passed; attempts spent; a teardown", "worker, beat"),
     Transition(
         "restore", None, JobState.PENDING, "resource is deleting, and its teardown was just cancelled", "API, CLI"
     ),
+    Transition("release", None, JobState.PENDING, "resource is active, not protected", "operator"),
     *(
         Transition("cancel", state, JobState.CANCELLED, "deprovision; never started at destroy", "API, CLI")
         for state in (JobState.PENDING, JobState.RUNNING, JobState.STUCK)
@@ -271,6 +278,13 @@ TRANSITIONS = (
         JobState.STUCK,
         JobState.SUCCEEDED,
         "fence as the operator saw it; deprovision; just seen absent, or forced by two operators; actor, reason",
+        "operator",
+    ),
+    Transition(
+        "resolve",
+        JobState.STUCK,
+        JobState.SUCCEEDED,
+        "fence as the operator saw it; release; actor, reason",
         "operator",
     ),
     Transition(

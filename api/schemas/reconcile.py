@@ -33,11 +33,15 @@ class ReconciliationOut(BaseModel):
 
 
 class LeftBehindOut(BaseModel):
-    """The objects that no resource manages (`unknown`, `survives`); `unsized`: how many of them have no known size."""
+    """The objects that no resource manages (`unknown`, `survives`); `unsized`: how many of them have no known size.
+
+    `abandoned`: how many objects were given up with servers that are gone.
+    """
 
     objects: int
     bytes: int
     unsized: int
+    abandoned: int
 
 
 class ReconciliationsOut(BaseModel):

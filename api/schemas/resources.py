@@ -168,6 +168,18 @@ class Restored(BaseModel):
         return cls(resource=ResourceOut.of(done.resource), job=None if done.job is None else JobOut.of(done.job))
 
 
+class Released(BaseModel):
+    """The answer to a release. `job` takes the mark off the object, which stays as it is."""
+
+    resource: ResourceOut
+    job: JobOut
+
+    @classmethod
+    def of(cls, done: actions.Released) -> "Released":
+        """From the action's answer."""
+        return cls(resource=ResourceOut.of(done.resource), job=JobOut.of(done.job))
+
+
 class Purged(BaseModel):
     """The answer to a purge: `purge_at` has come, and the teardown goes on."""
 

@@ -17,6 +17,7 @@ from api.schemas.resources import (
     Deleted,
     DeleteResource,
     Purged,
+    Released,
     ResourceFilter,
     ResourceOut,
     ResourcePage,
@@ -206,3 +207,32 @@ async def purge(
     resource, job = done
     _tag(response, resource)
     return Purged.of(resource, job)
+
+
+@router.post("/{resource_id}/release", responses={202: {"model": Released}, **problems.responses(412)})
+async def release(
+    resource_id: ResourceId,
+    body: Reason,
+    who: Operator,
+    response: Response,
+    if_match: IfMatch = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Released:
+    """Take an active resource out of management: 202 for the call that does it, 200 for every other.
+
+    Its object stays as it is, but for our mark, which a worker takes off. A DELETE is refused from here on.
+    """
+    act = partial(
+        actions.release_resource,
+        edge,
+        who,
+        resource_id,
+        reason=body.reason,
+        version=if_match,
+        idempotency_key=idempotency_key,
+    )
+    done = await in_turn(resource_id, act)
+    if done.won:
+        response.status_code = 202
+    _tag(response, done.resource)
+    return Released.of(done)

@@ -113,17 +113,17 @@ def _show_result(one: dict[str, Any]) -> None:
 
 
 def _show_findings(items: "list[ObjectFinding]", cursor: str | None, behind: dict[str, int]) -> None:
-    if not items:
-        return
-    click.echo()
-    print_table([_row(one) for one in items], COLUMNS)
+    if items:
+        click.echo()
+        print_table([_row(one) for one in items], COLUMNS)
     if cursor:
         click.echo(f"more: deprovisioner reconcile list --cursor {cursor}")
-    unsized = f", {behind['unsized']} of unknown size" if behind["unsized"] else ""
-    click.echo(
-        f"\nleft behind, with no resource that manages it: {behind['objects']} objects, "
-        f"{_sized(behind['bytes'])}{unsized}"
-    )
+    if behind["objects"]:
+        unsized = f", {behind['unsized']} of unknown size" if behind["unsized"] else ""
+        left = f"{behind['objects']} objects, {_sized(behind['bytes'])}{unsized}"
+        click.echo(f"\nleft behind, with no resource that manages it: {left}")
+    if behind["abandoned"]:
+        click.echo(f"\nabandoned with servers that are gone: {behind['abandoned']} (`deprovisioner audit abandoned`)")
 
 
 def _row(one: "ObjectFinding") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`deprovisioner resources`: read, delete, restore and purge resources."""
+"""`deprovisioner resources`: read, delete, restore, purge and release resources."""
 
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,7 @@ class _Label(click.ParamType[tuple[str, str]]):
 
 @main.group()
 def resources() -> None:
-    """Read, delete, restore and purge resources."""
+    """Read, delete, restore, purge and release resources."""
     operate()
 
 
@@ -192,6 +192,23 @@ def resources_restore(resource_id: uuid.UUID, reason: str, as_json: bool) -> Non
         return
     is_now = f"it is {done.resource.status}"
     click.echo(is_now if done.job is None else f"{is_now}; job {done.job.id} is {done.job.state}")
+
+
+@resources.command(
+    "release", epilog=example("deprovisioner resources release 7d1f4c1e-0f5e-4c59-9d0a-3a3f0b6f6a52 --reason 'sold'")
+)
+@_id
+@_why
+@as_json_option
+def resources_release(resource_id: uuid.UUID, reason: str, as_json: bool) -> None:
+    """Take an active resource out of management: its object stays as it is, but for our mark."""
+    from outbox import actions
+
+    done = actions.release_resource(edge(), me(), resource_id, reason=reason)
+    if as_json:
+        print_json({"resource": _fields(done.resource), "job": vars(done.job)})
+    else:
+        click.echo(f"it is {done.resource.status}; job {done.job.id} is {done.job.state}")
 
 
 @resources.command(

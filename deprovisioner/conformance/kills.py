@@ -9,7 +9,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from functools import wraps
 from typing import Any, Literal
 
@@ -37,15 +36,17 @@ def run(subject: Subject, act: Callable[[Backend], object], nth: int = 0, moment
     os.close(writing)
     try:
         said = _all_of(reading)
+    except AssertionError:
+        os.kill(child, signal.SIGKILL)
+        raise
     finally:
         os.close(reading)
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-    called, _, failed = said.partition(_FAILED)
+    said, _, failed = said.partition(_FAILED)
     assert not failed, f"the verb failed, and was not killed:\n{failed}"
-    del status
-    return called.splitlines()
+    calls = said.splitlines()
+    assert os.WIFSIGNALED(status) == (0 < nth <= len(calls)), f"call {nth} of {len(calls)}: it ended with {status}"
+    return calls
 
 
 def _all_of(reading: int) -> str:
@@ -74,10 +75,11 @@ def _be(subject: Subject, act: Callable[[Backend], object], nth: int, moment: Mo
                     os.write(writing, f"{name}\n".encode())
                 if mine == nth and moment == "before":
                     os.kill(os.getpid(), signal.SIGKILL)
-                answer = honest(*args, **words)
-                if mine == nth:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return answer
+                try:
+                    return honest(*args, **words)
+                finally:  # after an error too: the server may have done it all the same
+                    if mine == nth:
+                        os.kill(os.getpid(), signal.SIGKILL)
 
             return wrapped
 

@@ -5,7 +5,7 @@ no function here: an edge calls `queries` with the tenant of its caller.
 
 - `caller`       who asks; what only operators may ask for; which tenant is meant
 - `resources`    create, change, delete, show credentials
-- `undo`         restore, purge
+- `undo`         restore, purge; release out of management
 - `jobs`         observe, redrive, resolve; alone or by two operators
 - `holds`        hold, release
 - `operations`   preview, begin and stop bulk work
@@ -62,8 +62,8 @@ from outbox.actions.resources import (
     wanted_delete,
 )
 from outbox.actions.retirement import abandon, abandon_all, retire, unretire
-from outbox.actions.undo import purge, restore
-from outbox.jobs import Delete, Enqueued, Restored
+from outbox.actions.undo import purge, release_resource, restore
+from outbox.jobs import Delete, Enqueued, Released, Restored
 from outbox.moves import At
 from outbox.operations import DIGEST, DeleteFilter, words
 from outbox.reconcile import ObjectFinding, Reconciliation
@@ -98,6 +98,7 @@ __all__ = [
     "Rebound",
     "Reconciliation",
     "Recovered",
+    "Released",
     "RestoreFilter",
     "Restored",
     "Rewind",
@@ -137,6 +138,7 @@ __all__ = [
     "recover",
     "redrive",
     "release",
+    "release_resource",
     "resolve",
     "restore",
     "retire",

@@ -131,7 +131,8 @@ def wanted_delete(
 def delete(edge: Edge, wanted: Delete) -> Enqueued:
     """Delete a resource; of all calls for one resource exactly one wins.
 
-    Raises NotFound, IdempotencyKeyReused, VersionMismatch, Restoring, DeletionProtected, Forbidden, BadRequest.
+    Raises NotFound, IdempotencyKeyReused, VersionMismatch, Restoring, OutOfManagement, DeletionProtected,
+    Forbidden, BadRequest.
     """
     done = edge.ask(lambda db: jobs.enqueue(db, **vars(wanted)))
     edge.ring()

@@ -1,4 +1,4 @@
-"""Take a deletion back while nothing is destroyed, or let the destruction begin before its time."""
+"""Take a deletion back, let the destruction begin before its time, or let go of what stays as it is."""
 
 import uuid
 
@@ -6,7 +6,7 @@ from outbox import jobs, queries, settings
 from outbox.actions.caller import Caller, Edge, Operator, named_operator, request_of
 from outbox.actions.jobs import Proposed, proposed
 from outbox.approvals import Approval
-from outbox.jobs import Restored
+from outbox.jobs import Released, Restored
 from outbox.rows import Job, Resource
 
 
@@ -60,4 +60,26 @@ def purge(
     if isinstance(done, Approval):
         return proposed(edge, done)
     edge.ring()
+    return done
+
+
+def release_resource(
+    edge: Edge,
+    who: Operator,
+    resource_id: uuid.UUID,
+    *,
+    reason: str,
+    version: int | None = None,
+    idempotency_key: str | None = None,
+) -> Released:
+    """Take a resource out of management: a worker takes the mark off its object, which stays as it is.
+
+    Raises NotFound, IdempotencyKeyReused, VersionMismatch, DeletionProtected, NotActive.
+    """
+    request = request_of(who, "release", resource_id, idempotency_key)
+    done = edge.ask(
+        lambda db: jobs.release(db, resource_id, actor=who.actor, reason=reason, version=version, request_id=request)
+    )
+    if done.won:
+        edge.ring()
     return done

@@ -8,6 +8,7 @@ In the order of a job's life:
 - `start`      running -> running, with the durable start mark
 - `finish`     running -> succeeded, cancelled, stuck, or pending again
 - `restore`    any -> cancelled while nothing was destroyed, and () -> pending for what gives it back; an earlier purge
+- `release`    () -> pending for what goes out of management, and running -> succeeded once its mark is off
 - `operators`  stuck -> pending, succeeded, cancelled
 - `abandon`    pending, stuck -> abandoned, on a backend whose server is gone
 - `recovery`   pending -> stuck, and () -> succeeded, after the control database went back in time
@@ -41,6 +42,7 @@ from outbox.jobs.finish import (
 from outbox.jobs.operators import FRESH, redrive, redrive_all, redrive_forced, resolve, resolve_forced, stuck_or_refuse
 from outbox.jobs.rebind import rebind
 from outbox.jobs.recovery import close, set_aside
+from outbox.jobs.release import Released, let_go, release
 from outbox.jobs.restore import NOT_STARTED, Restored, purge, restore, restore_all
 from outbox.jobs.start import may_undo, start, start_all, start_provision
 
@@ -54,6 +56,7 @@ __all__ = [
     "Delete",
     "Due",
     "Enqueued",
+    "Released",
     "Restored",
     "abandon",
     "activate",
@@ -73,6 +76,7 @@ __all__ = [
     "heartbeat",
     "lanes_from",
     "last_due",
+    "let_go",
     "may_undo",
     "note_late",
     "purge",
@@ -80,6 +84,7 @@ __all__ = [
     "redrive",
     "redrive_all",
     "redrive_forced",
+    "release",
     "resolve",
     "resolve_forced",
     "restore",

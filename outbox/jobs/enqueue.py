@@ -16,6 +16,7 @@ from outbox.errors import (
     DeletionProtected,
     IdempotencyKeyReused,
     NotFound,
+    OutOfManagement,
     Restoring,
     VersionMismatch,
 )
@@ -231,7 +232,7 @@ def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
     """The result of a DELETE that changed no row: the winner's job, which is its own where only the answer was lost.
 
     A request that had won before a restore gets that job. Raises NotFound, IdempotencyKeyReused, VersionMismatch,
-    Restoring, DeletionProtected, Forbidden, BadRequest.
+    Restoring, OutOfManagement, DeletionProtected, Forbidden, BadRequest.
     """
     for _ in range(3):  # after a restore between the two statements, this one sees an active resource
         known = {"id": asked.resource_id, "tenant": asked.tenant, "request_id": asked.request_id}
@@ -252,6 +253,10 @@ def enqueued_before(db: Connection, asked: Delete) -> Enqueued:
             )
         if row.resource_status == ResourceStatus.RESTORING:
             raise Restoring(f"resource {asked.resource_id} is being restored; delete it again when it is active")
+        if row.resource_status in (ResourceStatus.RELEASING, ResourceStatus.RELEASED):
+            raise OutOfManagement(
+                f"resource {asked.resource_id} is {row.resource_status}: it is out of management, and stays as it is"
+            )
         if row.resource_protected:
             raise DeletionProtected(f"resource {asked.resource_id} is protected; set `protected` to false first")
         check_retention(

@@ -21,6 +21,7 @@ from outbox.errors import (
 from outbox.events import Event
 from outbox.jobs._sql import _EVENT, _LOCK_JOB, _event
 from outbox.jobs.enqueue import abandon
+from outbox.jobs.release import let_go_by_hand
 from outbox.rows import Job, Json, columns, read
 from outbox.states import ForcedAction, Found, JobKind, JobState, ResourceStatus, StuckReason
 
@@ -151,8 +152,8 @@ def resolve(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
     """stuck -> succeeded, "it did happen": a worker has just seen the object absent. A provision -> cancelled.
 
     A teardown's resource is deleted in the same statement. A provision needs no inspection, but a resource that is
-    `deleting` or `deleted`. A restore is
-    given up: the job returned is its resource's new teardown. Raises NotFound, JobNotStuck, FenceMismatch, StillThere,
+    `deleting` or `deleted`. A restore is given up: the job returned is its resource's new teardown. A release ends: a
+    person sees to the mark. Raises NotFound, JobNotStuck, FenceMismatch, StillThere,
     NotObserved, StillWanted.
     """
     asked = {"id": job_id, "fence": fence, "fresh": FRESH}
@@ -160,7 +161,7 @@ def resolve(db: Connection, job_id: int, *, fence: int, actor: str, reason: str)
     if row is not None:
         return read(Job, "job", row)
     now = _resolvable_or_refuse(db, job_id, fence)
-    if now.kind == JobKind.RESTORE and (job := abandon(db, job_id, fence=fence, actor=actor, reason=reason)):
+    if job := _given_up(db, now, job_id, fence=fence, actor=actor, reason=reason):
         return job
     last = db.execute(text(_LAST_OBSERVATION), asked).one_or_none()
     if last is None or not last.fresh:
@@ -196,9 +197,16 @@ def resolve_forced(db: Connection, job_id: int, *, fence: int, actor: str, reaso
     if done is not None:
         return done
     now = _resolvable_or_refuse(db, job_id, fence)
-    if now.kind == JobKind.RESTORE and (job := abandon(db, job_id, fence=fence, actor=actor, reason=reason)):
+    if job := _given_up(db, now, job_id, fence=fence, actor=actor, reason=reason):
         return job
     raise _changed_meanwhile(job_id)
+
+
+def _given_up(db: Connection, now: Row[Any], job_id: int, **by: Any) -> Job | None:
+    """What destroys nothing needs no proof: a restore is given up, and a released object's mark left to a person."""
+    if now.kind == JobKind.RESTORE:
+        return abandon(db, job_id, **by)
+    return let_go_by_hand(db, job_id, **by) if now.kind == JobKind.RELEASE else None
 
 
 def _resolvable_or_refuse(db: Connection, job_id: int, fence: int) -> Row[Any]:

@@ -20,6 +20,7 @@ from outbox.errors import (
     NotDeleting,
     NotFound,
     NothingToRestore,
+    OutOfManagement,
     TeardownStarted,
     VersionMismatch,
 )
@@ -152,7 +153,8 @@ def restore(
 ) -> Restored:
     """`restore_all` of one resource. One that is active, or being restored, stays as it is.
 
-    Raises NotFound, IdempotencyKeyReused, VersionMismatch, TeardownStarted, NothingToRestore, BackendRetired.
+    Raises NotFound, IdempotencyKeyReused, VersionMismatch, OutOfManagement, TeardownStarted, NothingToRestore,
+    BackendRetired.
     """
     request_id = request_id or uuid.uuid4()
     for _ in range(3):  # a DELETE or the end of a restore may come between the two statements
@@ -172,6 +174,8 @@ def restore(
             raise VersionMismatch(resource_id, resource.version)
         if resource.status in (ResourceStatus.ACTIVE, ResourceStatus.RESTORING):
             return Restored(resource, job if row.job_kind == JobKind.RESTORE else None, won=False)
+        if resource.status in (ResourceStatus.RELEASING, ResourceStatus.RELEASED):
+            raise OutOfManagement(f"resource {resource_id} is {resource.status}: it was never cut off")
         holds.refuse_retired(db, resource.backend)
         if row.activated_at is None:
             raise NothingToRestore(f"resource {resource_id} was never active: there is nothing to give back")

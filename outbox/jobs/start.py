@@ -45,7 +45,7 @@ _START = f"""
           FROM resource
          WHERE outbox.id = job_id AND lease_expires_at > clock_timestamp() AND started_fence IS DISTINCT FROM fence
            AND resource.status = CASE outbox.kind WHEN 'deprovision' THEN 'deleting' WHEN 'restore' THEN 'restoring'
-                                                  ELSE 'provisioning' END
+                                                  WHEN 'release' THEN 'releasing' ELSE 'provisioning' END
            AND ({_MAY_DESTROY} IS TRUE OR step IN ('quarantine', 'snapshot'))
            AND NOT EXISTS (SELECT FROM holds WHERE {holds.COVERS.format("resource", "outbox.kind")})
            AND {rewinds.GOES_ON_AT.format("outbox.backend")}
@@ -114,16 +114,19 @@ def start_all(
     return {(row.id, row.fence): _mark(row) for row in rows}
 
 
+_WANTED = {JobKind.RESTORE: ResourceStatus.RESTORING, JobKind.RELEASE: ResourceStatus.RELEASING}
+
+
 def start(
     db: Connection, claim: Claim, *, worker: str, seen: Json | None = None, under: Sequence[Brake] = ()
 ) -> StartMark:
     """running -> running, with the durable start mark: from then on the worker may have acted on the backend.
 
     `seen` is what the worker saw when it inspected the backend. With brakes (`under`), `db` must be a transaction: it
-    counts the teardown and starts it. Also starts a restore. Raises ClaimLost, Busy, Held, BrakeHit, Early, Unwanted;
-    then the worker must not act.
+    counts the teardown and starts it. Also starts a restore or a release. Raises ClaimLost, Busy, Held, BrakeHit,
+    Early, Unwanted; then the worker must not act.
     """
-    wanted = ResourceStatus.RESTORING if claim.kind is JobKind.RESTORE else ResourceStatus.DELETING
+    wanted = _WANTED.get(claim.kind, ResourceStatus.DELETING)
     if under and not _has_started(db, claim, wanted):
         brakes.take(db, claim, under)  # only a job that may start is counted, so only such a job can hit a brake
     if mark := start_all(db, [(claim, seen)], worker=worker).get((claim.id, claim.fence)):

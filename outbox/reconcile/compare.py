@@ -59,6 +59,7 @@ class Counts:
 _MINE = """mine AS (
         UPDATE reconciliations SET told_at = now() WHERE backend = :backend AND run = :run RETURNING backend, run)"""
 _OBJECT = "names, parts, why, size_bytes, created_at, last_used_at, quarantined, contradictory"
+_JUDGED = _OBJECT.replace("why", "coalesce(kept, why)")
 _KEEP = text(f"""
     WITH {_MINE}
     INSERT INTO reconciliation_objects (backend, run, mark, generation, resource_id, {_OBJECT})
@@ -93,7 +94,7 @@ MOVED = """CASE WHEN {0}.resource_id IS NULL
                                   WHERE id = {0}.resource_id AND resources.version = {0}.version) END"""
 # Whether a living resource of the backend has the object's name.
 NAMED = """EXISTS (SELECT FROM resources
-                    WHERE resources.backend = :backend AND resources.status NOT IN ('deleted', 'released')
+                    WHERE resources.backend = :backend AND resources.status NOT IN ('deleted', 'released', 'abandoned')
                       AND resources.manifest ->> CAST(:field AS text) = {0}.names ->> CAST(:field AS text))"""
 _OLD_ENOUGH = "coalesce(page.created_at < :before, true)"
 
@@ -105,7 +106,12 @@ _OBJECTS = text(f"""
     ), judged AS (
         SELECT page.*, coalesce(live.id, gone.id) AS row_id, coalesce(live.version, gone.version) AS version,
                coalesce(live.manifest, gone.manifest) AS manifest,
+               CASE WHEN live.status IN ('released', 'abandoned') THEN
+                    concat('its resource is ', live.status, ', and keeps the mark: remove the object by hand')
+                END AS kept,
                CASE WHEN mark IS NULL THEN CASE WHEN {_OLD_ENOUGH} AND NOT {NAMED.format("page")} THEN 'unmarked' END
+                    WHEN live.id IS NOT NULL AND live.status IN ('released', 'abandoned') THEN
+                         CASE WHEN {_SETTLED.format("live")} THEN 'survives' END
                     WHEN live.id IS NOT NULL THEN
                          CASE WHEN live.backend = :backend AND live.status = 'active' AND {_SETTLED.format("live")}
                                AND (quarantined OR contradictory
@@ -134,7 +140,7 @@ _OBJECTS = text(f"""
                     WHEN mark IS NULL THEN encode(sha256(convert_to(CAST(names AS text), 'UTF8')), 'hex')
                     WHEN generation IS NULL THEN concat(mark, ' ', parts[1])
                     ELSE mark END,
-               generation, row_id, version, manifest, {_OBJECT}
+               generation, row_id, version, manifest, {_JUDGED}
           FROM judged WHERE code <> 'others'
     )
     SELECT (SELECT count(*) FROM mine) AS mine, max(n) AS last,
@@ -158,7 +164,7 @@ _ROWS = text(f"""
 _COUNTS = text("""
     SELECT (SELECT count(*) FROM reconciliation_objects
              WHERE backend = :backend AND run = :run AND mark IS NOT NULL) AS objects,
-           count(*) FILTER (WHERE status NOT IN ('deleted', 'released')) AS resources, count(*) AS rows,
+           count(*) FILTER (WHERE status NOT IN ('deleted', 'released', 'abandoned')) AS resources, count(*) AS rows,
            count(*) FILTER (WHERE status = 'active' AND activated_at < :before) AS active
       FROM resources WHERE backend = :backend""")
 

@@ -118,13 +118,18 @@ def _read(row: Row[Any]) -> ObjectFinding:
 
 _LEDGER = text("""
     SELECT count(*) AS objects, coalesce(sum(size_bytes), 0) AS bytes,
-           count(*) FILTER (WHERE size_bytes IS NULL) AS unsized
+           count(*) FILTER (WHERE size_bytes IS NULL) AS unsized,
+           (SELECT count(*) FROM resources
+             WHERE status = 'abandoned' AND (CAST(:backend AS text) IS NULL OR backend = :backend)) AS abandoned
       FROM object_findings
      WHERE closed_at IS NULL AND code IN ('unknown', 'survives')
        AND (CAST(:backend AS text) IS NULL OR backend = :backend)""")
 
 
 def ledger(db: Connection, *, backend: str | None = None) -> dict[str, int]:
-    """What is left behind: objects that no resource manages, their bytes, and how many of them have no known size."""
+    """What is left behind: objects that no resource manages, their bytes, and how many of them have no known size.
+
+    `abandoned`: how many objects were given up with servers that are gone (`queries.abandoned` lists them).
+    """
     row = db.execute(_LEDGER, {"backend": backend}).one()
-    return {"objects": row.objects, "bytes": int(row.bytes), "unsized": row.unsized}
+    return {"objects": row.objects, "bytes": int(row.bytes), "unsized": row.unsized, "abandoned": row.abandoned}

@@ -63,7 +63,7 @@ def test_a_run_says_what_it_found_and_how_much_is_left_behind_and_exits_so(
     (found,) = told["findings"]
     assert (found["code"], found["resource_id"]) == ("unknown", None)
     ((size,),) = pg.query("SELECT pg_database_size(%s)", unknown["database"])
-    assert told["left_behind"] == {"objects": 1, "bytes": size, "unsized": 0}
+    assert told["left_behind"] == {"objects": 1, "bytes": size, "unsized": 0, "abandoned": 0}
     shown = shell(env, "reconcile", "--backend", "pg-main")
     assert "found  pg-main: 2 objects, 1 resources: 1 unknown" in shown.stdout
     assert "left behind, with no resource that manages it: 1 objects, " in shown.stdout

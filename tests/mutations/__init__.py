@@ -9,6 +9,7 @@ from tests.mutations.adoptions import GUARDS_OF_ADOPTIONS
 from tests.mutations.api import GUARDS_OF_API
 from tests.mutations.audit import GUARDS_OF_AUDIT
 from tests.mutations.claims import CLAIMS
+from tests.mutations.conformance import GUARDS_OF_CONFORMANCE
 from tests.mutations.cut import Mutant, Stale, cut
 from tests.mutations.edges import GUARDS_OF_EDGES
 from tests.mutations.memory import GUARDS_OF_MEMORY
@@ -63,6 +64,7 @@ MUTANTS = (
     *GUARDS_OF_RECOVERIES,
     *GUARDS_OF_RECONCILE,
     *GUARDS_OF_ROADS,
+    *GUARDS_OF_CONFORMANCE,
     *GUARDS_OF_REBIND,
     *GUARDS_OF_WEBHOOK,
 )

@@ -6,6 +6,7 @@ _FILTERS = "tests/outbox/test_resource_filters.py"
 _ON_POSTGRES = "tests/worker/backends/postgres/test_adopt.py"
 _ON_REDIS = "tests/worker/backends/redis/test_adopt.py"
 _MANY = "tests/acceptance/test_adopt_many.py"
+_RELEASE = "tests/worker/test_release.py"
 _OVER_HTTP = "test_external_id_and_labels_come_back_and_filter_over_http"
 
 GUARDS_OF_ADOPTIONS = (
@@ -154,6 +155,52 @@ GUARDS_OF_ADOPTIONS = (
             "except (AlreadyManaged, ExternalIdTaken, QuotaExceeded) as error:",
             "except AlreadyManaged as error:",
             "test_an_object_that_is_refused_at_its_turn_does_not_stop_the_others",
+        ),
+    ),
+    *cut(
+        "outbox/jobs/release.py",
+        "",
+        _RELEASE,
+        (
+            "release: active",
+            "WHERE id = :id AND status = 'active' AND NOT protected",
+            "WHERE id = :id AND NOT protected",
+            "test_only_what_is_active_and_not_protected_is_released",
+        ),
+        (
+            "release: protected",
+            "WHERE id = :id AND status = 'active' AND NOT protected",
+            "WHERE id = :id AND status = 'active'",
+            "test_only_what_is_active_and_not_protected_is_released",
+        ),
+        (
+            "let_go: fence",
+            "WHERE id = :id AND fence = :fence AND state = 'running'",
+            "WHERE id = :id AND state = 'running'",
+            "test_a_worker_that_lost_its_claim_ends_no_release",
+        ),
+        (
+            "let_go: credentials",
+            "SET status = 'released', credentials = NULL",
+            "SET status = 'released'",
+            "test_a_released_resource_keeps_its_evidence_and_nothing_else",
+        ),
+    ),
+    *cut(
+        "worker/run/release.py",
+        "",
+        _RELEASE,
+        (
+            "release: a stranger's object",
+            "case Different(why=why) if claim.started_fence is None:",
+            "case Different(why=why) if False:",
+            "test_a_stranger_s_object_is_not_touched",
+        ),
+        (
+            "release: what is gone",
+            'done = {"absent": seen}',
+            "done = run.backend.unmark(claim.manifest)",
+            "test_what_is_gone_is_released_without_a_word_to_the_server",
         ),
     ),
 )

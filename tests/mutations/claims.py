@@ -395,7 +395,7 @@ CLAIMS = (
         ),
         (
             "quota: what is deleted is free",
-            "WHERE tenant = :tenant AND status <> 'deleted'",
+            "WHERE tenant = :tenant\n                          AND status NOT IN ('deleted', 'released', 'abandoned')",
             "WHERE tenant = :tenant",
             "test_a_tenant_has_no_more_resources_than_it_may_have",
         ),
@@ -407,8 +407,8 @@ CLAIMS = (
         ),
         (
             "quota: of this tenant",
-            "WHERE tenant = :tenant AND status <> 'deleted'",
-            "WHERE status <> 'deleted'",
+            "WHERE tenant = :tenant\n                          AND status NOT IN ('deleted', 'released', 'abandoned')",
+            "WHERE status NOT IN ('deleted', 'released', 'abandoned')",
             "test_a_tenant_has_no_more_resources_than_it_may_have",
         ),
     ),

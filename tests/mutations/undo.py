@@ -26,6 +26,11 @@ GUARDS_OF_UNDO = (
             "if False:",
             "test_a_delete_with_a_body_is_refused_and_not_dropped",
         ),
+    ),
+    *cut(
+        "api/v1/resources.py",
+        "async def purge(",
+        UNDO,
         ("undo: only operators purge", "    who: Operator,", "    who: Anyone,", _PROOF),
     ),
     *(

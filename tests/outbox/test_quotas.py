@@ -58,6 +58,16 @@ def test_a_tenant_has_no_more_resources_than_it_may_have(db: Connection, limited
     create(db)
 
 
+def test_what_was_released_is_not_counted(db: Connection, limited: Limited) -> None:
+    limited("[tenants.acme]\nmax_resources = 1\n")
+    jobs.release(db, a_resource(db), actor="op", reason="r")
+    with pytest.raises(QuotaExceeded):
+        create(db)
+    (claim,) = claims(db)
+    jobs.let_go(db, claim, worker="w", seen={})
+    create(db)
+
+
 def test_a_tenant_has_no_more_under_way_than_it_may_have(db: Connection, limited: Limited) -> None:
     limited('[tenants."*"]\nmax_pending = 2\n')
     lives = [a_resource(db) for _ in range(3)]

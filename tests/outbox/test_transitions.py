@@ -66,6 +66,7 @@ ACTS: dict[str, tuple[str, Act]] = {
         "deprovision",
         lambda db, c: jobs.advance(db, c, worker="w", event=Event.QUARANTINED, seen={}),
     ),
+    "let_go": ("release", lambda db, c: jobs.let_go(db, c, worker="w", seen={})),
     "give_back": ("restore", lambda db, c: jobs.give_back(db, c, worker="w", seen={})),
     "cancel": ("deprovision", lambda db, c: _cancelled(db, c)),  # noqa: PLW0108 - it is defined below
     "retry": ("deprovision", lambda db, c: jobs.retry(db, c, worker="w", error="e")),
@@ -81,8 +82,8 @@ ACTS: dict[str, tuple[str, Act]] = {
     "abandon": ("deprovision", lambda db, c: _abandoned(db, c)),  # noqa: PLW0108 - it is defined below
     "resolve": ("deprovision", lambda db, c: a_look(db, c.id) and resolved(db, c.id)),
 }
-BIRTHS = {"enqueue", "expire", "restore", "close"}
-ENDS = ("advance", "give_back", "complete", "activate", "retry", "defer", "stick", "rollback")
+BIRTHS = {"enqueue", "expire", "restore", "release", "close"}
+ENDS = ("advance", "let_go", "give_back", "complete", "activate", "retry", "defer", "stick", "rollback")
 WORKER_S = sorted(
     set(ACTS) - {"claim", "sweep", "set_aside", "redrive", "resolve", "cancel", "abandon"}
 )  # each with a claim
@@ -167,7 +168,7 @@ def test_an_end_under_a_later_fence_is_not_reported_to_an_earlier_claim(db: Conn
         act(db, claim_of(db, id, fence=1))
 
 
-@pytest.mark.parametrize("name", ["complete", "activate", "rollback"])
+@pytest.mark.parametrize("name", ["complete", "activate", "rollback", "let_go"])
 def test_a_job_ends_only_with_the_transition_of_its_kind(db: Connection, name: str) -> None:
     kind, act = ACTS[name]
     other = "provision" if kind == "deprovision" else "deprovision"

@@ -252,6 +252,12 @@ def _(w: World) -> Broken:
     return resource, set()
 
 
+@breaks("releasing_without_job")
+def _(w: World) -> Broken:
+    w.write("UPDATE resources SET status = 'releasing' WHERE id = :id", id=w.active)
+    return w.active, set()
+
+
 @breaks("active_in_quarantine")
 def _(w: World) -> Broken:
     resource = w.resource_of(w.restored)

@@ -59,7 +59,8 @@ def _live(kinds: list[str]) -> None:
         report = Path(folder) / "report.xml"
         files = [f"tests/worker/backends/conformance/test_{kind}.py" for kind in kinds]
         subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-m", "proof", f"--junitxml={report}", *files], check=True
+            [sys.executable, "-m", "pytest", "-q", "--timeout=1800", "-m", "proof", f"--junitxml={report}", *files],
+            check=True,
         )
         kept = json.loads(KILLS.read_text()) if KILLS.exists() else {}
         for case in ET.parse(report).iter("testcase"):

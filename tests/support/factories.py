@@ -74,7 +74,8 @@ def a_job(
 
     `started`: the attempt with fence 1 has started, at `step` where there is one.
     """
-    status = status or {"deprovision": "deleting", "restore": "restoring"}.get(kind, "provisioning")
+    wanted = {"deprovision": "deleting", "restore": "restoring", "release": "releasing"}
+    status = status or wanted.get(kind, "provisioning")
     if state == "succeeded" and kind == "deprovision":
         status = "deleted"
     if state == "abandoned":

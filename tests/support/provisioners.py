@@ -44,6 +44,7 @@ class Served:
         *,
         verbs: tuple[str, ...] = VERBS,
         seconds: float = 0,
+        port: int = 0,
         tls: tuple[str, str] | None = None,  # certificate and key, as files
     ) -> None:
         self.notebooks = Notebooks(home or server_folder("provisioner"))
@@ -51,7 +52,9 @@ class Served:
         self.meddle: Meddle | None = None
         app = make_app(self.notebooks, SECRET, verbs=verbs, seconds=seconds)
         self._honest: App = app.wsgi_app
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet, ssl_context=tls)
+        self._server = make_server(
+            "127.0.0.1", port, self._answer, threaded=True, request_handler=_Quiet, ssl_context=tls
+        )
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
 

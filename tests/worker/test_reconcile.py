@@ -109,6 +109,21 @@ def test_each_difference_on_postgresql_is_found_and_nothing_else(
     assert [(left.size_bytes,)] == size
 
 
+def test_what_was_given_up_with_its_server_or_released_and_is_there_with_its_mark_survives(
+    db: Connection, backend: Postgres
+) -> None:
+    a_row(db, made(backend))
+    for status in ("abandoned", "released"):
+        row = a_row(db, made(backend))
+        ended = "deleted_at = created_at" if status == "abandoned" else "credentials = NULL"
+        unguarded(db, f"UPDATE resources SET status = '{status}', {ended} WHERE id = :id", id=row)
+    assert ran(backend) is None
+    found = standing(db)
+    assert [one.code for one in found] == ["survives", "survives"]
+    assert {one.why.split(",")[0] for one in found} == {"its resource is abandoned", "its resource is released"}
+    assert reconcile.ledger(db)["abandoned"] == 1
+
+
 def restored(db: Connection, resource: uuid.UUID, state: str) -> None:
     """A job that gives the resource back, under way or just ended."""
     unguarded(

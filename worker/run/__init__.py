@@ -4,6 +4,7 @@
 - `provision`    a provision or an adoption; and the undoing of one that came too late
 - `snapshot`     the final snapshot of a teardown
 - `restore`      giving back what is in quarantine
+- `release`      out of management: the mark is taken off
 - `retries`      how long a call is repeated in this process
 
 This module has what both kinds need, and the one table from what went wrong to what becomes of the job.
@@ -44,6 +45,7 @@ from worker.intake import Intake
 from worker.memory import Memories
 from worker.run.deprovision import Batches, deprovision
 from worker.run.provision import AttemptsSpent, provision, undo_late
+from worker.run.release import release
 from worker.run.restore import restore, shut_again
 from worker.run.retries import retrying
 
@@ -103,6 +105,8 @@ class Run:
                     provision(self)
                 case JobKind.RESTORE:
                     restore(self)
+                case JobKind.RELEASE:
+                    release(self)
                 case never:
                     assert_never(never)
         except ClaimLost as error:

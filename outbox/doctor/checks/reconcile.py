@@ -31,8 +31,8 @@ RECONCILE = (
     Check(
         "object_survives",
         "finding",
-        _found("survives", f"name, ' of ', tenant, ' is deleted, and there is: ', {_OBJECT}"),
-        "the resource is called deleted, and its object stands: an orphan whose credentials may work",
+        _found("survives", f"name, ' of ', tenant, ' is ', status, ', and there is: ', {_OBJECT}"),
+        "the resource is called deleted, and an object with its mark stands: an orphan whose credentials may work",
         "find out who brought it back (a restored server?); `deprovisioner reconcile delete ID --reason …` adopts it "
         "again, and tears it down as any resource",
     ),

@@ -50,6 +50,18 @@ RESOURCES = (
         BY_HAND + "insert its restore job and the job's `enqueued` event, in one transaction",
     ),
     Check(
+        "releasing_without_job",
+        "resource",
+        """
+        SELECT id, (SELECT max(created_at) FROM outbox WHERE resource_id = resources.id AND kind = 'release') AS since,
+               concat(name, ' of ', tenant, ' on ', backend) AS note FROM resources
+         WHERE status = 'releasing'
+           AND NOT EXISTS (SELECT FROM outbox WHERE resource_id = resources.id AND kind = 'release'
+                                                AND state IN ('pending', 'running', 'stuck'))""",
+        "a release was accepted, but no job will ever take the mark off: it can be neither deleted nor adopted again",
+        BY_HAND + "insert its release job and the job's `enqueued` event, in one transaction",
+    ),
+    Check(
         "active_in_quarantine",
         "resource",
         """

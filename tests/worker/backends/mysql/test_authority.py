@@ -188,7 +188,8 @@ def test_an_account_that_is_not_shown_all_never_says_absent(
     assert isinstance(backend.inspect(missing), Absent)
 
 
-def test_a_server_that_stands_still_is_unavailable_within_seconds() -> None:
+def test_a_server_that_stands_still_is_unavailable_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.backends.mysql.session.CONNECT_TIMEOUT_SECONDS", 1)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         stands = Mysql(f"mysql://x:y@127.0.0.1:{silent.getsockname()[1]}/x")
         begun = time.monotonic()

@@ -176,6 +176,22 @@ def test_without_inspect_a_provisioner_that_is_busy_is_asked_again_while_that_is
     assert served.effects() == ["provision", "deprovision"]
 
 
+def test_without_inspect_a_provisioner_that_is_restarted_is_asked_again_within_the_attempt(serve: Serve) -> None:
+    """Nothing was sent to it: later nobody could know."""
+    served = serve(verbs=ACTIONS)
+    backend, made, came = Webhook(served.dsn()), served.marked(), list[int]()
+
+    def still() -> None:
+        came.append(len(came))
+        if len(came) == 1:
+            served.stop()
+        else:
+            serve(home=served.notebooks.file.parent, verbs=ACTIONS, port=served.port)
+
+    backend.quarantine(made, still)
+    assert (came, served.effects()) == ([0, 1], ["quarantine"])
+
+
 @pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
 def test_a_busy_provisioner_costs_no_attempt(db: Connection, served: Served, made: dict[str, Any], status: str) -> None:
     id = a_teardown(db, made, max_attempts=1)
