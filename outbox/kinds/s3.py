@@ -9,7 +9,7 @@ KIND = Kind(
         Field("bucket", text(63), "the bucket's name", required=True),
         Field("owner", text(), "the account that owns it, as the endpoint tells"),
         Field("generation", uuid_text, "which resource's it is; the bucket's tag `deprovisioner` has it"),
-        Field("server", text(), "the endpoint's identity"),
+        Field("server", text(), "the endpoint's identity: a UUID in the service's own bucket there"),
     ),
     example={"bucket": "orders"},
 )

@@ -14,7 +14,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class S3Server:
     log: Path
     process: subprocess.Popen[bytes]
     keys: dict[str, tuple[str, str]]
+    _clients: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -46,7 +47,9 @@ class S3Server:
         from botocore.config import Config
 
         key, secret = self.keys[user]
-        return _session().client(
+        if (key, service) in self._clients:  # to make one takes as long as ten requests
+            return self._clients[key, service]
+        made = self._clients[key, service] = _session().client(
             service,
             endpoint_url=self.url,
             region_name=REGION,
@@ -54,6 +57,7 @@ class S3Server:
             aws_secret_access_key=secret,
             config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}, max_pool_connections=50),
         )
+        return made
 
     def dsn(self, user: str = "service", *, bucket: str = SERVICE_BUCKET, **words: str) -> str:
         """The address that a backends file would have."""

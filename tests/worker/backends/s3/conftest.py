@@ -18,7 +18,7 @@ def subject(s3_server: S3Server) -> Iterator[s3.Subject]:
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def backend(s3_server: S3Server) -> S3:
     return S3(s3_server.dsn())
 
