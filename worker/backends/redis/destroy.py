@@ -2,7 +2,8 @@
 
 from outbox.errors import Refused, Transient
 from outbox.rows import Json
-from worker.backends import Absent, Different, fleet
+from worker.backends import Absent, Different
+from worker.backends.fleet import tell
 from worker.backends.redis import changes, identity, keys
 from worker.backends.redis.quarantine import shut
 from worker.backends.redis.session import Server, Session
@@ -48,7 +49,7 @@ def _destroy(session: Session, manifest: Json) -> Json:
         before = unlinked
         for done in keys.unlink_pass(session, manifest):
             unlinked += done
-            fleet.tell(unlinked, None, "keys")
+            tell(unlinked, None, "keys")
         if unlinked == before:
             break
     else:
