@@ -64,3 +64,6 @@ class Subject(Protocol):
 
     def destroyed_by_hand(self, manifest: Json) -> None:
         """Remove the object as an administrator would, its credentials too."""
+
+    # Optional: `flood(credentials)` puts, as the customer, what could make the evidence long or strange. Without it,
+    # `put` is used.
