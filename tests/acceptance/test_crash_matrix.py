@@ -101,10 +101,12 @@ def test_the_matrix_lists_every_boundary_of_a_story_without_a_crash(matrix: Matr
 
 # A person makes these two in a recovery; tests/deprovisioner/test_recover.py kills it between its batches.
 IN_A_RECOVERY = {"set_aside", "close"}
+# A release destroys nothing; tests/worker/test_release.py has an attempt that died behind its start, and the next one.
+OF_A_RELEASE = {"release", "let_go"}
 
 
 def test_every_transition_and_every_story_has_a_cell() -> None:
-    assert {t.name for t in TRANSITIONS} - {cell.at for cell in CELLS} == IN_A_RECOVERY
+    assert {t.name for t in TRANSITIONS} - {cell.at for cell in CELLS} == IN_A_RECOVERY | OF_A_RELEASE
     assert {cell.story for cell in CELLS} == set(STORIES)
 
 
@@ -121,7 +123,7 @@ def test_the_table_in_the_guarantees_has_the_outcomes_of_this_run(
     if len(matrix.outcomes) < len(CELLS):
         pytest.skip(f"{len(matrix.outcomes)} of {len(CELLS)} cells came out right; only a whole matrix is judged")
     arrows = {(cell.at, outcome.arrow) for cell, outcome in matrix.outcomes.items() if cell.moment == "after"}
-    assert {(t.name, str(t.target)) for t in TRANSITIONS if t.name not in IN_A_RECOVERY} <= arrows
+    assert {(t.name, str(t.target)) for t in TRANSITIONS if t.name not in IN_A_RECOVERY | OF_A_RELEASE} <= arrows
     visited = {(cell.kind, cell.at.partition("#")[0]) for cell in CELLS}
     control = {at for _, at in visited if at.islower() and at != "end sessions"}
     assert {(kind, name) for kind, name in matrix.reached if name not in control} <= visited
