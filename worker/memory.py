@@ -57,7 +57,7 @@ class Memories:
         A connection that is lost or made may tell of a server's restart: so it compares at once.
         """
         db.on_reconnect(self._soon.set)
-        thread = threading.Thread(target=self._keep_comparing, args=(seconds, over), name="memories", daemon=True)
+        thread = threading.Thread(target=self._keep_comparing, args=(seconds, over), name="comparisons", daemon=True)
         thread.start()
         return thread
 

@@ -79,8 +79,8 @@ class _Reach:
         self.lock = threading.Lock()
 
     def __call__(self, moment: str, name: str, about: Iterable[object] = ()) -> None:
-        # A memory is written each minute too: its write is no step of a job. (The thread that compares may claim.)
-        if threading.current_thread().name.startswith("memory"):
+        # A memory is written each minute too: its write is no step of a job.
+        if threading.current_thread().name.startswith("memor"):
             return
         with self.lock:
             if self.trace and moment == "after":

@@ -135,7 +135,7 @@ def test_a_worker_that_is_killed_inside_a_drop_leaves_no_session_and_no_lock(
             worker.stdin.close()
             eventually(lambda: pg.query(DROPS), what="the drop waits")
             [(pid,)] = pg.query(DROPS)
-            assert pg.query(LOCKED, pid) == [(1,)]
+            assert pg.query(LOCKED, pid) == [(1,), (1,)], "the object's lock, and its turn"
             worker.kill()
             worker.wait()
             eventually(
