@@ -127,7 +127,7 @@ from worker.backends import (
     prove,
 )
 from worker.backends.caller import Caller, caller
-from worker.backends.fleet import Measured, UnmarkedObject, tell
+from worker.backends.fleet import Measured, UnmarkedObject, pinned, tell
 
 __all__ = [
     "IN_QUARANTINE",
@@ -169,6 +169,7 @@ __all__ = [
     "objects",
     "offered",
     "parsed",
+    "pinned",
     "prove",
     "tell",
     "text",
