@@ -2,7 +2,7 @@
 
 import pytest
 
-# By file: the tests that take long there. The kills of PostgreSQL, Valkey and MariaDB stay, as do all full kills in proof.
+# By file: tests that take long there. The kills of PostgreSQL, Valkey and MariaDB stay quick; full kills are proof.
 LONG = {
     "test_postgres15.py": ("test_killed_at",),
     "test_redis7.py": ("test_killed_at",),
