@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TypeVar, assert_never
 
@@ -31,6 +32,17 @@ Tell = Callable[[str], object]
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended. `error`: why it failed, None where it did not, or was not due.
+
+    `young`: how many differences it left aside, which are less than an hour old.
+    """
+
+    error: str | None = None
+    young: int = 0
+
+
 class Unread(DeprovisionerError):
     """The backend could not be read, or not to its end; the words can be shown."""
 
@@ -52,9 +64,9 @@ def reconcile_due(served: Mapping[str, Backend], *, worker: str) -> None:
         with db.statement() as session:
             due = reconcile.due(session, [*served])
         for name in due:
-            error = run(settings.backends()[name], served[name], actor=worker, only_due=True)
-            if error:
-                log.warning("reconciliation_failed", backend=name, actor=worker, error=error)
+            ended = run(settings.backends()[name], served[name], actor=worker, only_due=True)
+            if ended.error:
+                log.warning("reconciliation_failed", backend=name, actor=worker, error=ended.error)
     except Rewound:
         return  # a worker that noticed it has told
     except (SQLAlchemyError, DeprovisionerError) as error:
@@ -63,15 +75,15 @@ def reconcile_due(served: Mapping[str, Backend], *, worker: str) -> None:
         log.exception("reconciliation_failed", actor=worker)
 
 
-def of(config: BackendConfig, *, actor: str, unmarked: bool = False, tell: Tell = lambda _: None) -> str | None:
-    """Build the backend of a configuration, and reconcile it; why it failed, None where it did not.
+def of(config: BackendConfig, *, actor: str, unmarked: bool = False, tell: Tell = lambda _: None) -> Ended:
+    """Build the backend of a configuration, and reconcile it.
 
     Raises Rewound, and Conflict where no run may begin.
     """
     try:
         backend = backends.build(config, protected=_protected())
     except SettingsError as error:
-        return str(error)
+        return Ended(str(error))
     return run(config, backend, actor=actor, unmarked=unmarked, tell=tell)
 
 
@@ -87,15 +99,15 @@ def run(
     unmarked: bool = False,
     only_due: bool = False,
     tell: Tell = lambda _: None,
-) -> str | None:
-    """One run; why it failed, None where it did not, or where it was not due. A run that fails stores only why.
+) -> Ended:
+    """One run. A run that fails stores only why.
 
     No transaction is open while the backend is asked. Raises Rewound, Conflict, and what the control database raises.
     """
     with db.statement() as session:
         begun = reconcile.begin(session, config.name, actor=actor, only_due=only_due)
     if begun is None:
-        return None
+        return Ended()
     try:
         return _reconcile(begun, config.kind, Intake(backend), unmarked=unmarked, tell=tell)
     except Rewound:
@@ -103,10 +115,10 @@ def run(
     except (Unread, Conflict) as error:
         with db.statement() as session:
             reconcile.fail(session, begun, str(error))
-        return str(error)
+        return Ended(str(error))
 
 
-def _reconcile(run: Run, kind: str, served: Intake, *, unmarked: bool, tell: Tell) -> str | None:
+def _reconcile(run: Run, kind: str, served: Intake, *, unmarked: bool, tell: Tell) -> Ended:
     """Read all, compare, inspect each difference once more, store what stands; says what was not inspected."""
     field = _field(kind)
     tell(f"reading {run.backend}")
@@ -127,7 +139,7 @@ def _reconcile(run: Run, kind: str, served: Intake, *, unmarked: bool, tell: Tel
     codes = [*ALWAYS, *([Difference.UNMARKED] if unmarked else [])]
     with db.transaction() as session:
         reconcile.conclude(session, run, counts, codes, field=field, error=error)
-    return error
+    return Ended(error, counts.young)
 
 
 def _inspect(run: Run, served: Intake, kind: str, tell: Tell) -> str | None:

@@ -25,6 +25,7 @@ from outbox.states import Difference
 
 if TYPE_CHECKING:
     from outbox.actions import Done, ObjectFinding, Preview, Reconciliation
+    from worker.reconcile import Ended
 
 COLUMNS = ("id", "code", "backend", "what", "resource_id", "tenant", "size", "last_used_at", "found_at", "why")
 # A worker adopts within a second, unless others keep it busy.
@@ -45,8 +46,9 @@ def reconcile(context: click.Context, backend: str | None, unmarked: bool, limit
     """Compare each backend's objects with the resources here, both ways, and change nothing of either.
 
     Workers do this once a day. It needs the backends file and the addresses in it, as a worker does. What changed
-    within the last hour, and what a job is at, is no finding. Exit code 1 when something is found, other than unmarked
-    objects, or when a backend could not be compared: then its last good findings stay, and are shown.
+    within the last hour is counted (`young`), and is no finding yet; what a job is at is none. Exit code 1 when
+    something is found, other than unmarked objects, or when a backend could not be compared: then its last good
+    findings stay, and are shown.
     """
     operate()
     if context.invoked_subcommand is not None:
@@ -59,20 +61,20 @@ def reconcile(context: click.Context, backend: str | None, unmarked: bool, limit
     configured = settings.backends()
     if backend is not None and backend not in configured:
         raise NotFound(f"there is no backend {backend!r} in the backends file; it has: {', '.join(sorted(configured))}")
-    errors = {}
+    ended = {}
     for name, config in sorted(configured.items()):
         if backend in (None, name):
             try:
-                errors[name] = runs.of(config, actor=me().actor, unmarked=unmarked, tell=_tell)
+                ended[name] = runs.of(config, actor=me().actor, unmarked=unmarked, tell=_tell)
             except Rewound:
                 raise
             except DeprovisionerError as error:
-                errors[name] = str(error)
+                ended[name] = runs.Ended(str(error))
     with db.statement() as session:
         told = {one.backend: one for one in actions.reconciled(session, me())}
         page = actions.object_findings(session, me(), backend=backend, limit=limit)
         behind = actions.left_behind(session, me(), backend=backend)
-    results = [_result(name, configured[name].kind, error, told.get(name)) for name, error in errors.items()]
+    results = [_result(name, configured[name].kind, run, told.get(name)) for name, run in ended.items()]
     ok = all(one["ok"] for one in results)
     if as_json:
         found = [vars(one) for one in page.items]
@@ -91,10 +93,10 @@ def _tell(words: str) -> None:
     click.echo(words, err=True)
 
 
-def _result(name: str, kind: str, error: str | None, told: "Reconciliation | None") -> dict[str, Any]:
+def _result(name: str, kind: str, run: "Ended", told: "Reconciliation | None") -> dict[str, Any]:
     known = vars(told) if told else {"backend": name, "found": {}, "ended_at": None}
     wrong = [code for code in known["found"] if code != Difference.UNMARKED]
-    return known | {"kind": kind, "ok": not error and not wrong, "error": error}
+    return known | {"kind": kind, "ok": not run.error and not wrong, "error": run.error, "young": run.young}
 
 
 def _show_result(one: dict[str, Any]) -> None:
@@ -105,6 +107,9 @@ def _show_result(one: dict[str, Any]) -> None:
         return
     label = "ok   " if one["ok"] else "found"
     click.echo(f"{label}  {one['backend']}: {one['objects']} objects, {one['resources']} resources: {found}")
+    if one["young"]:
+        told = "1 difference is" if one["young"] == 1 else f"{one['young']} differences are"
+        click.echo(f"       {told} younger than an hour, and not told yet: run this again in an hour")
     if one["others"]:
         click.echo(
             f"       {one['others']} more objects bear a mark, and no row here knows them; other installations use "
@@ -169,7 +174,9 @@ def _decides(command: Any) -> Any:
     for decorate in (
         click.argument("ids", type=click.IntRange(1, 2**63 - 1), nargs=-1, required=True, metavar="ID…"),
         click.option("--tenant", type=WORDS, help="Whose the objects are. Needed for what no row knows."),
-        click.option("--name", type=WORDS, help="The resource's name; else the object's own. For one ID."),
+        click.option(
+            "--name", type=WORDS, help="The resource's name; else the object's own on its server. For one ID."
+        ),
         click.option("--reason", type=WORDS, help="Why; stored in the events. Needed with --digest."),
         click.option("--digest", callback=_digest, help="The digest that the dry run printed."),
         as_json_option,
@@ -183,7 +190,8 @@ def _decides(command: Any) -> Any:
 def reconcile_adopt(**said: Any) -> None:
     """Make a resource of each object. Without --digest, only show what would be done.
 
-    A worker verifies each object, as with any adoption, before its resource is active.
+    Exit code 1 where each is refused. A worker verifies each object, as with any adoption, before its resource is
+    active.
     """
     _decide("adopt", **said)
 
@@ -238,17 +246,26 @@ def _show_preview(
     for option, value in (("--tenant", tenant), ("--name", name)):
         words += [option, value] if value else []
     command = shlex.join([*words, "--reason", "…"]).replace("'…'", "…")
+    nothing = all(one.refused for one in preview.items)
     if as_json:
         items = [vars(one) | {"finding": vars(one.finding)} for one in preview.items]
-        print_json({"does": preview.does, "items": items, "digest": preview.digest, "command": command})
-        return
-    rows = [
-        _row(one.finding) | {"tenant": one.tenant, "name": one.name, "refused": one.refused} for one in preview.items
-    ]
-    print_table(rows, ("id", "code", "backend", "what", "tenant", "name", "size", "refused"))
-    click.echo(
-        f"\nnothing was changed. To {preview.does} these, put your reason in the place of …:\n  deprovisioner {command}"
-    )
+        print_json(
+            {"does": preview.does, "items": items, "digest": preview.digest, "command": None if nothing else command}
+        )
+    else:
+        rows = [
+            _row(one.finding) | {"tenant": one.tenant, "name": one.name, "refused": one.refused}
+            for one in preview.items
+        ]
+        print_table(rows, ("id", "code", "backend", "what", "tenant", "name", "size", "refused"))
+        click.echo(
+            f"\nnothing was changed, and there is nothing to {preview.does}: each is refused"
+            if nothing
+            else f"\nnothing was changed. To {preview.does} these, put your reason in the place of …:\n"
+            f"  deprovisioner {command}"
+        )
+    if nothing:
+        raise SystemExit(1)
 
 
 def _show_done(does: str, done: "list[Done]", as_json: bool) -> None:

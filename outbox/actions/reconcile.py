@@ -115,7 +115,8 @@ def _previewed(
     for finding, names in reconcile.chosen(db, ids):
         new, refused = _new(finding, names, does, tenant, name)
         made.append(new)
-        items.append(Chosen(finding, finding.tenant or tenant, name or finding.name or _named(names), refused))
+        called = name or finding.name or _named(finding.backend, names)
+        items.append(Chosen(finding, finding.tenant or tenant, called, refused))
     content = [[one.finding.id, one.finding.code, one.tenant, one.name, one.refused] for one in items]
     digest = hashlib.sha256(json.dumps([does, content]).encode()).hexdigest()
     return Preview(does, items, f"{len(items)}-{digest}"), made
@@ -140,12 +141,16 @@ def _new(
         manifest = kinds.check(config.kind, names)
     except BadRequest as error:
         return None, f"its names are not complete: {error}"
-    called = name or finding.name or _named(names)
+    called = name or finding.name or _named(finding.backend, names)
     return NewResource(tenant=whose, kind=config.kind, backend=finding.backend, name=called, manifest=manifest), ""
 
 
-def _named(names: Json) -> str:
-    return next((str(value) for value in names.values() if value), "unnamed")
+def _named(backend: str, names: Json) -> str:
+    """What the object is called on its server: by the first field that its kind requires and its names have."""
+    config = settings.backends().get(backend)
+    known = kinds.find(config.kind) if config else None
+    wanted = [field.name for field in known.fields if field.required and not field.secret] if known else []
+    return next((str(names[field]) for field in (*wanted, *names) if names.get(field)), "unnamed")
 
 
 def carry_out(

@@ -48,11 +48,15 @@ class Seen:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many marked objects and living resources were compared. `others`: objects that may be of others."""
+    """How many marked objects and living resources were compared. `others`: objects that may be of others.
+
+    `young`: differences that are too young to be told.
+    """
 
     objects: int
     resources: int
     others: int = 0
+    young: int = 0
 
 
 # Whoever writes to a run says by it that the run lives; and writes nothing where a later run has begun.
@@ -79,10 +83,11 @@ def keep(db: Connection, run: "Run", seen: Sequence[Seen]) -> None:
 
 _SUPERSEDED = "another run of this backend has begun: this one ends, and stores nothing"
 
-# Whether a row has not changed for an hour, and no job of it is under way: {0} is the row.
-_SETTLED = """(greatest({0}.created_at, {0}.activated_at, {0}.purged_at) < :before
+# Whether a row {0} has not changed since {1}, and no job of it is under way. {1} is `before`, an hour ago: a difference
+# is told; or `begun_at`: what was read of it is not out of date, so that a difference can be counted as a young one.
+_SETTLED = """(greatest({0}.created_at, {0}.activated_at, {0}.purged_at) < :{1}
                 AND NOT EXISTS (SELECT FROM outbox WHERE outbox.resource_id = {0}.id
-                                   AND (outbox.state IN ('pending', 'running') OR finished_at >= :before)))"""
+                                   AND (outbox.state IN ('pending', 'running') OR finished_at >= :{1})))"""
 # Whether the row of an item, or of an object that no row knew, has changed since it was compared. A job that is
 # enqueued changes its row.
 MOVED = """CASE WHEN {0}.resource_id IS NULL
@@ -96,7 +101,7 @@ MOVED = """CASE WHEN {0}.resource_id IS NULL
 NAMED = """EXISTS (SELECT FROM resources
                     WHERE resources.backend = :backend AND resources.status NOT IN ('deleted', 'released', 'abandoned')
                       AND resources.manifest ->> CAST(:field AS text) = {0}.names ->> CAST(:field AS text))"""
-_OLD_ENOUGH = "coalesce(page.created_at < :before, true)"
+_OLD_ENOUGH = "coalesce({0}.created_at < :{1}, true)"
 
 # A generation is of one living resource at most. Of deleted ones, the last of this backend counts.
 _OBJECTS = text(f"""
@@ -109,18 +114,21 @@ _OBJECTS = text(f"""
                CASE WHEN live.status IN ('released', 'abandoned') THEN
                     concat('its resource is ', live.status, ', and keeps the mark: remove the object by hand')
                 END AS kept,
-               CASE WHEN mark IS NULL THEN CASE WHEN {_OLD_ENOUGH} AND NOT {NAMED.format("page")} THEN 'unmarked' END
+               CASE WHEN mark IS NULL THEN
+                         CASE WHEN {_OLD_ENOUGH.format("page", "begun_at")} AND NOT {NAMED.format("page")}
+                              THEN 'unmarked' END
                     WHEN live.id IS NOT NULL AND live.status IN ('released', 'abandoned') THEN
-                         CASE WHEN {_SETTLED.format("live")} THEN 'survives' END
+                         CASE WHEN {_SETTLED.format("live", "begun_at")} THEN 'survives' END
                     WHEN live.id IS NOT NULL THEN
-                         CASE WHEN live.backend = :backend AND live.status = 'active' AND {_SETTLED.format("live")}
+                         CASE WHEN live.backend = :backend AND live.status = 'active'
+                               AND {_SETTLED.format("live", "begun_at")}
                                AND (quarantined OR contradictory
                                     OR EXISTS (SELECT FROM jsonb_each_text(page.names) AS has
                                                  JOIN jsonb_each_text(live.manifest) AS wants USING (key)
                                                 WHERE has.value IS DISTINCT FROM wants.value
                                                   AND wants.value IS NOT NULL)) THEN 'differs' END
-                    WHEN gone.id IS NOT NULL THEN CASE WHEN {_SETTLED.format("gone")} THEN 'survives' END
-                    WHEN NOT {_OLD_ENOUGH} THEN NULL
+                    WHEN gone.id IS NOT NULL THEN CASE WHEN {_SETTLED.format("gone", "begun_at")} THEN 'survives' END
+                    WHEN NOT {_OLD_ENOUGH.format("page", "begun_at")} THEN NULL
                     WHEN :shared AND NOT mark = ANY(CAST(:noted AS text[]))
                          AND NOT coalesce(CAST(page.resource_id AS text) = ANY(CAST(:noted AS text[])), false)
                          THEN 'others'
@@ -132,6 +140,11 @@ _OBJECTS = text(f"""
                               WHERE resources.generation = page.generation AND status = 'deleted'
                               ORDER BY resources.backend = :backend DESC, purged_at DESC LIMIT 1) AS gone
                  ON live.id IS NULL
+    ), told AS (
+        SELECT *, CASE WHEN row_id IS NULL THEN {_OLD_ENOUGH.format("judged", "before")}
+                       ELSE EXISTS (SELECT FROM resources AS own
+                                     WHERE own.id = row_id AND {_SETTLED.format("own", "before")}) END AS old
+          FROM judged WHERE code IS NOT NULL
     ), stored AS (
         INSERT INTO reconciliation_items (backend, run, code, key, generation, resource_id, version, manifest,
                                           {_OBJECT})
@@ -141,26 +154,31 @@ _OBJECTS = text(f"""
                     WHEN generation IS NULL THEN concat(mark, ' ', parts[1])
                     ELSE mark END,
                generation, row_id, version, manifest, {_JUDGED}
-          FROM judged WHERE code <> 'others'
+          FROM told WHERE old AND code <> 'others'
     )
-    SELECT (SELECT count(*) FROM mine) AS mine, max(n) AS last,
-           count(*) FILTER (WHERE code = 'others') AS others, count(*) FILTER (WHERE code = 'unknown') AS unknown
-      FROM judged""")
+    SELECT (SELECT count(*) FROM mine) AS mine, (SELECT max(n) FROM page) AS last,
+           count(*) FILTER (WHERE old AND code = 'others') AS others,
+           count(*) FILTER (WHERE old AND code = 'unknown') AS unknown,
+           count(*) FILTER (WHERE NOT old AND code NOT IN ('others', 'unmarked')) AS young
+      FROM told""")
 _ROWS = text(f"""
     WITH {_MINE}, page AS MATERIALIZED (
         SELECT * FROM resources WHERE backend = :backend AND status = 'active' AND id > :after ORDER BY id LIMIT :page
-    ), stored AS (
-        INSERT INTO reconciliation_items (backend, run, code, key, generation, resource_id, version, manifest,
-                                          names, parts, why, quarantined, contradictory)
-        SELECT mine.backend, run, 'missing', CAST(page.id AS text), page.generation, page.id, version, manifest,
-               manifest, '{{}}', '', false, false
-          FROM mine CROSS JOIN page
-         WHERE {_SETTLED.format("page")}
+    ), told AS (
+        SELECT page.*, {_SETTLED.format("page", "before")} AS old FROM page
+         WHERE {_SETTLED.format("page", "begun_at")}
            AND NOT EXISTS (SELECT FROM reconciliation_objects AS object
                             WHERE object.backend = :backend AND object.run = :run
                               AND object.generation = page.generation)
+    ), stored AS (
+        INSERT INTO reconciliation_items (backend, run, code, key, generation, resource_id, version, manifest,
+                                          names, parts, why, quarantined, contradictory)
+        SELECT mine.backend, run, 'missing', CAST(told.id AS text), told.generation, told.id, version, manifest,
+               manifest, '{{}}', '', false, false
+          FROM mine CROSS JOIN told WHERE old
     )
-    SELECT (SELECT count(*) FROM mine) AS mine, (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last""")
+    SELECT (SELECT count(*) FROM mine) AS mine, (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last,
+           (SELECT count(*) FROM told WHERE NOT old) AS young""")
 _COUNTS = text("""
     SELECT (SELECT count(*) FROM reconciliation_objects
              WHERE backend = :backend AND run = :run AND mark IS NOT NULL) AS objects,
@@ -189,7 +207,7 @@ def compare(
     unknown, after = 0, 0
     while (row := _paged(db, _OBJECTS, asked | {"after": after})).last is not None:
         after, unknown = row.last, unknown + row.unknown
-        counts = replace(counts, others=counts.others + row.others)
+        counts = replace(counts, others=counts.others + row.others, young=counts.young + row.young)
     if unknown and not found.rows:
         raise Conflict(
             f"the backend shows {unknown} objects with our mark, and this database has no resource there: is it the "
@@ -198,6 +216,7 @@ def compare(
     last = uuid.UUID(int=0)
     while (row := _paged(db, _ROWS, asked | {"after": last})).last is not None:
         last = row.last
+        counts = replace(counts, young=counts.young + row.young)
     return counts
 
 

@@ -37,7 +37,7 @@ class Run:
     @property
     def words(self) -> Json:
         """The parameters that name the run in a statement."""
-        return {"backend": self.backend, "run": self.number, "before": self.before}
+        return {"backend": self.backend, "run": self.number, "before": self.before, "begun_at": self.begun_at}
 
 
 _KNOWN = text("""

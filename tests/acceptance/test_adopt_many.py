@@ -170,6 +170,7 @@ def test_over_http_a_list_and_its_real_run_are_operations(
         assert api.post("/v1/resources", content=b"x" * 70_000).status_code == 413
 
 
+@pytest.mark.proof
 def test_it_goes_on_where_the_shell_and_the_worker_were_killed(
     system: System, db: Connection, pg: PgServer, tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ def test_every_delete_is_done_once_though_the_control_databases_disk_was_full(ow
 # -- the broker --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proof
 def test_every_delete_is_done_once_though_the_broker_is_killed_and_comes_back_empty(own: OwnServers) -> None:
     with own.storm():
         own.broker_server.process.kill()

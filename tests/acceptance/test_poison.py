@@ -24,6 +24,7 @@ def install(servers: Servers, template: str, tmp_path_factory: pytest.TempPathFa
         yield opened()
 
 
+@pytest.mark.proof
 def test_a_job_that_kills_its_worker_each_time_gets_stuck_and_the_others_succeed(
     install: Install, servers: Servers
 ) -> None:

@@ -53,6 +53,7 @@ def _here(kinds: tuple[str, ...]) -> list[str]:
     return [kind for kind in kinds if further.KINDS[kind].missing() is None]
 
 
+@pytest.mark.proof
 def test_each_kind_s_backend_works_and_a_home_starts_it_again(folder: Path) -> None:
     _live_twice(folder, _here(("s3", "webhook")))
 

@@ -315,6 +315,7 @@ def test_a_signal_ends_up_while_initdb_runs(folder: Path) -> None:
     assert not (home / ".control.pw").exists()
 
 
+@pytest.mark.proof
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root may become another user")
 def test_an_ordinary_user_runs_all_of_it_as_itself_and_another_s_home_is_refused(folder: Path) -> None:
     home, own, port = folder / "home", folder / "own" / "home", servers.free_port()

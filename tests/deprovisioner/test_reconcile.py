@@ -75,6 +75,13 @@ def test_a_run_says_what_it_found_and_how_much_is_left_behind_and_exits_so(
     assert [one["code"] for one in unmarked] == ["unknown", "unmarked"]
     backend.teardown(unknown, 1)
     assert only(env)["ok"], "an unmarked object is no fault"
+    dropped = made(backend)
+    a_row(db, dropped, hours=0)
+    backend.teardown(dropped, 1)
+    told = only(env)
+    assert (told["backends"][0]["young"], [one["code"] for one in told["findings"]]) == (1, ["unmarked"])
+    shown = shell(env, "reconcile", "--backend", "pg-main").stdout
+    assert "1 difference is younger than an hour, and not told yet" in shown
     rewind(db)
     refused = shell(env, "reconcile", "--backend", "pg-main")
     assert (refused.returncode, "went back in time" in refused.stderr) == (1, True)
@@ -161,13 +168,17 @@ def test_what_cannot_be_adopted_or_deleted_is_refused_with_what_to_do_instead(
     backend.quarantine(shut)
     pg.query("CREATE DATABASE app_by_hand")
     found = {one["code"]: str(one["id"]) for one in only(env, "--unmarked", code=1)["findings"]}
-    told = run(env, "adopt", found["missing"], found["unknown"], "--tenant", "acme")["items"]
+    preview = run(env, "adopt", found["missing"], found["unknown"], "--tenant", "acme", code=1)
+    told = preview["items"]
+    assert preview["command"] is None, "there is nothing to do"
     assert f"resources delete {missing}" in told[0]["refused"]
     assert "it is in quarantine" in told[1]["refused"]
-    (bare,) = run(env, "delete", found["unmarked"], "--tenant", "acme")["items"]
-    assert "adopt it first" in bare["refused"]
+    bare = shell(env, "reconcile", "delete", found["unmarked"], "--tenant", "acme")
+    assert (bare.returncode, "adopt it first" in bare.stdout, "--digest" in bare.stdout) == (1, True, False)
     asked = ("adopt", found["unmarked"], "--tenant", "acme")
-    digest = run(env, *asked)["digest"]
+    preview = run(env, *asked)
+    assert (preview["items"][0]["name"], preview["digest"] in preview["command"]) == ("app_by_hand", True)
+    digest = preview["digest"]
     (done,) = run(env, *asked, "--digest", digest, "--reason", "ours now")["items"]
     assert status_of(db, uuid.UUID(done["resource_id"])) == "provisioning"
     assert shell(env, "reconcile", "adopt", "999").returncode == 1

@@ -56,8 +56,8 @@ GUARDS_OF_RECONCILE = (
         COMPARE,
         "_SETTLED = ",
         TESTS,
-        ("reconcile: an hour", "{0}.purged_at) < :before", "{0}.purged_at) < now()", _ALL),
-        ("reconcile: a job of the last hour", " OR finished_at >= :before", "", _ALL),
+        ("reconcile: an hour", "{0}.purged_at) < :{1}", "{0}.purged_at) < now()", _ALL),
+        ("reconcile: a job of the last hour", " OR finished_at >= :{1}", "", _ALL),
         ("reconcile: a job that is open", "outbox.state IN ('pending', 'running') OR", "", _ALL),
     ),
     *cut(

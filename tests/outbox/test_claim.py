@@ -209,6 +209,7 @@ def a_million(db: Connection) -> None:
         db.execute(text(statement))
 
 
+@pytest.mark.proof
 def test_the_plans_use_their_indexes_with_a_million_finished_rows(db: Connection, a_million: None) -> None:
     breakers.trip(db, "dead", reason="dead")
     plan = explained(db, {"dead": None, "pg-main": None})

@@ -99,6 +99,7 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for child in plan.get("Plans", []) for node in _nodes(child))]
 
 
+@pytest.mark.proof
 def test_each_page_is_read_by_an_index_and_each_count_in_one_pass(many: Connection) -> None:
     asked = [words | more for words in FILTERS for more in ({}, {"state": "stuck"}) if not words.keys() & more.keys()]
     for words in asked:

@@ -62,7 +62,7 @@ def age(db: Connection, id: uuid.UUID, hours: int = 2) -> None:
 
 def ran(backend: Backend, *, name: str = "pg-main", unmarked: bool = False) -> str | None:
     """A run of this backend; why it failed."""
-    return reconcile.run(settings.backends()[name], backend, actor="cli:op", unmarked=unmarked)
+    return reconcile.run(settings.backends()[name], backend, actor="cli:op", unmarked=unmarked).error
 
 
 def standing(db: Connection, **filters: Any) -> list[Any]:

@@ -28,7 +28,7 @@ def test_each_kind_tells_what_agrees_and_what_differs(db: Connection, kind: str)
         unknown, lost = made(backend), made(backend)
         survives, missing = row(made(backend), "deleted"), row(lost)
         subject.destroyed_by_hand(lost)
-        assert reconcile.run(config, backend, actor="w1") is None
+        assert reconcile.run(config, backend, actor="w1").error is None
         assert keys(db) == {
             ("unknown", unknown["generation"]),
             ("survives", str(survives)),

@@ -399,6 +399,7 @@ def test_a_worker_whose_session_a_release_has_ended_is_told_that_its_claim_is_lo
     backend.teardown(manifest, 1)
 
 
+@pytest.mark.proof
 def test_a_release_ends_our_own_sessions_inside_and_not_those_of_others_at_the_lock(
     backend: Postgres, pg: PgServer
 ) -> None:

@@ -162,6 +162,7 @@ def test_a_restore_that_a_customer_s_code_holds_up_is_ended(
     backend.teardown(customer.manifest, 1)
 
 
+@pytest.mark.proof
 def test_indexes_of_a_new_resource_may_take_long(
     backend: Postgres, pg: PgServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
