@@ -72,10 +72,11 @@ backend cannot be reconciled. `unmarked() -> Iterator[UnmarkedObject]` tells wha
 `measured(names) -> Measured` the size and age of one object; both are optional, and change nothing.
 
 **A fleet.** Further optional methods, each for one command. `adoptable(manifest) -> list[Finding]` says beforehand why
-`adopt` would refuse, with the codes `not_there`, `refused` and `right_missing`. `unmark(manifest) -> dict` takes the
-mark off an object that goes out of management, and changes nothing else. `locate(manifest) -> Observation` finds an
-object by its mark and generation on whatever server this is, for servers that have moved: its `Same.seen["manifest"]`
-is the object's manifest there.
+`adopt` would refuse, with the codes `not_there`, `refused` and `right_missing`. `pinned(manifest) -> dict` adds what
+tells this object from one that takes its name later, as far as the server shows it: a preview keeps it.
+`unmark(manifest) -> dict` takes the mark off an object that goes out of management, and changes nothing else.
+`locate(manifest) -> Observation` finds an object by its mark and generation on whatever server this is, for servers
+that have moved: its `Same.seen["manifest"]` is the object's manifest there.
 
 **Memory.** A backend may have three methods, all or none: `remember(memory, least) -> Memory | None`,
 `recall(installation) -> Memory | None` and `installations() -> list[UUID]`. With them its server keeps a record of the
@@ -127,7 +128,7 @@ from worker.backends import (
     prove,
 )
 from worker.backends.caller import Caller, caller
-from worker.backends.fleet import Measured, UnmarkedObject, tell
+from worker.backends.fleet import Measured, UnmarkedObject, pinned, tell
 
 __all__ = [
     "IN_QUARANTINE",
@@ -169,6 +170,7 @@ __all__ = [
     "objects",
     "offered",
     "parsed",
+    "pinned",
     "prove",
     "tell",
     "text",

@@ -101,6 +101,7 @@ class Candidate:
     operation_id: int
     n: int
     backend: str
+    kind: str
     manifest: Json
 
 
@@ -118,7 +119,8 @@ _TAKE = text("""
                AND running.filter ->> 'backend' = ANY(:backends)
              LIMIT :batch) AS taken
      WHERE adoptions.operation_id = taken.operation_id AND adoptions.n = taken.n
- RETURNING adoptions.operation_id, adoptions.n, backend, asked -> 'manifest' AS manifest""")
+ RETURNING adoptions.operation_id, adoptions.n, backend, asked ->> 'kind' AS kind,
+           asked -> 'manifest' AS manifest""")
 
 
 def take(db: Connection, backends: Sequence[str], *, batch: int) -> list[Candidate]:
@@ -141,7 +143,9 @@ def later(db: Connection, one: Candidate) -> None:
 _RECORD = text("""
     WITH inspected AS (
         UPDATE adoptions
-           SET inspected_at = now(), inspected_by = :worker, findings = CAST(:findings AS jsonb) || coalesce((
+           SET asked = CASE WHEN CAST(:pinned AS jsonb) IS NULL THEN asked
+                            ELSE jsonb_set(asked, '{manifest}', CAST(:pinned AS jsonb)) END,
+               inspected_at = now(), inspected_by = :worker, findings = CAST(:findings AS jsonb) || coalesce((
                    SELECT jsonb_agg(jsonb_build_object('code', 'refused', 'mend', '', 'what',
                           'another resource of the tenant has this external_id: ' || resources.id))
                      FROM resources
@@ -156,7 +160,12 @@ _RECORD = text("""
      WHERE item.operation_id = inspected.operation_id AND item.n = inspected.n AND outcome IS NULL""")
 
 
-def record(db: Connection, one: Candidate, findings: Sequence[Json], *, worker: str) -> None:
-    """Store what an inspection found (`code`, `what`, `mend`); nothing found means that it can be adopted."""
+def record(
+    db: Connection, one: Candidate, findings: Sequence[Json], *, worker: str, pinned: Json | None = None
+) -> None:
+    """Store what an inspection found (`code`, `what`, `mend`); nothing found means that it can be adopted.
+
+    `pinned` is the manifest of the object that was inspected: the adoption takes that one, and none of the same name.
+    """
     asked = {"id": one.operation_id, "n": one.n, "worker": worker, "findings": json.dumps(list(findings))}
-    db.execute(_RECORD, asked)
+    db.execute(_RECORD, asked | {"pinned": None if pinned is None else json.dumps(pinned)})

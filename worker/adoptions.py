@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 
-from outbox import adoptions, db
+from outbox import adoptions, db, kinds
 from outbox.adoptions import Candidate
-from outbox.errors import BackendError, Refused, Transient, Unavailable
+from outbox.errors import BackendError, BadRequest, Refused, Transient, Unavailable
 from outbox.logs import log
+from outbox.rows import Json
 from worker.backends import Backend, Finding
 from worker.intake import Intake
 
@@ -29,25 +30,29 @@ def inspect_some(backends: Mapping[str, Backend], *, worker: str) -> int:
 
 
 def _inspect(backends: Mapping[str, Backend], worker: str, one: Candidate) -> None:
-    found = _findings(backends[one.backend], one)
+    found, pinned = _findings(backends[one.backend], one)
     with db.statement() as session:
         if found is None:
             adoptions.later(session, one)
         else:
-            adoptions.record(session, one, [asdict(finding) for finding in found], worker=worker)
+            adoptions.record(session, one, [asdict(finding) for finding in found], worker=worker, pinned=pinned)
 
 
-def _findings(backend: Backend, one: Candidate) -> list[Finding] | None:
-    """Why it cannot be adopted; None where the backend could not be asked now."""
+def _findings(backend: Backend, one: Candidate) -> tuple[list[Finding] | None, Json | None]:
+    """Why it cannot be adopted, None where the backend could not be asked now; and the manifest of what was inspected.
+
+    What is inspected is what was pinned: an object that takes its name in between is found to be another.
+    """
     try:
-        return Intake(backend).adoptable(one.manifest)
+        pinned = kinds.check(one.kind, Intake(backend).pinned(one.manifest))
+        return Intake(backend).adoptable(pinned), pinned
     except (Unavailable, Transient) as error:
         log.warning("adoption_not_inspected", operation=one.operation_id, n=one.n, error=str(error))
-        return None
+        return None, None
     except Refused as error:
-        return [Finding("refused", str(error), "")]
-    except BackendError as error:
-        return [Finding("refused", f"it could not be inspected: {error}", "")]
+        return [Finding("refused", str(error), "")], None
+    except (BackendError, BadRequest) as error:
+        return [Finding("refused", f"it could not be inspected: {error}", "")], None
     except Exception as error:  # noqa: BLE001 - an operator must hear of a backend's bug, but not its words: secrets
         log.exception("adoption_not_inspected", operation=one.operation_id, n=one.n)
-        return [Finding("refused", f"unexpected {type(error).__name__}: the worker's log has it", "")]
+        return [Finding("refused", f"unexpected {type(error).__name__}: the worker's log has it", "")], None

@@ -89,6 +89,11 @@ class Intake:
         with _errors():
             return _findings(fleet.adoptable(self._backend, manifest))
 
+    def pinned(self, manifest: Json) -> Json:
+        """See `worker.backends.fleet.pinned`. Refused where the backend would change what the manifest says."""
+        with _errors():
+            return manifest | _lacking(manifest, fleet.pinned(self._backend, manifest))
+
     def unmark(self, manifest: Json) -> Json:
         """See `worker.backends.fleet.unmark`."""
         with _errors():

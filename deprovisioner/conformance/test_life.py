@@ -21,6 +21,7 @@ from deprovisioner.sdk import (
     Same,
     Transient,
     objects,
+    pinned,
     prove,
 )
 
@@ -43,7 +44,7 @@ def test_an_existing_object_is_adopted_as_it_is_for_one_generation(subject: Subj
     given, credentials = subject.made_by_hand()
     subject.put(credentials)
     generation = uuid.uuid4()
-    manifest = backend.adopt(given, generation)
+    manifest = backend.adopt(pinned(backend, given), generation)
     assert manifest["generation"] == str(generation)
     assert isinstance(backend.inspect(manifest), Same)
     assert backend.adopt(given, generation) == manifest, "an adoption may be repeated"

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 from outbox import adoptions, operations, resources
 from outbox import db as database
 from outbox.adoptions import Candidate
-from outbox.errors import BadRequest, DigestMismatch, Unavailable
+from outbox.errors import BadRequest, DigestMismatch, Refused, Unavailable
 from outbox.resources import NewResource
 from tests.support import accounts
 from tests.support.processes import System, client
@@ -102,6 +102,31 @@ def test_a_list_is_inspected_then_exactly_the_adoptable_ones_are_adopted(
         assert page["digest"] == seen["digest"]
         more = api.get(f"/v1/operations/{seen['id']}/objects", params={"wrong": "true", "cursor": page["next_cursor"]})
         assert len(more.json()["items"]) >= 3
+
+
+def test_what_was_made_again_since_the_preview_is_not_adopted_in_the_others_place(db: Connection, pg: PgServer) -> None:
+    same, again = make(pg, 2)
+    rows = [
+        (n, {"tenant": "acme", "manifest": {"database": name, "role": name}}) for n, name in enumerate((same, again), 1)
+    ]
+    with database.transaction() as session:
+        begun = operations.begin_preview(session, "pg-main", adoptions.check("pg-main", rows), reason="r", actor="op")
+    backend = Postgres(pg.service_dsn)
+    assert inspections.inspect_some({"pg-main": backend}, worker="w") == 2
+    with database.transaction() as session:
+        operations.advance(session, worker="w")
+    digest = operations.previewed(db, begun.id).digest
+    pg.query(f"DROP DATABASE {again}")
+    pg.query(f"CREATE DATABASE {again} OWNER {again}")
+    with database.transaction() as session:
+        operations.begin_adopt(session, begun.id, reason="r", actor="op", digest=digest or "")
+    with database.transaction() as session:
+        assert operations.advance(session, worker="w")[0] == 2
+    asked = {row.manifest["database"]: row.manifest for row in db.execute(text("SELECT manifest FROM resources"))}
+    assert backend.adopt(asked[same], uuid.UUID(asked[same]["generation"])) == asked[same], "nothing was left open"
+    with pytest.raises(Refused, match=r"has OID \d+, not"):
+        backend.adopt(asked[again], uuid.UUID(asked[again]["generation"]))
+    assert marked(pg, [same, again]) == 1
 
 
 def test_over_http_a_list_and_its_real_run_are_operations(
@@ -266,11 +291,11 @@ def test_a_finding_that_comes_too_late_changes_nothing(db: Connection) -> None:
     objects = adoptions.check("pg-main", [(n, {"tenant": "acme", "manifest": {"database": f"d{n}"}}) for n in (1, 2)])
     with database.transaction() as session:
         begun = operations.begin_preview(session, "pg-main", objects, reason="r", actor="op")
-    one = Candidate(begun.id, 1, "pg-main", {})
+    one = Candidate(begun.id, 1, "pg-main", "postgres", {})
     adoptions.record(db, one, [], worker="w1")
     adoptions.record(db, one, [{"code": "refused", "what": "late", "mend": ""}], worker="w2")
     assert db.execute(text("SELECT findings FROM adoptions WHERE n = 1")).scalar_one() == []
-    adoptions.record(db, Candidate(begun.id, 2, "pg-main", {}), [], worker="w1")
+    adoptions.record(db, Candidate(begun.id, 2, "pg-main", "postgres", {}), [], worker="w1")
     with database.transaction() as session:
         operations.advance(session, worker="w")
     seen = operations.previewed(db, begun.id)
@@ -287,7 +312,7 @@ def test_an_object_that_is_refused_at_its_turn_does_not_stop_the_others(db: Conn
     with database.transaction() as session:
         begun = operations.begin_preview(session, "pg-main", adoptions.check("pg-main", rows), reason="r", actor="op")
     for n in (1, 2, 3):
-        adoptions.record(db, Candidate(begun.id, n, "pg-main", {}), [], worker="w")
+        adoptions.record(db, Candidate(begun.id, n, "pg-main", "postgres", {}), [], worker="w")
     with database.transaction() as session:
         operations.advance(session, worker="w")
     resources.register(db, NewResource("acme", "postgres", "pg-main", "x", external_id="e2"), actor="me")

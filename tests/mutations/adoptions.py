@@ -116,6 +116,12 @@ GUARDS_OF_ADOPTIONS = (
             "test_a_list_of_any_kind_says_the_same",
         ),
         (
+            "adopt many: what was inspected is what is adopted",
+            "ELSE jsonb_set(asked, '{manifest}', CAST(:pinned AS jsonb)) END",
+            "ELSE asked END",
+            "test_what_was_made_again_since_the_preview_is_not_adopted_in_the_others_place",
+        ),
+        (
             "adopt many: a finding that comes late",
             "WHERE operation_id = :id AND n = :n AND inspected_at IS NULL\n     RETURNING",
             "WHERE operation_id = :id AND n = :n\n     RETURNING",

@@ -26,6 +26,17 @@ def adoptable(backend: Backend, manifest: Json) -> list[Finding]:
     return found
 
 
+def pinned(backend: Backend, manifest: Json) -> Json:
+    """The manifest with what tells the object that bears its names now from one that takes them later.
+
+    That is what `adopt` would return, less the generation, as far as the server shows it; what is not there stays as it
+    is. It adds to the manifest, and changes nothing. A kind gives it by a method `pinned(manifest) -> dict`; without
+    it an object that was made again since its preview is adopted in the other's place.
+    """
+    found: Json = getattr(backend, "pinned", lambda given: given)(manifest)
+    return found
+
+
 def unmark(backend: Backend, manifest: Json) -> Json:
     """Take our mark off an object that goes out of management, and change nothing else; what was done, as evidence.
 

@@ -82,6 +82,10 @@ class Mysql:
         """See `worker.backends.fleet.adoptable`."""
         return adopt.adoptable(self._server, manifest)
 
+    def pinned(self, manifest: Json) -> Json:
+        """See `worker.backends.fleet.pinned`; objects have no numbers here, so it is the server alone."""
+        return manifest | {"server": manifest.get("server") or self.server_identity()}
+
     def unmark(self, manifest: Json) -> Json:
         """See `worker.backends.fleet.unmark`."""
         return adopt.unmark(self._server, manifest)

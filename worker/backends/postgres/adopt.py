@@ -62,6 +62,20 @@ def adoptable(server: Server, manifest: Json) -> list[Finding]:
     return found
 
 
+def pinned(server: Server, manifest: Json) -> Json:
+    """See `worker.backends.fleet`: by OID, what was made again is another object."""
+    with server.connect(seconds=INSPECT_SECONDS) as session:
+        state = identity.read_state(session, manifest)
+    database = state.named(manifest["database"])
+    role = next((role for role in state.roles if role.name == manifest.get("role")), None)
+    seen = {
+        "oid": None if database is None else database.oid,
+        "role_oid": None if role is None else role.oid,
+        "system_identifier": state.system_identifier,
+    }
+    return manifest | {name: value for name, value in seen.items() if manifest.get(name) is None}
+
+
 class _NotThere(Refused):
     """The database or the role does not exist."""
 

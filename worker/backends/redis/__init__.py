@@ -88,6 +88,10 @@ class Redis:
         """See `worker.backends.fleet.adoptable`."""
         return adopt.adoptable(self._server, manifest)
 
+    def pinned(self, manifest: Json) -> Json:
+        """See `worker.backends.fleet.pinned`."""
+        return adopt.pinned(self._server, manifest)
+
     def unmark(self, manifest: Json) -> Json:
         """See `worker.backends.fleet.unmark`."""
         return adopt.unmark(self._server, manifest)

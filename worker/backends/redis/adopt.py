@@ -71,6 +71,13 @@ def adoptable(server: Server, manifest: Json) -> list[Finding]:
     return found
 
 
+def pinned(server: Server, manifest: Json) -> Json:
+    """See `worker.backends.fleet`; an ACL user has no number, so it is the server alone."""
+    with server.connect() as session:
+        found = identity.server_ids(session)
+    return manifest | {"server": manifest.get("server") or (found[0] if len(found) == 1 else None)}
+
+
 class _NotThere(Refused):
     """The user does not exist."""
 

@@ -98,6 +98,10 @@ class S3:
         """See `worker.backends.fleet.adoptable`."""
         return create.adoptable(self._server, manifest)
 
+    def pinned(self, manifest: Json) -> Json:
+        """See `worker.backends.fleet.pinned`."""
+        return create.pinned(self._server, manifest)
+
     def unmark(self, manifest: Json) -> Json:
         """See `worker.backends.fleet.unmark`."""
         return create.unmark(self._server, manifest)

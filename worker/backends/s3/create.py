@@ -74,6 +74,12 @@ def adoptable(server: Server, manifest: Json) -> list[Finding]:
     return list(rights.missing(session, full["bucket"]))
 
 
+def pinned(server: Server, manifest: Json) -> Json:
+    """See `worker.backends.fleet.pinned`; a bucket has no number, so it is the endpoint and the account."""
+    full = _full(server.session(), manifest, "")
+    return manifest | {"owner": full["owner"], "server": full["server"]}
+
+
 def unmark(server: Server, manifest: Json) -> Json:
     """Take our tag away, and leave every other; see `worker.backends.fleet.unmark`."""
     session, bucket = server.session(), manifest["bucket"]
