@@ -66,7 +66,7 @@ def _keep_checking(served: Mapping[str, Backend], worker: str) -> None:
 
 
 def report(checked: Checked, *, worker: str) -> None:
-    """Log what was found, and keep it for the doctor, but for what nobody can mend. Never raises: the log has it anyway."""
+    """Log what was found, and keep what can be mended for the doctor. Never raises: the log has it anyway."""
     faults = [asdict(finding) for finding in checked.faults]
     for fault in faults:
         log.warning("backend_unsafe", backend=checked.backend, actor=worker, **fault)
