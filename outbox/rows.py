@@ -134,7 +134,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Operation:
-    """Bulk work that an operator began; `rate` is in jobs a second."""
+    """Bulk work that an operator began; `rate` is in jobs a second.
+
+    `digest` of an `adopt_preview` is that of its adoptable objects; None before it has succeeded.
+    """
 
     id: int
     kind: OperationKind
@@ -142,7 +145,7 @@ class Operation:
     filter: Json
     reason: str
     actor: str
-    digest: str
+    digest: str | None
     rate: int | None
     total: int
     created_at: dt.datetime
@@ -152,8 +155,11 @@ class Operation:
     @classmethod
     def read(cls, row: "_Row") -> "Operation":
         """From its row."""
-        typed = {"kind": OperationKind(row._mapping["kind"]), "state": OperationState(row._mapping["state"])}
-        return cls(**{**row._mapping, **typed})
+        kind, state = OperationKind(row._mapping["kind"]), OperationState(row._mapping["state"])
+        found = kind is not OperationKind.ADOPT_PREVIEW or state is OperationState.SUCCEEDED
+        return cls(
+            **{**row._mapping, "kind": kind, "state": state, "digest": row._mapping["digest"] if found else None}
+        )
 
 
 def storable(words: str) -> bool:

@@ -221,7 +221,10 @@ class RestorePreview(BaseModel):
 
 
 class OperationOut(BaseModel):
-    """Bulk work that the workers carry on; `rate` is in jobs a second."""
+    """Bulk work that the workers carry on; `rate` is in jobs a second.
+
+    `digest` of an `adopt_preview` is the one that its real run takes; null before all its objects are inspected.
+    """
 
     id: int
     kind: OperationKind
@@ -229,7 +232,7 @@ class OperationOut(BaseModel):
     filter: Json
     reason: str
     actor: str
-    digest: str
+    digest: str | None
     rate: int | None
     total: int
     created_at: dt.datetime

@@ -82,7 +82,7 @@ def adopt(
     assert digest is not None  # noqa: S101
     with db.transaction() as session:
         begun = actions.begin_adopt(
-            session, me(), preview, reason=reason or f"preview {preview}", digest=digest, rate=rate
+            session, me(), preview, reason=reason or f"preview {preview}", digest=digest, rate=rate, backend=backend
         )
     try:
         follow(begun, wait=not no_wait, as_json=as_json)
@@ -115,7 +115,7 @@ def _watch_preview(begun: Any, *, reason: str, rate: int, no_wait: bool, as_json
         if seen.adoptable and seen.digest:
             said = ("adopt", "--backend", ended.filter["backend"], "--preview", str(begun.id), "--reason", reason)
             say_how(f"adopt exactly these {seen.adoptable}", seen, *said, "--rate", str(rate))
-    if ended.state is OperationState.STOPPED:
+    if ended.state is OperationState.STOPPED or not seen.adoptable:
         raise SystemExit(1)
 
 

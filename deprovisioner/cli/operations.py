@@ -231,11 +231,14 @@ def say_how(what: str, seen: Any, *said: str) -> None:
 def follow(begun: Any, *, wait: bool, as_json: bool) -> None:
     """Wait for the end, if the caller wants to, and show it. The operation goes on without this command."""
     later = f"deprovisioner operations show {begun.id}"
+    running = begun.state is OperationState.RUNNING
     if not wait:
-        print_json(vars(begun)) if as_json else click.echo(f"operation {begun.id} is running: {later}")
+        how = "is running" if running else "has ended"
+        print_json(vars(begun)) if as_json else click.echo(f"operation {begun.id} {how}: {later}")
         return
     try:
-        click.echo(f"operation {begun.id} is running; Ctrl-C leaves it running", err=True)
+        how = "is running; Ctrl-C leaves it running" if running else "has carried it out already"
+        click.echo(f"operation {begun.id} {how}", err=True)
         watch(begun)
     except KeyboardInterrupt:
         click.echo(f"\noperation {begun.id} is still running: {later}", err=True)

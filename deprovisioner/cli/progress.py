@@ -26,7 +26,8 @@ def tell(operation: Operation, progress: Progress) -> None:
     click.echo("\nprogress")
     tallies = {**progress.backends, "(all)": progress.all}
     done = _done(operation.kind)
-    counts = [{done if name == "done" else name: n for name, n in vars(tally).items()} for tally in tallies.values()]
+    named = {"done": done, "failed": "refused" if operation.kind is OperationKind.ADOPT_PREVIEW else "failed"}
+    counts = [{named.get(name, name): n for name, n in vars(tally).items()} for tally in tallies.values()]
     rows = [{"backend": name} | count for name, count in zip(tallies, counts, strict=True)]
     print_table(rows, tuple(rows[-1]))
     if progress.canaries:

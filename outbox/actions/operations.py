@@ -85,10 +85,22 @@ def previewed_adopt(db: Connection, who: Operator, preview: int) -> AdoptPreview
 
 
 def begin_adopt(
-    db: Connection, who: Operator, preview: int, *, reason: str, digest: str, rate: int = operations.RATE
+    db: Connection,
+    who: Operator,
+    preview: int,
+    *,
+    reason: str,
+    digest: str,
+    rate: int = operations.RATE,
+    backend: str | None = None,
 ) -> Operation:
-    """Begin the adoption that was previewed; `db` is a transaction. Raises NotFound, BadRequest, DigestMismatch."""
-    return operations.begin_adopt(db, preview, reason=reason, actor=who.actor, digest=digest, rate=rate)
+    """Begin the adoption that was previewed, once; `db` is a transaction. Raises NotFound, BadRequest, DigestMismatch.
+
+    With a `backend` the preview must be of that one.
+    """
+    return operations.begin_adopt(
+        db, preview, reason=reason, actor=who.actor, digest=digest, rate=rate, backend=backend
+    )
 
 
 def stop(db: Connection, who: Operator, operation_id: int, *, reason: str) -> Operation:

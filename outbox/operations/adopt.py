@@ -18,12 +18,13 @@ from outbox.errors import (
     AlreadyManaged,
     AlreadyRunning,
     BadRequest,
+    DigestMismatch,
     ExternalIdTaken,
     NotFound,
     QuotaExceeded,
     UnknownBackend,
 )
-from outbox.operations.selection import BATCH, POLL_SECONDS, begin, confirm, insert, summarize
+from outbox.operations.selection import BATCH, POLL_SECONDS, begin, insert, summarize
 from outbox.resources import NewResource
 from outbox.rows import Json, Operation
 from outbox.states import ItemOutcome, OperationKind, OperationState
@@ -61,14 +62,23 @@ def begin_preview(db: Connection, backend: str, objects: Sequence[Json], *, reas
     return begin(db, id, len(objects))
 
 
-def preview_step(_db: Connection, _operation: "sa.Row[Any]", _worker: str) -> tuple[int, float]:
-    """No step: workers inspect the objects beside it, outside of any transaction (`worker/adoptions.py`)."""
-    return 0, POLL_SECONDS
+def preview_step(db: Connection, operation: "sa.Row[Any]") -> tuple[bool, float]:
+    """Whether all objects are inspected; then its digest, until now the list's, becomes that of the adoptable ones.
+
+    Workers inspect the objects beside it, outside of any transaction (`worker/adoptions.py`).
+    """
+    item = tables.operation_items.c
+    waiting = sa.exists().where(item.operation_id == operation.id, item.outcome.is_(None))
+    if db.execute(sa.select(waiting)).scalar_one():
+        return False, POLL_SECONDS
+    digest = _adoptable(db, _operation(db, operation.id)).digest
+    db.execute(sa.update(tables.operations).where(tables.operations.c.id == operation.id).values(digest=digest))
+    return True, POLL_SECONDS
 
 
 @dataclass(frozen=True)
 class AdoptPreview:
-    """What a preview found, and the digest of the adoptable objects; None while objects wait for their inspection."""
+    """What a preview found, and the digest of the adoptable objects; None before it has succeeded."""
 
     adoptable: int
     refused: int
@@ -83,29 +93,55 @@ def previewed(db: Connection, preview: int) -> AdoptPreview:
     item = tables.operation_items.c
     mine = sa.select(item.outcome, sa.func.count()).where(item.operation_id == preview).group_by(item.outcome)
     counts: dict[str, int] = {row[0]: row[1] for row in db.execute(mine)}
-    ended = operation.state is OperationState.SUCCEEDED
-    return AdoptPreview(
-        counts.get(ItemOutcome.ADOPTABLE, 0),
-        counts.get(ItemOutcome.REFUSED, 0),
-        _adoptable(db, operation).digest if ended else None,
-    )
+    return AdoptPreview(counts.get(ItemOutcome.ADOPTABLE, 0), counts.get(ItemOutcome.REFUSED, 0), operation.digest)
 
 
-def begin_adopt(db: Connection, preview: int, *, reason: str, actor: str, digest: str, rate: int = RATE) -> Operation:
+def begin_adopt(
+    db: Connection,
+    preview: int,
+    *,
+    reason: str,
+    actor: str,
+    digest: str,
+    rate: int = RATE,
+    backend: str | None = None,
+) -> Operation:
     """Store the previewed objects as items for workers to adopt, at most `rate` a second. `db` must be a transaction.
 
-    Raises NotFound, BadRequest, AlreadyRunning, and DigestMismatch when the preview found other objects.
+    A preview that has been carried out, or is, answers with that operation; one that was stopped may be begun again.
+    Raises NotFound, AlreadyRunning, DigestMismatch, and BadRequest for a preview of another backend than `backend`.
     """
-    if previewed(db, preview).digest is None:
-        raise BadRequest(f"preview: operation {preview} has not inspected all its objects; wait for its end")
-    shown = _operation(db, preview)
+    seen, shown = previewed(db, preview), _operation(db, preview)
     said = _said(shown)
+    if backend not in (None, said["backend"]):
+        raise BadRequest(f"preview: operation {preview} is of backend {said['backend']!r}, and not of {backend!r}")
+    if seen.digest is None:
+        why = (
+            "was stopped: preview again" if shown.finished_at else "has not inspected all its objects; wait for its end"
+        )
+        raise BadRequest(f"preview: operation {preview} {why}")
+    if seen.digest != digest:
+        raise DigestMismatch(f"this is not the digest of preview {preview}: `operations show {preview}` shows that")
+    if (first := _begun(db, preview)) is not None:
+        return first
     operation = insert(db, OperationKind.ADOPT, said, reason=reason, actor=actor, digest=digest, rate=rate)
     item = tables.operation_items.c
     listed = sa.select(sa.literal(operation), item.n, item.backend, item.resource_id).where(*_chosen(preview))
     into = ("operation_id", "n", "backend", "resource_id")
     db.execute(sa.insert(tables.operation_items).from_select(into, listed))
-    return confirm(db, operation, OperationKind.ADOPT, said, digest, item.n, item.resource_id)
+    return begin(db, operation, seen.adoptable)
+
+
+def _begun(db: Connection, preview: int) -> Operation | None:
+    """The operation that carries the preview out, or has done so."""
+    is_of_preview = tables.operations.c.filter["preview"].as_string() == str(preview)
+    begun = sa.select(tables.operations.c.id).where(
+        tables.operations.c.kind == OperationKind.ADOPT,
+        tables.operations.c.state != OperationState.STOPPED,
+        is_of_preview,
+    )
+    id = db.execute(begun.limit(1)).scalar_one_or_none()
+    return None if id is None else _operation(db, id)
 
 
 def _said(preview: Operation) -> Json:

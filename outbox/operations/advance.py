@@ -68,7 +68,7 @@ _TAKE = text(f"""
 _PACE = text("""
     UPDATE operations
        SET next_at = now() + :pause * interval '1 second',
-           finished_at = CASE WHEN NOT EXISTS (
+           finished_at = CASE WHEN :whole AND NOT EXISTS (
                                    SELECT FROM operation_items WHERE operation_id = :id AND outcome IS NULL)
                                AND NOT EXISTS (
                                    SELECT FROM operation_items AS canary JOIN outbox ON outbox.id = canary.job_id
@@ -86,7 +86,7 @@ def advance(db: Connection, *, worker: str) -> tuple[int, float | None]:
 
     The seconds are None when no operation is running. `db` must be a transaction: the step is done whole or not at all.
     """
-    operation, moved = db.execute(_TAKE).one_or_none(), 0
+    operation, moved, whole = db.execute(_TAKE).one_or_none(), 0, True
     if operation is not None:
         match OperationKind(operation.kind):
             case OperationKind.REDRIVE:
@@ -96,11 +96,11 @@ def advance(db: Connection, *, worker: str) -> tuple[int, float | None]:
             case OperationKind.RESTORE:
                 moved, pause = restore_step(db, operation, worker)
             case OperationKind.ADOPT_PREVIEW:
-                moved, pause = preview_step(db, operation, worker)
+                whole, pause = preview_step(db, operation)
             case OperationKind.ADOPT:
                 moved, pause = adopt_step(db, operation, worker)
             case never:
                 assert_never(never)
-        db.execute(_PACE, {"id": operation.id, "pause": pause})
+        db.execute(_PACE, {"id": operation.id, "pause": pause, "whole": whole})
     wait = db.execute(_NEXT).scalar_one()
     return moved, None if wait is None else min(max(wait, 0.0), POLL_SECONDS)

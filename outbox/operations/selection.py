@@ -73,7 +73,6 @@ _NOUNS = {
     OperationKind.REDRIVE: "jobs (or at other fences)",
     OperationKind.OFFBOARD: "resources (or protected otherwise)",
     OperationKind.RESTORE: "resources (or deleted again)",
-    OperationKind.ADOPT: "objects",
 }
 
 _OPERATION = ", ".join(field.name for field in fields(Operation))

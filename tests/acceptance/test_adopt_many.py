@@ -91,8 +91,14 @@ def test_a_list_is_inspected_then_exactly_the_adoptable_ones_are_adopted(
         (f"ext-{n}", f"t{n % 2}", True, "acme") for n in range(1, 5)
     }
     assert marked(pg, names) == 4
-    again = system.cli(*run, "--json")
-    assert json.loads(again.stdout)["progress"]["skipped"] == 4, "the same run again adopts nothing twice"
+    again = json.loads(system.cli(*run, "--json").stdout)
+    assert (again["progress"]["done"], again["state"]) == (4, "succeeded"), "the same run again is the first one"
+    assert db.execute(text("SELECT count(*) FROM operations WHERE kind = 'adopt'")).scalar_one() == 1
+    shown = json.loads(system.cli("operations", "show", str(seen["id"]), "--json").stdout)
+    assert shown["digest"] == seen["digest"]
+    other = system.cli("adopt", "--backend", "redis-main", *run[3:])
+    assert other.returncode == 1
+    assert f"operation {seen['id']} is of backend 'pg-main', and not of 'redis-main'" in other.stderr
     assert db.execute(text("SELECT count(*) FROM resources WHERE adopted")).scalar_one() == 4
     told = db.execute(text("SELECT detail FROM events WHERE event = 'enqueued' AND detail ? 'operation'")).scalars()
     assert len(list(told)) == 4
@@ -142,11 +148,16 @@ def test_over_http_a_list_and_its_real_run_are_operations(
         begun = api.post("/v1/resources:adopt", json=asked)
         assert begun.status_code == 202, begun.text
         id = begun.json()["operation"]["id"]
+        assert begun.json()["operation"]["digest"] is None, "the list's is no digest of a real run"
         digest = eventually(lambda: api.get(f"/v1/operations/{id}/objects").json()["digest"], what="all is inspected")
         real = {"dry_run": False, "preview": id, "digest": digest, "reason": "take over"}
         wrong = api.post("/v1/resources:adopt", json=real | {"digest": f"7-{'0' * 64}"})
         assert (wrong.status_code, wrong.json()["code"]) == (409, "digest_mismatch")
-        assert api.post("/v1/resources:adopt", json=real).status_code == 202
+        assert f"not the digest of preview {id}" in wrong.json()["detail"]
+        assert api.get(f"/v1/operations/{id}").json()["digest"] == digest
+        first, second = (api.post("/v1/resources:adopt", json=real) for _ in range(2))
+        assert first.status_code == second.status_code == 202
+        assert first.json()["operation"]["id"] == second.json()["operation"]["id"]
         found = eventually(
             lambda: api.get("/v1/resources", params={"adopted": "true", "status": "active"}).json()["items"],
             what="it is active",
@@ -326,6 +337,26 @@ def test_an_object_that_is_refused_at_its_turn_does_not_stop_the_others(db: Conn
     assert "has another resource with the external_id 'e2'" in said[0]["what"]
     assert db.execute(text("SELECT state FROM operations WHERE kind = 'adopt'")).scalar_one() == "succeeded"
     with database.transaction() as session:
-        operations.begin_adopt(session, begun.id, reason="r", actor="op", digest=digest or "", rate=50)
+        again = operations.begin_adopt(session, begun.id, reason="r", actor="op", digest=digest or "", rate=50)
+    assert again.state == "succeeded", "a preview is carried out once"
+
+
+def test_a_run_that_was_stopped_may_be_begun_again_and_adopts_nothing_twice(db: Connection) -> None:
+    rows = [(n, {"tenant": "acme", "manifest": {"database": f"d{n}"}}) for n in (1, 2)]
     with database.transaction() as session:
-        assert operations.advance(session, worker="w")[0] == 0, "what an earlier run made is not made again"
+        begun = operations.begin_preview(session, "pg-main", adoptions.check("pg-main", rows), reason="r", actor="op")
+    for n in (1, 2):
+        adoptions.record(db, Candidate(begun.id, n, "pg-main", "postgres", {}), [], worker="w")
+    with database.transaction() as session:
+        operations.advance(session, worker="w")
+    digest = operations.previewed(db, begun.id).digest or ""
+    with database.transaction() as session:
+        first = operations.begin_adopt(session, begun.id, reason="r", actor="op", digest=digest, rate=1)
+    with database.transaction() as session:
+        assert operations.advance(session, worker="w")[0] == 1
+    operations.stop(db, first.id, actor="op", reason="r")
+    with database.transaction() as session:
+        again = operations.begin_adopt(session, begun.id, reason="r", actor="op", digest=digest)
+    assert again.id != first.id
+    with database.transaction() as session:
+        assert operations.advance(session, worker="w")[0] == 1, "what an earlier run made is not made again"

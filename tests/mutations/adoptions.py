@@ -140,9 +140,21 @@ GUARDS_OF_ADOPTIONS = (
         _MANY,
         (
             "adopt many: all inspected",
-            "if previewed(db, preview).digest is None:",
+            "if seen.digest is None:",
             "if False:",
             "test_what_is_out_of_reach_is_inspected_again_and_not_judged",
+        ),
+        (
+            "adopt many: a preview is carried out once",
+            "if (first := _begun(db, preview)) is not None:",
+            "if (first := None) is not None:",
+            "test_an_object_that_is_refused_at_its_turn_does_not_stop_the_others",
+        ),
+        (
+            "adopt many: the preview's digest",
+            "if seen.digest != digest:",
+            "if False:",
+            "test_a_finding_that_comes_too_late_changes_nothing",
         ),
         (
             "adopt many: the objects that were found adoptable",
@@ -154,7 +166,7 @@ GUARDS_OF_ADOPTIONS = (
             "adopt many: made before",
             "if not item.made:",
             "if True:",
-            "test_an_object_that_is_refused_at_its_turn_does_not_stop_the_others",
+            "test_a_run_that_was_stopped_may_be_begun_again_and_adopts_nothing_twice",
         ),
         (
             "adopt many: one that is refused",
