@@ -60,6 +60,7 @@ manifest is never cut: one of more than 16,000 bytes, or that PostgreSQL cannot 
 
 **Check.** A backend may have a method `check() -> list[Finding]`: what is not as it should be on the server, each with
 what mends it. Workers call it when they start, and `deprovisioner backends check` for a person. It changes nothing.
+What is so with every server of the kind, and no operator can mend, is `inherent`: it is told, and fails no check.
 
 **Objects.** A backend may have a method `objects() -> Iterator[MarkedObject]`: all on its server that bears a mark of
 ours, whichever installation made it, the parts of one generation as one object. Whatever stops the reading raises, so

@@ -46,8 +46,9 @@ def means(reason: StuckReason) -> str:
             )
         case StuckReason.REFUSED:
             return (
-                "the worker inspected the backend and refused to act: the object under this name is not the one that "
-                "was deleted, or a rule forbids it. Find out whose object it is before you do anything else"
+                "the worker or its server refused to act: the object under this name is not the one that was deleted, "
+                "a rule forbids it, or the service's account lacks a right; the last error says which. Find out whose "
+                "object it is before you do anything else"
             )
         case StuckReason.OUTCOME_UNKNOWN:
             return (
@@ -71,6 +72,7 @@ def steps(reason: StuckReason) -> tuple[Step, ...]:
         case StuckReason.REFUSED:
             return (
                 ("see what is there now", _OBSERVE),
+                ("if a right or the ownership is missing: grant it to the service's account, and then", _REDRIVE),
                 ("if it is the object that was deleted after all (the right server, its own name)", _REDRIVE),
                 (
                     "if it was renamed or its mark was changed: find its owner; only when the owner says that it may "

@@ -9,6 +9,7 @@ from outbox import foreign
 from outbox.rows import Json
 
 MOST = 50
+_KEPT = ("code", "what", "mend")
 
 _RECORD = text("""
     INSERT INTO backend_checks (backend, worker, findings, error)
@@ -19,6 +20,6 @@ _RECORD = text("""
 
 def record(db: Connection, backend: str, findings: Sequence[Json], *, worker: str, error: str | None = None) -> None:
     """Keep what a check of the backend found (`code`, `what`, `mend`), in place of what an earlier one did."""
-    kept = [{name: foreign.line(str(words)) for name, words in finding.items()} for finding in findings[:MOST]]
+    kept = [{name: foreign.line(str(finding[name])) for name in _KEPT} for finding in findings[:MOST]]
     bounded = None if error is None else foreign.line(error)
     db.execute(_RECORD, {"backend": backend, "worker": worker, "findings": json.dumps(kept), "error": bounded})

@@ -78,6 +78,11 @@ def test_every_stuck_reason_is_explained_and_has_a_next_step(reason: StuckReason
     assert advice.steps(reason)
 
 
+def test_a_refusal_may_be_a_right_that_is_missing() -> None:
+    (when,) = [when for when, _ in advice.steps(StuckReason.REFUSED) if "right" in when and "missing" in when]
+    assert when.startswith("if a right or the ownership is missing: grant it")
+
+
 @pytest.mark.parametrize("action", ForcedAction)
 def test_every_action_of_two_operators_has_words_and_a_command_for_the_second(action: ForcedAction) -> None:
     assert story._WORDS[action]

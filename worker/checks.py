@@ -27,6 +27,11 @@ class Checked:
     findings: Sequence[Finding] = ()
     error: str | None = None
 
+    @property
+    def faults(self) -> list[Finding]:
+        """What somebody can mend, and should."""
+        return [finding for finding in self.findings if not finding.inherent]
+
 
 def of(config: BackendConfig) -> Checked:
     """Build the backend of a configuration, and check it. Never raises."""
@@ -61,14 +66,14 @@ def _keep_checking(served: Mapping[str, Backend], worker: str) -> None:
 
 
 def report(checked: Checked, *, worker: str) -> None:
-    """Log what was found, and keep it for the doctor. Never raises: without the control database, the log has it."""
-    for finding in checked.findings:
-        log.warning("backend_unsafe", backend=checked.backend, actor=worker, **asdict(finding))
+    """Log what was found, and keep what can be mended for the doctor. Never raises: the log has it anyway."""
+    faults = [asdict(finding) for finding in checked.faults]
+    for fault in faults:
+        log.warning("backend_unsafe", backend=checked.backend, actor=worker, **fault)
     if checked.error:
         log.warning("backend_unchecked", backend=checked.backend, actor=worker, error=checked.error)
     try:
         with db.statement() as session:
-            found = [asdict(finding) for finding in checked.findings]
-            findings.record(session, checked.backend, found, worker=worker, error=checked.error)
+            findings.record(session, checked.backend, faults, worker=worker, error=checked.error)
     except (SQLAlchemyError, DeprovisionerError) as error:
         log.warning("backend_check_not_recorded", backend=checked.backend, actor=worker, error=type(error).__name__)

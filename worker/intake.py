@@ -226,7 +226,9 @@ class Intake:
 def _findings(found: Iterable[Finding]) -> list[Finding]:
     """The first of them; what mends something is a statement, and longer than words."""
     return [
-        Finding(foreign.line(one.code), foreign.line(one.what), foreign.line(one.mend, foreign.EVIDENCE))
+        Finding(
+            foreign.line(one.code), foreign.line(one.what), foreign.line(one.mend, foreign.EVIDENCE), bool(one.inherent)
+        )
         for one in islice(found, FINDINGS)
     ]
 

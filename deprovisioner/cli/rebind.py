@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deprovisioner.cli.backends import backends
-from deprovisioner.cli.recover import _digest, _tell
+from deprovisioner.cli.reconcile import _digest
+from deprovisioner.cli.recover import _tell
 from deprovisioner.cli.shell import WORDS, as_json_option, edge, example, me, print_json, print_table
 from outbox.errors import BadRequest, NotFound
 
@@ -36,7 +37,8 @@ SAMPLE = 20
 @click.option(
     "--old-server",
     type=WORDS,
-    help="How you know that the old server is gone, or closed for good; stored for each object.",
+    help="How you know that the old server is gone, or closed for good; stored for each object. Needed where an object "
+    "gets another identity: then the command that the dry run prints has it.",
 )
 @click.option("--reason", type=WORDS, help="Why; stored in the events. Needed with --digest.")
 @as_json_option
@@ -147,7 +149,7 @@ def _show(seen: "Comparison", as_json: bool) -> None:
     if as_json:
         print_json(_as_json(seen) | {"command": command})
         return
-    click.echo(f"server now: {seen.server or '(its kind does not tell)'}")
+    click.echo(f"server now: {seen.server or ('(it tells none now)' if seen.server_was else '(it tells none)')}")
     click.echo(f"server when workers last wrote their memory: {seen.server_was or '(none known)'}\n")
     for verdict, count in seen.counts.items():
         click.echo(f"{verdict:<8} {count:>6}   {_MEANS[verdict]}")

@@ -24,7 +24,7 @@ from outbox.errors import (
     TeardownStarted,
     VersionMismatch,
 )
-from outbox.events import Event
+from outbox.events import ENDS_DELETION, Event, quoted
 from outbox.jobs.enqueue import _ASKED, refuse_other
 from outbox.rows import Job, Json, Resource, columns, read
 from outbox.states import ForcedAction, JobKind, ResourceStatus
@@ -179,8 +179,13 @@ def restore(
         holds.refuse_retired(db, resource.backend)
         if row.activated_at is None:
             raise NothingToRestore(f"resource {resource_id} was never active: there is nothing to give back")
-        if resource.status is ResourceStatus.DELETED or _has_started(db, resource_id):
+        if _has_started(db, resource_id):
             raise TeardownStarted(f"resource {resource_id}: its destruction has started, and cannot be taken back")
+        if resource.status is ResourceStatus.DELETED:
+            raise TeardownStarted(
+                f"resource {resource_id}: its object is not there, and no destruction of ours had started: "
+                f"{_ended(db, resource_id)}; find out who removed it"
+            )
     raise Conflict(f"resource {resource_id} changes faster than it can be read; try again")
 
 
@@ -190,6 +195,18 @@ def _has_started(db: Connection, resource_id: uuid.UUID) -> bool:
                         WHERE resource_id = :id AND kind = 'deprovision' AND state <> 'cancelled'
                           AND NOT ({NOT_STARTED}))"""
     return bool(db.execute(text(asked), {"id": resource_id}).scalar_one())
+
+
+def _ended(db: Connection, resource_id: uuid.UUID) -> str:
+    """How a deletion ended that destroyed nothing, in words."""
+    asked = f"""
+        SELECT event, actor, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') AS at FROM events
+         WHERE resource_id = :id AND event IN ({quoted(*ENDS_DELETION)}) ORDER BY id DESC LIMIT 1"""
+    row = db.execute(text(asked), {"id": resource_id}).one_or_none()
+    if row is None:
+        return "no event says who ended its deletion"
+    did = "found it absent" if row.event == Event.COMPLETED else "ended its teardown"
+    return f"{row.actor} {did} at {row.at} UTC"
 
 
 # A purge of this request, with its job as it is now.

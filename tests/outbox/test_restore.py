@@ -132,6 +132,13 @@ def test_what_has_started_to_destroy_is_not_restored(db: Connection) -> None:
     assert status_of(db, claim.resource_id) == "deleting"
 
 
+def test_what_was_gone_before_anything_was_destroyed_is_said_to_be_so(db: Connection) -> None:
+    claim = a_claim(db)
+    jobs.complete(db, claim, worker="w7", seen={"already_gone": True})
+    with pytest.raises(TeardownStarted, match="not there, and no destruction of ours had started: w7 found it absent"):
+        jobs.restore(db, claim.resource_id, actor="op", reason="a mistake")
+
+
 def test_a_teardown_from_before_there_were_steps_is_not_restored_once_it_has_started(db: Connection) -> None:
     claim = a_claim(db)
     past_the_triggers(db, "UPDATE outbox SET step = NULL, started_fence = 1, started_step = NULL")

@@ -16,6 +16,7 @@ from worker import backends, checks
 from worker.backends import Backend, Finding
 
 FOUND = Finding("door_open", "the door is open", "CLOSE DOOR")
+KEPT = {"code": "door_open", "what": "the door is open", "mend": "CLOSE DOOR"}
 
 
 def test_a_worker_that_starts_reports_what_it_finds_to_its_log_and_the_doctor(
@@ -60,7 +61,7 @@ def test_whatever_a_check_does_it_is_kept_and_shows_no_secret(
     with capture_logs() as logged:
         checks.report(checks.check("pg-main", backend), worker="w1")
     kept = db.execute(text("SELECT backend, worker, findings, error FROM backend_checks")).one()
-    assert kept == ("pg-main", "w1", [vars(FOUND)] if error is None else [], error)
+    assert kept == ("pg-main", "w1", [KEPT] if error is None else [], error)
     assert {line["event"] for line in logged} == {
         None: {"backend_unsafe"},
         "no route": {"backend_unchecked"},
@@ -84,3 +85,15 @@ def test_a_report_is_logged_where_the_control_database_is_away(monkeypatch: pyte
         checks.report(checks.Checked("pg-main", [FOUND]), worker="w1")
     assert [line["event"] for line in logged] == ["backend_unsafe", "backend_check_not_recorded"]
     assert backends.check(Asked([FOUND])) == [FOUND]  # type: ignore[arg-type]
+
+
+class Forgetful:
+    """A backend of a kind that keeps no memory."""
+
+
+def test_what_no_operator_can_mend_is_told_and_is_no_fault(db: Connection) -> None:
+    checked = checks.check("pg-main", Forgetful())  # type: ignore[arg-type]
+    with capture_logs() as logged:
+        checks.report(checked, worker="w1")
+    assert ([one.code for one in checked.findings], checked.faults, logged) == (["no_memory"], [], [])
+    assert db.execute(text("SELECT findings FROM backend_checks")).scalar_one() == []

@@ -62,11 +62,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is not as it should be on a backend: a code that stays the same, words, and the statement that mends it."""
+    """What is not as it should be on a backend: a code that stays the same, words, and what mends it.
+
+    `inherent`: it is so with every server of the kind, and no operator can mend it: it is told, and is no fault.
+    """
 
     code: str
     what: str
     mend: str
+    inherent: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,9 @@ def check(backend: Backend) -> list[Finding]:
 _NO_MEMORY = Finding(
     "no_memory",
     "this kind of backend remembers nothing of the control database: one that went back in time is not noticed by it",
-    "ask the kind's author for `remember`, `recall` and `installations` (deprovisioner/sdk.py)",
+    "nothing on the server: only a version of the kind with `remember`, `recall` and `installations` would "
+    "(deprovisioner/sdk.py)",
+    inherent=True,
 )
 
 

@@ -91,7 +91,8 @@ LOAD = (
         SELECT backend AS id, checked_at AS since, concat(code, ': ', what, '. Mend: ', mend) AS note
           FROM backend_checks, jsonb_to_recordset(findings) AS found (code text, what text, mend text)""",
         "a worker found these things on the backend, which let a customer do harm or a teardown fail",
-        "run the statement there, then `deprovisioner backends check NAME`; workers look when they start and each hour",
+        "do there what `Mend` says, then run `deprovisioner backends check NAME`; workers look when they "
+        "start and each hour",
         "warning",
     ),
     Check(

@@ -24,8 +24,9 @@ RECONCILE = (
         "finding",
         _found("unknown", _OBJECT),
         "these objects bear our mark, and no resource knows them: they cost room, and their logins may work",
-        "find out whose each is; `deprovisioner reconcile adopt ID --tenant T --reason …` makes a resource of it, and "
-        "`deprovisioner reconcile delete ID --tenant T --reason …` tears it down as any resource",
+        "find out whose each is; dry run first: `deprovisioner reconcile adopt ID --tenant T` prints the "
+        "command that makes a resource of it, and `deprovisioner reconcile delete ID --tenant T` the one that tears it "
+        "down as any resource",
         "warning",
     ),
     Check(
@@ -33,8 +34,8 @@ RECONCILE = (
         "finding",
         _found("survives", f"name, ' of ', tenant, ' is ', status, ', and there is: ', {_OBJECT}"),
         "the resource is called deleted, and an object with its mark stands: an orphan whose credentials may work",
-        "find out who brought it back (a restored server?); `deprovisioner reconcile delete ID --reason …` adopts it "
-        "again, and tears it down as any resource",
+        "find out who brought it back (a restored server?); dry run first: `deprovisioner reconcile delete ID` prints "
+        "the command that adopts it again, and tears it down as any resource",
     ),
     Check(
         "object_missing",

@@ -81,7 +81,7 @@ def adoptable(provisioner: Provisioner, manifest: Json) -> list[Finding]:
     found = (answer.body or {}).get("findings", [])
     if answer.status != 200 or not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         return [Finding("refused", f"the provisioner would refuse it (HTTP {answer.status})", "ask its owner")]
-    return [Finding(*(str(one.get(name, "")) for name in ("code", "what", "mend"))) for one in found]
+    return [Finding(_word(one, "code"), _word(one, "what"), _word(one, "mend")) for one in found]
 
 
 def unmark(provisioner: Provisioner, manifest: Json) -> Json:
@@ -94,3 +94,7 @@ def _uuid(text: str) -> uuid.UUID | None:
         return uuid.UUID(text)
     except ValueError:
         return None
+
+
+def _word(one: Json, name: str) -> str:
+    return str(one.get(name, ""))
