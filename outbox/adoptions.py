@@ -9,7 +9,6 @@ from sqlalchemy import Connection, text
 
 from outbox import kinds, labels, settings
 from outbox.errors import BadRequest, UnknownBackend
-from outbox.kinds import Kind
 from outbox.kinds import text as words
 from outbox.rows import Json
 
@@ -29,10 +28,7 @@ def check(backend: str, listed: Iterable[tuple[int, Json]], *, noun: str = "line
     An object has FIELDS; all but tenant and manifest may be left out. Raises UnknownBackend, and BadRequest that names
     the wrong lines, the first MOST_ERRORS of them.
     """
-    configured = settings.backends()
-    if backend not in configured:
-        raise UnknownBackend(f"backend {backend!r} is unknown; known: {', '.join(sorted(configured))}")
-    kind = configured[backend].kind
+    kind = kind_of(backend)
     found: list[Json] = []
     wrong: list[str] = []
     first: dict[tuple[str, ...], int] = {}
@@ -47,13 +43,28 @@ def check(backend: str, listed: Iterable[tuple[int, Json]], *, noun: str = "line
                 wrong.append("and more may follow")
                 break
             continue
-        for key in _keys(kinds.find(kind), one):
+        for key in _keys(one):
             if (before := first.setdefault(key, line)) != line:
                 wrong.append(f"{noun} {line}: {': '.join(key)} is that of {noun} {before} already")
-        found.append(one)
+        found.append(one | {"line": line})
     if wrong:
         raise BadRequest("; ".join(wrong[: MOST_ERRORS + 1]))
     return found
+
+
+def kind_of(backend: str) -> str:
+    """The kind of a backend. Raises UnknownBackend."""
+    configured = settings.backends()
+    if backend not in configured:
+        raise UnknownBackend(f"backend {backend!r} is unknown; known: {', '.join(sorted(configured))}")
+    return configured[backend].kind
+
+
+def named(kind: str, manifest: Json) -> Json:
+    """Of a manifest the names by which a person knows the object: `{"database": "orders", "role": "orders_app"}`."""
+    known = kinds.find(kind)
+    own = [field.name for field in known.fields if field.required or field.own] if known else [*manifest]
+    return {name: manifest[name] for name in own if manifest.get(name) is not None}
 
 
 def _checked(kind: str, given: Json) -> Json:
@@ -61,6 +72,8 @@ def _checked(kind: str, given: Json) -> Json:
         raise BadRequest(f"{unknown[0][:60]!r} is no field of an object; there are {', '.join(FIELDS)}")
     if not isinstance(given.get("manifest"), dict):
         raise BadRequest("manifest: is required")
+    if given.get("tenant") in (None, ""):
+        raise BadRequest("tenant: is required (`--tenant` says it for all that name none)")
     manifest = kinds.check(kind, given["manifest"])
     name = given.get("name") or next((str(value) for value in manifest.values() if value), "")
     protected = given.get("protected", False)
@@ -84,12 +97,12 @@ def _word(field: str, value: Any) -> str:
         raise BadRequest(f"{field}: {error}") from error
 
 
-def _keys(kind: Kind | None, one: Json) -> list[tuple[str, ...]]:
+def _keys(one: Json) -> list[tuple[str, ...]]:
     """What no two objects of one list may share: a name on the server, or an external id of a tenant."""
     manifest: Json = one["manifest"]
-    own = [field.name for field in kind.fields if field.required or field.own] if kind else []
-    keys = [(name, str(manifest[name])) for name in own if manifest.get(name) is not None]
-    keys = keys or [("manifest", json.dumps(manifest, sort_keys=True))]
+    keys = [(name, str(value)) for name, value in named(one["kind"], manifest).items()]
+    if kinds.find(one["kind"]) is None or not keys:
+        keys = [("manifest", json.dumps(manifest, sort_keys=True))]
     external = one["external_id"]
     return [*keys, ("external_id", one["tenant"], external)] if external is not None else list(keys)
 

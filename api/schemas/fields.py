@@ -47,15 +47,20 @@ def _labels(value: object) -> dict[str, str]:
     try:
         return labels.check(value)
     except BadRequest as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_behind_field(error)) from error
 
 
 def _label(value: str) -> str:
     try:
         labels.pair(value)
     except BadRequest as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_behind_field(error)) from error
     return value
+
+
+def _behind_field(error: BadRequest) -> str:
+    """Its words without the field's name: the answer says that itself."""
+    return str(error).partition(": ")[2]
 
 
 # Short texts by key, for people and filters; and one of them as a filter writes it.

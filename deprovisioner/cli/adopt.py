@@ -9,18 +9,18 @@ from deprovisioner.cli.operations import digest_option, follow, operations_, say
 from deprovisioner.cli.shell import (
     WORDS,
     as_json_option,
-    cell,
     example,
     main,
     me,
     operate,
     print_json,
     print_table,
-    show_page,
 )
 from outbox.states import OperationState
 
 SHOWN = 20  # as many as an operator reads one by one
+WRONG = ("line", "object", "code", "what", "mend")
+COLUMNS = ("line", "object", "name", "outcome", "job_id", "code", "what", "mend")
 
 
 @main.command(
@@ -71,7 +71,7 @@ def adopt(
     if source is not None:
         from deprovisioner.cli.lists import read
 
-        objects = adoptions.check(backend, read(source, tenant=tenant))
+        objects = adoptions.check(backend, read(source, adoptions.kind_of(backend), tenant=tenant))
         with db.transaction() as session:
             begun = actions.preview_adopt(session, me(), backend, objects, reason=reason or f"adopt {source.name}")
         _watch_preview(begun, reason=reason or f"adopt {source.name}", rate=rate, no_wait=no_wait, as_json=as_json)
@@ -140,23 +140,27 @@ def _tell_wrong(operation_id: int) -> None:
         page = queries.list_adoptions(session, operation_id, wrong=True, limit=SHOWN)
     if page.items:
         click.echo()
-        print_table([_described(one) for one in page.items], ("n", "name", "code", "what", "mend"))
+        print_table([row for one in page.items for row in _described(one)], WRONG)
     if page.next_cursor:
         click.echo(f"and more: deprovisioner operations objects {operation_id} --wrong")
 
 
-def _described(one: Any) -> dict[str, Any]:
-    first = (one.findings or [{"code": one.outcome, "what": one.last_error, "mend": None}])[0]
-    more = f" (and {len(one.findings) - 1} more)" if one.findings and len(one.findings) > 1 else ""
-    return {
-        "n": one.n,
+def _described(one: Any) -> list[dict[str, Any]]:
+    """A row for each finding; of an object without one: what became of it."""
+    from outbox import adoptions
+
+    names = adoptions.named(one.kind, one.manifest)
+    about = {
+        "line": one.line,
+        "object": " ".join(f"{field}={value}" for field, value in names.items()),
         "name": one.name,
         "outcome": one.outcome,
         "job_id": one.job_id,
-        "code": first["code"],
-        "what": f"{cell(first['what'])}{more}",
-        "mend": first["mend"] or None,
     }
+    found = one.findings or [{"code": one.outcome, "what": one.last_error, "mend": None}]
+    return [
+        about | {"code": finding["code"], "what": finding["what"], "mend": finding["mend"] or None} for finding in found
+    ]
 
 
 @operations_.command("objects", epilog=example("deprovisioner operations objects 7 --wrong"))
@@ -170,6 +174,12 @@ def operations_objects(operation_id: int, wrong: bool, limit: int, cursor: str |
     from outbox import db, queries
 
     with db.statement() as session:
-        queries.operation(session, operation_id)
+        operation, _ = queries.operation(session, operation_id)
         page = queries.list_adoptions(session, operation_id, wrong=wrong, cursor=cursor, limit=limit)
-    show_page(page, ("n", "name", "outcome", "job_id", "code", "what", "mend"), as_json, describe=_described)
+    if as_json:
+        items = [vars(one) for one in page.items]
+        print_json({"items": items, "next_cursor": page.next_cursor, "digest": operation.digest})
+        return
+    print_table([row for one in page.items for row in _described(one)], WRONG if wrong else COLUMNS, cut=not wrong)
+    if page.next_cursor:
+        click.echo(f"more: --cursor {page.next_cursor}", err=True)

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from outbox import kinds
 from outbox.adoptions import FIELDS
 from outbox.errors import BadRequest
+from outbox.kinds import Kind
 from outbox.rows import Json
 
 # 50,000 objects with all that they may have.
@@ -15,8 +17,11 @@ MOST_BYTES = 64 * 1024 * 1024
 _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-def read(path: Path, *, tenant: str | None = None) -> Iterator[tuple[int, Json]]:
-    """The objects of the file, `tenant` for those that name none. Raises BadRequest that says which line is wrong."""
+def read(path: Path, kind: str, *, tenant: str | None = None) -> Iterator[tuple[int, Json]]:
+    """The objects of the file, each of this kind of backend, `tenant` for those that name none.
+
+    Raises BadRequest that says which line is wrong; for a column of a CSV it is line 1.
+    """
     if path.suffix not in (".csv", ".jsonl"):
         raise BadRequest(f"{path.name}: the name must end with .csv or .jsonl, by which the format is known")
     if (size := path.stat().st_size) > MOST_BYTES:
@@ -24,7 +29,7 @@ def read(path: Path, *, tenant: str | None = None) -> Iterator[tuple[int, Json]]
     with path.open("rb") as file:
         if (name := _BOMS.get(file.read(2))) is not None:
             raise BadRequest(f"{path.name} is {name}: save it as UTF-8 (in Excel: CSV UTF-8)")
-    rows = _of_csv(path) if path.suffix == ".csv" else _of_jsonl(path)
+    rows = _of_csv(path, kinds.find(kind), tenant) if path.suffix == ".csv" else _of_jsonl(path)
     for line, fields in rows:
         found = _object(fields)
         yield line, found if found.get("tenant") or tenant is None else found | {"tenant": tenant}
@@ -32,7 +37,6 @@ def read(path: Path, *, tenant: str | None = None) -> Iterator[tuple[int, Json]]
 
 def _lines(path: Path) -> Iterator[str]:
     """The file's lines. utf-8-sig takes the mark off that Excel writes at the beginning."""
-    number = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for number, line in enumerate(file, 1):
@@ -40,10 +44,20 @@ def _lines(path: Path) -> Iterator[str]:
                     raise BadRequest(f"line {number}: has a NUL byte: this is no text")
                 yield line
     except UnicodeDecodeError as error:
-        raise BadRequest(f"behind line {number}: is not UTF-8: save the list as UTF-8") from error
+        raise BadRequest(f"line {_undecodable(path)}: is not UTF-8: save the list as UTF-8") from error
 
 
-def _of_csv(path: Path) -> Iterator[tuple[int, Json]]:
+def _undecodable(path: Path) -> int:
+    """The first line that is not UTF-8; the error itself only knows its place in a block of the file."""
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return number
+    raise AssertionError(path)  # the caller could not decode it
+
+
+def _of_csv(path: Path, kind: Kind | None, tenant: str | None) -> Iterator[tuple[int, Json]]:
     reader = csv.reader(_lines(path), strict=True)
     try:
         header = [column.strip() for column in next(reader, [])]
@@ -53,6 +67,8 @@ def _of_csv(path: Path) -> Iterator[tuple[int, Json]]:
             raise BadRequest(f"{path.name} has no header: the first line must name the columns")
         if twice := next((column for column in header if header.count(column) > 1), None):
             raise BadRequest(f"line 1: column {twice[:60]!r} is there twice")
+        if kind is not None and (wrong := _wrong_columns(header, kind, tenant)):
+            raise BadRequest(f"line 1: {'; '.join(wrong)}")
         for row in reader:
             if not any(cell.strip() for cell in row):
                 continue
@@ -61,6 +77,18 @@ def _of_csv(path: Path) -> Iterator[tuple[int, Json]]:
             yield reader.line_num, {column: cell for column, cell in zip(header, row, strict=True) if cell != ""}
     except csv.Error as error:
         raise BadRequest(f"line {reader.line_num}: is not CSV: {error}") from error
+
+
+def _wrong_columns(header: list[str], kind: Kind, tenant: str | None) -> list[str]:
+    known = [*FIELDS, *(field.name for field in kind.fields)]
+    unknown = [column for column in header if column not in known][:20]
+    needed = [] if "manifest" in header else [field.name for field in kind.fields if field.required]
+    missing = [column for column in needed if column not in header]
+    wrong = [f"column {column[:60]!r} is none of {', '.join(known)}" for column in unknown]
+    wrong += [f"column {column!r} is missing" for column in missing]
+    if tenant is None and "tenant" not in header:
+        wrong.append("column 'tenant' is missing: add it, or say whose all are with `--tenant`")
+    return wrong
 
 
 def _of_jsonl(path: Path) -> Iterator[tuple[int, Json]]:

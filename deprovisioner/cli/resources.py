@@ -44,7 +44,7 @@ class _Label(click.ParamType[tuple[str, str]]):
         try:
             return labels.pair(value)
         except BadRequest as error:
-            self.fail(str(error), param, ctx)
+            self.fail(str(error).partition(": ")[2], param, ctx)
 
 
 @main.group()

@@ -120,9 +120,14 @@ def operation(db: Connection, operation_id: int) -> tuple[Operation, Progress]:
 
 @dataclass(frozen=True)
 class Adoption:
-    """An object of an adoption: what was asked, what a worker found, and what became of it."""
+    """An object of an adoption: what was asked, what a worker found, and what became of it.
+
+    `line` is the list's, where a file was the list.
+    """
 
     n: int
+    line: int
+    kind: str
     name: str
     tenant: str
     external_id: str | None
@@ -137,7 +142,8 @@ class Adoption:
 
 
 _ADOPTIONS = text("""
-    SELECT item.n, asked ->> 'name' AS name, asked ->> 'tenant' AS tenant, asked ->> 'external_id' AS external_id,
+    SELECT item.n, coalesce(CAST(asked ->> 'line' AS bigint), item.n) AS line, asked ->> 'kind' AS kind,
+           asked ->> 'name' AS name, asked ->> 'tenant' AS tenant, asked ->> 'external_id' AS external_id,
            asked -> 'labels' AS labels, asked -> 'manifest' AS manifest, outcome, findings,
            CASE WHEN item.job_id IS NOT NULL THEN item.resource_id END AS resource_id, item.job_id,
            outbox.state AS job_state, last_error

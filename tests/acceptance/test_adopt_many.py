@@ -75,6 +75,12 @@ def test_a_list_is_inspected_then_exactly_the_adoptable_ones_are_adopted(
     assert "protected" in wrong["postgres"][0]["what"]
     assert "another resource of the tenant has this external_id" in wrong[names[0]][0]["what"]
     assert marked(pg, names) == 0, "a dry run changes nothing"
+    table = system.cli("operations", "objects", str(seen["id"]), "--wrong").stdout
+    assert len(wrong["postgres"]) > 1, "else the next line shows nothing"
+    assert [finding["what"] in table for one in wrong.values() for finding in one] == [True] * table.count("database=")
+    assert any(line.startswith("7 ") and "database=no_such_database" in line for line in table.splitlines()), table
+    page = json.loads(system.cli("operations", "objects", str(seen["id"]), "--json").stdout)
+    assert page["digest"] == seen["digest"]
     said = system.cli("adopt", "--backend", "pg-main", "--from", str(source)).stdout
     assert "adoptable: 4; refused: 5" in said
     assert "--preview" in said
@@ -214,9 +220,9 @@ def test_it_goes_on_where_the_shell_and_the_worker_were_killed(
 def listed(tmp_path: Path) -> Any:
     from deprovisioner.cli.lists import read
 
-    def check(content: bytes, name: str = "list.csv") -> list[Any]:
+    def check(content: bytes, name: str = "list.csv", tenant: str | None = "acme") -> list[Any]:
         (tmp_path / name).write_bytes(content)
-        return adoptions.check("pg-main", read(tmp_path / name, tenant="acme"))
+        return adoptions.check("pg-main", read(tmp_path / name, "postgres", tenant=tenant))
 
     return check
 
@@ -229,15 +235,18 @@ def listed(tmp_path: Path) -> Any:
         (b"database,database\na,b\n", "list.csv", "line 1: column 'database' is there twice"),
         (b"database,role\na\n", "list.csv", "line 2: has 1 cells, and the header has 2"),
         (b"database,role\n\na,b\nc,d,e\n", "list.csv", "line 4: has 3 cells"),
-        (b"database,nonsense\na,b\n", "list.csv", "line 2: manifest.nonsense: is not a field"),
-        (b"role\nb\n", "list.csv", "line 2: manifest.database: is required"),
+        (b"database,nonsense\na,b\nc,d\n", "list.csv", "^line 1: column 'nonsense' is none of name, .*, generation$"),
+        (b"database,\na,\n", "list.csv", "^line 1: column '' is none of"),
+        pytest.param(b"role\nb\nc\n", "list.csv", "^line 1: column 'database' is missing$", id="missing"),
+        (b"database,role\n,b\n", "list.csv", "^line 2: manifest.database: is required$"),
         (b"database,oid\na,x\nb,y\n", "list.csv", "line 2: manifest.oid.*line 3: manifest.oid"),
         pytest.param(b"database\na\nb\na\n", "list.csv", "line 4: database: a is that of line 2", id="twice"),
         (b"database,role\na,r\nb,r\n", "list.csv", "line 3: role: r is that of line 2"),
         (b"database,external_id\na,x\nb,x\n", "list.csv", "line 3: external_id: acme: x is that of line 2"),
         (b"database,labels\na,team\n", "list.csv", "line 2: labels: must be an object"),
         (b"database,protected\na,maybe\n", "list.csv", "line 2: protected: must be true or false"),
-        (b"database\n\xff\xfe\xfd\n", "list.csv", "is not UTF-8"),
+        (b"database\na\n\xff\xfe\xfd\n", "list.csv", "^line 3: is not UTF-8"),
+        pytest.param(b"database\n" + b"abcdefgh\n" * 5_000 + b"\xff\n", "list.csv", "^line 5002: is not", id="far"),
         ("database\na\n".encode("utf-16"), "list.csv", "is UTF-16"),
         (b"database\na\0b\n", "list.csv", "line 2: has a NUL byte"),
         (b'database\n"a\n', "list.csv", "is not CSV"),
@@ -262,6 +271,17 @@ def test_a_wrong_list_is_refused_with_its_lines(
     assert str(refused.value).isprintable()
 
 
+def test_a_list_that_does_not_say_whose_its_objects_are_is_told_of_the_option(
+    settled: dict[str, str], listed: Any
+) -> None:
+    with pytest.raises(BadRequest, match=r"^line 1: column 'tenant' is missing: .*--tenant"):
+        listed(b"database\na\n", tenant=None)
+    with pytest.raises(BadRequest, match=r"^line 2: tenant: is required .*--tenant"):
+        listed(b"database,tenant\na,\n", tenant=None)
+    with pytest.raises(BadRequest, match=r"^line 1: tenant: is required .*--tenant"):
+        listed(b'{"database": "a"}\n', "list.jsonl", tenant=None)
+
+
 def test_a_list_of_any_kind_says_the_same(settled: dict[str, str], listed: Any) -> None:
     csv = listed(
         b'\xef\xbb\xbfdatabase,role,tenant,labels,protected\r\n"a,b",r,t,"{""k"": ""v""}",TRUE\r\n=1+1,,,,\r\n'
@@ -270,7 +290,10 @@ def test_a_list_of_any_kind_says_the_same(settled: dict[str, str], listed: Any) 
         {"database": "a,b", "role": "r", "tenant": "t", "labels": {"k": "v"}, "protected": True},
         {"manifest": {"database": "=1+1"}, "tenant": "acme"},
     ]
-    assert csv == listed("\n".join(json.dumps(one) for one in same).encode(), "list.jsonl")
+    assert [one.pop("line") for one in csv] == [2, 3]
+    jsonl = listed("\n".join(json.dumps(one) for one in same).encode(), "list.jsonl")
+    assert [one.pop("line") for one in jsonl] == [1, 2]
+    assert csv == jsonl
     assert csv[0]["name"] == "a,b", "without a name it has that of its object"
     most = b"database\n" + b"".join(b"d%d\n" % n for n in range(adoptions.MOST + 1))
     with pytest.raises(BadRequest, match="more than 50000 objects"):

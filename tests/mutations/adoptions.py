@@ -135,6 +135,17 @@ GUARDS_OF_ADOPTIONS = (
         ),
     ),
     *cut(
+        "deprovisioner/cli/lists.py",
+        "",
+        _MANY,
+        (
+            "adopt many: a missing column",
+            "missing = [column for column in needed if column not in header]",
+            "missing: list[str] = []",
+            "test_a_wrong_list_is_refused_with_its_lines[missing]",
+        ),
+    ),
+    *cut(
         "outbox/operations/adopt.py",
         "",
         _MANY,
