@@ -207,10 +207,7 @@ class Run:
             self.memories.destroyed(self.claim.backend, mark)
 
     def _give_up(self, why: StuckReason, error: str, did: Json | None = None) -> None:
-        """Undo a provision by the same path as a DELETE; leave any other job stuck, for an operator.
-
-        `did`: what the refused verb had done before, as evidence.
-        """
+        """Undo a provision by the same path as a DELETE; leave any other job stuck, with what was done (`did`)."""
         if self.claim.kind is JobKind.RESTORE:
             try:
                 worse = shut_again(self)
