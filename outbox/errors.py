@@ -52,6 +52,7 @@ DeprovisionerError
 """
 
 import datetime as dt
+from typing import Any
 
 
 class DeprovisionerError(Exception):
@@ -267,7 +268,12 @@ class Unconfirmed(DeprovisionerError):
 
 
 class BackendError(DeprovisionerError):
-    """What a backend may raise."""
+    """What a backend may raise.
+
+    `did`: what the verb had done before, as evidence; None where the backend does not tell.
+    """
+
+    did: dict[str, Any] | None = None
 
 
 class Unavailable(BackendError):

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 
 from outbox import adoptions, db, kinds
@@ -35,7 +34,8 @@ def _inspect(backends: Mapping[str, Backend], worker: str, one: Candidate) -> No
         if found is None:
             adoptions.later(session, one)
         else:
-            adoptions.record(session, one, [asdict(finding) for finding in found], worker=worker, pinned=pinned)
+            said = [{"code": finding.code, "what": finding.what, "mend": finding.mend} for finding in found]
+            adoptions.record(session, one, said, worker=worker, pinned=pinned)
 
 
 def _findings(backend: Backend, one: Candidate) -> tuple[list[Finding] | None, Json | None]:

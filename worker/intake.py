@@ -242,7 +242,9 @@ def _errors() -> Iterator[None]:
         raise
     except DeprovisionerError as error:
         kind = next((kind for kind in _KINDS if isinstance(error, kind)), BackendError)
-        raise kind(foreign.line(str(error))) from error
+        meant = kind(foreign.line(str(error)))
+        meant.did = _evidence(error.did) if isinstance(error, BackendError) and error.did else None
+        raise meant from error
 
 
 def _count(number: int) -> int:

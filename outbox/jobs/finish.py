@@ -248,9 +248,19 @@ _STICK = text(f"""
     SELECT id FROM job""")
 
 
-def stick(db: Connection, claim: Claim, *, worker: str, why: StuckReason, error: str, seen: Json | None = None) -> None:
-    """running -> stuck(why): only an operator moves it on. Raises ClaimLost."""
-    asked = _key(claim) | _event(Event.STUCK, worker, reason=error, detail={"stuck_reason": why, "seen": seen})
+def stick(
+    db: Connection,
+    claim: Claim,
+    *,
+    worker: str,
+    why: StuckReason,
+    error: str,
+    seen: Json | None = None,
+    did: Json | None = None,
+) -> None:
+    """running -> stuck(why): only an operator moves it on. `did`: what was done before. Raises ClaimLost."""
+    detail = {"stuck_reason": why, "seen": seen} | ({"did": did} if did else {})
+    asked = _key(claim) | _event(Event.STUCK, worker, reason=error, detail=detail)
     if db.execute(_STICK, asked | {"why": why, "error": error}).one_or_none() is None:
         _confirm_landed(db, claim, asked)
 

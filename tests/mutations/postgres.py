@@ -92,8 +92,8 @@ GUARDS_OF_POSTGRES = (
         BLOCKERS,
         (
             "postgres: whom an attempt that fails has ended",
-            "if self.told else error",
-            "if False else error",
+            "if self.told:",
+            "if False:",
             "test_whom_an_attempt_has_ended_is_kept_when_it_fails[18]",
         ),
     ),

@@ -16,6 +16,8 @@ _EMPTY = "test_an_empty_answer_is_an_error_where_resources_are_active_and_none_w
 _NO_ROWS = "test_a_database_without_any_resource_of_the_backend_finds_nothing_there"
 _OTHERS = "test_objects_of_other_installations_are_no_findings_and_what_a_note_names_is_ours"
 _DOORS = f"{CLI}::test_an_unknown_object_is_adopted_by_the_ordinary_door_and_one_that_survives_is_torn_down_again"
+_REFUSED = f"{CLI}::test_what_cannot_be_adopted_or_deleted_is_refused_with_what_to_do_instead"
+_NOTE = "tests/worker/test_checks.py::test_what_no_operator_can_mend_is_told_and_is_no_fault"
 
 GUARDS_OF_RECONCILE = (
     *cut(
@@ -51,6 +53,24 @@ GUARDS_OF_RECONCILE = (
         TESTS,
         ("reconcile: no object at all", "if found.active and not found.objects:", "if False:", _EMPTY),
         ("reconcile: no row at all", "if unknown and not found.rows:", "if False:", _NO_ROWS),
+    ),
+    *cut(
+        COMPARE,
+        "    while (row := _paged(db, _ROWS",
+        TESTS,
+        ("reconcile: what is young is counted", "young=counts.young + row.young", "young=counts.young", _ALL),
+    ),
+    *cut(
+        "deprovisioner/cli/reconcile.py",
+        "    nothing = ",
+        CLI,
+        ("reconcile: no command that does nothing", "all(one.refused for one in preview.items)", "False", _REFUSED),
+    ),
+    *cut(
+        "worker/checks.py",
+        "    def faults(",
+        "tests/worker/test_checks.py",
+        ("checks: a note is no fault", " if not finding.inherent", "", _NOTE),
     ),
     *cut(
         COMPARE,

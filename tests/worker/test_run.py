@@ -351,6 +351,14 @@ def test_a_refusal_inside_the_teardown_makes_the_job_stuck(db: Connection) -> No
     assert (done.state, done.stuck_reason) == ("stuck", "refused")
 
 
+def test_what_a_teardown_had_done_before_it_was_refused_is_kept_with_the_stuck_event(db: Connection) -> None:
+    refused = Refused("must be owner of database orders")
+    refused.did = {"statements": ["ALTER ROLE orders NOLOGIN"]}
+    done = run(db, Shelf(does=fail(refused)))
+    told = text("SELECT detail FROM events WHERE job_id = :id AND event = 'stuck'")
+    assert db.execute(told, {"id": done.id}).scalar_one()["did"] == refused.did
+
+
 def test_an_object_still_there_after_the_teardown_is_retried(db: Connection) -> None:
     done = run(db, Shelf(sees=[Same({}), Same({})]))
     assert done.state == "pending"

@@ -148,7 +148,8 @@ class Run:
                 case BrakeHit():
                     self._engage_brake(error)
                 case Unwanted() | Refused() | AttemptsSpent():
-                    self._give_up(StuckReason.REFUSED if isinstance(error, Refused | Unwanted) else _SPENT, text)
+                    why = StuckReason.REFUSED if isinstance(error, Refused | Unwanted) else _SPENT
+                    self._give_up(why, text, getattr(error, "did", None))
                 case _ if self.started and self.destroys and not self.backend.observable:
                     self.stick(StuckReason.OUTCOME_UNKNOWN, text)
                 case _:
@@ -205,8 +206,8 @@ class Run:
         if self.memories is not None and mark is not None and mark.installation is not None:
             self.memories.destroyed(self.claim.backend, mark)
 
-    def _give_up(self, why: StuckReason, error: str) -> None:
-        """Undo a provision by the same path as a DELETE; leave any other job stuck, for an operator."""
+    def _give_up(self, why: StuckReason, error: str, did: Json | None = None) -> None:
+        """Undo a provision by the same path as a DELETE; leave any other job stuck, with what was done (`did`)."""
         if self.claim.kind is JobKind.RESTORE:
             try:
                 worse = shut_again(self)
@@ -225,7 +226,7 @@ class Run:
                 return
         if self.started and self.claim.step is Step.SNAPSHOT:
             why = StuckReason.SNAPSHOT_FAILED
-        self.stick(why, error)
+        self.stick(why, error, did=did)
 
     def _postpone(self, error: str, away: Unavailable) -> None:
         """Give up later: what was released must not stay open."""
@@ -236,9 +237,9 @@ class Run:
             self.record(jobs.defer, error=error)
             emit(Event.DEFERRED, self.log, error=error)
 
-    def stick(self, why: StuckReason, error: str, seen: Json | None = None) -> None:
+    def stick(self, why: StuckReason, error: str, seen: Json | None = None, did: Json | None = None) -> None:
         """Leave the job to an operator."""
-        self.record(jobs.stick, why=why, error=error, seen=seen)
+        self.record(jobs.stick, why=why, error=error, seen=seen, did=did)
         emit(Event.STUCK, self.log, stuck_reason=why, error=error)
 
     def _engage_brake(self, hit: BrakeHit) -> None:

@@ -122,9 +122,9 @@ class Server:
             limit.cancel()  # the connection may be closed by now, and its number another file's
             raise session.with_evidence(self._translated(error, database, watch.told(error))) from error
         except BackendError as error:
-            if session.told:
-                raise session.with_evidence(error) from error
-            raise
+            if (told := session.with_evidence(error)) is error:
+                raise
+            raise told from error
         finally:
             watch.stop()
             limit.cancel()
@@ -211,8 +211,13 @@ class Session(extensions.connection):  # type: ignore[misc]  # psycopg2 ships no
         self.told.remove(done)
 
     def with_evidence(self, error: BackendError) -> BackendError:
-        """The error with what was done to others before it."""
-        return type(error)(f"{error}; before: {errors.clean('; '.join(self.told))}") if self.told else error
+        """The error with what was done before it; what was done to others is in its words too."""
+        inner = (error.did or {}).get("statements", [])  # of a session in another database
+        if self.told:
+            error = type(error)(f"{error}; before: {errors.clean('; '.join(self.told))}")
+        if self.executed or inner:
+            error.did = {"statements": [*self.executed, *inner]}
+        return error
 
     def execute(self, statement: str, **words: Any) -> None:
         """Run a statement and record it; a plain string among `words` is a name and is quoted as one."""

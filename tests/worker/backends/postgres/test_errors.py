@@ -199,3 +199,14 @@ def test_an_error_never_holds_the_statement_or_its_password(pg: PgServer) -> Non
         session.execute("CREATE ROLE x PASSWORD 'hunter2' FROBNICATE")
     assert "hunter2" not in str(told.value)
     assert isinstance(told.value.__cause__, psycopg2.Error)
+
+
+def test_a_teardown_that_stops_half_way_says_what_it_had_done(
+    backend: Postgres, pg: PgServer, provisioned: dict[str, Any]
+) -> None:
+    pg.query(f'ALTER DATABASE "{provisioned["database"]}" OWNER TO postgres')
+    with pytest.raises(Refused, match="must be owner of database") as stopped:
+        backend.teardown(provisioned, 1)
+    assert pg.query("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", provisioned["role"]) == [(False,)]
+    assert stopped.value.did
+    assert any("NOLOGIN" in one for one in stopped.value.did["statements"])
