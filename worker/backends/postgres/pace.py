@@ -10,7 +10,7 @@ from worker.backends.postgres.session import Session, lock_key
 
 # Who has waited so long goes on without a turn: a worker that stands still in its own must not stop all teardowns.
 LONGEST_WAIT_SECONDS = 5.0
-_POLL_SECONDS = 0.01
+_POLL_SECONDS = 0.03
 
 
 @contextmanager
