@@ -178,7 +178,7 @@ def test_show_tells_the_whole_story(
     top = read.splitlines()
     assert top[0] == f"job {refused}: deprovision of 'orders' of tenant acme on pg-main"
     assert top[1].startswith("stuck since 20")
-    assert "refused: the worker inspected the backend and refused to act" in top[1]
+    assert "refused: the worker or its server refused to act" in top[1]
     commands = [line.strip() for line in top if line.startswith("  deprovisioner ")]
     assert f"deprovisioner jobs redrive {refused} --fence 3 --reason 'WHY'" in commands
     for word in ("cli:ann", "ticket 811", told["request"]["request_id"], "w1", "w2", "w3", "still there", '{"oid": 9}'):

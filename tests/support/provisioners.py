@@ -15,6 +15,7 @@ from typing import Any
 
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from deprovisioner.up import servers as embedded
 from examples.provisioner.app import ACTIONS, QUESTIONS, make_app
 from examples.provisioner.notebooks import Notebooks, hashed
 from tests.support.servers import server_folder
@@ -53,7 +54,12 @@ class Served:
         app = make_app(self.notebooks, SECRET, verbs=verbs, seconds=seconds)
         self._honest: App = app.wsgi_app
         self._server = make_server(
-            "127.0.0.1", port, self._answer, threaded=True, request_handler=_Quiet, ssl_context=tls
+            "127.0.0.1",
+            port or embedded.free_port(),  # no connection of another program takes it while the server is restarted
+            self._answer,
+            threaded=True,
+            request_handler=_Quiet,
+            ssl_context=tls,
         )
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()

@@ -40,7 +40,13 @@ class RabbitmqServer:
     env: dict[str, str]
     process: subprocess.Popen[bytes]
     service_dsn: str = ""
-    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=60, trust_env=False))
+    http: httpx.Client = field(
+        default_factory=lambda: httpx.Client(
+            timeout=60,
+            trust_env=False,
+            limits=httpx.Limits(max_keepalive_connections=0),  # the server closes idle ones
+        )
+    )
 
     def api(self, method: str, *path: str, body: Any = None, **parameters: Any) -> Any:
         """The witness's call; the JSON, or None where the thing is not there."""
