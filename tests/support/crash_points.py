@@ -34,6 +34,7 @@ from outbox.states import TRANSITIONS
 from worker.backends.postgres import obstacles
 from worker.backends.postgres.session import Session
 from worker.backends.redis.identity import SERVER_KEY, SERVER_USER
+from worker.memory import Memories
 from worker.pool import Pool
 
 _ALSO = {
@@ -55,9 +56,26 @@ _COUNTS = "INSERT INTO brake_starts"
 _WRITES = {"SET", "ACL SETUSER", "ACL SAVE", "ACL DELUSER", "CLIENT KILL", "EVAL"}
 
 
+# This thread writes a memory before a destruction: on a busy machine the job's own thread does.
+_remembering = contextvars.ContextVar("remembering", default=False)
+
+
+def _remembers(keep: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(keep)
+    def kept(*words: Any) -> Any:
+        token = _remembering.set(True)
+        try:
+            return keep(*words)
+        finally:
+            _remembering.reset(token)
+
+    return kept
+
+
 def install(env: Mapping[str, str] = os.environ) -> None:
     """Put the boundaries around the product, in this process."""
     reach = _Reach(env)
+    Memories._keep_last = _remembers(Memories._keep_last)  # type: ignore[method-assign]
     _around_transitions(reach)
     _around_postgres(reach)
     _around_redis(reach)
@@ -80,7 +98,7 @@ class _Reach:
 
     def __call__(self, moment: str, name: str, about: Iterable[object] = ()) -> None:
         # A memory is written each minute too: its write is no step of a job.
-        if threading.current_thread().name.startswith("memor"):
+        if threading.current_thread().name.startswith("memor") or _remembering.get():
             return
         with self.lock:
             if self.trace and moment == "after":
