@@ -198,22 +198,19 @@ class Pool:
     def _run_job(self, claim: Claim) -> None:
         try:
             with fleet.hearing(partial(self._state.note_progress, claim)):
-                self._carry_out(claim)
+                Run(
+                    claim,
+                    self._served[claim.backend].backend,
+                    worker=self._worker,
+                    batches=self._batches,
+                    memories=self._memories,
+                )()
         except Exception:  # noqa: BLE001 - a bug, or no database for long: the lease passes, and a sweep takes over
             log.exception("run_failed", job_id=claim.id, fence=claim.fence, actor=self._worker)
         finally:
             self._state.remove_job(claim)
         # A probe that succeeded has opened its backend to all slots.
         self._refill(may_have_more=claim.probing)
-
-    def _carry_out(self, claim: Claim) -> None:
-        Run(
-            claim,
-            self._served[claim.backend].backend,
-            worker=self._worker,
-            batches=self._batches,
-            memories=self._memories,
-        )()
 
     def _inspect(self, look: Inspection) -> None:
         self._state.add_inspection(look)

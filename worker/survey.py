@@ -16,7 +16,7 @@ from outbox.rows import Json
 from outbox.settings import BackendConfig
 from outbox.states import Found
 from worker import backends
-from worker.backends import Absent, Different, MarkedObject, Same
+from worker.backends import Absent, Different, MarkedObject, Observation, Same
 from worker.intake import Intake
 
 # Objects that are stored at once: some hundred kB.
@@ -44,23 +44,16 @@ class Places:
 
     def inspect(self, name: str, manifest: Json) -> Look:
         """What a backend shows of one object now."""
-        try:
-            with _errors(name):
-                match _built(self.configured[name]).inspect(manifest):
-                    case Absent(seen=seen):
-                        return Look(Found.ABSENT, seen)
-                    case Same(seen=seen):
-                        return Look(Found.SAME, seen)
-                    case Different(seen=seen, why=why):
-                        return Look(Found.DIFFERENT, seen | {"why": why})
-        except _Unread as error:
-            return Look(Found.UNAVAILABLE, {"error": str(error)})
+        return self._look(name, lambda backend: backend.inspect(manifest))
 
     def locate(self, name: str, manifest: Json) -> Look:
         """Where a backend, whose server moved, has one object now: `seen["manifest"]`, where it found it."""
+        return self._look(name, lambda backend: backend.locate(manifest))
+
+    def _look(self, name: str, ask: Callable[[Intake], Observation]) -> Look:
         try:
             with _errors(name):
-                match _built(self.configured[name]).locate(manifest):
+                match ask(_built(self.configured[name])):
                     case Absent(seen=seen):
                         return Look(Found.ABSENT, seen)
                     case Same(seen=seen):

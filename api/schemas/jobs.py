@@ -217,7 +217,7 @@ class SnapshotOut(BaseModel):
 
 
 class ProgressOut(BaseModel):
-    """So many of what `what` counts, such as `keys`, are done; `total` is null where nobody knows it."""
+    """How far a verb has come: `done` of `total`, in the unit `what`, such as `keys`. An unknown `total` is null."""
 
     fence: Annotated[int, Field(description="which attempt's it is")]
     done: int
